@@ -1,0 +1,37 @@
+"""Progress of a long stage, told to whoever watches; stages do not know how it is shown."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+
+class Progress(Protocol):
+    """A watcher of one stage's work."""
+
+    def start(self, total: float, unit: str, what: str = "") -> None:
+        """Work of `total` units begins; `unit` is `B` for bytes, else a plural noun."""
+        ...
+
+    def advance(self, amount: float) -> None:
+        """`amount` more units are done."""
+        ...
+
+    def note(self, sentence: str) -> None:
+        """Something the person should know."""
+        ...
+
+
+class Silent:
+    """Progress that nobody watches."""
+
+    def start(self, total: float, unit: str, what: str = "") -> None:
+        pass
+
+    def advance(self, amount: float) -> None:
+        pass
+
+    def note(self, sentence: str) -> None:
+        pass
+
+
+SILENT = Silent()

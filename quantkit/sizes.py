@@ -1,0 +1,23 @@
+"""Sizes in words. GiB (2^30) and GB (10^9) stand beside each other, because people mix them up."""
+
+from __future__ import annotations
+
+GIB, GB = 1 << 30, 10**9
+
+
+def bytes_text(size: float) -> str:
+    """Binary units that suit the size: `318 B`, `4.0 MiB`, `70.60 GiB`."""
+    for unit, scale, digits in (("GiB", 30, 2), ("MiB", 20, 1), ("KiB", 10, 1)):
+        if size >= 0.95 * 2**scale:
+            return f"{size / 2**scale:.{digits}f} {unit}"
+    return f"{size:.0f} B"
+
+
+def gib_text(size: float) -> str:
+    """`70.60 GiB`, or MiB below a tenth of one."""
+    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / (1 << 20):.2f} MiB"
+
+
+def gb_text(size: float) -> str:
+    """`75.81 GB`, or MB below a tenth of one."""
+    return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / 10**6:.2f} MB"
