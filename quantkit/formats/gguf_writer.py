@@ -1,0 +1,160 @@
+"""Writing GGUF files tensor by tensor, sharded and resumable: same input, same bytes.
+
+The header is known before the first tensor is made, so a file is laid out once and then filled;
+nothing of a model is held beyond the tensor being written. Shards carry llama.cpp's own split
+metadata (`tools/gguf-split`): all keys in the first shard, only `split.*` in the others.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.formats.gguf_file import (
+    ARRAY_KIND,
+    DEFAULT_ALIGNMENT,
+    KINDS,
+    MAGIC,
+    SCALAR_FORMATS,
+)
+from quantkit.quant_types import BY_NAME
+from quantkit.values import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
+
+MAX_SHARD_BYTES = 50 * 10**9  # huggingface_hub's plain-HTTP upload refuses larger files
+
+
+def _text(value: str) -> bytes:
+    raw = value.encode("utf-8", errors="surrogateescape")
+    return struct.pack("<Q", len(raw)) + raw
+
+
+def _scalar(kind: MetaKind, value: MetaScalar) -> bytes:
+    return _text(str(value)) if kind == "str" else struct.pack("<" + SCALAR_FORMATS[kind], value)
+
+
+def _meta(value: MetaValue) -> bytes:
+    kind_id = KINDS.index(value.kind)
+    if not isinstance(value.value, tuple):
+        return struct.pack("<I", kind_id) + _scalar(value.kind, value.value)
+    head = struct.pack("<IIQ", ARRAY_KIND, kind_id, len(value.value))
+    if value.kind == "str":
+        return head + b"".join(_text(str(item)) for item in value.value)
+    return head + struct.pack(f"<{len(value.value)}{SCALAR_FORMATS[value.kind]}", *value.value)
+
+
+def tensor_size_bytes(info: TensorInfo) -> int:
+    """Bytes of a tensor's data, without alignment."""
+    return BY_NAME[info.type_name].size_bytes(info.elements)
+
+
+def _aligned(size: int, alignment: int) -> int:
+    return -(-size // alignment) * alignment
+
+
+def _header(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int) -> bytes:
+    parts = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(metadata))]
+    for key, value in metadata.items():
+        parts += [_text(key), _meta(value)]
+    offset = 0
+    for info in tensors:
+        ne = tuple(reversed(info.shape))
+        parts.append(_text(info.name))
+        parts.append(struct.pack(f"<I{len(ne)}Q", len(ne), *ne))
+        parts.append(struct.pack("<IQ", BY_NAME[info.type_name].ggml_id, offset))
+        offset += _aligned(tensor_size_bytes(info), alignment)
+    header = b"".join(parts)
+    return header + b"\0" * (_aligned(len(header), alignment) - len(header))
+
+
+@dataclass(frozen=True)
+class ShardLayout:
+    """One file of a model: its name, its header, its tensors and where each begins."""
+
+    file_name: str
+    header: bytes
+    tensors: tuple[TensorInfo, ...]
+    offsets: dict[str, int]
+    size_bytes: int
+
+
+def lay_out(
+    stem: str,
+    metadata: Metadata,
+    tensors: Sequence[TensorInfo],
+    max_shard_bytes: int = MAX_SHARD_BYTES,
+) -> list[ShardLayout]:
+    """Divide `tensors` into shards of at most `max_shard_bytes` of data, in order.
+
+    One shard is called `stem.gguf`; several are `stem-00001-of-0000N.gguf`, llama.cpp's names.
+    A single tensor larger than the limit gets a shard of its own.
+    """
+    alignment_value = metadata.get("general.alignment", MetaValue("u32", DEFAULT_ALIGNMENT)).value
+    alignment = int(alignment_value) if not isinstance(alignment_value, tuple) else 32
+    groups: list[list[TensorInfo]] = [[]]
+    filled = 0
+    for info in tensors:
+        size = _aligned(tensor_size_bytes(info), alignment)
+        if groups[-1] and filled + size > max_shard_bytes:
+            groups.append([])
+            filled = 0
+        groups[-1].append(info)
+        filled += size
+    layouts = []
+    for number, group in enumerate(groups):
+        keys = dict(metadata) if number == 0 else {}
+        name = f"{stem}.gguf"
+        if len(groups) > 1:
+            name = f"{stem}-{number + 1:05}-of-{len(groups):05}.gguf"
+            keys["split.no"] = MetaValue("u16", number)
+            keys["split.count"] = MetaValue("u16", len(groups))
+            keys["split.tensors.count"] = MetaValue("i32", len(tensors))
+        header = _header(keys, group, alignment)
+        offsets, at = {}, len(header)
+        for info in group:
+            offsets[info.name] = at
+            at += _aligned(tensor_size_bytes(info), alignment)
+        layouts.append(ShardLayout(name, header, tuple(group), offsets, at))
+    return layouts
+
+
+class ShardWriter:
+    """Fills one laid-out file in place; bytes never written read as zero (alignment)."""
+
+    def __init__(self, descriptor: int, layout: ShardLayout) -> None:
+        self._fd = descriptor
+        self.layout = layout
+
+    def write(self, name: str, data: NDArray[np.uint8], at: int = 0) -> None:
+        """Write `data` at byte `at` of tensor `name`; safe from several threads."""
+        view = np.ascontiguousarray(data).data.cast("B")
+        offset = self.layout.offsets[name] + at
+        while view:
+            written = os.pwrite(self._fd, view, offset)
+            view, offset = view[written:], offset + written
+
+    def sync(self) -> None:
+        """Make what was written so far survive a crash of the machine."""
+        os.fsync(self._fd)
+
+
+@contextmanager
+def open_shard(path: Path, layout: ShardLayout) -> Iterator[ShardWriter]:
+    """Create or continue the file at `path` (the caller's partial name) for `layout`."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        if os.fstat(descriptor).st_size != layout.size_bytes:
+            os.ftruncate(descriptor, 0)
+            os.ftruncate(descriptor, layout.size_bytes)
+        writer = ShardWriter(descriptor, layout)
+        os.pwrite(descriptor, layout.header, 0)
+        yield writer
+        writer.sync()
+    finally:
+        os.close(descriptor)
