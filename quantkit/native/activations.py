@@ -1,0 +1,165 @@
+"""Reads weights' names and activations out of a running llama.cpp graph, for the imatrix.
+
+llama.cpp calls back for every node of the graph; matrix products carry the weight in `src[0]`,
+the activations in `src[1]`, and for MUL_MAT_ID the chosen experts in `src[2]` (ggml.h).
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import EnvironmentFault
+from quantkit.native.library import load
+
+MIN_TOKENS = 16
+"""llama-imatrix leaves smaller products out: they are not the model's token-wise products."""
+F32 = 0
+MAX_OPS = 256
+
+
+class _Tensor(ctypes.Structure):
+    """`struct ggml_tensor` of ggml.h, up to its name."""
+
+
+_Tensor._fields_ = (
+    ("type", ctypes.c_int),
+    ("buffer", ctypes.c_void_p),
+    ("ne", ctypes.c_int64 * 4),
+    ("nb", ctypes.c_size_t * 4),
+    ("op", ctypes.c_int),
+    ("op_params", ctypes.c_int32 * 16),
+    ("flags", ctypes.c_int32),
+    ("src", ctypes.POINTER(_Tensor) * 10),
+    ("view_src", ctypes.POINTER(_Tensor)),
+    ("view_offs", ctypes.c_size_t),
+    ("data", ctypes.c_void_p),
+    ("name", ctypes.c_char * 64),
+)
+
+
+@functools.cache
+def _base() -> ctypes.CDLL:
+    library = load("ggml-base")
+    library.ggml_op_name.restype = ctypes.c_char_p
+    library.ggml_op_name.argtypes = (ctypes.c_int,)
+    library.ggml_backend_buffer_is_host.restype = ctypes.c_bool
+    library.ggml_backend_buffer_is_host.argtypes = (ctypes.c_void_p,)
+    library.ggml_backend_tensor_get.restype = None
+    library.ggml_backend_tensor_get.argtypes = (
+        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t,
+    )  # fmt: skip
+    return library
+
+
+@functools.cache
+def _op(name: bytes) -> int:
+    for number in range(MAX_OPS):
+        if _base().ggml_op_name(number) == name:
+            return number
+    raise EnvironmentFault(f"this ggml has no operation {name.decode()}; update llama-cpp-python")
+
+
+def _extent(tensor: _Tensor) -> int:
+    item = 4  # F32 activations and I32 expert ids
+    return int(sum((n - 1) * b for n, b in zip(tensor.ne, tensor.nb, strict=True)) + item)
+
+
+def _array(pointer: ctypes._Pointer[_Tensor], dtype: type[np.generic]) -> NDArray[np.generic]:
+    """The tensor as a row-major numpy array (`ne` reversed); a view where it lies on the host."""
+    tensor = pointer.contents
+    size = _extent(tensor)
+    if _base().ggml_backend_buffer_is_host(tensor.buffer):
+        raw = (ctypes.c_char * size).from_address(tensor.data)
+    else:
+        raw = (ctypes.c_char * size)()
+        _base().ggml_backend_tensor_get(pointer, raw, 0, size)
+    shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
+    return np.ndarray(shape, dtype, buffer=memoryview(raw), strides=strides)
+
+
+def weight_name(raw: bytes) -> str:
+    """`CUDA0#blk.0.attn_k.weight#0` → `blk.0.attn_k.weight`, as llama-imatrix does."""
+    parts = raw.decode("utf-8", errors="replace").split("#")
+    return parts[1] if len(parts) > 1 else parts[0]
+
+
+@dataclass
+class Sums:
+    """Running sums of one weight in F64: Σ x² (matrices, row elements), counts (matrices,)."""
+
+    squares: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+
+@dataclass
+class Collector:
+    """Sums squared activations of every weight of the repeating layers.
+
+    Attributes:
+        sums: by weight name.
+        broken: name of the first weight whose activations were NaN or infinite, else None.
+    """
+
+    sums: dict[str, Sums] = field(default_factory=dict)
+    broken: str | None = None
+
+    def __call__(self, address: int, ask: bool) -> bool:
+        tensor = _Tensor.from_address(address)
+        indirect = tensor.op == _op(b"MUL_MAT_ID")
+        if not indirect and tensor.op != _op(b"MUL_MAT"):
+            return not ask
+        weight, activations = tensor.src[0].contents, tensor.src[1].contents
+        name = weight_name(weight.name)
+        if activations.type != F32 or not name.startswith("blk."):
+            return not ask
+        if not indirect and activations.ne[1] < MIN_TOKENS:
+            return not ask
+        if not ask:
+            values = _array(tensor.src[1], np.float32).astype(np.float32, copy=False)
+            if indirect:
+                ids = _array(tensor.src[2], np.int32).astype(np.int64)[0, 0]
+                self._add_experts(name, values[0], ids, int(weight.ne[2]))
+            else:
+                self._add_dense(name, values, int(weight.ne[2] * weight.ne[3]))
+        return self.broken is None
+
+    def _entry(self, name: str, matrices: int, columns: int, counts: int) -> Sums:
+        if name not in self.sums:
+            zeros = np.zeros((matrices, columns), np.float64)
+            self.sums[name] = Sums(zeros, np.zeros(counts, np.int64))
+        return self.sums[name]
+
+    def _add_dense(self, name: str, values: NDArray[np.float32], matrices: int) -> None:
+        columns = values.shape[-1]
+        entry = self._entry(name, matrices, columns, 1)
+        stacked = values.reshape(-1, values.shape[-2], columns)
+        for index, matrix in enumerate(stacked):
+            entry.squares[index % matrices] += np.einsum(
+                "ij,ij->j", matrix, matrix, dtype=np.float64
+            )
+        entry.counts[0] += stacked.shape[0] * stacked.shape[1] // matrices
+        self._check(name, entry)
+
+    def _add_experts(
+        self, name: str, values: NDArray[np.float32], ids: NDArray[np.int64], experts: int
+    ) -> None:
+        """`values` (tokens, used or 1, columns), `ids` (tokens, used)."""
+        entry = self._entry(name, experts, values.shape[-1], experts)
+        used = ids.shape[1]
+        flat = ids.reshape(-1)
+        order = np.argsort(flat, kind="stable")
+        token, slot = order // used, (order % used) % values.shape[1]
+        squares = np.square(values[token, slot], dtype=np.float64)
+        present, starts, counts = np.unique(flat[order], return_index=True, return_counts=True)
+        entry.squares[present] += np.add.reduceat(squares, starts, axis=0)
+        entry.counts[present] += counts
+        self._check(name, entry)
+
+    def _check(self, name: str, entry: Sums) -> None:
+        if self.broken is None and not np.isfinite(entry.squares).all():
+            self.broken = name

@@ -1,0 +1,230 @@
+"""llama.cpp's model, vocabulary and context, as small typed objects. Used inside a child process.
+
+The high-level `llama_cpp.Llama` prefills again where partial removal from a recurrent memory
+fails, so everything here stands on the low-level API.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import EnvironmentFault, InputError
+from quantkit.native.settings import ContextSettings, DeviceSettings
+
+LOG_LINES_KEPT = 12
+KV_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "f32": 0}
+Tokens = NDArray[np.int32]
+Logits = NDArray[np.float32]
+
+
+_recent_log: deque[str] = deque(maxlen=LOG_LINES_KEPT)
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_log(level: int, text: bytes, _user: ctypes.c_void_p) -> None:
+    line = text.decode("utf-8", errors="replace").strip()
+    if level >= 3 and line and line != ".":  # ggml_log_level: 3 warn, 4 error
+        _recent_log.append(line)
+
+
+def _start_backend() -> None:
+    llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+
+
+def _why() -> str:
+    return "; ".join(_recent_log) or "no reason in its log"
+
+
+class Model:
+    """A GGUF file loaded by llama.cpp.
+
+    Raises:
+        InputError: llama.cpp refuses the file; its own words are in the message.
+    """
+
+    def __init__(self, path: Path, devices: DeviceSettings) -> None:
+        _start_backend()
+        params = llama_cpp.llama_model_default_params()
+        params.use_extra_bufts = devices.use_extra_buffers
+        params.n_gpu_layers = devices.gpu_layers
+        if devices.tensor_split:
+            shares = [0.0] * llama_cpp.llama_max_devices()
+            shares[: len(devices.tensor_split)] = devices.tensor_split
+            self._tensor_split = (ctypes.c_float * len(shares))(*shares)
+            params.tensor_split = self._tensor_split
+        self.devices = devices
+        self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise InputError(f"llama.cpp cannot load {path}: {_why()}")
+        self.vocab = Vocabulary(llama_cpp.llama_model_get_vocab(self.handle))
+        self.trained_context_tokens = int(llama_cpp.llama_model_n_ctx_train(self.handle))
+
+    def chat_template(self) -> str | None:
+        """The Jinja chat template stored in the file, or None."""
+        raw = llama_cpp.llama_model_chat_template(self.handle, None)
+        return raw.decode("utf-8") if raw else None
+
+    def close(self) -> None:
+        llama_cpp.llama_model_free(self.handle)
+
+
+class Vocabulary:
+    """The tokenizer inside a GGUF."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self.size = int(llama_cpp.llama_vocab_n_tokens(handle))
+        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(handle))
+        self.bos = int(llama_cpp.llama_vocab_bos(handle))
+        self.eos = int(llama_cpp.llama_vocab_eos(handle))
+
+    def tokenize(self, text: str, *, parse_special: bool = True) -> Tokens:
+        """Token ids of `text`, without BOS or EOS; special tokens in it are recognised or not."""
+        raw = text.encode("utf-8")
+        capacity = len(raw) + 16
+        buffer = (llama_cpp.llama_token * capacity)()
+        count = llama_cpp.llama_tokenize(
+            self._handle, raw, len(raw), buffer, capacity, False, parse_special
+        )
+        if count < 0:
+            raise InputError(f"the model's tokenizer cannot encode a text of {len(raw)} bytes")
+        return np.ctypeslib.as_array(buffer)[:count].astype(np.int32)
+
+    def text(self, tokens: Sequence[int]) -> str:
+        """The text of `tokens`, special tokens left out."""
+        pieces = []
+        buffer = ctypes.create_string_buffer(256)
+        for token in tokens:
+            size = llama_cpp.llama_token_to_piece(self._handle, int(token), buffer, 256, 0, False)
+            pieces.append(buffer.raw[: max(size, 0)])
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+    def token_text(self, token: int) -> str:
+        """The raw text of one token, special ones too; empty for none (id -1)."""
+        if token < 0:
+            return ""
+        raw = llama_cpp.llama_vocab_get_text(self._handle, token)
+        return raw.decode("utf-8", errors="replace") if raw else ""
+
+    def is_end(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self._handle, token))
+
+
+EvalCallback = Callable[[int, bool], bool]
+"""(address of a ggml_tensor, whether llama.cpp only asks) → wanted / go on."""
+
+
+class Context:
+    """A context on a model: decode tokens, fork and drop sequences.
+
+    Raises:
+        EnvironmentFault: llama.cpp could not allocate it.
+    """
+
+    def __init__(
+        self, model: Model, settings: ContextSettings, on_tensor: EvalCallback | None = None
+    ) -> None:
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = settings.context_tokens
+        params.n_batch = settings.batch_tokens
+        params.n_ubatch = min(settings.ubatch_tokens, settings.batch_tokens)
+        params.n_seq_max = settings.sequences
+        params.n_rs_seq = 0  # rolling back a whole ubatch returned success with wrong logits
+        params.kv_unified = True  # forks share the cells of their common prefix
+        params.n_threads = params.n_threads_batch = model.devices.threads
+        params.type_k = params.type_v = KV_TYPES[settings.kv_type]
+        if settings.kv_type not in ("f16", "bf16", "f32"):
+            params.flash_attn_type = 1  # a quantized V cache needs flash attention
+        params.no_perf = True
+        params.n_outputs_max = settings.batch_tokens if settings.all_outputs else settings.sequences
+        if on_tensor is not None:
+            self._callback = llama_cpp.ggml_backend_sched_eval_callback(
+                lambda tensor, ask, _user: on_tensor(tensor, ask)
+            )
+            params.cb_eval = self._callback
+        self.settings = settings
+        self._vocab_size = model.vocab.size
+        self.handle = llama_cpp.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise EnvironmentFault(
+                f"llama.cpp cannot make a context of {settings.context_tokens} tokens: {_why()}; "
+                "use a shorter context, a smaller KV cache type or more memory"
+            )
+        self._memory = llama_cpp.llama_get_memory(self.handle)
+        self._batch = llama_cpp.llama_batch_init(settings.batch_tokens, 0, 1)
+
+    def decode(
+        self, tokens: Tokens, start: int, sequence: int = 0, want: Literal["last", "all"] = "last"
+    ) -> Logits:
+        """Decode `tokens` at positions from `start` on in `sequence`.
+
+        Returns:
+            Logits, F32: shape (vocabulary,) for the last token, or (tokens, vocabulary) for all.
+        """
+        size = self.settings.batch_tokens
+        parts = []
+        for at in range(0, len(tokens), size):
+            piece = tokens[at : at + size]
+            last = at + len(piece) == len(tokens)
+            self._fill(piece, start + at, sequence, want == "all", last)
+            status = llama_cpp.llama_decode(self.handle, self._batch)
+            if status != 0:
+                raise EnvironmentFault(
+                    f"llama.cpp failed to decode {len(piece)} tokens at position {start + at} "
+                    f"(status {status}: {'no room in the context' if status == 1 else _why()})"
+                )
+            if want == "all":
+                raw = llama_cpp.llama_get_logits(self.handle)
+                shape = (len(piece), self._vocab_size)
+                parts.append(np.ctypeslib.as_array(raw, shape=shape).copy())
+        if want == "all":
+            return np.concatenate(parts)
+        raw = llama_cpp.llama_get_logits_ith(self.handle, -1)
+        return np.ctypeslib.as_array(raw, shape=(self._vocab_size,)).copy()
+
+    def _fill(self, piece: Tokens, start: int, sequence: int, every: bool, last: bool) -> None:
+        batch, count = self._batch, len(piece)
+        batch.n_tokens = count
+        np.ctypeslib.as_array(batch.token, shape=(count,))[:] = piece
+        np.ctypeslib.as_array(batch.pos, shape=(count,))[:] = np.arange(start, start + count)
+        np.ctypeslib.as_array(batch.n_seq_id, shape=(count,))[:] = 1
+        outputs = np.ctypeslib.as_array(batch.logits, shape=(count,))
+        outputs[:] = 1 if every else 0
+        if last:
+            outputs[-1] = 1
+        for index in range(count):
+            batch.seq_id[index][0] = sequence
+
+    def fork(self, source: int, target: int) -> None:
+        """Make `target` continue where `source` stands; exact, also for recurrent state."""
+        if not 0 <= target < self.settings.sequences:
+            # llama.cpp would copy the attention cells and silently not the recurrent state
+            raise ValueError(f"sequence {target} is outside 0..{self.settings.sequences - 1}")
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def drop(self, sequence: int) -> None:
+        """Forget all of `sequence`."""
+        llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def clear(self) -> None:
+        """Forget every sequence."""
+        llama_cpp.llama_memory_clear(self._memory, True)
+
+    def close(self) -> None:
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(self.handle)
+
+
+def offloads() -> bool:
+    """Whether this build of llama.cpp can use a GPU that is present."""
+    _start_backend()
+    return bool(llama_cpp.llama_supports_gpu_offload())

@@ -1,0 +1,34 @@
+"""Settings of native work as plain values, importable without loading llama.cpp."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class DeviceSettings:
+    """How llama.cpp uses this machine.
+
+    Attributes:
+        threads: CPU threads for decoding.
+        use_extra_buffers: let ggml repack weights (AMX and others); the self-test decides.
+        gpu_layers: layers on GPUs; -1 for all, 0 for none.
+        tensor_split: share of the layers for each GPU, empty for llama.cpp's own choice.
+    """
+
+    threads: int
+    use_extra_buffers: bool
+    gpu_layers: int = -1
+    tensor_split: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True)
+class ContextSettings:
+    """Sizes of one context: tokens in all sequences, tokens a batch, sequences, KV cache type."""
+
+    context_tokens: int
+    batch_tokens: int = 512
+    ubatch_tokens: int = 512
+    sequences: int = 1
+    kv_type: str = "f16"
+    all_outputs: bool = False
