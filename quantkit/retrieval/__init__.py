@@ -1,0 +1,1 @@
+"""The retrieval check's text: needles, prompts, scoring, statistics. No model, no files."""

@@ -1,0 +1,83 @@
+"""Needles: what is hidden in the haystack, and what is asked about it.
+
+The wording of a needle and of its question follows RULER's `niah` tasks (arXiv:2404.06654), so
+results stay comparable; keys are drawn from a small grid of word pairs, so every key has near
+misses that share its first or its second word.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Container
+from dataclasses import dataclass
+
+ADJECTIVES = tuple(
+    "amber ancient autumn bitter black blue bold brave bright broken calm clever cold copper "
+    "coral crimson curious dark deep distant dusty early eager empty fading fierce foggy frozen "
+    "gentle golden grand green grey hidden hollow humble icy ivory jolly lively lonely lucky "
+    "misty narrow noble olive pale patient plain polite proud purple quick quiet rapid red rough "
+    "round royal rusty scarlet secret sharp silent silver simple sleepy smooth solemn spring "
+    "steady stormy summer sunny swift tall tender twilight velvet violet wandering warm white "
+    "wild winter wise yellow young".split()
+)
+NOUNS = tuple(
+    "anchor apple badger basket beacon bell bird boat branch bridge brook candle canyon castle "
+    "cedar cherry cliff cloud comet cottage crane creek crown desert dew dolphin dove dream eagle "
+    "elm falcon feather fern field fire fish flower forest fox garden gate glacier grove hammer "
+    "harbor hawk hill horse island kettle lake lantern leaf lion lotus maple meadow mirror moon "
+    "moss mountain oak ocean orchard otter owl paper pearl pine planet pond rain raven ribbon "
+    "river rose sail sea shadow shell sky snow sparrow star stone sun sunset thunder tiger tower "
+    "valley violin water wave willow wind wolf".split()
+)
+
+INSTRUCTION = (
+    "Some special magic numbers are hidden within the following text. Make sure to memorize "
+    "them. I will quiz you about the numbers afterwards."
+)
+
+
+@dataclass(frozen=True)
+class Needle:
+    """One hidden fact: `key` is an adjective-noun pair, `value` a string of decimal digits."""
+
+    key: str
+    value: str
+
+    @property
+    def sentence(self) -> str:
+        return f"One of the special magic numbers for {self.key} is: {self.value}."
+
+    @property
+    def question(self) -> str:
+        return (
+            f"What is the special magic number for {self.key} mentioned in the provided text? "
+            "Answer with the number only."
+        )
+
+
+def draw_needles(
+    rng: random.Random, count: int, digits: int, forbidden_values: Container[str] = ()
+) -> list[Needle]:
+    """Draw `count` needles with distinct keys and distinct values of `digits` digits.
+
+    Keys come from a grid of about 1.5 × `count` word pairs, so that most keys share their
+    adjective with one other key and their noun with another: the near misses. No value starts
+    with 0, and none is in `forbidden_values` (numbers that the haystack already contains).
+
+    Raises:
+        ValueError: the word lists or the digits do not hold `count` distinct needles.
+    """
+    side = max(2, math.ceil(math.sqrt(1.5 * count)))
+    low, high = 10 ** (digits - 1), 10**digits
+    if side > min(len(ADJECTIVES), len(NOUNS)) or 2 * count > high - low:
+        raise ValueError(f"{count} needles of {digits} digits are more than can be told apart")
+    adjectives = rng.sample(ADJECTIVES, side)
+    nouns = rng.sample(NOUNS, side)
+    pairs = rng.sample([(a, n) for a in adjectives for n in nouns], count)
+    values: dict[str, None] = {}
+    while len(values) < count:
+        value = str(rng.randrange(low, high))
+        if value not in forbidden_values:
+            values[value] = None
+    return [Needle(f"{a}-{n}", v) for (a, n), v in zip(pairs, values, strict=True)]
