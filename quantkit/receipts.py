@@ -1,0 +1,231 @@
+"""Receipts: what a stage was made from and what it wrote, so that running again is resuming.
+
+Outputs go to `x.partial`, are fsynced and renamed; the receipt is written last, so its existence
+means that the stage is done.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import EnvironmentFault, InputError
+
+HASH_CHUNK_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a stage wrote: path relative to the build folder, size, time, SHA-256."""
+
+    path: str
+    size_bytes: int
+    modified_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One finished stage.
+
+    Attributes:
+        parts: what the result depends on, by name: stage version, recipe section, native library,
+            hashes of the outputs of the stages it needs.
+        facts: numbers for the closing table and the report.
+    """
+
+    stage: str
+    parts: Mapping[str, Any]
+    outputs: tuple[Output, ...]
+    seconds: float
+    facts: Mapping[str, Any]
+
+    @property
+    def output_hashes(self) -> dict[str, str]:
+        return {output.path: output.sha256 for output in self.outputs}
+
+    @property
+    def output_bytes(self) -> int:
+        return sum(output.size_bytes for output in self.outputs)
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    return json.loads(json.dumps(value, sort_keys=True))
+
+
+def _receipt_path(folder: Path, stage: str) -> Path:
+    return folder / "receipts" / f"{stage.replace(':', '.')}.json"
+
+
+def read_receipt(folder: Path, stage: str) -> Receipt | None:
+    """The receipt of `stage`, or None when there is none that can be read."""
+    try:
+        raw = json.loads(_receipt_path(folder, stage).read_text(encoding="utf-8"))
+        outputs = tuple(Output(**item) for item in raw["outputs"])
+        return Receipt(raw["stage"], raw["parts"], outputs, raw["seconds"], raw["facts"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def write_receipt(
+    folder: Path,
+    stage: str,
+    parts: Mapping[str, Any],
+    outputs: Sequence[Path],
+    seconds: float,
+    facts: Mapping[str, Any],
+) -> Receipt:
+    """Hash `outputs`, write the receipt of `stage` and return it."""
+    records = []
+    for path in outputs:
+        stat = path.stat()
+        relative = path.relative_to(folder).as_posix()
+        records.append(Output(relative, stat.st_size, stat.st_mtime_ns, file_sha256(path)))
+    receipt = Receipt(stage, _plain(parts), tuple(records), seconds, _plain(facts))
+    path = _receipt_path(folder, stage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(asdict(receipt), indent=1) + "\n")
+    return receipt
+
+
+def stale_reason(folder: Path, stage: str, parts: Mapping[str, Any]) -> str | None:
+    """None when `stage` is done and still valid; else the sentence that says why it runs."""
+    receipt = read_receipt(folder, stage)
+    if receipt is None:
+        return "not done yet"
+    now = _plain(parts)
+    for name in sorted(now.keys() | receipt.parts.keys()):
+        old, new = receipt.parts.get(name), now.get(name)
+        if old != new:
+            return _difference(name, old, new)
+    for output in receipt.outputs:
+        reason = _output_changed(folder / output.path, output)
+        if reason:
+            return reason
+    return None
+
+
+def _difference(name: str, old: Any, new: Any) -> str:  # noqa: ANN401
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                return _difference(f"{name}.{key}", old.get(key), new.get(key))
+    if isinstance(old, str) and isinstance(new, str) and len(old) == len(new) == 64:
+        return f"{name} has changed"
+    before, after = json.dumps(old), json.dumps(new)
+    if len(before) + len(after) > 80:
+        return f"{name} has changed"
+    return f"{name} has changed from {before} to {after}"
+
+
+def _output_changed(path: Path, output: Output) -> str | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return f"its output {output.path} is missing"
+    if stat.st_size != output.size_bytes:
+        return f"its output {output.path} has {stat.st_size} bytes, it wrote {output.size_bytes}"
+    if stat.st_mtime_ns != output.modified_ns and file_sha256(path) != output.sha256:
+        return f"its output {output.path} was changed by something else"
+    return None
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a partial path to write to; on success it is fsynced and becomes `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    yield partial
+    publish(partial, path)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Fsync the finished file `partial`, rename it to `path`, and fsync the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _fsync(partial)
+    os.replace(partial, path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically."""
+    with atomic(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+    """Write `value` as indented JSON to `path` atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+@contextmanager
+def resumable(work: Path, parts: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder for what an unfinished stage keeps; emptied when it was kept for other `parts`.
+
+    It is removed when the block ends without an error, so what is left is always worth resuming.
+    """
+    import shutil
+
+    marker = work / "parts.json"
+    try:
+        same = json.loads(marker.read_text(encoding="utf-8")) == _plain(parts)
+    except (OSError, ValueError):
+        same = False
+    if not same:
+        shutil.rmtree(work, ignore_errors=True)
+        work.mkdir(parents=True)
+        write_json(marker, _plain(parts))
+    yield work
+    shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def build_folder(path: Path) -> Iterator[Path]:
+    """Make the build folder, check that it can be written, and keep other builds out of it.
+
+    Raises:
+        InputError: it cannot be made or written, or another build is using it.
+        EnvironmentFault: the file system does not support locks.
+    """
+    import fcntl
+
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        lock = (path / ".lock").open("w")
+    except OSError as error:
+        raise InputError(
+            f"cannot write to the output folder {path}: {error.strerror}; choose another with --out"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"another build is writing to {path}; wait for it, or choose another --out"
+            ) from None
+        except OSError as error:
+            raise EnvironmentFault(f"cannot lock {path}/.lock: {error.strerror}") from None
+        yield path

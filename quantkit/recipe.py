@@ -1,0 +1,173 @@
+"""Recipe: what to build from a model. One YAML in `recipes/`; each stage takes its own section."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from quantkit.errors import InputError
+from quantkit.quant_types import BY_NAME
+from quantkit.resources import resource
+from quantkit.yaml_files import read_yaml, validated
+
+STOCK_CANDIDATES = (
+    "Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K",
+    "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
+)  # fmt: skip
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class ConvertRecipe(_Strict):
+    """The base GGUF that statistics are collected on: `base_type` of its matrices."""
+
+    base_type: Literal["BF16", "Q8_0"] = "BF16"
+
+
+class ImatrixRecipe(_Strict):
+    """Calibration: text files (names in `calibration/`, or paths), tokens a chunk, chunks."""
+
+    texts: tuple[str, ...] = ("english-prose.txt",)
+    chunk_tokens: int = Field(default=512, ge=32)
+    chunks: int = Field(default=64, ge=1)
+
+
+class MeasureRecipe(_Strict):
+    """Which types are tried, and how many rows of a matrix are sampled for its error (0: all)."""
+
+    candidates: tuple[str, ...] = STOCK_CANDIDATES
+    sample_rows: int = Field(default=512, ge=0)
+    sample_experts: int = Field(default=8, ge=0)
+    seed: int = 1
+
+    @model_validator(mode="after")
+    def _known_types(self) -> MeasureRecipe:
+        unknown = [name for name in self.candidates if name not in BY_NAME]
+        if unknown:
+            raise ValueError(f"unknown tensor types {', '.join(unknown)}")
+        return self
+
+
+class LevelRecipe(_Strict):
+    """One artifact of the ladder.
+
+    Attributes:
+        name: goes into the file name.
+        bits_per_weight: average over all weights, or None: all that the target's budget allows.
+        baseline: built to be compared with, not to be released; its failed gate does not count.
+        minimum: regular expression over tensor names → the smallest type they may get.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    bits_per_weight: float | None = Field(default=None, gt=0.5, le=32)
+    baseline: bool = False
+    minimum: dict[str, str] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _known_types(self) -> LevelRecipe:
+        unknown = [name for name in self.minimum.values() if name not in BY_NAME]
+        if unknown:
+            raise ValueError(f"unknown tensor types {', '.join(unknown)}")
+        return self
+
+
+class RetrievalRecipe(_Strict):
+    """The retrieval check, and the bound that releases.
+
+    Attributes:
+        context_tokens: lengths to check; the gate is the longest.
+        needles: hidden in one haystack, each asked once.
+        digits: of each value.
+        seeds: one haystack each.
+        kv_type: of the KV cache.
+        minimum_lower_bound: of the hit rate at the longest context, one-sided 95 %; None shows
+            the figure and lets everything pass.
+    """
+
+    context_tokens: tuple[int, ...] = Field(default=(8192, 32768), min_length=1)
+    needles: int = Field(default=64, ge=1, le=400)
+    digits: int = Field(default=5, ge=3, le=12)
+    seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
+    kv_type: Literal["f16", "bf16", "q8_0"] = "q8_0"
+    minimum_lower_bound: float | None = Field(default=0.90, ge=0, le=1)
+    answer_tokens: int = Field(default=24, ge=1)
+
+
+class DivergenceRecipe(_Strict):
+    """KLD against the base model on text outside the calibration; 0 chunks leaves it out."""
+
+    chunk_tokens: int = Field(default=512, ge=32)
+    chunks: int = Field(default=16, ge=0)
+
+
+class Recipe(_Strict):
+    """All sections; what a recipe file leaves out has these defaults."""
+
+    name: str
+    model: str | None = None
+    convert: ConvertRecipe = ConvertRecipe()
+    imatrix: ImatrixRecipe = ImatrixRecipe()
+    measure: MeasureRecipe = MeasureRecipe()
+    levels: tuple[LevelRecipe, ...] = Field(min_length=1)
+    retrieval: RetrievalRecipe = RetrievalRecipe()
+    divergence: DivergenceRecipe = DivergenceRecipe()
+
+    @model_validator(mode="after")
+    def _distinct_levels(self) -> Recipe:
+        names = [level.name for level in self.levels]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two levels have the same name: {', '.join(names)}")
+        return self
+
+    def with_levels(self, names: Sequence[str]) -> Recipe:
+        """This recipe with only the levels called `names`.
+
+        Raises:
+            InputError: one of them is not in the recipe.
+        """
+        have = {level.name: level for level in self.levels}
+        unknown = [name for name in names if name not in have]
+        if unknown:
+            raise InputError(
+                f"recipe {self.name} has no level {', '.join(unknown)}; it has {', '.join(have)}"
+            )
+        return self.model_copy(update={"levels": tuple(have[name] for name in names)})
+
+
+def known_recipes() -> dict[str, Path]:
+    """Recipe files that ship with quantkit, by name."""
+    return {path.stem: path for path in sorted(resource("recipes").glob("*.yaml"))}
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file.
+
+    Raises:
+        InputError: the file cannot be read or is not a valid recipe.
+    """
+    return validated(Recipe, read_yaml(path), path)
+
+
+def recipe_for(model: str, chosen: str | None = None) -> Recipe:
+    """The recipe named or filed as `chosen`; else the one written for `model`; else the default.
+
+    Raises:
+        InputError: `chosen` is neither a known name nor a readable file.
+    """
+    shipped = known_recipes()
+    if chosen is not None:
+        if chosen not in shipped and not Path(chosen).exists():
+            raise InputError(
+                f"no recipe {chosen!r}: give a YAML file, or one of {', '.join(shipped)}"
+            )
+        return load_recipe(shipped.get(chosen, Path(chosen)))
+    for path in shipped.values():
+        recipe = load_recipe(path)
+        if recipe.model == model:
+            return recipe
+    return load_recipe(shipped["default"])
