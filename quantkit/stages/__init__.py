@@ -1,0 +1,1 @@
+"""One file a stage, named as the arrows of the flow; a stage never imports another."""

@@ -1,0 +1,169 @@
+"""base.gguf + calibration text → imatrix.gguf, llama.cpp's own format.
+
+As llama-imatrix does: the text is cut into chunks of equal length, each starts from an empty
+context (with BOS where the model wants it), and all positions give an output, so that the last
+layers see every token.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from quantkit.errors import EnvironmentFault, InputError
+from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
+from quantkit.native.child import Emit, run_isolated
+from quantkit.native.settings import ContextSettings, DeviceSettings
+from quantkit.progress import SILENT, Progress
+from quantkit.receipts import atomic
+from quantkit.recipe import ImatrixRecipe
+from quantkit.resources import resource
+
+SAVE_EVERY_CHUNKS = 16
+
+
+@dataclass(frozen=True)
+class ImatrixFacts:
+    """What was collected: chunks, tokens, weights, and experts that no token reached."""
+
+    chunks: int
+    tokens: int
+    weights: int
+    unseen_experts: int
+
+
+def calibration_paths(recipe: ImatrixRecipe) -> list[Path]:
+    """The recipe's texts: names of `calibration/`, or paths.
+
+    Raises:
+        InputError: one does not exist.
+    """
+    paths = []
+    for name in recipe.texts:
+        shipped = resource("calibration") / name
+        path = shipped if shipped.exists() else Path(name)
+        if not path.is_file():
+            known = ", ".join(sorted(p.name for p in resource("calibration").glob("*.txt")))
+            raise InputError(f"no calibration text {name!r}: give a file, or one of {known}")
+        paths.append(path)
+    return paths
+
+
+def collect_imatrix(
+    base: Path,
+    recipe: ImatrixRecipe,
+    out: Path,
+    work: Path,
+    devices: DeviceSettings,
+    progress: Progress = SILENT,
+) -> ImatrixFacts:
+    """Run `base` over the calibration text and write the importance matrix to `out`.
+
+    The sums are saved to `work` every few chunks; a run that was killed goes on there, with the
+    same bits as one that was not.
+
+    Raises:
+        InputError: the text is shorter than one chunk.
+        EnvironmentFault: an activation was NaN or infinite, or native code crashed.
+    """
+    progress.start(recipe.chunks * recipe.chunk_tokens, "tokens")
+
+    def on_message(message: tuple[str, Any]) -> None:
+        kind, value = message
+        if kind == "start":
+            progress.start(value, "tokens")
+        else:
+            progress.advance(value)
+
+    facts: ImatrixFacts = run_isolated(
+        "quantkit.stages.imatrix:collect_in_child",
+        {
+            "base": base,
+            "texts": calibration_paths(recipe),
+            "recipe": recipe,
+            "out": out,
+            "work": work,
+            "devices": devices,
+        },
+        on_message,
+    )
+    return facts
+
+
+def collect_in_child(
+    base: Path,
+    texts: list[Path],
+    recipe: ImatrixRecipe,
+    out: Path,
+    work: Path,
+    devices: DeviceSettings,
+    emit: Emit,
+) -> ImatrixFacts:
+    """Body of the child process of `collect_imatrix`."""
+    from quantkit.native.activations import Collector, Sums
+    from quantkit.native.llama import Context, Model
+
+    model = Model(base, devices)
+    size = recipe.chunk_tokens
+    text = "\n\n".join(path.read_text(encoding="utf-8") for path in texts)
+    tokens = model.vocab.tokenize(text, parse_special=False)
+    chunks = min(recipe.chunks, len(tokens) // size)
+    if chunks == 0:
+        raise InputError(
+            f"the calibration text has {len(tokens)} tokens, fewer than one chunk of {size}; "
+            "give a longer text or a smaller chunk_tokens"
+        )
+    emit(("start", chunks * size))
+    collector = Collector()
+    state = work / "sums.npz"
+    first = 0
+    if state.exists():
+        with np.load(state) as saved:
+            first = int(saved["next_chunk"])
+            for name in saved.files:
+                if name.endswith("/squares"):
+                    weight = name.removesuffix("/squares")
+                    collector.sums[weight] = Sums(saved[name], saved[weight + "/counts"])
+        emit(("advance", first * size))
+    settings = ContextSettings(size, batch_tokens=size, ubatch_tokens=size, all_outputs=True)
+    context = Context(model, settings, collector)
+    for index in range(first, chunks):
+        chunk = tokens[index * size : (index + 1) * size].copy()
+        if model.vocab.adds_bos and model.vocab.bos >= 0:
+            chunk[0] = model.vocab.bos
+        context.clear()
+        context.decode(chunk, 0, want="all")
+        if collector.broken is not None:
+            raise EnvironmentFault(
+                f"activations of {collector.broken} became NaN or infinite in chunk {index + 1} of "
+                f"{chunks}; what was collected before is kept; check the base model"
+            )
+        if (index + 1) % SAVE_EVERY_CHUNKS == 0:
+            _save(state, index + 1, collector.sums)
+        emit(("advance", size))
+    entries = {
+        name: ImatrixEntry(sums.squares.astype(np.float32), sums.counts.astype(np.float32))
+        for name, sums in collector.sums.items()
+    }
+    names = tuple(path.name for path in texts)
+    with atomic(out) as partial:
+        write_imatrix(partial, Imatrix(entries, size, chunks, names))
+    unseen = sum(entry.unseen for entry in entries.values() if entry.counts.size > 1)
+    return ImatrixFacts(chunks, chunks * size, len(entries), unseen)
+
+
+def _save(state: Path, next_chunk: int, sums: dict[str, Any]) -> None:
+    arrays: dict[str, Any] = {"next_chunk": np.int64(next_chunk)}
+    for name, entry in sums.items():
+        arrays[name + "/squares"] = entry.squares
+        arrays[name + "/counts"] = entry.counts
+    growing = state.with_suffix(".new.npz")
+    with growing.open("wb") as file:
+        np.savez(file, **arrays)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(growing, state)

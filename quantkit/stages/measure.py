@@ -1,0 +1,158 @@
+"""TensorSource + imatrix → sensitivity.json: the error of each tensor at each type.
+
+The error is relative: Σ w·(x − q(x))² / Σ w·x², with the imatrix' mean squared activation as the
+weight w of a column, so it is the share of the output's energy that quantization loses if inputs
+are uncorrelated (the imatrix' own assumption). What an error costs the whole model is not measured
+here; until it is, tensors count alike.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.formats.source import TensorSource
+from quantkit.native import kernels
+from quantkit.progress import SILENT, Progress
+from quantkit.quant_types import BY_NAME, QuantType
+from quantkit.receipts import write_json
+from quantkit.recipe import MeasureRecipe
+from quantkit.values import TensorInfo
+
+_KEPT_NAMES = ("_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d", "shortconv.conv.weight")
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """Errors by tensor and type; tensors that stay as they are have no entry."""
+
+    errors: Mapping[str, Mapping[str, float]]
+
+    @staticmethod
+    def load(path: Path) -> Sensitivity:
+        """Read sensitivity.json."""
+        return Sensitivity(json.loads(path.read_text(encoding="utf-8"))["errors"])
+
+
+def is_quantizable(info: TensorInfo) -> bool:
+    """Whether llama.cpp may hold the tensor in a block type.
+
+    Its own rule, `tensor_allows_quantization` in llama-quant.cpp: matrices called `*weight`, but
+    no norms, no router, no small convolution.
+    """
+    return (
+        len(info.shape) >= 2
+        and info.name.endswith("weight")
+        and not any(part in info.name for part in _KEPT_NAMES)
+    )
+
+
+def admissible(info: TensorInfo, has_imatrix: bool, candidates: tuple[str, ...]) -> list[QuantType]:
+    """The candidate types that this tensor can really have: no silent fallback anywhere."""
+    kinds = [BY_NAME[name] for name in candidates]
+    return [
+        kind
+        for kind in kinds
+        if kind.fits_row(info.row_elements) and (has_imatrix or not kind.needs_imatrix)
+    ]
+
+
+def sample(
+    source: TensorSource, info: TensorInfo, recipe: MeasureRecipe
+) -> list[tuple[int, NDArray[np.float32]]]:
+    """(matrix, rows): all rows, or a seeded sample of rows and experts of a large tensor."""
+    random = np.random.default_rng([recipe.seed, *info.name.encode()])
+    matrices = np.arange(info.matrices)
+    if 0 < recipe.sample_experts < info.matrices:
+        matrices = np.sort(random.choice(info.matrices, recipe.sample_experts, replace=False))
+    rows_each = info.rows // info.matrices
+    wanted = rows_each
+    if recipe.sample_rows:
+        wanted = min(rows_each, max(1, recipe.sample_rows // len(matrices)))
+    picked = []
+    for matrix in matrices:
+        base = int(matrix) * rows_each
+        if wanted == rows_each:
+            rows = source.read_rows(info.name, base, base + rows_each)
+        else:
+            chosen = np.sort(random.choice(rows_each, wanted, replace=False))
+            rows = np.concatenate(
+                [source.read_rows(info.name, base + int(r), base + int(r) + 1) for r in chosen]
+            )
+        picked.append((int(matrix), rows))
+    return picked
+
+
+def relative_error(
+    kind: QuantType,
+    pieces: list[tuple[int, NDArray[np.float32]]],
+    importance: NDArray[np.float32] | None,
+) -> float:
+    """Σ w·(x − q(x))² / Σ w·x² over the sampled rows; 0 for an all-zero tensor."""
+    lost = total = 0.0
+    for matrix, rows in pieces:
+        weights = None if importance is None else importance[matrix]
+        raw = kernels.quantize(kind, rows, weights)
+        restored = kernels.dequantize(kind, raw, rows.shape[1])
+        column = np.ones(rows.shape[1]) if weights is None else weights.astype(np.float64)
+        lost += float(np.square(rows - restored, dtype=np.float64).sum(axis=0) @ column)
+        total += float(np.square(rows, dtype=np.float64).sum(axis=0) @ column)
+    return lost / total if total > 0 else 0.0
+
+
+def measure(
+    source: TensorSource,
+    importance: Mapping[str, NDArray[np.float32]],
+    recipe: MeasureRecipe,
+    out: Path,
+    work: Path,
+    workers: int,
+    progress: Progress = SILENT,
+) -> Sensitivity:
+    """Measure every quantizable tensor at every admissible type, and write `out`.
+
+    One line a finished tensor is kept in `work`, so a killed run goes on with the next tensor.
+    """
+    infos = [info for info in source.tensors if is_quantizable(info)]
+    journal = work / "errors.jsonl"
+    errors = _journal_entries(journal)
+    for kind in {BY_NAME[name] for name in recipe.candidates}:
+        kernels.prepare(kind)
+    progress.start(len(infos), "tensors")
+    with ThreadPoolExecutor(workers) as pool, journal.open("a", encoding="utf-8") as log:
+        for info in infos:
+            if info.name not in errors:
+                weights = importance.get(info.name)
+                pieces = sample(source, info, recipe)
+                kinds = admissible(info, weights is not None, recipe.candidates)
+                results = pool.map(lambda k, p=pieces, w=weights: relative_error(k, p, w), kinds)
+                errors[info.name] = dict(zip((k.name for k in kinds), results, strict=True))
+                log.write(json.dumps({"name": info.name, "errors": errors[info.name]}) + "\n")
+                log.flush()
+                os.fsync(log.fileno())
+            progress.advance(1)
+    ordered = {info.name: errors[info.name] for info in infos}
+    write_json(out, {"seed": recipe.seed, "sample_rows": recipe.sample_rows, "errors": ordered})
+    return Sensitivity(ordered)
+
+
+def _journal_entries(journal: Path) -> dict[str, dict[str, float]]:
+    if not journal.exists():
+        return {}
+    entries = {}
+    kept = []
+    for line in journal.read_text(encoding="utf-8").splitlines(keepends=True):
+        if not line.endswith("\n"):
+            break  # the line that was being written when the run was killed
+        entry = json.loads(line)
+        entries[entry["name"]] = entry["errors"]
+        kept.append(line)
+    journal.write_text("".join(kept), encoding="utf-8")
+    return entries

@@ -1,0 +1,215 @@
+"""artifact → niah.jsonl: the retrieval check at each context length.
+
+One prefill answers every question: the haystack is decoded once on sequence 0, each question on a
+fork of it, and the fork is dropped. The gate is a lower bound of the hit rate at the longest
+context, not the rate itself.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import EnvironmentFault, InputError
+from quantkit.native.child import Emit, run_isolated
+from quantkit.native.settings import ContextSettings, DeviceSettings
+from quantkit.progress import SILENT, Progress
+from quantkit.receipts import atomic, write_text
+from quantkit.recipe import RetrievalRecipe
+from quantkit.retrieval.results import Answer, Retrieval, score_lengths
+from quantkit.retrieval.scoring import is_hit
+
+if TYPE_CHECKING:
+    from quantkit.native.llama import Context, Vocabulary
+
+FORK_TEST_TOKENS = 96
+FORK_TEST_TAIL = 8
+FORK_TOLERANCE = 1e-3
+
+
+def check_retrieval(
+    model: Path,
+    recipe: RetrievalRecipe,
+    devices: DeviceSettings,
+    out: Path,
+    work: Path,
+    haystack: Path | None = None,
+    progress: Progress = SILENT,
+) -> Retrieval:
+    """Ask `model` for every needle at every context length, and write the answers to `out`.
+
+    Answers are kept in `work` as they come; a run that was killed asks only the rest.
+
+    Raises:
+        InputError: llama.cpp cannot load the file, or the haystack is too short.
+        EnvironmentFault: no memory for the context, a crash, or forks are not exact here.
+    """
+    total = len(recipe.seeds) * (sum(recipe.context_tokens) + recipe.needles)
+    progress.start(total, "tokens")
+
+    def on_message(message: tuple[str, Any]) -> None:
+        kind, value = message
+        if kind == "advance":
+            progress.advance(value)
+        else:
+            progress.note(value)
+
+    journal = work / "answers.jsonl"
+    fork_difference, prefilled = run_isolated(
+        "quantkit.stages.niah:ask_in_child",
+        {
+            "model_path": model,
+            "recipe": recipe,
+            "devices": devices,
+            "journal": journal,
+            "haystack": haystack,
+        },
+        on_message,
+    )
+    answers = sorted(_answers(journal), key=lambda a: (a.context_tokens, a.seed, a.index))
+    write_text(out, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers))
+    return Retrieval(tuple(answers), score_lengths(answers), prefilled, fork_difference)
+
+
+def _answers(journal: Path) -> list[Answer]:
+    """Complete lines of the journal; a line cut off by a kill is forgotten."""
+    if not journal.exists():
+        return []
+    text = journal.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]
+    if whole != text:
+        with atomic(journal) as partial:
+            partial.write_text(whole, encoding="utf-8")
+    return [Answer(**json.loads(line)) for line in whole.splitlines()]
+
+
+def ask_in_child(
+    model_path: Path,
+    recipe: RetrievalRecipe,
+    devices: DeviceSettings,
+    journal: Path,
+    haystack: Path | None,
+    emit: Emit,
+) -> tuple[float, int]:
+    """Body of the child process of `check_retrieval`: (fork difference, prefilled tokens)."""
+    from quantkit.native.llama import Context, Model
+    from quantkit.retrieval.chat import frame
+    from quantkit.retrieval.haystack import sentences
+    from quantkit.retrieval.prompt import build_prompt
+
+    model = Model(model_path, devices)
+    vocab = model.vocab
+    longest = max(recipe.context_tokens)
+    if longest > model.trained_context_tokens:
+        raise InputError(
+            f"the check asks at {longest} tokens, {model_path.name} was trained for "
+            f"{model.trained_context_tokens}; lower retrieval.context_tokens in the recipe"
+        )
+    shape = frame(model.chat_template(), vocab.token_text(vocab.bos), vocab.token_text(vocab.eos))
+    settings = ContextSettings(
+        context_tokens=-(-longest // 256) * 256, sequences=2, kv_type=recipe.kv_type
+    )
+    context = Context(model, settings)
+    difference = _fork_difference(context, vocab.size)
+    if not difference <= FORK_TOLERANCE:
+        raise EnvironmentFault(
+            f"a forked sequence differs from a fresh decode by {difference:.2e} on this device "
+            f"(limit {FORK_TOLERANCE:.0e}): its answers would prove nothing; update "
+            "llama-cpp-python"
+        )
+    done = {(a.context_tokens, a.seed, a.index): a for a in _answers(journal)}
+    begins_with_bos = vocab.adds_bos and not shape.before.startswith(vocab.token_text(vocab.bos))
+    prefilled = 0
+    with journal.open("a", encoding="utf-8") as log:
+        for length in sorted(recipe.context_tokens):
+            for seed in recipe.seeds:
+                open_questions = [i for i in range(recipe.needles) if (length, seed, i) not in done]
+                emit(("advance", recipe.needles - len(open_questions)))
+                if not open_questions:
+                    emit(("advance", length))
+                    continue
+                prompt = build_prompt(
+                    vocab.tokenize,
+                    shape,
+                    sentences(haystack),
+                    context_tokens=length - begins_with_bos,
+                    needles=recipe.needles,
+                    digits=recipe.digits,
+                    answer_tokens=recipe.answer_tokens,
+                    seed=seed,
+                )
+                prefix = prompt.prefix
+                if begins_with_bos:
+                    prefix = np.concatenate([np.array([vocab.bos], np.int32), prefix])
+                context.clear()
+                step = settings.batch_tokens
+                for at in range(0, len(prefix), step):
+                    context.decode(prefix[at : at + step], at)
+                    emit(("advance", min(step, len(prefix) - at)))
+                prefilled += len(prefix)
+                emit(("advance", length - len(prefix)))
+                for index in open_questions:
+                    tail, needle = prompt.tails[index], prompt.needles[index]
+                    context.fork(0, 1)
+                    text, truncated = _greedy(
+                        context, vocab, tail, len(prefix), recipe.answer_tokens
+                    )
+                    context.drop(1)
+                    answer = Answer(
+                        context_tokens=length,
+                        seed=seed,
+                        index=index,
+                        depth=round(prompt.depths[index], 6),
+                        key=needle.key,
+                        value=needle.value,
+                        answer=text,
+                        hit=is_hit(text, needle.value),
+                        truncated=truncated,
+                    )
+                    log.write(json.dumps(asdict(answer)) + "\n")
+                    log.flush()
+                    os.fsync(log.fileno())
+                    emit(("advance", 1))
+    return difference, prefilled
+
+
+def _greedy(
+    context: Context,
+    vocab: Vocabulary,
+    tail: NDArray[np.int32],
+    position: int,
+    limit: int,
+) -> tuple[str, bool]:
+    """Decode `tail` on sequence 1 and answer greedily: (text, whether the limit cut it off)."""
+    logits = context.decode(tail, position, sequence=1)
+    position += len(tail)
+    tokens: list[int] = []
+    while len(tokens) < limit:
+        token = int(np.argmax(logits))
+        if vocab.is_end(token):
+            return vocab.text(tokens), False
+        tokens.append(token)
+        logits = context.decode(np.array([token], np.int32), position, sequence=1)
+        position += 1
+    return vocab.text(tokens), True
+
+
+def _fork_difference(context: Context, vocabulary: int) -> float:
+    """Largest logit difference of a tail on a fork and on a fresh sequence, relative."""
+    tokens = np.random.default_rng(1).integers(0, vocabulary, FORK_TEST_TOKENS, dtype=np.int32)
+    head, tail = tokens[:-FORK_TEST_TAIL], tokens[-FORK_TEST_TAIL:]
+    context.decode(head, 0)
+    context.fork(0, 1)
+    forked = context.decode(tail, len(head), sequence=1)
+    context.drop(1)
+    context.clear()
+    context.decode(head, 0)
+    fresh = context.decode(tail, len(head))
+    context.clear()
+    return float(np.abs(forked - fresh).max() / max(float(np.abs(fresh).max()), 1e-6))
