@@ -1,0 +1,207 @@
+"""The command line: parse, call one function, print. The only importer of typer."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from quantkit.errors import QuantkitError
+
+app = typer.Typer(
+    help="Fit a large model on your cards as GGUF, and prove that it still retrieves.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+
+ModelOption = Annotated[
+    str, typer.Option("--model", help="OWNER/NAME on the Hub, a folder, a GGUF file, or 'demo'.")
+]
+TargetOption = Annotated[
+    str, typer.Option("--target", help="A target's name ('quantkit targets') or a YAML file.")
+]
+RecipeOption = Annotated[
+    str | None, typer.Option("--recipe", help="A recipe's name or a YAML file.")
+]
+QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors.")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--workers", min=1, help="CPU threads; all cores by default.")
+]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from quantkit import __version__
+
+        typer.echo(f"quantkit {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def build(
+    target: TargetOption,
+    model: ModelOption,
+    recipe: RecipeOption = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Build folder; build/MODEL-TARGET by default.")
+    ] = None,
+    levels: Annotated[
+        str | None, typer.Option("--levels", help="Only these levels of the recipe: Q6,Q4.")
+    ] = None,
+    haystack: Annotated[
+        Path | None, typer.Option("--haystack", help="Text file to hide the needles in.")
+    ] = None,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The whole pipeline: from a model to checked artifacts with a plan and a report."""
+    from quantkit import commands
+
+    commands.build(target, model, recipe, out, levels, haystack, workers, quiet or as_json, as_json)
+
+
+@app.command()
+def plan(
+    target: TargetOption,
+    model: ModelOption,
+    recipe: RecipeOption = None,
+    context: Annotated[
+        int | None, typer.Option("--context", min=1, help="Context, tokens.")
+    ] = None,
+    kv: Annotated[str | None, typer.Option("--kv", help="KV cache type: f16, q8_0, …")] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """What fits on the target: card by card, before a byte is quantized."""
+    from quantkit import commands
+
+    commands.plan(target, model, recipe, context, kv, as_json)
+
+
+@app.command()
+def convert(
+    model: ModelOption,
+    out: Annotated[Path, typer.Option("--out", help="The GGUF file to write.")],
+    base_type: Annotated[str, typer.Option("--type", help="BF16 or Q8_0.")] = "BF16",
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+) -> None:
+    """A checkpoint as one GGUF file."""
+    from quantkit import commands
+
+    commands.convert(model, out, base_type, workers, quiet)
+
+
+@app.command()
+def imatrix(
+    model: Annotated[Path | None, typer.Argument(help="The GGUF to collect on.")] = None,
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("imatrix.gguf"),
+    text: Annotated[
+        list[str] | None, typer.Option("--text", help="Calibration text; may be repeated.")
+    ] = None,
+    chunks: Annotated[int, typer.Option("--chunks", min=1)] = 64,
+    chunk_tokens: Annotated[int, typer.Option("--chunk-tokens", min=32)] = 512,
+    show: Annotated[
+        Path | None, typer.Option("--show", help="Describe this imatrix file instead.")
+    ] = None,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Collect an importance matrix, or describe one."""
+    from quantkit import commands
+
+    if show is not None:
+        commands.show_imatrix(show, as_json)
+    else:
+        commands.imatrix(model, out, text, chunks, chunk_tokens, workers, quiet)
+
+
+@app.command()
+def niah(
+    model: Annotated[Path, typer.Argument(help="A GGUF file.")],
+    context: Annotated[
+        list[int] | None, typer.Option("--context", min=256, help="Tokens; may be repeated.")
+    ] = None,
+    needles: Annotated[int, typer.Option("--needles", min=1, max=400)] = 64,
+    seed: Annotated[list[int] | None, typer.Option("--seed", help="May be repeated.")] = None,
+    kv: Annotated[str, typer.Option("--kv", help="KV cache type: f16, bf16 or q8_0.")] = "q8_0",
+    minimum: Annotated[
+        float, typer.Option("--minimum", min=0, max=1, help="Lower bound that passes.")
+    ] = 0.9,
+    haystack: Annotated[Path | None, typer.Option("--haystack", help="Text file.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder for niah.jsonl and heatmap.png.")
+    ] = None,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The retrieval check on any GGUF file; exits 1 when the lower bound is missed."""
+    from quantkit import commands
+
+    settings: dict[str, Any] = {
+        "context_tokens": tuple(context or (8192, 32768)),
+        "needles": needles,
+        "seeds": tuple(seed or (1,)),
+        "kv_type": kv,
+        "minimum_lower_bound": minimum,
+    }
+    commands.niah(model, settings, haystack, out, workers, quiet or as_json, as_json)
+
+
+@app.command()
+def inspect(
+    file: Annotated[Path, typer.Argument(help="A GGUF file.")], as_json: JsonOption = False
+) -> None:
+    """What a GGUF file holds: architecture, types, sizes."""
+    from quantkit import commands
+
+    commands.inspect(file, as_json)
+
+
+@app.command()
+def doctor(
+    again: Annotated[bool, typer.Option("--again", help="Test now, not from the cache.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """What this machine has, and which native settings work on it."""
+    from quantkit import commands
+
+    commands.doctor(again, as_json)
+
+
+@app.command()
+def targets(as_json: JsonOption = False) -> None:
+    """The card sets that ship with quantkit."""
+    from quantkit import commands
+
+    commands.targets(as_json)
+
+
+def main() -> None:
+    """Entry point: our own errors become one line and an exit code, bugs keep their traceback."""
+    try:
+        app()
+    except QuantkitError as error:
+        from quantkit.console import Console
+
+        Console().error(str(error))
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        sys.stderr.write("\nstopped; run the same command again to go on from here\n")
+        sys.exit(130)

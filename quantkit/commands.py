@@ -1,0 +1,390 @@
+"""What each command does and prints; `cli.py` parses, this module calls and shows."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from quantkit.console import Console
+from quantkit.errors import GateError, InputError
+from quantkit.results import LevelResult
+from quantkit.sizes import GIB, bytes_text, gb_text, gib_text
+
+
+def _workers(chosen: int | None) -> int:
+    return chosen or len(os.sched_getaffinity(0))
+
+
+def _print_json(console: Console, value: Any) -> None:  # noqa: ANN401
+    console.result(json.dumps(value, indent=1, ensure_ascii=False))
+
+
+def build(
+    target: str,
+    model: str,
+    recipe: str | None,
+    out: Path | None,
+    levels: str | None,
+    haystack: Path | None,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run the whole pipeline, print the closing table, and raise GateError where a level failed."""
+    from quantkit.build import Job, check_gate
+    from quantkit.build import build as run
+    from quantkit.models import choose_model
+    from quantkit.recipe import recipe_for
+    from quantkit.target import load_target
+
+    card_set = load_target(target)
+    chosen = recipe_for(model, recipe)
+    if levels is not None:
+        chosen = chosen.with_levels(levels.split(","))
+    folder = out or Path("build") / f"{choose_model(model).name}-{card_set.name}"
+    console = Console(quiet=quiet)
+    console.heading(f"quantkit build {model} for {card_set.name} → {folder}")
+    job = Job(model, chosen, card_set, folder, _workers(workers), haystack)
+    results = run(job, console)
+    if as_json:
+        _print_json(console, {"folder": str(folder), "levels": [asdict(r) for r in results]})
+    _closing_table(console, results)
+    best = next((r for r in results if r.passed), None)
+    console.line(f"Report: {folder / 'report.html'}")
+    if best is not None:
+        command = best.command.replace("-m ", f"-m {folder / 'levels' / best.name}/", 1)
+        console.line(f"Run it:  {command}")
+    check_gate(results)
+
+
+def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:
+    columns = ("level", "size", "bits/w", "fullest card", "KLD", "retrieval", "proven", "gate")
+    rows = []
+    for r in results:
+        length, hits, trials, bound = r.lengths[-1]
+        color = "green" if r.passed else "yellow" if r.baseline else "bold red"
+        used, capacity = max(zip(r.card_bytes, r.card_capacity_bytes, strict=True))
+        rows.append(
+            (
+                r.name,
+                f"{gib_text(r.size_bytes)}\n[dim]{gb_text(r.size_bytes)}[/]",
+                f"{r.bits_per_weight:.2f}",
+                f"{used / GIB:.1f} GiB\n[dim]of {capacity / GIB:g} GiB[/]",
+                "–" if r.kld is None else f"{r.kld:.4f}",
+                f"{hits}/{trials}\n[dim]at {length:,}[/]",
+                f"≥ {bound:.1%}",
+                f"[{color}]{r.verdict}[/]",
+            )
+        )
+    console.table(columns, rows)
+
+
+def plan(
+    target: str,
+    model: str,
+    recipe: str | None,
+    context: int | None,
+    kv: str | None,
+    as_json: bool,
+) -> None:
+    """Print card by card what each level would hold, with nominal types: no weights are read."""
+    from quantkit import planning
+    from quantkit.families.geometry import geometry_of
+    from quantkit.models import choose_model, open_source
+    from quantkit.recipe import recipe_for
+    from quantkit.results import placement_json
+    from quantkit.stages.quantize import overhead_bytes
+    from quantkit.target import load_target
+
+    card_set = load_target(target).changed(context_tokens=context, kv_type=kv)
+    choice = choose_model(model)
+    if choice.kind == "repository":
+        raise InputError(
+            f"plan reads models on this disk; download {model} first, or give a folder or GGUF file"
+        )
+    source = open_source(choice)
+    geometry, tensors = geometry_of(source.metadata), source.tensors
+    chosen = recipe_for(model, recipe)
+    levels, notes = planning.plan_levels(chosen, card_set, tensors, geometry)
+    errors = planning.nominal_errors(tensors, chosen.measure)
+    overhead = overhead_bytes(choice.name, source.metadata, tensors)
+    elements = sum(info.elements for info in tensors)
+    console = Console(quiet=as_json)
+    console.heading(f"{choice.name} on {card_set.name} ({card_set.description})")
+    plans = []
+    for level in levels:
+        fitted = planning.fit(level, tensors, errors, overhead, geometry, card_set)
+        placement, total = fitted.placement, fitted.allocation.total_bytes
+        file = f"{choice.name}-{level.recipe.name}.gguf"
+        plans.append(
+            {"level": level.recipe.name, "total_bytes": total, **placement_json(placement, file)}
+        )
+        console.line(
+            f"\n{level.recipe.name}: {bytes_text(total)} ({total / 1e9:.2f} GB), "
+            f"{8 * total / elements:.2f} bits a weight, {placement.context_tokens:,} tokens of "
+            f"{placement.kv_type} context"
+        )
+        rows = [
+            (
+                f"{index} {card.name}",
+                str(card.layers),
+                bytes_text(card.weights_bytes),
+                bytes_text(card.context_bytes),
+                bytes_text(card.compute_bytes),
+                bytes_text(card.reserve_bytes),
+                bytes_text(card.free_bytes),
+                console.bar(card.total_bytes / card.capacity_bytes),
+            )
+            for index, card in enumerate(placement.cards)
+        ]
+        columns = ("card", "layers", "weights", "context", "compute", "reserve", "free", "filled")
+        console.table(columns, rows)
+        console.line(f"Run it:  {placement.command(file)}")
+    for sentence in notes:
+        console.note(sentence)
+    if as_json:
+        _print_json(console, {"model": choice.name, "target": card_set.name, "levels": plans})
+
+
+def convert(model: str, out: Path, base_type: str, workers: int | None, quiet: bool) -> None:
+    """Write a checkpoint as one GGUF file."""
+    from quantkit.models import choose_model, open_source
+    from quantkit.receipts import resumable
+    from quantkit.recipe import ConvertRecipe
+    from quantkit.stages.convert import convert as run
+
+    if base_type not in ("BF16", "Q8_0"):
+        raise InputError(f"--type is BF16 or Q8_0, not {base_type!r}")
+    choice = choose_model(model)
+    if choice.kind == "repository":
+        raise InputError(f"convert reads models on this disk; give the folder of {model}")
+    source = open_source(choice)
+    console = Console(quiet=quiet)
+    _check_writable(out)
+    recipe = ConvertRecipe.model_validate({"base_type": base_type})
+    with resumable(_work(out), {"model": model, "type": base_type}) as work:
+        with console.stage("convert") as progress:
+            run(source, recipe, out, work, _workers(workers), progress)
+    console.line(f"{out}: {bytes_text(out.stat().st_size)}")
+
+
+def imatrix(
+    model: Path | None,
+    out: Path,
+    texts: list[str] | None,
+    chunks: int,
+    chunk_tokens: int,
+    workers: int | None,
+    quiet: bool,
+) -> None:
+    """Collect an importance matrix on a GGUF file."""
+    from quantkit.formats.gguf_file import GGUFSource
+    from quantkit.native.devices import device_settings
+    from quantkit.receipts import resumable
+    from quantkit.recipe import ImatrixRecipe
+    from quantkit.stages.imatrix import calibration_paths, collect_imatrix
+
+    if model is None:
+        raise InputError("give the GGUF file to collect on, or --show FILE to describe an imatrix")
+    fields: dict[str, Any] = {"chunks": chunks, "chunk_tokens": chunk_tokens}
+    recipe = ImatrixRecipe(**fields, **({"texts": tuple(texts)} if texts else {}))
+    GGUFSource(model)  # tells what is wrong with the file before llama.cpp is asked
+    calibration_paths(recipe)
+    _check_writable(out)
+    devices = device_settings(_workers(workers))
+    console = Console(quiet=quiet)
+    parts = {"model": str(model), "recipe": recipe.model_dump(mode="json")}
+    with resumable(_work(out), parts) as work, console.stage("imatrix") as progress:
+        facts = collect_imatrix(model, recipe, out, work, devices, progress)
+    console.line(f"{out}: {facts.weights} weights, {facts.tokens:,} tokens")
+
+
+def show_imatrix(path: Path, as_json: bool) -> None:
+    """Describe an imatrix file: how it was collected, and which experts were never reached."""
+    from quantkit.formats.imatrix_file import read_imatrix
+
+    found = read_imatrix(path)
+    unseen = {name: entry.unseen for name, entry in found.entries.items() if entry.unseen}
+    facts = {
+        "weights": len(found.entries),
+        "chunks": found.chunks,
+        "chunk_tokens": found.chunk_tokens,
+        "datasets": list(found.datasets),
+        "unseen_experts": unseen,
+    }
+    console = Console(quiet=as_json)
+    if as_json:
+        _print_json(console, facts)
+    console.line(
+        f"{path}: {len(found.entries)} weights, {found.chunks} chunks of {found.chunk_tokens} "
+        f"tokens from {', '.join(found.datasets) or 'an unnamed text'}"
+    )
+    for name, count in unseen.items():
+        console.note(f"{name}: {count} of {found.entries[name].counts.size} experts unseen")
+
+
+def niah(
+    model: Path,
+    settings: dict[str, Any],
+    haystack: Path | None,
+    out: Path | None,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """The retrieval check on one GGUF file."""
+    from pydantic import ValidationError
+
+    from quantkit.formats.gguf_file import GGUFSource
+    from quantkit.native.devices import device_settings
+    from quantkit.receipts import resumable, write_json
+    from quantkit.recipe import RetrievalRecipe
+    from quantkit.retrieval.heatmap import draw_heatmap
+    from quantkit.retrieval.statistics import needed_hits
+    from quantkit.stages.niah import check_retrieval
+    from quantkit.stages.validate import validation_json
+
+    try:
+        recipe = RetrievalRecipe.model_validate(settings)
+    except ValidationError as error:
+        problems = "; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors())
+        raise InputError(problems) from None
+    GGUFSource(model)  # tells what is wrong with the file before llama.cpp is asked
+    folder = out or Path(f"{model.stem}-niah")
+    _check_writable(folder / "niah.jsonl")
+    console = Console(quiet=quiet)
+    trials = recipe.needles * len(recipe.seeds)
+    bound = recipe.minimum_lower_bound or 0.0
+    needed = needed_hits(trials, bound)
+    if needed is None:
+        raise InputError(
+            f"{trials} needles cannot prove a hit rate of {bound:.1%}: even {trials}/{trials} has "
+            "a lower bound below it; ask more needles or seeds"
+        )
+    console.note(
+        f"passes with {needed} of {trials} needles at {max(recipe.context_tokens):,} tokens"
+    )
+    devices = device_settings(_workers(workers))
+    stat = model.stat()
+    parts: dict[str, Any] = {"model": [str(model), stat.st_size, stat.st_mtime_ns]}
+    parts |= {"recipe": recipe.model_dump(mode="json"), "haystack": str(haystack)}
+    with resumable(folder / ".work", parts) as work, console.stage("niah") as progress:
+        found = check_retrieval(
+            model, recipe, devices, folder / "niah.jsonl", work, haystack, progress
+        )
+    draw_heatmap(found.answers, model.stem, folder / "heatmap.png")
+    facts = validation_json(found, None, recipe)
+    write_json(folder / "validation.json", facts)
+    if as_json:
+        _print_json(console, facts)
+    for score in found.lengths:
+        console.line(
+            f"{score.context_tokens:>9,} tokens  multikey-{recipe.needles}  "
+            f"{score.hits}/{score.trials}  at least {score.lower_bound:.1%}"
+        )
+    console.line(f"Answers and heatmap: {folder}")
+    if not facts["passed"]:
+        raise GateError(
+            f"{model.name}: lower bound {found.gate.lower_bound:.1%} at "
+            f"{found.gate.context_tokens} tokens, {bound:.1%} is needed"
+        )
+
+
+def inspect(file: Path, as_json: bool) -> None:
+    """Architecture, types and sizes of a GGUF file."""
+    from quantkit.families.geometry import geometry_of
+    from quantkit.formats.gguf_file import GGUFSource
+    from quantkit.quant_types import BY_NAME
+
+    source = GGUFSource(file)
+    geometry = geometry_of(source.metadata)
+    sizes: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for info in source.tensors:
+        sizes[info.type_name] += BY_NAME[info.type_name].size_bytes(info.elements)
+        counts[info.type_name] += 1
+    elements = sum(info.elements for info in source.tensors)
+    total = sum(path.stat().st_size for path in source.paths)
+    facts = {
+        "architecture": geometry.architecture,
+        "parameters": elements,
+        "files": len(source.paths),
+        "size_bytes": total,
+        "bits_per_weight": 8 * total / elements if elements else 0.0,
+        "trained_context_tokens": geometry.trained_context_tokens,
+        "types": {name: {"tensors": counts[name], "bytes": sizes[name]} for name in sizes},
+    }
+    console = Console(quiet=as_json)
+    if as_json:
+        _print_json(console, facts)
+    console.heading(
+        f"{file.name}: {geometry.architecture}, {elements / 1e6:,.1f} M parameters, "
+        f"{bytes_text(total)} ({total / 1e9:.2f} GB), trained for "
+        f"{geometry.trained_context_tokens:,} tokens"
+    )
+    rows = [
+        (name, str(counts[name]), bytes_text(sizes[name]), f"{BY_NAME[name].bits_per_weight:g}")
+        for name, _ in sizes.most_common()
+    ]
+    console.table(("type", "tensors", "size", "bits/weight"), rows)
+
+
+def doctor(again: bool, as_json: bool) -> None:
+    """Describe this machine and the native settings that work on it."""
+    from quantkit.machine import describe_machine
+    from quantkit.native.selftest import run_selftest, working_settings
+
+    tested = run_selftest() if again else working_settings()
+    facts = describe_machine() | {
+        "use_extra_buffers": tested.use_extra_buffers,
+        "finding": tested.finding,
+    }
+    console = Console(quiet=as_json)
+    if as_json:
+        _print_json(console, facts)
+    for name, value in facts.items():
+        shown = ", ".join(value) or "none" if isinstance(value, list) else value
+        console.line(f"{name.replace('_', ' '):<20} {shown}")
+
+
+def targets(as_json: bool) -> None:
+    """List the targets that ship with quantkit."""
+    from quantkit.target import known_targets, load_target
+
+    console = Console(quiet=as_json)
+    found = [load_target(name) for name in known_targets()]
+    if as_json:
+        _print_json(console, [target.model_dump(mode="json") for target in found])
+    rows = [
+        (
+            target.name,
+            f"{sum(card.memory_gib for card in target.each_card):g} GiB",
+            f"{target.context_tokens:,}",
+            target.kv_type,
+            "all that fits"
+            if target.weight_budget_gib is None
+            else f"{target.weight_budget_gib:g} GiB",
+            target.description,
+        )
+        for target in found
+    ]
+    console.table(("target", "memory", "context", "KV", "weights", "description"), rows)
+
+
+def _work(out: Path) -> Path:
+    return out.with_name(out.name + ".work")
+
+
+def _check_writable(out: Path) -> None:
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with (out.parent / f".{out.name}.probe").open("w"):
+            pass
+        (out.parent / f".{out.name}.probe").unlink()
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from None

@@ -1,0 +1,51 @@
+"""Checkpoints from the Hugging Face Hub. The only importer of huggingface_hub."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from quantkit.errors import EnvironmentFault, InputError
+
+WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "LICENSE*", "README.md")
+"""Weights as safetensors only, never pickle; tokenizer, configuration, template, licence."""
+
+
+def download_checkpoint(repo: str, revision: str | None, folder: Path) -> None:
+    """Bring a repository's checkpoint into `folder`; files that are complete stay as they are.
+
+    Raises:
+        InputError: no such repository or revision, or it is gated; says what to do.
+        EnvironmentFault: the network or the disk failed.
+    """
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HfHubHTTPError,
+        HFValidationError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+
+    page = f"https://huggingface.co/{repo}"
+    try:
+        snapshot_download(repo, revision=revision, local_dir=folder, allow_patterns=list(WANTED))
+    except GatedRepoError:
+        raise InputError(
+            f"{repo} is gated: accept its terms at {page}, then run 'hf auth login'"
+        ) from None
+    except RevisionNotFoundError:
+        raise InputError(f"{repo} has no revision {revision!r}; see {page}/tree/main") from None
+    except RepositoryNotFoundError:
+        raise InputError(
+            f"no repository {repo} for you: check the name, or run 'hf auth login' if it is private"
+        ) from None
+    except HFValidationError as error:
+        raise InputError(
+            f"{repo!r} is neither a folder here nor a repository name: {error}"
+        ) from None
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise EnvironmentFault(
+            f"downloading {repo} failed ({error}); check the network and the disk, then run again: "
+            "finished files are kept"
+        ) from None

@@ -1,0 +1,44 @@
+"""What is in this machine: cores, memory, NVIDIA cards, library versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from quantkit import __version__
+from quantkit.native.library import library_version
+from quantkit.sizes import GIB
+
+
+def describe_machine() -> dict[str, Any]:
+    """Facts for `quantkit doctor`, in the order in which they are shown."""
+    import psutil
+
+    return {
+        "quantkit": __version__,
+        "llama_cpp_python": library_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": len(os.sched_getaffinity(0)),
+        "memory": f"{psutil.virtual_memory().total / GIB:.1f} GiB",
+        "nvidia_cards": nvidia_cards(),
+    }
+
+
+def nvidia_cards() -> list[str]:
+    """Name and memory of every NVIDIA card that the driver shows; empty without a driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return []
+    try:
+        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+        return [
+            f"{pynvml.nvmlDeviceGetName(h)} {pynvml.nvmlDeviceGetMemoryInfo(h).total / GIB:.1f} GiB"
+            for h in handles
+        ]
+    finally:
+        pynvml.nvmlShutdown()

@@ -1,0 +1,76 @@
+"""What `--model` may be: `demo`, a checkpoint folder, a GGUF file, or a Hub repository."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from quantkit.errors import InputError
+from quantkit.formats.source import TensorSource
+from quantkit.resources import DEMO_MODEL
+
+_REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model as the person named it.
+
+    Attributes:
+        path: the folder or file; for a repository, None until it is downloaded.
+        name: what artifacts are called after.
+    """
+
+    kind: Literal["checkpoint", "gguf", "repository"]
+    path: Path | None
+    repository: str | None
+    name: str
+
+
+def choose_model(model: str) -> ModelChoice:
+    """Tell what `model` is, without reading it.
+
+    Raises:
+        InputError: it is neither on this disk nor the name of a repository.
+    """
+    if model == "demo":
+        if not DEMO_MODEL.is_dir():
+            raise InputError(f"the demo model is not in this installation ({DEMO_MODEL})")
+        return ModelChoice("checkpoint", DEMO_MODEL, None, "quantkit-demo")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return ModelChoice("checkpoint", path, None, artifact_name(path.resolve().name))
+    if path.is_file():
+        stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
+        return ModelChoice("gguf", path, None, artifact_name(stem))
+    if _REPOSITORY.match(model) and path.suffix != ".gguf" and not path.parent.is_dir():
+        return ModelChoice("repository", None, model, artifact_name(model.partition("/")[2]))
+    raise InputError(
+        f"no model at {model}: give a folder with config.json and safetensors files, a GGUF file, "
+        "a Hub repository (OWNER/NAME), or 'demo'"
+    )
+
+
+def artifact_name(name: str) -> str:
+    """A model's name without revision and precision: `X-BF16@main` → `X`."""
+    plain = re.sub(r"[-_.](bf16|f16|fp16|f32|q8_0|q4_1)$", "", name.partition("@")[0], flags=re.I)
+    return re.sub(r"[^\w.-]+", "-", plain).strip("-.") or "model"
+
+
+def open_source(choice: ModelChoice, downloaded: Path | None = None) -> TensorSource:
+    """The tensors of a model on this disk.
+
+    Raises:
+        InputError: broken files, or an architecture that is not supported.
+    """
+    path = downloaded or choice.path
+    assert path is not None
+    if choice.kind == "gguf":
+        from quantkit.formats.gguf_file import GGUFSource
+
+        return GGUFSource(path)
+    from quantkit.families.checkpoint import open_checkpoint
+
+    return open_checkpoint(path, choice.name)
