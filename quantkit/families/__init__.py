@@ -1,0 +1,1 @@
+"""What is known of each model architecture: tensor names, transforms, metadata, memory geometry."""

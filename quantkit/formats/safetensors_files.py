@@ -1,0 +1,184 @@
+"""Strict, lazy, memory-mapped reading of safetensors: one file, or a folder of shards."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.errors import InputError
+from quantkit.formats.safetensors_header import DTYPE_BYTES, SafetensorsEntry, read_header
+
+CONVERTIBLE = ("BF16", "F16", "F32")
+_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+_INDEX = "model.safetensors.index.json"
+
+
+class SafetensorsFile:
+    """One memory-mapped .safetensors file, its header fully checked on opening.
+
+    Raises:
+        InputError: the file is missing, truncated, or its header contradicts itself.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.entries = read_header(path)
+        # asarray: a plain array over the mapping, or every slice would be a np.memmap too.
+        self._bytes: NDArray[np.uint8] = np.asarray(np.memmap(path, np.uint8, mode="r"))
+
+    def stored_bytes(self, name: str) -> NDArray[np.uint8]:
+        """The tensor's bytes as a read-only view of the mapping: nothing is copied."""
+        entry = self.entries[name]
+        return self._bytes[entry.begin : entry.end]
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Elements [start, stop) of the flattened tensor as F32, shape (stop - start,).
+
+        BF16 is the upper half of an F32, F16 widens: both are exact.
+
+        Raises:
+            InputError: the tensor's dtype is not one of BF16, F16 and F32.
+        """
+        width = self._element_bytes(name)
+        raw = self.stored_bytes(name)[start * width : stop * width]
+        return _as_f32(raw, self.entries[name].dtype)
+
+    def gather(self, name: str, rows: NDArray[np.intp], row_elements: int) -> NDArray[np.float32]:
+        """The given rows of the tensor as F32, shape (len(rows), row_elements); see `read`."""
+        width = self._element_bytes(name)
+        table = self.stored_bytes(name).reshape(-1, row_elements * width)
+        return _as_f32(table[rows], self.entries[name].dtype)
+
+    def _element_bytes(self, name: str) -> int:
+        dtype = self.entries[name].dtype
+        if dtype not in CONVERTIBLE:
+            raise InputError(
+                f"{self.path.name}: tensor {name} has dtype {dtype}, but only "
+                f"{', '.join(CONVERTIBLE)} are converted; use the model's BF16 release"
+            )
+        return DTYPE_BYTES[dtype]
+
+
+def _as_f32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
+    """The little-endian bytes `raw` of BF16, F16 or F32 values as a new F32 array."""
+    if dtype == "BF16":
+        bits: NDArray[np.uint32] = np.left_shift(raw.view("<u2"), 16, dtype=np.uint32)
+        return bits.view(np.float32)
+    return raw.view("<f2" if dtype == "F16" else "<f4").astype(np.float32)
+
+
+class SafetensorsFolder:
+    """All tensors of a checkpoint folder, or of a single file, by name.
+
+    Raises:
+        InputError: there is no safetensors file, a shard or tensor that the index names is
+            missing, or a file is broken.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._file_of: dict[str, SafetensorsFile] = {}
+        listed = _read_index(path)
+        for shard in _shard_paths(path, listed):
+            file = SafetensorsFile(shard)
+            for name in file.entries:
+                if name in self._file_of:
+                    raise InputError(
+                        f"{shard.name}: tensor {name} is also in {self._file_of[name].path.name}; "
+                        "remove the files that do not belong to this checkpoint"
+                    )
+                self._file_of[name] = file
+        if listed is not None:
+            self._check_against_index(path, listed)
+
+    def _check_against_index(self, folder: Path, listed: Mapping[str, str]) -> None:
+        for name, shard in listed.items():
+            file = self._file_of.get(name)
+            if file is None or file.path.name != shard:
+                where = "in no file" if file is None else f"in {file.path.name}"
+                raise InputError(
+                    f"{folder / _INDEX} says that tensor {name} is in {shard}, "
+                    f"but it is {where}; download the checkpoint again"
+                )
+        for name, file in self._file_of.items():
+            if name not in listed:
+                raise InputError(
+                    f"{file.path.name}: tensor {name} is not in {folder / _INDEX}; "
+                    "the files are of different checkpoints, download it again"
+                )
+
+    @property
+    def entries(self) -> dict[str, SafetensorsEntry]:
+        """Every tensor, in the order of files and of their headers."""
+        return {name: file.entries[name] for name, file in self._file_of.items()}
+
+    def stored_bytes(self, name: str) -> NDArray[np.uint8]:
+        """The tensor's bytes as a read-only view of its file's mapping."""
+        return self._file_of[name].stored_bytes(name)
+
+    def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Elements [start, stop) of the flattened tensor as F32; see `SafetensorsFile.read`."""
+        return self._file_of[name].read(name, start, stop)
+
+    def gather(self, name: str, rows: NDArray[np.intp], row_elements: int) -> NDArray[np.float32]:
+        """The given rows of the tensor as F32; see `SafetensorsFile.gather`."""
+        return self._file_of[name].gather(name, rows, row_elements)
+
+
+def _shard_paths(path: Path, listed: Mapping[str, str] | None) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise InputError(f"{path} does not exist; give a folder with a checkpoint")
+    if listed is not None:
+        shards = [path / name for name in sorted(set(listed.values()))]
+        missing = [shard.name for shard in shards if not shard.is_file()]
+        if missing:
+            raise InputError(
+                f"{path}: {len(missing)} of {len(shards)} shards are missing, the first is "
+                f"{missing[0]}; finish the download"
+            )
+        return shards
+    found = sorted(path.glob("*.safetensors"))
+    # Mistral's folders hold the same weights a second time as consolidated*.safetensors.
+    named_model = [shard for shard in found if shard.name.startswith("model")]
+    if named_model or found:
+        _check_numbering(path, named_model or found)
+        return named_model or found
+    pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLE_SUFFIXES)
+    if pickles:
+        raise InputError(
+            f"{path} holds {pickles[0]} but no *.safetensors; pickle files run code when they are "
+            "read, so only safetensors are: use a revision of the model that has them"
+        )
+    raise InputError(f"{path} holds no *.safetensors file; is the download complete?")
+
+
+def _check_numbering(folder: Path, shards: list[Path]) -> None:
+    """Without an index the shards' names, -00002-of-00004, still say how many there must be."""
+    totals = {m[1] for s in shards if (m := re.search(r"-\d+-of-(\d+)\.safetensors$", s.name))}
+    if len(totals) == 1 and len(shards) < (expected := int(totals.pop())):
+        raise InputError(
+            f"{folder}: {len(shards)} of {expected} shards are here; finish the download"
+        )
+
+
+def _read_index(path: Path) -> dict[str, str] | None:
+    index = path / _INDEX
+    if not path.is_dir() or not index.is_file():
+        return None
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise InputError(f"{index} is no index of shards ({error!r}); download it again") from error
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise InputError(f"{index}: weight_map is empty or no object; download it again")
+    for name, shard in weight_map.items():
+        # A name with a folder in it could make us read any file of this machine.
+        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", "..", "."):
+            raise InputError(f"{index}: {name} is in {shard!r}, which is no plain file name")
+    return weight_map

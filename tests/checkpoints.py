@@ -1,0 +1,267 @@
+"""Tiny random checkpoints of the real architectures, written with numpy alone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+TEKKEN_REGEX = (
+    r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+    r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+    r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{m.role}}\n{{m.content}}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+NEMOTRON: dict[str, Any] = {
+    "architectures": ["NemotronHForCausalLM"],
+    "model_type": "nemotron_h",
+    "hybrid_override_pattern": "ME*E",
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "mamba_num_heads": 4,
+    "mamba_head_dim": 8,
+    "ssm_state_size": 16,
+    "n_groups": 2,
+    "conv_kernel": 4,
+    "layer_norm_epsilon": 1e-5,
+    "intermediate_size": 48,
+    "max_position_embeddings": 262144,
+    "n_routed_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 24,
+    "moe_latent_size": 16,
+    "n_shared_experts": 1,
+    "moe_shared_expert_intermediate_size": 20,
+    "routed_scaling_factor": 2.5,
+    "norm_topk_prob": True,
+    "n_group": 1,
+    "topk_group": 1,
+    "tie_word_embeddings": False,
+}
+LLAMA: dict[str, Any] = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 500000.0,
+    "max_position_embeddings": 4096,
+    "tie_word_embeddings": True,
+}
+
+Arrays = dict[str, NDArray[np.float32]]
+_SIZES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}
+
+
+def safetensors_bytes(header: Mapping[str, Any] | bytes, data: bytes = b"") -> bytes:
+    """A file of exactly this header, right or wrong, and these data bytes."""
+    text = header if isinstance(header, bytes) else json.dumps(header).encode()
+    return len(text).to_bytes(8, "little") + text + data
+
+
+def write_safetensors(path: Path, tensors: Arrays, dtype: str = "BF16") -> None:
+    """Write `tensors`, whose values `dtype` must hold exactly."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    data = b""
+    for name, values in tensors.items():
+        if dtype == "BF16":
+            raw = (values.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
+        else:
+            raw = values.astype(_SIZES[dtype]).tobytes()
+        offsets = [len(data), len(data) + len(raw)]
+        header[name] = {"dtype": dtype, "shape": list(values.shape), "data_offsets": offsets}
+        data += raw
+    path.write_bytes(safetensors_bytes(header, data))
+
+
+def random_values(seed: int, *shape: int) -> NDArray[np.float32]:
+    """Standard normal values that BF16 and F16 both hold exactly."""
+    values = np.random.default_rng(seed).normal(size=shape).astype(np.float32)
+    return np.float32(np.round(values * 32) / 32)
+
+
+def nemotron_arrays(config: Mapping[str, Any], root: str = "backbone") -> Arrays:
+    """All tensors that a NemotronHForCausalLM of this `config` has, under their names."""
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    heads, inner = config["mamba_num_heads"], config["mamba_num_heads"] * config["mamba_head_dim"]
+    channels = inner + 2 * config["n_groups"] * config["ssm_state_size"]
+    query = config["num_attention_heads"] * config["head_dim"]
+    key = config["num_key_value_heads"] * config["head_dim"]
+    shapes: dict[str, tuple[int, ...]] = {f"{root}.embeddings.weight": (vocabulary, hidden)}
+    for index, kind in enumerate(config["hybrid_override_pattern"]):
+        layer = f"{root}.layers.{index}."
+        shapes[f"{layer}norm.weight"] = (hidden,)
+        mixer = {
+            "M": {
+                "in_proj.weight": (inner + channels + heads, hidden),
+                "conv1d.weight": (channels, 1, config["conv_kernel"]),
+                "conv1d.bias": (channels,),
+                "dt_bias": (heads,),
+                "A_log": (heads,),
+                "D": (heads,),
+                "norm.weight": (inner,),
+                "out_proj.weight": (hidden, inner),
+            },
+            "*": {
+                "q_proj.weight": (query, hidden),
+                "k_proj.weight": (key, hidden),
+                "v_proj.weight": (key, hidden),
+                "o_proj.weight": (hidden, query),
+            },
+            "-": {
+                "up_proj.weight": (config["intermediate_size"], hidden),
+                "down_proj.weight": (hidden, config["intermediate_size"]),
+            },
+            "E": _moe_shapes(config),
+        }[kind]
+        shapes |= {f"{layer}mixer.{name}": shape for name, shape in mixer.items()}
+    shapes |= {f"{root}.norm_f.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
+    return {n: random_values(seed, *shape) for seed, (n, shape) in enumerate(shapes.items())}
+
+
+def _moe_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+    hidden, experts = config["hidden_size"], config["n_routed_experts"]
+    latent, inner = config["moe_latent_size"], config["moe_intermediate_size"]
+    shared = config["moe_shared_expert_intermediate_size"]
+    shapes: dict[str, tuple[int, ...]] = {
+        "gate.weight": (experts, hidden),
+        "gate.e_score_correction_bias": (experts,),
+        "fc1_latent_proj.weight": (latent, hidden),
+        "fc2_latent_proj.weight": (hidden, latent),
+        "shared_experts.up_proj.weight": (shared, hidden),
+        "shared_experts.down_proj.weight": (hidden, shared),
+    }
+    for expert in range(experts):
+        shapes[f"experts.{expert}.up_proj.weight"] = (inner, latent)
+        shapes[f"experts.{expert}.down_proj.weight"] = (latent, inner)
+    return shapes
+
+
+def llama_arrays(config: Mapping[str, Any]) -> Arrays:
+    """All tensors that a LlamaForCausalLM of this `config` has, under their names."""
+    hidden, inner, vocabulary = (
+        config["hidden_size"],
+        config["intermediate_size"],
+        config["vocab_size"],
+    )
+    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
+    query = config["num_attention_heads"] * head_dim
+    key = config["num_key_value_heads"] * head_dim
+    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for index in range(config["num_hidden_layers"]):
+        shapes |= {
+            f"model.layers.{index}.{name}.weight": shape
+            for name, shape in {
+                "input_layernorm": (hidden,),
+                "self_attn.q_proj": (query, hidden),
+                "self_attn.k_proj": (key, hidden),
+                "self_attn.v_proj": (key, hidden),
+                "self_attn.o_proj": (hidden, query),
+                "post_attention_layernorm": (hidden,),
+                "mlp.gate_proj": (inner, hidden),
+                "mlp.up_proj": (inner, hidden),
+                "mlp.down_proj": (hidden, inner),
+            }.items()
+        }
+    shapes["model.norm.weight"] = (hidden,)
+    if not config["tie_word_embeddings"]:
+        shapes["lm_head.weight"] = (vocabulary, hidden)
+    return {n: random_values(seed, *shape) for seed, (n, shape) in enumerate(shapes.items())}
+
+
+def byte_level_tokenizer() -> dict[str, Any]:
+    """A tokenizer.json: 4 special tokens, one that is not, the 256 bytes, and 3 merges."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    alphabet = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    special = ["<unk>", "<s>", "<|im_start|>", "<|im_end|>"]
+    words = [*special, *alphabet, "th", "the", "\u0120the", "<think>"]
+    added = [*special, "<think>"]
+    return {
+        "version": "1.0",
+        "added_tokens": [
+            {
+                "id": words.index(text),
+                "content": text,
+                "single_word": False,
+                "lstrip": False,
+                "rstrip": False,
+                "normalized": False,
+                "special": text in special,
+            }
+            for text in added
+        ],
+        "normalizer": None,
+        "pre_tokenizer": {
+            "type": "Sequence",
+            "pretokenizers": [
+                {
+                    "type": "Split",
+                    "pattern": {"Regex": TEKKEN_REGEX},
+                    "behavior": "Isolated",
+                    "invert": False,
+                },
+                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+            ],
+        },
+        "post_processor": None,
+        "decoder": {"type": "ByteLevel"},
+        "model": {
+            "type": "BPE",
+            "vocab": {word: i for i, word in enumerate(words) if word != "<think>"},
+            "merges": [["t", "h"], ["th", "e"], ["\u0120", "the"]],
+        },
+    }
+
+
+def write_tokenizer(folder: Path) -> None:
+    """A byte-level BPE split like tekken, with ChatML and without BOS."""
+    (folder / "tokenizer.json").write_text(json.dumps(byte_level_tokenizer()), encoding="utf-8")
+    options = {"bos_token": None, "eos_token": "<|im_end|>", "chat_template": CHATML}
+    (folder / "tokenizer_config.json").write_text(json.dumps(options), encoding="utf-8")
+
+
+def write_checkpoint(
+    folder: Path, config: Mapping[str, Any], tensors: Arrays, dtype: str = "BF16", shards: int = 1
+) -> Path:
+    """A complete checkpoint in `folder`, with an index where there are several shards."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    write_tokenizer(folder)
+    if shards == 1:
+        write_safetensors(folder / "model.safetensors", tensors, dtype)
+        return folder
+    weight_map = {}
+    for shard in range(shards):
+        file = f"model-{shard + 1:05}-of-{shards:05}.safetensors"
+        names = list(tensors)[shard::shards]
+        write_safetensors(folder / file, {name: tensors[name] for name in names}, dtype)
+        weight_map |= dict.fromkeys(names, file)
+    index = {"metadata": {}, "weight_map": weight_map}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    return folder
+
+
+def write_nemotron(folder: Path, dtype: str = "BF16", shards: int = 1, **changes: object) -> Path:
+    """A random Nemotron-H checkpoint; `changes` go into config.json."""
+    config = NEMOTRON | changes
+    return write_checkpoint(folder, config, nemotron_arrays(config), dtype, shards)
+
+
+def write_llama(folder: Path, dtype: str = "BF16", shards: int = 1, **changes: object) -> Path:
+    """A random Llama checkpoint; `changes` go into config.json."""
+    config = LLAMA | changes
+    return write_checkpoint(folder, config, llama_arrays(config), dtype, shards)

@@ -1,0 +1,212 @@
+"""Nemotron-H: names, layout and metadata, down to the flagship's own configuration."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import NEMOTRON, nemotron_arrays, write_checkpoint, write_nemotron
+from numpy.typing import NDArray
+
+from quantkit.families.base import StoredTensor, rotary_row_order
+from quantkit.families.checkpoint import open_checkpoint
+from quantkit.families.nemotron_h import NemotronH
+from quantkit.values import TensorInfo
+
+FLAGSHIP_PATTERN = (
+    "MEMEMEM*EMEMEMEM*EMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEM*EMEMEMEME"
+)
+FLAGSHIP: dict[str, Any] = NEMOTRON | {
+    "hybrid_override_pattern": FLAGSHIP_PATTERN,
+    "vocab_size": 131072,
+    "hidden_size": 4096,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "mamba_num_heads": 128,
+    "mamba_head_dim": 64,
+    "ssm_state_size": 128,
+    "n_groups": 8,
+    "n_routed_experts": 512,
+    "num_experts_per_tok": 22,
+    "moe_intermediate_size": 2688,
+    "moe_latent_size": 1024,
+    "moe_shared_expert_intermediate_size": 5376,
+    "routed_scaling_factor": 5.0,
+    "num_nextn_predict_layers": 1,
+}
+
+
+def _values(name: str) -> NDArray[np.float32]:
+    return nemotron_arrays(NEMOTRON)[name]
+
+
+def test_mamba_tensors(tmp_path: Path) -> None:
+    source = open_checkpoint(write_nemotron(tmp_path / "m"))
+    infos = {t.name: t for t in source.tensors}
+    mixer = "backbone.layers.0.mixer."
+    for name, part, shape in (
+        ("ssm_in.weight", "in_proj.weight", (132, 32)),
+        ("ssm_conv1d.weight", "conv1d.weight", (96, 4)),
+        ("ssm_conv1d.bias", "conv1d.bias", (96,)),
+        ("ssm_dt.bias", "dt_bias", (4,)),
+        ("ssm_d", "D", (4, 1)),
+        ("ssm_norm.weight", "norm.weight", (2, 16)),
+        ("ssm_out.weight", "out_proj.weight", (32, 32)),
+    ):
+        info = infos[f"blk.0.{name}"]
+        matrix = name in ("ssm_in.weight", "ssm_out.weight")
+        assert info == TensorInfo(info.name, shape, "BF16" if matrix else "F32")
+        rows = source.read_rows(info.name, 0, info.rows)
+        np.testing.assert_array_equal(rows.reshape(-1), _values(mixer + part).reshape(-1))
+    decay = source.read_rows("blk.0.ssm_a", 0, 4)
+    expected = -np.exp(_values(f"{mixer}A_log").astype(np.float64))
+    np.testing.assert_array_equal(decay[:, 0], expected.astype(np.float32))
+
+
+def test_queries_and_keys_are_interleaved_within_each_head(tmp_path: Path) -> None:
+    source = open_checkpoint(write_nemotron(tmp_path / "m"))
+    for letter, heads in (("q", 4), ("k", 2)):
+        stored = _values(f"backbone.layers.2.mixer.{letter}_proj.weight")
+        expected = np.concatenate(
+            [
+                np.stack([head[:4], head[4:]], axis=1).reshape(8, 32)
+                for head in stored.reshape(heads, 8, 32)
+            ]
+        )
+        read = source.read_rows(f"blk.2.attn_{letter}.weight", 0, heads * 8)
+        np.testing.assert_array_equal(read, expected)
+
+
+def test_rotary_order_is_a_permutation_within_heads() -> None:
+    order = rotary_row_order(3, 4)
+    assert order.tolist() == [0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11]
+
+
+def test_moe_tensors(tmp_path: Path) -> None:
+    infos = {t.name: t for t in open_checkpoint(write_nemotron(tmp_path / "m")).tensors}
+    block = [t for name, t in infos.items() if name.startswith("blk.1.")]
+    assert {t.name.removeprefix("blk.1."): (t.shape, t.type_name) for t in block} == {
+        "attn_norm.weight": ((32,), "F32"),
+        "ffn_gate_inp.weight": ((4, 32), "F32"),
+        "exp_probs_b.bias": ((4,), "F32"),
+        "ffn_latent_down.weight": ((16, 32), "BF16"),
+        "ffn_latent_up.weight": ((32, 16), "BF16"),
+        "ffn_down_exps.weight": ((4, 16, 24), "BF16"),
+        "ffn_up_exps.weight": ((4, 24, 16), "BF16"),
+        "ffn_down_shexp.weight": ((32, 20), "BF16"),
+        "ffn_up_shexp.weight": ((20, 32), "BF16"),
+    }
+
+
+def test_metadata_of_a_mixture() -> None:
+    metadata = NemotronH().metadata(NEMOTRON)
+    values = {k.removeprefix("nemotron_h_moe."): v.value for k, v in metadata.items()}
+    assert values["general.architecture"] == "nemotron_h_moe"
+    assert values["feed_forward_length"] == (0, 24, 0, 24)
+    assert values["attention.head_count_kv"] == (0, 0, 2, 0)
+    assert values["expert_weights_scale"] == 2.5
+    assert values["moe_latent_size"] == 16
+    assert values["rope.dimension_count"] == 8
+    assert "nextn_predict_layers" not in values
+
+
+@pytest.mark.parametrize(
+    "spelling",
+    [
+        {"hybrid_override_pattern": "ME*E"},
+        {"layers_block_type": ["mamba", "moe", "attention", "moe"]},
+        {"layers_block_type": ["linear_attention", "moe", "full_attention", "moe"]},
+    ],
+)
+def test_layers_in_every_spelling(spelling: dict[str, Any]) -> None:
+    config = {k: v for k, v in NEMOTRON.items() if k != "hybrid_override_pattern"} | spelling
+    assert NemotronH().metadata(config) == NemotronH().metadata(NEMOTRON)
+
+
+def test_dense_layers_are_another_architecture(tmp_path: Path) -> None:
+    source = open_checkpoint(write_nemotron(tmp_path / "m", hybrid_override_pattern="M-*-"))
+    assert source.metadata["general.architecture"].value == "nemotron_h"
+    assert source.metadata["nemotron_h.feed_forward_length"].value == (0, 48, 0, 48)
+    # transformers writes expert keys for dense models too; llama.cpp would expect experts.
+    assert not [key for key in source.metadata if "expert" in key]
+    infos = {t.name: t.shape for t in source.tensors}
+    assert infos["blk.1.ffn_up.weight"] == (48, 32)
+    assert infos["blk.1.ffn_down.weight"] == (32, 48)
+
+
+def test_names_under_model_and_tied_embeddings(tmp_path: Path) -> None:
+    config = NEMOTRON | {"tie_word_embeddings": True}
+    arrays = nemotron_arrays(config, root="model")
+    source = open_checkpoint(write_checkpoint(tmp_path / "m", config, arrays))
+    names = [t.name for t in source.tensors]
+    assert "output.weight" not in names
+    assert names[0] == "token_embd.weight"
+
+
+def test_the_prediction_head_is_dropped(tmp_path: Path) -> None:
+    arrays = nemotron_arrays(NEMOTRON)
+    arrays["mtp.layers.0.enorm.weight"] = arrays["backbone.norm_f.weight"]
+    config = NEMOTRON | {"num_nextn_predict_layers": 1}
+    source = open_checkpoint(write_checkpoint(tmp_path / "m", config, arrays))
+    assert not [t.name for t in source.tensors if "mtp" in t.name or t.name.startswith("blk.4.")]
+    assert not [key for key in source.metadata if "nextn" in key]
+
+
+def test_the_flagship() -> None:
+    """Sizes known from NVIDIA's model card and llama.cpp: docs, FACTS section 1."""
+    config = FLAGSHIP
+    metadata = NemotronH().metadata(config)
+    assert metadata["nemotron_h_moe.context_length"].value == 1048576
+    assert metadata["nemotron_h_moe.block_count"].value == 88
+    assert metadata["nemotron_h_moe.ssm.inner_size"].value == 8192
+    stored = {name: StoredTensor(shape, "BF16") for name, shape in _flagship_shapes().items()}
+    infos = [rule.info for rule in NemotronH().rules(config, stored)]
+    assert round(sum(i.elements for i in infos) / 1e9, 2) == 120.67
+    shapes = {i.name: i.shape for i in infos}
+    assert shapes["blk.0.ssm_in.weight"] == (18560, 4096)
+    assert shapes["blk.1.ffn_down_exps.weight"] == (512, 1024, 2688)
+    assert shapes["blk.1.ffn_up_exps.weight"] == (512, 2688, 1024)
+
+
+def _flagship_shapes() -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {
+        "backbone.embeddings.weight": (131072, 4096),
+        "backbone.norm_f.weight": (4096,),
+        "lm_head.weight": (131072, 4096),
+    }
+    kinds: dict[str, dict[str, tuple[int, ...]]] = {
+        "M": {
+            "in_proj.weight": (18560, 4096),
+            "conv1d.weight": (10240, 1, 4),
+            "conv1d.bias": (10240,),
+            "dt_bias": (128,),
+            "A_log": (128,),
+            "D": (128,),
+            "norm.weight": (8192,),
+            "out_proj.weight": (4096, 8192),
+        },
+        "*": {
+            "q_proj.weight": (4096, 4096),
+            "k_proj.weight": (256, 4096),
+            "v_proj.weight": (256, 4096),
+            "o_proj.weight": (4096, 4096),
+        },
+        "E": {
+            "gate.weight": (512, 4096),
+            "gate.e_score_correction_bias": (512,),
+            "fc1_latent_proj.weight": (1024, 4096),
+            "fc2_latent_proj.weight": (4096, 1024),
+            "shared_experts.up_proj.weight": (5376, 4096),
+            "shared_experts.down_proj.weight": (4096, 5376),
+        }
+        | {f"experts.{e}.up_proj.weight": (2688, 1024) for e in range(512)}
+        | {f"experts.{e}.down_proj.weight": (1024, 2688) for e in range(512)},
+    }
+    for index, kind in enumerate(FLAGSHIP_PATTERN):
+        layer = f"backbone.layers.{index}."
+        shapes[f"{layer}norm.weight"] = (4096,)
+        shapes |= {f"{layer}mixer.{name}": shape for name, shape in kinds[kind].items()}
+    return shapes

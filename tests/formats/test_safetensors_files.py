@@ -1,0 +1,228 @@
+"""Safetensors: exact values, and one clear error for every way in which a file can be broken."""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import random_values, safetensors_bytes, write_safetensors
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantkit.errors import InputError
+from quantkit.formats.safetensors_files import SafetensorsFile, SafetensorsFolder
+from quantkit.formats.safetensors_header import MAX_HEADER_BYTES
+
+GOOD = {"x": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
+
+
+@pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
+def test_values_are_exact(tmp_path: Path, dtype: str) -> None:
+    values = random_values(0, 5, 7)
+    write_safetensors(tmp_path / "a.safetensors", {"pad": values[:1], "x": values}, dtype)
+    file = SafetensorsFile(tmp_path / "a.safetensors")
+    assert file.entries["x"].shape == (5, 7)
+    np.testing.assert_array_equal(file.read("x", 3, 20), values.reshape(-1)[3:20])
+    np.testing.assert_array_equal(file.gather("x", np.array([4, 0, 4]), 7), values[[4, 0, 4]])
+
+
+def test_special_bf16_values_survive(tmp_path: Path) -> None:
+    values = np.array([0.0, -0.0, np.inf, -np.inf, 2.0**-133, 1.5], np.float32)
+    write_safetensors(tmp_path / "a.safetensors", {"x": values})
+    read = SafetensorsFile(tmp_path / "a.safetensors").read("x", 0, 6)
+    assert read.view(np.uint32).tolist() == values.view(np.uint32).tolist()
+
+
+def test_stored_bytes_are_a_view_that_cannot_be_written(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "a.safetensors", {"x": random_values(0, 4)}, "F32")
+    raw = SafetensorsFile(tmp_path / "a.safetensors").stored_bytes("x")
+    assert raw.nbytes == 16
+    assert not raw.flags.owndata
+    with pytest.raises(ValueError, match="read-only"):
+        raw[0] = 1
+
+
+def test_the_reference_library_writes_what_is_read(tmp_path: Path) -> None:
+    from safetensors.numpy import save_file
+
+    values = {
+        "b": random_values(1, 3, 4),
+        "a": random_values(2, 6),
+        "empty": random_values(3, 0, 4),
+    }
+    save_file(values, tmp_path / "a.safetensors")
+    file = SafetensorsFile(tmp_path / "a.safetensors")
+    for name, array in values.items():
+        np.testing.assert_array_equal(file.read(name, 0, array.size), array.reshape(-1))
+
+
+@pytest.mark.parametrize("dtype", ["I64", "F8_E4M3"])
+def test_other_dtypes_are_listed_but_not_converted(tmp_path: Path, dtype: str) -> None:
+    size = 8 if dtype == "I64" else 1
+    header = {"x": {"dtype": dtype, "shape": [1], "data_offsets": [0, size]}}
+    (tmp_path / "a.safetensors").write_bytes(safetensors_bytes(header, bytes(size)))
+    file = SafetensorsFile(tmp_path / "a.safetensors")
+    assert file.entries["x"].dtype == dtype
+    with pytest.raises(InputError, match=f"dtype {dtype}.*BF16 release"):
+        file.read("x", 0, 1)
+
+
+def _one(**changes: object) -> dict[str, Any]:
+    return {"x": GOOD["x"] | changes}
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "truncated: expected at least 8 bytes, has 0"),
+        (b"\x01\x02", "truncated: expected at least 8 bytes, has 2"),
+        (safetensors_bytes(GOOD, bytes(24))[:40], "truncated"),
+        (safetensors_bytes(GOOD, bytes(23)), "truncated: expected at least .* download it again"),
+        (safetensors_bytes(GOOD, bytes(25)), "accounts for"),
+        ((MAX_HEADER_BYTES + 1).to_bytes(8, "little"), "the limit is"),
+        (b"\xff" * 8 + b"{}", "the limit is"),
+        (safetensors_bytes(b"[1, 2]"), "no JSON object"),
+        (safetensors_bytes(b"{"), "not JSON"),
+        (safetensors_bytes(b"\xff\xfe"), "not JSON"),
+        (safetensors_bytes(b"[" * 100_000), "not JSON"),
+        (safetensors_bytes(b'{"x": ' + b"9" * 5000 + b"}"), "not JSON"),
+        (safetensors_bytes(b'{"x": 1, "x": 2}'), "occurs twice"),
+        (safetensors_bytes({"x": 1}), "described as"),
+        (safetensors_bytes({"x": {"dtype": "F32", "shape": [1]}}), "described as"),
+        (safetensors_bytes(_one(data_offsets=[0]), bytes(24)), "described as"),
+        (safetensors_bytes(_one(dtype="Q4"), bytes(24)), "unknown dtype 'Q4'"),
+        (safetensors_bytes(_one(shape=[2, -3]), bytes(24)), "whole numbers"),
+        (safetensors_bytes(_one(shape=[2, 3.0]), bytes(24)), "whole numbers"),
+        (safetensors_bytes(_one(shape=[True, 6]), bytes(24)), "whole numbers"),
+        (safetensors_bytes(_one(data_offsets=[24, 0]), bytes(24)), "whole numbers"),
+        (safetensors_bytes(_one(data_offsets=[-24, 0]), bytes(24)), "whole numbers"),
+        (safetensors_bytes(_one(shape=[2, 4]), bytes(24)), "takes 32 bytes.*span 24"),
+        (safetensors_bytes(_one(shape=[2**62, 2**62]), bytes(24)), "takes .* bytes"),
+        (safetensors_bytes(_one(data_offsets=[8, 32]), bytes(32)), "follows a hole"),
+        (safetensors_bytes(GOOD | {"y": GOOD["x"]}, bytes(24)), "overlaps"),
+        (safetensors_bytes(_one(data_offsets=[0, 24 + 2**63]), bytes(24)), "span"),
+    ],
+)
+def test_a_broken_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
+    path = tmp_path / "broken.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(InputError, match=message) as raised:
+        SafetensorsFile(path)
+    assert "broken.safetensors" in str(raised.value)
+
+
+@given(data=st.data())
+def test_a_corrupted_header_never_gives_anything_but_a_clear_error(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject
+) -> None:
+    content = bytearray(safetensors_bytes(GOOD, bytes(24)))
+    for _ in range(data.draw(st.integers(1, 3))):
+        content[data.draw(st.integers(0, len(content) - 1))] = data.draw(st.integers(0, 255))
+    path = tmp_path_factory.mktemp("fuzz") / "a.safetensors"
+    path.write_bytes(content[: data.draw(st.integers(0, len(content)))])
+    try:
+        file = SafetensorsFile(path)
+        for name, entry in file.entries.items():
+            file.read(name, 0, entry.elements)
+    except InputError:
+        pass
+
+
+def test_shards_are_found_by_the_index(tmp_path: Path) -> None:
+    folder = _two_shards(tmp_path)
+    files = SafetensorsFolder(folder)
+    assert files.entries.keys() == {"a", "b"}
+    np.testing.assert_array_equal(files.read("b", 0, 4), random_values(1, 4))
+
+
+def _two_shards(folder: Path) -> Path:
+    write_safetensors(folder / "model-00001-of-00002.safetensors", {"a": random_values(0, 4)})
+    write_safetensors(folder / "model-00002-of-00002.safetensors", {"b": random_values(1, 4)})
+    _write_index(
+        folder, {f"{n}": f"model-0000{i}-of-00002.safetensors" for i, n in ((1, "a"), (2, "b"))}
+    )
+    return folder
+
+
+def _write_index(folder: Path, weight_map: object) -> None:
+    text = json.dumps({"weight_map": weight_map})
+    (folder / "model.safetensors.index.json").write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "model-00002-of-00002.safetensors").unlink(), "1 of 2 shards are missing"),
+        (
+            lambda f: _write_index(f, dict.fromkeys("abc", "model-00001-of-00002.safetensors")),
+            "tensor b is in model-00001.*in no file",
+        ),
+        (
+            lambda f: (
+                _write_index(f, {"a": "model-00001-of-00002.safetensors"}) or _copy_b_into_a(f)
+            ),
+            "tensor b is not in",
+        ),
+        (lambda f: _write_index(f, {"a": "../secret.safetensors"}), "no plain file name"),
+        (lambda f: _write_index(f, {"a": 7}), "no plain file name"),
+        (lambda f: _write_index(f, []), "weight_map is empty"),
+        (lambda f: (f / "model.safetensors.index.json").write_text("{"), "no index of shards"),
+        (
+            lambda f: (
+                (f / "model.safetensors.index.json").unlink(),
+                (f / "model-00002-of-00002.safetensors").unlink(),
+            ),
+            "1 of 2 shards are here",
+        ),
+    ],
+)
+def test_an_incomplete_folder_is_refused(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    damage(_two_shards(tmp_path))
+    with pytest.raises(InputError, match=message):
+        SafetensorsFolder(tmp_path)
+
+
+def _copy_b_into_a(folder: Path) -> None:
+    both = {"a": random_values(0, 4), "b": random_values(1, 4)}
+    write_safetensors(folder / "model-00001-of-00002.safetensors", both)
+
+
+def test_without_an_index_all_shards_count_and_no_name_twice(tmp_path: Path) -> None:
+    folder = _two_shards(tmp_path)
+    (folder / "model.safetensors.index.json").unlink()
+    assert SafetensorsFolder(folder).entries.keys() == {"a", "b"}
+    _copy_b_into_a(folder)
+    with pytest.raises(InputError, match=r"tensor b is also in model-00001"):
+        SafetensorsFolder(folder)
+
+
+def test_mistrals_second_copy_of_the_weights_is_ignored(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "model.safetensors", {"a": random_values(0, 4)})
+    write_safetensors(tmp_path / "consolidated.safetensors", {"a": random_values(1, 4)})
+    np.testing.assert_array_equal(SafetensorsFolder(tmp_path).read("a", 0, 4), random_values(0, 4))
+
+
+def test_pickles_are_never_opened(tmp_path: Path) -> None:
+    class Bomb:
+        def __reduce__(self) -> tuple[Any, ...]:
+            return (pytest.fail, ("the pickle was loaded",))
+
+    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(Bomb()))
+    with pytest.raises(InputError, match=r"pytorch_model\.bin but no \*\.safetensors"):
+        SafetensorsFolder(tmp_path)
+
+
+def test_an_empty_or_missing_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no"):
+        SafetensorsFolder(tmp_path)
+    with pytest.raises(InputError, match="does not exist"):
+        SafetensorsFolder(tmp_path / "absent")
+    with pytest.raises(InputError, match="cannot be read"):
+        SafetensorsFile(tmp_path / "absent.safetensors")
