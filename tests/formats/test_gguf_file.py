@@ -1,0 +1,150 @@
+"""GGUF files: gguf's own reader and writer as oracle, and hostile bytes."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import gguf
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from models import llama_arrays, llama_metadata, write_gguf, write_llama
+
+from quantkit.errors import InputError
+from quantkit.formats.gguf_file import GGUFFile, GGUFSource, shard_paths
+from quantkit.formats.gguf_writer import lay_out, open_shard
+from quantkit.values import MetaValue, TensorInfo
+
+
+def test_reads_what_gguf_writes(tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_string("text", "α\nb")
+    writer.add_array("words", ["a", "", "ü"])
+    writer.add_array("numbers", [1, 2, 3])
+    writer.add_float32("f", 0.25)
+    writer.add_bool("b", True)
+    writer.add_int64("i", -5)
+    values = np.arange(64, dtype=np.float32).reshape(2, 32)
+    writer.add_tensor("t.weight", values)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    file = GGUFFile(path)
+    assert file.metadata["text"] == MetaValue("str", "α\nb")
+    assert file.metadata["words"].value == ("a", "", "ü")
+    assert file.metadata["numbers"].value == (1, 2, 3)
+    assert file.metadata["f"].value == 0.25
+    assert file.metadata["b"].value is True
+    assert file.metadata["i"].value == -5
+    source = GGUFSource(path)
+    assert source.tensors == (TensorInfo("t.weight", (2, 32), "F32"),)
+    assert np.array_equal(source.read_rows("t.weight", 1, 2), values[1:])
+
+
+def test_gguf_reads_what_we_write(tmp_path: Path) -> None:
+    arrays = llama_arrays()
+    types = {"blk.0.attn_q.weight": "Q4_K", "output.weight": "Q8_0", "token_embd.weight": "BF16"}
+    metadata = llama_metadata() | {
+        "list": MetaValue("str", ("x", "y")),
+        "floats": MetaValue("f32", (0.5, 1.5)),
+        "flag": MetaValue("bool", False),
+    }
+    reader = gguf.GGUFReader(write_gguf(tmp_path / "m.gguf", metadata, arrays, types))
+    for key, value in metadata.items():
+        theirs = reader.fields[key].contents()
+        assert theirs == (list(value.value) if value.is_array else pytest.approx(value.value))
+    ours = GGUFSource(tmp_path / "m.gguf")
+    for tensor in reader.tensors:
+        assert tensor.tensor_type.name == types.get(tensor.name, "F32")
+        values = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        rows = ours.read_rows(tensor.name, 0, arrays[tensor.name].size // tensor.shape[0])
+        assert np.array_equal(rows.reshape(values.shape), values)
+
+
+def test_shards_are_named_and_numbered_as_llama_cpp_does(tmp_path: Path) -> None:
+    infos = [TensorInfo(f"t{i}.weight", (4, 32), "F32") for i in range(5)]
+    layouts = lay_out("m", llama_metadata(), infos, max_shard_bytes=1024)
+    assert [x.file_name for x in layouts] == [f"m-0000{i}-of-00003.gguf" for i in (1, 2, 3)]
+    for layout in layouts:
+        with open_shard(tmp_path / layout.file_name, layout) as writer:
+            for info in layout.tensors:
+                writer.write(info.name, np.full(512, int(info.name[1]), np.uint8))
+    source = GGUFSource(tmp_path / layouts[0].file_name)
+    assert [info.name for info in source.tensors] == [info.name for info in infos]
+    assert {k: v.kind for k, v in source.metadata.items()} == {
+        k: v.kind for k, v in llama_metadata().items()
+    }
+    last = GGUFFile(tmp_path / layouts[2].file_name)
+    assert {k: v.value for k, v in last.metadata.items()} == {
+        "split.no": 2,
+        "split.count": 3,
+        "split.tensors.count": 5,
+    }
+    stored = source.read_stored("t4.weight")
+    assert stored is not None
+    assert set(stored) == {4}
+    (tmp_path / layouts[1].file_name).unlink()
+    with pytest.raises(InputError, match="m-00002-of-00003"):
+        shard_paths(tmp_path / layouts[0].file_name)
+    with pytest.raises(InputError, match="00001"):
+        shard_paths(tmp_path / layouts[2].file_name)
+
+
+def crafted(*, magic: bytes = b"GGUF", version: int = 3, tensors: int = 0, keys: bytes = b"",
+            n_keys: int = 0, table: bytes = b"") -> bytes:  # fmt: skip
+    return magic + struct.pack("<IQQ", version, tensors, n_keys) + keys + table
+
+
+def name(text: str) -> bytes:
+    return struct.pack("<Q", len(text)) + text.encode()
+
+
+HUGE = (1 << 63) - 1
+HOSTILE = {
+    "empty": b"",
+    "magic": crafted(magic=b"GGML"),
+    "version": crafted(version=7),
+    "big endian": crafted(version=3 << 24),
+    "tensor count": crafted(tensors=HUGE),
+    "key count": crafted(n_keys=HUGE),
+    "string length": crafted(n_keys=1, keys=struct.pack("<Q", HUGE) + b"x" * 32),
+    "array length": crafted(n_keys=1, keys=name("k") + struct.pack("<IIQ", 9, 4, HUGE)),
+    "string array": crafted(n_keys=1, keys=name("k") + struct.pack("<IIQ", 9, 8, 1 << 40)),
+    "value type": crafted(n_keys=1, keys=name("k") + struct.pack("<I", 77) + b"\0" * 8),
+    "nested array": crafted(n_keys=1, keys=name("k") + struct.pack("<IIQ", 9, 9, 1) + b"\0" * 16),
+    "alignment": crafted(n_keys=1, keys=name("general.alignment") + struct.pack("<II", 4, 3)),
+    "dimensions": crafted(tensors=1, table=name("t") + struct.pack("<I", 9) + b"\0" * 64),
+    "tensor type": crafted(tensors=1, table=name("t") + struct.pack("<IQIQ", 1, 32, 200, 0)),
+    "blocks": crafted(tensors=1, table=name("t") + struct.pack("<IQIQ", 1, 33, 8, 0)),
+    "overflow": crafted(tensors=1, table=name("t") + struct.pack("<IQQIQ", 2, 2**40, 2**40, 0, 0)),
+    "no data": crafted(tensors=1, table=name("t") + struct.pack("<IQIQ", 1, 4096, 0, 0)),
+    "offset": crafted(tensors=1, table=name("t") + struct.pack("<IQIQ", 1, 1, 0, HUGE)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_hostile_files_get_one_sentence(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "h.gguf"
+    path.write_bytes(HOSTILE[kind])
+    with pytest.raises(InputError, match=r"h\.gguf"):
+        GGUFFile(path)
+
+
+@given(cut=st.integers(0, 4000), flip=st.integers(0, 4000), value=st.integers(0, 255))
+@settings(max_examples=150, deadline=None)
+def test_cut_and_flipped_files_never_fail_otherwise(
+    tmp_path_factory: pytest.TempPathFactory, cut: int, flip: int, value: int
+) -> None:
+    folder = tmp_path_factory.mktemp("f")
+    good = write_llama(folder / "good.gguf").read_bytes()
+    bad = bytearray(good[:-cut] if cut % 2 else good)
+    bad[flip % len(bad)] = value
+    (folder / "bad.gguf").write_bytes(bytes(bad))
+    try:
+        GGUFSource(folder / "bad.gguf")
+    except InputError:
+        pass  # any other exception is a bug

@@ -1,0 +1,84 @@
+"""The imatrix' sums against numpy, on activations that can be worked out by hand."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import VOCABULARY, WIDTH, llama_arrays, llama_metadata, write_gguf
+
+from quantkit.native.activations import Collector, weight_name
+from quantkit.native.llama import Context, Model
+from quantkit.native.settings import ContextSettings, DeviceSettings
+
+TOKENS = 48
+
+
+def collect(path: Path, tokens: np.ndarray) -> Collector:
+    model = Model(path, DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0))
+    collector = Collector()
+    settings = ContextSettings(TOKENS * 2, batch_tokens=TOKENS, all_outputs=True)
+    context = Context(model, settings, collector)
+    context.decode(tokens, 0, want="all")
+    context.close()
+    model.close()
+    return collector
+
+
+def test_first_layer_input_is_the_normalised_embedding(tmp_path: Path) -> None:
+    arrays = llama_arrays()
+    tokens = np.random.default_rng(2).integers(0, VOCABULARY, TOKENS, dtype=np.int32)
+    collector = collect(write_gguf(tmp_path / "m.gguf", llama_metadata(), arrays), tokens)
+    x = arrays["token_embd.weight"][tokens].astype(np.float64)
+    normalised = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-5)
+    entry = collector.sums["blk.0.attn_q.weight"]
+    assert entry.counts.tolist() == [TOKENS]
+    assert np.allclose(entry.squares[0], np.square(normalised).sum(axis=0), rtol=1e-5)
+    # every matrix of the layer is seen, the output is not: llama-imatrix' own default
+    assert sorted(collector.sums) == sorted(
+        n for n, a in arrays.items() if "blk" in n and a.ndim > 1
+    )
+    assert collector.sums["blk.0.ffn_down.weight"].squares.shape == (1, 2 * WIDTH)
+
+
+def test_infinite_activations_are_named(tmp_path: Path) -> None:
+    arrays = llama_arrays()
+    arrays["blk.0.attn_norm.weight"][7] = np.inf
+    tokens = np.zeros(TOKENS, np.int32)
+    collector = collect(write_gguf(tmp_path / "m.gguf", llama_metadata(), arrays), tokens)
+    assert collector.broken is not None
+    assert collector.broken.startswith("blk.0.attn_")
+
+
+def test_experts_are_summed_by_the_tokens_that_chose_them() -> None:
+    random = np.random.default_rng(5)
+    tokens, used, experts, columns = 40, 3, 6, 8
+    ids = np.stack(
+        [random.permutation(experts - 1)[:used] for _ in range(tokens)]
+    )  # never expert 5
+    for width in (1, used):  # one input for all chosen experts, or one for each
+        values = random.standard_normal((tokens, width, columns), np.float32)
+        collector = Collector()
+        collector._add_experts("w", values, ids.astype(np.int64), experts)
+        expected = np.zeros((experts, columns))
+        counts = np.zeros(experts, int)
+        for t in range(tokens):
+            for slot in range(used):
+                expected[ids[t, slot]] += values[t, slot % width].astype(np.float64) ** 2
+                counts[ids[t, slot]] += 1
+        entry = collector.sums["w"]
+        assert np.allclose(entry.squares, expected, rtol=1e-6)
+        assert entry.counts.tolist() == counts.tolist()
+        assert entry.counts[5] == 0
+
+
+@pytest.mark.parametrize(
+    ("raw", "name"),
+    [
+        (b"blk.0.attn_k.weight", "blk.0.attn_k.weight"),
+        (b"CUDA0#blk.1.x.weight#0", "blk.1.x.weight"),
+    ],
+)
+def test_backend_prefixes_are_removed(raw: bytes, name: str) -> None:
+    assert weight_name(raw) == name

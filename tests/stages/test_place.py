@@ -1,0 +1,97 @@
+"""Placement: exact against brute force, llama.cpp's rule, and its memory log of the flagship."""
+
+from __future__ import annotations
+
+import itertools
+
+import flagship
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quantkit.errors import DoesNotFitError
+from quantkit.families.geometry import geometry_of
+from quantkit.stages.place import assign_layers, check_fits, contiguous_counts, place
+from quantkit.target import CardSpec, Target, load_target
+
+MIB = 1 << 20
+
+
+def smallest_room(load: list[int], room: list[int], counts: tuple[int, ...]) -> int:
+    at, left = 0, []
+    for count, space in zip(counts, room, strict=True):
+        if count:
+            left.append(space - sum(load[at : at + count]))
+        at += count
+    return min(left)
+
+
+@given(
+    load=st.lists(st.integers(0, 50), min_size=1, max_size=8),
+    room=st.lists(st.integers(1, 120), min_size=1, max_size=4),
+)
+@settings(max_examples=150, deadline=None)
+def test_equals_brute_force(load: list[int], room: list[int]) -> None:
+    counts = contiguous_counts(load, room)
+    assert sum(counts) == len(load)
+    choices = [
+        c for c in itertools.product(range(len(load) + 1), repeat=len(room)) if sum(c) == len(load)
+    ]
+    best = max(smallest_room(load, room, c) for c in choices)
+    assert smallest_room(load, room, tuple(counts)) == best
+
+
+@given(counts=st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(any))
+@settings(deadline=None)
+def test_layer_counts_as_shares_give_exactly_those_layers(counts: list[int]) -> None:
+    cards = assign_layers(counts, sum(counts))
+    assert cards == [card for card, count in enumerate(counts) for _ in range(count)]
+
+
+def test_even_shares_of_the_flagship_as_llama_cpp_logs_them() -> None:
+    assert np.bincount(assign_layers([1, 1, 1, 1], 89)).tolist() == [23, 22, 22, 22]
+
+
+def q4_k_s_like() -> dict[str, str]:
+    return {
+        i.name: "F32" if i.type_name == "F32" else "Q5_0" if "down_exps" in i.name else "Q4_K"
+        for i in flagship.tensors()
+    }
+
+
+def test_flagship_context_and_compute_are_those_of_llama_cpp() -> None:
+    """llama.cpp's own memory log for 4 cards at 516,096 tokens, q8_0, ubatch 512 (MiB)."""
+    placement = place(
+        flagship.tensors(), q4_k_s_like(), geometry_of(flagship.metadata()), load_target("4x3090")
+    )
+    assert placement.fits
+    context = [card.context_bytes / MIB for card in placement.cards]
+    assert sum(context) == pytest.approx(580 + 576 + 576 + 572, rel=0.002)
+    for card, compute in zip(placement.cards, (2231, 2260, 2260, 2362), strict=True):
+        assert card.compute_bytes / MIB == pytest.approx(compute, rel=0.05)
+    assert placement.host_bytes / MIB == pytest.approx(288, abs=0.5)
+    assert min(card.free_bytes for card in placement.cards) > 3 * 1024 * MIB
+
+
+def test_uneven_cards_get_uneven_layers() -> None:
+    cards = (CardSpec(name="24", memory_gib=24, count=2), CardSpec(name="40", memory_gib=40))
+    target = Target(name="t", cards=cards, context_tokens=131072)
+    placement = place(flagship.tensors(), q4_k_s_like(), geometry_of(flagship.metadata()), target)
+    assert placement.fits
+    assert placement.tensor_split[2] > placement.tensor_split[0]
+    assert sum(placement.tensor_split) == 89
+
+
+def test_what_does_not_fit_says_by_how_much() -> None:
+    target = load_target("1x3090")
+    placement = place(flagship.tensors(), q4_k_s_like(), geometry_of(flagship.metadata()), target)
+    with pytest.raises(DoesNotFitError, match=r"1x3090: RTX 3090 would need .* GiB too much"):
+        check_fits(placement, target)
+
+
+def test_context_is_capped_at_what_the_model_was_trained_for() -> None:
+    target = Target(name="t", cards=(CardSpec(name="c", memory_gib=200),), context_tokens=4_000_000)
+    placement = place(flagship.tensors(), q4_k_s_like(), geometry_of(flagship.metadata()), target)
+    assert placement.context_tokens == 1048576
+    assert "-c 1048576" in placement.command("m.gguf")
