@@ -91,6 +91,9 @@ class _Build:
         if self.choice.kind != "repository":
             self.levels()  # bad input is told before the folder is made
             calibration_paths(self.job.recipe.imatrix)
+        self.console.heading(
+            f"quantkit build {self.job.model} for {self.job.target.name} → {self.job.out}"
+        )
         with build_folder(self.job.out):
             self.pipeline.run(self._checkpoint())
             levels, notes = self.levels()

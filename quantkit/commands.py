@@ -48,7 +48,6 @@ def build(
         chosen = chosen.with_levels(levels.split(","))
     folder = out or Path("build") / f"{choose_model(model).name}-{card_set.name}"
     console = Console(quiet=quiet)
-    console.heading(f"quantkit build {model} for {card_set.name} → {folder}")
     job = Job(model, chosen, card_set, folder, _workers(workers), haystack)
     results = run(job, console)
     if as_json:
@@ -125,7 +124,7 @@ def plan(
             {"level": level.recipe.name, "total_bytes": total, **placement_json(placement, file)}
         )
         console.line(
-            f"\n{level.recipe.name}: {bytes_text(total)} ({total / 1e9:.2f} GB), "
+            f"\n{level.recipe.name}: {gib_text(total)} ({gb_text(total)}), "
             f"{8 * total / elements:.2f} bits a weight, {placement.context_tokens:,} tokens of "
             f"{placement.kv_type} context"
         )
@@ -324,7 +323,7 @@ def inspect(file: Path, as_json: bool) -> None:
         _print_json(console, facts)
     console.heading(
         f"{file.name}: {geometry.architecture}, {elements / 1e6:,.1f} M parameters, "
-        f"{bytes_text(total)} ({total / 1e9:.2f} GB), trained for "
+        f"{gib_text(total)} ({gb_text(total)}), trained for "
         f"{geometry.trained_context_tokens:,} tokens"
     )
     rows = [

@@ -10,9 +10,15 @@ from quantkit.retrieval.statistics import lower_bound
 
 @dataclass(frozen=True)
 class Answer:
-    """One asked needle: where it lay, what was expected, what came."""
+    """One asked needle: where it lay, what was expected, what came.
+
+    Attributes:
+        prefix_tokens: length of the haystack's prefix, decoded once for all needles in it.
+        truncated: the limit of answer tokens cut the answer off.
+    """
 
     context_tokens: int
+    prefix_tokens: int
     seed: int
     index: int
     depth: float
@@ -39,14 +45,17 @@ class Retrieval:
 
     Attributes:
         lengths: shortest first; the gate looks at the last.
-        prefill_tokens: decoded for haystacks, each shared by all of its questions.
         fork_difference: largest relative logit difference between a fork and a fresh decode.
     """
 
     answers: tuple[Answer, ...]
     lengths: tuple[LengthScore, ...]
-    prefill_tokens: int
     fork_difference: float
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Tokens decoded for haystacks, each shared by all of its questions."""
+        return sum({(a.context_tokens, a.seed): a.prefix_tokens for a in self.answers}.values())
 
     @property
     def gate(self) -> LengthScore:

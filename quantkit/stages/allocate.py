@@ -150,25 +150,28 @@ def _solve(
     names = [info.name for info in free]
     pairs = [(i, kind) for i, name in enumerate(names) for kind in options[name]]
     cost = np.array([options[names[i]][kind] for i, kind in pairs])
-    unit = max(capacity, 1)
-    weight = np.array([sizes[names[i]][kind] / unit for i, kind in pairs])
+    size = np.array([sizes[names[i]][kind] for i, kind in pairs], np.float64)
     row = np.array([i for i, _ in pairs])
     one_each = csr_array((np.ones(len(pairs)), (row, np.arange(len(pairs)))))
-    result = milp(
-        c=cost / max(cost.max(), 1e-300),
-        integrality=np.ones(len(pairs), np.int64),
-        bounds=Bounds(0, 1),
-        constraints=[
-            LinearConstraint(one_each, 1, 1),
-            # HiGHS accepts 1e-6 of infeasibility; the margin keeps the bytes within the budget
-            LinearConstraint(weight[None, :], -np.inf, 1 - 2e-6),
-        ],
-        options={"mip_rel_gap": RELATIVE_GAP, "time_limit": SOLVER_SECONDS},
-    )
-    if result.x is None:  # only the margin can make a feasible budget infeasible
-        return {name: min(size, key=size.__getitem__) for name, size in sizes.items()}, 0.0
-    chosen = {names[i]: kind for (i, kind), x in zip(pairs, result.x, strict=True) if x > 0.5}
-    used = sum(sizes[name][kind] for name, kind in chosen.items())
-    if len(chosen) != len(names) or used > capacity:
-        raise AssertionError(f"HiGHS returned an infeasible choice: {used} of {capacity} bytes")
-    return chosen, float(result.mip_gap or 0.0)
+    limit = capacity
+    while True:
+        result = milp(
+            c=cost / max(cost.max(), 1e-300),
+            integrality=np.ones(len(pairs), np.int64),
+            bounds=Bounds(0, 1),
+            constraints=[
+                LinearConstraint(one_each, 1, 1),
+                LinearConstraint(
+                    size[None, :] / max(capacity, 1), -np.inf, limit / max(capacity, 1)
+                ),
+            ],
+            options={"mip_rel_gap": RELATIVE_GAP, "time_limit": SOLVER_SECONDS},
+        )
+        if result.x is None:  # the limit was tightened below the smallest choice, which fits
+            return {name: min(size, key=size.__getitem__) for name, size in sizes.items()}, 0.0
+        chosen = {names[i]: kind for (i, kind), x in zip(pairs, result.x, strict=True) if x > 0.5}
+        used = sum(sizes[name][kind] for name, kind in chosen.items())
+        if used <= capacity:
+            return chosen, float(result.mip_gap or 0.0)
+        # HiGHS tolerates 1e-6 of infeasibility; ask again for what it overshot
+        limit -= used - capacity

@@ -61,7 +61,7 @@ def check_retrieval(
             progress.note(value)
 
     journal = work / "answers.jsonl"
-    fork_difference, prefilled = run_isolated(
+    fork_difference: float = run_isolated(
         "quantkit.stages.niah:ask_in_child",
         {
             "model_path": model,
@@ -74,7 +74,7 @@ def check_retrieval(
     )
     answers = sorted(_answers(journal), key=lambda a: (a.context_tokens, a.seed, a.index))
     write_text(out, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers))
-    return Retrieval(tuple(answers), score_lengths(answers), prefilled, fork_difference)
+    return Retrieval(tuple(answers), score_lengths(answers), fork_difference)
 
 
 def _answers(journal: Path) -> list[Answer]:
@@ -96,8 +96,8 @@ def ask_in_child(
     journal: Path,
     haystack: Path | None,
     emit: Emit,
-) -> tuple[float, int]:
-    """Body of the child process of `check_retrieval`: (fork difference, prefilled tokens)."""
+) -> float:
+    """Body of the child process of `check_retrieval`: the fork difference."""
     from quantkit.native.llama import Context, Model
     from quantkit.retrieval.chat import frame
     from quantkit.retrieval.haystack import sentences
@@ -125,7 +125,6 @@ def ask_in_child(
         )
     done = {(a.context_tokens, a.seed, a.index): a for a in _answers(journal)}
     begins_with_bos = vocab.adds_bos and not shape.before.startswith(vocab.token_text(vocab.bos))
-    prefilled = 0
     with journal.open("a", encoding="utf-8") as log:
         for length in sorted(recipe.context_tokens):
             for seed in recipe.seeds:
@@ -152,7 +151,6 @@ def ask_in_child(
                 for at in range(0, len(prefix), step):
                     context.decode(prefix[at : at + step], at)
                     emit(("advance", min(step, len(prefix) - at)))
-                prefilled += len(prefix)
                 emit(("advance", length - len(prefix)))
                 for index in open_questions:
                     tail, needle = prompt.tails[index], prompt.needles[index]
@@ -163,6 +161,7 @@ def ask_in_child(
                     context.drop(1)
                     answer = Answer(
                         context_tokens=length,
+                        prefix_tokens=len(prefix),
                         seed=seed,
                         index=index,
                         depth=round(prompt.depths[index], 6),
@@ -176,7 +175,7 @@ def ask_in_child(
                     log.flush()
                     os.fsync(log.fileno())
                     emit(("advance", 1))
-    return difference, prefilled
+    return difference
 
 
 def _greedy(
