@@ -18,12 +18,13 @@ from quantkit.errors import GateError, InputError
 from quantkit.families.geometry import ModelGeometry, geometry_of
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.formats.source import TensorSource
+from quantkit.machine import nvidia_cards
 from quantkit.models import choose_model, open_source
 from quantkit.pipeline import Done, Pipeline, Stage
 from quantkit.planning import LevelPlan
 from quantkit.progress import Progress
 from quantkit.receipts import build_folder, file_sha256, write_json
-from quantkit.recipe import Recipe
+from quantkit.recipe import Recipe, RetrievalRecipe
 from quantkit.results import LevelResult, allocation_json, placement_json
 from quantkit.retrieval.heatmap import draw_heatmap
 from quantkit.sizes import bytes_text
@@ -32,8 +33,13 @@ from quantkit.stages.convert import convert
 from quantkit.stages.divergence import measure_divergence
 from quantkit.stages.imatrix import calibration_paths, collect_imatrix
 from quantkit.stages.measure import Sensitivity, measure
-from quantkit.stages.niah import check_retrieval
-from quantkit.stages.quantize import artifact_metadata, overhead_bytes, quantize
+from quantkit.stages.niah import CheckSettings, check_retrieval
+from quantkit.stages.quantize import (
+    artifact_metadata,
+    artifact_names,
+    overhead_bytes,
+    quantize,
+)
 from quantkit.stages.validate import validation_json
 from quantkit.target import Target
 
@@ -90,11 +96,12 @@ class _Build:
     def run(self) -> list[LevelResult]:
         if self.choice.kind != "repository":
             self.levels()  # bad input is told before the folder is made
-            calibration_paths(self.job.recipe.imatrix)
-        self.console.heading(
-            f"quantkit build {self.job.model} for {self.job.target.name} → {self.job.out}"
-        )
+        calibration_paths(self.job.recipe.imatrix)
+        planning.check_gate_is_possible(self.job.recipe.retrieval)
         with build_folder(self.job.out):
+            self.console.heading(
+                f"quantkit build {self.job.model} for {self.job.target.name} → {self.job.out}"
+            )
             self.pipeline.run(self._checkpoint())
             levels, notes = self.levels()
             for sentence in notes:
@@ -149,6 +156,12 @@ class _Build:
     def sensitivity(self) -> Sensitivity:
         return Sensitivity.load(self.job.out / "sensitivity.json")
 
+    @functools.cached_property
+    def retrieval(self) -> tuple[RetrievalRecipe, str | None]:
+        return planning.retrieval_for(
+            self.job.recipe.retrieval, self.job.target, self.geometry.trained_context_tokens
+        )
+
     def folder(self, plan: LevelPlan) -> Path:
         return self.job.out / "levels" / plan.recipe.name
 
@@ -164,11 +177,12 @@ class _Build:
             settings["files"] = {n: [s.st_size, s.st_mtime_ns] for n, s in stats.items()}
 
         def run(work: Path, progress: Progress) -> Done:
+            commit = None
             if self.choice.repository is not None:
                 from quantkit.hub import download_checkpoint
 
                 repository, _, revision = self.choice.repository.partition("@")
-                download_checkpoint(repository, revision or None, self.checkpoint)
+                commit = download_checkpoint(repository, revision or None, self.checkpoint)
             files = self._files()
             progress.start(sum(path.stat().st_size for path in files), "B")
             manifest = {}
@@ -180,7 +194,12 @@ class _Build:
                 progress.advance(size)
             out = self.job.out / "checkpoint.json"
             write_json(
-                out, {"model": self.choice.repository or self.choice.name, "files": manifest}
+                out,
+                {
+                    "model": self.choice.repository or self.choice.name,
+                    "commit": commit,
+                    "files": manifest,
+                },
             )
             elements = sum(info.elements for info in self.source.tensors)
             detail = (
@@ -259,7 +278,8 @@ class _Build:
                 self.folder(plan) / "placement.json",
             )
             write_json(outputs[0], allocation_json(allocation, tensors))
-            write_json(outputs[1], placement_json(placement, f"{stem}.gguf"))
+            file = artifact_names(stem, self._artifact_metadata(), tensors, allocation.types)[0]
+            write_json(outputs[1], placement_json(placement, file))
             detail = (
                 f"{bytes_text(allocation.total_bytes)} of {bytes_text(allocation.budget_bytes)}, "
                 f"layers {'+'.join(map(str, placement.tensor_split))} on {job.target.name}"
@@ -268,7 +288,6 @@ class _Build:
 
         settings = {
             "level": plan.recipe.model_dump(mode="json", exclude={"baseline"}),
-            "budget_bytes": plan.budget_bytes,
             "target": job.target.model_dump(mode="json", exclude={"description"}),
         }
         needs = ("checkpoint", "imatrix", "measure")
@@ -307,9 +326,8 @@ class _Build:
 
     def _validate(self, plan: LevelPlan) -> Stage:
         job, name = self.job, plan.recipe.name
-        recipe, note = planning.retrieval_for(
-            job.recipe.retrieval, self.geometry.trained_context_tokens
-        )
+        recipe, note = self.retrieval
+        kv_type = recipe.kv_type or job.target.kv_type
 
         def run(work: Path, progress: Progress) -> Done:
             if note:
@@ -321,14 +339,15 @@ class _Build:
                 folder / "heatmap.png",
             )
             artifact = self._artifact(plan)
+            settings = CheckSettings(self._placed_devices(plan), kv_type, job.target.ubatch_tokens)
             retrieval = check_retrieval(
-                artifact, recipe, self.devices, outputs[1], work, job.haystack, progress
+                artifact, recipe, settings, outputs[1], work, job.haystack, progress
             )
             divergence = measure_divergence(
                 self.base, artifact, job.recipe.divergence, self.devices, progress
             )
             draw_heatmap(retrieval.answers, self.stem(plan), outputs[2])
-            write_json(outputs[0], validation_json(retrieval, divergence, recipe))
+            write_json(outputs[0], validation_json(retrieval, divergence, recipe, kv_type))
             gate = retrieval.gate
             passed = retrieval.passes(recipe.minimum_lower_bound)
             verdict = (
@@ -343,12 +362,26 @@ class _Build:
             return Done(outputs, detail, {"passed": passed})
 
         settings = {
+            "baseline": plan.recipe.baseline,
             "retrieval": recipe.model_dump(mode="json"),
             "divergence": job.recipe.divergence.model_dump(mode="json"),
+            "kv_type": kv_type,
+            "ubatch_tokens": job.target.ubatch_tokens,
             "haystack": None if job.haystack is None else _content_id(job.haystack),
         }
         needs = (self._base_stage(), f"quantize:{name}")
         return Stage(f"validate:{name}", 1, needs, settings, True, run)
+
+    def _placed_devices(self, plan: LevelPlan) -> DeviceSettings:
+        """The plan's own tensor split where this machine has the target's number of cards."""
+        import dataclasses
+        import json
+
+        text = (self.folder(plan) / "placement.json").read_text(encoding="utf-8")
+        shares = tuple(float(share) for share in json.loads(text)["tensor_split"])
+        if self.devices.gpu_layers == 0 or len(nvidia_cards()) != len(shares):
+            return self.devices
+        return dataclasses.replace(self.devices, tensor_split=shares)
 
     def _result(self, plan: LevelPlan) -> LevelResult:
         import json
@@ -393,6 +426,7 @@ class _Build:
                 recipe=job.recipe,
                 results=tuple(results),
                 imatrix=self.pipeline.receipt("imatrix").facts,
+                kv_type=self.retrieval[0].kv_type or job.target.kv_type,
                 ruled_out=self._ruled_out(levels),
             )
             outputs = report_stage.write_report(facts, job.out)

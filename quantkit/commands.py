@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -56,7 +57,8 @@ def build(
     best = next((r for r in results if r.passed), None)
     console.line(f"Report: {folder / 'report.html'}")
     if best is not None:
-        command = best.command.replace("-m ", f"-m {folder / 'levels' / best.name}/", 1)
+        path = shlex.quote(str(folder / best.files[0]))
+        command = best.command.replace(Path(best.files[0]).name, path, 1)
         console.line(f"Run it:  {command}")
     check_gate(results)
 
@@ -239,13 +241,14 @@ def niah(
     """The retrieval check on one GGUF file."""
     from pydantic import ValidationError
 
+    from quantkit import planning
     from quantkit.formats.gguf_file import GGUFSource
     from quantkit.native.devices import device_settings
     from quantkit.receipts import resumable, write_json
     from quantkit.recipe import RetrievalRecipe
     from quantkit.retrieval.heatmap import draw_heatmap
     from quantkit.retrieval.statistics import needed_hits
-    from quantkit.stages.niah import check_retrieval
+    from quantkit.stages.niah import CheckSettings, check_retrieval
     from quantkit.stages.validate import validation_json
 
     try:
@@ -257,16 +260,13 @@ def niah(
     folder = out or Path(f"{model.stem}-niah")
     _check_writable(folder / "niah.jsonl")
     console = Console(quiet=quiet)
+    planning.check_gate_is_possible(recipe)
+    kv_type = recipe.kv_type or "q8_0"
     trials = recipe.needles * len(recipe.seeds)
     bound = recipe.minimum_lower_bound or 0.0
-    needed = needed_hits(trials, bound)
-    if needed is None:
-        raise InputError(
-            f"{trials} needles cannot prove a hit rate of {bound:.1%}: even {trials}/{trials} has "
-            "a lower bound below it; ask more needles or seeds"
-        )
     console.note(
-        f"passes with {needed} of {trials} needles at {max(recipe.context_tokens):,} tokens"
+        f"passes with {needed_hits(trials, bound)} of {trials} needles at "
+        f"{max(recipe.context_tokens):,} tokens"
     )
     devices = device_settings(_workers(workers))
     stat = model.stat()
@@ -274,10 +274,16 @@ def niah(
     parts |= {"recipe": recipe.model_dump(mode="json"), "haystack": str(haystack)}
     with resumable(folder / ".work", parts) as work, console.stage("niah") as progress:
         found = check_retrieval(
-            model, recipe, devices, folder / "niah.jsonl", work, haystack, progress
+            model,
+            recipe,
+            CheckSettings(devices, kv_type),
+            folder / "niah.jsonl",
+            work,
+            haystack,
+            progress,
         )
     draw_heatmap(found.answers, model.stem, folder / "heatmap.png")
-    facts = validation_json(found, None, recipe)
+    facts = validation_json(found, None, recipe, kv_type)
     write_json(folder / "validation.json", facts)
     if as_json:
         _print_json(console, facts)

@@ -10,14 +10,17 @@ WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "LICENSE*", "
 """Weights as safetensors only, never pickle; tokenizer, configuration, template, licence."""
 
 
-def download_checkpoint(repo: str, revision: str | None, folder: Path) -> None:
+def download_checkpoint(repo: str, revision: str | None, folder: Path) -> str:
     """Bring a repository's checkpoint into `folder`; files that are complete stay as they are.
+
+    Returns:
+        The commit that was downloaded.
 
     Raises:
         InputError: no such repository or revision, or it is gated; says what to do.
         EnvironmentFault: the network or the disk failed.
     """
-    from huggingface_hub import snapshot_download
+    from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
         HfHubHTTPError,
@@ -29,7 +32,8 @@ def download_checkpoint(repo: str, revision: str | None, folder: Path) -> None:
 
     page = f"https://huggingface.co/{repo}"
     try:
-        snapshot_download(repo, revision=revision, local_dir=folder, allow_patterns=list(WANTED))
+        commit = HfApi().model_info(repo, revision=revision).sha
+        snapshot_download(repo, revision=commit, local_dir=folder, allow_patterns=list(WANTED))
     except GatedRepoError:
         raise InputError(
             f"{repo} is gated: accept its terms at {page}, then run 'hf auth login'"
@@ -49,3 +53,4 @@ def download_checkpoint(repo: str, revision: str | None, folder: Path) -> None:
             f"downloading {repo} failed ({error}); check the network and the disk, then run again: "
             "finished files are kept"
         ) from None
+    return str(commit)

@@ -6,10 +6,11 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantkit.errors import DoesNotFitError
+from quantkit.errors import DoesNotFitError, InputError
 from quantkit.families.geometry import ModelGeometry
 from quantkit.quant_types import BY_NAME
 from quantkit.recipe import LevelRecipe, MeasureRecipe, Recipe, RetrievalRecipe
+from quantkit.retrieval.statistics import lower_bound, needed_hits
 from quantkit.sizes import GIB, gib_text
 from quantkit.stages.allocate import Allocation, allocate, smallest_bytes
 from quantkit.stages.measure import admissible, is_quantizable
@@ -17,6 +18,7 @@ from quantkit.stages.place import Placement, check_fits, compute_buffers, place
 from quantkit.target import Target
 from quantkit.values import TensorInfo
 
+LADDER = (8192, 32768, 131072)
 MAX_ROUNDS = 40
 SMALLEST_STEP_BYTES = 1 << 20
 HEADER_ALLOWANCE_BYTES = 16 << 20  # a vocabulary of 131072 with merges takes about 6 MiB
@@ -156,9 +158,17 @@ def fit(
 
 
 def retrieval_for(
-    recipe: RetrievalRecipe, trained_context_tokens: int
+    recipe: RetrievalRecipe, target: Target, trained_context_tokens: int
 ) -> tuple[RetrievalRecipe, str | None]:
-    """The retrieval check without lengths beyond the model's training, and why it changed."""
+    """The retrieval check with its lengths worked out, and why some were left out.
+
+    A recipe without lengths is checked on a ladder that ends at the target's own context; no
+    length exceeds what the model was trained for.
+    """
+    if not recipe.context_tokens:
+        full = min(target.context_tokens, trained_context_tokens)
+        ladder = (*(rung for rung in LADDER if rung < full), full)
+        return recipe.model_copy(update={"context_tokens": ladder}), None
     lengths = tuple(n for n in sorted(recipe.context_tokens) if n <= trained_context_tokens)
     if lengths == tuple(sorted(recipe.context_tokens)):
         return recipe, None
@@ -167,4 +177,22 @@ def retrieval_for(
     return changed, (
         f"the model was trained for {trained_context_tokens} tokens: retrieval is checked up to "
         f"{lengths[-1]}"
+    )
+
+
+def check_gate_is_possible(recipe: RetrievalRecipe) -> None:
+    """Raise when even a perfect answer could not pass the gate: known before any work.
+
+    Raises:
+        InputError: says how many needles the bound needs.
+    """
+    bound = recipe.minimum_lower_bound
+    trials = recipe.needles * len(recipe.seeds)
+    if bound is None or needed_hits(trials, bound) is not None:
+        return
+    enough = next((n for n in range(trials, 100_000) if lower_bound(n, n) >= bound), None)
+    raise InputError(
+        f"{trials} needles cannot prove a hit rate of {bound:.1%} with 95 % confidence: even "
+        f"{trials}/{trials} proves only {lower_bound(trials, trials):.1%}; ask "
+        + (f"{enough} or more (needles x seeds)" if enough else "for less than 100 %")
     )

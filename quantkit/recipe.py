@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from quantkit.errors import InputError
 from quantkit.quant_types import BY_NAME
 from quantkit.resources import resource
+from quantkit.target import KVType
 from quantkit.yaml_files import read_yaml, validated
 
 STOCK_CANDIDATES = (
@@ -80,20 +81,21 @@ class RetrievalRecipe(_Strict):
     """The retrieval check, and the bound that releases.
 
     Attributes:
-        context_tokens: lengths to check; the gate is the longest.
+        context_tokens: lengths to check, the longest is the gate; empty: a ladder up to the
+            target's own context.
         needles: hidden in one haystack, each asked once.
         digits: of each value.
         seeds: one haystack each.
-        kv_type: of the KV cache.
+        kv_type: of the KV cache; None: the target's.
         minimum_lower_bound: of the hit rate at the longest context, one-sided 95 %; None shows
             the figure and lets everything pass.
     """
 
-    context_tokens: tuple[int, ...] = Field(default=(8192, 32768), min_length=1)
+    context_tokens: tuple[Annotated[int, Field(ge=256)], ...] = ()
     needles: int = Field(default=64, ge=1, le=400)
     digits: int = Field(default=5, ge=3, le=12)
     seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
-    kv_type: Literal["f16", "bf16", "q8_0"] = "q8_0"
+    kv_type: KVType | None = None
     minimum_lower_bound: float | None = Field(default=0.90, ge=0, le=1)
     answer_tokens: int = Field(default=24, ge=1)
 

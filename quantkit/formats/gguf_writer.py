@@ -54,11 +54,11 @@ def tensor_size_bytes(info: TensorInfo) -> int:
     return BY_NAME[info.type_name].size_bytes(info.elements)
 
 
-def _aligned(size: int, alignment: int) -> int:
-    return -(-size // alignment) * alignment
+def _aligned(size: int) -> int:
+    return -(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
 
 
-def _header(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int) -> bytes:
+def _header(metadata: Metadata, tensors: Sequence[TensorInfo]) -> bytes:
     parts = [MAGIC, struct.pack("<IQQ", 3, len(tensors), len(metadata))]
     for key, value in metadata.items():
         parts += [_text(key), _meta(value)]
@@ -68,9 +68,9 @@ def _header(metadata: Metadata, tensors: Sequence[TensorInfo], alignment: int) -
         parts.append(_text(info.name))
         parts.append(struct.pack(f"<I{len(ne)}Q", len(ne), *ne))
         parts.append(struct.pack("<IQ", BY_NAME[info.type_name].ggml_id, offset))
-        offset += _aligned(tensor_size_bytes(info), alignment)
+        offset += _aligned(tensor_size_bytes(info))
     header = b"".join(parts)
-    return header + b"\0" * (_aligned(len(header), alignment) - len(header))
+    return header + b"\0" * (_aligned(len(header)) - len(header))
 
 
 @dataclass(frozen=True)
@@ -95,12 +95,10 @@ def lay_out(
     One shard is called `stem.gguf`; several are `stem-00001-of-0000N.gguf`, llama.cpp's names.
     A single tensor larger than the limit gets a shard of its own.
     """
-    alignment_value = metadata.get("general.alignment", MetaValue("u32", DEFAULT_ALIGNMENT)).value
-    alignment = int(alignment_value) if not isinstance(alignment_value, tuple) else 32
     groups: list[list[TensorInfo]] = [[]]
     filled = 0
     for info in tensors:
-        size = _aligned(tensor_size_bytes(info), alignment)
+        size = _aligned(tensor_size_bytes(info))
         if groups[-1] and filled + size > max_shard_bytes:
             groups.append([])
             filled = 0
@@ -109,17 +107,18 @@ def lay_out(
     layouts = []
     for number, group in enumerate(groups):
         keys = dict(metadata) if number == 0 else {}
+        keys.pop("general.alignment", None)  # a source's own: these files use the default
         name = f"{stem}.gguf"
         if len(groups) > 1:
             name = f"{stem}-{number + 1:05}-of-{len(groups):05}.gguf"
             keys["split.no"] = MetaValue("u16", number)
             keys["split.count"] = MetaValue("u16", len(groups))
             keys["split.tensors.count"] = MetaValue("i32", len(tensors))
-        header = _header(keys, group, alignment)
+        header = _header(keys, group)
         offsets, at = {}, len(header)
         for info in group:
             offsets[info.name] = at
-            at += _aligned(tensor_size_bytes(info), alignment)
+            at += _aligned(tensor_size_bytes(info))
         layouts.append(ShardLayout(name, header, tuple(group), offsets, at))
     return layouts
 

@@ -7,6 +7,8 @@ question were asked on its own.
 
 from __future__ import annotations
 
+import bisect
+import itertools
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -59,7 +61,7 @@ def build_prompt(
     """The longest prompt that leaves room for an answer within `context_tokens`.
 
     Sentences are taken from a seeded start, in order, without repetition; the needles stand at
-    sentence boundaries, one in each of `needles` equal strata of the depth.
+    sentence boundaries, one in each of `needles` equal strata of the depth in characters.
 
     Raises:
         InputError: the haystack is too short, or the context too short for the needles.
@@ -114,11 +116,13 @@ def _slack(tokenize: Tokenize, needles: Sequence[Needle]) -> int:
 def _insert(
     sentences: Sequence[str], needles: Sequence[Needle], offsets: Sequence[float]
 ) -> tuple[str, list[float]]:
-    """Needle i goes before sentence ⌊(i + offset) / needles · sentences⌋. Text and depths."""
+    """Needle i goes where (i + offset) / needles of the characters are past. Text and depths."""
+    begins = [0, *itertools.accumulate(len(sentence) + 1 for sentence in sentences)]
     places: dict[int, list[int]] = {}
     for index, offset in enumerate(offsets):
-        where = int((index + offset) / len(needles) * len(sentences))
-        places.setdefault(where, []).append(index)
+        wanted = (index + offset) / len(needles) * begins[-1]
+        where = min(bisect.bisect_left(begins, wanted), len(sentences) - 1)
+        places.setdefault(max(where, 0), []).append(index)
     parts: list[str] = []
     starts = [0] * len(needles)
     at = 0

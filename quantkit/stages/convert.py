@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from quantkit.encoding import write_shards
@@ -41,6 +42,8 @@ def convert(
     """
     metadata: Metadata = dict(source.metadata)
     metadata["general.file_type"] = MetaValue("u32", FILE_TYPES[recipe.base_type])
-    layouts = lay_out(out.stem, metadata, base_types(source, recipe), max_shard_bytes=1 << 62)
+    types = base_types(source, recipe)
+    (layout,) = lay_out(out.stem, metadata, types, max_shard_bytes=1 << 62)
+    layouts = [dataclasses.replace(layout, file_name=out.name)]
     (path,) = write_shards(out.parent, work, layouts, source, {}, progress, workers)
     return path

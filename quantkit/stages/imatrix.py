@@ -76,6 +76,8 @@ def collect_imatrix(
         kind, value = message
         if kind == "start":
             progress.start(value, "tokens")
+        elif kind == "note":
+            progress.note(value)
         else:
             progress.advance(value)
 
@@ -116,6 +118,10 @@ def collect_in_child(
         raise InputError(
             f"the calibration text has {len(tokens)} tokens, fewer than one chunk of {size}; "
             "give a longer text or a smaller chunk_tokens"
+        )
+    if chunks < recipe.chunks:
+        emit(
+            ("note", f"the calibration text holds {chunks} of the {recipe.chunks} chunks asked for")
         )
     emit(("start", chunks * size))
     collector = Collector()

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import os
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,10 +33,19 @@ FORK_TEST_TAIL = 8
 FORK_TOLERANCE = 1e-3
 
 
+@dataclass(frozen=True)
+class CheckSettings:
+    """What the check runs with: devices, KV cache type, tokens of a physical batch."""
+
+    devices: DeviceSettings
+    kv_type: str
+    ubatch_tokens: int = 512
+
+
 def check_retrieval(
     model: Path,
     recipe: RetrievalRecipe,
-    devices: DeviceSettings,
+    settings: CheckSettings,
     out: Path,
     work: Path,
     haystack: Path | None = None,
@@ -66,7 +75,7 @@ def check_retrieval(
         {
             "model_path": model,
             "recipe": recipe,
-            "devices": devices,
+            "settings": settings,
             "journal": journal,
             "haystack": haystack,
         },
@@ -92,7 +101,7 @@ def _answers(journal: Path) -> list[Answer]:
 def ask_in_child(
     model_path: Path,
     recipe: RetrievalRecipe,
-    devices: DeviceSettings,
+    settings: CheckSettings,
     journal: Path,
     haystack: Path | None,
     emit: Emit,
@@ -103,7 +112,7 @@ def ask_in_child(
     from quantkit.retrieval.haystack import sentences
     from quantkit.retrieval.prompt import build_prompt
 
-    model = Model(model_path, devices)
+    model = Model(model_path, settings.devices)
     vocab = model.vocab
     longest = max(recipe.context_tokens)
     if longest > model.trained_context_tokens:
@@ -112,10 +121,14 @@ def ask_in_child(
             f"{model.trained_context_tokens}; lower retrieval.context_tokens in the recipe"
         )
     shape = frame(model.chat_template(), vocab.token_text(vocab.bos), vocab.token_text(vocab.eos))
-    settings = ContextSettings(
-        context_tokens=-(-longest // 256) * 256, sequences=2, kv_type=recipe.kv_type
+    sizes = ContextSettings(
+        context_tokens=-(-longest // 256) * 256,
+        batch_tokens=settings.ubatch_tokens,
+        ubatch_tokens=settings.ubatch_tokens,
+        sequences=2,
+        kv_type=settings.kv_type,
     )
-    context = Context(model, settings)
+    context = Context(model, sizes)
     difference = _fork_difference(context, vocab.size)
     if not difference <= FORK_TOLERANCE:
         raise EnvironmentFault(
@@ -147,7 +160,7 @@ def ask_in_child(
                 if begins_with_bos:
                     prefix = np.concatenate([np.array([vocab.bos], np.int32), prefix])
                 context.clear()
-                step = settings.batch_tokens
+                step = sizes.batch_tokens
                 for at in range(0, len(prefix), step):
                     context.decode(prefix[at : at + step], at)
                     emit(("advance", min(step, len(prefix) - at)))

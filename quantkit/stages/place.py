@@ -8,6 +8,7 @@ used as shares therefore reproduce any contiguous placement exactly.
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -78,7 +79,7 @@ class Placement:
         shares = ",".join(map(str, self.tensor_split))
         split = f" -sm layer -ts {shares}" if len(self.cards) > 1 else ""
         return (
-            f"llama-server -m {model_file} -ngl 999{split} -c {self.context_tokens} "
+            f"llama-server -m {shlex.quote(model_file)} -ngl 999{split} -c {self.context_tokens} "
             f"-ctk {self.kv_type} -ctv {self.kv_type} -fa on -ub {self.ubatch_tokens} -np 1"
         )
 

@@ -30,6 +30,14 @@ def artifact_metadata(source: Metadata, imatrix: Imatrix, imatrix_file: str) -> 
     return metadata
 
 
+def artifact_names(
+    stem: str, metadata: Metadata, tensors: Sequence[TensorInfo], types: Mapping[str, str]
+) -> list[str]:
+    """Names of the artifact's files, the one that llama.cpp opens first."""
+    infos = [TensorInfo(info.name, info.shape, types[info.name]) for info in tensors]
+    return [layout.file_name for layout in lay_out(stem, metadata, infos)]
+
+
 def overhead_bytes(stem: str, metadata: Metadata, tensors: Sequence[TensorInfo]) -> int:
     """Bytes of the artifact that are not tensors; an upper bound that no type changes."""
     return sum(len(layout.header) for layout in lay_out(stem, metadata, tensors))

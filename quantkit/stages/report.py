@@ -26,6 +26,7 @@ class ReportFacts:
     """What the templates show.
 
     Attributes:
+        kv_type: of the retrieval check.
         imatrix: chunks, tokens, weights, unseen_experts.
         ruled_out: tensors whose row length excludes some types → those types.
     """
@@ -37,6 +38,7 @@ class ReportFacts:
     recipe: Recipe
     results: tuple[LevelResult, ...]
     imatrix: Mapping[str, Any]
+    kv_type: str
     ruled_out: Mapping[str, list[str]]
 
 

@@ -12,7 +12,7 @@ from quantkit.values import Divergence
 
 
 def validation_json(
-    retrieval: Retrieval, divergence: Divergence | None, recipe: RetrievalRecipe
+    retrieval: Retrieval, divergence: Divergence | None, recipe: RetrievalRecipe, kv_type: str
 ) -> dict[str, Any]:
     """The content of validation.json; `passed` is the gate's verdict."""
     gate = retrieval.gate
@@ -28,7 +28,7 @@ def validation_json(
             "minimum_lower_bound": recipe.minimum_lower_bound,
             "prefill_tokens": retrieval.prefill_tokens,
             "seeds": list(recipe.seeds),
-            "kv_type": recipe.kv_type,
+            "kv_type": kv_type,
             "fork_difference": retrieval.fork_difference,
             "truncated": sum(answer.truncated for answer in retrieval.answers),
             "lengths": [asdict(score) for score in retrieval.lengths],

@@ -1,0 +1,171 @@
+"""Whole builds on the demo model: skipping, gates, and kill -9 in every stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import gguf
+import pytest
+from small_recipes import write_recipe
+
+from quantkit.receipts import file_sha256
+
+STAGES = (
+    "checkpoint", "convert", "imatrix", "measure",
+    "allocate:Q8", "quantize:Q8", "validate:Q8",
+    "allocate:Q4", "quantize:Q4", "validate:Q4", "report",
+)  # fmt: skip
+
+
+def command(out: Path, recipe: Path, *more: str) -> list[str]:
+    return [
+        sys.executable, "-c", "from quantkit.cli import main; main()", "build",
+        "--target", "4x3090", "--model", "demo", "--recipe", str(recipe), "--out", str(out), *more,
+    ]  # fmt: skip
+
+
+def run(out: Path, recipe: Path, *more: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(out, recipe, *more), capture_output=True, text=True)
+
+
+def contents(out: Path) -> dict[str, str]:
+    """Hashes of everything that a build leaves, receipts aside (they hold times)."""
+    return {
+        path.relative_to(out).as_posix(): file_sha256(path)
+        for path in sorted(out.rglob("*"))
+        if path.is_file() and "receipts" not in path.parts and path.name != ".lock"
+    }
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_recipe(tmp_path_factory.mktemp("recipe") / "tiny.yaml")
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
+    """A finished build, in a folder with a space in its name."""
+    out = tmp_path_factory.mktemp("a build") / "out"
+    finished = run(out, recipe)
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    for stage in STAGES:
+        assert f"✓ {stage}" in finished.stdout
+    return out
+
+
+def test_what_a_build_leaves(built: Path) -> None:
+    for level in ("Q8", "Q4"):
+        folder = built / "levels" / level
+        artifact = folder / f"quantkit-demo-{level}.gguf"
+        allocation = json.loads((folder / "allocation.json").read_text())
+        assert artifact.stat().st_size == allocation["total_bytes"] <= allocation["budget_bytes"]
+        reader = gguf.GGUFReader(artifact)
+        assert {t.name: t.tensor_type.name for t in reader.tensors} == {
+            name: entry["type"] for name, entry in allocation["tensors"].items()
+        }
+        assert sum(e["bytes"] for e in allocation["tensors"].values()) == sum(
+            t.n_bytes for t in reader.tensors
+        )
+        placement = json.loads((folder / "placement.json").read_text())
+        assert placement["fits"]
+        assert sum(placement["tensor_split"]) == 8  # seven layers and the output
+        assert placement["context_tokens"] == 516096
+        validation = json.loads((folder / "validation.json").read_text())
+        assert validation["niah"]["mode"] == "multikey-4"
+        assert validation["niah"]["fork_difference"] == 0.0
+        answers = [json.loads(line) for line in (folder / "niah.jsonl").read_text().splitlines()]
+        assert len(answers) == validation["niah"]["trials"] == 4
+        assert (folder / "heatmap.png").read_bytes().startswith(b"\x89PNG")
+    klds = [
+        json.loads((built / "levels" / level / "validation.json").read_text())["kld"]["mean"]
+        for level in ("Q8", "Q4")
+    ]
+    assert 0 < klds[0] < klds[1]
+    assert not list(built.rglob("*.partial"))
+    assert not any((built / ".work").iterdir())
+
+
+def test_report_says_no_path_of_this_machine(built: Path) -> None:
+    page = (built / "report.html").read_text()
+    assert "quantkit-demo" in page
+    assert page.count("data:image/png;base64,") == 2
+    for path in built.rglob("*"):
+        if path.suffix in (".html", ".md", ".json", ".jsonl", ".gguf") and path.is_file():
+            assert str(built).encode() not in path.read_bytes(), path
+
+
+def test_second_run_skips_every_stage_and_says_why(built: Path, recipe: Path) -> None:
+    before = contents(built)
+    again = run(built, recipe)
+    assert again.returncode == 0
+    for stage in STAGES:
+        assert f"· {stage}" in again.stdout
+    assert again.stdout.count("skipped: up to date") == len(STAGES)
+    assert contents(built) == before
+
+
+def test_a_change_runs_only_what_depends_on_it(built: Path, tmp_path: Path) -> None:
+    changed = write_recipe(
+        tmp_path / "r.yaml",
+        levels=[{"name": "Q8", "bits_per_weight": 8.6}, {"name": "Q4", "bits_per_weight": 4.5}],
+    )
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(built), str(out)], check=True)
+    again = run(out, changed)
+    assert "✓ allocate:Q4" in again.stdout
+    assert "settings.level.bits_per_weight has changed from 4.6 to 4.5" in again.stdout
+    for stage in ("imatrix", "measure", "quantize:Q8", "validate:Q8"):
+        assert f"· {stage}" in again.stdout
+
+
+@pytest.mark.timeout(600)
+def test_killed_in_every_stage_gives_the_same_bytes(
+    built: Path, recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "killed"
+    for stage in STAGES:
+        work = out / ".work" / stage.replace(":", ".")
+        receipt = out / "receipts" / f"{stage.replace(':', '.')}.json"
+        process = subprocess.Popen(
+            command(out, recipe, "--quiet"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        deadline = time.monotonic() + 120
+        while not work.exists() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.002)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL, stage
+        assert not receipt.exists(), f"{stage} was over before it was killed"
+    finished = run(out, recipe)
+    assert finished.returncode == 0, finished.stderr
+    ours, reference = contents(out), contents(built)
+    assert ours.keys() == reference.keys()
+    assert {n for n in ours if ours[n] != reference[n]} == set()
+
+
+def test_a_failed_gate_exits_1_and_names_the_level(tmp_path: Path) -> None:
+    levels = [
+        {"name": "Q8", "bits_per_weight": 8.6, "baseline": True},
+        {"name": "Q4", "bits_per_weight": 4.6},
+    ]
+    impossible = {  # the demo model was never shown values of twelve digits
+        "context_tokens": [512], "needles": 4, "digits": 12, "answer_tokens": 3,
+        "minimum_lower_bound": 0.4,
+    }  # fmt: skip
+    recipe = write_recipe(tmp_path / "r.yaml", levels=levels, retrieval=impossible)
+    failed = run(tmp_path / "out", recipe)
+    assert failed.returncode == 1, failed.stderr
+    assert "Q4 found 0 of 4" in failed.stderr
+    assert "Q8 found" not in failed.stderr  # a baseline's failure is shown and does not count
+    assert "failed, a baseline" in failed.stdout
+    assert "Traceback" not in failed.stderr
+    only = run(tmp_path / "out", recipe, "--levels", "Q8", "--json")
+    assert only.returncode == 0, only.stderr
+    (level,) = json.loads(only.stdout)["levels"]
+    assert level["passed"] is False
+    assert level["baseline"] is True

@@ -1,0 +1,181 @@
+"""The command line: bad input gets one line and exit 2; facts come as JSON."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from models import write_llama
+from small_recipes import write_recipe
+
+from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
+from quantkit.resources import DEMO_MODEL
+
+
+def quantkit(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    code = "from quantkit.cli import main; main()"
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True)
+
+
+def refused(*arguments: str | Path) -> str:
+    """Runs a command that must exit 2 with exactly one line on standard error; returns it."""
+    finished = quantkit(*arguments)
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert finished.stdout == ""
+    lines = finished.stderr.strip().splitlines()
+    assert len(lines) == 1, finished.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+BUILD = ("build", "--target", "4x3090", "--out")
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    assert "no model at" in refused(*BUILD, tmp_path / "o", "--model", tmp_path / "none")
+    assert not (tmp_path / "o").exists()
+
+
+def test_unsupported_architecture_says_what_is_supported(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["FooForCausalLM"]}')
+    message = refused(*BUILD, tmp_path / "o", "--model", tmp_path)
+    assert "FooForCausalLM" in message
+    assert "NemotronHForCausalLM" in message
+    assert "Any GGUF" in message
+
+
+def test_truncated_safetensors_says_how_many_bytes_are_missing(tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    shutil.copytree(DEMO_MODEL, model)
+    (weights,) = model.glob("*.safetensors")
+    whole = weights.stat().st_size
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    message = refused(*BUILD, tmp_path / "o", "--model", model)
+    assert str(whole) in message
+    assert "100000" in message
+
+
+def test_unknown_target_lists_the_known(tmp_path: Path) -> None:
+    message = refused("build", "--target", "9x9999", "--model", "demo", "--out", tmp_path / "o")
+    assert "4x3090" in message
+    assert "dgx-spark" in message
+
+
+def test_output_that_cannot_be_written() -> None:
+    assert "--out" in refused(*BUILD, "/proc/nope", "--model", "demo")
+    assert "--out" in refused("convert", "--model", "demo", "--out", "/proc/nope/x.gguf")
+
+
+def test_model_that_cannot_fit_says_by_how_much_and_what_would(tmp_path: Path) -> None:
+    target = tmp_path / "small.yaml"
+    target.write_text(
+        "name: small\ncards: [{name: tiny, memory_gib: 0.4, reserve_gib: 0.1}]\n"
+        "context_tokens: 1024\nweight_budget_gib: 0.001\n"
+    )
+    message = refused("build", "--target", target, "--model", "demo", "--out", tmp_path / "o")
+    assert "nothing fits small" in message
+    assert "MiB too much" in message
+    assert "larger target" in message
+    context = tmp_path / "context.yaml"
+    context.write_text(
+        "name: short\ncards: [{name: tiny, memory_gib: 0.4}]\ncontext_tokens: 524288\n"
+    )
+    message = refused("plan", "--target", context, "--model", "demo")
+    assert "short" in message
+
+
+def test_level_that_no_type_can_reach(tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path / "r.yaml", levels=[{"name": "Q1", "bits_per_weight": 1.0, "minimum": {}}]
+    )
+    message = refused(*BUILD, tmp_path / "o", "--model", "demo", "--recipe", recipe)
+    assert "Q1 asks for 1 bits" in message
+
+
+def test_gate_that_its_needles_cannot_prove(tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path / "r.yaml", retrieval={"needles": 3, "minimum_lower_bound": 0.95}
+    )
+    message = refused(*BUILD, tmp_path / "o", "--model", "demo", "--recipe", recipe)
+    assert "3/3 proves only 36.8%" in message
+    assert "59 or more" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("levels: []", "levels"),
+        ("name: x\nlevels: [{name: a b}]", "levels.0.name"),
+        ("name: x\nlevles: []\nlevels: [{name: a}]", "levles"),
+        ("name: x\nlevels: [{name: a, minimum: {w: Q9}}]", "Q9"),
+        (": :", "not valid YAML"),
+        ("- a", "mapping"),
+    ],
+)
+def test_recipe_mistakes_name_the_field(text: str, word: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    message = refused(*BUILD, tmp_path / "o", "--model", "demo", "--recipe", recipe)
+    assert word in message
+
+
+def test_commands_on_files_that_are_no_models(tmp_path: Path) -> None:
+    junk = tmp_path / "junk.gguf"
+    junk.write_bytes(b"\x00" * 1000)
+    for arguments in (
+        ("plan", "--target", "4x3090", "--model", junk),
+        ("niah", junk),
+        ("inspect", junk),
+        ("imatrix", junk),
+        ("imatrix", "--show", junk),
+    ):
+        assert "not a GGUF file" in refused(*arguments)
+
+
+def test_plan_and_inspect_speak_json() -> None:
+    planned = quantkit("plan", "--target", "2x3090", "--model", "demo", "--json")
+    assert planned.returncode == 0, planned.stderr
+    levels = json.loads(planned.stdout)["levels"]
+    assert [level["level"] for level in levels] == ["Q6", "Q4", "Q2"]
+    assert all(len(level["cards"]) == 2 and level["fits"] for level in levels)
+
+
+def test_inspect_counts_what_is_there(tmp_path: Path) -> None:
+    shown = quantkit("inspect", write_llama(tmp_path / "m.gguf"), "--json")
+    facts = json.loads(shown.stdout)
+    assert facts["architecture"] == "llama"
+    assert facts["types"]["F32"]["tensors"] == 12
+
+
+def test_show_imatrix_names_unseen_experts(tmp_path: Path) -> None:
+    import numpy as np
+
+    entry = ImatrixEntry(np.ones((2, 32), np.float32), np.array([5, 0], np.float32))
+    path = tmp_path / "i.gguf"
+    write_imatrix(path, Imatrix({"blk.0.ffn_up_exps.weight": entry}, 512, 2, ("a.txt",)))
+    shown = quantkit("imatrix", "--show", path, "--json")
+    assert json.loads(shown.stdout)["unseen_experts"] == {"blk.0.ffn_up_exps.weight": 1}
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from quantkit.cli import main\n"
+        "try: sys.argv = ['quantkit', '--help']; main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'llama_cpp', 'scipy', 'matplotlib', 'numpy', 'rich', 'huggingface_hub'}\n"
+        "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or None)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_doctor_says_which_settings_work() -> None:
+    found = quantkit("doctor", "--json")
+    facts = json.loads(found.stdout)
+    assert isinstance(facts["use_extra_buffers"], bool)
+    assert "kernels" in facts["finding"]
