@@ -350,9 +350,11 @@ class _Build:
             write_json(outputs[0], validation_json(retrieval, divergence, recipe, kv_type))
             gate = retrieval.gate
             passed = retrieval.passes(recipe.minimum_lower_bound)
-            verdict = (
-                "passed" if passed else "failed, a baseline" if plan.recipe.baseline else "FAILED"
-            )
+            verdict = "passed" if passed else "FAILED"
+            if recipe.minimum_lower_bound is None:
+                verdict = "no gate"
+            elif not passed and plan.recipe.baseline:
+                verdict = "failed, a baseline"
             detail = (
                 f"{verdict}: {gate.hits}/{gate.trials} needles at {gate.context_tokens:,} tokens, "
                 f"at least {gate.lower_bound:.1%}"
@@ -397,6 +399,7 @@ class _Build:
             name=name,
             baseline=plan.recipe.baseline,
             passed=validation["passed"],
+            gated=validation["niah"]["minimum_lower_bound"] is not None,
             files=tuple(output.path for output in files),
             size_bytes=size,
             bits_per_weight=8 * size / elements,

@@ -20,6 +20,7 @@ def download_checkpoint(repo: str, revision: str | None, folder: Path) -> str:
         InputError: no such repository or revision, or it is gated; says what to do.
         EnvironmentFault: the network or the disk failed.
     """
+    import httpx2  # huggingface_hub lets its transport errors through
     from huggingface_hub import HfApi, snapshot_download
     from huggingface_hub.errors import (
         GatedRepoError,
@@ -48,7 +49,7 @@ def download_checkpoint(repo: str, revision: str | None, folder: Path) -> str:
         raise InputError(
             f"{repo!r} is neither a folder here nor a repository name: {error}"
         ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.TransportError, OSError) as error:
         raise EnvironmentFault(
             f"downloading {repo} failed ({error}); check the network and the disk, then run again: "
             "finished files are kept"

@@ -17,6 +17,7 @@ class LevelResult:
     """One level as the closing table and the report show it.
 
     Attributes:
+        gated: whether the recipe asks for a bound at all; without one everything passes.
         files: relative to the build folder.
         lengths: (context tokens, hits, trials, lower bound), shortest first.
         kld: mean divergence from the base, nats; None when it was not measured.
@@ -25,6 +26,7 @@ class LevelResult:
     name: str
     baseline: bool
     passed: bool
+    gated: bool
     files: tuple[str, ...]
     size_bytes: int
     bits_per_weight: float
@@ -40,7 +42,9 @@ class LevelResult:
 
     @property
     def verdict(self) -> str:
-        """`passed`, `failed`, or what a failure means for a baseline."""
+        """`passed`, `FAILED`, what a failure means for a baseline, or that nothing was asked."""
+        if not self.gated:
+            return "no gate"
         if self.passed:
             return "passed"
         return "failed, a baseline" if self.baseline else "FAILED"

@@ -158,8 +158,11 @@ def collect_in_child(
     names = tuple(path.name for path in texts)
     with atomic(out) as partial:
         write_imatrix(partial, Imatrix(entries, size, chunks, names))
-    unseen = sum(entry.unseen for entry in entries.values() if entry.counts.size > 1)
-    return ImatrixFacts(chunks, chunks * size, len(entries), unseen)
+    unseen: dict[str, int] = {}  # by layer: the matrices of an expert are reached together
+    for name, entry in entries.items():
+        layer = ".".join(name.split(".")[:2])
+        unseen[layer] = max(unseen.get(layer, 0), entry.unseen)
+    return ImatrixFacts(chunks, chunks * size, len(entries), sum(unseen.values()))
 
 
 def _save(state: Path, next_chunk: int, sums: dict[str, Any]) -> None:
