@@ -8,7 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.errors import QuantkitError
+from quantkit.errors import MACHINE_ERRORS, EnvironmentFault, QuantkitError
+
+INTERRUPTED = 130  # what typer exits with on ctrl-C
 
 app = typer.Typer(
     help="Fit a large model on your cards as GGUF, and prove that it still retrieves.",
@@ -128,7 +130,7 @@ def imatrix(
     if show is not None:
         commands.show_imatrix(show, as_json)
     else:
-        commands.imatrix(model, out, text, chunks, chunk_tokens, workers, quiet)
+        commands.imatrix(model, out, text, chunks, chunk_tokens, workers, quiet, as_json)
 
 
 @app.command()
@@ -198,10 +200,19 @@ def main() -> None:
     try:
         app()
     except QuantkitError as error:
-        from quantkit.console import Console
+        _fail(error)
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        _fail(EnvironmentFault(f"{error.strerror}: {error.filename or 'while writing'}"))
+    except SystemExit as stop:
+        if stop.code == INTERRUPTED:
+            sys.stderr.write("stopped; run the same command again to go on from here\n")
+        raise
 
-        Console().error(str(error))
-        sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        sys.stderr.write("\nstopped; run the same command again to go on from here\n")
-        sys.exit(130)
+
+def _fail(error: QuantkitError) -> None:
+    from quantkit.console import Console
+
+    Console().error(str(error))
+    sys.exit(error.exit_code)

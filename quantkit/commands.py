@@ -155,7 +155,7 @@ def plan(
 def convert(model: str, out: Path, base_type: str, workers: int | None, quiet: bool) -> None:
     """Write a checkpoint as one GGUF file."""
     from quantkit.models import choose_model, open_source
-    from quantkit.receipts import resumable
+    from quantkit.receipts import identity, resumable
     from quantkit.recipe import ConvertRecipe
     from quantkit.stages.convert import convert as run
 
@@ -166,11 +166,13 @@ def convert(model: str, out: Path, base_type: str, workers: int | None, quiet: b
         raise InputError(f"convert reads models on this disk; give the folder of {model}")
     source = open_source(choice)
     console = Console(quiet=quiet)
-    _check_writable(out)
+    assert choice.path is not None
+    files = [choice.path] if choice.kind == "gguf" else sorted(choice.path.iterdir())
+    _check_writable(out, files)
     recipe = ConvertRecipe.model_validate({"base_type": base_type})
-    with resumable(_work(out), {"model": model, "type": base_type}) as work:
-        with console.stage("convert") as progress:
-            run(source, recipe, out, work, _workers(workers), progress)
+    parts = {"files": identity(files), "type": base_type}
+    with resumable(_work(out), parts) as work, console.stage("convert") as progress:
+        run(source, recipe, out, work, _workers(workers), progress)
     console.line(f"{out}: {bytes_text(out.stat().st_size)}")
 
 
@@ -182,11 +184,13 @@ def imatrix(
     chunk_tokens: int,
     workers: int | None,
     quiet: bool,
+    as_json: bool,
 ) -> None:
     """Collect an importance matrix on a GGUF file."""
     from quantkit.formats.gguf_file import GGUFSource
     from quantkit.native.devices import device_settings
-    from quantkit.receipts import resumable
+    from quantkit.native.library import library_version
+    from quantkit.receipts import content_id, identity, resumable
     from quantkit.recipe import ImatrixRecipe
     from quantkit.stages.imatrix import calibration_paths, collect_imatrix
 
@@ -194,14 +198,21 @@ def imatrix(
         raise InputError("give the GGUF file to collect on, or --show FILE to describe an imatrix")
     fields: dict[str, Any] = {"chunks": chunks, "chunk_tokens": chunk_tokens}
     recipe = ImatrixRecipe(**fields, **({"texts": tuple(texts)} if texts else {}))
-    GGUFSource(model)  # tells what is wrong with the file before llama.cpp is asked
-    calibration_paths(recipe)
-    _check_writable(out)
+    source = GGUFSource(model)  # tells what is wrong with the file before llama.cpp is asked
+    read = calibration_paths(recipe)
+    _check_writable(out, [*source.paths, *read])
     devices = device_settings(_workers(workers))
-    console = Console(quiet=quiet)
-    parts = {"model": str(model), "recipe": recipe.model_dump(mode="json")}
+    console = Console(quiet=quiet or as_json)
+    parts = {
+        "model": identity(source.paths),
+        "texts": {path.name: content_id(path) for path in read},
+        "recipe": recipe.model_dump(mode="json"),
+        "llama-cpp-python": library_version(),
+    }
     with resumable(_work(out), parts) as work, console.stage("imatrix") as progress:
         facts = collect_imatrix(model, recipe, out, work, devices, progress)
+    if as_json:
+        _print_json(console, asdict(facts))
     console.line(f"{out}: {facts.weights} weights, {facts.tokens:,} tokens")
 
 
@@ -244,7 +255,8 @@ def niah(
     from quantkit import planning
     from quantkit.formats.gguf_file import GGUFSource
     from quantkit.native.devices import device_settings
-    from quantkit.receipts import resumable, write_json
+    from quantkit.native.library import library_version
+    from quantkit.receipts import content_id, identity, resumable, write_json
     from quantkit.recipe import RetrievalRecipe
     from quantkit.retrieval.heatmap import draw_heatmap
     from quantkit.retrieval.statistics import needed_hits
@@ -254,11 +266,14 @@ def niah(
     try:
         recipe = RetrievalRecipe.model_validate(settings)
     except ValidationError as error:
-        problems = "; ".join(f"--{e['loc'][0]}: {e['msg']}" for e in error.errors())
+        names = {"kv_type": "kv", "context_tokens": "context", "minimum_lower_bound": "minimum"}
+        problems = "; ".join(
+            f"--{names.get(str(e['loc'][0]), e['loc'][0])}: {e['msg']}" for e in error.errors()
+        )
         raise InputError(problems) from None
-    GGUFSource(model)  # tells what is wrong with the file before llama.cpp is asked
+    source = GGUFSource(model)  # tells what is wrong with the file before llama.cpp is asked
     folder = out or Path(f"{model.stem}-niah")
-    _check_writable(folder / "niah.jsonl")
+    _check_writable(folder / "niah.jsonl", source.paths)
     console = Console(quiet=quiet)
     planning.check_gate_is_possible(recipe)
     kv_type = recipe.kv_type or "q8_0"
@@ -269,22 +284,20 @@ def niah(
         f"{max(recipe.context_tokens):,} tokens"
     )
     devices = device_settings(_workers(workers))
-    stat = model.stat()
-    parts: dict[str, Any] = {"model": [str(model), stat.st_size, stat.st_mtime_ns]}
-    parts |= {"recipe": recipe.model_dump(mode="json"), "haystack": str(haystack)}
-    with resumable(folder / ".work", parts) as work, console.stage("niah") as progress:
-        found = check_retrieval(
-            model,
-            recipe,
-            CheckSettings(devices, kv_type),
-            folder / "niah.jsonl",
-            work,
-            haystack,
-            progress,
-        )
-    draw_heatmap(found.answers, model.stem, folder / "heatmap.png")
-    facts = validation_json(found, None, recipe, kv_type)
-    write_json(folder / "validation.json", facts)
+    parts = {
+        "model": identity(source.paths),
+        "recipe": recipe.model_dump(mode="json"),
+        "haystack": None if haystack is None else content_id(haystack),
+        "llama-cpp-python": library_version(),
+    }
+    with resumable(folder / ".work", parts) as work:
+        with console.stage("niah") as progress:
+            settings_here = CheckSettings(devices, kv_type)
+            answers = folder / "niah.jsonl"
+            found = check_retrieval(model, recipe, settings_here, answers, work, haystack, progress)
+        draw_heatmap(found.answers, model.stem, folder / "heatmap.png")
+        facts = validation_json(found, None, recipe, kv_type)
+        write_json(folder / "validation.json", facts)
     if as_json:
         _print_json(console, facts)
     for score in found.lengths:
@@ -385,11 +398,16 @@ def _work(out: Path) -> Path:
     return out.with_name(out.name + ".work")
 
 
-def _check_writable(out: Path) -> None:
+def _check_writable(out: Path, inputs: Sequence[Path]) -> None:
+    """Refuse an output that cannot be written, or that would replace an input."""
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give the name of the file to write")
+    if out.resolve() in {path.resolve() for path in inputs}:
+        raise InputError(f"{out} is an input of this command and would be overwritten")
+    probe = out.parent / f".{out.name}.probe"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        with (out.parent / f".{out.name}.probe").open("w"):
-            pass
-        (out.parent / f".{out.name}.probe").unlink()
+        probe.touch()
+        probe.unlink()
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from None

@@ -46,6 +46,13 @@ def rate_text(rate: float, unit: str) -> str:
     return f"{rate:.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
 
 
+def escape(text: str) -> str:
+    """`text` with what rich would take for markup made harmless."""
+    from rich.markup import escape as rich_escape
+
+    return rich_escape(text)
+
+
 class StageView:
     """The live line of one stage; implements `progress.Progress`."""
 
@@ -129,10 +136,11 @@ class Console:
             view.close()
 
     def done(self, name: str, detail: str, seconds: float) -> None:
-        self._line("[green]✓[/]", name, detail, seconds_text(seconds))
+        self._line("[green]✓[/]", escape(name), escape(detail), seconds_text(seconds))
 
     def skipped(self, name: str, reason: str) -> None:
-        self._line("[dim]·[/]", f"[dim]{name:<18}[/]", f"[dim]skipped: {reason}[/]", "")
+        words = f"[dim]skipped: {escape(reason)}[/]"
+        self._line("[dim]·[/]", f"[dim]{escape(name):<18}[/]", words, "")
 
     def _line(self, mark: str, name: str, detail: str, end: str) -> None:
         if not self.quiet:
@@ -140,13 +148,11 @@ class Console:
 
     def note(self, sentence: str) -> None:
         if not self.quiet:
-            from rich.markup import escape
-
             self._out.print(f"  [dim]{escape(sentence)}[/]")
 
     def heading(self, text: str) -> None:
         if not self.quiet:
-            self._out.print(f"[bold]{text}[/]")
+            self._out.print(f"[bold]{escape(text)}[/]")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table whose first column is left-aligned and whose cells may carry rich markup."""
@@ -180,6 +186,4 @@ class Console:
         sys.stdout.write(text + "\n")
 
     def error(self, message: str) -> None:
-        from rich.markup import escape
-
         self._error.print(f"[bold red]error:[/] {escape(message)}")

@@ -6,23 +6,23 @@ an earlier run was killed.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
-from typing import TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.formats.gguf_writer import ShardLayout, ShardWriter, open_shard, tensor_size_bytes
 from quantkit.formats.source import TensorSource
+from quantkit.journal import Journal
 from quantkit.native import kernels
 from quantkit.progress import Progress
 from quantkit.quant_types import BY_NAME
 from quantkit.receipts import publish
 from quantkit.values import TensorInfo
 
+END = "(end of shard)"
 ROWS_BYTES = 16 << 20
 """F32 bytes of the rows that one worker holds at a time."""
 
@@ -56,44 +56,25 @@ def write_shards(
     with ThreadPoolExecutor(workers) as pool:
         for layout in layouts:
             path, growing = folder / layout.file_name, work / layout.file_name
-            journal = work / f"{layout.file_name}.journal"
-            done = set(_lines(journal))
-            if not growing.exists() and not (END in done and path.exists()):
-                journal.unlink(missing_ok=True)  # what it lists is gone
-                done = set()
+            journal = Journal(work / f"{layout.file_name}.journal", layout.digest)
+            whole = growing.exists() and growing.stat().st_size == layout.size_bytes
+            if not whole and not (END in journal.lines and path.exists()):
+                journal.forget()  # what it lists is gone
+            done = set(journal.lines)
             if END not in done:
-                with open_shard(growing, layout) as writer, journal.open("a") as log:
+                with open_shard(growing, layout) as writer:
                     for info in layout.tensors:
                         if info.name not in done:
                             copy = stored_types[info.name] == info.type_name
                             _encode(writer, info, source, importance, pool, workers, copy)
                             writer.sync()
-                            _append(log, info.name)
+                            journal.append(info.name)
                         progress.advance(tensor_size_bytes(info))
-                    _append(log, END)
+                    journal.append(END)
             if growing.exists():
                 publish(growing, path)
             paths.append(path)
     return paths
-
-
-END = "(end of shard)"
-
-
-def _append(log: TextIO, line: str) -> None:
-    log.write(line + "\n")
-    log.flush()
-    os.fsync(log.fileno())
-
-
-def _lines(journal: Path) -> list[str]:
-    """Complete lines of the journal; the one being written when the run was killed is cut off."""
-    if not journal.exists():
-        return []
-    text = journal.read_text()
-    whole = text[: text.rfind("\n") + 1]
-    journal.write_text(whole)
-    return whole.splitlines()
 
 
 def _blocks(info: TensorInfo) -> Iterator[tuple[int, int, int]]:

@@ -12,6 +12,13 @@ Anything else that escapes is a bug and keeps its traceback.
 
 from __future__ import annotations
 
+import errno
+
+MACHINE_ERRORS = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.ENOMEM, errno.EMFILE}
+)
+"""OSErrors that are faults of the machine and not bugs: disk full, read-only, no memory."""
+
 
 class QuantkitError(Exception):
     """Base of all errors with a message meant for the person at the terminal."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 from quantkit.errors import EnvironmentFault, InputError
@@ -33,8 +34,10 @@ def download_checkpoint(repo: str, revision: str | None, folder: Path) -> str:
 
     page = f"https://huggingface.co/{repo}"
     try:
-        commit = HfApi().model_info(repo, revision=revision).sha
-        snapshot_download(repo, revision=commit, local_dir=folder, allow_patterns=list(WANTED))
+        info = HfApi().model_info(repo, revision=revision)
+        commit, names = info.sha, [file.rfilename for file in info.siblings or ()]
+        wanted = [n for n in names if "/" not in n and any(fnmatch(n, p) for p in WANTED)]
+        snapshot_download(repo, revision=commit, local_dir=folder, allow_patterns=wanted)
     except GatedRepoError:
         raise InputError(
             f"{repo} is gated: accept its terms at {page}, then run 'hf auth login'"
@@ -54,4 +57,7 @@ def download_checkpoint(repo: str, revision: str | None, folder: Path) -> str:
             f"downloading {repo} failed ({error}); check the network and the disk, then run again: "
             "finished files are kept"
         ) from None
+    kept = {path.name for path in folder.iterdir() if path.is_file()}
+    for name in kept - set(wanted):  # of another revision or repository that was here before
+        (folder / name).unlink()
     return str(commit)

@@ -16,7 +16,14 @@ from typing import Any
 from quantkit.console import Console
 from quantkit.native.library import library_version
 from quantkit.progress import Progress
-from quantkit.receipts import Receipt, read_receipt, resumable, stale_reason, write_receipt
+from quantkit.receipts import (
+    Receipt,
+    forget_receipt,
+    read_receipt,
+    resumable,
+    stale_reason,
+    write_receipt,
+)
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,10 @@ class Pipeline:
         if receipt is None:
             raise LookupError(f"stage {stage} has not run in {self.folder}")
         return receipt
+
+    def forget(self, stage: str) -> None:
+        """Make a stage run again whatever its receipt says."""
+        forget_receipt(self.folder, stage)
 
     def parts(self, stage: Stage) -> dict[str, Any]:
         """All that the stage's result depends on, by name."""

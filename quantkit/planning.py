@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ from quantkit.errors import DoesNotFitError, InputError
 from quantkit.families.geometry import ModelGeometry
 from quantkit.quant_types import BY_NAME
 from quantkit.recipe import LevelRecipe, MeasureRecipe, Recipe, RetrievalRecipe
-from quantkit.retrieval.statistics import lower_bound, needed_hits
+from quantkit.retrieval.statistics import CONFIDENCE, lower_bound
 from quantkit.sizes import GIB, gib_text
 from quantkit.stages.allocate import Allocation, allocate, smallest_bytes
 from quantkit.stages.measure import admissible, is_quantizable
@@ -48,27 +49,25 @@ def nominal_errors(
     Stands in for sensitivity.json before anything is measured; tensors of the repeating layers
     are taken to have an imatrix.
     """
-    return {
-        info.name: {
-            kind.name: 4.0**-kind.bits_per_weight
-            for kind in admissible(info, info.name.startswith("blk."), recipe.candidates)
-        }
-        for info in tensors
-        if is_quantizable(info)
-    }
+    errors = {}
+    for info in tensors:
+        if is_quantizable(info):
+            kinds = admissible(info, info.name.startswith("blk."), recipe.candidates)
+            if kinds:
+                errors[info.name] = {kind.name: 4.0**-kind.bits_per_weight for kind in kinds}
+    return errors
 
 
 def target_budget(target: Target, geometry: ModelGeometry) -> int:
-    """Bytes of weights that the target allows: its own number, or all that its cards leave."""
-    fixed = target.weight_budget_bytes
-    if fixed is not None:
-        return fixed
+    """Bytes of weights that the target allows: its own number, but no more than its cards leave."""
     cards = target.each_card
     context = min(target.context_tokens, geometry.trained_context_tokens)
     compute = compute_buffers(geometry, context, target.ubatch_tokens, len(cards))
     room = sum(int((c.memory_gib - c.reserve_gib) * GIB) - compute.card for c in cards)
     kept = sum(layer.context_bytes(context, target.kv_type) for layer in geometry.layers)
-    return max(room - compute.output - kept, 0)
+    left = max(room - compute.output - kept, 0)
+    fixed = target.weight_budget_bytes
+    return left if fixed is None else min(fixed, left)
 
 
 def plan_levels(
@@ -188,11 +187,17 @@ def check_gate_is_possible(recipe: RetrievalRecipe) -> None:
     """
     bound = recipe.minimum_lower_bound
     trials = recipe.needles * len(recipe.seeds)
-    if bound is None or needed_hits(trials, bound) is not None:
+    best = lower_bound(trials, trials)
+    if bound is None or best >= bound:
         return
-    enough = next((n for n in range(trials, 100_000) if lower_bound(n, n) >= bound), None)
     raise InputError(
         f"{trials} needles cannot prove a hit rate of {bound:.1%} with 95 % confidence: even "
-        f"{trials}/{trials} proves only {lower_bound(trials, trials):.1%}; ask "
-        + (f"{enough} or more (needles x seeds)" if enough else "for less than 100 %")
+        f"{trials}/{trials} proves only {best:.1%}; "
+        + (
+            "ask for less than 100 %"
+            if bound >= 1
+            # all of n hits prove (1 - confidence)^(1/n)
+            else f"ask {math.ceil(math.log(1 - CONFIDENCE) / math.log(bound))} or more "
+            "(needles x seeds)"
+        )
     )

@@ -64,6 +64,30 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def content_id(path: Path) -> str:
+    """Hash of a text that a stage reads.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def identity(paths: Sequence[Path]) -> dict[str, list[int]]:
+    """Name → (size, time of last change) of large inputs, which are not hashed for each use.
+
+    Raises:
+        InputError: one cannot be found.
+    """
+    try:
+        return {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in paths}
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
+
+
 def _plain(value: Any) -> Any:  # noqa: ANN401 - any JSON
     return json.loads(json.dumps(value, sort_keys=True))
 
@@ -80,6 +104,11 @@ def read_receipt(folder: Path, stage: str) -> Receipt | None:
         return Receipt(raw["stage"], raw["parts"], outputs, raw["seconds"], raw["facts"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def forget_receipt(folder: Path, stage: str) -> None:
+    """Remove the receipt of `stage`, if there is one."""
+    _receipt_path(folder, stage).unlink(missing_ok=True)
 
 
 def write_receipt(

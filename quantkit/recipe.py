@@ -170,6 +170,6 @@ def recipe_for(model: str, chosen: str | None = None) -> Recipe:
         return load_recipe(shipped.get(chosen, Path(chosen)))
     for path in shipped.values():
         recipe = load_recipe(path)
-        if recipe.model == model:
+        if recipe.model is not None and recipe.model == model.partition("@")[0]:
             return recipe
     return load_recipe(shipped["default"])

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from quantkit.quant_types import BY_NAME
+from quantkit.receipts import Receipt
 from quantkit.stages.allocate import Allocation
 from quantkit.stages.place import Placement
 from quantkit.values import TensorInfo
@@ -17,7 +21,6 @@ class LevelResult:
     """One level as the closing table and the report show it.
 
     Attributes:
-        gated: whether the recipe asks for a bound at all; without one everything passes.
         files: relative to the build folder.
         lengths: (context tokens, hits, trials, lower bound), shortest first.
         kld: mean divergence from the base, nats; None when it was not measured.
@@ -26,7 +29,6 @@ class LevelResult:
     name: str
     baseline: bool
     passed: bool
-    gated: bool
     files: tuple[str, ...]
     size_bytes: int
     bits_per_weight: float
@@ -40,14 +42,16 @@ class LevelResult:
     types: dict[str, int]
     heatmap: str
 
-    @property
-    def verdict(self) -> str:
-        """`passed`, `FAILED`, what a failure means for a baseline, or that nothing was asked."""
-        if not self.gated:
-            return "no gate"
-        if self.passed:
-            return "passed"
-        return "failed, a baseline" if self.baseline else "FAILED"
+    verdict: str
+
+
+def verdict(validation: Mapping[str, Any], *, baseline: bool) -> str:
+    """`passed`, `FAILED`, what a failure means for a baseline, or that nothing was asked."""
+    if validation["niah"]["minimum_lower_bound"] is None:
+        return "no gate"
+    if validation["passed"]:
+        return "passed"
+    return "failed, a baseline" if baseline else "FAILED"
 
 
 def allocation_json(allocation: Allocation, tensors: Sequence[TensorInfo]) -> dict[str, Any]:
@@ -94,3 +98,55 @@ def placement_json(placement: Placement, model_file: str) -> dict[str, Any]:
         "fits": placement.fits,
         "command": placement.command(model_file),
     }
+
+
+def _read(path: Path) -> dict[str, Any]:
+    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return content
+
+
+def read_types(allocation: Path) -> dict[str, str]:
+    """Tensor → type from an allocation.json."""
+    return {name: entry["type"] for name, entry in _read(allocation)["tensors"].items()}
+
+
+def read_ruled_out(allocation: Path) -> dict[str, list[str]]:
+    """Tensor → types that its row length rules out, from an allocation.json."""
+    ruled_out: dict[str, list[str]] = _read(allocation)["ruled_out_by_row_length"]
+    return ruled_out
+
+
+def read_tensor_split(placement: Path) -> tuple[float, ...]:
+    """llama.cpp's `-ts` from a placement.json."""
+    return tuple(float(share) for share in _read(placement)["tensor_split"])
+
+
+def read_level(
+    build: Path, name: str, quantized: Receipt, parameters: int, *, baseline: bool
+) -> LevelResult:
+    """Put together what the folder `build` says of the finished level `name`."""
+    folder = build / "levels" / name
+    validation, placement = _read(folder / "validation.json"), _read(folder / "placement.json")
+    size = sum(output.size_bytes for output in quantized.outputs)
+    kld = validation["kld"] or {}
+    return LevelResult(
+        name=name,
+        baseline=baseline,
+        passed=validation["passed"],
+        files=tuple(output.path for output in quantized.outputs),
+        size_bytes=size,
+        bits_per_weight=8 * size / parameters,
+        card_bytes=tuple(card["total_bytes"] for card in placement["cards"]),
+        card_capacity_bytes=tuple(card["capacity_bytes"] for card in placement["cards"]),
+        context_tokens=placement["context_tokens"],
+        command=placement["command"],
+        lengths=tuple(
+            (s["context_tokens"], s["hits"], s["trials"], s["lower_bound"])
+            for s in validation["niah"]["lengths"]
+        ),
+        kld=kld.get("mean"),
+        same_top=kld.get("same_top"),
+        types=dict(Counter(read_types(folder / "allocation.json").values()).most_common()),
+        heatmap=f"levels/{name}/heatmap.png",
+        verdict=verdict(validation, baseline=baseline),
+    )

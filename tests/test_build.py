@@ -18,8 +18,8 @@ from quantkit.receipts import file_sha256
 
 STAGES = (
     "checkpoint", "convert", "imatrix", "measure",
-    "allocate:Q8", "quantize:Q8", "validate:Q8",
-    "allocate:Q4", "quantize:Q4", "validate:Q4", "report",
+    "allocate:Q8", "place:Q8", "quantize:Q8", "validate:Q8",
+    "allocate:Q4", "place:Q4", "quantize:Q4", "validate:Q4", "report",
 )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ metadata (`tools/gguf-split`): all keys in the first shard, only `split.*` in th
 
 from __future__ import annotations
 
+import hashlib
 import os
 import struct
 from collections.abc import Iterator, Sequence
@@ -82,6 +83,11 @@ class ShardLayout:
     tensors: tuple[TensorInfo, ...]
     offsets: dict[str, int]
     size_bytes: int
+
+    @property
+    def digest(self) -> str:
+        """Tells this layout from any other: the hash of its header."""
+        return hashlib.sha256(self.header).hexdigest()
 
 
 def lay_out(

@@ -101,10 +101,12 @@ def read_imatrix(path: Path) -> Imatrix:
         if weight + COUNTS not in file.stored or at.info.type_name != "F32":
             raise InputError(f"{path}: {weight} has sums but no counts; collect the imatrix again")
         counts = file.tensor_bytes(weight + COUNTS).view("<f4").astype(np.float32)
-        sums = file.tensor_bytes(name).view("<f4").astype(np.float32)
-        if counts.size == 0 or sums.size % counts.size:
-            raise InputError(f"{path}: {weight} has {sums.size} sums for {counts.size} counts")
-        entries[weight] = ImatrixEntry(sums.reshape(counts.size, -1), counts)
+        sums = file.tensor_bytes(name).view("<f4").reshape(at.info.rows, -1).astype(np.float32)
+        if counts.size == 1:  # a dense weight, stacked or not, sees every token
+            counts = np.repeat(counts, len(sums))
+        if counts.size != len(sums):
+            raise InputError(f"{path}: {weight} has {len(sums)} sums for {counts.size} counts")
+        entries[weight] = ImatrixEntry(sums, counts)
     datasets = file.metadata.get("imatrix.datasets", MetaValue("str", ())).value
     return Imatrix(
         entries,

@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-from quantkit.errors import EnvironmentFault, QuantkitError
+from quantkit.errors import MACHINE_ERRORS, EnvironmentFault, QuantkitError
 
 Emit = Callable[[Any], None]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
@@ -112,6 +112,10 @@ def main() -> None:
         )
     except QuantkitError as error:
         send("error", error)
+    except OSError as error:
+        if error.errno not in MACHINE_ERRORS:
+            raise
+        send("error", EnvironmentFault(f"{error.strerror}: {error.filename or 'while writing'}"))
     else:
         send("result", result)
 

@@ -99,6 +99,13 @@ class Vocabulary:
             raise InputError(f"the model's tokenizer cannot encode a text of {len(raw)} bytes")
         return np.ctypeslib.as_array(buffer)[:count].astype(np.int32)
 
+    def with_bos(self, chunk: Tokens) -> Tokens:
+        """`chunk` with BOS as its first token where the model wants one, as llama-imatrix does."""
+        begun = chunk.copy()
+        if self.adds_bos and self.bos >= 0:
+            begun[0] = self.bos
+        return begun
+
     def text(self, tokens: Sequence[int]) -> str:
         """The text of `tokens`, special tokens left out."""
         pieces = []
@@ -133,6 +140,7 @@ class Context:
     def __init__(
         self, model: Model, settings: ContextSettings, on_tensor: EvalCallback | None = None
     ) -> None:
+        self._failure: BaseException | None = None
         params = llama_cpp.llama_context_default_params()
         params.n_ctx = settings.context_tokens
         params.n_batch = settings.batch_tokens
@@ -147,9 +155,7 @@ class Context:
         params.no_perf = True
         params.n_outputs_max = settings.batch_tokens if settings.all_outputs else settings.sequences
         if on_tensor is not None:
-            self._callback = llama_cpp.ggml_backend_sched_eval_callback(
-                lambda tensor, ask, _user: on_tensor(tensor, ask)
-            )
+            self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._guarded(on_tensor))
             params.cb_eval = self._callback
         self.settings = settings
         self._vocab_size = model.vocab.size
@@ -177,6 +183,8 @@ class Context:
             last = at + len(piece) == len(tokens)
             self._fill(piece, start + at, sequence, want == "all", last)
             status = llama_cpp.llama_decode(self.handle, self._batch)
+            if self._failure is not None:
+                raise self._failure
             if status != 0:
                 raise EnvironmentFault(
                     f"llama.cpp failed to decode {len(piece)} tokens at position {start + at} "
@@ -190,6 +198,18 @@ class Context:
             return np.concatenate(parts)
         raw = llama_cpp.llama_get_logits_ith(self.handle, -1)
         return np.ctypeslib.as_array(raw, shape=(self._vocab_size,)).copy()
+
+    def _guarded(self, on_tensor: EvalCallback) -> Callable[[int, bool, object], bool]:
+        """`on_tensor`, with its exceptions kept for `decode`: ctypes would only print them."""
+
+        def callback(tensor: int, ask: bool, _user: object) -> bool:
+            try:
+                return self._failure is None and on_tensor(tensor, ask)
+            except BaseException as error:  # noqa: BLE001 - raised again after the decode
+                self._failure = error
+                return False
+
+        return callback
 
     def _fill(self, piece: Tokens, start: int, sequence: int, every: bool, last: bool) -> None:
         batch, count = self._batch, len(piece)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import bisect
+
 CONFIDENCE = 0.95
 
 
@@ -17,7 +19,7 @@ def lower_bound(hits: int, trials: int, confidence: float = CONFIDENCE) -> float
 
 def needed_hits(trials: int, bound: float, confidence: float = CONFIDENCE) -> int | None:
     """The fewest hits of `trials` whose lower bound reaches `bound`; None when even all do not."""
-    for hits in range(trials + 1):
-        if lower_bound(hits, trials, confidence) >= bound:
-            return hits
-    return None
+    if lower_bound(trials, trials, confidence) < bound:
+        return None
+    hits = range(trials + 1)
+    return bisect.bisect_left(hits, bound, key=lambda h: lower_bound(h, trials, confidence))

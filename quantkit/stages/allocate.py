@@ -13,13 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantkit.errors import DoesNotFitError, InputError
+from quantkit.errors import DoesNotFitError, EnvironmentFault, InputError
 from quantkit.quant_types import BY_NAME
 from quantkit.sizes import gib_text
 from quantkit.values import TensorInfo
 
 RELATIVE_GAP = 1e-6
-SOLVER_SECONDS = 60.0
+SOLVER_SECONDS = 600.0
+INFEASIBLE = 2  # scipy.optimize.milp's status
 
 
 @dataclass(frozen=True)
@@ -167,6 +168,8 @@ def _solve(
             ],
             options={"mip_rel_gap": RELATIVE_GAP, "time_limit": SOLVER_SECONDS},
         )
+        if result.x is None and result.status != INFEASIBLE:
+            raise EnvironmentFault(f"HiGHS found no allocation: {result.message}; run it again")
         if result.x is None:  # the limit was tightened below the smallest choice, which fits
             return {name: min(size, key=size.__getitem__) for name, size in sizes.items()}, 0.0
         chosen = {names[i]: kind for (i, kind), x in zip(pairs, result.x, strict=True) if x > 0.5}

@@ -52,9 +52,8 @@ def compare_in_child(
     tokens = vocab.tokenize(haystack_text()[:characters], parse_special=False)
     losses, tops = [], []
     for index in range(min(recipe.chunks, len(tokens) // size)):
-        chunk = tokens[index * size : (index + 1) * size].copy()
-        if vocab.adds_bos:
-            chunk[0] = vocab.bos
+        chunk = tokens[index * size : (index + 1) * size]
+        chunk = vocab.with_bos(chunk)
         logs = []
         for context in contexts:
             context.clear()

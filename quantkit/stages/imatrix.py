@@ -138,9 +138,7 @@ def collect_in_child(
     settings = ContextSettings(size, batch_tokens=size, ubatch_tokens=size, all_outputs=True)
     context = Context(model, settings, collector)
     for index in range(first, chunks):
-        chunk = tokens[index * size : (index + 1) * size].copy()
-        if model.vocab.adds_bos and model.vocab.bos >= 0:
-            chunk[0] = model.vocab.bos
+        chunk = model.vocab.with_bos(tokens[index * size : (index + 1) * size])
         context.clear()
         context.decode(chunk, 0, want="all")
         if collector.broken is not None:
@@ -151,6 +149,10 @@ def collect_in_child(
         if (index + 1) % SAVE_EVERY_CHUNKS == 0:
             _save(state, index + 1, collector.sums)
         emit(("advance", size))
+    if not collector.sums:
+        raise EnvironmentFault(
+            "llama.cpp showed no matrix product of the model's layers; update llama-cpp-python"
+        )
     entries = {
         name: ImatrixEntry(sums.squares.astype(np.float32), sums.counts.astype(np.float32))
         for name, sums in collector.sums.items()

@@ -9,7 +9,6 @@ here; until it is, tensors count alike.
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.formats.source import TensorSource
+from quantkit.journal import Journal
 from quantkit.native import kernels
 from quantkit.progress import SILENT, Progress
 from quantkit.quant_types import BY_NAME, QuantType
@@ -26,7 +26,13 @@ from quantkit.receipts import write_json
 from quantkit.recipe import MeasureRecipe
 from quantkit.values import TensorInfo
 
-_KEPT_NAMES = ("_norm.weight", "ffn_gate_inp.weight", "ssm_conv1d", "shortconv.conv.weight")
+_KEPT_PARTS = (
+    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel",
+    "per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight",
+    "indexer.q_proj.weight", "time_mix_", "attn_rel_b.weight", ".position_embd.", ".patch_embd.",
+)  # fmt: skip
+_KEPT_NAMES = ("position_embd.weight", "token_types.weight")
+_WEIGHT_KINDS = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True)
@@ -44,13 +50,18 @@ class Sensitivity:
 def is_quantizable(info: TensorInfo) -> bool:
     """Whether llama.cpp may hold the tensor in a block type.
 
-    Its own rule, `tensor_allows_quantization` in llama-quant.cpp: matrices called `*weight`, but
-    no norms, no router, no small convolution.
+    After `tensor_allows_quantization` in llama-quant.cpp: matrices called `*weight`, but no norms,
+    routers, small convolutions, or tables of integers. Where that rule depends on the
+    architecture, this one keeps more tensors as they are.
     """
+    kind = BY_NAME[info.type_name]
+    dimensions = len(info.shape) - next((i for i, n in enumerate(info.shape) if n != 1), 0)
     return (
-        len(info.shape) >= 2
+        dimensions >= 2
+        and (kind.is_quantized or kind.name in _WEIGHT_KINDS)
         and info.name.endswith("weight")
-        and not any(part in info.name for part in _KEPT_NAMES)
+        and info.name not in _KEPT_NAMES
+        and not any(part in info.name for part in _KEPT_PARTS)
     )
 
 
@@ -121,12 +132,14 @@ def measure(
     One line a finished tensor is kept in `work`, so a killed run goes on with the next tensor.
     """
     infos = [info for info in source.tensors if is_quantizable(info)]
-    journal = work / "errors.jsonl"
-    errors = _journal_entries(journal)
+    purpose = json.dumps(recipe.model_dump(mode="json"))
+    journal = Journal(work / "errors.jsonl", purpose)
+    entries = [json.loads(line) for line in journal.lines]
+    errors: dict[str, dict[str, float]] = {entry["name"]: entry["errors"] for entry in entries}
     for kind in {BY_NAME[name] for name in recipe.candidates}:
         kernels.prepare(kind)
     progress.start(len(infos), "tensors")
-    with ThreadPoolExecutor(workers) as pool, journal.open("a", encoding="utf-8") as log:
+    with ThreadPoolExecutor(workers) as pool:
         for info in infos:
             if info.name not in errors:
                 weights = importance.get(info.name)
@@ -134,25 +147,9 @@ def measure(
                 kinds = admissible(info, weights is not None, recipe.candidates)
                 results = pool.map(lambda k, p=pieces, w=weights: relative_error(k, p, w), kinds)
                 errors[info.name] = dict(zip((k.name for k in kinds), results, strict=True))
-                log.write(json.dumps({"name": info.name, "errors": errors[info.name]}) + "\n")
-                log.flush()
-                os.fsync(log.fileno())
+                journal.append(json.dumps({"name": info.name, "errors": errors[info.name]}))
             progress.advance(1)
-    ordered = {info.name: errors[info.name] for info in infos}
+    # a tensor whose rows fit no candidate keeps its type
+    ordered = {info.name: errors[info.name] for info in infos if errors[info.name]}
     write_json(out, {"seed": recipe.seed, "sample_rows": recipe.sample_rows, "errors": ordered})
     return Sensitivity(ordered)
-
-
-def _journal_entries(journal: Path) -> dict[str, dict[str, float]]:
-    if not journal.exists():
-        return {}
-    entries = {}
-    kept = []
-    for line in journal.read_text(encoding="utf-8").splitlines(keepends=True):
-        if not line.endswith("\n"):
-            break  # the line that was being written when the run was killed
-        entry = json.loads(line)
-        entries[entry["name"]] = entry["errors"]
-        kept.append(line)
-    journal.write_text("".join(kept), encoding="utf-8")
-    return entries

@@ -8,7 +8,6 @@ context, not the rate itself.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,10 +16,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import EnvironmentFault, InputError
+from quantkit.journal import Journal
 from quantkit.native.child import Emit, run_isolated
 from quantkit.native.settings import ContextSettings, DeviceSettings
 from quantkit.progress import SILENT, Progress
-from quantkit.receipts import atomic, write_text
+from quantkit.receipts import write_text
 from quantkit.recipe import RetrievalRecipe
 from quantkit.retrieval.results import Answer, Retrieval, score_lengths
 from quantkit.retrieval.scoring import is_hit
@@ -59,7 +59,7 @@ def check_retrieval(
         InputError: llama.cpp cannot load the file, or the haystack is too short.
         EnvironmentFault: no memory for the context, a crash, or forks are not exact here.
     """
-    total = len(recipe.seeds) * (sum(recipe.context_tokens) + recipe.needles)
+    total = len(recipe.seeds) * sum(n + recipe.needles for n in recipe.context_tokens)
     progress.start(total, "tokens")
 
     def on_message(message: tuple[str, Any]) -> None:
@@ -69,40 +69,34 @@ def check_retrieval(
         else:
             progress.note(value)
 
-    journal = work / "answers.jsonl"
+    path, purpose = work / "answers.jsonl", json.dumps(recipe.model_dump(mode="json"))
     fork_difference: float = run_isolated(
         "quantkit.stages.niah:ask_in_child",
         {
             "model_path": model,
             "recipe": recipe,
             "settings": settings,
-            "journal": journal,
+            "journal_path": path,
+            "purpose": purpose,
             "haystack": haystack,
         },
         on_message,
     )
-    answers = sorted(_answers(journal), key=lambda a: (a.context_tokens, a.seed, a.index))
+    lines = Journal(path, purpose).lines
+    answers = sorted(
+        (Answer(**json.loads(line)) for line in lines),
+        key=lambda a: (a.context_tokens, a.seed, a.index),
+    )
     write_text(out, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers))
     return Retrieval(tuple(answers), score_lengths(answers), fork_difference)
-
-
-def _answers(journal: Path) -> list[Answer]:
-    """Complete lines of the journal; a line cut off by a kill is forgotten."""
-    if not journal.exists():
-        return []
-    text = journal.read_text(encoding="utf-8")
-    whole = text[: text.rfind("\n") + 1]
-    if whole != text:
-        with atomic(journal) as partial:
-            partial.write_text(whole, encoding="utf-8")
-    return [Answer(**json.loads(line)) for line in whole.splitlines()]
 
 
 def ask_in_child(
     model_path: Path,
     recipe: RetrievalRecipe,
     settings: CheckSettings,
-    journal: Path,
+    journal_path: Path,
+    purpose: str,
     haystack: Path | None,
     emit: Emit,
 ) -> float:
@@ -118,7 +112,7 @@ def ask_in_child(
     if longest > model.trained_context_tokens:
         raise InputError(
             f"the check asks at {longest} tokens, {model_path.name} was trained for "
-            f"{model.trained_context_tokens}; lower retrieval.context_tokens in the recipe"
+            f"{model.trained_context_tokens}; check a shorter context"
         )
     shape = frame(model.chat_template(), vocab.token_text(vocab.bos), vocab.token_text(vocab.eos))
     sizes = ContextSettings(
@@ -136,58 +130,55 @@ def ask_in_child(
             f"(limit {FORK_TOLERANCE:.0e}): its answers would prove nothing; update "
             "llama-cpp-python"
         )
-    done = {(a.context_tokens, a.seed, a.index): a for a in _answers(journal)}
+    journal = Journal(journal_path, purpose)
+    known = (json.loads(line) for line in journal.lines)
+    done = {(a["context_tokens"], a["seed"], a["index"]) for a in known}
     begins_with_bos = vocab.adds_bos and not shape.before.startswith(vocab.token_text(vocab.bos))
-    with journal.open("a", encoding="utf-8") as log:
-        for length in sorted(recipe.context_tokens):
-            for seed in recipe.seeds:
-                open_questions = [i for i in range(recipe.needles) if (length, seed, i) not in done]
-                emit(("advance", recipe.needles - len(open_questions)))
-                if not open_questions:
-                    emit(("advance", length))
-                    continue
-                prompt = build_prompt(
-                    vocab.tokenize,
-                    shape,
-                    sentences(haystack),
-                    context_tokens=length - begins_with_bos,
-                    needles=recipe.needles,
-                    digits=recipe.digits,
-                    answer_tokens=recipe.answer_tokens,
+    for length in sorted(recipe.context_tokens):
+        for seed in recipe.seeds:
+            open_questions = [i for i in range(recipe.needles) if (length, seed, i) not in done]
+            emit(("advance", recipe.needles - len(open_questions)))
+            if not open_questions:
+                emit(("advance", length))
+                continue
+            prompt = build_prompt(
+                vocab.tokenize,
+                shape,
+                sentences(haystack),
+                context_tokens=length - begins_with_bos,
+                needles=recipe.needles,
+                digits=recipe.digits,
+                answer_tokens=recipe.answer_tokens,
+                seed=seed,
+            )
+            prefix = prompt.prefix
+            if begins_with_bos:
+                prefix = np.concatenate([np.array([vocab.bos], np.int32), prefix])
+            context.clear()
+            step = sizes.batch_tokens
+            for at in range(0, len(prefix), step):
+                context.decode(prefix[at : at + step], at)
+                emit(("advance", min(step, len(prefix) - at)))
+            emit(("advance", length - len(prefix)))
+            for index in open_questions:
+                tail, needle = prompt.tails[index], prompt.needles[index]
+                context.fork(0, 1)
+                text, truncated = _greedy(context, vocab, tail, len(prefix), recipe.answer_tokens)
+                context.drop(1)
+                answer = Answer(
+                    context_tokens=length,
+                    prefix_tokens=len(prefix),
                     seed=seed,
+                    index=index,
+                    depth=round(prompt.depths[index], 6),
+                    key=needle.key,
+                    value=needle.value,
+                    answer=text,
+                    hit=is_hit(text, needle.value),
+                    truncated=truncated,
                 )
-                prefix = prompt.prefix
-                if begins_with_bos:
-                    prefix = np.concatenate([np.array([vocab.bos], np.int32), prefix])
-                context.clear()
-                step = sizes.batch_tokens
-                for at in range(0, len(prefix), step):
-                    context.decode(prefix[at : at + step], at)
-                    emit(("advance", min(step, len(prefix) - at)))
-                emit(("advance", length - len(prefix)))
-                for index in open_questions:
-                    tail, needle = prompt.tails[index], prompt.needles[index]
-                    context.fork(0, 1)
-                    text, truncated = _greedy(
-                        context, vocab, tail, len(prefix), recipe.answer_tokens
-                    )
-                    context.drop(1)
-                    answer = Answer(
-                        context_tokens=length,
-                        prefix_tokens=len(prefix),
-                        seed=seed,
-                        index=index,
-                        depth=round(prompt.depths[index], 6),
-                        key=needle.key,
-                        value=needle.value,
-                        answer=text,
-                        hit=is_hit(text, needle.value),
-                        truncated=truncated,
-                    )
-                    log.write(json.dumps(asdict(answer)) + "\n")
-                    log.flush()
-                    os.fsync(log.fileno())
-                    emit(("advance", 1))
+                journal.append(json.dumps(asdict(answer)))
+                emit(("advance", 1))
     return difference
 
 

@@ -71,8 +71,8 @@ class Placement:
 
     @property
     def overflow_bytes(self) -> int:
-        """Bytes by which the fullest card exceeds its memory; 0 when all fit."""
-        return max(0, *(-card.free_bytes for card in self.cards))
+        """Bytes by which the cards exceed their memory, all together; 0 when all fit."""
+        return sum(max(0, -card.free_bytes) for card in self.cards)
 
     def command(self, model_file: str) -> str:
         """The llama-server command that runs the plan."""

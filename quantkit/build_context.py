@@ -1,0 +1,156 @@
+"""What the stages of one build share: the job, the model, and what was worked out so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit import planning
+from quantkit.families.geometry import ModelGeometry, geometry_of
+from quantkit.formats.imatrix_file import Imatrix, read_imatrix
+from quantkit.formats.source import TensorSource
+from quantkit.machine import nvidia_cards
+from quantkit.models import choose_model, open_source
+from quantkit.pipeline import Pipeline
+from quantkit.planning import LevelPlan
+from quantkit.recipe import Recipe, RetrievalRecipe
+from quantkit.results import read_tensor_split, read_types
+from quantkit.stages.measure import Sensitivity
+from quantkit.stages.quantize import artifact_metadata
+from quantkit.target import Target
+from quantkit.values import Metadata
+
+if TYPE_CHECKING:
+    from quantkit.native.settings import DeviceSettings
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".md")
+"""Files that a base GGUF is made from; the model card gives names and licence."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to build and where: all that a person chooses."""
+
+    model: str
+    recipe: Recipe
+    target: Target
+    out: Path
+    workers: int
+    haystack: Path | None = None
+
+
+class BuildContext:
+    """A job and what its stages read, each read once; nothing here writes."""
+
+    def __init__(self, job: Job, pipeline: Pipeline) -> None:
+        self.job, self.pipeline = job, pipeline
+        self.choice = choose_model(job.model)
+
+    @functools.cached_property
+    def checkpoint(self) -> Path:
+        return self.choice.path or self.job.out / "checkpoint"
+
+    @functools.cached_property
+    def source(self) -> TensorSource:
+        return open_source(self.choice, self.checkpoint)
+
+    @functools.cached_property
+    def geometry(self) -> ModelGeometry:
+        return geometry_of(self.source.metadata)
+
+    @functools.cached_property
+    def devices(self) -> DeviceSettings:
+        from quantkit.native.devices import device_settings
+
+        return device_settings(self.job.workers)
+
+    @property
+    def base(self) -> Path:
+        """The GGUF that statistics are collected on: the model itself where it is one."""
+        return self.checkpoint if self.choice.kind == "gguf" else self.job.out / "base.gguf"
+
+    def levels(self) -> tuple[list[LevelPlan], list[str]]:
+        job = self.job
+        return planning.plan_levels(job.recipe, job.target, self.source.tensors, self.geometry)
+
+    @functools.cached_property
+    def imatrix(self) -> Imatrix:
+        return read_imatrix(self.job.out / "imatrix.gguf")
+
+    @functools.cached_property
+    def importance(self) -> dict[str, NDArray[np.float32]]:
+        return {name: entry.importance() for name, entry in self.imatrix.entries.items()}
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        return sum(info.elements for info in self.source.tensors)
+
+    @property
+    def base_stage(self) -> str:
+        """The stage whose output is `base`."""
+        return "checkpoint" if self.choice.kind == "gguf" else "convert"
+
+    @functools.cached_property
+    def artifact_metadata(self) -> Metadata:
+        return artifact_metadata(self.source.metadata, self.imatrix, "imatrix.gguf")
+
+    @functools.cached_property
+    def sensitivity(self) -> Sensitivity:
+        return Sensitivity.load(self.job.out / "sensitivity.json")
+
+    @functools.cached_property
+    def retrieval(self) -> tuple[RetrievalRecipe, str | None]:
+        return planning.retrieval_for(
+            self.job.recipe.retrieval, self.job.target, self.geometry.trained_context_tokens
+        )
+
+    def folder(self, plan: LevelPlan) -> Path:
+        return self.job.out / "levels" / plan.recipe.name
+
+    def stem(self, plan: LevelPlan) -> str:
+        return f"{self.choice.name}-{plan.recipe.name}"
+
+    def files(self) -> list[Path]:
+        """The model's files that the build depends on."""
+        if self.choice.kind == "gguf":
+            from quantkit.formats.gguf_file import shard_paths
+
+            return shard_paths(self.checkpoint)
+        found = self.checkpoint.iterdir()
+        return sorted(p for p in found if p.is_file() and p.suffix in CHECKPOINT_SUFFIXES)
+
+    def is_whole(self) -> bool:
+        """Whether a repository's files are still where they were downloaded to."""
+        if self.choice.kind != "repository":
+            return True
+        try:
+            manifest = json.loads((self.job.out / "checkpoint.json").read_text(encoding="utf-8"))
+            return all(
+                (self.checkpoint / name).stat().st_size == entry["size_bytes"]
+                for name, entry in manifest["files"].items()
+            )
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def types(self, plan: LevelPlan) -> dict[str, str]:
+        """Tensor → type of a level that was allocated."""
+        return read_types(self.folder(plan) / "allocation.json")
+
+    def artifact(self, plan: LevelPlan) -> Path:
+        """The file of a quantized level that llama.cpp opens."""
+        outputs = self.pipeline.receipt(f"quantize:{plan.recipe.name}").outputs
+        return self.job.out / outputs[0].path
+
+    def placed_devices(self, plan: LevelPlan) -> DeviceSettings:
+        """The plan's own tensor split where this machine has the target's number of cards."""
+        shares = read_tensor_split(self.folder(plan) / "placement.json")
+        if self.devices.gpu_layers == 0 or len(nvidia_cards()) != len(shares):
+            return self.devices
+        return dataclasses.replace(self.devices, tensor_split=shares)

@@ -1,0 +1,252 @@
+"""The stages of a build, in the order of the flow: what each needs, depends on, does and says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from quantkit import planning
+from quantkit.build_context import BuildContext
+from quantkit.pipeline import Done, Stage
+from quantkit.planning import LevelPlan
+from quantkit.progress import Progress
+from quantkit.receipts import content_id, file_sha256, identity, write_json
+from quantkit.results import (
+    LevelResult,
+    allocation_json,
+    placement_json,
+    read_ruled_out,
+    verdict,
+)
+from quantkit.retrieval.heatmap import draw_heatmap
+from quantkit.sizes import bytes_text
+from quantkit.stages.convert import convert
+from quantkit.stages.divergence import measure_divergence
+from quantkit.stages.imatrix import calibration_paths, collect_imatrix
+from quantkit.stages.measure import measure
+from quantkit.stages.niah import CheckSettings, check_retrieval
+from quantkit.stages.place import place
+from quantkit.stages.quantize import artifact_names, overhead_bytes, quantize
+from quantkit.stages.report import ReportFacts, write_report
+from quantkit.stages.validate import validation_json
+
+
+def checkpoint_stage(build: BuildContext) -> Stage:
+    """Model → checkpoint.json: bring it here where it is a repository, and hash its files."""
+    choice = build.choice
+    out = build.job.out / "checkpoint.json"
+    settings: dict[str, Any] = {"model": choice.repository or choice.name}
+    if choice.kind != "repository":
+        settings["files"] = identity(build.files())
+
+    def run(work: Path, progress: Progress) -> Done:
+        commit = None
+        if choice.repository is not None:
+            from quantkit.hub import download_checkpoint
+
+            repository, _, revision = choice.repository.partition("@")
+            commit = download_checkpoint(repository, revision or None, build.checkpoint)
+        files = build.files()
+        progress.start(sum(path.stat().st_size for path in files), "B")
+        manifest = {}
+        total = 0
+        for path in files:
+            size = path.stat().st_size
+            manifest[path.name] = {"size_bytes": size, "sha256": file_sha256(path)}
+            total += size
+            progress.advance(size)
+        write_json(out, {"model": settings["model"], "commit": commit, "files": manifest})
+        detail = (
+            f"{build.geometry.architecture}, {build.parameters / 1e6:,.1f} M parameters, "
+            f"{len(manifest)} files, {bytes_text(total)}"
+        )
+        return Done((out,), detail, {"parameters": build.parameters, "size_bytes": total})
+
+    return Stage("checkpoint", 1, (), settings, False, run)
+
+
+def convert_stage(build: BuildContext) -> Stage:
+    """Checkpoint → base.gguf."""
+    recipe = build.job.recipe.convert
+
+    def run(work: Path, progress: Progress) -> Done:
+        out = convert(build.source, recipe, build.base, work, build.job.workers, progress)
+        size = out.stat().st_size
+        return Done((out,), f"{recipe.base_type}, {bytes_text(size)}", {"size_bytes": size})
+
+    return Stage("convert", 1, ("checkpoint",), recipe.model_dump(mode="json"), False, run)
+
+
+def imatrix_stage(build: BuildContext) -> Stage:
+    """base.gguf + calibration text → imatrix.gguf."""
+    recipe = build.job.recipe.imatrix
+
+    def run(work: Path, progress: Progress) -> Done:
+        out = build.job.out / "imatrix.gguf"
+        facts = collect_imatrix(build.base, recipe, out, work, build.devices, progress)
+        unseen = f", {facts.unseen_experts} unseen experts" if facts.unseen_experts else ""
+        detail = f"{facts.weights} weights, {facts.tokens:,} tokens{unseen}"
+        return Done((out,), detail, asdict(facts))
+
+    texts = {path.name: content_id(path) for path in calibration_paths(recipe)}
+    settings = {**recipe.model_dump(mode="json"), "texts": texts}
+    return Stage("imatrix", 1, (build.base_stage,), settings, True, run)
+
+
+def measure_stage(build: BuildContext) -> Stage:
+    """Source + imatrix → sensitivity.json."""
+    recipe = build.job.recipe.measure
+
+    def run(work: Path, progress: Progress) -> Done:
+        out = build.job.out / "sensitivity.json"
+        found = measure(
+            build.source, build.importance, recipe, out, work, build.job.workers, progress
+        )
+        pairs = sum(len(kinds) for kinds in found.errors.values())
+        detail = f"{len(found.errors)} tensors, {pairs} (tensor, type) pairs"
+        return Done((out,), detail, {"tensors": len(found.errors), "pairs": pairs})
+
+    needs = ("checkpoint", "imatrix")
+    return Stage("measure", 1, needs, recipe.model_dump(mode="json"), True, run)
+
+
+def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
+    """Sensitivity + target → allocation.json: a type for every tensor, held by the cards."""
+    target = build.job.target
+
+    def run(work: Path, progress: Progress) -> Done:
+        tensors = build.source.tensors
+        overhead = overhead_bytes(build.stem(plan), build.artifact_metadata, tensors)
+        errors = build.sensitivity.errors
+        found = planning.fit(plan, tensors, errors, overhead, build.geometry, target).allocation
+        out = build.folder(plan) / "allocation.json"
+        write_json(out, allocation_json(found, tensors))
+        detail = f"{bytes_text(found.total_bytes)} of {bytes_text(found.budget_bytes)}"
+        return Done((out,), detail, {"total_bytes": found.total_bytes})
+
+    settings = {
+        "level": plan.recipe.model_dump(mode="json", exclude={"baseline"}),
+        "target": target.model_dump(mode="json", exclude={"description"}),
+    }
+    needs = ("checkpoint", "imatrix", "measure")
+    return Stage(f"allocate:{plan.recipe.name}", 1, needs, settings, False, run)
+
+
+def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
+    """Allocation + target → placement.json: layers on cards, and the command that runs it so."""
+    target = build.job.target
+
+    def run(work: Path, progress: Progress) -> Done:
+        tensors, types = build.source.tensors, build.types(plan)
+        placement = place(tensors, types, build.geometry, target)
+        names = artifact_names(build.stem(plan), build.artifact_metadata, tensors, types)
+        out = build.folder(plan) / "placement.json"
+        write_json(out, placement_json(placement, names[0]))
+        fullest = max(card.total_bytes / card.capacity_bytes for card in placement.cards)
+        detail = (
+            f"layers {'+'.join(map(str, placement.tensor_split))} on {target.name}, "
+            f"{placement.context_tokens:,} tokens, fullest card {fullest:.0%}"
+        )
+        return Done((out,), detail, {"tensor_split": placement.tensor_split})
+
+    settings = {"target": target.model_dump(mode="json", exclude={"description"})}
+    needs = ("checkpoint", "imatrix", f"allocate:{plan.recipe.name}")
+    return Stage(f"place:{plan.recipe.name}", 1, needs, settings, False, run)
+
+
+def quantize_stage(build: BuildContext, plan: LevelPlan) -> Stage:
+    """Source + imatrix + allocation → the artifact."""
+
+    def run(work: Path, progress: Progress) -> Done:
+        files = quantize(
+            build.source,
+            build.artifact_metadata,
+            build.types(plan),
+            build.importance,
+            build.folder(plan),
+            work,
+            build.stem(plan),
+            build.job.workers,
+            progress,
+        )
+        size = sum(path.stat().st_size for path in files)
+        detail = f"{bytes_text(size)}, {8 * size / build.parameters:.2f} bits a weight"
+        return Done(tuple(files), detail, {"size_bytes": size})
+
+    needs = ("checkpoint", "imatrix", f"allocate:{plan.recipe.name}")
+    return Stage(f"quantize:{plan.recipe.name}", 1, needs, {}, True, run)
+
+
+def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
+    """Artifact → niah.jsonl, heatmap.png and validation.json: the release gate."""
+    job = build.job
+    recipe, note = build.retrieval
+    kv_type = recipe.kv_type or job.target.kv_type
+
+    def run(work: Path, progress: Progress) -> Done:
+        if note:
+            progress.note(note)
+        folder, artifact = build.folder(plan), build.artifact(plan)
+        outputs = tuple(folder / n for n in ("validation.json", "niah.jsonl", "heatmap.png"))
+        settings = CheckSettings(build.placed_devices(plan), kv_type, job.target.ubatch_tokens)
+        retrieval = check_retrieval(
+            artifact, recipe, settings, outputs[1], work, job.haystack, progress
+        )
+        divergence = measure_divergence(
+            build.base, artifact, job.recipe.divergence, build.devices, progress
+        )
+        draw_heatmap(retrieval.answers, build.stem(plan), outputs[2])
+        facts = validation_json(retrieval, divergence, recipe, kv_type)
+        write_json(outputs[0], facts)
+        gate = retrieval.gate
+        words = verdict(facts, baseline=plan.recipe.baseline)
+        detail = (
+            f"{words}: {gate.hits}/{gate.trials} needles at {gate.context_tokens:,} tokens, "
+            f"at least {gate.lower_bound:.1%}"
+        )
+        if divergence is not None:
+            detail += f", KLD {divergence.mean:.4f}"
+        return Done(outputs, detail, {"passed": facts["passed"]})
+
+    settings = {
+        "baseline": plan.recipe.baseline,
+        "retrieval": recipe.model_dump(mode="json"),
+        "divergence": job.recipe.divergence.model_dump(mode="json"),
+        "kv_type": kv_type,
+        "ubatch_tokens": job.target.ubatch_tokens,
+        "haystack": None if job.haystack is None else content_id(job.haystack),
+    }
+    name = plan.recipe.name
+    needs = (build.base_stage, f"quantize:{name}", f"place:{name}")
+    return Stage(f"validate:{name}", 1, needs, settings, True, run)
+
+
+def report_stage(
+    build: BuildContext, levels: Sequence[LevelPlan], results: Sequence[LevelResult]
+) -> Stage:
+    """Everything → report.html and README.md."""
+    job = build.job
+
+    def run(work: Path, progress: Progress) -> Done:
+        facts = ReportFacts(
+            model=build.choice.name,
+            architecture=build.geometry.architecture,
+            parameters=build.parameters,
+            target=job.target,
+            recipe=job.recipe,
+            results=tuple(results),
+            imatrix=build.pipeline.receipt("imatrix").facts,
+            kv_type=build.retrieval[0].kv_type or job.target.kv_type,
+            ruled_out=read_ruled_out(build.folder(levels[0]) / "allocation.json"),
+        )
+        return Done(write_report(facts, job.out), "report.html, README.md", {})
+
+    steps = ("allocate", "place", "quantize", "validate")
+    needs = tuple(f"{step}:{plan.recipe.name}" for plan in levels for step in steps)
+    settings = {
+        "recipe": job.recipe.model_dump(mode="json"),
+        "target": job.target.model_dump(mode="json"),
+    }
+    return Stage("report", 1, ("imatrix", *needs), settings, True, run)

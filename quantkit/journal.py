@@ -1,0 +1,44 @@
+"""A journal of finished units: lines that survive `kill -9`, for one exact piece of work."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+class Journal:
+    """Lines appended and fsynced one by one, under a first line that says what they are for.
+
+    Lines of other work (another `purpose`) are forgotten, and so is a line that was being written
+    when the run was killed.
+    """
+
+    def __init__(self, path: Path, purpose: str) -> None:
+        self._path, self._purpose = path, purpose
+        text = path.read_text(encoding="utf-8") if path.exists() else ""
+        whole = text[: text.rfind("\n") + 1].splitlines()
+        self.lines: list[str] = whole[1:]
+        if whole and whole[0] == purpose:
+            if not text.endswith("\n"):
+                self._rewrite()
+        else:
+            self.forget()
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.lines = []
+        self._rewrite()
+
+    def append(self, line: str) -> None:
+        """Add one finished unit; it is on the disk when this returns."""
+        self.lines.append(line)
+        with self._path.open("a", encoding="utf-8") as file:
+            file.write(line + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _rewrite(self) -> None:
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        growing = self._path.with_name(self._path.name + ".new")
+        growing.write_text("\n".join([self._purpose, *self.lines, ""]), encoding="utf-8")
+        os.replace(growing, self._path)
