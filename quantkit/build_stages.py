@@ -86,7 +86,7 @@ def imatrix_stage(build: BuildContext) -> Stage:
     def run(work: Path, progress: Progress) -> Done:
         out = build.job.out / "imatrix.gguf"
         facts = collect_imatrix(build.base, recipe, out, work, build.devices, progress)
-        unseen = f", {facts.unseen_experts} unseen experts" if facts.unseen_experts else ""
+        unseen = f", unseen experts: {facts.unseen_experts}" if facts.unseen_experts else ""
         detail = f"{facts.weights} weights, {facts.tokens:,} tokens{unseen}"
         return Done((out,), detail, asdict(facts))
 
