@@ -50,10 +50,6 @@ class Receipt:
     def output_hashes(self) -> dict[str, str]:
         return {output.path: output.sha256 for output in self.outputs}
 
-    @property
-    def output_bytes(self) -> int:
-        return sum(output.size_bytes for output in self.outputs)
-
 
 def file_sha256(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""

@@ -6,13 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
 from quantkit.errors import InputError
 from quantkit.quant_types import BY_NAME
 from quantkit.resources import resource
 from quantkit.target import KVType
-from quantkit.yaml_files import read_yaml, validated
+from quantkit.yaml_files import Strict, read_yaml, validated
 
 STOCK_CANDIDATES = (
     "Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K",
@@ -20,17 +20,13 @@ STOCK_CANDIDATES = (
 )  # fmt: skip
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class ConvertRecipe(_Strict):
+class ConvertRecipe(Strict):
     """The base GGUF that statistics are collected on: `base_type` of its matrices."""
 
     base_type: Literal["BF16", "Q8_0"] = "BF16"
 
 
-class ImatrixRecipe(_Strict):
+class ImatrixRecipe(Strict):
     """Calibration: text files (names in `calibration/`, or paths), tokens a chunk, chunks."""
 
     texts: tuple[str, ...] = ("english-prose.txt",)
@@ -38,7 +34,7 @@ class ImatrixRecipe(_Strict):
     chunks: int = Field(default=64, ge=1)
 
 
-class MeasureRecipe(_Strict):
+class MeasureRecipe(Strict):
     """Which types are tried, and how many rows of a matrix are sampled for its error (0: all)."""
 
     candidates: tuple[str, ...] = STOCK_CANDIDATES
@@ -54,7 +50,7 @@ class MeasureRecipe(_Strict):
         return self
 
 
-class LevelRecipe(_Strict):
+class LevelRecipe(Strict):
     """One artifact of the ladder.
 
     Attributes:
@@ -77,7 +73,7 @@ class LevelRecipe(_Strict):
         return self
 
 
-class RetrievalRecipe(_Strict):
+class RetrievalRecipe(Strict):
     """The retrieval check, and the bound that releases.
 
     Attributes:
@@ -100,14 +96,14 @@ class RetrievalRecipe(_Strict):
     answer_tokens: int = Field(default=24, ge=1)
 
 
-class DivergenceRecipe(_Strict):
+class DivergenceRecipe(Strict):
     """KLD against the base model on text outside the calibration; 0 chunks leaves it out."""
 
     chunk_tokens: int = Field(default=512, ge=32)
     chunks: int = Field(default=16, ge=0)
 
 
-class Recipe(_Strict):
+class Recipe(Strict):
     """All sections; what a recipe file leaves out has these defaults."""
 
     name: str

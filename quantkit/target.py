@@ -5,21 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from quantkit.errors import InputError
 from quantkit.resources import resource
 from quantkit.sizes import GIB
-from quantkit.yaml_files import read_yaml, validated
+from quantkit.yaml_files import Strict, read_yaml, validated
 
 KVType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class CardSpec(_Strict):
+class CardSpec(Strict):
     """Equal cards.
 
     Attributes:
@@ -33,7 +29,7 @@ class CardSpec(_Strict):
     count: int = Field(default=1, ge=1, le=64)
 
 
-class Target(_Strict):
+class Target(Strict):
     """A card set and how it is used; one YAML in `recipes/targets/`.
 
     Attributes:

@@ -5,9 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from quantkit.errors import InputError
+
+
+class Strict(BaseModel):
+    """A section of a file: frozen, and an unknown field is a mistake that is named."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 

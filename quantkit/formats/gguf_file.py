@@ -144,7 +144,6 @@ class GGUFFile:
         infos = [self._tensor(cursor) for _ in range(tensor_count)]
         alignment = self._alignment(cursor)
         data_start = -(-cursor.at // alignment) * alignment
-        self.header_bytes = data_start
         self.stored: dict[str, StoredAt] = {}
         for info, offset in infos:
             kind = BY_NAME[info.type_name]

@@ -175,6 +175,9 @@ def place(
     reserves = [int(card.reserve_gib * GIB) for card in cards]
     room = [c - r - compute.card for c, r in zip(capacities, reserves, strict=True)]
     counts = contiguous_counts(load, room)
+    wanted = [card for card, count in enumerate(counts) for _ in range(count)]
+    if assign_layers(counts, len(load)) != wanted:
+        raise AssertionError(f"llama.cpp would not place {counts} layers as asked")
     plans = []
     at = 0
     for index, (card, count) in enumerate(zip(cards, counts, strict=True)):
