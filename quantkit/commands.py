@@ -189,7 +189,7 @@ def imatrix(
     """Collect an importance matrix on a GGUF file."""
     from quantkit.formats.gguf_file import GGUFSource
     from quantkit.native.devices import device_settings
-    from quantkit.native.library import library_version
+    from quantkit.native.shared_libraries import library_version
     from quantkit.receipts import content_id, identity, resumable
     from quantkit.recipe import ImatrixRecipe
     from quantkit.stages.imatrix import calibration_paths, collect_imatrix
@@ -255,7 +255,7 @@ def niah(
     from quantkit import planning
     from quantkit.formats.gguf_file import GGUFSource
     from quantkit.native.devices import device_settings
-    from quantkit.native.library import library_version
+    from quantkit.native.shared_libraries import library_version
     from quantkit.receipts import content_id, identity, resumable, write_json
     from quantkit.recipe import RetrievalRecipe
     from quantkit.retrieval.heatmap import draw_heatmap

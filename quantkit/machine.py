@@ -7,7 +7,7 @@ import platform
 from typing import Any
 
 from quantkit import __version__
-from quantkit.native.library import library_version
+from quantkit.native.shared_libraries import library_version
 from quantkit.sizes import GIB
 
 

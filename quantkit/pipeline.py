@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.console import Console
-from quantkit.native.library import library_version
+from quantkit.native.shared_libraries import library_version
 from quantkit.progress import Progress
 from quantkit.receipts import (
     Receipt,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import EnvironmentFault
-from quantkit.native.library import load
+from quantkit.native.shared_libraries import load
 
 MIN_TOKENS = 16
 """llama-imatrix leaves smaller products out: they are not the model's token-wise products."""

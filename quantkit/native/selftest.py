@@ -24,8 +24,8 @@ from quantkit.errors import EnvironmentFault
 from quantkit.formats.gguf_writer import lay_out, open_shard
 from quantkit.native import kernels
 from quantkit.native.child import Emit, NativeCrash, run_isolated
-from quantkit.native.library import library_version
 from quantkit.native.settings import ContextSettings, DeviceSettings
+from quantkit.native.shared_libraries import library_version
 from quantkit.quant_types import quant_type
 from quantkit.values import Metadata, MetaValue, TensorInfo
 
