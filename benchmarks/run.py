@@ -104,6 +104,26 @@ def fork_ratio(base: Path, devices: DeviceSettings, length: int = 8192, needles:
     )
 
 
+def kv_ratio(base: Path, devices: DeviceSettings, length: int = 8192) -> str:
+    """Prefill over a q8_0 cache against one over an f16 cache."""
+    model = Model(base, devices)
+    tokens = np.random.default_rng(3).integers(5, 2000, length, dtype=np.int32)
+    seconds = {}
+    for kv_type in ("f16", "q8_0"):
+        context = Context(model, ContextSettings(length, batch_tokens=512, kv_type=kv_type))
+
+        def work(c: Context = context) -> None:
+            c.clear()
+            c.decode(tokens, 0)
+
+        seconds[kv_type] = median_seconds(work)
+        context.close()
+    return (
+        f"- prefill of {length:,} tokens: a q8_0 KV cache takes "
+        f"{seconds['q8_0'] / seconds['f16']:.1f} times as long as an f16 one"
+    )
+
+
 def main() -> None:
     facts = describe_machine()
     devices = DeviceSettings(int(facts["cpu_cores"]), working_settings().use_extra_buffers, 0)
@@ -123,6 +143,7 @@ def main() -> None:
             "",
             *imatrix_rates(base, devices),
             fork_ratio(base, devices),
+            kv_ratio(base, devices),
             "",
             "## Kernels, one core, with an importance matrix",
             "",

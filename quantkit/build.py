@@ -61,7 +61,8 @@ def _preflight(context: BuildContext) -> None:
     if context.choice.kind != "repository":
         context.levels()
     calibration_paths(context.job.recipe.imatrix)
-    haystack_text(context.job.haystack)
+    if context.job.haystack is not None:
+        haystack_text(context.job.haystack)
     planning.check_gate_is_possible(context.job.recipe.retrieval)
 
 

@@ -19,10 +19,6 @@ class MetaValue:
     kind: MetaKind
     value: MetaScalar | tuple[MetaScalar, ...]
 
-    @property
-    def is_array(self) -> bool:
-        return isinstance(self.value, tuple)
-
 
 Metadata = dict[str, MetaValue]
 
