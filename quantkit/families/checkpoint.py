@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import InputError
-from quantkit.families.base import Config, StoredTensor, TensorRule
+from quantkit.families.base import StoredTensor, TensorRule
 from quantkit.families.general import general_metadata
 from quantkit.families.registry import family_for
 from quantkit.families.special_tokens import read_json
@@ -47,24 +47,18 @@ def open_checkpoint(folder: Path, name: str | None = None) -> CheckpointSource:
     # Readers expect the architecture first.
     metadata = {"general.architecture": architecture["general.architecture"]} | general
     metadata |= architecture | tokenizer_metadata(folder, config)
-    return CheckpointSource(config, files, rules, metadata)
+    return CheckpointSource(files, rules, metadata)
 
 
 class CheckpointSource:
-    """Implements `TensorSource`; made by `open_checkpoint`.
-
-    Attributes:
-        config: the parsed config.json.
-    """
+    """Implements `TensorSource`; made by `open_checkpoint`."""
 
     def __init__(
         self,
-        config: Config,
         files: SafetensorsFolder,
         rules: Sequence[TensorRule],
         metadata: Metadata,
     ) -> None:
-        self.config = config
         self._files = files
         self._entries = files.entries
         self._metadata = metadata
