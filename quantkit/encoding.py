@@ -6,8 +6,10 @@ an earlier run was killed.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import time
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +27,9 @@ from quantkit.values import TensorInfo
 END = "(end of shard)"
 ROWS_BYTES = 16 << 20
 """F32 bytes of the rows that one worker holds at a time."""
+SYNC_BYTES = 256 << 20
+SYNC_SECONDS = 10.0
+"""What a killed run may have to encode again, beside the tensors that were not finished."""
 
 Importance = Mapping[str, NDArray[np.float32]]
 """Weight name → mean squared activation, shape (matrices, row elements)."""
@@ -61,20 +66,73 @@ def write_shards(
             if not whole and not (END in journal.lines and path.exists()):
                 journal.forget()  # what it lists is gone
             done = set(journal.lines)
+            progress.advance(sum(tensor_size_bytes(i) for i in layout.tensors if i.name in done))
             if END not in done:
                 with open_shard(growing, layout) as writer:
-                    for info in layout.tensors:
-                        if info.name not in done:
-                            copy = stored_types[info.name] == info.type_name
-                            _encode(writer, info, source, importance, pool, workers, copy)
-                            writer.sync()
-                            journal.append(info.name)
-                        progress.advance(tensor_size_bytes(info))
+                    left = [info for info in layout.tensors if info.name not in done]
+                    encoder = _Encoder(writer, source, importance, stored_types)
+                    _encode_all(encoder, left, journal, progress, pool, workers)
                     journal.append(END)
             if growing.exists():
                 publish(growing, path)
             paths.append(path)
     return paths
+
+
+def _encode_all(
+    encoder: _Encoder,
+    tensors: Sequence[TensorInfo],
+    journal: Journal,
+    progress: Progress,
+    pool: ThreadPoolExecutor,
+    workers: int,
+) -> None:
+    """Encode `tensors` in one stream of blocks, so that no worker waits for a tensor to end.
+
+    A tensor is journalled once it is on the disk. That is asked for every SYNC_BYTES or
+    SYNC_SECONDS, not for every tensor, because each time the disk is waited for.
+    """
+    unfinished: dict[str, int] = {}
+    finished: list[str] = []
+    unsynced, synced_at = 0, time.monotonic()
+    pending: dict[Future[int], str] = {}
+
+    def settle(at_most: int) -> None:
+        nonlocal unsynced
+        while len(pending) > at_most:
+            for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                name, size = pending.pop(future), future.result()
+                unfinished[name] -= 1
+                if not unfinished[name]:
+                    finished.append(name)
+                unsynced += size
+                progress.advance(size)
+            late = time.monotonic() - synced_at >= SYNC_SECONDS
+            if finished and (late or unsynced >= SYNC_BYTES):
+                keep()
+
+    def keep() -> None:
+        nonlocal unsynced, synced_at
+        encoder.writer.sync()
+        journal.append(*finished)
+        finished.clear()
+        unsynced, synced_at = 0, time.monotonic()
+
+    try:
+        for info in tensors:
+            blocks = list(_blocks(info))
+            unfinished[info.name] = len(blocks)
+            if not blocks:
+                finished.append(info.name)
+            for block in blocks:
+                settle(2 * workers - 1)  # no worker waits, and few blocks do
+                pending[pool.submit(encoder.encode, info, *block)] = info.name
+        settle(0)
+        keep()
+    finally:  # nothing may write any more when the file is closed
+        for future in pending:
+            future.cancel()
+        wait(pending)
 
 
 def _blocks(info: TensorInfo) -> Iterator[tuple[int, int, int]]:
@@ -87,34 +145,24 @@ def _blocks(info: TensorInfo) -> Iterator[tuple[int, int, int]]:
             yield matrix, base + start, base + min(start + step, rows_a_matrix)
 
 
-def _encode(
-    writer: ShardWriter,
-    info: TensorInfo,
-    source: TensorSource,
-    importance: Importance,
-    pool: ThreadPoolExecutor,
-    workers: int,
-    copy: bool,
-) -> None:
-    stored = source.read_stored(info.name) if copy else None
-    if stored is not None:
-        writer.write(info.name, stored)
-        return
-    kind = BY_NAME[info.type_name]
-    weights = importance.get(info.name) if kind.is_quantized else None
-    row_bytes = info.row_elements // kind.block_elements * kind.block_bytes
+@dataclass(frozen=True)
+class _Encoder:
+    """Makes blocks of rows and writes them where they belong; safe in several threads."""
 
-    def piece(matrix: int, start: int, stop: int) -> None:
-        rows = source.read_rows(info.name, start, stop)
-        column_weights = None if weights is None else weights[matrix]
-        writer.write(info.name, kernels.quantize(kind, rows, column_weights), start * row_bytes)
+    writer: ShardWriter
+    source: TensorSource
+    importance: Importance
+    stored_types: Mapping[str, str]
 
-    pending: set[Future[None]] = set()
-    for block in _blocks(info):
-        if len(pending) >= 2 * workers:  # bounds memory to a few blocks a worker
-            finished, pending = wait(pending, return_when=FIRST_COMPLETED)
-            for future in finished:
-                future.result()
-        pending.add(pool.submit(piece, *block))
-    for future in pending:
-        future.result()
+    def encode(self, info: TensorInfo, matrix: int, start: int, stop: int) -> int:
+        """Rows [start, stop) of `info`, which lie in one matrix; returns the bytes written."""
+        kind = BY_NAME[info.type_name]
+        made = None
+        if self.stored_types[info.name] == info.type_name:
+            made = self.source.read_stored(info.name, start, stop)
+        if made is None:
+            weights = self.importance.get(info.name) if kind.is_quantized else None
+            rows = self.source.read_rows(info.name, start, stop)
+            made = kernels.quantize(kind, rows, None if weights is None else weights[matrix])
+        self.writer.write(info.name, made, start * kind.size_bytes(info.row_elements))
+        return made.nbytes

@@ -7,7 +7,7 @@ from pathlib import Path
 
 
 class Journal:
-    """Lines appended and fsynced one by one, under a first line that says what they are for.
+    """Lines appended and fsynced, under a first line that says what they are for.
 
     Lines of other work (another `purpose`) are forgotten, and so is a line that was being written
     when the run was killed.
@@ -29,11 +29,11 @@ class Journal:
         self.lines = []
         self._rewrite()
 
-    def append(self, line: str) -> None:
-        """Add one finished unit; it is on the disk when this returns."""
-        self.lines.append(line)
+    def append(self, *lines: str) -> None:
+        """Add finished units; they are on the disk when this returns."""
+        self.lines += lines
         with self._path.open("a", encoding="utf-8") as file:
-            file.write(line + "\n")
+            file.write("".join(line + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
 

@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import InputError
+from quantkit.formats.file_bytes import FileBytes
 from quantkit.native.kernels import dequantize
 from quantkit.quant_types import BY_ID, BY_NAME
 from quantkit.values import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
@@ -113,7 +114,10 @@ class _Cursor:
 
 
 class GGUFFile:
-    """One GGUF file, memory-mapped: `metadata`, and `stored` by tensor name in file order.
+    """One GGUF file: `metadata`, and `stored` by tensor name in file order.
+
+    The header is parsed from a mapping that is closed again; data is read on demand.
+
 
     Raises:
         InputError: the file is missing, is not GGUF, is truncated, or contradicts itself.
@@ -122,15 +126,20 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
+            self._bytes = FileBytes(path)
             with path.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise InputError(
                 f"cannot read {path}: {reason}; give the path of a GGUF file"
             ) from None
-        cursor = _Cursor(self._map, path)
-        if cursor.take(min(4, len(self._map))) != MAGIC:
+        with mapping:
+            self._parse(_Cursor(mapping, path))
+
+    def _parse(self, cursor: _Cursor) -> None:
+        path, size_bytes = self.path, len(cursor.buffer)
+        if cursor.take(min(4, size_bytes)) != MAGIC:
             raise InputError(f"{path} is not a GGUF file: it does not begin with 'GGUF'")
         version = cursor.number("I")
         if version not in (2, 3):
@@ -147,12 +156,12 @@ class GGUFFile:
         self.stored: dict[str, StoredAt] = {}
         for info, offset in infos:
             kind = BY_NAME[info.type_name]
-            size = info.rows * (info.row_elements // kind.block_elements * kind.block_bytes)
+            size = info.rows * kind.size_bytes(info.row_elements)
             at = data_start + offset
-            if at + size > len(self._map):
+            if at + size > size_bytes:
                 raise InputError(
                     f"{path} is cut short: tensor {info.name} ends at byte {at + size}, the file "
-                    f"has {len(self._map)}; download or convert it again"
+                    f"has {size_bytes}; download or convert it again"
                 )
             if info.name in self.stored:
                 raise cursor.fail(f"tensor {info.name} is listed twice")
@@ -179,10 +188,10 @@ class GGUFFile:
         return value
 
     def tensor_bytes(self, name: str, start: int = 0, stop: int | None = None) -> NDArray[np.uint8]:
-        """Bytes [start, stop) of tensor `name`, a read-only view of the mapping."""
+        """Bytes [start, stop) of tensor `name` as a new array."""
         at = self.stored[name]
         stop = at.size_bytes if stop is None else stop
-        return np.frombuffer(self._map, np.uint8, stop - start, at.offset + start)
+        return self._bytes.read(at.offset + start, stop - start)
 
 
 def shard_paths(path: Path) -> list[Path]:
@@ -222,13 +231,15 @@ class GGUFSource:
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of tensor `name` as F32, shape (stop - start, row elements)."""
+        info = self._file_of[name].stored[name].info
+        return dequantize(
+            BY_NAME[info.type_name], self.read_stored(name, start, stop), info.row_elements
+        )
+
+    def read_stored(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of rows [start, stop) as they lie in the file, shape (rows, bytes a row)."""
         file = self._file_of[name]
         info = file.stored[name].info
-        kind = BY_NAME[info.type_name]
-        row_bytes = info.row_elements // kind.block_elements * kind.block_bytes
+        row_bytes = BY_NAME[info.type_name].size_bytes(info.row_elements)
         raw = file.tensor_bytes(name, start * row_bytes, stop * row_bytes)
-        return dequantize(kind, raw, info.row_elements)
-
-    def read_stored(self, name: str) -> NDArray[np.uint8] | None:
-        """The tensor's bytes as they lie in the file."""
-        return self._file_of[name].tensor_bytes(name)
+        return raw.reshape(stop - start, row_bytes)

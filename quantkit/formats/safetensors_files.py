@@ -1,7 +1,8 @@
-"""Strict, lazy, memory-mapped reading of safetensors: one file, or a folder of shards."""
+"""Strict, lazy reading of safetensors: one file, or a folder of shards."""
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections.abc import Mapping
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import InputError
+from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.safetensors_header import DTYPE_BYTES, SafetensorsEntry, read_header
 
 CONVERTIBLE = ("BF16", "F16", "F32")
@@ -19,7 +21,7 @@ _INDEX = "model.safetensors.index.json"
 
 
 class SafetensorsFile:
-    """One memory-mapped .safetensors file, its header fully checked on opening.
+    """One .safetensors file, its header fully checked on opening, its data read on demand.
 
     Raises:
         InputError: the file is missing, truncated, or its header contradicts itself.
@@ -28,48 +30,64 @@ class SafetensorsFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         self.entries = read_header(path)
-        # asarray: a plain array over the mapping, or every slice would be a np.memmap too.
-        self._bytes: NDArray[np.uint8] = np.asarray(np.memmap(path, np.uint8, mode="r"))
+        self._bytes = FileBytes(path)
 
-    def stored_bytes(self, name: str) -> NDArray[np.uint8]:
-        """The tensor's bytes as a read-only view of the mapping: nothing is copied."""
+    def read_raw(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
+        """The bytes of elements [start, stop) of the flattened tensor, as a new array."""
+        out = np.empty((stop - start) * DTYPE_BYTES[self.entries[name].dtype], np.uint8)
+        self.read_raw_into(name, start, out)
+        return out
+
+    def read_raw_into(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
+        """Fill the contiguous array `out` with the tensor's bytes from element `start` on."""
         entry = self.entries[name]
-        return self._bytes[entry.begin : entry.end]
+        self._bytes.read_into(entry.begin + start * DTYPE_BYTES[entry.dtype], out)
+
+    def gather_raw(self, name: str, rows: NDArray[np.intp], row_elements: int) -> NDArray[np.uint8]:
+        """The bytes of the given rows, shape (len(rows), bytes a row).
+
+        Neighbouring rows are read at once, and so is a range of which at least half is wanted
+        (rotary layouts permute within a head); nothing else is read.
+        """
+        if not rows.size:
+            return np.empty((0, row_elements * DTYPE_BYTES[self.entries[name].dtype]), np.uint8)
+        first, last = int(rows.min()), int(rows.max()) + 1
+        if last - first <= 2 * rows.size:
+            span = self.read_raw(name, first * row_elements, last * row_elements)
+            table = span.reshape(last - first, -1)
+            consecutive = last - first == rows.size and bool((np.diff(rows) == 1).all())
+            return table if consecutive else table[rows - first]
+        cuts = [0, *(np.flatnonzero(np.diff(rows) != 1) + 1).tolist(), rows.size]
+        runs = [
+            self.read_raw(name, int(rows[a]) * row_elements, int(rows[b - 1] + 1) * row_elements)
+            for a, b in itertools.pairwise(cuts)
+        ]
+        return np.concatenate(runs).reshape(rows.size, -1)
 
     def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Elements [start, stop) of the flattened tensor as F32, shape (stop - start,).
 
-        BF16 is the upper half of an F32, F16 widens: both are exact.
-
         Raises:
             InputError: the tensor's dtype is not one of BF16, F16 and F32.
         """
-        width = self._element_bytes(name)
-        raw = self.stored_bytes(name)[start * width : stop * width]
-        return _as_f32(raw, self.entries[name].dtype)
-
-    def gather(self, name: str, rows: NDArray[np.intp], row_elements: int) -> NDArray[np.float32]:
-        """The given rows of the tensor as F32, shape (len(rows), row_elements); see `read`."""
-        width = self._element_bytes(name)
-        table = self.stored_bytes(name).reshape(-1, row_elements * width)
-        return _as_f32(table[rows], self.entries[name].dtype)
-
-    def _element_bytes(self, name: str) -> int:
         dtype = self.entries[name].dtype
         if dtype not in CONVERTIBLE:
             raise InputError(
                 f"{self.path.name}: tensor {name} has dtype {dtype}, but only "
                 f"{', '.join(CONVERTIBLE)} are converted; use the model's BF16 release"
             )
-        return DTYPE_BYTES[dtype]
+        return as_f32(self.read_raw(name, start, stop), dtype)
 
 
-def _as_f32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
-    """The little-endian bytes `raw` of BF16, F16 or F32 values as a new F32 array."""
+def as_f32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
+    """Little-endian BF16, F16 or F32 values as F32; the last axis holds a row's bytes.
+
+    BF16 is the upper half of an F32, F16 widens: both are exact. F32 is not copied.
+    """
     if dtype == "BF16":
         bits: NDArray[np.uint32] = np.left_shift(raw.view("<u2"), 16, dtype=np.uint32)
         return bits.view(np.float32)
-    return raw.view("<f2" if dtype == "F16" else "<f4").astype(np.float32)
+    return raw.view("<f2" if dtype == "F16" else "<f4").astype(np.float32, copy=False)
 
 
 class SafetensorsFolder:
@@ -116,17 +134,9 @@ class SafetensorsFolder:
         """Every tensor, in the order of files and of their headers."""
         return {name: file.entries[name] for name, file in self._file_of.items()}
 
-    def stored_bytes(self, name: str) -> NDArray[np.uint8]:
-        """The tensor's bytes as a read-only view of its file's mapping."""
-        return self._file_of[name].stored_bytes(name)
-
-    def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Elements [start, stop) of the flattened tensor as F32; see `SafetensorsFile.read`."""
-        return self._file_of[name].read(name, start, stop)
-
-    def gather(self, name: str, rows: NDArray[np.intp], row_elements: int) -> NDArray[np.float32]:
-        """The given rows of the tensor as F32; see `SafetensorsFile.gather`."""
-        return self._file_of[name].gather(name, rows, row_elements)
+    def file_of(self, name: str) -> SafetensorsFile:
+        """The file that holds the tensor."""
+        return self._file_of[name]
 
 
 def _shard_paths(path: Path, listed: Mapping[str, str] | None) -> list[Path]:

@@ -33,6 +33,9 @@ class TensorSource(Protocol):
         """Rows [start, stop) of tensor `name` as F32, shape (stop - start, row elements)."""
         ...
 
-    def read_stored(self, name: str) -> NDArray[np.uint8] | None:
-        """The tensor's bytes as stored, when the source holds them in GGUF layout, else None."""
+    def read_stored(self, name: str, start: int, stop: int) -> NDArray[np.uint8] | None:
+        """The bytes of rows [start, stop), where the source holds them in the tensor's own type.
+
+        Shape (stop - start, bytes a row); None where rows must be made from other values first.
+        """
         ...

@@ -24,6 +24,8 @@ from hypothesis import strategies as st
 from quantkit.errors import InputError
 from quantkit.families.checkpoint import CheckpointSource, open_checkpoint
 from quantkit.formats.source import TensorSource
+from quantkit.native.kernels import quantize
+from quantkit.quant_types import quant_type
 
 
 @pytest.fixture(scope="module")
@@ -78,10 +80,13 @@ def test_reading_experts_touches_only_the_parts_that_are_asked_for(
 ) -> None:
     source = sources["nemotron"]
     asked: list[tuple[str, int]] = []
-    read = source._files.read
-    monkeypatch.setattr(
-        source._files, "read", lambda n, a, b: (asked.append((n, b - a)), read(n, a, b))[1]
-    )
+    for file in set(source._files._file_of.values()):
+        read = file.read_raw_into
+        monkeypatch.setattr(
+            file,
+            "read_raw_into",
+            lambda n, a, out, read=read: (asked.append((n, out.nbytes // 2)), read(n, a, out)),
+        )
     # 16 rows of 24 in each of 4 experts: rows 15 to 33 are one, sixteen and one of them.
     source.read_rows("blk.1.ffn_down_exps.weight", 15, 33)
     assert asked == [
@@ -90,28 +95,39 @@ def test_reading_experts_touches_only_the_parts_that_are_asked_for(
     ]
 
 
-def test_stored_bytes_only_where_the_file_holds_the_tensor_as_it_will_be_written(
+@given(data=st.data())
+def test_stored_rows_are_the_bytes_that_the_base_gguf_will_hold(
+    sources: dict[str, CheckpointSource], data: st.DataObject
+) -> None:
+    source = sources[data.draw(st.sampled_from(sorted(sources)))]
+    info = data.draw(st.sampled_from(source.tensors))
+    start = data.draw(st.integers(0, info.rows))
+    stop = data.draw(st.integers(start, info.rows))
+    stored = source.read_stored(info.name, start, stop)
+    if stored is not None:
+        expected = quantize(
+            quant_type(info.type_name), source.read_rows(info.name, start, stop), None
+        )
+        np.testing.assert_array_equal(stored, expected.reshape(stored.shape))
+
+
+def test_rows_are_copied_as_stored_wherever_only_their_order_changes(
     sources: dict[str, CheckpointSource],
 ) -> None:
     nemotron = sources["nemotron"]
-    stored = nemotron.read_stored("blk.0.ssm_in.weight")
-    assert stored is not None
-    rows = (stored.view("<u2").astype(np.uint32) << 16).view(np.float32)
-    expected = read_all(nemotron, "blk.0.ssm_in.weight")
-    np.testing.assert_array_equal(rows.reshape(expected.shape), expected)
-    for name in ("attn_norm.weight", "ssm_a"):  # BF16 in the file, F32 in the GGUF
-        assert nemotron.read_stored(f"blk.0.{name}") is None
-    assert nemotron.read_stored("blk.1.ffn_up_exps.weight") is None  # several parts
-    assert nemotron.read_stored("blk.2.attn_q.weight") is None  # permuted
-    assert sources["llama"].read_stored("blk.0.ffn_up.weight") is None  # F16 in the file
+    for name in ("blk.0.ssm_in.weight", "blk.1.ffn_up_exps.weight", "blk.2.attn_q.weight"):
+        assert nemotron.read_stored(name, 0, 1) is not None
+    for name in ("blk.0.attn_norm.weight", "blk.0.ssm_a"):  # BF16 in the file, F32 in the GGUF
+        assert nemotron.read_stored(name, 0, 1) is None
+    assert sources["llama"].read_stored("blk.0.ffn_up.weight", 0, 1) is None  # F16 in the file
 
 
 def test_an_f32_checkpoint_gives_vectors_as_stored_and_matrices_as_bf16(tmp_path: Path) -> None:
     source = open_checkpoint(write_nemotron(tmp_path / "m", "F32"))
     types = {t.name: t.type_name for t in source.tensors}
     assert types["blk.0.ssm_in.weight"] == "BF16"
-    assert source.read_stored("blk.0.ssm_in.weight") is None
-    assert source.read_stored("blk.0.attn_norm.weight") is not None
+    assert source.read_stored("blk.0.ssm_in.weight", 0, 1) is None
+    assert source.read_stored("blk.0.attn_norm.weight", 0, 1) is not None
 
 
 def test_general_metadata(tmp_path: Path) -> None:

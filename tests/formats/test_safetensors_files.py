@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from collections.abc import Callable
 from pathlib import Path
@@ -28,7 +29,33 @@ def test_values_are_exact(tmp_path: Path, dtype: str) -> None:
     file = SafetensorsFile(tmp_path / "a.safetensors")
     assert file.entries["x"].shape == (5, 7)
     np.testing.assert_array_equal(file.read("x", 3, 20), values.reshape(-1)[3:20])
-    np.testing.assert_array_equal(file.gather("x", np.array([4, 0, 4]), 7), values[[4, 0, 4]])
+
+
+@given(order=st.lists(st.integers(0, 39), max_size=60))
+def test_gathered_rows_are_those_rows(
+    tmp_path_factory: pytest.TempPathFactory, order: list[int]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "gather.safetensors"
+    values = random_values(0, 40, 3)
+    if not path.exists():
+        write_safetensors(path, {"pad": values[:1], "x": values}, "F32")
+    rows = np.array(order, np.intp)
+    raw = SafetensorsFile(path).gather_raw("x", rows, 3)
+    np.testing.assert_array_equal(raw.view("<f4").reshape(-1, 3), values[rows])
+
+
+def test_gathering_scattered_rows_reads_no_others(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_safetensors(tmp_path / "a.safetensors", {"x": random_values(0, 1000, 4)}, "F32")
+    file = SafetensorsFile(tmp_path / "a.safetensors")
+    asked: list[int] = []
+    read = file._bytes.read_into
+    monkeypatch.setattr(
+        file._bytes, "read_into", lambda o, out: (asked.append(out.nbytes), read(o, out))
+    )
+    file.gather_raw("x", np.array([3, 4, 5, 900, 901]), 4)
+    assert asked == [48, 32]
 
 
 def test_special_bf16_values_survive(tmp_path: Path) -> None:
@@ -38,13 +65,13 @@ def test_special_bf16_values_survive(tmp_path: Path) -> None:
     assert read.view(np.uint32).tolist() == values.view(np.uint32).tolist()
 
 
-def test_stored_bytes_are_a_view_that_cannot_be_written(tmp_path: Path) -> None:
-    write_safetensors(tmp_path / "a.safetensors", {"x": random_values(0, 4)}, "F32")
-    raw = SafetensorsFile(tmp_path / "a.safetensors").stored_bytes("x")
-    assert raw.nbytes == 16
-    assert not raw.flags.owndata
-    with pytest.raises(ValueError, match="read-only"):
-        raw[0] = 1
+def test_a_file_cut_short_while_it_is_open_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_safetensors(path, {"x": random_values(0, 4, 8)}, "F32")
+    file = SafetensorsFile(path)
+    os.truncate(path, path.stat().st_size - 8)
+    with pytest.raises(InputError, match="8 bytes before it should"):
+        file.read("x", 0, 32)
 
 
 def test_the_reference_library_writes_what_is_read(tmp_path: Path) -> None:
@@ -137,7 +164,7 @@ def test_shards_are_found_by_the_index(tmp_path: Path) -> None:
     folder = _two_shards(tmp_path)
     files = SafetensorsFolder(folder)
     assert files.entries.keys() == {"a", "b"}
-    np.testing.assert_array_equal(files.read("b", 0, 4), random_values(1, 4))
+    np.testing.assert_array_equal(files.file_of("b").read("b", 0, 4), random_values(1, 4))
 
 
 def _two_shards(folder: Path) -> Path:
@@ -206,7 +233,8 @@ def test_without_an_index_all_shards_count_and_no_name_twice(tmp_path: Path) -> 
 def test_mistrals_second_copy_of_the_weights_is_ignored(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model.safetensors", {"a": random_values(0, 4)})
     write_safetensors(tmp_path / "consolidated.safetensors", {"a": random_values(1, 4)})
-    np.testing.assert_array_equal(SafetensorsFolder(tmp_path).read("a", 0, 4), random_values(0, 4))
+    read = SafetensorsFolder(tmp_path).file_of("a").read("a", 0, 4)
+    np.testing.assert_array_equal(read, random_values(0, 4))
 
 
 def test_pickles_are_never_opened(tmp_path: Path) -> None:

