@@ -59,8 +59,14 @@ def artifact_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", plain).strip("-.") or "model"
 
 
-def open_source(choice: ModelChoice, downloaded: Path | None = None) -> TensorSource:
+def open_source(
+    choice: ModelChoice, downloaded: Path | None = None, *, keep_prediction: bool = False
+) -> TensorSource:
     """The tensors of a model on this disk.
+
+    Args:
+        downloaded: where a repository was downloaded to.
+        keep_prediction: of a checkpoint, the multi-token prediction layers too.
 
     Raises:
         InputError: broken files, or an architecture that is not supported.
@@ -73,4 +79,4 @@ def open_source(choice: ModelChoice, downloaded: Path | None = None) -> TensorSo
         return GGUFSource(path)
     from quantkit.families.checkpoint import open_checkpoint
 
-    return open_checkpoint(path, choice.name)
+    return open_checkpoint(path, choice.name, keep_prediction=keep_prediction)

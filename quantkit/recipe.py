@@ -21,9 +21,16 @@ STOCK_CANDIDATES = (
 
 
 class ConvertRecipe(Strict):
-    """The base GGUF that statistics are collected on: `base_type` of its matrices."""
+    """What is made of a checkpoint.
+
+    Attributes:
+        base_type: of the matrices of the base GGUF, which statistics are collected on.
+        mtp: whether the multi-token prediction layers, which speculative decoding uses, go into
+            the base and the artifacts.
+    """
 
     base_type: Literal["BF16", "Q8_0"] = "BF16"
+    mtp: Literal["drop", "keep"] = "drop"
 
 
 class ImatrixRecipe(Strict):

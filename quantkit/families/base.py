@@ -16,6 +16,9 @@ from quantkit.values import Metadata, MetaKind, MetaScalar, MetaValue, TensorInf
 Config = Mapping[str, Any]
 """A parsed config.json."""
 
+PREDICTION_LAYERS = "num_nextn_predict_layers"
+"""config.json's key for multi-token prediction (MTP) layers; `without_prediction` sets it to 0."""
+
 FILE_TYPE_BF16 = 32
 """llama.cpp's LLAMA_FTYPE_MOSTLY_BF16, the `general.file_type` of a converted checkpoint."""
 
@@ -78,6 +81,11 @@ class Family(Protocol):
         ...
 
 
+def without_prediction(config: Config) -> Config:
+    """The configuration of the same model without its multi-token prediction layers."""
+    return {**config, PREDICTION_LAYERS: 0} if config.get(PREDICTION_LAYERS) else config
+
+
 class Rules:
     """Collects the rules of one checkpoint and checks each against what is stored.
 
@@ -86,7 +94,7 @@ class Rules:
     """
 
     def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
-        self._stored = stored
+        self.stored = stored
         self._used: set[str] = set()
         self._rules: list[TensorRule] = []
 
@@ -106,12 +114,13 @@ class Rules:
         where the same elements are stored under another shape, (heads,) for (heads, 1).
 
         Raises:
-            InputError: a part is missing, or has another shape or a dtype that is not converted.
+            InputError: a part is missing, or has another shape or a dtype that is not converted, or
+                stacked parts differ in dtype.
         """
         parts = (part,) if isinstance(part, str) else tuple(part)
         expected = stored_shape or (shape if isinstance(part, str) else shape[1:])
         for source in parts:
-            found = self._stored.get(source)
+            found = self.stored.get(source)
             if found is None:
                 raise InputError(
                     f"the checkpoint has no tensor {source}, which {name} is made from; "
@@ -127,6 +136,11 @@ class Rules:
                     f"tensor {source} has shape {list(found.shape)}, but config.json promises "
                     f"{list(expected)}; the weights and the configuration do not belong together"
                 )
+        if len({self.stored[source].dtype for source in parts}) > 1:
+            raise InputError(
+                f"{parts[0]} and the others that {name} is stacked from have different dtypes; "
+                "are the shards of one checkpoint?"
+            )
         self._used.update(parts)
         info = TensorInfo(name, shape, base_type(name, shape))
         self._rules.append(TensorRule(info, parts, row_order, values))
@@ -138,7 +152,7 @@ class Rules:
 
     def has(self, part: str) -> bool:
         """Whether the checkpoint stores `part`: for tensors that a model may leave out."""
-        return part in self._stored
+        return part in self.stored
 
     def drop(self, part: str) -> None:
         """Note that `part` is left out on purpose."""
@@ -151,7 +165,7 @@ class Rules:
             InputError: a stored tensor was neither used nor dropped: this is another model than
                 the family knows, and leaving weights out would ruin it silently.
         """
-        unused = [name for name in self._stored if name not in self._used]
+        unused = [name for name in self.stored if name not in self._used]
         if unused:
             raise InputError(
                 f"{len(unused)} tensors of the checkpoint are unknown to its architecture, the "
@@ -168,16 +182,6 @@ def base_type(name: str, shape: tuple[int, ...]) -> str:
     if len(shape) == 1 or name.endswith(_F32_NAMES) or not name.endswith(".weight"):
         return "F32"
     return "BF16"
-
-
-def rotary_row_order(heads: int, head_dim: int) -> NDArray[np.intp]:
-    """Source row of each row of a query or key matrix in llama.cpp's rotary layout.
-
-    transformers rotates element i of a head with element i + head_dim / 2, ggml's "norm" rope
-    rotates neighbours: within each head the two halves are interleaved.
-    """
-    rows = np.arange(heads * head_dim, dtype=np.intp)
-    return rows.reshape(heads, 2, head_dim // 2).swapaxes(1, 2).reshape(-1)
 
 
 def config_int(config: Config, *keys: str) -> int:

@@ -9,22 +9,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import InputError
-from quantkit.families.base import StoredTensor, TensorRule
+from quantkit.families.base import Config, StoredTensor, TensorRule, without_prediction
 from quantkit.families.general import general_metadata
 from quantkit.families.registry import family_for
 from quantkit.families.special_tokens import read_json
 from quantkit.families.vocabulary import tokenizer_metadata
-from quantkit.formats.safetensors_files import SafetensorsFolder
+from quantkit.formats.safetensors_files import SafetensorsFolder, as_f32
+from quantkit.formats.safetensors_header import DTYPE_BYTES
 from quantkit.values import Metadata, TensorInfo
 
 
-def open_checkpoint(folder: Path, name: str | None = None) -> CheckpointSource:
+def open_checkpoint(
+    folder: Path, name: str | None = None, *, keep_prediction: bool = False
+) -> CheckpointSource:
     """The checkpoint in `folder`, fully checked, nothing but headers read.
 
     Args:
         folder: config.json, tokenizer files and safetensors.
         name: `general.name`; by default from the model card or the folder's name. Give the
             repository's name for folders of the Hub cache, which are named by commit.
+        keep_prediction: convert the multi-token prediction (MTP) layers too, which speculative
+            decoding uses; otherwise they are left out.
 
     Raises:
         InputError: a file is missing or broken, the architecture is not supported, or weights and
@@ -32,7 +37,9 @@ def open_checkpoint(folder: Path, name: str | None = None) -> CheckpointSource:
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; give one with a checkpoint, or a GGUF file")
-    config = read_json(folder / "config.json")
+    config: Config = read_json(folder / "config.json")
+    if not keep_prediction:
+        config = without_prediction(config)
     family = family_for(config)
     if config.get("quantization_config"):
         raise InputError(
@@ -60,7 +67,6 @@ class CheckpointSource:
         metadata: Metadata,
     ) -> None:
         self._files = files
-        self._entries = files.entries
         self._metadata = metadata
         self._rules = {rule.info.name: rule for rule in rules}
         self._tensors = tuple(rule.info for rule in rules)
@@ -79,38 +85,57 @@ class CheckpointSource:
         Raises:
             IndexError: the range lies outside the tensor.
         """
-        rule = self._rules[name]
-        info = rule.info
-        if not 0 <= start <= stop <= info.rows:
-            raise IndexError(f"rows [{start}, {stop}) of {name}, which has {info.rows}")
-        rows = self._source_rows(rule, start, stop)
+        rule = self._rule(name, start, stop)
+        if rule.constant is not None:
+            return rule.constant.reshape(-1, rule.info.row_elements)[start:stop].copy()
+        rows = as_f32(self._raw_rows(rule, start, stop), self._dtype(rule))
         return rows if rule.values is None else rule.values(rows)
 
-    def _source_rows(self, rule: TensorRule, start: int, stop: int) -> NDArray[np.float32]:
+    def read_stored(self, name: str, start: int, stop: int) -> NDArray[np.uint8] | None:
+        """The rows' bytes where the checkpoint holds them just as the base GGUF will, else None.
+
+        Stacked and permuted rows too: only their order changes.
+
+        Raises:
+            IndexError: the range lies outside the tensor.
+        """
+        rule = self._rule(name, start, stop)
+        if rule.constant is not None or rule.values is not None:
+            return None
+        if self._dtype(rule) != rule.info.type_name:
+            return None
+        return self._raw_rows(rule, start, stop)
+
+    def _rule(self, name: str, start: int, stop: int) -> TensorRule:
+        rule = self._rules[name]
+        if not 0 <= start <= stop <= rule.info.rows:
+            raise IndexError(f"rows [{start}, {stop}) of {name}, which has {rule.info.rows}")
+        return rule
+
+    def _dtype(self, rule: TensorRule) -> str:
+        """Of all parts: `Rules.add` takes no others."""
+        return self._files.file_of(rule.parts[0]).entries[rule.parts[0]].dtype
+
+    def _raw_rows(self, rule: TensorRule, start: int, stop: int) -> NDArray[np.uint8]:
+        """The rows' bytes in the checkpoint's dtype, shape (stop - start, bytes a row)."""
         width = rule.info.row_elements
-        if rule.constant is not None:
-            return rule.constant.reshape(-1, width)[start:stop].copy()
-        if rule.row_order is not None:
-            if len(rule.info.shape) == 1:  # One row, whose elements are permuted.
-                order = rule.row_order if start < stop else rule.row_order[:0]
-                return self._files.gather(rule.parts[0], order, 1).reshape(-1, width)
-            return self._files.gather(rule.parts[0], rule.row_order[start:stop], width)
-        result = np.empty((stop - start, width), np.float32)
+        if rule.row_order is not None and len(rule.info.shape) > 1:
+            part = rule.parts[0]
+            return self._files.file_of(part).gather_raw(part, rule.row_order[start:stop], width)
+        row_bytes = width * DTYPE_BYTES[self._dtype(rule)]
+        out = np.empty((stop - start, row_bytes), np.uint8)
+        if rule.row_order is not None:  # one row, whose elements are permuted
+            part = rule.parts[0]
+            elements = self._files.file_of(part).gather_raw(part, rule.row_order, 1)
+            out[:] = elements.reshape(1, -1)[: stop - start]
+            return out
         part_rows = rule.info.rows // len(rule.parts)
         row = start
         while row < stop:
-            part, first = divmod(row, part_rows)
-            last = min(part_rows, first + stop - row)
-            values = self._files.read(rule.parts[part], first * width, last * width)
-            result[row - start : row - start + last - first] = values.reshape(-1, width)
-            row += last - first
-        return result
-
-    def read_stored(self, name: str) -> NDArray[np.uint8] | None:
-        """A view of the file where it holds the tensor just as the base GGUF will, else None."""
-        rule = self._rules[name]
-        if len(rule.parts) != 1 or rule.row_order is not None or rule.values is not None:
-            return None
-        if self._entries[rule.parts[0]].dtype != rule.info.type_name:
-            return None
-        return self._files.stored_bytes(rule.parts[0])
+            index, first = divmod(row, part_rows)
+            count = min(part_rows - first, stop - row)
+            part = rule.parts[index]
+            block = out[row - start : row - start + count]
+            self._files.file_of(part).read_raw_into(part, first * width, block)
+            row += count
+        return out

@@ -1,23 +1,16 @@
 """NVIDIA Nemotron-H: Mamba-2, attention without rotary embedding, and MLP or (latent) MoE layers.
 
 GGUF architectures `nemotron_h` (dense MLP layers) and `nemotron_h_moe`.
-tests/families/test_against_llama_cpp.py holds the result equal to that of llama.cpp's converter run
-with `--no-mtp --outtype bf16`.
-
-The multi-token prediction head (`mtp.*`) is dropped for now, and `nextn_predict_layers` is not
-written: inference without speculative decoding does not use it.
+tests/families/test_against_llama_cpp.py holds the result equal to that of llama.cpp's converter,
+with the multi-token prediction head (`mtp.*`) and without.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quantkit.errors import InputError
 from quantkit.families.base import (
-    FILE_TYPE_BF16,
     Config,
     Rules,
     StoredTensor,
@@ -25,8 +18,16 @@ from quantkit.families.base import (
     config_float,
     config_int,
     meta,
-    rotary_row_order,
 )
+from quantkit.families.decoder import (
+    DecoderSizes,
+    add_attention,
+    add_linear,
+    add_norm,
+    expert_parts,
+    with_prefix,
+)
+from quantkit.families.mamba2 import add_mamba2, mamba2_keys
 from quantkit.families.nemotron_sizes import NemotronSizes, nemotron_sizes
 from quantkit.values import Metadata
 
@@ -47,17 +48,19 @@ class NemotronH:
         feed_forward = config_int(
             config, "moe_intermediate_size" if g.is_moe else "intermediate_size"
         )
+        attends = ("attention", "prediction")
         keys: Metadata = {
-            "block_count": meta("u32", len(g.layers)),
+            "block_count": meta("u32", len(g.blocks)),
             "context_length": meta("u32", CONTEXT_LENGTH),
             "embedding_length": meta("u32", g.hidden),
             # llama.cpp tells the kinds of layers apart by these two: Mamba has neither.
             "feed_forward_length": meta(
-                "i32", [feed_forward if kind in ("moe", "mlp") else 0 for kind in g.layers]
+                "i32", [0 if kind in ("mamba", "attention") else feed_forward for kind in g.blocks]
             ),
             "attention.head_count": meta("u32", g.heads),
             "attention.head_count_kv": meta(
-                "i32", [g.kv_heads if kind == "attention" else 0 for kind in g.layers]
+                "i32",
+                [g.kv_heads if kind in ("attention", "prediction") else 0 for kind in g.blocks],
             ),
             "attention.layer_norm_epsilon": meta("f32", _epsilon(config)),
             "attention.key_length": meta("u32", g.head_dim),
@@ -65,12 +68,8 @@ class NemotronH:
             "vocab_size": meta("u32", g.vocabulary),
             "rope.dimension_count": meta("u32", g.hidden // g.heads),
             "rope.scaling.finetuned": meta("bool", False),
-            "ssm.conv_kernel": meta("u32", g.conv_kernel),
-            "ssm.state_size": meta("u32", g.ssm_state),
-            "ssm.group_count": meta("u32", g.ssm_groups),
-            "ssm.inner_size": meta("u32", g.ssm_inner),
-            "ssm.time_step_rank": meta("u32", g.ssm_heads),
         }
+        keys |= mamba2_keys(g.mamba)
         if config.get("norm_eps", config.get("rms_norm_eps")) is not None:
             epsilon = config_float(config, "rms_norm_eps", "norm_eps")
             keys["attention.layer_norm_rms_epsilon"] = meta("f32", epsilon)
@@ -78,10 +77,9 @@ class NemotronH:
             keys["rope.freq_base"] = meta("f32", config_float(config, "rope_theta"))
         if g.is_moe:
             keys |= _expert_keys(config)
-        return {
-            "general.architecture": meta("str", arch),
-            "general.file_type": meta("u32", FILE_TYPE_BF16),
-        } | {f"{arch}.{key}": value for key, value in keys.items()}
+        if g.prediction_layers:
+            keys["nextn_predict_layers"] = meta("u32", g.prediction_layers)
+        return with_prefix(arch, keys)
 
     def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
         g = nemotron_sizes(config)
@@ -94,7 +92,7 @@ class NemotronH:
             rules.add(f"{block}attn_norm.weight", f"{layer}norm.weight", (g.hidden,))
             match kind:
                 case "mamba":
-                    _add_mamba(rules, g, block, f"{layer}mixer.")
+                    add_mamba2(rules, g.mamba, g.hidden, block, f"{layer}mixer.")
                 case "attention":
                     _add_attention(rules, g, block, f"{layer}mixer.")
                 case "mlp":
@@ -110,9 +108,12 @@ class NemotronH:
             raise InputError(
                 "the checkpoint has no lm_head.weight, and config.json does not tie the embeddings"
             )
-        for name in stored:
-            if name.startswith("mtp."):
-                rules.drop(name)
+        if g.prediction_layers:
+            _add_prediction(rules, g, config, f"blk.{len(g.layers)}.")
+        else:
+            for name in stored:
+                if name.startswith("mtp."):
+                    rules.drop(name)
         return rules.finish()
 
 
@@ -140,69 +141,37 @@ def _expert_keys(config: Config) -> Metadata:
     return keys
 
 
-def _minus_exp(log: NDArray[np.float32]) -> NDArray[np.float32]:
-    """A_log → A, through F64 so that the result is the nearest F32 on every machine.
-
-    llama.cpp's converter has torch's F32 exponential, whose last bit is another in 1 % of values.
-    """
-    return (-np.exp(log.astype(np.float64))).astype(np.float32)
-
-
-def _add_mamba(rules: Rules, g: NemotronSizes, block: str, mixer: str) -> None:
-    heads, inner, channels = g.ssm_heads, g.ssm_inner, g.conv_channels
-    if inner % g.ssm_groups:
-        raise InputError(f"config.json: {inner} channels do not divide into {g.ssm_groups} groups")
-    rules.add(
-        f"{block}ssm_in.weight", f"{mixer}in_proj.weight", (inner + channels + heads, g.hidden)
-    )
-    rules.add(
-        f"{block}ssm_conv1d.weight",
-        f"{mixer}conv1d.weight",
-        (channels, g.conv_kernel),
-        stored_shape=(channels, 1, g.conv_kernel),
-    )
-    if rules.has(f"{mixer}conv1d.bias"):
-        rules.add(f"{block}ssm_conv1d.bias", f"{mixer}conv1d.bias", (channels,))
-    rules.add(f"{block}ssm_dt.bias", f"{mixer}dt_bias", (heads,))
-    rules.add(
-        f"{block}ssm_a", f"{mixer}A_log", (heads, 1), stored_shape=(heads,), values=_minus_exp
-    )
-    rules.add(f"{block}ssm_d", f"{mixer}D", (heads, 1), stored_shape=(heads,))
-    rules.add(
-        f"{block}ssm_norm.weight",
-        f"{mixer}norm.weight",
-        (g.ssm_groups, inner // g.ssm_groups),
-        stored_shape=(inner,),
-    )
-    rules.add(f"{block}ssm_out.weight", f"{mixer}out_proj.weight", (g.hidden, inner))
-
-
 def _add_attention(rules: Rules, g: NemotronSizes, block: str, mixer: str) -> None:
     # Nothing is rotated here, so any one order of a head's rows in q and k gives the same scores.
     # llama.cpp's converter orders them for rotation; the same order keeps files and imatrices
     # interchangeable with the published ones.
-    for letter, heads in (("q", g.heads), ("k", g.kv_heads), ("v", g.kv_heads)):
-        rows = heads * g.head_dim
-        order = None if letter == "v" else rotary_row_order(heads, g.head_dim)
-        part = f"{mixer}{letter}_proj."
-        rules.add(
-            f"{block}attn_{letter}.weight", f"{part}weight", (rows, g.hidden), row_order=order
-        )
-        if rules.has(f"{part}bias"):
-            rules.add(f"{block}attn_{letter}.bias", f"{part}bias", (rows,), row_order=order)
-    rules.add(
-        f"{block}attn_output.weight", f"{mixer}o_proj.weight", (g.hidden, g.heads * g.head_dim)
-    )
-    if rules.has(f"{mixer}o_proj.bias"):
-        rules.add(f"{block}attn_output.bias", f"{mixer}o_proj.bias", (g.hidden,))
+    sizes = DecoderSizes(len(g.layers), g.hidden, g.vocabulary, g.heads, g.kv_heads, g.head_dim)
+    add_attention(rules, sizes, block, mixer, interleaved=True)
+
+
+def _add_prediction(rules: Rules, g: NemotronSizes, config: Config, block: str) -> None:
+    """The multi-token prediction head: one block with an attention and a MoE sub-layer.
+
+    In the checkpoint `mtp.layers.0` fuses the hidden state with the next token's embedding and
+    attends, `mtp.layers.1` is the MoE with the head's last norm. llama.cpp's converter permutes
+    this attention's rows no otherwise than the others'.
+    """
+    first, second = "mtp.layers.0.", "mtp.layers.1."
+    for name in ("enorm", "hnorm"):
+        add_norm(rules, f"{block}nextn.{name}", f"{first}{name}", g.hidden)
+    fused = (g.hidden, 2 * g.hidden)
+    rules.add(f"{block}nextn.eh_proj.weight", f"{first}eh_proj.weight", fused)
+    add_norm(rules, f"{block}attn_norm", f"{first}norm", g.hidden)
+    _add_attention(rules, g, block, f"{first}mixer.")
+    add_norm(rules, f"{block}post_attention_norm", f"{second}norm", g.hidden)
+    _add_moe(rules, g, config, block, f"{second}mixer.")
+    add_norm(rules, f"{block}nextn.shared_head_norm", f"{second}final_layernorm", g.hidden)
 
 
 def _add_mlp(rules: Rules, g: NemotronSizes, config: Config, block: str, mixer: str) -> None:
     inner = config_int(config, "intermediate_size")
-    for name, rows, row in (("up", inner, g.hidden), ("down", g.hidden, inner)):
-        rules.add(f"{block}ffn_{name}.weight", f"{mixer}{name}_proj.weight", (rows, row))
-        if rules.has(f"{mixer}{name}_proj.bias"):
-            rules.add(f"{block}ffn_{name}.bias", f"{mixer}{name}_proj.bias", (rows,))
+    add_linear(rules, f"{block}ffn_up", f"{mixer}up_proj", (inner, g.hidden))
+    add_linear(rules, f"{block}ffn_down", f"{mixer}down_proj", (g.hidden, inner))
 
 
 def _add_moe(rules: Rules, g: NemotronSizes, config: Config, block: str, mixer: str) -> None:
@@ -219,7 +188,7 @@ def _add_moe(rules: Rules, g: NemotronSizes, config: Config, block: str, mixer: 
         rules.add(f"{block}ffn_latent_down.weight", down, (width, g.hidden))
         rules.add(f"{block}ffn_latent_up.weight", up, (g.hidden, width))
     for name, rows, row in (("down", width, inner), ("up", inner, width)):
-        parts = [f"{mixer}experts.{e}.{name}_proj.weight" for e in range(experts)]
+        parts = expert_parts(f"{mixer}experts", experts, f"{name}_proj")
         rules.add(f"{block}ffn_{name}_exps.weight", parts, (experts, rows, row))
     for name, rows, row in (("down", g.hidden, shared), ("up", shared, g.hidden)):
         part = f"{mixer}shared_experts.{name}_proj.weight"

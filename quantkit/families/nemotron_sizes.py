@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quantkit.errors import InputError
-from quantkit.families.base import Config, config_int
+from quantkit.families.base import PREDICTION_LAYERS, Config, config_int
+from quantkit.families.mamba2 import Mamba2Sizes
 
 _KIND = {
     "M": "mamba",
@@ -31,25 +32,17 @@ class NemotronSizes:
     heads: int
     kv_heads: int
     head_dim: int
-    ssm_heads: int
-    ssm_head_dim: int
-    ssm_state: int
-    ssm_groups: int
-    conv_kernel: int
+    mamba: Mamba2Sizes
+    prediction_layers: int
 
     @property
     def is_moe(self) -> bool:
         return "moe" in self.layers
 
     @property
-    def ssm_inner(self) -> int:
-        """Width of the Mamba-2 mixer: heads × head dimension; `expand` plays no part."""
-        return self.ssm_heads * self.ssm_head_dim
-
-    @property
-    def conv_channels(self) -> int:
-        """x, B and C go through the convolution together."""
-        return self.ssm_inner + 2 * self.ssm_groups * self.ssm_state
+    def blocks(self) -> tuple[str, ...]:
+        """The kind of each GGUF block: the prediction head is one more, attention and MoE both."""
+        return self.layers + ("prediction",) * self.prediction_layers
 
 
 def nemotron_sizes(config: Config) -> NemotronSizes:
@@ -65,11 +58,14 @@ def nemotron_sizes(config: Config) -> NemotronSizes:
         heads=config_int(config, "num_attention_heads"),
         kv_heads=config_int(config, "num_key_value_heads"),
         head_dim=config_int(config, "head_dim", "attention_head_dim"),
-        ssm_heads=config_int(config, "mamba_num_heads"),
-        ssm_head_dim=config_int(config, "mamba_head_dim"),
-        ssm_state=config_int(config, "ssm_state_size"),
-        ssm_groups=config_int(config, "n_groups", "mamba_n_groups"),
-        conv_kernel=config_int(config, "conv_kernel", "mamba_d_conv"),
+        mamba=Mamba2Sizes(
+            heads=config_int(config, "mamba_num_heads"),
+            head_dim=config_int(config, "mamba_head_dim"),
+            state=config_int(config, "ssm_state_size"),
+            groups=config_int(config, "n_groups", "mamba_n_groups"),
+            conv_kernel=config_int(config, "conv_kernel", "mamba_d_conv"),
+        ),
+        prediction_layers=_prediction_layers(config),
     )
 
 
@@ -95,3 +91,22 @@ def _layer_kinds(config: Config) -> tuple[str, ...]:
             "config.json mixes dense (mlp) and MoE layers, which llama.cpp cannot load"
         )
     return kinds
+
+
+def _prediction_layers(config: Config) -> int:
+    """How many multi-token prediction layers the GGUF gets: 0 or 1.
+
+    Raises:
+        InputError: more than llama.cpp knows, or of another layout than attention, then MoE.
+    """
+    if not config.get(PREDICTION_LAYERS):
+        return 0
+    count = config_int(config, PREDICTION_LAYERS)
+    pattern = config.get("mtp_hybrid_override_pattern") or config.get("mtp_layers_block_type")
+    kinds = [_KIND.get(str(kind)) for kind in pattern or "*E"]
+    if count != 1 or kinds != ["attention", "moe"]:
+        raise InputError(
+            f"config.json: {count} prediction layers of {pattern!r}, but llama.cpp knows one of "
+            "attention and MoE; drop them: 'mtp: drop' in the recipe's convert section"
+        )
+    return count

@@ -11,7 +11,8 @@ from checkpoints import LLAMA, llama_arrays, write_checkpoint, write_llama
 
 from quantkit.errors import InputError
 from quantkit.families.checkpoint import open_checkpoint
-from quantkit.families.llama import Llama, llama3_frequency_factors
+from quantkit.families.llama import Llama
+from quantkit.families.rope import llama3_frequency_factors
 
 LLAMA3_ROPE = {
     "rope_type": "llama3",

@@ -7,12 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import NEMOTRON, nemotron_arrays, write_checkpoint, write_nemotron
+from checkpoints import (
+    NEMOTRON,
+    nemotron_arrays,
+    random_values,
+    write_checkpoint,
+    write_nemotron,
+)
 from numpy.typing import NDArray
 
-from quantkit.families.base import StoredTensor, rotary_row_order
+from quantkit.errors import InputError
+from quantkit.families.base import StoredTensor, without_prediction
 from quantkit.families.checkpoint import open_checkpoint
 from quantkit.families.nemotron_h import NemotronH
+from quantkit.families.rope import rotary_row_order
 from quantkit.values import TensorInfo
 
 FLAGSHIP_PATTERN = (
@@ -155,9 +163,60 @@ def test_the_prediction_head_is_dropped(tmp_path: Path) -> None:
     assert not [key for key in source.metadata if "nextn" in key]
 
 
+def with_prediction_head(arrays: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
+    """`arrays` and a head made of the layers that are there: 2 is attention, 1 a MoE."""
+    head = {
+        f"mtp.layers.{number}.{name.removeprefix(layer)}": values * 2
+        for number, layer in enumerate(("backbone.layers.2.", "backbone.layers.1."))
+        for name, values in arrays.items()
+        if name.startswith(layer)
+    }
+    norm = arrays["backbone.norm_f.weight"]
+    for name in ("0.enorm", "0.hnorm", "1.final_layernorm"):
+        head[f"mtp.layers.{name}.weight"] = norm
+    head["mtp.layers.0.eh_proj.weight"] = random_values(9, len(norm), 2 * len(norm))
+    return arrays | head
+
+
+def test_the_prediction_head_is_kept_when_asked_for(tmp_path: Path) -> None:
+    arrays = with_prediction_head(nemotron_arrays(NEMOTRON))
+    config = NEMOTRON | {"num_nextn_predict_layers": 1}
+    source = open_checkpoint(write_checkpoint(tmp_path / "m", config, arrays), keep_prediction=True)
+    metadata = source.metadata
+    assert metadata["nemotron_h_moe.block_count"].value == 5
+    assert metadata["nemotron_h_moe.nextn_predict_layers"].value == 1
+    assert metadata["nemotron_h_moe.feed_forward_length"].value == (0, 24, 0, 24, 24)
+    assert metadata["nemotron_h_moe.attention.head_count_kv"].value == (0, 0, 2, 0, 2)
+    infos = {t.name: t.shape for t in source.tensors if t.name.startswith("blk.4.")}
+    assert infos["blk.4.nextn.eh_proj.weight"] == (32, 64)
+    assert infos["blk.4.ffn_up_exps.weight"] == (4, 24, 16)
+    assert infos["blk.4.attn_q.weight"] == (32, 32)
+    read = source.read_rows("blk.4.ffn_down_exps.weight", 16, 17)
+    part = arrays["mtp.layers.1.mixer.experts.1.down_proj.weight"]
+    np.testing.assert_array_equal(read, part[:1])
+
+
+def test_a_prediction_head_that_is_not_there_can_only_be_dropped(tmp_path: Path) -> None:
+    config = NEMOTRON | {"num_nextn_predict_layers": 1}
+    folder = write_checkpoint(tmp_path / "m", config, nemotron_arrays(NEMOTRON))
+    with pytest.raises(InputError, match=r"mtp\.layers\.0\.enorm"):
+        open_checkpoint(folder, keep_prediction=True)
+    assert open_checkpoint(folder).metadata["nemotron_h_moe.block_count"].value == 4
+
+
+@pytest.mark.parametrize(
+    "change", [{"num_nextn_predict_layers": 2}, {"mtp_hybrid_override_pattern": "*"}]
+)
+def test_other_prediction_heads_are_refused(change: dict[str, Any]) -> None:
+    config = NEMOTRON | {"num_nextn_predict_layers": 1} | change
+    with pytest.raises(InputError, match="mtp: drop"):
+        NemotronH().metadata(config)
+
+
 def test_the_flagship() -> None:
     """Sizes known from NVIDIA's model card and llama.cpp: docs, FACTS section 1."""
-    config = FLAGSHIP
+    config = without_prediction(FLAGSHIP)
+    assert NemotronH().metadata(FLAGSHIP)["nemotron_h_moe.block_count"].value == 89
     metadata = NemotronH().metadata(config)
     assert metadata["nemotron_h_moe.context_length"].value == 1048576
     assert metadata["nemotron_h_moe.block_count"].value == 88
