@@ -24,6 +24,7 @@ from transformers import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import oracle_qwen
 from checkpoints import CHATML, TEKKEN_REGEX
 
 NEMOTRON: dict[str, Any] = {
@@ -88,6 +89,7 @@ def main() -> None:
     edited(root / "dense", root / "dense-old", like_the_first_nemotron)
     edited(root / "llama-rope3", root / "llama-old", like_llama_3)
     edited(root / "llama-tied", root / "llama-sentencepiece", like_llama_2)
+    oracle_qwen.write(root, save)
 
 
 def save(
@@ -155,8 +157,7 @@ def like_the_flagship(folder: Path, config: dict[str, Any]) -> None:
         "time_step_limit": [0.0, 1e9],
     }
     tensors = load_file(folder / "model.safetensors")
-    tensors["mtp.layers.0.enorm.weight"] = tensors["backbone.norm_f.weight"].clone()
-    save_file(tensors, folder / "model.safetensors")
+    save_file(tensors | prediction_head(tensors), folder / "model.safetensors")
     (folder / "README.md").write_text(
         "---\nlicense: other\nlicense_name: nvidia-open\nlicense_link: https://example.org/l\n"
         "language: [en, fr]\ntags: [nvidia]\npipeline_tag: text-generation\n"
@@ -166,6 +167,21 @@ def like_the_flagship(folder: Path, config: dict[str, Any]) -> None:
     settings = {"temperature": 1.0, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.1}
     (folder / "generation_config.json").write_text(json.dumps(settings), encoding="utf-8")
     post_process(folder, [])
+
+
+def prediction_head(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What NVIDIA's checkpoints have and transformers does not write: attention, then a MoE."""
+    norm = tensors["backbone.norm_f.weight"]
+    shapes = {
+        f"mtp.layers.{number}.{name.removeprefix(layer)}": value
+        for number, layer in enumerate(("backbone.layers.2.", "backbone.layers.1."))
+        for name, value in tensors.items()
+        if name.startswith(layer)
+    }
+    for name in ("0.enorm", "0.hnorm", "1.final_layernorm"):
+        shapes[f"mtp.layers.{name}.weight"] = norm
+    shapes["mtp.layers.0.eh_proj.weight"] = torch.empty(len(norm), 2 * len(norm), dtype=norm.dtype)
+    return {name: torch.randn_like(value) * 0.5 for name, value in shapes.items()}
 
 
 def like_the_first_nemotron(folder: Path, config: dict[str, Any]) -> None:

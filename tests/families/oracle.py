@@ -1,0 +1,33 @@
+"""The Python with torch that the oracle tests compare with: `make slow` sets it up."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+LLAMA_CPP = os.environ.get("QUANTKIT_LLAMA_CPP", "")
+TORCH_PYTHON = os.environ.get("QUANTKIT_TORCH_PYTHON", "")
+HERE = Path(__file__).parent
+
+needs_oracle = [
+    pytest.mark.slow,
+    pytest.mark.timeout(1800),
+    pytest.mark.skipif(
+        not (Path(LLAMA_CPP).is_dir() and Path(TORCH_PYTHON).is_file()),
+        reason="'make slow' sets up llama.cpp's converter and a Python with torch: CONTRIBUTING.md",
+    ),
+]
+
+
+def run_torch(script: str, *arguments: object) -> None:
+    """Run a script of this folder with the other Python."""
+    done = subprocess.run(
+        [TORCH_PYTHON, str(HERE / script), *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]

@@ -1,0 +1,75 @@
+"""Every family computes the same in llama.cpp, on our file, as in transformers.
+
+Equal bytes show that we do what llama.cpp's converter does; equal logits show that this is right.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from oracle import needs_oracle, run_torch
+from scipy.special import log_softmax
+from test_against_llama_cpp import MODELS
+
+from quantkit.encoding import write_shards
+from quantkit.families.checkpoint import open_checkpoint
+from quantkit.formats.gguf_writer import lay_out
+from quantkit.native.llama import Context, Model
+from quantkit.native.settings import ContextSettings, DeviceSettings
+from quantkit.progress import SILENT
+from quantkit.values import MetaValue, TensorInfo
+
+pytestmark = needs_oracle
+
+SEQUENCES, TOKENS = 4, 96
+LIMIT = 1e-3
+"""Mean KLD in nats. A wrong rotation, scale or order of rows gives more than 0.1."""
+
+# Checkpoints that transformers 5 reads otherwise than llama.cpp, or not at all.
+NOT_READ: dict[str, str] = {
+    "dense-old": "transformers fills the missing expert keys in and takes it for a mixture",
+}
+
+
+def f32_gguf(checkpoint: Path, folder: Path, *, keep_prediction: bool) -> Path:
+    """The whole checkpoint in F32: nothing is rounded on the way to llama.cpp."""
+    source = open_checkpoint(checkpoint, keep_prediction=keep_prediction)
+    metadata = {**source.metadata, "general.file_type": MetaValue("u32", 0)}
+    infos = [TensorInfo(info.name, info.shape, "F32") for info in source.tensors]
+    layouts = lay_out("model", metadata, infos)
+    (path,) = write_shards(folder, folder, layouts, source, {}, SILENT, workers=2)
+    return path
+
+
+def mean_kld(expected: np.ndarray, found: np.ndarray) -> float:
+    """Mean over positions of KL(expected ‖ found), from logits, in nats."""
+    p, q = (log_softmax(logits.astype(np.float64), axis=-1) for logits in (expected, found))
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("name", [name for name in MODELS if name not in NOT_READ])
+@pytest.mark.parametrize("keep_prediction", [False, True], ids=["", "mtp"])
+def test_logits_equal_transformers(
+    models: Path, tmp_path: Path, name: str, keep_prediction: bool
+) -> None:
+    if keep_prediction and not name.startswith("NVIDIA"):
+        pytest.skip("no prediction head in this model")
+    path = f32_gguf(models / name, tmp_path, keep_prediction=keep_prediction)
+    model = Model(path, DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0))
+    highest = 480  # below, every model has a token
+    tokens = np.random.default_rng(7).integers(5, highest, (SEQUENCES, TOKENS), dtype=np.int32)
+    np.save(tmp_path / "tokens.npy", tokens)
+    run_torch("oracle_logits.py", models / name, tmp_path / "tokens.npy", tmp_path / "logits.npy")
+    expected = np.load(tmp_path / "logits.npy")
+    context = Context(model, ContextSettings(TOKENS, kv_type="f32", all_outputs=True))
+    klds = []
+    for sequence, wanted in zip(tokens, expected, strict=True):
+        context.clear()
+        klds.append(mean_kld(wanted, context.decode(sequence, 0, want="all")))
+    context.close()
+    model.close()
+    spread = float(np.std(expected, axis=-1).mean())
+    assert spread > 0.1, "logits this flat would agree whatever the model did"
+    assert np.mean(klds) < LIMIT
