@@ -187,8 +187,12 @@ def _read_index(path: Path) -> dict[str, str] | None:
         raise InputError(f"{index} is no index of shards ({error!r}); download it again") from error
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: weight_map is empty or no object; download it again")
+    known: set[str] = set()  # as many shards as files, not as tensors
     for name, shard in weight_map.items():
+        if isinstance(shard, str) and shard in known:
+            continue
         # A name with a folder in it could make us read any file of this machine.
         if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", "..", "."):
             raise InputError(f"{index}: {name} is in {shard!r}, which is no plain file name")
+        known.add(shard)
     return weight_map

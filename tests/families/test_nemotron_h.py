@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import flagship
 import numpy as np
 import pytest
 from checkpoints import (
@@ -17,34 +18,11 @@ from checkpoints import (
 from numpy.typing import NDArray
 
 from quantkit.errors import InputError
-from quantkit.families.base import StoredTensor, without_prediction
+from quantkit.families.base import without_prediction
 from quantkit.families.checkpoint import open_checkpoint
 from quantkit.families.nemotron_h import NemotronH
 from quantkit.families.rope import rotary_row_order
 from quantkit.values import TensorInfo
-
-FLAGSHIP_PATTERN = (
-    "MEMEMEM*EMEMEMEM*EMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEMEM*EMEMEMEM*EMEMEMEME"
-)
-FLAGSHIP: dict[str, Any] = NEMOTRON | {
-    "hybrid_override_pattern": FLAGSHIP_PATTERN,
-    "vocab_size": 131072,
-    "hidden_size": 4096,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 2,
-    "head_dim": 128,
-    "mamba_num_heads": 128,
-    "mamba_head_dim": 64,
-    "ssm_state_size": 128,
-    "n_groups": 8,
-    "n_routed_experts": 512,
-    "num_experts_per_tok": 22,
-    "moe_intermediate_size": 2688,
-    "moe_latent_size": 1024,
-    "moe_shared_expert_intermediate_size": 5376,
-    "routed_scaling_factor": 5.0,
-    "num_nextn_predict_layers": 1,
-}
 
 
 def _values(name: str) -> NDArray[np.float32]:
@@ -214,58 +192,14 @@ def test_other_prediction_heads_are_refused(change: dict[str, Any]) -> None:
 
 
 def test_the_flagship() -> None:
-    """Sizes known from NVIDIA's model card and llama.cpp: docs, FACTS section 1."""
-    config = without_prediction(FLAGSHIP)
-    assert NemotronH().metadata(FLAGSHIP)["nemotron_h_moe.block_count"].value == 89
-    metadata = NemotronH().metadata(config)
+    """Sizes known from NVIDIA's model card and  llama.cpp."""
+    with_head = flagship.make_shape.model_config("nemotron-3-super", mtp=True)
+    assert NemotronH().metadata(with_head)["nemotron_h_moe.block_count"].value == 89
+    metadata = NemotronH().metadata(without_prediction(with_head))
     assert metadata["nemotron_h_moe.context_length"].value == 1048576
     assert metadata["nemotron_h_moe.block_count"].value == 88
     assert metadata["nemotron_h_moe.ssm.inner_size"].value == 8192
-    stored = {name: StoredTensor(shape, "BF16") for name, shape in _flagship_shapes().items()}
-    infos = [rule.info for rule in NemotronH().rules(config, stored)]
-    assert round(sum(i.elements for i in infos) / 1e9, 2) == 120.67
-    shapes = {i.name: i.shape for i in infos}
+    shapes = {info.name: info.shape for info in flagship.tensors()}
     assert shapes["blk.0.ssm_in.weight"] == (18560, 4096)
     assert shapes["blk.1.ffn_down_exps.weight"] == (512, 1024, 2688)
     assert shapes["blk.1.ffn_up_exps.weight"] == (512, 2688, 1024)
-
-
-def _flagship_shapes() -> dict[str, tuple[int, ...]]:
-    shapes: dict[str, tuple[int, ...]] = {
-        "backbone.embeddings.weight": (131072, 4096),
-        "backbone.norm_f.weight": (4096,),
-        "lm_head.weight": (131072, 4096),
-    }
-    kinds: dict[str, dict[str, tuple[int, ...]]] = {
-        "M": {
-            "in_proj.weight": (18560, 4096),
-            "conv1d.weight": (10240, 1, 4),
-            "conv1d.bias": (10240,),
-            "dt_bias": (128,),
-            "A_log": (128,),
-            "D": (128,),
-            "norm.weight": (8192,),
-            "out_proj.weight": (4096, 8192),
-        },
-        "*": {
-            "q_proj.weight": (4096, 4096),
-            "k_proj.weight": (256, 4096),
-            "v_proj.weight": (256, 4096),
-            "o_proj.weight": (4096, 4096),
-        },
-        "E": {
-            "gate.weight": (512, 4096),
-            "gate.e_score_correction_bias": (512,),
-            "fc1_latent_proj.weight": (1024, 4096),
-            "fc2_latent_proj.weight": (4096, 1024),
-            "shared_experts.up_proj.weight": (5376, 4096),
-            "shared_experts.down_proj.weight": (4096, 5376),
-        }
-        | {f"experts.{e}.up_proj.weight": (2688, 1024) for e in range(512)}
-        | {f"experts.{e}.down_proj.weight": (1024, 2688) for e in range(512)},
-    }
-    for index, kind in enumerate(FLAGSHIP_PATTERN):
-        layer = f"backbone.layers.{index}."
-        shapes[f"{layer}norm.weight"] = (4096,)
-        shapes |= {f"{layer}mixer.{name}": shape for name, shape in kinds[kind].items()}
-    return shapes
