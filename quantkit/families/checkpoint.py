@@ -18,6 +18,10 @@ from quantkit.formats.safetensors_files import SafetensorsFolder, as_f32
 from quantkit.formats.safetensors_header import DTYPE_BYTES
 from quantkit.values import Metadata, TensorInfo
 
+_EMBEDDINGS = ("model.embed_tokens.weight", "backbone.embeddings.weight", "model.embeddings.weight")
+_OUTPUT = "lm_head.weight"
+_COMPARED_AT_ONCE = 8 << 20  # elements
+
 
 def open_checkpoint(
     folder: Path, name: str | None = None, *, keep_prediction: bool = False
@@ -47,6 +51,8 @@ def open_checkpoint(
             "are converted: use the model's BF16 release"
         )
     files = SafetensorsFolder(folder)
+    if config.get("tie_word_embeddings") and not _is_tied(files):
+        config = {**config, "tie_word_embeddings": False}
     stored = {n: StoredTensor(e.shape, e.dtype) for n, e in files.entries.items()}
     rules = family.rules(config, stored)
     architecture = family.metadata(config)
@@ -55,6 +61,29 @@ def open_checkpoint(
     metadata = {"general.architecture": architecture["general.architecture"]} | general
     metadata |= architecture | tokenizer_metadata(folder, config)
     return CheckpointSource(files, rules, metadata)
+
+
+def _is_tied(files: SafetensorsFolder) -> bool:
+    """Whether the output matrix, where one is stored beside tied embeddings, is their copy.
+
+    Some checkpoints store both. Where they differ, transformers uses the stored output, and so does
+    llama.cpp where the GGUF has it.
+    """
+    entries = files.entries
+    embedding = next((name for name in _EMBEDDINGS if name in entries), None)
+    if _OUTPUT not in entries or embedding is None:
+        return True
+    output = entries[_OUTPUT]
+    if (output.shape, output.dtype) != (entries[embedding].shape, entries[embedding].dtype):
+        return False
+    return all(
+        np.array_equal(
+            files.file_of(_OUTPUT).read_raw(_OUTPUT, start, stop),
+            files.file_of(embedding).read_raw(embedding, start, stop),
+        )
+        for start in range(0, output.elements, _COMPARED_AT_ONCE)
+        for stop in [min(start + _COMPARED_AT_ONCE, output.elements)]
+    )
 
 
 class CheckpointSource:

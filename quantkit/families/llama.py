@@ -15,7 +15,7 @@ from quantkit.families.decoder import (
     decoder_sizes,
     with_prefix,
 )
-from quantkit.families.rope import add_rope_factors
+from quantkit.families.rope import add_rope_factors, check_no_unread_rope
 from quantkit.values import Metadata
 
 
@@ -25,6 +25,7 @@ class Llama:
     architectures = ("LlamaForCausalLM", "MistralForCausalLM")
 
     def metadata(self, config: Config) -> Metadata:
+        check_no_unread_rope(config, reads_factors=True)
         sizes = decoder_sizes(config)
         keys = decoder_keys(config) | {
             "vocab_size": meta("u32", sizes.vocabulary),

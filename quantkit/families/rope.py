@@ -44,8 +44,8 @@ def add_rope_factors(rules: Rules, config: Config, head_dim: int) -> None:
         rules.add_constant("rope_freqs.weight", llama3_frequency_factors(rope, head_dim))
 
 
-def check_no_unread_rope(config: Config) -> None:
-    """For architectures whose graph in llama.cpp has no frequency factors and plain yarn.
+def check_no_unread_rope(config: Config, *, reads_factors: bool = False) -> None:
+    """For architectures with plain yarn in llama.cpp, and with or without frequency factors.
 
     llama.cpp's converter writes `yarn_attn_factor`, `yarn_beta_fast` and `yarn_beta_slow`, but for
     most architectures llama.cpp does not read them (`load_hparams` in its llama-model.cpp).
@@ -55,7 +55,7 @@ def check_no_unread_rope(config: Config) -> None:
     """
     rope = _rope(config)
     kind, unread = _rope_type(rope), ""
-    if kind == "llama3":
+    if kind == "llama3" and not reads_factors:
         unread = "scaling of type 'llama3'"
     elif rope.get("mrope_section"):
         unread = f"mrope_section {rope['mrope_section']}"

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import pytest
 from checkpoints import (
+    LLAMA,
     NEMOTRON,
+    llama_arrays,
     nemotron_arrays,
     write_checkpoint,
     write_llama,
@@ -128,6 +130,18 @@ def test_an_f32_checkpoint_gives_vectors_as_stored_and_matrices_as_bf16(tmp_path
     assert types["blk.0.ssm_in.weight"] == "BF16"
     assert source.read_stored("blk.0.ssm_in.weight", 0, 1) is None
     assert source.read_stored("blk.0.attn_norm.weight", 0, 1) is not None
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_an_output_beside_tied_embeddings_is_kept_where_it_differs(
+    tmp_path: Path, copied: bool
+) -> None:
+    arrays = llama_arrays(LLAMA)
+    arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"].copy()
+    if not copied:
+        arrays["lm_head.weight"][-1, -1] += 1
+    source = open_checkpoint(write_checkpoint(tmp_path / "m", LLAMA, arrays))
+    assert ("output.weight" in {t.name for t in source.tensors}) is not copied
 
 
 def test_general_metadata(tmp_path: Path) -> None:

@@ -126,6 +126,7 @@ def test_dense_layers_are_another_architecture(tmp_path: Path) -> None:
 def test_names_under_model_and_tied_embeddings(tmp_path: Path) -> None:
     config = NEMOTRON | {"tie_word_embeddings": True}
     arrays = nemotron_arrays(config, root="model")
+    arrays["lm_head.weight"] = arrays["model.embeddings.weight"]
     source = open_checkpoint(write_checkpoint(tmp_path / "m", config, arrays))
     names = [t.name for t in source.tensors]
     assert "output.weight" not in names
@@ -192,7 +193,7 @@ def test_other_prediction_heads_are_refused(change: dict[str, Any]) -> None:
 
 
 def test_the_flagship() -> None:
-    """Sizes known from NVIDIA's model card and  llama.cpp."""
+    """Sizes known from NVIDIA's model card and from llama.cpp."""
     with_head = flagship.make_shape.model_config("nemotron-3-super", mtp=True)
     assert NemotronH().metadata(with_head)["nemotron_h_moe.block_count"].value == 89
     metadata = NemotronH().metadata(without_prediction(with_head))
