@@ -6,11 +6,18 @@ from quantkit import build_stages as stages
 from quantkit import planning
 from quantkit.build_context import BuildContext, Job
 from quantkit.console import Console
-from quantkit.errors import GateError
+from quantkit.downloads.space import check_space, space_needed
+from quantkit.downloads.survey import survey
+from quantkit.errors import DoesNotFitError, GateError
+from quantkit.families.base import without_prediction
+from quantkit.families.geometry import geometry_of
+from quantkit.families.registry import family_for
 from quantkit.pipeline import Pipeline
+from quantkit.quant_types import BY_NAME
 from quantkit.receipts import build_folder
 from quantkit.results import LevelResult, read_level
 from quantkit.retrieval.haystack import haystack_text
+from quantkit.sizes import gib_text
 from quantkit.stages.imatrix import calibration_paths
 
 __all__ = ["Job", "build", "check_gate"]
@@ -64,6 +71,36 @@ def _preflight(context: BuildContext) -> None:
     if context.job.haystack is not None:
         haystack_text(context.job.haystack)
     planning.check_gate_is_possible(context.job.recipe.retrieval)
+    if not context.is_whole():
+        _preflight_repository(context)
+
+
+def _preflight_repository(context: BuildContext) -> None:
+    """Look the repository up, and see that the whole build has room, before the first byte."""
+    job, remote = context.job, context.remote
+    keep = job.recipe.convert.mtp == "keep"
+    config = remote.config if keep else without_prediction(remote.config)
+    geometry = geometry_of(family_for(config).metadata(config))
+    limit = planning.target_budget(job.target, geometry)
+    found = survey(remote, context.checkpoint)
+    needed = space_needed(
+        found.fetch_bytes,
+        remote.elements,
+        job.recipe.convert.base_type,
+        [level.bits_per_weight for level in job.recipe.levels],
+        limit,
+    )
+    made = [job.out / "base.gguf", *(job.out / "levels").rglob("*.gguf")]
+    written = sum(path.stat().st_size for path in made if path.is_file())
+    check_space(needed, found.free_bytes + written, job.out)
+    bits = min(BY_NAME[name].bits_per_weight for name in job.recipe.measure.candidates)
+    smallest = int(remote.elements * bits / 8)
+    if smallest > limit:
+        raise DoesNotFitError(
+            f"nothing fits {job.target.name}: it leaves {gib_text(limit)} for weights, and "
+            f"{context.choice.repository} takes at least {gib_text(smallest)}; choose a larger "
+            "target"
+        )
 
 
 def check_gate(results: list[LevelResult]) -> None:

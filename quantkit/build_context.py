@@ -13,9 +13,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit import planning
+from quantkit.downloads.record import is_whole
+from quantkit.downloads.remote import RemoteCheckpoint, look_up
 from quantkit.families.geometry import ModelGeometry, geometry_of
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.formats.source import TensorSource
+from quantkit.hub import Hub
 from quantkit.machine import nvidia_cards
 from quantkit.models import choose_model, open_source
 from quantkit.pipeline import Pipeline
@@ -58,8 +61,19 @@ class BuildContext:
         return self.choice.path or self.job.out / "checkpoint"
 
     @functools.cached_property
+    def hub(self) -> Hub:
+        return Hub()
+
+    @functools.cached_property
+    def remote(self) -> RemoteCheckpoint:
+        """The repository, found fit to be converted; asks the Hub."""
+        repository, _, revision = (self.choice.repository or "").partition("@")
+        return look_up(self.hub, repository, revision or None, self.checkpoint)
+
+    @functools.cached_property
     def source(self) -> TensorSource:
-        return open_source(self.choice, self.checkpoint)
+        keep = self.job.recipe.convert.mtp == "keep"
+        return open_source(self.choice, self.checkpoint, keep_prediction=keep)
 
     @functools.cached_property
     def geometry(self) -> ModelGeometry:
@@ -123,19 +137,17 @@ class BuildContext:
             from quantkit.formats.gguf_file import shard_paths
 
             return shard_paths(self.checkpoint)
-        found = self.checkpoint.iterdir()
+        found = [*self.checkpoint.iterdir(), *self.checkpoint.glob("additional_chat_templates/*")]
         return sorted(p for p in found if p.is_file() and p.suffix in CHECKPOINT_SUFFIXES)
 
     def is_whole(self) -> bool:
-        """Whether a repository's files are still where they were downloaded to."""
+        """Whether a repository's files are still as they were downloaded."""
         if self.choice.kind != "repository":
             return True
         try:
             manifest = json.loads((self.job.out / "checkpoint.json").read_text(encoding="utf-8"))
-            return all(
-                (self.checkpoint / name).stat().st_size == entry["size_bytes"]
-                for name, entry in manifest["files"].items()
-            )
+            same = manifest["model"] == self.choice.repository
+            return same and is_whole(self.checkpoint, manifest["files"])
         except (OSError, ValueError, KeyError):
             return False
 

@@ -24,6 +24,7 @@ from quantkit.retrieval.heatmap import draw_heatmap
 from quantkit.sizes import bytes_text
 from quantkit.stages.convert import convert
 from quantkit.stages.divergence import measure_divergence
+from quantkit.stages.download import download
 from quantkit.stages.imatrix import calibration_paths, collect_imatrix
 from quantkit.stages.measure import measure
 from quantkit.stages.niah import CheckSettings, check_retrieval
@@ -34,29 +35,30 @@ from quantkit.stages.validate import validation_json
 
 
 def checkpoint_stage(build: BuildContext) -> Stage:
-    """Model → checkpoint.json: bring it here where it is a repository, and hash its files."""
+    """Model → checkpoint.json: its files with sizes and hashes; a repository is brought here."""
     choice = build.choice
     out = build.job.out / "checkpoint.json"
-    settings: dict[str, Any] = {"model": choice.repository or choice.name}
+    settings: dict[str, Any] = {
+        "model": choice.repository or choice.name,
+        "mtp": build.job.recipe.convert.mtp,  # decides which tensors the model has
+    }
     if choice.kind != "repository":
-        settings["files"] = identity(build.files())
+        settings["files"] = _identities(build)
 
     def run(work: Path, progress: Progress) -> Done:
-        commit = None
-        if choice.repository is not None:
-            from quantkit.hub import download_checkpoint
-
-            repository, _, revision = choice.repository.partition("@")
-            commit = download_checkpoint(repository, revision or None, build.checkpoint)
-        files = build.files()
-        progress.start(sum(path.stat().st_size for path in files), "B")
-        manifest = {}
-        total = 0
-        for path in files:
-            size = path.stat().st_size
-            manifest[path.name] = {"size_bytes": size, "sha256": file_sha256(path)}
-            total += size
-            progress.advance(size)
+        commit, manifest = None, dict[str, dict[str, Any]]()
+        if choice.kind == "repository":
+            found = download(build.remote, build.hub, build.checkpoint, progress)
+            commit = found.commit
+            for file in found.files:
+                manifest[file.name] = {"size_bytes": file.size_bytes, "sha256": file.sha256}
+        else:
+            sizes = {path: path.stat().st_size for path in build.files()}
+            progress.start(sum(sizes.values()), "B")
+            for path, size in sizes.items():
+                manifest[_name(build, path)] = {"size_bytes": size, "sha256": file_sha256(path)}
+                progress.advance(size)
+        total = sum(entry["size_bytes"] for entry in manifest.values())
         write_json(out, {"model": settings["model"], "commit": commit, "files": manifest})
         detail = (
             f"{build.geometry.architecture}, {build.parameters / 1e6:,.1f} M parameters, "
@@ -65,6 +67,17 @@ def checkpoint_stage(build: BuildContext) -> Stage:
         return Done((out,), detail, {"parameters": build.parameters, "size_bytes": total})
 
     return Stage("checkpoint", 1, (), settings, False, run)
+
+
+def _name(build: BuildContext, path: Path) -> str:
+    """A file's name in checkpoint.json: with its folder where it is not the checkpoint's own."""
+    inside = build.choice.kind != "gguf"
+    return path.relative_to(build.checkpoint).as_posix() if inside else path.name
+
+
+def _identities(build: BuildContext) -> dict[str, list[int]]:
+    """Name → (size, time of last change) of the model's files."""
+    return {_name(build, path): identity([path])[path.name] for path in build.files()}
 
 
 def convert_stage(build: BuildContext) -> Stage:

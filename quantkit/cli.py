@@ -78,6 +78,23 @@ def build(
 
 
 @app.command()
+def download(
+    repository: Annotated[
+        str, typer.Argument(help="OWNER/NAME on the Hub, or OWNER/NAME@REVISION.")
+    ],
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder; the repository's name by default.")
+    ] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """A checkpoint from the Hub: resumed after a kill, every byte verified, safetensors only."""
+    from quantkit import commands
+
+    commands.download(repository, out, quiet or as_json, as_json)
+
+
+@app.command()
 def plan(
     target: TargetOption,
     model: ModelOption,

@@ -60,14 +60,18 @@ class StageView:
         self._console, self.name = console, name
         self._began = time.monotonic()
         self._total, self._done, self._unit, self._what = 0.0, 0.0, "", ""
+        self._before = 0.0
         self._bar: RichProgress | None = None
         self._task: TaskID | None = None
 
-    def start(self, total: float, unit: str, what: str = "") -> None:
-        self._total, self._done, self._unit, self._what = total, 0.0, unit, what
+    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
+        self._total, self._done, self._unit, self._what = total, done, unit, what
+        self._before = done
         self._began = time.monotonic()
         if self._bar is not None and self._task is not None:
-            self._bar.reset(self._task, total=total, description=self._label())
+            self._bar.reset(
+                self._task, total=total, completed=int(done), description=self._label()
+            )
 
     def advance(self, amount: float) -> None:
         self._done += amount
@@ -78,7 +82,7 @@ class StageView:
                 self._task = self._bar.add_task(self._label(), total=self._total, rate="")
                 self._bar.start()
         if self._bar is not None and self._task is not None:
-            rate = rate_text(self._done / max(elapsed, 1e-6), self._unit)
+            rate = rate_text((self._done - self._before) / max(elapsed, 1e-6), self._unit)
             self._bar.update(self._task, completed=self._done, rate=rate)
 
     def note(self, sentence: str) -> None:

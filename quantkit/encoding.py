@@ -52,22 +52,20 @@ def write_shards(
     Returns:
         The finished files.
     """
-    progress.start(sum(tensor_size_bytes(i) for layout in layouts for i in layout.tensors), "B")
     stored_types = {info.name: info.type_name for info in source.tensors}
     for kind in {BY_NAME[info.type_name] for layout in layouts for info in layout.tensors}:
         if kind.is_quantized:
             kernels.prepare(kind)
+    journals = [_journal(layout, folder, work) for layout in layouts]
+    done = {name for journal in journals for name in journal.lines}
+    sizes = {info.name: tensor_size_bytes(info) for lay in layouts for info in lay.tensors}
+    before = sum(size for name, size in sizes.items() if name in done)
+    progress.start(sum(sizes.values()), "B", done=before)
     paths = []
     with ThreadPoolExecutor(workers) as pool:
-        for layout in layouts:
+        for layout, journal in zip(layouts, journals, strict=True):
             path, growing = folder / layout.file_name, work / layout.file_name
-            journal = Journal(work / f"{layout.file_name}.journal", layout.digest)
-            whole = growing.exists() and growing.stat().st_size == layout.size_bytes
-            if not whole and not (END in journal.lines and path.exists()):
-                journal.forget()  # what it lists is gone
-            done = set(journal.lines)
-            progress.advance(sum(tensor_size_bytes(i) for i in layout.tensors if i.name in done))
-            if END not in done:
+            if END not in journal.lines:
                 with open_shard(growing, layout) as writer:
                     left = [info for info in layout.tensors if info.name not in done]
                     encoder = _Encoder(writer, source, importance, stored_types)
@@ -77,6 +75,16 @@ def write_shards(
                 publish(growing, path)
             paths.append(path)
     return paths
+
+
+def _journal(layout: ShardLayout, folder: Path, work: Path) -> Journal:
+    """The tensors of a shard that an earlier run finished; none where their file is gone."""
+    growing = work / layout.file_name
+    journal = Journal(work / f"{layout.file_name}.journal", layout.digest)
+    whole = growing.exists() and growing.stat().st_size == layout.size_bytes
+    if not whole and not (END in journal.lines and (folder / layout.file_name).exists()):
+        journal.forget()
+    return journal
 
 
 def _encode_all(

@@ -1,63 +1,341 @@
-"""Checkpoints from the Hugging Face Hub. The only importer of huggingface_hub."""
+"""The Hugging Face Hub: what a repository holds, and its files' bytes from any position on.
+
+The only importer of huggingface_hub, which knows addresses, tokens, headers and errors. Its own
+downloads cannot go on after a kill (each begins a new temporary file, and with Xet every time), so
+bytes are read here with Range requests, which the Hub answers for every kind of storage.
+"""
 
 from __future__ import annotations
 
-from fnmatch import fnmatch
-from pathlib import Path
+import logging
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from quantkit.errors import EnvironmentFault, InputError
+from quantkit.errors import EnvironmentFault, InputError, QuantkitError
 
-WANTED = ("*.safetensors", "*.json", "tokenizer.model", "*.jinja", "LICENSE*", "README.md")
-"""Weights as safetensors only, never pickle; tokenizer, configuration, template, licence."""
+if TYPE_CHECKING:
+    from httpx2 import Response
+
+REQUEST_BYTES = 16 << 30
+"""Most bytes of one request: the Hub's content network refuses answers above 50 GB."""
+DELAYS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
+"""Waits between attempts that brought nothing; three minutes outlast a router's restart."""
+_LISTING_ATTEMPTS = 4
+_BAD_TOKEN = "Invalid credentials in Authorization header"
 
 
-def download_checkpoint(repo: str, revision: str | None, folder: Path) -> str:
-    """Bring a repository's checkpoint into `folder`; files that are complete stay as they are.
+def _ignore(sentence: str) -> None:
+    pass
 
-    Returns:
-        The commit that was downloaded.
 
-    Raises:
-        InputError: no such repository or revision, or it is gated; says what to do.
-        EnvironmentFault: the network or the disk failed.
+@dataclass(frozen=True)
+class HubFile:
+    """A file as the Hub records it.
+
+    Attributes:
+        sha256: of its content, where it is stored with LFS or Xet, as large files are.
+        blob_id: its git object id where it is not: SHA-1 of `blob SIZE`, a NUL and the content.
     """
-    import httpx2  # huggingface_hub lets its transport errors through
-    from huggingface_hub import HfApi, snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
 
-    page = f"https://huggingface.co/{repo}"
-    try:
-        info = HfApi().model_info(repo, revision=revision)
-        commit, names = info.sha, [file.rfilename for file in info.siblings or ()]
-        wanted = [n for n in names if "/" not in n and any(fnmatch(n, p) for p in WANTED)]
-        snapshot_download(repo, revision=commit, local_dir=folder, allow_patterns=wanted)
-    except GatedRepoError:
-        raise InputError(
-            f"{repo} is gated: accept its terms at {page}, then run 'hf auth login'"
-        ) from None
-    except RevisionNotFoundError:
-        raise InputError(f"{repo} has no revision {revision!r}; see {page}/tree/main") from None
-    except RepositoryNotFoundError:
-        raise InputError(
-            f"no repository {repo} for you: check the name, or run 'hf auth login' if it is private"
-        ) from None
-    except HFValidationError as error:
-        raise InputError(
-            f"{repo!r} is neither a folder here nor a repository name: {error}"
-        ) from None
-    except (LocalEntryNotFoundError, HfHubHTTPError, httpx2.TransportError, OSError) as error:
-        raise EnvironmentFault(
-            f"downloading {repo} failed ({error}); check the network and the disk, then run again: "
-            "finished files are kept"
-        ) from None
-    kept = {path.name for path in folder.iterdir() if path.is_file()}
-    for name in kept - set(wanted):  # of another revision or repository that was here before
-        (folder / name).unlink()
-    return str(commit)
+    name: str
+    size_bytes: int
+    sha256: str | None
+    blob_id: str | None
+
+    @property
+    def identity(self) -> str:
+        """The recorded hash with its kind; equal where the contents are."""
+        return f"sha256:{self.sha256}" if self.sha256 else f"git:{self.blob_id}"
+
+
+@dataclass(frozen=True)
+class Listing:
+    """All files of a repository at one commit."""
+
+    repository: str
+    commit: str
+    files: tuple[HubFile, ...]
+
+
+class Hub:
+    """A client of the Hub at `endpoint`; safe to use from several threads.
+
+    Args:
+        endpoint: address; HF_ENDPOINT or huggingface.co by default.
+        token: an access token; None for the one that `hf auth login` or HF_TOKEN left, False for
+            none.
+        timeout_s: longest silence of the server, seconds; HF_HUB_DOWNLOAD_TIMEOUT by default.
+        delays_s: waits before each further attempt when an attempt brought nothing.
+        request_bytes: most bytes to ask for at once.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        token: str | bool | None = None,
+        timeout_s: float | None = None,
+        delays_s: Sequence[float] = DELAYS_S,
+        request_bytes: int = REQUEST_BYTES,
+    ) -> None:
+        from huggingface_hub import constants, get_token
+        from huggingface_hub.utils._headers import build_hf_headers  # utils names it in no __all__
+
+        from quantkit import __version__
+
+        # its warnings would run into the progress bar
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        self._endpoint = endpoint or constants.ENDPOINT
+        self._token = token
+        self._has_token = bool(get_token() if token is None else token)
+        self._timeout_s = timeout_s or constants.HF_HUB_DOWNLOAD_TIMEOUT
+        self._delays_s = tuple(delays_s)
+        self._request_bytes = request_bytes
+        self._headers = build_hf_headers(
+            token=token, library_name="quantkit", library_version=__version__
+        ) | {"Accept-Encoding": "identity"}  # compressed answers know no Range
+
+    def listing(
+        self,
+        repository: str,
+        revision: str | None = None,
+        on_wait: Callable[[str], None] = _ignore,
+    ) -> Listing:
+        """The files of `repository` at `revision` (a branch, tag or commit; by default `main`).
+
+        Args:
+            on_wait: see `read`.
+
+        Raises:
+            InputError: no such repository or revision, or the Hub refuses; says what to do.
+            EnvironmentFault: the network or the Hub failed.
+        """
+        import httpx2
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HFValidationError
+
+        api = HfApi(endpoint=self._endpoint, token=self._token)
+        with self._explained(repository, revision):
+            for delay_s in (*self._delays_s[: _LISTING_ATTEMPTS - 1], None):
+                try:
+                    info = api.model_info(
+                        repository, revision=revision, timeout=self._timeout_s, files_metadata=True
+                    )
+                    break
+                except HFValidationError as error:
+                    raise InputError(
+                        f"{repository!r} is no name of a repository; give OWNER/NAME or "
+                        f"OWNER/NAME@REVISION ({_words(error)})"
+                    ) from None
+                except (httpx2.HTTPError, OSError) as error:
+                    _wait(error, delay_s, on_wait)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise EnvironmentFault(
+                        f"{self._endpoint} answers with something that is no record of a "
+                        f"repository ({error!r}); check HF_ENDPOINT, and whether the network wants "
+                        "a login"
+                    ) from None
+        found = []
+        for sibling in info.siblings or ():
+            sha256 = sibling.lfs.sha256 if sibling.lfs else None
+            size = sibling.lfs.size if sibling.lfs else sibling.size
+            if size is None or not (sha256 or sibling.blob_id):
+                raise EnvironmentFault(
+                    f"{self._endpoint} gives no size or hash of {sibling.rfilename}, so a download "
+                    "could not be verified; unset HF_ENDPOINT if it is a mirror"
+                )
+            found.append(HubFile(sibling.rfilename, size, sha256, sibling.blob_id))
+        if not info.sha:
+            raise EnvironmentFault(f"{self._endpoint} names no commit of {repository}")
+        return Listing(repository, info.sha, tuple(found))
+
+    def read(
+        self,
+        listing: Listing,
+        file: HubFile,
+        start: int = 0,
+        on_wait: Callable[[str], None] = _ignore,
+    ) -> Iterator[bytes]:
+        """The bytes of `file` from position `start` to its end, in pieces.
+
+        A lost or stalled connection is taken up again where it broke off.
+
+        Args:
+            on_wait: told, in a sentence, why and for how long is waited before a further attempt.
+
+        Raises:
+            InputError: the repository is gated, or the token is refused; says what to do.
+            EnvironmentFault: no more bytes came in spite of all attempts.
+        """
+        import httpx2
+
+        position, delays_s = start, iter(self._delays_s)
+        with self._explained(listing.repository, listing.commit):
+            while position < file.size_bytes:
+                before = position
+                fault: Exception = OSError(f"byte {position} of {file.size_bytes} never came")
+                try:
+                    for piece in self._request(listing, file, position):
+                        position += len(piece)
+                        yield piece
+                except (httpx2.HTTPError, OSError) as error:
+                    if not _is_transient(error):
+                        raise
+                    fault = error
+                if position > before:
+                    delays_s = iter(self._delays_s)
+                else:
+                    _wait(fault, next(delays_s, None), lambda s: on_wait(f"{file.name}: {s}"))
+
+    def _request(self, listing: Listing, file: HubFile, position: int) -> Iterator[bytes]:
+        """The pieces of one answer, from `position` on and not beyond the file's end."""
+        from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+
+        stop = min(position + self._request_bytes, file.size_bytes)
+        url = hf_hub_url(
+            listing.repository, file.name, revision=listing.commit, endpoint=self._endpoint
+        )
+        headers = self._headers | {"Range": f"bytes={position}-{stop - 1}"}
+        answer = get_session().stream("GET", url, headers=headers, timeout=self._timeout_s)
+        with answer as response:
+            if response.status_code >= 400:
+                response.read()  # the error's words
+            hf_raise_for_status(response)
+            skip = _first_byte_offset(response, position)
+            for received in response.iter_bytes():
+                piece = received[skip:][: stop - position]
+                skip = max(skip - len(received), 0)
+                position += len(piece)
+                if piece:
+                    yield piece
+                if position >= stop:
+                    return
+
+    @contextmanager
+    def _explained(self, repository: str, revision: str | None) -> Iterator[None]:
+        """Turn the client's errors into ours."""
+        import httpx2
+
+        try:
+            yield
+        except (httpx2.HTTPError, OSError) as error:
+            raise self._translated(error, repository, revision) from None
+
+    def _translated(self, error: Exception, repository: str, revision: str | None) -> QuantkitError:
+        from huggingface_hub.errors import (
+            DisabledRepoError,
+            GatedRepoError,
+            HfHubHTTPError,
+            OfflineModeIsEnabled,
+            RemoteEntryNotFoundError,
+            RepositoryNotFoundError,
+            RevisionNotFoundError,
+        )
+
+        page = f"{self._endpoint}/{repository}"
+        login = "log in with 'hf auth login' or set HF_TOKEN"
+        status, message = None, None
+        if isinstance(error, HfHubHTTPError):
+            status = error.response.status_code
+            message = error.response.headers.get("X-Error-Message")
+        if isinstance(error, GatedRepoError):
+            return InputError(
+                f"{repository} is gated: accept its terms at {page}, "
+                + (
+                    "with the account of your token; if you have, its owner may still have to agree"
+                    if self._has_token
+                    else f"then {login}"
+                )
+            )
+        if isinstance(error, RevisionNotFoundError):
+            return InputError(
+                f"{repository} has no revision {revision!r}; its branches and tags are at "
+                f"{page}/tree/main"
+            )
+        if isinstance(error, DisabledRepoError):
+            return InputError(f"the Hub has disabled {repository}; see {page}")
+        if status == 401 and message == _BAD_TOKEN:
+            return InputError(
+                "the Hub refuses your access token (401): it is wrong, expired or revoked; make a "
+                f"new one at {self._endpoint}/settings/tokens, then {login}"
+            )
+        if isinstance(error, RepositoryNotFoundError) or status == 401:
+            return InputError(
+                f"no repository {repository} for you: check the name"
+                + (
+                    "; if it is private, the account of your token needs access to it"
+                    if self._has_token
+                    else f", or {login} if it is private or gated"
+                )
+            )
+        if isinstance(error, RemoteEntryNotFoundError):
+            return EnvironmentFault(
+                f"{self._endpoint} lists a file of {repository} that it does not have: "
+                f"{error.response.url}; run again later"
+            )
+        if status == 403:
+            return InputError(
+                f"the Hub refuses access to {repository} (403: {message or 'forbidden'}); check "
+                f"the permissions of your token at {self._endpoint}/settings/tokens"
+            )
+        if isinstance(error, OfflineModeIsEnabled):
+            return EnvironmentFault(
+                f"{repository} cannot be downloaded while HF_HUB_OFFLINE is set; unset it"
+            )
+        return EnvironmentFault(
+            f"downloading {repository} from {self._endpoint} failed ({_words(error)}); check the "
+            "network, then run again: finished files are kept"
+        )
+
+
+def _wait(error: Exception, delay_s: float | None, on_wait: Callable[[str], None]) -> None:
+    """Wait before another attempt, or raise `error` where there is to be none."""
+    if not _is_transient(error) or delay_s is None:
+        raise error
+    delay_s = max(delay_s, _retry_after_s(error))
+    on_wait(f"{_words(error)}; trying again in {delay_s:g} s")
+    time.sleep(delay_s)
+
+
+def _is_transient(error: Exception) -> bool:
+    """Whether the same request may succeed later: a fault of the network or of a busy server."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        status = error.response.status_code
+        return status in (408, 416, 429) or status >= 500
+    if isinstance(error, httpx2.UnsupportedProtocol):
+        return False
+    return isinstance(error, httpx2.TransportError) or type(error) is OSError
+
+
+def _retry_after_s(error: Exception) -> float:
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if not isinstance(error, HfHubHTTPError):
+        return 0.0
+    asked = error.response.headers.get("Retry-After", "")
+    return min(float(asked), 300.0) if asked.isdigit() else 0.0
+
+
+def _words(error: Exception) -> str:
+    """An error in a few words: the client's own take several lines."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    if isinstance(error, HfHubHTTPError):
+        return f"HTTP {error.response.status_code}"
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _first_byte_offset(response: Response, position: int) -> int:
+    """How many bytes of the answer come before `position`: none, unless Range was ignored."""
+    if response.status_code != 206:
+        return position
+    begins = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    if begins != str(position):
+        raise OSError(f"the server answers from byte {begins} where {position} was asked for")
+    return 0

@@ -8,8 +8,11 @@ from typing import Protocol
 class Progress(Protocol):
     """A watcher of one stage's work."""
 
-    def start(self, total: float, unit: str, what: str = "") -> None:
-        """Work of `total` units begins; `unit` is `B` for bytes, else a plural noun."""
+    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
+        """Work of `total` units begins; `unit` is `B` for bytes, else a plural noun.
+
+        `done` of them were done by an earlier run, and say nothing of this one's rate.
+        """
         ...
 
     def advance(self, amount: float) -> None:
@@ -24,7 +27,7 @@ class Progress(Protocol):
 class Silent:
     """Progress that nobody watches."""
 
-    def start(self, total: float, unit: str, what: str = "") -> None:
+    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
         pass
 
     def advance(self, amount: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -12,9 +13,11 @@ from pathlib import Path
 
 import gguf
 import pytest
+from loopback_hub import COMMIT, Fault, LoopbackHub, hub
 from small_recipes import write_recipe
 
 from quantkit.receipts import file_sha256
+from quantkit.resources import DEMO_MODEL
 
 STAGES = (
     "checkpoint", "convert", "imatrix", "measure",
@@ -169,3 +172,74 @@ def test_a_failed_gate_exits_1_and_names_the_level(tmp_path: Path) -> None:
     (level,) = json.loads(only.stdout)["levels"]
     assert level["passed"] is False
     assert level["baseline"] is True
+
+
+def run_from_hub(
+    served: LoopbackHub, repository: str, out: Path, recipe: Path, target: str = "4x3090"
+) -> subprocess.CompletedProcess[str]:
+    changed = {"demo": repository, "4x3090": target}
+    arguments = [changed.get(word, word) for word in command(out, recipe)]
+    settings = {"HF_ENDPOINT": served.address, "HF_HOME": str(out.parent / "hf")}
+    return subprocess.run(arguments, env=os.environ | settings, capture_output=True, text=True)
+
+
+def test_a_build_from_a_repository(tmp_path: Path) -> None:
+    levels = [{"name": "Q4", "bits_per_weight": 4.6}]
+    divergence = {"chunks": 0}
+    recipe = write_recipe(tmp_path / "r.yaml", levels=levels, divergence=divergence)
+    out = tmp_path / "out"
+    with hub({"someone/small": DEMO_MODEL}) as served:
+        finished = run_from_hub(served, "someone/small", out, recipe)
+        assert finished.returncode == 0, finished.stderr
+        checkpoint = json.loads((out / "checkpoint.json").read_text())
+        assert checkpoint == {
+            "model": "someone/small",
+            "commit": COMMIT,
+            "files": {
+                path.name: {"size_bytes": path.stat().st_size, "sha256": file_sha256(path)}
+                for path in sorted(DEMO_MODEL.iterdir())
+            },
+        }
+        assert (out / "levels" / "Q4" / "small-Q4.gguf").is_file()
+        served.served.clear()
+        (out / "checkpoint" / "config.json").write_text("{}")
+        repaired = run_from_hub(served, "someone/small", out, recipe)
+        assert served.names() == ["config.json"]
+        assert "✓ checkpoint" in repaired.stdout
+        assert repaired.stdout.count("skipped: up to date") == 8  # its bytes are the same again
+    offline = run_from_hub(served, "someone/small", out, recipe)  # the hub is gone
+    assert offline.returncode == 0, offline.stderr
+    assert offline.stdout.count("skipped: up to date") == 9
+
+
+def test_a_repository_is_refused_before_a_folder_is_made(tmp_path: Path, recipe: Path) -> None:
+    foo = tmp_path / "foo"
+    foo.mkdir()
+    (foo / "config.json").write_text('{"architectures": ["FooForCausalLM"]}')
+    (foo / "model.safetensors").write_bytes(b"weights")
+    free = shutil.disk_usage(tmp_path).free
+    with hub({"someone/foo": foo, "someone/large": DEMO_MODEL}) as served:
+        refused = run_from_hub(served, "someone/foo", tmp_path / "a" / "out", recipe)
+        assert refused.returncode == 2
+        assert "FooForCausalLM" in refused.stderr
+        small = tmp_path / "small.yaml"
+        small.write_text(
+            "name: small\ncards: [{name: tiny, memory_gib: 2}]\ncontext_tokens: 1024\n"
+            "weight_budget_gib: 0.001\n"
+        )
+        out = tmp_path / "c" / "out"
+        large = run_from_hub(served, "someone/large", out, recipe, str(small))
+        assert large.returncode == 2
+        assert "nothing fits small" in large.stderr
+        assert "larger target" in large.stderr
+        # the download would fit, but not base.gguf and the levels as well
+        served.claims = {"model.safetensors": free * 6 // 10}
+        served.always = {"model.safetensors": Fault(status=404)}
+        full = run_from_hub(served, "someone/large", tmp_path / "b" / "out", recipe)
+        assert full.returncode == 3, full.stderr
+        assert "for base.gguf" in full.stderr
+        assert "choose a folder on another disk with --out" in full.stderr
+    assert not (tmp_path / "a").exists()
+    assert not (tmp_path / "c").exists()
+    assert "model.safetensors" not in served.names()
+    assert not (tmp_path / "b" / "out").exists()

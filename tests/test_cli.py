@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from loopback_hub import COMMIT, Fault, hub
 from models import write_llama
 from small_recipes import write_recipe
 
@@ -179,3 +180,51 @@ def test_doctor_says_which_settings_work() -> None:
     facts = json.loads(found.stdout)
     assert isinstance(facts["use_extra_buffers"], bool)
     assert "kernels" in facts["finding"]
+
+
+def test_download_says_what_came_and_what_to_do_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.chdir(tmp_path)
+    super_120b = "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16"
+    with hub({"someone/demo-BF16": DEMO_MODEL, super_120b: DEMO_MODEL}) as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.address)
+        finished = quantkit("download", "someone/demo-BF16")
+        assert finished.returncode == 0, finished.stderr
+        assert f"someone/demo-BF16 at {COMMIT[:12]} → demo-BF16" in finished.stdout
+        assert "to fetch" in finished.stdout
+        last = finished.stdout.splitlines()[-1]
+        assert last == "Next:  quantkit build --target 4x3090 --model demo-BF16"
+        facts = json.loads(quantkit("download", "someone/demo-BF16", "--json").stdout)
+        assert facts["commit"] == COMMIT
+        assert facts["fetched_bytes"] == 0
+        sizes = {path.name: path.stat().st_size for path in DEMO_MODEL.iterdir()}
+        assert {n: f["size_bytes"] for n, f in facts["files"].items()} == sizes
+        assert facts["size_bytes"] == sum(sizes.values())
+        assert quantkit("download", "someone/demo-BF16", "--quiet").stdout == ""
+        with_recipe = quantkit("download", super_120b, "--out", "a folder").stdout
+        assert with_recipe.endswith("--model 'a folder' --recipe nemotron-3-super\n")
+        assert "no repository someone/none" in refused("download", "someone/none")
+        assert not (tmp_path / "none").exists()
+
+
+def test_download_warns_of_a_build_that_the_disk_will_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with hub({"someone/large": DEMO_MODEL}) as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.address)
+        served.claims = {"model.safetensors": free * 6 // 10}
+        served.always = {"model.safetensors": Fault(status=404)}
+        finished = quantkit("download", "someone/large", "--out", tmp_path / "out")
+        assert "this disk will not hold a build as well: recipe default" in finished.stdout
+        assert "for base.gguf (BF16)" in finished.stdout
+        assert finished.returncode == 3
+        assert finished.stderr.startswith("error: downloading someone/large")
+        served.claims = {"model.safetensors": free * 2}
+        refusal = quantkit("download", "someone/large", "--out", tmp_path / "new")
+        assert refusal.returncode == 3
+        assert "too little; make room" in refusal.stderr
+        assert not (tmp_path / "new").exists()

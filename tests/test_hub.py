@@ -1,78 +1,245 @@
-"""Downloads through the real huggingface_hub client, over HTTP from a hub on loopback."""
+"""The client of the Hub over real HTTP, against a hub on loopback that also misbehaves."""
 
 from __future__ import annotations
 
+import hashlib
 import os
-import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loopback_hub import COMMIT, hub
+from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
 
-from quantkit.receipts import file_sha256
-from quantkit.resources import DEMO_MODEL
+from quantkit.errors import EnvironmentFault, InputError
+from quantkit.hub import Hub, HubFile, Listing
 
-CALL = """
-import sys
-from pathlib import Path
-from quantkit.errors import QuantkitError
-from quantkit.hub import download_checkpoint
-repo, _, revision = sys.argv[1].partition("@")
-try:
-    print(download_checkpoint(repo, revision or None, Path(sys.argv[2])))
-except QuantkitError as error:
-    sys.exit(f"{type(error).__name__}: {error}")
-"""
-
-
-def download(address: str, repo: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    settings = {"HF_ENDPOINT": address, "HF_HUB_DISABLE_XET": "1", "HF_HOME": str(folder / "hf")}
-    return subprocess.run(
-        [sys.executable, "-c", CALL, repo, str(folder / "model")],
-        env=os.environ | settings,
-        capture_output=True,
-        text=True,
-    )
+SIZE = 3_000_000
+WEIGHTS = "model.safetensors"
 
 
 @pytest.fixture
-def repository(tmp_path: Path) -> Path:
-    folder = tmp_path / "repo"
-    shutil.copytree(DEMO_MODEL, folder)
-    (folder / "pytorch_model.bin").write_bytes(b"pickle")
-    return folder
+def folder(tmp_path: Path) -> Path:
+    repository = tmp_path / "repository"
+    repository.mkdir()
+    (repository / WEIGHTS).write_bytes(os.urandom(SIZE))
+    (repository / "config.json").write_text("{}")
+    return repository
 
 
-def test_checkpoint_arrives_whole_and_without_pickle(repository: Path, tmp_path: Path) -> None:
-    with hub({"someone/demo": repository}) as (address, served):
-        finished = download(address, "someone/demo", tmp_path)
-        assert finished.returncode == 0, finished.stderr
-        assert finished.stdout.strip() == COMMIT
-        for path in DEMO_MODEL.iterdir():
-            assert file_sha256(tmp_path / "model" / path.name) == file_sha256(path)
-        assert "pytorch_model.bin" not in served
-        before = len(served)
-        assert download(address, "someone/demo", tmp_path).returncode == 0
-        assert len(served) == before  # complete files stay as they are
+@pytest.fixture
+def loopback(folder: Path) -> Iterator[LoopbackHub]:
+    from huggingface_hub import close_session
+
+    with hub({"someone/demo": {"main": folder, "v2": folder}}) as served:
+        yield served
+    close_session()
+
+
+def client(loopback: LoopbackHub, **settings: object) -> Hub:
+    """A client that waits in milliseconds where the real one waits in seconds."""
+    defaults: dict[str, object] = {"token": False, "timeout_s": 0.5, "delays_s": (0.01,) * 3}
+    return Hub(loopback.address, **(defaults | settings))  # type: ignore[arg-type]
+
+
+def weights(loopback: LoopbackHub) -> tuple[Hub, Listing, HubFile]:
+    reader = client(loopback)
+    listing = reader.listing("someone/demo")
+    return reader, listing, next(file for file in listing.files if file.name == WEIGHTS)
+
+
+def test_listing_has_the_commit_and_every_size_and_hash(
+    loopback: LoopbackHub, folder: Path
+) -> None:
+    listing = client(loopback).listing("someone/demo")
+    assert listing.commit == COMMIT
+    content = (folder / WEIGHTS).read_bytes()
+    large, small = sorted(listing.files, key=lambda file: -file.size_bytes)
+    assert (large.name, large.size_bytes) == (WEIGHTS, SIZE)
+    assert large.identity == f"sha256:{hashlib.sha256(content).hexdigest()}"
+    assert small == HubFile("config.json", 2, None, hashlib.sha1(b"blob 2\0{}").hexdigest())
+    assert client(loopback).listing("someone/demo", "v2").commit == commit_of("v2")
+
+
+def test_bytes_from_any_position(loopback: LoopbackHub, folder: Path) -> None:
+    reader, listing, file = weights(loopback)
+    content = (folder / WEIGHTS).read_bytes()
+    assert b"".join(reader.read(listing, file)) == content
+    assert b"".join(reader.read(listing, file, 1_234_567)) == content[1_234_567:]
+    assert loopback.served[-1].start == 1_234_567
+    assert b"".join(reader.read(listing, file, SIZE)) == b""
+    assert len(loopback.served) == 2
+
+
+def test_very_large_files_are_asked_for_in_parts(loopback: LoopbackHub, folder: Path) -> None:
+    reader = client(loopback, request_bytes=1_000_000)
+    listing = reader.listing("someone/demo")
+    file = next(file for file in listing.files if file.name == WEIGHTS)
+    assert b"".join(reader.read(listing, file)) == (folder / WEIGHTS).read_bytes()
+    assert [(s.start, s.sent_bytes) for s in loopback.served] == [
+        (0, 1_000_000), (1_000_000, 1_000_000), (2_000_000, 1_000_000)
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
-    ("repo", "error"),
+    "faults",
     [
-        ("someone/nothing", "InputError: no repository someone/nothing"),
-        ("someone/demo@v9", "InputError: someone/demo has no revision 'v9'"),
-        ("someone/gated", "InputError: someone/gated is gated: accept its terms"),
+        [Fault(status=500)] * 2,
+        [Fault(status=429), Fault(status=503)],
+        [Fault(cut_after=1_500_000), Fault(cut_after=400_000), Fault(cut_after=400_000)],
+        [Fault(stall_after=1_500_000)],
+        [Fault(cut_after=0)] * 3,
+        [Fault(cut_after=150_000)] * 12,
+        [Fault(cut_after=1_500_000), Fault(ignore_range=True)],
+    ],
+    ids=["500", "429", "cut short", "stalled", "closed at once", "crumbs", "no ranges"],
+)
+def test_faults_of_the_network_are_got_over(
+    faults: list[Fault], loopback: LoopbackHub, folder: Path
+) -> None:
+    reader, listing, file = weights(loopback)
+    loopback.faults[WEIGHTS] = list(faults)
+    assert b"".join(reader.read(listing, file)) == (folder / WEIGHTS).read_bytes()
+    assert not loopback.faults[WEIGHTS]
+
+
+def test_what_came_before_a_fault_is_not_served_again(loopback: LoopbackHub) -> None:
+    reader, listing, file = weights(loopback)
+    loopback.faults[WEIGHTS] = [Fault(cut_after=1_500_000)]
+    assert sum(len(piece) for piece in reader.read(listing, file)) == SIZE
+    assert loopback.served[1].start > 1_000_000
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [(Fault(status=500), "HTTP 500"), (Fault(cut_after=0), "disconnected|closed|peer")],
+)
+def test_faults_that_stay_are_faults_of_the_machine(
+    fault: Fault, words: str, loopback: LoopbackHub
+) -> None:
+    reader, listing, file = weights(loopback)
+    loopback.always[WEIGHTS] = fault
+    with pytest.raises(EnvironmentFault, match=f"(?i)({words}).*run again: finished files"):
+        b"".join(reader.read(listing, file))
+
+
+def test_waits_are_announced(loopback: LoopbackHub) -> None:
+    reader, listing, file = weights(loopback)
+    loopback.faults[WEIGHTS] = [Fault(status=502), Fault(status=429, retry_after_s=1)]
+    said: list[str] = []
+    b"".join(reader.read(listing, file, 0, said.append))
+    assert said == [
+        f"{WEIGHTS}: HTTP 502; trying again in 0.01 s",
+        f"{WEIGHTS}: HTTP 429; trying again in 1 s",
+    ]
+
+
+def test_the_api_is_asked_again_after_a_fault(loopback: LoopbackHub) -> None:
+    loopback.api_faults = [500, 503]
+    assert client(loopback).listing("someone/demo").commit == COMMIT
+    loopback.api_faults = [500] * 4
+    with pytest.raises(EnvironmentFault, match="HTTP 500"):
+        client(loopback).listing("someone/demo")
+
+
+def test_a_token_goes_to_the_hub_and_not_to_where_large_files_are(loopback: LoopbackHub) -> None:
+    loopback.private = {"someone/demo"}
+    reader = client(loopback, token=GOOD_TOKEN)
+    listing = reader.listing("someone/demo")
+    for file in listing.files:
+        assert len(b"".join(reader.read(listing, file))) == file.size_bytes
+
+
+@pytest.mark.parametrize(
+    ("repository", "revision", "token", "words"),
+    [
+        ("someone/nothing", None, False, "no repository someone/nothing for you.*hf auth login"),
+        ("someone/nothing", None, GOOD_TOKEN, "no repository someone/nothing.*needs access"),
+        ("someone/private", None, False, "no repository someone/private.*if it is private"),
+        ("someone/demo", "v9", False, "no revision 'v9'; its branches and tags are at http"),
+        ("someone/demo", None, "hf_old", "refuses your access token.*expired.*settings/tokens"),
+        ("not a name", None, False, "'not a name' is no name of a repository; give OWNER/NAME"),
+        ("https://hub/someone/demo", None, False, "is no name of a repository"),
     ],
 )
-def test_refusals_say_what_to_do(repo: str, error: str, repository: Path, tmp_path: Path) -> None:
-    repos = {"someone/demo": repository, "someone/gated": repository}
-    with hub(repos, gated={"someone/gated"}) as (address, _):
-        finished = download(address, repo, tmp_path)
-    assert finished.stderr.strip().splitlines()[-1].startswith(error), finished.stderr
+def test_refusals_say_what_to_do(
+    repository: str, revision: str | None, token: str | bool, words: str, loopback: LoopbackHub
+) -> None:
+    loopback.repos["someone/private"] = loopback.repos["someone/demo"]
+    loopback.private = {"someone/private"}
+    with pytest.raises(InputError, match=words):
+        client(loopback, token=token).listing(repository, revision)
 
 
-def test_no_network_is_a_fault_of_the_machine(tmp_path: Path) -> None:
-    finished = download("http://127.0.0.1:9", "someone/demo", tmp_path)
-    assert "EnvironmentFault: downloading someone/demo failed" in finished.stderr
+@pytest.mark.parametrize(
+    ("token", "words"),
+    [(False, ": accept its terms at http.*hf auth login"), (GOOD_TOKEN, "may still have to agree")],
+)
+def test_a_gated_repository_says_where_its_terms_are(
+    token: str | bool, words: str, loopback: LoopbackHub
+) -> None:
+    loopback.gated = {"someone/demo"}
+    reader = client(loopback, token=token)
+    listing = reader.listing("someone/demo")
+    for file in listing.files:
+        with pytest.raises(InputError, match=f"someone/demo is gated.*{words}"):
+            b"".join(reader.read(listing, file))
+
+
+def test_a_token_without_permission(loopback: LoopbackHub) -> None:
+    loopback.api_faults = [403]
+    with pytest.raises(InputError, match=r"403.*permissions of your token"):
+        client(loopback).listing("someone/demo")
+
+
+def test_a_file_that_is_listed_and_not_there(loopback: LoopbackHub, folder: Path) -> None:
+    reader, listing, file = weights(loopback)
+    (folder / WEIGHTS).unlink()
+    with pytest.raises(EnvironmentFault, match=r"lists a file.*does not have"):
+        b"".join(reader.read(listing, file))
+
+
+def test_an_answer_that_is_no_record(tmp_path: Path) -> None:
+    """A login page of a hotel's network answers everything with 200."""
+    import threading
+    from http.server import BaseHTTPRequestHandler, HTTPServer
+
+    class LoginPage(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(b"<html>please log in</html>")
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    server = HTTPServer(("127.0.0.1", 0), LoginPage)
+    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
+    try:
+        reader = Hub(f"http://127.0.0.1:{server.server_port}", token=False)
+        with pytest.raises(EnvironmentFault, match="whether the network wants a login"):
+            reader.listing("someone/demo")
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_no_network_is_a_fault_of_the_machine() -> None:
+    reader = Hub("http://127.0.0.1:9", token=False, delays_s=())
+    with pytest.raises(EnvironmentFault, match=r"downloading someone/demo.*check the network"):
+        reader.listing("someone/demo")
+
+
+def test_offline_mode_is_named(loopback: LoopbackHub) -> None:
+    code = (
+        "import sys; from quantkit.hub import Hub\n"
+        "try: Hub(token=False).listing('someone/demo')\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    settings = {"HF_ENDPOINT": loopback.address, "HF_HUB_OFFLINE": "1"}
+    finished = subprocess.run(
+        [sys.executable, "-c", code], env=os.environ | settings, capture_output=True, text=True
+    )
+    assert finished.stdout.startswith("EnvironmentFault"), finished.stderr
+    assert "unset it" in finished.stdout

@@ -99,7 +99,7 @@ def test_a_killed_run_goes_on_and_a_lost_file_is_made_again(
         def __init__(self, advances: int) -> None:
             self.left = advances
 
-        def start(self, total: float, unit: str, what: str = "") -> None:
+        def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
             pass
 
         def advance(self, amount: float) -> None:

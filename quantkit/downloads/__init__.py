@@ -1,0 +1,1 @@
+"""What a download decides and keeps: wanted files, hashes, its record in a folder, disk space."""

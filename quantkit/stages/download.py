@@ -1,0 +1,233 @@
+"""Hub → checkpoint folder: only what is needed, checked before, verified after, always resumed."""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.downloads.digest import FileDigest, pieces
+from quantkit.downloads.record import STATE, CommitJournal, Kept, read_record
+from quantkit.downloads.remote import RemoteCheckpoint, wrong_twice
+from quantkit.downloads.space import SpaceNeeded, check_space, free_bytes
+from quantkit.downloads.survey import Survey, not_ours, partial_path, survey
+from quantkit.downloads.threads import run_all
+from quantkit.errors import EnvironmentFault, InputError
+from quantkit.hub import Hub, HubFile
+from quantkit.progress import Progress
+from quantkit.receipts import publish
+from quantkit.sizes import bytes_text
+
+WORKERS = 8
+"""Files at a time; one connection seldom fills a fast line."""
+NOTE_EVERY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """A complete checkpoint in a folder.
+
+    Attributes:
+        files: all of them, in the order of their names.
+        fetched_bytes: what came over the network this time.
+    """
+
+    repository: str
+    commit: str
+    files: tuple[Kept, ...]
+    fetched_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+
+def download(
+    remote: RemoteCheckpoint, hub: Hub, folder: Path, progress: Progress, workers: int = WORKERS
+) -> Downloaded:
+    """Bring a checkpoint into `folder`, several files at a time, and verify every byte.
+
+    Running again is resuming: finished files stay, unfinished ones go on where they ended. Files
+    of an earlier revision that quantkit brought and nobody changed are removed or replaced;
+    nothing else is ever deleted: a file of ours that was changed is moved to `NAME.changed`.
+
+    Args:
+        folder: made if it does not exist; one run at a time, which is the caller's to see to.
+        progress: told of bytes; those that are here already count.
+
+    Raises:
+        InputError: `folder` holds files that are not of this checkpoint, or access was refused.
+        EnvironmentFault: network, disk, or content that is wrong twice.
+    """
+    found = survey(remote, folder)
+    check_space(SpaceNeeded(found.fetch_bytes), found.free_bytes, folder)
+    _prepare(remote, found, folder)
+    kept = sum(file.size_bytes for file in found.kept)
+    progress.start(remote.size_bytes, "B", done=kept)
+    job = _Job(remote, hub, folder, progress)
+    job.take_over(found.kept)
+    # Files that are here come first: if one is a person's, that is said early.
+    run_all(job.bring, (*found.present, *found.missing), workers, job.stop)
+    job.journal.forget_others()
+    _remove_empty_folders(folder / STATE)
+    files = tuple(sorted(job.verified, key=lambda kept: kept.name))
+    return Downloaded(remote.listing.repository, remote.listing.commit, files, job.fetched_bytes)
+
+
+def _prepare(remote: RemoteCheckpoint, found: Survey, folder: Path) -> None:
+    """Make the folder, and remove what is ours and of no use any more."""
+    try:
+        (folder / STATE).mkdir(parents=True, exist_ok=True)
+        for obsolete in found.obsolete:
+            (folder / obsolete.name).unlink()
+        wanted = {partial_path(folder, file) for file in remote.files}
+        for partial in (folder / STATE).rglob("*.partial"):
+            if partial not in wanted:
+                partial.unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder with --out"
+        ) from None
+
+
+def _remove_empty_folders(state: Path) -> None:
+    for path in state.iterdir():
+        if path.is_dir():
+            with suppress(OSError):  # not empty
+                path.rmdir()
+
+
+class _StoppedError(Exception):
+    """Another file failed, or the person stopped the run."""
+
+
+class _Job:
+    """One download's shared state; its methods are called from several threads."""
+
+    def __init__(
+        self, remote: RemoteCheckpoint, hub: Hub, folder: Path, progress: Progress
+    ) -> None:
+        self._remote, self._hub, self._folder, self._progress = remote, hub, folder, progress
+        self._recorded = read_record(folder).kept
+        self._lock = threading.Lock()
+        self._noted_at = 0.0
+        self.journal = CommitJournal(folder, remote.listing.repository, remote.listing.commit)
+        self.stop = threading.Event()
+        self.verified: list[Kept] = []
+        self.fetched_bytes = 0
+
+    def take_over(self, files: tuple[Kept, ...]) -> None:
+        """What was verified before, perhaps for an earlier commit."""
+        self.journal.add(*files)
+        self.verified += files
+
+    def bring(self, file: HubFile) -> None:
+        """Make sure that `file` is in the folder, whole and right."""
+        path = self._folder / file.name
+        if path.exists() and not self._is_outdated(file):
+            if self._is_right(path, file):
+                return
+            if file.name not in self._recorded:
+                raise not_ours(path, self._remote.listing)
+            aside = _free_name(path)
+            path.replace(aside)
+            self._note(f"{file.name} was changed here: kept as {aside.name}, and fetched again")
+        if self._fetch(file) is not None:
+            self._note(f"{file.name} arrived with a wrong hash and is fetched again")
+            found = self._fetch(file)
+            if found is not None:
+                raise wrong_twice(file, found)
+
+    def _is_outdated(self, file: HubFile) -> bool:
+        """Whether what is here is ours, unchanged, and of an earlier revision."""
+        known = self._recorded.get(file.name)
+        if known is None or known.identity == file.identity:
+            return False
+        return known.is_unchanged(self._folder)
+
+    def _is_right(self, path: Path, file: HubFile) -> bool:
+        if path.stat().st_size != file.size_bytes:
+            return False
+        digest = FileDigest(file)
+        for piece in pieces(path):
+            digest.update(piece)
+            self._advance(len(piece))
+        if digest.is_right:
+            self._keep(file, digest)
+        else:
+            self._advance(-digest.size_bytes)
+        return digest.is_right
+
+    def _fetch(self, file: HubFile) -> str | None:
+        """Fetch the rest of `file`; None when it is right, else the hash of what came."""
+        partial = partial_path(self._folder, file)
+        digest = FileDigest(file)
+        try:
+            partial.parent.mkdir(parents=True, exist_ok=True)
+            for piece in pieces(partial):
+                digest.update(piece)
+                self._advance(len(piece))
+            with partial.open("ab") as output:
+                for piece in self._source(file, digest.size_bytes):
+                    output.write(piece)
+                    digest.update(piece)
+                    self._advance(len(piece), fetched=True)
+            if digest.is_right:
+                publish(partial, self._folder / file.name)
+                self._keep(file, digest)
+                return None
+            partial.unlink()
+        except OSError as error:
+            raise EnvironmentFault(
+                f"cannot write {self._folder / file.name}: {error.strerror} "
+                f"({bytes_text(free_bytes(self._folder))} free on its disk); make room, then run "
+                "again: finished files are kept"
+            ) from None
+        self._advance(-digest.size_bytes)
+        return digest.identity
+
+    def _source(self, file: HubFile, start: int) -> Iterator[bytes]:
+        known = self._remote.contents.get(file.name)
+        if known is not None:
+            return iter((known[start:],))
+        return self._hub.read(self._remote.listing, file, start, self._note_of_wait)
+
+    def _keep(self, file: HubFile, digest: FileDigest) -> None:
+        stat = (self._folder / file.name).stat()
+        kept = Kept(file.name, file.identity, digest.sha256, stat.st_size, stat.st_mtime_ns)
+        with self._lock:
+            self.journal.add(kept)
+            self.verified.append(kept)
+
+    def _advance(self, amount: int, *, fetched: bool = False) -> None:
+        if self.stop.is_set():
+            raise _StoppedError
+        with self._lock:
+            self.fetched_bytes += amount if fetched else 0
+            self._progress.advance(amount)
+
+    def _note_of_wait(self, sentence: str) -> None:
+        """One sentence now and then: all files lose the network at the same moment."""
+        now = time.monotonic()
+        if now - self._noted_at >= NOTE_EVERY_SECONDS:
+            self._noted_at = now
+            self._note(sentence)
+
+    def _note(self, sentence: str) -> None:
+        with self._lock:
+            if not self.stop.is_set():
+                self._progress.note(sentence)
+
+
+def _free_name(path: Path) -> Path:
+    """`NAME.changed`, or `NAME.changed-2` and so on where that is taken."""
+    for number in itertools.count(1):
+        ending = ".changed" if number == 1 else f".changed-{number}"
+        name = path.with_name(path.name + ending)
+        if not name.exists():
+            return name
+    raise AssertionError("unreachable")

@@ -1,0 +1,550 @@
+"""Downloads over real HTTP: refused early, verified, resumed, never in a person's way."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
+
+from quantkit.downloads.record import STATE, is_whole
+from quantkit.downloads.remote import look_up, wanted_files
+from quantkit.downloads.space import HEADER_BYTES, SpaceNeeded, check_space, space_needed
+from quantkit.downloads.survey import survey
+from quantkit.errors import EnvironmentFault, InputError
+from quantkit.hub import Hub, HubFile, Listing
+from quantkit.receipts import file_sha256
+from quantkit.resources import DEMO_MODEL
+from quantkit.stages.download import Downloaded, download
+
+MIB = 1 << 20
+REPO = "someone/demo"
+SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
+INDEX = "model.safetensors.index.json"
+TEMPLATE = "additional_chat_templates/tool_use.jinja"
+UNWANTED = (
+    "pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.safetensors", ".hidden.json",
+    "onnx/config.json", "original/model.safetensors", "run.py",
+)  # fmt: skip
+
+
+class Watched:
+    """Progress that remembers."""
+
+    def __init__(self) -> None:
+        self.total, self.done, self.notes = 0.0, 0.0, list[str]()
+
+    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
+        assert unit == "B"
+        self.total, self.done = total, done
+
+    def advance(self, amount: float) -> None:
+        self.done += amount
+
+    def note(self, sentence: str) -> None:
+        self.notes.append(sentence)
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Path:
+    """A checkpoint as repositories have them: three shards, and much that is not wanted."""
+    folder = tmp_path / "repository"
+    shutil.copytree(DEMO_MODEL, folder)
+    (folder / "model.safetensors").unlink()
+    for number, name in enumerate(SHARDS):
+        (folder / name).write_bytes(os.urandom(MIB + number))
+    weight_map = {f"tensor.{n}": name for n, name in enumerate(SHARDS)}
+    (folder / INDEX).write_text(json.dumps({"weight_map": weight_map}))
+    for name in (TEMPLATE, "LICENSE", *UNWANTED):
+        (folder / name).parent.mkdir(exist_ok=True)
+        (folder / name).write_text(name)
+    return folder
+
+
+@pytest.fixture
+def loopback(repository: Path) -> Iterator[LoopbackHub]:
+    from huggingface_hub import close_session
+
+    with hub({REPO: repository}) as served:
+        yield served
+    close_session()
+
+
+def client(loopback: LoopbackHub) -> Hub:
+    return Hub(loopback.address, token=False, timeout_s=0.5, delays_s=(0.01,) * 3)
+
+
+def fetch(
+    loopback: LoopbackHub,
+    folder: Path,
+    revision: str | None = None,
+    watched: Watched | None = None,
+    workers: int = 8,
+    repo: str = REPO,
+) -> Downloaded:
+    reader = client(loopback)
+    remote = look_up(reader, repo, revision, folder)
+    return download(remote, reader, folder, watched or Watched(), workers)
+
+
+def files_in(folder: Path) -> dict[str, str]:
+    """Hashes of what a person sees in a folder."""
+    return {
+        path.relative_to(folder).as_posix(): file_sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and STATE not in path.parts
+    }
+
+
+def wanted(repository: Path) -> dict[str, str]:
+    return {name: sha for name, sha in files_in(repository).items() if name not in UNWANTED}
+
+
+# ---- what arrives
+
+
+def test_what_is_wanted_arrives_verified_and_nothing_else(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    watched = Watched()
+    done = fetch(loopback, tmp_path / "out", watched=watched)
+    assert files_in(tmp_path / "out") == wanted(repository)
+    assert {file.name: file.sha256 for file in done.files} == wanted(repository)
+    assert done.commit == COMMIT
+    assert done.size_bytes == done.fetched_bytes == watched.total == watched.done
+    assert sorted(loopback.names()) == sorted(wanted(repository))
+    assert loopback.names()[:2] == ["config.json", INDEX]  # looked at before anything large
+    assert not list((tmp_path / "out").rglob("*.partial"))
+
+
+def test_files_come_side_by_side(loopback: LoopbackHub, tmp_path: Path) -> None:
+    loopback.bytes_per_second = 4 * MIB
+    fetch(loopback, tmp_path / "a", workers=3)
+    assert loopback.together >= 3
+
+
+def test_a_second_run_is_served_nothing(loopback: LoopbackHub, tmp_path: Path) -> None:
+    first = fetch(loopback, tmp_path / "out")
+    loopback.served.clear()
+    watched = Watched()
+    second = fetch(loopback, tmp_path / "out", watched=watched)
+    assert loopback.served == []
+    assert second.files == first.files
+    assert second.fetched_bytes == 0
+    assert watched.done == watched.total  # what was here counts
+
+
+def test_files_that_were_brought_otherwise_are_verified_and_kept(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in (SHARDS[0], "README.md"):
+        shutil.copy(repository / name, out / name)
+    done = fetch(loopback, out)
+    assert {SHARDS[0], "README.md"}.isdisjoint(loopback.names())
+    assert {file.name: file.sha256 for file in done.files} == wanted(repository)
+
+
+# ---- what is refused before anything large
+
+
+def refused(loopback: LoopbackHub, folder: Path, words: str) -> None:
+    """The download is refused with `words`, and neither weights nor a folder came of it."""
+    before = files_in(folder) if folder.exists() else None
+    with pytest.raises(InputError, match=words):
+        fetch(loopback, folder)
+    assert not [name for name in loopback.names() if name.endswith(".safetensors")]
+    assert (files_in(folder) if folder.exists() else None) == before
+
+
+def test_pickle_only(loopback: LoopbackHub, repository: Path, tmp_path: Path) -> None:
+    for path in repository.rglob("*.safetensors"):
+        path.unlink()
+    refused(loopback, tmp_path / "out", r"no \*.safetensors, only pytorch_model.bin: pickle files")
+    (repository / "pytorch_model.bin").unlink()
+    refused(loopback, tmp_path / "out", "choose the repository of the model's original weights")
+
+
+def test_unsupported_architecture(loopback: LoopbackHub, repository: Path, tmp_path: Path) -> None:
+    (repository / "config.json").write_text('{"architectures": ["FooForCausalLM"]}')
+    refused(loopback, tmp_path / "out", "'FooForCausalLM'.*LlamaForCausalLM")
+    assert loopback.names() == ["config.json"]
+
+
+def test_quantized_checkpoint(loopback: LoopbackHub, repository: Path, tmp_path: Path) -> None:
+    config = json.loads((repository / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "fp8"}
+    (repository / "config.json").write_text(json.dumps(config))
+    refused(loopback, tmp_path / "out", "quantized checkpoint.*BF16 release")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("config.json", "[", "config.json is not valid JSON"),
+        ("config.json", "[1]", "config.json holds no JSON object"),
+        (INDEX, "{}", "names no shards"),
+        (INDEX, '{"weight_map": {"a": "lost.safetensors"}}', "'lost.safetensors', which the repo"),
+        (INDEX, '{"weight_map": {"a": "../../x.safetensors"}}', r"'../../x.safetensors', which"),
+    ],
+)
+def test_broken_descriptions(
+    name: str, content: str, words: str, loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    (repository / name).write_text(content)
+    refused(loopback, tmp_path / "out", words)
+
+
+def test_no_config(loopback: LoopbackHub, repository: Path, tmp_path: Path) -> None:
+    (repository / "config.json").unlink()
+    refused(loopback, tmp_path / "out", "has no config.json")
+
+
+def test_gated_repository(loopback: LoopbackHub, tmp_path: Path) -> None:
+    loopback.gated = {REPO}
+    refused(loopback, tmp_path / "out", "is gated: accept its terms")
+
+
+def test_weights_that_are_not_of_this_checkpoint(loopback: LoopbackHub, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "adapter.safetensors").write_bytes(b"mine")
+    refused(loopback, out, "holds adapter.safetensors, not of someone/demo.*move them away")
+
+
+def test_a_persons_file_with_the_name_of_one_of_the_checkpoint(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "README.md").write_text("my project")
+    refused(loopback, out, "README.md is not the file that someone/demo has.*move it away")
+    size = (repository / "README.md").stat().st_size
+    (out / "README.md").write_bytes(b"x" * size)  # only its hash tells
+    with pytest.raises(InputError, match=r"README.md is not the file"):
+        fetch(loopback, out)
+    assert (out / "README.md").read_bytes() == b"x" * size
+
+
+def test_a_folder_with_another_repository(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    fetch(loopback, out)
+    before = files_in(out)
+    loopback.repos["other/demo"] = {"main": repository}
+    with pytest.raises(InputError, match="holds a download of someone/demo"):
+        fetch(loopback, out, repo="other/demo")
+    assert files_in(out) == before
+
+
+def test_a_folder_that_cannot_be_written(loopback: LoopbackHub, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"cannot write to .*/file/out: Not a directory.*--out"):
+        fetch(loopback, tmp_path / "file" / "out")
+
+
+def test_names_from_the_hub_stay_in_the_folder() -> None:
+    names = (
+        "../up.json", "/etc/up.json", "a/../../up.json", "..", ".json", "a\\b.json",
+        "bell\x07.json", "x/y.safetensors", "additional_chat_templates/..",
+        "additional_chat_templates/../../x.jinja",
+    )  # fmt: skip
+    files = [HubFile(name, 1, "0" * 64, None) for name in (*names, "config.json", "m.safetensors")]
+    found = wanted_files(Listing(REPO, COMMIT, tuple(files)), None)
+    assert [file.name for file in found] == ["config.json", "m.safetensors"]
+
+
+# ---- faults on the way
+
+
+def test_a_wrong_file_is_fetched_once_more(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    loopback.faults = {SHARDS[1]: [Fault(corrupt=True)], "README.md": [Fault(corrupt=True)]}
+    watched = Watched()
+    done = fetch(loopback, tmp_path / "out", watched=watched)
+    assert files_in(tmp_path / "out") == wanted(repository)
+    assert loopback.names().count(SHARDS[1]) == loopback.names().count("README.md") == 2
+    assert loopback.names().count(SHARDS[0]) == 1
+    assert f"{SHARDS[1]} arrived with a wrong hash and is fetched again" in watched.notes
+    assert watched.done == watched.total == done.size_bytes
+
+
+@pytest.mark.parametrize("name", [SHARDS[1], "tokenizer.json", "config.json"])
+def test_a_file_that_is_always_wrong_is_named_with_both_hashes(
+    name: str, loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    loopback.always = {name: Fault(corrupt=True)}
+    with pytest.raises(EnvironmentFault, match=f"{name} arrived wrong twice") as caught:
+        fetch(loopback, tmp_path / "out")
+    if name == SHARDS[1]:
+        assert f"records sha256:{file_sha256(repository / name)}" in str(caught.value)
+    assert not (tmp_path / "out" / name).exists()
+    assert loopback.names().count(name) == 2
+    loopback.always.clear()
+    fetch(loopback, tmp_path / "out")
+    assert files_in(tmp_path / "out") == wanted(repository)
+
+
+def test_network_faults_in_the_middle_of_files(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    loopback.faults = {
+        SHARDS[0]: [Fault(status=500), Fault(cut_after=600_000), Fault(status=503)],
+        SHARDS[1]: [Fault(stall_after=600_000)],
+        SHARDS[2]: [Fault(cut_after=600_000), Fault(ignore_range=True)],
+    }
+    watched = Watched()
+    fetch(loopback, tmp_path / "out", watched=watched)
+    assert files_in(tmp_path / "out") == wanted(repository)
+    assert watched.done == watched.total
+    assert "HTTP 500; trying again in" in watched.notes[0]
+
+
+def test_what_arrived_before_a_fault_that_stays_is_kept(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    loopback.faults = {SHARDS[0]: [Fault(cut_after=600_000), *[Fault(status=500)] * 4]}
+    with pytest.raises(EnvironmentFault, match=r"HTTP 500.*finished files are kept"):
+        fetch(loopback, tmp_path / "out", workers=1)
+    loopback.served.clear()
+    fetch(loopback, tmp_path / "out")
+    assert files_in(tmp_path / "out") == wanted(repository)
+    assert next(s.start for s in loopback.served if s.name == SHARDS[0]) > 500_000
+    assert "config.json" not in loopback.names()
+
+
+def run_command(loopback: LoopbackHub, *arguments: str | Path) -> list[str]:
+    assert loopback.address
+    code = "from quantkit.cli import main; main()"
+    return [sys.executable, "-c", code, "download", *map(str, arguments)]
+
+
+def environment(loopback: LoopbackHub, tmp_path: Path) -> dict[str, str]:
+    settings = {"HF_ENDPOINT": loopback.address, "HF_HOME": str(tmp_path / "hf")}
+    return {k: v for k, v in os.environ.items() if k != "HF_TOKEN"} | settings
+
+
+def test_killed_in_the_middle_of_a_file_goes_on_from_there(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    large, out = repository / SHARDS[0], tmp_path / "out"
+    large.write_bytes(os.urandom(12 * MIB))
+    loopback.bytes_per_second = 6 * MIB
+    process = subprocess.Popen(
+        run_command(loopback, REPO, "--out", out, "--quiet"),
+        env=environment(loopback, tmp_path),
+    )
+    deadline = time.monotonic() + 20
+    while loopback.sent_bytes(SHARDS[0]) < 6 * MIB and time.monotonic() < deadline:
+        time.sleep(0.01)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert not (out / SHARDS[0]).exists()
+    (partial,) = (out / STATE).glob(f"{SHARDS[0]}.*.partial")
+    arrived = partial.stat().st_size
+    assert arrived > 4 * MIB
+    loopback.served.clear()
+    loopback.bytes_per_second = None
+    again = subprocess.run(
+        run_command(loopback, REPO, "--out", out, "--json"),
+        env=environment(loopback, tmp_path),
+        capture_output=True,
+        text=True,
+    )
+    assert again.returncode == 0, again.stderr
+    assert files_in(out) == wanted(repository)
+    assert loopback.names() == [SHARDS[0]]
+    assert loopback.served[0].start == arrived
+    assert loopback.sent_bytes() == json.loads(again.stdout)["fetched_bytes"] == 12 * MIB - arrived
+
+
+def test_ctrl_c_ends_at_once_although_a_connection_is_stalled(
+    loopback: LoopbackHub, tmp_path: Path
+) -> None:
+    loopback.always = {SHARDS[0]: Fault(stall_after=600_000)}
+    process = subprocess.Popen(
+        run_command(loopback, REPO, "--out", tmp_path / "out"),
+        env=environment(loopback, tmp_path),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 20
+    while SHARDS[0] not in loopback.names() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGINT)
+    began = time.monotonic()
+    _, errors = process.communicate(timeout=10)
+    assert time.monotonic() - began < 5
+    assert process.returncode == 130
+    assert errors.strip() == "stopped; run the same command again to go on from here"
+
+
+def test_a_file_that_cannot_be_written_is_a_fault_of_the_machine(
+    loopback: LoopbackHub, tmp_path: Path
+) -> None:
+    """A limit of 256 KiB a file stands for a full disk: write fails in the middle."""
+    finished = subprocess.run(
+        run_command(loopback, REPO, "--out", tmp_path / "out"),
+        env=environment(loopback, tmp_path),
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18)),
+        capture_output=True,
+        text=True,
+    )
+    assert finished.returncode == 3, finished.stderr
+    assert "error: cannot write" in finished.stderr
+    assert "finished files are kept" in finished.stderr
+    assert "Traceback" not in finished.stderr
+
+
+# ---- disk space
+
+
+def test_space_of_a_build() -> None:
+    elements = 1_000_000_000
+    needed = space_needed(500, elements, "Q8_0", [6.0, 4.0, None, 12.0], 900_000_000)
+    assert needed.download_bytes == 500
+    assert needed.base_bytes == 1_062_500_000 + HEADER_BYTES
+    levels = 750_000_000 + 500_000_000 + 900_000_000  # 12 bits a weight exceed the target
+    assert needed.level_bytes == levels + 3 * HEADER_BYTES
+    assert needed.total_bytes == 500 + needed.base_bytes + needed.level_bytes
+    unknown = space_needed(0, elements, "BF16", [None, 4.0])
+    assert unknown.base_bytes == 2 * elements + HEADER_BYTES
+    assert unknown.level_bytes == 500_000_000 + HEADER_BYTES
+
+
+def test_too_little_space_is_told_with_what_takes_it(tmp_path: Path) -> None:
+    needed = SpaceNeeded(3 << 30, 2 << 30, 1 << 30)
+    check_space(needed, 6 << 30, tmp_path)
+    with pytest.raises(EnvironmentFault) as caught:
+        check_space(needed, 5 << 30, tmp_path)
+    words = "5.00 GiB free, but 6.00 GiB are needed (3.00 GiB to download, 2.00 GiB for base.gguf, "
+    assert words + "1.00 GiB for the levels): 1.00 GiB too little" in str(caught.value)
+
+
+def test_a_download_that_does_not_fit_begins_nothing(loopback: LoopbackHub, tmp_path: Path) -> None:
+    loopback.claims = {SHARDS[2]: 1 << 50}
+    with pytest.raises(EnvironmentFault, match=r"GiB to download\).*too little.*--out"):
+        fetch(loopback, tmp_path / "out")
+    assert loopback.names() == ["config.json", INDEX]
+    assert not (tmp_path / "out").exists()
+
+
+def test_partial_files_count_as_downloaded(loopback: LoopbackHub, tmp_path: Path) -> None:
+    loopback.faults = {SHARDS[0]: [Fault(cut_after=600_000), *[Fault(status=500)] * 4]}
+    with pytest.raises(EnvironmentFault):
+        fetch(loopback, tmp_path / "out", workers=1)
+    remote = look_up(client(loopback), REPO, None, tmp_path / "out")
+    left = survey(remote, tmp_path / "out").fetch_bytes
+    assert 3 * MIB - 600_000 <= left < 3 * MIB - 500_000
+
+
+# ---- what a person, or another revision, did in the meantime
+
+
+def test_a_changed_file_is_seen_kept_aside_and_fetched_again(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    fetch(loopback, out)
+    names = [SHARDS[0], "README.md"]
+    assert is_whole(out, names)
+    content = bytearray((out / SHARDS[0]).read_bytes())
+    content[5] ^= 1
+    (out / SHARDS[0]).write_bytes(content)
+    (out / "README.md").write_text("notes of mine")
+    assert not is_whole(out, [SHARDS[0]])
+    loopback.served.clear()
+    watched = Watched()
+    fetch(loopback, out, watched=watched)
+    assert sorted(loopback.names()) == sorted(names)
+    assert (out / f"{SHARDS[0]}.changed").read_bytes() == content
+    assert (out / "README.md.changed").read_text() == "notes of mine"
+    assert f"{SHARDS[0]} was changed here: kept as {SHARDS[0]}.changed" in "".join(watched.notes)
+    assert wanted(repository).items() <= files_in(out).items()
+    (out / "README.md").write_text("more notes")
+    fetch(loopback, out)
+    assert (out / "README.md.changed").read_text() == "notes of mine"
+    assert (out / "README.md.changed-2").read_text() == "more notes"
+
+
+def test_a_file_that_was_only_touched_is_hashed_and_not_fetched(
+    loopback: LoopbackHub, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    first = fetch(loopback, out)
+    os.utime(out / SHARDS[0])
+    loopback.served.clear()
+    second = fetch(loopback, out)
+    assert loopback.served == []
+    assert [f.sha256 for f in first.files] == [f.sha256 for f in second.files]
+    assert is_whole(out, SHARDS)
+
+
+def test_another_revision_replaces_ours_and_leaves_what_is_a_persons(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    newer = tmp_path / "newer"
+    shutil.copytree(repository, newer)
+    (newer / SHARDS[1]).write_bytes(os.urandom(MIB))
+    (newer / "generation_config.json").unlink()
+    loopback.repos[REPO]["v2"] = newer
+    out = tmp_path / "out"
+    fetch(loopback, out)
+    (out / "notes.txt").write_text("mine")
+    (out / "generation_config.json").write_text("mine now")
+    (out / STATE / "old.0123.partial").write_text("of no use any more")
+    loopback.served.clear()
+    done = fetch(loopback, out, "v2")
+    assert done.commit == commit_of("v2")
+    assert loopback.names() == [SHARDS[1]]
+    mine = {"notes.txt", "generation_config.json"}  # changed since: not ours to remove
+    assert {n: s for n, s in files_in(out).items() if n not in mine} == wanted(newer)
+    assert (out / "generation_config.json").read_text() == "mine now"
+    assert not list((out / STATE).rglob("*.partial"))
+    loopback.served.clear()
+    fetch(loopback, out, "v2")
+    assert loopback.served == []
+    (newer / "generation_config.json").write_text("{}")
+    (out / "generation_config.json").unlink()
+    fetch(loopback, out)  # back to main
+    assert wanted(repository).items() <= files_in(out).items()
+
+
+def test_files_that_the_new_revision_lacks_are_removed_when_nobody_changed_them(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    newer = tmp_path / "newer"
+    shutil.copytree(repository, newer)
+    for name in (*SHARDS, INDEX, "consolidated.safetensors"):
+        (newer / name).unlink()
+    (newer / "model.safetensors").write_bytes(os.urandom(MIB))
+    loopback.repos[REPO]["v2"] = newer
+    out = tmp_path / "out"
+    fetch(loopback, out)
+    remote = look_up(client(loopback), REPO, "v2", out)
+    given_back = sum(kept.size_bytes for kept in survey(remote, out).obsolete)
+    assert given_back > 3 * MIB
+    fetch(loopback, out, "v2")
+    assert files_in(out) == wanted(newer)
+
+
+def test_a_token_is_used(loopback: LoopbackHub, tmp_path: Path) -> None:
+    loopback.private = {REPO}
+    refused(loopback, tmp_path / "out", "no repository someone/demo for you")
+    reader = Hub(loopback.address, token=GOOD_TOKEN)
+    remote = look_up(reader, REPO)
+    assert len(download(remote, reader, tmp_path / "out", Watched()).files) == len(remote.files)
