@@ -1,6 +1,9 @@
 """Memory geometry of a model, read from its GGUF metadata: what each layer keeps for a token.
 
-Sources: llama.cpp `llama-hparams.cpp` (n_embd_r, n_embd_s, n_embd_k_gqa) and `llama-kv-cache.cpp`.
+Sources: llama.cpp `llama-hparams.cpp` (n_embd_r, n_embd_s, n_embd_k_gqa), `llama-kv-cache.cpp`,
+`llama-memory-recurrent.cpp`, and for which layers are recurrent each architecture's own file in
+`src/models/` (is_recr_impl) with the filters in `llama-model.cpp` (create_memory).
+tests/families/test_geometry.py compares with the buffer sizes that llama.cpp logs.
 """
 
 from __future__ import annotations
@@ -10,6 +13,35 @@ from dataclasses import dataclass
 from quantkit.errors import InputError
 from quantkit.quant_types import quant_type
 from quantkit.values import Metadata
+
+# Which layers are recurrent, by architecture; in all others none is.
+_WITHOUT_KV_HEADS = frozenset(
+    {
+        "bailingmoe3",
+        "glm5-next",
+        "granitehybrid",
+        "jamba",
+        "kimi-k3",
+        "kimi-linear",
+        "lfm2",
+        "lfm2moe",
+        "plamo2",
+    }
+)
+_WITHOUT_KV_HEADS_AND_FFN = frozenset({"nemotron_h", "nemotron_h_moe"})
+_EVERY_LAYER = frozenset({"arwkv7", "falcon-h1", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7"})
+# All but each Nth, where the file does not list them.
+_BUT_EACH_NTH = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "qwen4exp": 4}
+
+# Attends in the layers that are recurrent too.
+_ATTENDS_IN_EVERY_LAYER = frozenset({"falcon-h1"})
+
+# Hybrids without a filter of their own: their prediction layers get a KV cache that nothing uses.
+_KEEPS_PREDICTION = frozenset({"bailingmoe3"})
+
+# Granite-4 models of attention alone, whose files describe a mixer that they do not have.
+_NO_LAYER = frozenset({"granite", "granitemoe"})
+_STATE_KEYS = ("ssm.state_size", "wkv.head_size", "shortconv.l_cache", "kda.head_dim")
 
 
 @dataclass(frozen=True)
@@ -55,8 +87,12 @@ class ModelGeometry:
 def geometry_of(metadata: Metadata) -> ModelGeometry:
     """The geometry that `metadata` describes.
 
+    Layers of a prediction head (MTP) keep nothing: they come after the others, and llama.cpp's main
+    context does not run them.
+
     Raises:
-        InputError: a key that every model has is missing or is no number.
+        InputError: a key that every model has is missing or is no number, or the model keeps a
+            recurrent state and it is not known in which layers.
     """
     read = _Reader(metadata)
     count = read.one("block_count")
@@ -67,22 +103,27 @@ def geometry_of(metadata: Metadata) -> ModelGeometry:
     head_size = embedding // widest if widest else 0
     key_length = read.one("attention.key_length", head_size)
     value_length = read.one("attention.value_length", head_size)
-    inner, state = read.one("ssm.inner_size", 0), read.one("ssm.state_size", 0)
-    groups, kernel = read.one("ssm.group_count", 0), read.one("ssm.conv_kernel", 0)
-    recurrent = max(kernel - 1, 0) * (inner + 2 * groups * state) + state * inner
     forward = read.each("feed_forward_length", count, (0,) * count)
+    recurrent = _recurrent_layers(read, kv_heads, forward)
+    state = _state_elements(read, widest, key_length)
+    trunk = count - read.one("nextn_predict_layers", 0)
+    if trunk <= 0:  # A head in a file of its own.
+        trunk = count
+    caches = count if read.architecture in _KEEPS_PREDICTION else trunk
+    everywhere = read.architecture in _ATTENDS_IN_EVERY_LAYER
+    attends = [i < caches and (everywhere or not recurrent[i]) for i in range(count)]
     layers = tuple(
         LayerGeometry(
-            key_elements=kv_heads[i] * key_length,
-            value_elements=kv_heads[i] * value_length,
-            # a layer of a hybrid is recurrent if and only if it has neither attention nor FFN
-            recurrent_elements=recurrent if not kv_heads[i] and not forward[i] else 0,
+            key_elements=kv_heads[i] * key_length if attends[i] else 0,
+            value_elements=kv_heads[i] * value_length if attends[i] else 0,
+            recurrent_elements=state if i < trunk and recurrent[i] else 0,
         )
         for i in range(count)
     )
     used = max(read.each("expert_used_count", count, (0,) * count), default=0)
     experts = used * read.one("expert_feed_forward_length", 0)
-    ssm = 2 * inner + 2 * groups * state
+    inner = read.one("ssm.inner_size", 0)
+    ssm = 2 * inner + 2 * read.one("ssm.group_count", 0) * read.one("ssm.state_size", 0)
     tokens = metadata.get("tokenizer.ggml.tokens")
     stored = len(tokens.value) if tokens and isinstance(tokens.value, tuple) else 0
     return ModelGeometry(
@@ -93,6 +134,47 @@ def geometry_of(metadata: Metadata) -> ModelGeometry:
         trained_context_tokens=read.one("context_length"),
         activation_elements=max(2 * experts, 2 * max(forward, default=0), 2 * ssm, embedding),
     )
+
+
+def _recurrent_layers(
+    read: _Reader, kv_heads: tuple[int, ...], forward: tuple[int, ...]
+) -> list[bool]:
+    architecture, count = read.architecture, len(kv_heads)
+    if architecture in _EVERY_LAYER:
+        return [True] * count
+    if architecture in _WITHOUT_KV_HEADS:
+        return [not heads for heads in kv_heads]
+    if architecture in _WITHOUT_KV_HEADS_AND_FFN:
+        return [not heads and not inner for heads, inner in zip(kv_heads, forward, strict=True)]
+    if architecture in _BUT_EACH_NTH:
+        nth = read.one("full_attention_interval", _BUT_EACH_NTH[architecture])
+        if not nth:
+            raise InputError(f"{architecture}.full_attention_interval is 0")
+        default = tuple(int((index + 1) % nth != 0) for index in range(count))
+        return [bool(kind) for kind in read.each("attention.recurrent_layers", count, default)]
+    if architecture not in _NO_LAYER and any(read.one(key, 0) for key in _STATE_KEYS):
+        raise InputError(
+            f"the architecture {architecture} keeps a recurrent state, but which of its layers do "
+            "is not known; add it to quantkit/families/geometry.py"
+        )
+    return [False] * count
+
+
+def _state_elements(read: _Reader, heads: int, key_length: int) -> int:
+    """F32 elements of a recurrent layer's convolution and state (n_embd_r + n_embd_s)."""
+    embedding, kernel = read.one("embedding_length"), read.one("ssm.conv_kernel", 0)
+    if size := read.one("wkv.head_size", 0):
+        return embedding * (read.one("token_shift_count", 2) + size)
+    if size := read.one("kda.head_dim", 0):
+        return 3 * (kernel - 1 if kernel else 3) * heads * size + size * size * heads
+    inner, state = read.one("ssm.inner_size", 0), read.one("ssm.state_size", 0)
+    mixed = inner + 2 * read.one("ssm.group_count", 0) * state
+    convolution = max(kernel - 1, 0) * mixed
+    if size := read.one("shortconv.l_cache", 0):
+        convolution = embedding * (size - 1)
+    if read.architecture == "minimax-01":
+        return convolution + key_length**2 * heads
+    return convolution + state * inner
 
 
 class _Reader:

@@ -62,8 +62,8 @@ def add_mamba2(rules: Rules, sizes: Mamba2Sizes, hidden: int, block: str, mixer:
         (channels, sizes.conv_kernel),
         stored_shape=(channels, 1, sizes.conv_kernel),
     )
-    if rules.has(f"{mixer}conv1d.bias"):
-        rules.add(f"{block}ssm_conv1d.bias", f"{mixer}conv1d.bias", (channels,))
+    # Not optional: llama.cpp (build_mamba2_layer) adds it without asking whether there is one.
+    rules.add(f"{block}ssm_conv1d.bias", f"{mixer}conv1d.bias", (channels,))
     rules.add(f"{block}ssm_dt.bias", f"{mixer}dt_bias", (heads,))
     rules.add(f"{block}ssm_a", f"{mixer}A_log", (heads, 1), stored_shape=(heads,), values=minus_exp)
     rules.add(f"{block}ssm_d", f"{mixer}D", (heads, 1), stored_shape=(heads,))

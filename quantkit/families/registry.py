@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from quantkit.errors import InputError
 from quantkit.families.base import Config, Family
+from quantkit.families.granite_hybrid import GraniteHybrid
 from quantkit.families.llama import Llama
 from quantkit.families.nemotron_h import NemotronH
+from quantkit.families.qwen2 import Qwen2
+from quantkit.families.qwen3 import Qwen3
+from quantkit.families.qwen3_moe import Qwen3Moe
 
-FAMILIES: tuple[Family, ...] = (NemotronH(), Llama())
+FAMILIES: tuple[Family, ...] = (NemotronH(), GraniteHybrid(), Llama(), Qwen2(), Qwen3(), Qwen3Moe())
 
 
 def family_for(config: Config) -> Family:

@@ -24,6 +24,7 @@ from transformers import (
 )
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+import oracle_granite
 import oracle_qwen
 from checkpoints import CHATML, TEKKEN_REGEX
 
@@ -90,6 +91,7 @@ def main() -> None:
     edited(root / "llama-rope3", root / "llama-old", like_llama_3)
     edited(root / "llama-tied", root / "llama-sentencepiece", like_llama_2)
     oracle_qwen.write(root, save)
+    oracle_granite.write(root, save)
 
 
 def save(

@@ -32,9 +32,33 @@ pytestmark = needs_oracle
 # | router of the prediction head | BF16 | F32 | `PREDICTION_ROUTER`: the converter looks for it
 #   under the block number of the checkpoint's name (1) and so misses that it is a router, which it
 #   keeps in F32 in all other blocks; the values are the same |
+# | keys of four kinds of Granite models | | | `DIFFERENT`, `PADDED`: llama.cpp refuses theirs, or
+#   computes something else than transformers; IBM has released none of them |
 ONLY_OURS = {"tokenizer.ggml.add_bos_token": False}
 SSM_A = ".ssm_a"
 PREDICTION_ROUTER = "blk.4.ffn_gate_inp.weight"
+# Model: {key: (theirs, ours)}.
+DIFFERENT: dict[str, dict[str, tuple[object, object]]] = {
+    # Hybrids are rotated where position_embedding_type says so; the converter never does.
+    "granite-hybrid-rope": {
+        "granitehybrid.rope.scaling.finetuned": (False, True),
+        "granitehybrid.context_length": (1 << 20, 16384),
+    },
+    # Models of attention alone are not rotated where it says so; the converter always does.
+    "granite-attention-nope": {
+        "granite.rope.scaling.finetuned": (True, False),
+        "granite.context_length": (16384, 1 << 20),
+    },
+    # No experts, but num_experts_per_tok is transformers' default; and intermediate_size is not the
+    # width of the shared MLP. llama.cpp asserts the first, and checks the second.
+    "granite-hybrid-unused": {
+        "granitehybrid.expert_used_count": (2, 0),
+        "granitehybrid.feed_forward_length": (160, 96),
+    },
+}
+# The converter pads the tokens of hybrids to a multiple of 8, but not the embeddings, and llama.cpp
+# refuses the file. Model: (theirs, ours).
+PADDED = {"granite-hybrid-odd": (512, 509)}
 NO_MTP = ["--no-mtp"]
 MODELS = {
     "moe-latent": NO_MTP,
@@ -52,6 +76,11 @@ MODELS = {
     "qwen3-untied": [],
     "qwen3moe": [],
     "qwen3moe-merged": [],
+    "granite-hybrid-moe": [],
+    "granite-hybrid-groups": [],
+    "granite-hybrid-dense": [],
+    "granite-attention-moe": [],
+    "granite-attention-dense": [],
 }
 KINDS = {
     "UINT32": "u32",
@@ -98,9 +127,33 @@ def test_a_stored_copy_of_tied_embeddings_is_left_out_in_qwen3(
     )
     np.testing.assert_array_equal(embedding.data, output.data)
     theirs.tensors.remove(output)
-    ours = open_checkpoint(models / "qwen3-twice")
-    _compare_tensors(ours, theirs)
+    _compare_tensors(open_checkpoint(models / "qwen3-twice"), theirs)
+
+
+@pytest.mark.parametrize("name", DIFFERENT)
+def test_keys_that_the_converter_gets_wrong(models: Path, tmp_path: Path, name: str) -> None:
+    theirs = _converted(models / name, tmp_path / "theirs.gguf")
+    ours = open_checkpoint(models / name)
+    for key, (wrong, right) in DIFFERENT[name].items():
+        assert theirs.fields[key].contents() == wrong
+        assert ours.metadata[key].value == right
+        ours.metadata[key] = MetaValue(ours.metadata[key].kind, wrong)
     _compare_keys(ours, theirs)
+    _compare_tensors(ours, theirs)
+
+
+@pytest.mark.parametrize("name", PADDED)
+def test_tokens_are_as_many_as_embeddings(models: Path, tmp_path: Path, name: str) -> None:
+    theirs = _converted(models / name, tmp_path / "theirs.gguf")
+    ours = open_checkpoint(models / name)
+    padded, rows = PADDED[name]
+    for key in ("tokenizer.ggml.tokens", "tokenizer.ggml.token_type"):
+        kind, values = ours.metadata[key].kind, theirs.fields[key].contents()
+        assert len(values) == padded
+        assert ours.metadata[key] == MetaValue(kind, tuple(values[:rows]))
+        ours.metadata[key] = MetaValue(kind, tuple(values))
+    _compare_keys(ours, theirs)
+    _compare_tensors(ours, theirs)
 
 
 @pytest.mark.skipif(not DEMO.is_dir(), reason="the demo model is not in this checkout")
