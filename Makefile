@@ -51,7 +51,7 @@ slow: $(STAMP) $(ORACLE_STAMP)
 	"$(BIN)/python" -m pytest -m slow
 
 bench: $(STAMP) $(ORACLE_STAMP)
-	"$(BIN)/python" benchmarks/run.py
+	PYTHONPATH=scripts "$(BIN)/python" benchmarks/run.py
 
 clean:
 	rm -rf "$(VENV)" "$(ORACLE)" build

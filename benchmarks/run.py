@@ -1,4 +1,6 @@
-"""What `make bench` runs: kernels, imatrix, and what forking saves; writes benchmarks/results.md.
+"""What `make bench` runs; writes benchmarks/results.md.
+
+Conversion against llama.cpp's, the flagship's shape, the demo model in llama.cpp, and kernels.
 
 Timings are the median of several runs in one go; compare ratios, not machines.
 """
@@ -13,6 +15,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from conversion import conversion_table
+from scale import scale_lines
 
 from quantkit.machine import describe_machine
 from quantkit.models import choose_model, open_source
@@ -131,6 +135,7 @@ def main() -> None:
         base = Path(folder) / "base.gguf"
         source = open_source(choose_model("demo"))
         convert(source, ConvertRecipe(), base, Path(folder), devices.threads, SILENT)
+        workers = devices.threads
         lines = [
             "# Benchmarks",
             "",
@@ -138,6 +143,14 @@ def main() -> None:
             f"{facts['cpu_cores']} cores of {platform.machine()}, {facts['memory']}; "
             f"quantkit {facts['quantkit']}, llama-cpp-python {facts['llama_cpp_python']}, "
             f"Python {facts['python']}. Medians of {RUNS} runs.",
+            "",
+            "## HF checkpoint → GGUF",
+            "",
+            *conversion_table(Path(folder), workers),
+            "",
+            "## Nemotron-3-Super's shape, without its weights",
+            "",
+            *scale_lines(Path(folder), workers),
             "",
             "## Demo model in llama.cpp",
             "",

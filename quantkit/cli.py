@@ -116,13 +116,16 @@ def convert(
     model: ModelOption,
     out: Annotated[Path, typer.Option("--out", help="The GGUF file to write.")],
     base_type: Annotated[str, typer.Option("--type", help="BF16 or Q8_0.")] = "BF16",
+    mtp: Annotated[
+        str, typer.Option("--mtp", help="Multi-token prediction layers: drop or keep.")
+    ] = "drop",
     workers: WorkersOption = None,
     quiet: QuietOption = False,
 ) -> None:
     """A checkpoint as one GGUF file."""
     from quantkit import commands
 
-    commands.convert(model, out, base_type, workers, quiet)
+    commands.convert(model, out, base_type, mtp, workers, quiet)
 
 
 @app.command()

@@ -170,11 +170,11 @@ def plan(
     choice = choose_model(model)
     if choice.kind == "repository":
         raise InputError(
-            f"plan reads models on this disk; download {model} first, or give a folder or GGUF file"
+            f"plan reads models on this disk: 'quantkit download {model}', then give its folder"
         )
-    source = open_source(choice)
-    geometry, tensors = geometry_of(source.metadata), source.tensors
     chosen = recipe_for(model, recipe)
+    source = open_source(choice, keep_prediction=chosen.convert.mtp == "keep")
+    geometry, tensors = geometry_of(source.metadata), source.tensors
     levels, notes = planning.plan_levels(chosen, card_set, tensors, geometry)
     errors = planning.nominal_errors(tensors, chosen.measure)
     overhead = overhead_bytes(choice.name, source.metadata, tensors)
@@ -216,7 +216,9 @@ def plan(
         _print_json(console, {"model": choice.name, "target": card_set.name, "levels": plans})
 
 
-def convert(model: str, out: Path, base_type: str, workers: int | None, quiet: bool) -> None:
+def convert(
+    model: str, out: Path, base_type: str, mtp: str, workers: int | None, quiet: bool
+) -> None:
     """Write a checkpoint as one GGUF file."""
     from quantkit.models import choose_model, open_source
     from quantkit.receipts import identity, resumable
@@ -225,16 +227,20 @@ def convert(model: str, out: Path, base_type: str, workers: int | None, quiet: b
 
     if base_type not in ("BF16", "Q8_0"):
         raise InputError(f"--type is BF16 or Q8_0, not {base_type!r}")
+    if mtp not in ("drop", "keep"):
+        raise InputError(f"--mtp is drop or keep, not {mtp!r}")
     choice = choose_model(model)
     if choice.kind == "repository":
-        raise InputError(f"convert reads models on this disk; give the folder of {model}")
-    source = open_source(choice)
+        raise InputError(
+            f"convert reads models on this disk: 'quantkit download {model}', then give its folder"
+        )
+    source = open_source(choice, keep_prediction=mtp == "keep")
     console = Console(quiet=quiet)
     assert choice.path is not None
     files = [choice.path] if choice.kind == "gguf" else sorted(choice.path.iterdir())
     _check_writable(out, files)
-    recipe = ConvertRecipe.model_validate({"base_type": base_type})
-    parts = {"files": identity(files), "type": base_type}
+    recipe = ConvertRecipe.model_validate({"base_type": base_type, "mtp": mtp})
+    parts = {"files": identity(files), **recipe.model_dump(mode="json")}
     with resumable(_work(out), parts) as work, console.stage("convert") as progress:
         run(source, recipe, out, work, _workers(workers), progress)
     console.line(f"{out}: {bytes_text(out.stat().st_size)}")

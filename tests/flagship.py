@@ -3,15 +3,11 @@
 from __future__ import annotations
 
 import functools
-import sys
-from pathlib import Path
+
+import make_shape
 
 from quantkit.families.registry import family_for
 from quantkit.values import Metadata, TensorInfo
-
-# scripts are no package, and no part of an installation
-sys.path.append(str(Path(__file__).parents[1] / "scripts"))
-import make_shape
 
 CONFIG = make_shape.model_config("nemotron-3-super", mtp=False)
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import make_shape
 import pytest
 from checkpoints import NEMOTRON
-from flagship import make_shape
 from memory import cost_of_quantkit
 
 from quantkit.families.checkpoint import open_checkpoint

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import flagship
+import make_shape
 import numpy as np
 import pytest
 from checkpoints import NEMOTRON, nemotron_arrays
-from flagship import make_shape
 from memory import cost_of_quantkit
 
 from quantkit.errors import InputError

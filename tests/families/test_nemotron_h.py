@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import flagship
+import make_shape
 import numpy as np
 import pytest
 from checkpoints import (
@@ -194,7 +195,7 @@ def test_other_prediction_heads_are_refused(change: dict[str, Any]) -> None:
 
 def test_the_flagship() -> None:
     """Sizes known from NVIDIA's model card and from llama.cpp."""
-    with_head = flagship.make_shape.model_config("nemotron-3-super", mtp=True)
+    with_head = make_shape.model_config("nemotron-3-super", mtp=True)
     assert NemotronH().metadata(with_head)["nemotron_h_moe.block_count"].value == 89
     metadata = NemotronH().metadata(without_prediction(with_head))
     assert metadata["nemotron_h_moe.context_length"].value == 1048576
