@@ -151,6 +151,21 @@ def _moe_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
     return shapes
 
 
+def with_prediction_head(arrays: Arrays) -> Arrays:
+    """`arrays` of the layers ME*E and a multi-token prediction head made of layers 2 and 1."""
+    head = {
+        f"mtp.layers.{number}.{name.removeprefix(layer)}": values * 2
+        for number, layer in enumerate(("backbone.layers.2.", "backbone.layers.1."))
+        for name, values in arrays.items()
+        if name.startswith(layer)
+    }
+    norm = arrays["backbone.norm_f.weight"]
+    for name in ("0.enorm", "0.hnorm", "1.final_layernorm"):
+        head[f"mtp.layers.{name}.weight"] = norm
+    head["mtp.layers.0.eh_proj.weight"] = random_values(9, len(norm), 2 * len(norm))
+    return arrays | head
+
+
 def llama_arrays(config: Mapping[str, Any]) -> Arrays:
     """All tensors that a LlamaForCausalLM of this `config` has, under their names."""
     hidden, inner, vocabulary = (

@@ -9,10 +9,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from checkpoints import NEMOTRON, nemotron_arrays, with_prediction_head, write_checkpoint
 from loopback_hub import COMMIT, Fault, hub
 from models import write_llama
 from small_recipes import write_recipe
 
+from quantkit.formats.gguf_file import GGUFSource
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.resources import DEMO_MODEL
 
@@ -70,6 +72,19 @@ def test_unknown_target_lists_the_known(tmp_path: Path) -> None:
 def test_output_that_cannot_be_written() -> None:
     assert "--out" in refused(*BUILD, "/proc/nope", "--model", "demo")
     assert "--out" in refused("convert", "--model", "demo", "--out", "/proc/nope/x.gguf")
+
+
+def test_the_prediction_head_is_converted_on_request(tmp_path: Path) -> None:
+    config = NEMOTRON | {"num_nextn_predict_layers": 1}
+    arrays = with_prediction_head(nemotron_arrays(NEMOTRON))
+    model, out = write_checkpoint(tmp_path / "m", config, arrays), tmp_path / "m.gguf"
+    command = ("convert", "--model", model, "--out", out)
+    assert "--mtp is drop or keep" in refused(*command, "--mtp", "both")
+    for choice, blocks in (("drop", 4), ("keep", 5)):
+        assert quantkit(*command, "--mtp", choice).returncode == 0
+        source = GGUFSource(out)
+        assert source.metadata["nemotron_h_moe.block_count"].value == blocks
+        assert ("blk.4.nextn.eh_proj.weight" in {t.name for t in source.tensors}) is (blocks == 5)
 
 
 def test_model_that_cannot_fit_says_by_how_much_and_what_would(tmp_path: Path) -> None:

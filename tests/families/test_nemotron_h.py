@@ -12,7 +12,7 @@ import pytest
 from checkpoints import (
     NEMOTRON,
     nemotron_arrays,
-    random_values,
+    with_prediction_head,
     write_checkpoint,
     write_nemotron,
 )
@@ -141,21 +141,6 @@ def test_the_prediction_head_is_dropped(tmp_path: Path) -> None:
     source = open_checkpoint(write_checkpoint(tmp_path / "m", config, arrays))
     assert not [t.name for t in source.tensors if "mtp" in t.name or t.name.startswith("blk.4.")]
     assert not [key for key in source.metadata if "nextn" in key]
-
-
-def with_prediction_head(arrays: dict[str, NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    """`arrays` and a head made of the layers that are there: 2 is attention, 1 a MoE."""
-    head = {
-        f"mtp.layers.{number}.{name.removeprefix(layer)}": values * 2
-        for number, layer in enumerate(("backbone.layers.2.", "backbone.layers.1."))
-        for name, values in arrays.items()
-        if name.startswith(layer)
-    }
-    norm = arrays["backbone.norm_f.weight"]
-    for name in ("0.enorm", "0.hnorm", "1.final_layernorm"):
-        head[f"mtp.layers.{name}.weight"] = norm
-    head["mtp.layers.0.eh_proj.weight"] = random_values(9, len(norm), 2 * len(norm))
-    return arrays | head
 
 
 def test_the_prediction_head_is_kept_when_asked_for(tmp_path: Path) -> None:
