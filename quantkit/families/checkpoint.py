@@ -26,7 +26,7 @@ _COMPARED_AT_ONCE = 8 << 20  # elements
 def open_checkpoint(
     folder: Path, name: str | None = None, *, keep_prediction: bool = False
 ) -> CheckpointSource:
-    """The checkpoint in `folder`, fully checked, nothing but headers read.
+    """The checkpoint in `folder`, fully checked; of weights, at most a copied output is read.
 
     Args:
         folder: config.json, tokenizer files and safetensors.

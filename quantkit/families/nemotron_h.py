@@ -48,7 +48,6 @@ class NemotronH:
         feed_forward = config_int(
             config, "moe_intermediate_size" if g.is_moe else "intermediate_size"
         )
-        attends = ("attention", "prediction")
         keys: Metadata = {
             "block_count": meta("u32", len(g.blocks)),
             "context_length": meta("u32", CONTEXT_LENGTH),

@@ -1,7 +1,8 @@
 """The pieces of a SentencePiece `tokenizer.model`, without the sentencepiece library.
 
 The file is a protocol buffer (sentencepiece_model.proto): field 1 of the message repeats for every
-piece {1: text, 2: score as F32, 3: type}. Nothing else in it is needed for a GGUF.
+piece {1: text, 2: score as F32, 3: type}; field 2 says how it was trained {3: model type}; field 3
+how text is prepared {3: whether a space is put before it}. Nothing else in it fits into a GGUF.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 from quantkit.errors import InputError
 
 _NORMAL = 1
+_MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
 
 
 @dataclass(frozen=True)
@@ -25,29 +27,52 @@ class Piece:
     kind: int
 
 
-def read_pieces(path: Path) -> list[Piece]:
-    """All pieces in the order of their ids.
+@dataclass(frozen=True)
+class SentencePieceModel:
+    """All pieces in the order of their ids; `adds_space`: a space is put before every text."""
+
+    pieces: tuple[Piece, ...]
+    adds_space: bool
+
+
+def read_model(path: Path) -> SentencePieceModel:
+    """The BPE model in `path`.
 
     Raises:
-        InputError: the file cannot be read or is no SentencePiece model.
+        InputError: the file cannot be read, is no SentencePiece model, or no BPE.
     """
     try:
         message = path.read_bytes()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    pieces, kind, adds_space = [], "BPE", True
     try:
-        pieces = [
-            _piece(value)
-            for number, value in _fields(message)
-            if number == 1 and isinstance(value, bytes)
-        ]
+        for number, value in _fields(message):
+            match number, value:
+                case 1, bytes(piece):
+                    pieces.append(_piece(piece))
+                case 2, bytes(training):
+                    kind = _MODEL_TYPES.get(_option(training, 3, default=1), "unknown")
+                case 3, bytes(normalizer):
+                    adds_space = bool(_option(normalizer, 3, default=1))
     except (ValueError, IndexError, struct.error) as error:
         raise InputError(
             f"{path} is no SentencePiece model ({error}); download it again"
         ) from error
     if not pieces:
         raise InputError(f"{path} holds no pieces; download it again")
-    return pieces
+    if kind != "BPE":
+        raise InputError(
+            f"{path} is a SentencePiece model of type {kind}, only BPE is converted; convert the "
+            "model with llama.cpp and give the GGUF to --model"
+        )
+    return SentencePieceModel(tuple(pieces), adds_space)
+
+
+def _option(message: bytes, number: int, default: int) -> int:
+    """The last whole number of that field, as protocol buffers have it."""
+    found = [value for field, value in _fields(message) if field == number]
+    return found[-1] if found and isinstance(found[-1], int) else default
 
 
 def _piece(message: bytes) -> Piece:

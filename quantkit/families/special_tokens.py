@@ -76,12 +76,14 @@ class AddedToken:
         token_id: its row of the embedding.
         special: control, not text; None where the file does not say.
         normalized: looked for in the normalized text; `text` is what it stands for.
+        takes_space: takes white space beside it, or is found only where no word goes on.
     """
 
     text: str
     token_id: int
     special: bool | None = None
     normalized: bool = False
+    takes_space: bool = False
 
 
 def added_tokens(tokenizer: Mapping[str, Any]) -> list[AddedToken]:
@@ -98,7 +100,8 @@ def added_tokens(tokenizer: Mapping[str, Any]) -> list[AddedToken]:
         match entry:
             case {"id": int(token_id), "content": str(text), **rest}:
                 special, normalized = bool(rest.get("special")), bool(rest.get("normalized"))
-                found.append(AddedToken(text, token_id, special, normalized))
+                takes_space = any(rest.get(key) for key in ("lstrip", "rstrip", "single_word"))
+                found.append(AddedToken(text, token_id, special, normalized, takes_space))
             case _:
                 raise InputError(f"tokenizer.json: {entry!r} is no token; download it again")
     return found

@@ -129,6 +129,7 @@ def save(
         eos_token="<|im_end|>",
         unk_token="<unk>",
         pad_token="<unk>",
+        add_prefix_space=False,  # released models say so, and only some families write it down
     )
     wrapped.chat_template = CHATML
     wrapped.save_pretrained(folder)

@@ -33,7 +33,7 @@ pytestmark = needs_oracle
 #   under the block number of the checkpoint's name (1) and so misses that it is a router, which it
 #   keeps in F32 in all other blocks; the values are the same |
 # | keys of four kinds of Granite models | | | `DIFFERENT`, `PADDED`: llama.cpp refuses theirs, or
-#   computes something else than transformers; IBM has released none of them |
+#   computes something else than transformers; no released model of them is known to us |
 ONLY_OURS = {"tokenizer.ggml.add_bos_token": False}
 SSM_A = ".ssm_a"
 PREDICTION_ROUTER = "blk.4.ffn_gate_inp.weight"

@@ -11,8 +11,8 @@ import pytest
 from checkpoints import CHATML, LLAMA, NEMOTRON, byte_level_tokenizer, write_tokenizer
 
 from quantkit.errors import InputError
-from quantkit.families.pre_tokenizers import GPT4O, LLAMA3, QWEN2, TEKKEN, pre_tokenizer_name
-from quantkit.families.vocabulary import TokenType, tokenizer_metadata
+from quantkit.families.token_types import TokenType
+from quantkit.families.vocabulary import tokenizer_metadata
 
 
 def metadata_of(
@@ -49,12 +49,11 @@ def test_byte_level_bpe(tmp_path: Path) -> None:
 
 def test_merges_of_old_files_and_spaces_in_merges(tmp_path: Path) -> None:
     tokenizer = byte_level_tokenizer()
-    tokenizer["model"]["merges"] = ["t h", ["th", "e"], ["a b", "c"]]
-    assert metadata_of(tmp_path, tokenizer=tokenizer)["ggml.merges"] == (
-        "t h",
-        "th e",
-        "a\u0120b c",
-    )
+    merges = ["t h", ["th", "e"], ["a b", "c"], ["t", "h"]]
+    tokenizer["model"] |= {"merges": merges, "ignore_merges": True}
+    # Of a repeated merge the last counts for the library, for llama.cpp the first.
+    expected = ("th e", "a\u0120b c", "t h")
+    assert metadata_of(tmp_path, tokenizer=tokenizer)["ggml.merges"] == expected
 
 
 def test_added_tokens_become_what_they_stand_for(tmp_path: Path) -> None:
@@ -121,52 +120,6 @@ def test_the_chat_template_may_be_a_file(tmp_path: Path) -> None:
     assert metadata_of(tmp_path, options={})["chat_template"] == "from json"
 
 
-def _pre(*steps: dict[str, Any], **model: object) -> dict[str, Any]:
-    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)}, "model": model}
-
-
-def _split(regex: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, Any]:
-    pattern = {"Regex": regex}
-    return {"type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert}
-
-
-BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
-GPT2 = BYTES | {"use_regex": True}
-DIGITS = {"type": "Digits", "individual_digits": True}
-
-
-@pytest.mark.parametrize(
-    ("tokenizer", "name"),
-    [
-        (_pre(_split(TEKKEN), BYTES), "tekken"),
-        (_pre(_split(LLAMA3), BYTES, ignore_merges=True), "llama-bpe"),
-        (_pre(_split(LLAMA3, "Removed", True), BYTES), "pixtral"),
-        (_pre(_split(QWEN2), BYTES), "qwen2"),
-        (_pre(_split(GPT4O), BYTES), "gpt-4o"),
-        (_pre(DIGITS, GPT2), "smollm"),
-        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}, "gpt-2"),
-    ],
-)
-def test_splitting_is_found_by_its_definition(tokenizer: dict[str, Any], name: str) -> None:
-    assert pre_tokenizer_name(tokenizer) == name
-
-
-@pytest.mark.parametrize(
-    "tokenizer",
-    [
-        {},
-        {"pre_tokenizer": {"type": "Metaspace"}},
-        _pre(_split(TEKKEN + "|x"), BYTES),
-        _pre(_split(TEKKEN, "MergedWithNext"), BYTES),
-        _pre(_split(TEKKEN), BYTES | {"add_prefix_space": True}),
-        _pre(_split(TEKKEN)),
-    ],
-)
-def test_unknown_splitting_is_refused_with_its_definition(tokenizer: dict[str, Any]) -> None:
-    with pytest.raises(InputError, match=r"splits text by .* known are .*tekken"):
-        pre_tokenizer_name(tokenizer)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -175,6 +128,10 @@ def test_unknown_splitting_is_refused_with_its_definition(tokenizer: dict[str, A
             {"model": {"type": "BPE", "byte_fallback": True, "vocab": {"a": 0}, "merges": []}},
             "download tokenizer.model",
         ),
+        ({"normalizer": {"type": "Lowercase"}}, "changes text by .*Lowercase"),
+        ({"model": byte_level_tokenizer()["model"] | {"end_of_word_suffix": "</w>"}}, "suffix"),
+        ({"added_tokens": [{"id": 300, "content": "[PAD301]"}]}, "300 and 301 are both"),
+        ({"added_tokens": [{"id": 300, "content": "a\0b"}]}, "null character"),
         ({"model": {"type": "BPE", "vocab": {"a": 320}, "merges": []}}, "up to 320"),
         ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}}, "is no merge"),
         ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "is no number"),
@@ -194,15 +151,20 @@ def test_a_special_id_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
         metadata_of(tmp_path, NEMOTRON | {"bos_token_id": 320})
 
 
-def _sentencepiece(*pieces: tuple[str, float, int]) -> bytes:
-    """A tokenizer.model with these (text, score, type), then a field that is not a piece."""
+BPE = b"\x12\x02\x18\x02"
+UNIGRAM = b"\x12\x02\x18\x01"
+NO_SPACE_BEFORE = b"\x1a\x02\x18\x00"
+
+
+def _sentencepiece(*pieces: tuple[str, float, int], options: bytes = BPE) -> bytes:
+    """A tokenizer.model with these (text, score, type), then how it was trained."""
     model = b""
     for text, score, kind in pieces:
         raw = text.encode()
         piece = b"\x0a" + bytes([len(raw)]) + raw + b"\x15" + struct.pack("<f", score)
         piece += b"\x18" + bytes([kind])
         model += b"\x0a" + bytes([len(piece)]) + piece
-    return model + b"\x12\x02\x08\x05"
+    return model + options
 
 
 def test_sentencepiece(tmp_path: Path) -> None:
@@ -223,6 +185,24 @@ def test_sentencepiece(tmp_path: Path) -> None:
     assert values["add_bos_token"] is True
     assert values["add_space_prefix"] is True
     assert values["bos_token_id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "space"), [(BPE, None), (b"", None), (BPE + NO_SPACE_BEFORE, False)]
+)
+def test_a_sentencepiece_model_may_add_no_space(
+    tmp_path: Path, options: bytes, space: bool | None
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(("<unk>", 0, 2), options=options))
+    found = tokenizer_metadata(tmp_path, LLAMA).get("tokenizer.ggml.add_space_prefix")
+    assert (found and found.value) == space
+
+
+@pytest.mark.parametrize("options", [UNIGRAM, b"\x12\x02\x08\x05", b"\x12\x02\x18\x09"])
+def test_a_sentencepiece_model_that_is_no_bpe_is_refused(tmp_path: Path, options: bytes) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(("<unk>", 0, 2), options=options))
+    with pytest.raises(InputError, match="only BPE is converted"):
+        tokenizer_metadata(tmp_path, LLAMA)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x0a", b"\x0a\x05abc", b"\xff" * 12, b"\x0b\x00"])
@@ -252,3 +232,122 @@ def test_smollm_does_not_add_its_bos(tmp_path: Path) -> None:
     options = {"bos_token": "<s>", "add_bos_token": True}
     found = metadata_of(tmp_path, LLAMA | {"vocab_size": 49152}, tokenizer, options)
     assert found["ggml.add_bos_token"] is False
+
+
+def test_added_text_that_no_bytes_spell_stays(tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer()
+    tokenizer["added_tokens"].append({"id": 270, "content": "\u00e9", "normalized": False})
+    assert metadata_of(tmp_path, tokenizer=tokenizer)["ggml.tokens"][270] == "\u00e9"
+
+
+LEGACY = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "\u2581"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    ],
+}
+METASPACE = {
+    "type": "Metaspace",
+    "replacement": "\u2581",
+    "prepend_scheme": "never",
+    "split": False,
+}
+
+
+def _byte_fallback(
+    *words: str, merges: tuple[tuple[str, str], ...] = (), **changes: object
+) -> dict[str, Any]:
+    """A tokenizer.json: unknown, BOS, the bytes, `words`, and one added token."""
+    texts = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    added = [(0, "<unk>", True), (1, "<s>", True), (300, "<tool\u2581>", False)]
+    return {
+        "added_tokens": [
+            {"id": i, "content": text, "special": special, "normalized": False}
+            for i, text, special in added
+        ],
+        "normalizer": LEGACY,
+        "pre_tokenizer": None,
+        "model": {
+            "type": "BPE",
+            "byte_fallback": True,
+            "unk_token": "<unk>",
+            "vocab": {text: i for i, text in enumerate(texts)},
+            "merges": [list(pair) for pair in merges],
+        },
+    } | changes
+
+
+ABC = ("a", "b", "c", "ab", "abc", "bc", "xyz")
+"""`xyz` is never made: no merges lead to it, and no two neighbours spell it."""
+ABC_MERGES = (("b", "c"), ("a", "b"), ("a", "bc"), ("ab", "c"))
+
+
+def test_byte_fallback_bpe(tmp_path: Path) -> None:
+    tokenizer = _byte_fallback(*ABC, merges=ABC_MERGES)
+    found = metadata_of(tmp_path, LLAMA, tokenizer, {"add_prefix_space": False})
+    assert (found["ggml.model"], found["ggml.pre"]) == ("llama", "default")
+    assert "ggml.merges" not in found
+    assert found["ggml.tokens"][258:266] == (*ABC, "[PAD265]")
+    # Of the two merges that make "abc" the one counts that "abc" alone comes to.
+    assert found["ggml.scores"][258:265] == (-4, -4, -4, -1, -2, 0, -4)
+    types = found["ggml.token_type"]
+    assert types[:3] == (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE)
+    assert types[264:266] == (TokenType.NORMAL, TokenType.UNUSED)
+    assert (found["ggml.tokens"][300], types[300]) == ("<tool\u2581>", TokenType.USER_DEFINED)
+    assert found["ggml.add_space_prefix"] is True  # The definition wins over the option.
+    assert found["ggml.add_bos_token"] is False
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": None, "pre_tokenizer": METASPACE},
+        {"normalizer": LEGACY["normalizers"][1]},
+        {"normalizer": {"type": "Sequence", "normalizers": LEGACY["normalizers"][1:]}},
+    ],
+)
+def test_byte_fallback_bpe_without_a_space_before(tmp_path: Path, change: dict[str, Any]) -> None:
+    tokenizer = _byte_fallback("a", **change)
+    assert metadata_of(tmp_path, LLAMA, tokenizer)["ggml.add_space_prefix"] is False
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pre_tokenizer": METASPACE}, "prepares text by"),
+        ({"normalizer": None}, "prepares text by None and None"),
+        *(
+            ({"normalizer": None, "pre_tokenizer": METASPACE | other}, "a space before every text")
+            for other in (
+                {"prepend_scheme": "first"},
+                {"prepend_scheme": "always"},
+                {"split": True},
+            )
+        ),
+        ({"added_tokens": [{"id": 0, "content": "a b", "normalized": True}]}, "normalized text"),
+        ({"added_tokens": [{"id": 0, "content": "ab", "rstrip": True}]}, "white space beside it"),
+    ],
+)
+def test_byte_fallback_bpe_that_prepares_text_otherwise_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        metadata_of(tmp_path, LLAMA, _byte_fallback("a") | change)
+
+
+def test_byte_fallback_bpe_whose_merges_scores_cannot_say_is_refused(tmp_path: Path) -> None:
+    tokenizer = _byte_fallback(*ABC, merges=ABC_MERGES[:2])
+    with pytest.raises(InputError, match="'abc', but no merge of 'a' and 'bc'"):
+        metadata_of(tmp_path, LLAMA, tokenizer)
+    tokenizer = _byte_fallback("a", "ab", "xyz")
+    tokenizer["model"]["ignore_merges"] = True
+    tokenizer["model"]["merges"] = [["a", "<0x62>"]]
+    with pytest.raises(InputError, match="merges byte tokens"):
+        metadata_of(tmp_path, LLAMA, tokenizer)
+    tokenizer["model"]["merges"] = [["a", "b"]]
+    with pytest.raises(InputError, match="no merges lead to the token 'xyz'"):
+        metadata_of(tmp_path, LLAMA, tokenizer)
+    del tokenizer["model"]["vocab"]["<0x7F>"]
+    with pytest.raises(InputError, match="lacks the byte tokens <0x7F>"):
+        metadata_of(tmp_path, LLAMA, tokenizer)
