@@ -12,6 +12,7 @@ from typing import Any
 
 from quantkit.downloads.digest import FileDigest, pieces
 from quantkit.errors import EnvironmentFault, InputError
+from quantkit.families.base import without_prediction
 from quantkit.families.registry import family_for
 from quantkit.hub import Hub, HubFile, Listing
 from quantkit.progress import SILENT, Progress
@@ -130,7 +131,7 @@ def look_up(
         raise InputError(f"{repository} has no {CONFIG}; choose the repository of a whole model")
     contents = {CONFIG: _small(hub, listing, listed[CONFIG], folder)}
     config = _json_object(contents[CONFIG], repository, CONFIG)
-    family_for(config)
+    family_for(config).metadata(without_prediction(config))
     if config.get("quantization_config"):
         raise InputError(
             f"{repository} is a quantized checkpoint (quantization_config in {CONFIG}); only BF16, "

@@ -1,8 +1,8 @@
 """Positioned reads from one file: what is asked for is all that is ever in memory.
 
-Not a mapping: the pages of a mapped file count as this process's memory until the system takes them
-back, so converting 241 GB would look like, and under a memory limit be, a process of that size.
-Measured in ADR 7.
+Not a mapping: the pages of a mapped file count as this process's resident memory until the system
+takes them back, so converting 241 GB would look like a process as large as the machine. ADR 7 has
+the numbers.
 """
 
 from __future__ import annotations
