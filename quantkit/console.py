@@ -69,9 +69,7 @@ class StageView:
         self._before = done
         self._began = time.monotonic()
         if self._bar is not None and self._task is not None:
-            self._bar.reset(
-                self._task, total=total, completed=int(done), description=self._label()
-            )
+            self._bar.reset(self._task, total=total, completed=int(done), description=self._label())
 
     def advance(self, amount: float) -> None:
         self._done += amount
@@ -107,7 +105,10 @@ class Console:
         self._out = RichConsole(highlight=False, soft_wrap=True)
         if not self._out.is_terminal:
             self._out.width = PLAIN_WIDTH
-        self._error = RichConsole(stderr=True, highlight=False, soft_wrap=True)
+        self._error = RichConsole(stderr=True, highlight=False)
+        self._error.soft_wrap = (
+            not self._error.is_terminal
+        )  # one line for programs, words for people
 
     @property
     def interactive(self) -> bool:
