@@ -20,7 +20,7 @@ from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.formats.source import TensorSource
 from quantkit.hub import Hub
 from quantkit.machine import nvidia_cards
-from quantkit.models import choose_model, open_source
+from quantkit.models import choose_model, model_files, open_source
 from quantkit.pipeline import Pipeline
 from quantkit.planning import LevelPlan
 from quantkit.recipe import Recipe, RetrievalRecipe
@@ -32,9 +32,6 @@ from quantkit.values import Metadata
 
 if TYPE_CHECKING:
     from quantkit.native.settings import DeviceSettings
-
-CHECKPOINT_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".md")
-"""Files that a base GGUF is made from; the model card gives names and licence."""
 
 
 @dataclass(frozen=True)
@@ -133,12 +130,7 @@ class BuildContext:
 
     def files(self) -> list[Path]:
         """The model's files that the build depends on."""
-        if self.choice.kind == "gguf":
-            from quantkit.formats.gguf_file import shard_paths
-
-            return shard_paths(self.checkpoint)
-        found = [*self.checkpoint.iterdir(), *self.checkpoint.glob("additional_chat_templates/*")]
-        return sorted(p for p in found if p.is_file() and p.suffix in CHECKPOINT_SUFFIXES)
+        return model_files(self.choice, self.checkpoint)
 
     def is_whole(self) -> bool:
         """Whether a repository's files are still as they were downloaded."""

@@ -220,7 +220,7 @@ def convert(
     model: str, out: Path, base_type: str, mtp: str, workers: int | None, quiet: bool
 ) -> None:
     """Write a checkpoint as one GGUF file."""
-    from quantkit.models import choose_model, open_source
+    from quantkit.models import choose_model, model_files, open_source
     from quantkit.receipts import identity, resumable
     from quantkit.recipe import ConvertRecipe
     from quantkit.stages.convert import convert as run
@@ -237,7 +237,7 @@ def convert(
     source = open_source(choice, keep_prediction=mtp == "keep")
     console = Console(quiet=quiet)
     assert choice.path is not None
-    files = [choice.path] if choice.kind == "gguf" else sorted(choice.path.iterdir())
+    files = model_files(choice, choice.path)
     _check_writable(out, files)
     recipe = ConvertRecipe.model_validate({"base_type": base_type, "mtp": mtp})
     parts = {"files": identity(files), **recipe.model_dump(mode="json")}

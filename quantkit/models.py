@@ -11,6 +11,9 @@ from quantkit.errors import InputError
 from quantkit.formats.source import TensorSource
 from quantkit.resources import DEMO_MODEL
 
+CHECKPOINT_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".md")
+"""Files that a GGUF is made from; the model card gives names and licence."""
+
 _REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
 
@@ -57,6 +60,16 @@ def artifact_name(name: str) -> str:
     """A model's name without revision and precision: `X-BF16@main` → `X`."""
     plain = re.sub(r"[-_.](bf16|f16|fp16|f32|q8_0|q4_1)$", "", name.partition("@")[0], flags=re.I)
     return re.sub(r"[^\w.-]+", "-", plain).strip("-.") or "model"
+
+
+def model_files(choice: ModelChoice, path: Path) -> list[Path]:
+    """The files that the model at `path` consists of: what a build of it depends on."""
+    if choice.kind == "gguf":
+        from quantkit.formats.gguf_file import shard_paths
+
+        return shard_paths(path)
+    found = [*path.iterdir(), *path.glob("additional_chat_templates/*")]
+    return sorted(p for p in found if p.is_file() and p.suffix in CHECKPOINT_SUFFIXES)
 
 
 def open_source(

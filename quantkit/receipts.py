@@ -211,20 +211,57 @@ def resumable(work: Path, parts: Mapping[str, Any]) -> Iterator[Path]:
     """A folder for what an unfinished stage keeps; emptied when it was kept for other `parts`.
 
     It is removed when the block ends without an error, so what is left is always worth resuming.
+
+    Raises:
+        InputError: another run is using it.
+        EnvironmentFault: the file system does not support locks.
     """
     import shutil
 
     marker = work / "parts.json"
-    try:
-        same = json.loads(marker.read_text(encoding="utf-8")) == _plain(parts)
-    except (OSError, ValueError):
-        same = False
-    if not same:
+    with _locked(work / ".lock", f"another run is writing what {work} is for; wait for it"):
+        try:
+            same = json.loads(marker.read_text(encoding="utf-8")) == _plain(parts)
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            for kept in work.iterdir():
+                if kept.is_dir():
+                    shutil.rmtree(kept)
+                elif kept.name != ".lock":
+                    kept.unlink()
+            write_json(marker, _plain(parts))
+        yield work
         shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        write_json(marker, _plain(parts))
-    yield work
-    shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock file `path`, which the block may remove, in a folder that is made for it.
+
+    Raises:
+        InputError: another process holds it; says `refusal`.
+        EnvironmentFault: the file system does not support locks.
+        OSError: the file cannot be made.
+    """
+    import fcntl
+
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(refusal) from None
+            except OSError as error:
+                raise EnvironmentFault(f"cannot lock {path}: {error.strerror}") from None
+            try:
+                held = path.stat().st_ino == os.fstat(lock.fileno()).st_ino
+            except FileNotFoundError:
+                held = False
+            if held:  # else its holder removed it as we opened it
+                yield
+                return
 
 
 @contextmanager
@@ -235,22 +272,13 @@ def build_folder(path: Path) -> Iterator[Path]:
         InputError: it cannot be made or written, or another build is using it.
         EnvironmentFault: the file system does not support locks.
     """
-    import fcntl
-
     try:
         path.mkdir(parents=True, exist_ok=True)
-        lock = (path / ".lock").open("w")
+        (path / ".lock").touch()
     except OSError as error:
         raise InputError(
             f"cannot write to the output folder {path}: {error.strerror}; choose another with --out"
         ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"another build is writing to {path}; wait for it, or choose another --out"
-            ) from None
-        except OSError as error:
-            raise EnvironmentFault(f"cannot lock {path}/.lock: {error.strerror}") from None
+    refusal = f"another build is writing to {path}; wait for it, or choose another --out"
+    with _locked(path / ".lock", refusal):
         yield path

@@ -90,3 +90,17 @@ def test_second_build_in_a_folder_is_refused(tmp_path: Path) -> None:
 def test_unwritable_folder_is_an_input_error() -> None:
     with pytest.raises(InputError, match="cannot write"), build_folder(Path("/proc/nope")):
         pass
+
+
+def test_two_runs_never_share_a_work_folder(tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    with resumable(work, PARTS) as mine:
+        (mine / "kept").write_text("x")
+        other = {**PARTS, "stage version": 2}
+        for parts in (PARTS, other):
+            with pytest.raises(InputError, match="another run"), resumable(work, parts):
+                pass
+        assert (mine / "kept").read_text() == "x"
+    assert not work.exists()
+    with resumable(work, other) as again:  # the lock went with the folder
+        assert not (again / "kept").exists()

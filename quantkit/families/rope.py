@@ -111,14 +111,15 @@ def _scaling_keys(rope: Mapping[str, Any]) -> Metadata:
     if kind == "yarn":
         original = config_int(rope, "original_max_position_embeddings")
         keys["rope.scaling.original_context_length"] = meta("u32", original)
-        for key, source in (
+        for key, *sources in (
             ("yarn_ext_factor", "extrapolation_factor"),
-            ("yarn_attn_factor", "attention_factor"),
+            # transformers reads the first only, llama.cpp's converter the second too
+            ("yarn_attn_factor", "attention_factor", "attn_factor"),
             ("yarn_beta_fast", "beta_fast"),
             ("yarn_beta_slow", "beta_slow"),
         ):
-            if rope.get(source) is not None:
-                keys[f"rope.scaling.{key}"] = meta("f32", config_float(rope, source))
+            if any(rope.get(source) is not None for source in sources):
+                keys[f"rope.scaling.{key}"] = meta("f32", config_float(rope, *sources))
     return keys
 
 

@@ -139,14 +139,18 @@ class ShardWriter:
     def write(self, name: str, data: NDArray[np.uint8], at: int = 0) -> None:
         """Write `data` at byte `at` of tensor `name`; safe from several threads."""
         view = np.ascontiguousarray(data).data.cast("B")
-        offset = self.layout.offsets[name] + at
-        while view:
-            written = os.pwrite(self._fd, view, offset)
-            view, offset = view[written:], offset + written
+        _write_at(self._fd, view, self.layout.offsets[name] + at)
 
     def sync(self) -> None:
         """Make what was written so far survive a crash of the machine."""
         os.fsync(self._fd)
+
+
+def _write_at(descriptor: int, view: memoryview, offset: int) -> None:
+    """All of `view`: one call may write less, on a disk that is nearly full for example."""
+    while view:
+        written = os.pwrite(descriptor, view, offset)
+        view, offset = view[written:], offset + written
 
 
 @contextmanager
@@ -158,7 +162,7 @@ def open_shard(path: Path, layout: ShardLayout) -> Iterator[ShardWriter]:
             os.ftruncate(descriptor, 0)
             os.ftruncate(descriptor, layout.size_bytes)
         writer = ShardWriter(descriptor, layout)
-        os.pwrite(descriptor, layout.header, 0)
+        _write_at(descriptor, memoryview(layout.header), 0)
         yield writer
         writer.sync()
     finally:
