@@ -77,7 +77,9 @@ def _preflight(context: BuildContext) -> None:
 
 def _preflight_repository(context: BuildContext) -> None:
     """Look the repository up, and see that the whole build has room, before the first byte."""
-    job, remote = context.job, context.remote
+    job = context.job
+    with context.pipeline.console.stage("look up") as progress:
+        remote = context.look_up(progress)
     keep = job.recipe.convert.mtp == "keep"
     config = remote.config if keep else without_prediction(remote.config)
     geometry = geometry_of(family_for(config).metadata(config))
@@ -90,9 +92,8 @@ def _preflight_repository(context: BuildContext) -> None:
         [level.bits_per_weight for level in job.recipe.levels],
         limit,
     )
-    made = [job.out / "base.gguf", *(job.out / "levels").rglob("*.gguf")]
-    written = sum(path.stat().st_size for path in made if path.is_file())
-    check_space(needed, found.free_bytes + written, job.out)
+    # What an earlier build left counts for nothing: it goes only when its successor is whole.
+    check_space(needed, found.free_bytes, job.out)
     bits = min(BY_NAME[name].bits_per_weight for name in job.recipe.measure.candidates)
     smallest = int(remote.elements * bits / 8)
     if smallest > limit:

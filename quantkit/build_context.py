@@ -23,6 +23,7 @@ from quantkit.machine import nvidia_cards
 from quantkit.models import choose_model, model_files, open_source
 from quantkit.pipeline import Pipeline
 from quantkit.planning import LevelPlan
+from quantkit.progress import Progress
 from quantkit.recipe import Recipe, RetrievalRecipe
 from quantkit.results import read_tensor_split, read_types
 from quantkit.stages.measure import Sensitivity
@@ -52,6 +53,7 @@ class BuildContext:
     def __init__(self, job: Job, pipeline: Pipeline) -> None:
         self.job, self.pipeline = job, pipeline
         self.choice = choose_model(job.model)
+        self._remote: RemoteCheckpoint | None = None
 
     @functools.cached_property
     def checkpoint(self) -> Path:
@@ -61,11 +63,13 @@ class BuildContext:
     def hub(self) -> Hub:
         return Hub()
 
-    @functools.cached_property
-    def remote(self) -> RemoteCheckpoint:
-        """The repository, found fit to be converted; asks the Hub."""
-        repository, _, revision = (self.choice.repository or "").partition("@")
-        return look_up(self.hub, repository, revision or None, self.checkpoint)
+    def look_up(self, progress: Progress) -> RemoteCheckpoint:
+        """The repository, found fit to be converted; the Hub is asked once."""
+        if self._remote is None:
+            repository, _, revision = (self.choice.repository or "").partition("@")
+            folder = self.checkpoint
+            self._remote = look_up(self.hub, repository, revision or None, folder, progress)
+        return self._remote
 
     @functools.cached_property
     def source(self) -> TensorSource:

@@ -48,7 +48,8 @@ def checkpoint_stage(build: BuildContext) -> Stage:
     def run(work: Path, progress: Progress) -> Done:
         commit, manifest = None, dict[str, dict[str, Any]]()
         if choice.kind == "repository":
-            found = download(build.remote, build.hub, build.checkpoint, progress)
+            remote = build.look_up(progress)
+            found = download(remote, build.hub, build.checkpoint, progress)
             commit = found.commit
             for file in found.files:
                 manifest[file.name] = {"size_bytes": file.size_bytes, "sha256": file.sha256}

@@ -89,12 +89,10 @@ def download(model: str, out: Path | None, quiet: bool, as_json: bool) -> None:
     """Bring a checkpoint here, verified, and say what a build of it needs and how to begin it."""
     import time
 
-    from quantkit.downloads.record import STATE
     from quantkit.downloads.remote import look_up
     from quantkit.downloads.space import SpaceNeeded, check_space, space_needed
     from quantkit.downloads.survey import survey
     from quantkit.hub import Hub
-    from quantkit.receipts import build_folder
     from quantkit.recipe import recipe_for
     from quantkit.stages.download import download as run
 
@@ -103,6 +101,7 @@ def download(model: str, out: Path | None, quiet: bool, as_json: bool) -> None:
     console, hub = Console(quiet=quiet), Hub()
     with console.stage("look up") as progress:
         remote = look_up(hub, repository, revision or None, folder, progress)
+    repository = remote.listing.repository  # as the Hub spells it
     found = survey(remote, folder)
     check_space(SpaceNeeded(found.fetch_bytes), found.free_bytes, folder)
     console.heading(f"quantkit download {repository} at {remote.listing.commit[:12]} → {folder}")
@@ -127,7 +126,7 @@ def download(model: str, out: Path | None, quiet: bool, as_json: bool) -> None:
             "another disk"
         )
     began = time.monotonic()
-    with build_folder(folder / STATE), console.stage("download") as progress:
+    with console.stage("download") as progress:
         done = run(remote, hub, folder, progress)
     seconds = time.monotonic() - began
     if as_json:

@@ -8,13 +8,24 @@ bytes are read here with Range requests, which the Hub answers for every kind of
 from __future__ import annotations
 
 import logging
+import os
+import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from quantkit.errors import EnvironmentFault, InputError, QuantkitError
+from quantkit.errors import EnvironmentFault, InputError
+from quantkit.hub_errors import (
+    Asked,
+    Refusal,
+    failed,
+    no_address,
+    no_token,
+    offline,
+    refusal_error,
+)
 
 if TYPE_CHECKING:
     from httpx2 import Response
@@ -23,8 +34,11 @@ REQUEST_BYTES = 16 << 30
 """Most bytes of one request: the Hub's content network refuses answers above 50 GB."""
 DELAYS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
 """Waits between attempts that brought nothing; three minutes outlast a router's restart."""
+LONGEST_WAIT_S = 300.0
+"""Longest wait that a server is granted; the Hub counts requests in windows of five minutes."""
 _LISTING_ATTEMPTS = 4
-_BAD_TOKEN = "Invalid credentials in Authorization header"
+_HUB_HOSTS = ("huggingface.co", "hf.co")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 def _ignore(sentence: str) -> None:
@@ -53,7 +67,11 @@ class HubFile:
 
 @dataclass(frozen=True)
 class Listing:
-    """All files of a repository at one commit."""
+    """All files of a repository at one commit.
+
+    Attributes:
+        repository: OWNER/NAME as the Hub spells it: it takes capitals for small letters.
+    """
 
     repository: str
     commit: str
@@ -70,6 +88,9 @@ class Hub:
         timeout_s: longest silence of the server, seconds; HF_HUB_DOWNLOAD_TIMEOUT by default.
         delays_s: waits before each further attempt when an attempt brought nothing.
         request_bytes: most bytes to ask for at once.
+
+    Raises:
+        InputError: `endpoint` is no address, or the token holds what no token does.
     """
 
     def __init__(
@@ -80,7 +101,9 @@ class Hub:
         delays_s: Sequence[float] = DELAYS_S,
         request_bytes: int = REQUEST_BYTES,
     ) -> None:
-        from huggingface_hub import constants, get_token
+        for address in (os.environ.get("HF_ENDPOINT"), endpoint):
+            _check_address(address)  # first: the client fails on importing it
+        from huggingface_hub import constants
         from huggingface_hub.utils._headers import build_hf_headers  # utils names it in no __all__
 
         from quantkit import __version__
@@ -88,14 +111,20 @@ class Hub:
         # its warnings would run into the progress bar
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
         self._endpoint = endpoint or constants.ENDPOINT
-        self._token = token
-        self._has_token = bool(get_token() if token is None else token)
         self._timeout_s = timeout_s or constants.HF_HUB_DOWNLOAD_TIMEOUT
         self._delays_s = tuple(delays_s)
         self._request_bytes = request_bytes
-        self._headers = build_hf_headers(
-            token=token, library_name="quantkit", library_version=__version__
-        ) | {"Accept-Encoding": "identity"}  # compressed answers know no Range
+        try:
+            headers = build_hf_headers(
+                token=token, library_name="quantkit", library_version=__version__
+            )
+        except ValueError:  # the file of the token is not text
+            raise no_token() from None
+        self._token = headers.get("authorization", "").removeprefix("Bearer ")
+        if self._token and not _TOKEN.fullmatch(self._token):
+            raise no_token()
+        # compressed answers know no Range
+        self._headers = headers | {"Accept-Encoding": "identity"}
 
     def listing(
         self,
@@ -116,7 +145,7 @@ class Hub:
         from huggingface_hub import HfApi
         from huggingface_hub.errors import HFValidationError
 
-        api = HfApi(endpoint=self._endpoint, token=self._token)
+        api = HfApi(endpoint=self._endpoint, token=self._token or False)
         with self._explained(repository, revision):
             for delay_s in (*self._delays_s[: _LISTING_ATTEMPTS - 1], None):
                 try:
@@ -127,15 +156,15 @@ class Hub:
                 except HFValidationError as error:
                     raise InputError(
                         f"{repository!r} is no name of a repository; give OWNER/NAME or "
-                        f"OWNER/NAME@REVISION ({_words(error)})"
+                        f"OWNER/NAME@REVISION ({self._words(error)})"
                     ) from None
                 except (httpx2.HTTPError, OSError) as error:
-                    _wait(error, delay_s, on_wait)
+                    self._wait(error, delay_s, on_wait)
                 except (ValueError, KeyError, TypeError) as error:
                     raise EnvironmentFault(
                         f"{self._endpoint} answers with something that is no record of a "
-                        f"repository ({error!r}); check HF_ENDPOINT, and whether the network wants "
-                        "a login"
+                        f"repository ({type(error).__name__}); check HF_ENDPOINT, and whether the "
+                        "network wants a login"
                     ) from None
         found = []
         for sibling in info.siblings or ():
@@ -149,7 +178,7 @@ class Hub:
             found.append(HubFile(sibling.rfilename, size, sha256, sibling.blob_id))
         if not info.sha:
             raise EnvironmentFault(f"{self._endpoint} names no commit of {repository}")
-        return Listing(repository, info.sha, tuple(found))
+        return Listing(info.id or repository, info.sha, tuple(found))
 
     def read(
         self,
@@ -181,13 +210,13 @@ class Hub:
                         position += len(piece)
                         yield piece
                 except (httpx2.HTTPError, OSError) as error:
-                    if not _is_transient(error):
+                    if not self._is_transient(error):
                         raise
                     fault = error
                 if position > before:
                     delays_s = iter(self._delays_s)
                 else:
-                    _wait(fault, next(delays_s, None), lambda s: on_wait(f"{file.name}: {s}"))
+                    self._wait(fault, next(delays_s, None), lambda s: on_wait(f"{file.name}: {s}"))
 
     def _request(self, listing: Listing, file: HubFile, position: int) -> Iterator[bytes]:
         """The pieces of one answer, from `position` on and not beyond the file's end."""
@@ -217,118 +246,96 @@ class Hub:
     def _explained(self, repository: str, revision: str | None) -> Iterator[None]:
         """Turn the client's errors into ours."""
         import httpx2
+        from huggingface_hub.errors import OfflineModeIsEnabled
 
+        asked = Asked(self._endpoint, repository, revision, bool(self._token))
         try:
             yield
-        except (httpx2.HTTPError, OSError) as error:
-            raise self._translated(error, repository, revision) from None
+        except OfflineModeIsEnabled:
+            raise offline(asked) from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            refusal = self._refusal(error)
+            if refusal is None:
+                raise failed(self._words(error), asked) from None
+            raise refusal_error(refusal, asked) from None
 
-    def _translated(self, error: Exception, repository: str, revision: str | None) -> QuantkitError:
-        from huggingface_hub.errors import (
-            DisabledRepoError,
-            GatedRepoError,
-            HfHubHTTPError,
-            OfflineModeIsEnabled,
-            RemoteEntryNotFoundError,
-            RepositoryNotFoundError,
-            RevisionNotFoundError,
+    def _wait(
+        self, error: Exception, delay_s: float | None, on_wait: Callable[[str], None]
+    ) -> None:
+        """Wait before another attempt, or raise `error` where there is to be none."""
+        if not self._is_transient(error) or delay_s is None:
+            raise error
+        refusal = self._refusal(error)
+        if refusal is not None:
+            delay_s = max(delay_s, refusal.asked_wait_s)
+        on_wait(f"{self._words(error)}; trying again in {delay_s:g} s")
+        time.sleep(delay_s)
+
+    def _is_transient(self, error: Exception) -> bool:
+        """Whether the same request may succeed later: a fault of the network or a busy server."""
+        import httpx2
+
+        refusal = self._refusal(error)
+        if refusal is not None:
+            return refusal.is_transient
+        if isinstance(error, httpx2.UnsupportedProtocol):
+            return False
+        return isinstance(error, httpx2.TransportError) or type(error) is OSError
+
+    def _refusal(self, error: Exception) -> Refusal | None:
+        """What the server answered, where it answered at all."""
+        import httpx2
+        from huggingface_hub.errors import HfHubHTTPError
+
+        if not isinstance(error, HfHubHTTPError):
+            return None
+        answer, home = error.response, httpx2.URL(self._endpoint)
+        host = answer.url.host
+        return Refusal(
+            status=answer.status_code,
+            code=answer.headers.get("X-Error-Code", ""),
+            message=self._without_token(answer.headers.get("X-Error-Message", "")),
+            address=str(answer.url.copy_with(query=None)),
+            is_hub=(host, answer.url.port) == (home.host, home.port) or host in _HUB_HOSTS,
+            asked_wait_s=_asked_wait_s(answer.headers),
         )
 
-        page = f"{self._endpoint}/{repository}"
-        login = "log in with 'hf auth login' or set HF_TOKEN"
-        status, message = None, None
-        if isinstance(error, HfHubHTTPError):
-            status = error.response.status_code
-            message = error.response.headers.get("X-Error-Message")
-        if isinstance(error, GatedRepoError):
-            return InputError(
-                f"{repository} is gated: accept its terms at {page}, "
-                + (
-                    "with the account of your token; if you have, its owner may still have to agree"
-                    if self._has_token
-                    else f"then {login}"
-                )
-            )
-        if isinstance(error, RevisionNotFoundError):
-            return InputError(
-                f"{repository} has no revision {revision!r}; its branches and tags are at "
-                f"{page}/tree/main"
-            )
-        if isinstance(error, DisabledRepoError):
-            return InputError(f"the Hub has disabled {repository}; see {page}")
-        if status == 401 and message == _BAD_TOKEN:
-            return InputError(
-                "the Hub refuses your access token (401): it is wrong, expired or revoked; make a "
-                f"new one at {self._endpoint}/settings/tokens, then {login}"
-            )
-        if isinstance(error, RepositoryNotFoundError) or status == 401:
-            return InputError(
-                f"no repository {repository} for you: check the name"
-                + (
-                    "; if it is private, the account of your token needs access to it"
-                    if self._has_token
-                    else f", or {login} if it is private or gated"
-                )
-            )
-        if isinstance(error, RemoteEntryNotFoundError):
-            return EnvironmentFault(
-                f"{self._endpoint} lists a file of {repository} that it does not have: "
-                f"{error.response.url}; run again later"
-            )
-        if status == 403:
-            return InputError(
-                f"the Hub refuses access to {repository} (403: {message or 'forbidden'}); check "
-                f"the permissions of your token at {self._endpoint}/settings/tokens"
-            )
-        if isinstance(error, OfflineModeIsEnabled):
-            return EnvironmentFault(
-                f"{repository} cannot be downloaded while HF_HUB_OFFLINE is set; unset it"
-            )
-        return EnvironmentFault(
-            f"downloading {repository} from {self._endpoint} failed ({_words(error)}); check the "
-            "network, then run again: finished files are kept"
-        )
+    def _words(self, error: Exception) -> str:
+        """An error in a few words: the client's own take several lines."""
+        refusal = self._refusal(error)
+        if refusal is not None:
+            return f"HTTP {refusal.status}"
+        lines = self._without_token(str(error)).strip().splitlines()
+        return lines[0] if lines else type(error).__name__
+
+    def _without_token(self, text: str) -> str:
+        return text.replace(self._token, "<token>") if self._token else text
 
 
-def _wait(error: Exception, delay_s: float | None, on_wait: Callable[[str], None]) -> None:
-    """Wait before another attempt, or raise `error` where there is to be none."""
-    if not _is_transient(error) or delay_s is None:
-        raise error
-    delay_s = max(delay_s, _retry_after_s(error))
-    on_wait(f"{_words(error)}; trying again in {delay_s:g} s")
-    time.sleep(delay_s)
-
-
-def _is_transient(error: Exception) -> bool:
-    """Whether the same request may succeed later: a fault of the network or of a busy server."""
+def _check_address(address: str | None) -> None:
     import httpx2
-    from huggingface_hub.errors import HfHubHTTPError
 
-    if isinstance(error, HfHubHTTPError):
-        status = error.response.status_code
-        return status in (408, 416, 429) or status >= 500
-    if isinstance(error, httpx2.UnsupportedProtocol):
-        return False
-    return isinstance(error, httpx2.TransportError) or type(error) is OSError
+    if not address:
+        return
+    try:
+        url = httpx2.URL(address)
+    except httpx2.InvalidURL:
+        raise no_address(address) from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise no_address(address)
 
 
-def _retry_after_s(error: Exception) -> float:
-    from huggingface_hub.errors import HfHubHTTPError
+def _asked_wait_s(headers: Mapping[str, str]) -> float:
+    """For how long the server wants to be left alone, in the form of all servers or the Hub's."""
+    from huggingface_hub.utils._http import parse_ratelimit_headers
 
-    if not isinstance(error, HfHubHTTPError):
+    asked = headers.get("Retry-After", "")
+    if asked.isdecimal():
+        return min(float(asked), LONGEST_WAIT_S)
+    limit = parse_ratelimit_headers(headers)
+    if limit is None or limit.remaining > 0:  # said with every answer
         return 0.0
-    asked = error.response.headers.get("Retry-After", "")
-    return min(float(asked), 300.0) if asked.isdigit() else 0.0
-
-
-def _words(error: Exception) -> str:
-    """An error in a few words: the client's own take several lines."""
-    from huggingface_hub.errors import HfHubHTTPError
-
-    if isinstance(error, HfHubHTTPError):
-        return f"HTTP {error.response.status_code}"
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
+    return min(limit.reset_in_seconds + 1.0, LONGEST_WAIT_S)
 
 
 def _first_byte_offset(response: Response, position: int) -> int:

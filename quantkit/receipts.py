@@ -279,6 +279,6 @@ def build_folder(path: Path) -> Iterator[Path]:
         raise InputError(
             f"cannot write to the output folder {path}: {error.strerror}; choose another with --out"
         ) from None
-    refusal = f"another build is writing to {path}; wait for it, or choose another --out"
+    refusal = f"another run is writing to {path}; wait for it, or choose another --out"
     with _locked(path / ".lock", refusal):
         yield path

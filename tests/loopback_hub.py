@@ -33,11 +33,15 @@ class Fault:
     """How one answer with a file goes wrong.
 
     Attributes:
-        status: this instead of the file; with Retry-After where `retry_after_s` is given.
+        status: this instead of the file; with Retry-After where `retry_after_s` is given, and
+            with the Hub's own header of that meaning where `limited_s` is.
+        at_hub: the status comes from the first host, instead of its redirect.
         cut_after: the connection is closed after so many bytes.
         stall_after: nothing more comes after so many bytes, and the connection stays open.
         corrupt: the first byte is another one.
         ignore_range: the whole file is sent, whatever was asked for.
+        claimed_start: the answer says to begin there, and sends the file's first bytes.
+        extra_bytes: more than was asked for.
     """
 
     status: int | None = None
@@ -46,6 +50,10 @@ class Fault:
     stall_after: int | None = None
     corrupt: bool = False
     ignore_range: bool = False
+    at_hub: bool = False
+    limited_s: int | None = None
+    claimed_start: int | None = None
+    extra_bytes: int = 0
 
 
 @dataclass
@@ -68,7 +76,8 @@ class LoopbackHub:
         private: repositories that only GOOD_TOKEN sees.
         faults: file name → what goes wrong with its next answers, one after another.
         always: file name → what goes wrong with each of its answers.
-        api_faults: statuses of the next answers of the API.
+        api_faults: what goes wrong with the next answers of the API; a number is a status.
+        echo_token: the refusals of the API repeat the token that came.
         claims: file name → size in the record, instead of its own.
         bytes_per_second: of each answer; None for all that the machine can do.
         served: every answer with a file, in order of beginning.
@@ -80,7 +89,8 @@ class LoopbackHub:
     private: set[str] = field(default_factory=set)
     faults: dict[str, list[Fault]] = field(default_factory=dict)
     always: dict[str, Fault] = field(default_factory=dict)
-    api_faults: list[int] = field(default_factory=list)
+    api_faults: list[int | Fault] = field(default_factory=list)
+    echo_token: bool = False
     claims: dict[str, int] = field(default_factory=dict)
     bytes_per_second: float | None = None
     served: list[Served] = field(default_factory=list)
@@ -156,18 +166,26 @@ class _Handler(BaseHTTPRequestHandler):
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token not in ("", GOOD_TOKEN):
             self.refuse(401, message="Invalid credentials in Authorization header")
-        elif match is None or match["repo"] not in self.hub.repos:
+        elif match is None or self.spelled(match["repo"]) not in self.hub.repos:
             self.refuse(404 if token else 401, "RepoNotFound" if token else "")
         elif match["repo"] in self.hub.private and not token:
             self.refuse(401)
         elif match.re is _API and self.hub.api_faults:
-            self.refuse(self.hub.api_faults.pop(0))
+            fault = self.hub.api_faults.pop(0)
+            fault = Fault(fault) if isinstance(fault, int) else fault
+            message = f"no, {token}" if self.hub.echo_token else ""
+            self.refuse(fault.status or 500, "", message, fault)
         elif (match["revision"] or "main") not in self.revisions(match["repo"]):
             self.refuse(404, "RevisionNotFound", f"Invalid rev id: {match['revision']}")
         elif match.re is _API:
-            self.send_record(match["repo"], match["revision"] or "main", "blobs=" in query)
+            repo = self.spelled(match["repo"])
+            self.send_record(repo, match["revision"] or "main", "blobs=" in query)
         elif match["repo"] in self.hub.gated:
             self.refuse(403 if token else 401, "GatedRepo")
+        elif not (self.revisions(match["repo"])[match["revision"]] / match["file"]).is_file():
+            self.refuse(404, "EntryNotFound")
+        elif (fault := self.hub.always.get(match["file"], Fault())).at_hub:
+            self.refuse(fault.status or 500, fault=fault)
         elif _is_large(match["file"]):
             self.send_response(302)
             place = f"{match['repo']}/{match['revision']}/{match['file']}"
@@ -179,12 +197,17 @@ class _Handler(BaseHTTPRequestHandler):
 
     def revisions(self, repo: str) -> dict[str, Path]:
         """Names and commits → folder."""
-        named = self.hub.repos[repo]
+        named = self.hub.repos[self.spelled(repo)]
         return named | {commit_of(name): folder for name, folder in named.items()}
 
+    def spelled(self, repo: str) -> str:
+        """A repository's name as it was given: the Hub takes capitals for small letters."""
+        return next((name for name in self.hub.repos if name.lower() == repo.lower()), "")
+
     def refuse(
-        self, status: int, code: str = "", message: str = "", retry_after_s: int | None = None
+        self, status: int, code: str = "", message: str = "", fault: Fault | None = None
     ) -> None:
+        fault = fault or Fault()
         body = json.dumps({"error": message or code}).encode()
         self.send_response(status)
         self.send_header("Content-Length", str(len(body)))
@@ -192,8 +215,11 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("X-Error-Code", code)
         if message:
             self.send_header("X-Error-Message", message)
-        if retry_after_s is not None:
-            self.send_header("Retry-After", str(retry_after_s))
+        if fault.retry_after_s is not None:
+            self.send_header("Retry-After", str(fault.retry_after_s))
+        if fault.limited_s is not None:
+            self.send_header("RateLimit", f'"resolvers";r=0;t={fault.limited_s}')
+            self.send_header("RateLimit-Policy", '"fixed window";"resolvers";q=3000;w=300')
         self.end_headers()
         self.wfile.write(body)
 
@@ -219,10 +245,7 @@ class _Handler(BaseHTTPRequestHandler):
             if hub.faults.get(name):
                 fault = hub.faults[name].pop(0)
         if fault.status is not None:
-            self.refuse(fault.status, retry_after_s=fault.retry_after_s)
-            return
-        if not path.is_file():
-            self.refuse(404, "EntryNotFound")
+            self.refuse(fault.status, fault=fault)
             return
         size = path.stat().st_size
         wanted = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
@@ -234,10 +257,14 @@ class _Handler(BaseHTTPRequestHandler):
                 self.refuse(416)
                 return
             self.send_response(206)
-            self.send_header("Content-Range", f"bytes {start}-{stop - 1}/{size}")
+            claimed = start if fault.claimed_start is None else fault.claimed_start
+            end = stop + fault.extra_bytes
+            self.send_header("Content-Range", f"bytes {claimed}-{claimed + end - start - 1}/{size}")
         else:
             self.send_response(200)
-        self.send_header("Content-Length", str(stop - start))
+        if fault.claimed_start is not None:
+            start, stop = 0, stop - start
+        self.send_header("Content-Length", str(stop - start + fault.extra_bytes))
         self.end_headers()
         served = Served(name, start)
         with hub.lock:
@@ -265,6 +292,7 @@ class _Handler(BaseHTTPRequestHandler):
                 served.sent_bytes += len(piece)
                 if self.hub.bytes_per_second:
                     time.sleep(len(piece) / self.hub.bytes_per_second)
+        self.wfile.write(b"x" * fault.extra_bytes)
         self.wfile.flush()
         if fault.stall_after is not None:
             self.hub.closing.wait(20)

@@ -219,7 +219,9 @@ def test_a_repository_is_refused_before_a_folder_is_made(tmp_path: Path, recipe:
     (foo / "model.safetensors").write_bytes(b"weights")
     free = shutil.disk_usage(tmp_path).free
     with hub({"someone/foo": foo, "someone/large": DEMO_MODEL}) as served:
+        served.api_faults = [503]
         refused = run_from_hub(served, "someone/foo", tmp_path / "a" / "out", recipe)
+        assert "HTTP 503; trying again in 1 s" in refused.stdout
         assert refused.returncode == 2
         assert "FooForCausalLM" in refused.stderr
         small = tmp_path / "small.yaml"
@@ -234,12 +236,50 @@ def test_a_repository_is_refused_before_a_folder_is_made(tmp_path: Path, recipe:
         assert "larger target" in large.stderr
         # the download would fit, but not base.gguf and the levels as well
         served.claims = {"model.safetensors": free * 6 // 10}
-        served.always = {"model.safetensors": Fault(status=404)}
+        served.always = {"model.safetensors": Fault(status=404, at_hub=True)}
         full = run_from_hub(served, "someone/large", tmp_path / "b" / "out", recipe)
         assert full.returncode == 3, full.stderr
         assert "for base.gguf" in full.stderr
         assert "choose a folder on another disk with --out" in full.stderr
+        # an earlier base.gguf stays until the new one is whole, so it gives nothing back
+        earlier = tmp_path / "e" / "base.gguf"
+        earlier.parent.mkdir()
+        with earlier.open("wb") as sparse:
+            sparse.truncate(free * 2)
+        again = run_from_hub(served, "someone/large", tmp_path / "e", recipe)
+        assert "for base.gguf" in again.stderr, again.stderr
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "c").exists()
     assert "model.safetensors" not in served.names()
     assert not (tmp_path / "b" / "out").exists()
+
+
+def test_a_build_and_a_download_share_a_folder_one_after_the_other(tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", divergence={"chunks": 0})
+    out, weights = tmp_path / "b", "model.safetensors"
+    download = [
+        sys.executable, "-c", "from quantkit.cli import main; main()", "download", "someone/small",
+        "--out", str(out / "checkpoint"), "--quiet",
+    ]  # fmt: skip
+    build = [word.replace("demo", "someone/small") for word in command(out, recipe)]
+    size = (DEMO_MODEL / weights).stat().st_size
+    with hub({"someone/small": DEMO_MODEL}) as served:
+        settings = {"HF_ENDPOINT": served.address, "HF_HOME": str(tmp_path / "hf")}
+        environment = os.environ | settings
+        for first, second in ((build, download), (download, build)):
+            served.bytes_per_second = size / 60  # until the second is refused
+            begun = served.sent_bytes(weights)
+            running = subprocess.Popen(first, env=environment, stdout=subprocess.DEVNULL)
+            deadline = time.monotonic() + 30
+            while served.sent_bytes(weights) == begun and time.monotonic() < deadline:
+                time.sleep(0.02)
+            refused = subprocess.run(second, env=environment, capture_output=True, text=True)
+            assert refused.returncode == 2, refused.stderr
+            assert "another run is writing to" in refused.stderr
+            served.bytes_per_second = None
+            if first is build:
+                running.kill()  # the rest of a build is for other tests
+            assert running.wait() == (-signal.SIGKILL if first is build else 0)
+        brought = {p.name: file_sha256(p) for p in (out / "checkpoint").iterdir() if p.is_file()}
+        assert brought == {p.name: file_sha256(p) for p in DEMO_MODEL.iterdir()}
+        assert not list((out / "checkpoint").rglob("*.partial"))

@@ -222,6 +222,13 @@ def test_download_says_what_came_and_what_to_do_next(
         assert with_recipe.endswith("--model 'a folder' --recipe nemotron-3-super\n")
         assert "no repository someone/none" in refused("download", "someone/none")
         assert not (tmp_path / "none").exists()
+        (tmp_path / "f" / "config.json").mkdir(parents=True)
+        in_the_way = refused("download", "someone/demo-BF16", "--out", "f")
+        assert "f/config.json is not the file that someone/demo-BF16 has" in in_the_way
+        monkeypatch.setenv("HF_TOKEN", "hf_S\xe9cret")
+        assert "cret" not in refused("download", "someone/demo-BF16")
+        monkeypatch.setenv("HF_ENDPOINT", "http://host:abc")
+        assert "http://host:abc is no address" in refused("download", "someone/demo-BF16")
 
 
 def test_download_warns_of_a_build_that_the_disk_will_not_hold(
@@ -232,7 +239,7 @@ def test_download_warns_of_a_build_that_the_disk_will_not_hold(
     with hub({"someone/large": DEMO_MODEL}) as served:
         monkeypatch.setenv("HF_ENDPOINT", served.address)
         served.claims = {"model.safetensors": free * 6 // 10}
-        served.always = {"model.safetensors": Fault(status=404)}
+        served.always = {"model.safetensors": Fault(status=404, at_hub=True)}
         finished = quantkit("download", "someone/large", "--out", tmp_path / "out")
         assert "this disk will not hold a build as well: recipe default" in finished.stdout
         assert "for base.gguf (BF16)" in finished.stdout

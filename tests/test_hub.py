@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
 
-from quantkit.errors import EnvironmentFault, InputError
+from quantkit.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.hub import Hub, HubFile, Listing
 
 SIZE = 3_000_000
@@ -92,9 +92,17 @@ def test_very_large_files_are_asked_for_in_parts(loopback: LoopbackHub, folder: 
         [Fault(cut_after=0)] * 3,
         [Fault(cut_after=150_000)] * 12,
         [Fault(cut_after=1_500_000), Fault(ignore_range=True)],
+        [Fault(status=408), Fault(status=416)],
+        [Fault(cut_after=1_500_000), Fault(claimed_start=7)],
+        [Fault(cut_after=1_500_000), Fault(extra_bytes=1000)],
+        [Fault(cut_after=1_500_000), Fault(status=403), Fault(status=410)],
+        [Fault(status=401), Fault(status=404), Fault(status=400)],
     ],
-    ids=["500", "429", "cut short", "stalled", "closed at once", "crumbs", "no ranges"],
-)
+    ids=[
+        "500", "429", "cut short", "stalled", "closed at once", "crumbs", "no ranges",
+        "408 and 416", "wrong range", "more than asked for", "address expired", "address refused",
+    ],
+)  # fmt: skip
 def test_faults_of_the_network_are_got_over(
     faults: list[Fault], loopback: LoopbackHub, folder: Path
 ) -> None:
@@ -102,6 +110,13 @@ def test_faults_of_the_network_are_got_over(
     loopback.faults[WEIGHTS] = list(faults)
     assert b"".join(reader.read(listing, file)) == (folder / WEIGHTS).read_bytes()
     assert not loopback.faults[WEIGHTS]
+
+
+def test_a_busy_hub_is_asked_again_for_small_files_too(loopback: LoopbackHub) -> None:
+    reader = client(loopback)
+    listing = reader.listing("someone/demo")
+    loopback.faults["config.json"] = [Fault(status=408), Fault(status=416), Fault(status=429)]
+    assert b"".join(reader.read(listing, listing.files[0])) == b"{}"
 
 
 def test_what_came_before_a_fault_is_not_served_again(loopback: LoopbackHub) -> None:
@@ -122,6 +137,85 @@ def test_faults_that_stay_are_faults_of_the_machine(
     loopback.always[WEIGHTS] = fault
     with pytest.raises(EnvironmentFault, match=f"(?i)({words}).*run again: finished files"):
         b"".join(reader.read(listing, file))
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 410])
+def test_a_content_network_that_refuses_is_not_the_tokens_fault(
+    status: int, loopback: LoopbackHub
+) -> None:
+    reader, listing, file = weights(loopback)
+    loopback.always[WEIGHTS] = Fault(status=status)
+    said: list[str] = []
+    words = rf"the content network refused \({status}\) {loopback.large_address}/large"
+    with pytest.raises(EnvironmentFault, match=words) as caught:
+        b"".join(reader.read(listing, file, 0, said.append))
+    assert len(said) == 3  # each time with a new address
+    assert "token" not in str(caught.value)
+    assert "signature" not in str(caught.value)
+    loopback.always[WEIGHTS] = Fault(status=403, at_hub=True)
+    with pytest.raises(InputError, match="permissions of your token"):
+        b"".join(reader.read(listing, file, 0, said.append))
+    assert len(said) == 3  # the Hub knows what it refuses
+
+
+def test_the_hub_is_waited_for_as_long_as_it_asks(
+    loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+    reader, listing, file = weights(loopback)
+    monkeypatch.setattr("quantkit.hub.time.sleep", waited.append)
+    loopback.api_faults = [Fault(429, limited_s=260), Fault(429, retry_after_s=9), Fault(503)]
+    assert reader.listing("someone/demo").commit == COMMIT
+    assert waited == [261, 9, 0.01]
+    waited.clear()
+    loopback.faults[WEIGHTS] = [Fault(429, limited_s=40), Fault(429, limited_s=4000)]
+    assert sum(len(piece) for piece in reader.read(listing, file)) == SIZE
+    assert waited == [41, 300]
+    loopback.always[WEIGHTS] = Fault(429, limited_s=0)
+    with pytest.raises(EnvironmentFault, match=r"limits how often.*\(429\).*some minutes.*log in"):
+        b"".join(reader.read(listing, file))
+
+
+@pytest.mark.parametrize("token", ["hf_S\xe9cret", "hf_S\x01cret", "hf_S cret", "hf_S\u20accret"])
+def test_a_token_that_cannot_be_sent_is_refused_and_not_shown(
+    token: str, loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    for given in (None, token):
+        with pytest.raises(InputError, match=r"access token.*copy it again") as caught:
+            client(loopback, token=given)
+        assert "cret" not in str(caught.value)
+
+
+def test_no_message_holds_the_token(loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    loopback.echo_token = True
+    for fault in (401, 403, 404, 400, 429, 500):
+        reader = client(loopback, token=GOOD_TOKEN, delays_s=())
+        loopback.api_faults = [fault]
+        with pytest.raises(QuantkitError) as caught:
+            reader.listing("someone/demo")
+        assert GOOD_TOKEN not in str(caught.value)
+    assert not loopback.api_faults
+
+    def fail(*arguments: object, **named: object) -> None:
+        raise ValueError(f"Bearer {GOOD_TOKEN}")
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", fail)
+    with pytest.raises(EnvironmentFault, match=r"no record of a repository \(ValueError\)"):
+        reader.listing("someone/demo")
+
+
+@pytest.mark.parametrize("address", ["http://host:abc", "huggingface.co", "http://", "ftp://hub"])
+def test_an_endpoint_that_is_no_address(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(InputError, match="is no address of a hub"):
+        Hub(address)
+    monkeypatch.setenv("HF_ENDPOINT", address)
+    with pytest.raises(InputError, match="unset HF_ENDPOINT"):
+        Hub()
+
+
+def test_a_repository_is_called_as_the_hub_spells_it(loopback: LoopbackHub) -> None:
+    assert client(loopback).listing("SomeOne/Demo").repository == "someone/demo"
 
 
 def test_waits_are_announced(loopback: LoopbackHub) -> None:

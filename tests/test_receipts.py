@@ -81,7 +81,7 @@ def test_work_is_kept_for_the_same_parts_only(tmp_path: Path) -> None:
 def test_second_build_in_a_folder_is_refused(tmp_path: Path) -> None:
     with (
         build_folder(tmp_path / "out"),
-        pytest.raises(InputError, match="another build"),
+        pytest.raises(InputError, match="another run"),
         build_folder(tmp_path / "out"),
     ):
         pass

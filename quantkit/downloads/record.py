@@ -6,10 +6,12 @@ It tells our files from a person's, and spares a second hashing of files that no
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from quantkit.hub import HubFile
 from quantkit.journal import Journal
 
 STATE = ".quantkit"
@@ -24,6 +26,8 @@ class Kept:
         identity: the hash that the Hub recorded for it; see `HubFile.identity`.
         sha256: of its content.
         modified_ns: time of last change when it was verified.
+        brought: it was downloaded, so that it may be replaced or removed where it is unchanged;
+            a file that was found here stays a person's.
     """
 
     name: str
@@ -31,6 +35,11 @@ class Kept:
     sha256: str
     size_bytes: int
     modified_ns: int
+    brought: bool
+
+    def is_of(self, file: HubFile) -> bool:
+        """Whether this is the content that the Hub records for `file`."""
+        return (self.identity, self.size_bytes) == (file.identity, file.size_bytes)
 
     def is_unchanged(self, folder: Path) -> bool:
         """Whether the file in `folder` still has the size and time of then."""
@@ -47,7 +56,7 @@ class Record:
 
     Attributes:
         repositories: whose files were downloaded into the folder.
-        kept: by name; of several records the newest.
+        kept: by name; of several records the one that the file still agrees with, else the newest.
     """
 
     repositories: frozenset[str]
@@ -56,10 +65,9 @@ class Record:
 
 def read_record(folder: Path) -> Record:
     """The record in `folder`; an empty one where nothing was downloaded."""
-    journals = sorted((folder / STATE).glob("*.journal"), key=lambda path: path.stat().st_mtime_ns)
-    repositories, kept = set(), {}
-    for path in journals:
-        first, *lines = path.read_text(encoding="utf-8", errors="replace").splitlines() or [""]
+    repositories, kept = set(), dict[str, Kept]()
+    for _, text in sorted(_journals(folder)):
+        first, *lines = text.splitlines() or [""]
         if not first:  # left by a crash of the machine
             continue
         repositories.add(first.partition("@")[0])
@@ -68,8 +76,17 @@ def read_record(folder: Path) -> Record:
                 found = Kept(**json.loads(line))
             except (ValueError, TypeError):  # the line that was being written at a kill
                 continue
-            kept[found.name] = found
+            known = kept.get(found.name)
+            if known is None or found.is_unchanged(folder) or not known.is_unchanged(folder):
+                kept[found.name] = found
     return Record(frozenset(repositories), kept)
+
+
+def _journals(folder: Path) -> Iterator[tuple[int, str]]:
+    """Time and text of each; another run may be removing some, if it holds the lock."""
+    for path in (folder / STATE).glob("*.journal"):
+        with suppress(FileNotFoundError):
+            yield path.stat().st_mtime_ns, path.read_text(encoding="utf-8", errors="replace")
 
 
 def is_whole(folder: Path, names: Iterable[str]) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -154,7 +155,7 @@ def _small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -> by
             f"{listing.repository}: {file.name} has {file.size_bytes} bytes, {SMALL_BYTES} are the "
             "limit; choose the repository of a whole model"
         )
-    here = pieces(folder / file.name) if folder is not None else iter(())
+    here = _readable(folder / file.name) if folder is not None else iter(())
     for source in (here, hub.read(listing, file), hub.read(listing, file)):
         digest = FileDigest(file)
         content = bytearray()
@@ -164,6 +165,12 @@ def _small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -> by
         if digest.is_right:
             return bytes(content)
     raise wrong_twice(file, digest.identity)
+
+
+def _readable(path: Path) -> Iterator[bytes]:
+    """The content of `path`; what cannot be read is not there, and told when it is in the way."""
+    with suppress(OSError):
+        yield from pieces(path)
 
 
 def wrong_twice(file: HubFile, found: str) -> EnvironmentFault:

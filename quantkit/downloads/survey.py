@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from quantkit.downloads.record import STATE, Kept, Record, read_record
-from quantkit.downloads.remote import RemoteCheckpoint
+from quantkit.downloads.remote import CONFIG, INDEX, RemoteCheckpoint
 from quantkit.downloads.space import free_bytes
 from quantkit.errors import InputError
 from quantkit.hub import HubFile, Listing
+
+READ_BY_CONVERSION = (
+    "*.safetensors", INDEX, CONFIG, "generation_config.json", "tokenizer.model",
+    "tokenizer*.json", "added_tokens.json", "special_tokens_map.json", "chat_template.json",
+    "chat_template.jinja", "additional_chat_templates/*.jinja", "README.md",
+)  # fmt: skip
+"""What is taken for a part of the model where it lies in its folder."""
 
 
 @dataclass(frozen=True)
@@ -21,14 +31,16 @@ class Survey:
         present: here, but to be hashed first.
         missing: to be fetched, wholly or from where a partial file ends.
         obsolete: of an earlier revision, ours and unchanged: to be removed.
+        leftovers: unfinished files of earlier revisions: to be removed.
         fetch_bytes: still to come, if everything in `present` is found right.
-        free_bytes: on the disk, together with what `obsolete` gives back.
+        free_bytes: on the disk, together with what `obsolete` and `leftovers` give back.
     """
 
     kept: tuple[Kept, ...]
     present: tuple[HubFile, ...]
     missing: tuple[HubFile, ...]
     obsolete: tuple[Kept, ...]
+    leftovers: tuple[Path, ...]
     fetch_bytes: int
     free_bytes: int
 
@@ -50,10 +62,10 @@ def survey(remote: RemoteCheckpoint, folder: Path) -> Survey:
     obsolete = tuple(
         kept
         for name, kept in sorted(record.kept.items())
-        if name not in listed and kept.is_unchanged(folder)
+        if name not in listed and kept.brought and kept.is_unchanged(folder)
     )
     ours = {kept.name for kept in obsolete}
-    foreign = sorted(p.name for p in folder.glob("*.safetensors") if p.name not in listed | ours)
+    foreign = sorted(set(_read_by_conversion(folder)) - listed - ours)
     if foreign:
         more = f" and {len(foreign) - 1} more files" if len(foreign) > 1 else ""
         raise InputError(
@@ -63,8 +75,22 @@ def survey(remote: RemoteCheckpoint, folder: Path) -> Survey:
         )
     kept, present, missing = _by_state(remote, record, folder)
     fetch = sum(file.size_bytes - _partial_bytes(folder, file) for file in missing)
+    wanted = {partial_path(folder, file) for file in remote.files}
+    leftovers = tuple(p for p in (folder / STATE).rglob("*.partial") if p not in wanted)
     given_back = sum(file.size_bytes for file in obsolete)
-    return Survey(kept, present, missing, obsolete, fetch, free_bytes(folder) + given_back)
+    given_back += sum(_size(path) for path in leftovers)
+    free = free_bytes(folder) + given_back
+    return Survey(kept, present, missing, obsolete, leftovers, fetch, free)
+
+
+def _read_by_conversion(folder: Path) -> Iterator[str]:
+    """Names of the files in `folder` that would be read as part of the model."""
+    for place in (folder, folder / "additional_chat_templates"):
+        for path in place.iterdir() if place.is_dir() else ():
+            name = path.relative_to(folder).as_posix()
+            patterns = (p for p in READ_BY_CONVERSION if p.count("/") == name.count("/"))
+            if any(fnmatchcase(name, pattern) for pattern in patterns):
+                yield name
 
 
 def _by_state(
@@ -75,19 +101,29 @@ def _by_state(
     missing: list[HubFile] = []
     for file in remote.files:
         known, path = record.kept.get(file.name), folder / file.name
-        if not path.exists():
+        if not os.path.lexists(path):
             missing.append(file)
-        elif known is None:
-            if path.stat().st_size != file.size_bytes:
-                raise not_ours(path, remote.listing)
-            present.append(file)
-        elif not known.is_unchanged(folder):
-            present.append(file)
-        elif known.identity == file.identity:
+        elif known is not None and known.is_of(file) and known.is_unchanged(folder):
             kept.append(known)
+        elif is_outdated(known, file, folder):
+            missing.append(file)
+        elif is_brought(known) or _size(path) == file.size_bytes:
+            present.append(file)
         else:
-            missing.append(file)  # what is here is ours, of an earlier revision
+            raise not_ours(path, remote.listing)
     return tuple(kept), tuple(present), tuple(missing)
+
+
+def is_brought(known: Kept | None) -> bool:
+    """Whether a file is ours; where it was changed since, it is kept aside and never removed."""
+    return known is not None and known.brought
+
+
+def is_outdated(known: Kept | None, file: HubFile, folder: Path) -> bool:
+    """Whether what is here is ours, unchanged, and of an earlier revision."""
+    if known is None or not known.brought or known.identity == file.identity:
+        return False
+    return known.is_unchanged(folder)
 
 
 def not_ours(path: Path, listing: Listing) -> InputError:
@@ -105,5 +141,12 @@ def partial_path(folder: Path, file: HubFile) -> Path:
 
 
 def _partial_bytes(folder: Path, file: HubFile) -> int:
-    path = partial_path(folder, file)
-    return min(path.stat().st_size, file.size_bytes) if path.exists() else 0
+    return min(_size(partial_path(folder, file)), file.size_bytes)
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file; 0 where there is none (any more: another run may be at work here)."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import itertools
+import os
 import threading
 import time
 from collections.abc import Iterator
@@ -14,12 +16,19 @@ from quantkit.downloads.digest import FileDigest, pieces
 from quantkit.downloads.record import STATE, CommitJournal, Kept, read_record
 from quantkit.downloads.remote import RemoteCheckpoint, wrong_twice
 from quantkit.downloads.space import SpaceNeeded, check_space, free_bytes
-from quantkit.downloads.survey import Survey, not_ours, partial_path, survey
+from quantkit.downloads.survey import (
+    Survey,
+    is_brought,
+    is_outdated,
+    not_ours,
+    partial_path,
+    survey,
+)
 from quantkit.downloads.threads import run_all
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.hub import Hub, HubFile
 from quantkit.progress import Progress
-from quantkit.receipts import publish
+from quantkit.receipts import build_folder, publish
 from quantkit.sizes import bytes_text
 
 WORKERS = 8
@@ -56,16 +65,30 @@ def download(
     nothing else is ever deleted: a file of ours that was changed is moved to `NAME.changed`.
 
     Args:
-        folder: made if it does not exist; one run at a time, which is the caller's to see to.
+        folder: made if it does not exist; one run at a time, others are refused.
         progress: told of bytes; those that are here already count.
 
     Raises:
-        InputError: `folder` holds files that are not of this checkpoint, or access was refused.
+        InputError: `folder` holds files that are not of this checkpoint or is being written by
+            another run, or access was refused.
         EnvironmentFault: network, disk, or content that is wrong twice.
     """
+    _checked_survey(remote, folder)  # what is refused makes no folder
+    with build_folder(folder / STATE):
+        return _download(remote, hub, folder, progress, workers)
+
+
+def _checked_survey(remote: RemoteCheckpoint, folder: Path) -> Survey:
     found = survey(remote, folder)
     check_space(SpaceNeeded(found.fetch_bytes), found.free_bytes, folder)
-    _prepare(remote, found, folder)
+    return found
+
+
+def _download(
+    remote: RemoteCheckpoint, hub: Hub, folder: Path, progress: Progress, workers: int
+) -> Downloaded:
+    found = _checked_survey(remote, folder)
+    _prepare(found, folder)
     kept = sum(file.size_bytes for file in found.kept)
     progress.start(remote.size_bytes, "B", done=kept)
     job = _Job(remote, hub, folder, progress)
@@ -78,16 +101,11 @@ def download(
     return Downloaded(remote.listing.repository, remote.listing.commit, files, job.fetched_bytes)
 
 
-def _prepare(remote: RemoteCheckpoint, found: Survey, folder: Path) -> None:
-    """Make the folder, and remove what is ours and of no use any more."""
+def _prepare(found: Survey, folder: Path) -> None:
+    """Remove what is ours and of no use any more."""
     try:
-        (folder / STATE).mkdir(parents=True, exist_ok=True)
-        for obsolete in found.obsolete:
-            (folder / obsolete.name).unlink()
-        wanted = {partial_path(folder, file) for file in remote.files}
-        for partial in (folder / STATE).rglob("*.partial"):
-            if partial not in wanted:
-                partial.unlink()
+        for path in (*(folder / obsolete.name for obsolete in found.obsolete), *found.leftovers):
+            path.unlink()
     except OSError as error:
         raise InputError(
             f"cannot write to {folder}: {error.strerror}; choose another folder with --out"
@@ -127,68 +145,73 @@ class _Job:
 
     def bring(self, file: HubFile) -> None:
         """Make sure that `file` is in the folder, whole and right."""
-        path = self._folder / file.name
-        if path.exists() and not self._is_outdated(file):
-            if self._is_right(path, file):
-                return
-            if file.name not in self._recorded:
-                raise not_ours(path, self._remote.listing)
-            aside = _free_name(path)
-            path.replace(aside)
-            self._note(f"{file.name} was changed here: kept as {aside.name}, and fetched again")
-        if self._fetch(file) is not None:
-            self._note(f"{file.name} arrived with a wrong hash and is fetched again")
-            found = self._fetch(file)
-            if found is not None:
-                raise wrong_twice(file, found)
+        path, known = self._folder / file.name, self._recorded.get(file.name)
+        doing = "read"
+        try:
+            if os.path.lexists(path) and not is_outdated(known, file, self._folder):
+                if self._is_right(path, file):
+                    return
+                if not is_brought(known):
+                    raise not_ours(path, self._remote.listing)
+                self._set_aside(path, "was changed here")
+            doing = "write"
+            if self._fetch(file) is not None:
+                self._note(f"{file.name} arrived with a wrong hash and is fetched again")
+                found = self._fetch(file)
+                if found is not None:
+                    raise wrong_twice(file, found)
+        except OSError as error:
+            raise _disk_fault(doing, path, error) from None
 
-    def _is_outdated(self, file: HubFile) -> bool:
-        """Whether what is here is ours, unchanged, and of an earlier revision."""
-        known = self._recorded.get(file.name)
-        if known is None or known.identity == file.identity:
-            return False
-        return known.is_unchanged(self._folder)
+    def _set_aside(self, path: Path, why: str) -> None:
+        aside = _free_name(path)
+        path.replace(aside)
+        self._note(f"{path.name} {why}: kept as {aside.name}, and fetched again")
 
     def _is_right(self, path: Path, file: HubFile) -> bool:
-        if path.stat().st_size != file.size_bytes:
+        if not path.is_file() or path.stat().st_size != file.size_bytes:
             return False
         digest = FileDigest(file)
         for piece in pieces(path):
             digest.update(piece)
             self._advance(len(piece))
         if digest.is_right:
-            self._keep(file, digest)
+            self._keep(file, digest, path, brought=False)
         else:
             self._advance(-digest.size_bytes)
         return digest.is_right
 
     def _fetch(self, file: HubFile) -> str | None:
         """Fetch the rest of `file`; None when it is right, else the hash of what came."""
-        partial = partial_path(self._folder, file)
+        partial, path = partial_path(self._folder, file), self._folder / file.name
         digest = FileDigest(file)
-        try:
-            partial.parent.mkdir(parents=True, exist_ok=True)
-            for piece in pieces(partial):
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        for piece in pieces(partial):
+            digest.update(piece)
+            self._advance(len(piece))
+        with partial.open("ab") as output:
+            for piece in self._source(file, digest.size_bytes):
+                output.write(piece)
                 digest.update(piece)
-                self._advance(len(piece))
-            with partial.open("ab") as output:
-                for piece in self._source(file, digest.size_bytes):
-                    output.write(piece)
-                    digest.update(piece)
-                    self._advance(len(piece), fetched=True)
-            if digest.is_right:
-                publish(partial, self._folder / file.name)
-                self._keep(file, digest)
-                return None
-            partial.unlink()
-        except OSError as error:
-            raise EnvironmentFault(
-                f"cannot write {self._folder / file.name}: {error.strerror} "
-                f"({bytes_text(free_bytes(self._folder))} free on its disk); make room, then run "
-                "again: finished files are kept"
-            ) from None
+                self._advance(len(piece), fetched=True)
+            output.flush()
+            size = os.fstat(output.fileno()).st_size
+        if digest.is_right and size == file.size_bytes:
+            # Recorded first: after a kill in between, the file is still known as ours.
+            self._keep(file, digest, partial, brought=True)
+            self._publish(partial, path)
+            return None
+        partial.unlink()
         self._advance(-digest.size_bytes)
-        return digest.identity
+        return f"a file of {size} bytes" if digest.is_right else digest.identity
+
+    def _publish(self, partial: Path, path: Path) -> None:
+        """Put a finished file in its place; what a person put there meanwhile is kept."""
+        known = self._recorded.get(path.relative_to(self._folder).as_posix())
+        ours = known is not None and known.brought and known.is_unchanged(self._folder)
+        if os.path.lexists(path) and not ours:
+            self._set_aside(path, "appeared here meanwhile")
+        publish(partial, path)
 
     def _source(self, file: HubFile, start: int) -> Iterator[bytes]:
         known = self._remote.contents.get(file.name)
@@ -196,9 +219,11 @@ class _Job:
             return iter((known[start:],))
         return self._hub.read(self._remote.listing, file, start, self._note_of_wait)
 
-    def _keep(self, file: HubFile, digest: FileDigest) -> None:
-        stat = (self._folder / file.name).stat()
-        kept = Kept(file.name, file.identity, digest.sha256, stat.st_size, stat.st_mtime_ns)
+    def _keep(self, file: HubFile, digest: FileDigest, place: Path, *, brought: bool) -> None:
+        stat = place.stat()  # renaming changes neither size nor time
+        kept = Kept(
+            file.name, file.identity, digest.sha256, stat.st_size, stat.st_mtime_ns, brought
+        )
         with self._lock:
             self.journal.add(kept)
             self.verified.append(kept)
@@ -228,6 +253,23 @@ def _free_name(path: Path) -> Path:
     for number in itertools.count(1):
         ending = ".changed" if number == 1 else f".changed-{number}"
         name = path.with_name(path.name + ending)
-        if not name.exists():
+        if not os.path.lexists(name):
             return name
     raise AssertionError("unreachable")
+
+
+def _disk_fault(doing: str, path: Path, error: OSError) -> EnvironmentFault:
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            advice = f"{bytes_text(free_bytes(path))} free on its disk: make room"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            advice = "see to its permissions"
+        case errno.EISDIR | errno.ENOTDIR | errno.EEXIST:
+            where = error.filename or path
+            advice = f"something else stands at {where}: move it away"
+        case _:
+            advice = "see to the disk"
+    return EnvironmentFault(
+        f"cannot {doing} {path}: {error.strerror}; {advice}, then run again: finished files are "
+        "kept"
+    )

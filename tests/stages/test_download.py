@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import errno
 import json
 import os
 import resource
@@ -10,19 +12,19 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
 
-from quantkit.downloads.record import STATE, is_whole
+from quantkit.downloads.record import STATE, CommitJournal, is_whole, read_record
 from quantkit.downloads.remote import look_up, wanted_files
 from quantkit.downloads.space import HEADER_BYTES, SpaceNeeded, check_space, space_needed
 from quantkit.downloads.survey import survey
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.hub import Hub, HubFile, Listing
-from quantkit.receipts import file_sha256
+from quantkit.receipts import file_sha256, publish
 from quantkit.resources import DEMO_MODEL
 from quantkit.stages.download import Downloaded, download
 
@@ -250,7 +252,7 @@ def test_a_folder_with_another_repository(
 
 def test_a_folder_that_cannot_be_written(loopback: LoopbackHub, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match=r"cannot write to .*/file/out: Not a directory.*--out"):
+    with pytest.raises(InputError, match=r"cannot write to .*/file/out.*: Not a directory.*--out"):
         fetch(loopback, tmp_path / "file" / "out")
 
 
@@ -407,6 +409,7 @@ def test_a_file_that_cannot_be_written_is_a_fault_of_the_machine(
     assert finished.returncode == 3, finished.stderr
     assert "error: cannot write" in finished.stderr
     assert "finished files are kept" in finished.stderr
+    assert "make room" not in finished.stderr  # there is room
     assert "Traceback" not in finished.stderr
 
 
@@ -500,26 +503,25 @@ def test_another_revision_replaces_ours_and_leaves_what_is_a_persons(
     newer = tmp_path / "newer"
     shutil.copytree(repository, newer)
     (newer / SHARDS[1]).write_bytes(os.urandom(MIB))
-    (newer / "generation_config.json").unlink()
+    (newer / "LICENSE").unlink()
     loopback.repos[REPO]["v2"] = newer
     out = tmp_path / "out"
     fetch(loopback, out)
     (out / "notes.txt").write_text("mine")
-    (out / "generation_config.json").write_text("mine now")
+    (out / "LICENSE").write_text("mine now")
     (out / STATE / "old.0123.partial").write_text("of no use any more")
     loopback.served.clear()
     done = fetch(loopback, out, "v2")
     assert done.commit == commit_of("v2")
     assert loopback.names() == [SHARDS[1]]
-    mine = {"notes.txt", "generation_config.json"}  # changed since: not ours to remove
+    mine = {"notes.txt", "LICENSE"}  # changed since: not ours to remove
     assert {n: s for n, s in files_in(out).items() if n not in mine} == wanted(newer)
-    assert (out / "generation_config.json").read_text() == "mine now"
+    assert (out / "LICENSE").read_text() == "mine now"
     assert not list((out / STATE).rglob("*.partial"))
     loopback.served.clear()
     fetch(loopback, out, "v2")
     assert loopback.served == []
-    (newer / "generation_config.json").write_text("{}")
-    (out / "generation_config.json").unlink()
+    (out / "LICENSE").unlink()
     fetch(loopback, out)  # back to main
     assert wanted(repository).items() <= files_in(out).items()
 
@@ -540,6 +542,287 @@ def test_files_that_the_new_revision_lacks_are_removed_when_nobody_changed_them(
     assert given_back > 3 * MIB
     fetch(loopback, out, "v2")
     assert files_in(out) == wanted(newer)
+
+
+# ---- what a person put there
+
+
+def newer_revision(loopback: LoopbackHub, repository: Path, lacks: Sequence[str] = ()) -> Path:
+    """A revision v2, to be changed."""
+    newer = repository.with_name("newer")
+    shutil.copytree(repository, newer)
+    for name in lacks:
+        (newer / name).unlink()
+    loopback.repos[REPO]["v2"] = newer
+    return newer
+
+
+def test_shards_that_a_person_brought_outlive_a_revision_without_them(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    newer = newer_revision(loopback, repository, (*SHARDS, INDEX, "consolidated.safetensors"))
+    (newer / "model.safetensors").write_bytes(os.urandom(MIB))
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in SHARDS:
+        shutil.copy(repository / name, out / name)
+    fetch(loopback, out)
+    assert not set(SHARDS) & set(loopback.names())
+    before = files_in(out)
+    with pytest.raises(InputError, match=r"holds model-00001-of-00003.safetensors and 2 more"):
+        fetch(loopback, out, "v2")
+    assert files_in(out) == before
+
+
+def test_a_persons_file_outlives_a_revision_that_has_none_or_another(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    newer = newer_revision(loopback, repository, ["LICENSE"])
+    out = tmp_path / "out"
+    out.mkdir()
+    for name in ("LICENSE", SHARDS[0]):
+        shutil.copy(repository / name, out / name)
+    fetch(loopback, out)
+    fetch(loopback, out, "v2")
+    assert (out / "LICENSE").read_text() == "LICENSE"
+    for size in (MIB, MIB + 5):  # the first is as large as what is here
+        (newer / SHARDS[0]).write_bytes(os.urandom(size))
+        with pytest.raises(InputError, match=f"{SHARDS[0]} is not the file.*did not bring it"):
+            fetch(loopback, out, "v2")
+        assert (out / SHARDS[0]).read_bytes() == (repository / SHARDS[0]).read_bytes()
+
+
+def test_an_edited_file_is_kept_aside_when_the_revision_changes(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    newer = newer_revision(loopback, repository)
+    (newer / SHARDS[1]).write_bytes(os.urandom(MIB))
+    (newer / "README.md").write_text("newer")
+    out = tmp_path / "out"
+    fetch(loopback, out)
+    edited = os.urandom((out / SHARDS[1]).stat().st_size)
+    (out / SHARDS[1]).write_bytes(edited)
+    (out / "README.md").write_text("notes of mine")
+    watched = Watched()
+    fetch(loopback, out, "v2", watched)
+    assert f"{SHARDS[1]} was changed here: kept as" in "".join(watched.notes)
+    assert wanted(newer).items() <= files_in(out).items()
+    assert (out / f"{SHARDS[1]}.changed").read_bytes() == edited
+    assert (out / "README.md.changed").read_text() == "notes of mine"
+
+
+def test_a_file_that_appears_during_the_run_is_kept_aside(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    class Meddler(Watched):
+        def advance(self, amount: float) -> None:
+            super().advance(amount)
+            for name in ("README.md", SHARDS[2]):
+                under_way = list((out / STATE).glob(f"{name}.*.partial"))
+                if under_way and not (out / name).is_symlink():
+                    (out / name).symlink_to("/nowhere")
+
+    watched = Meddler()
+    fetch(loopback, out, watched=watched, workers=1)
+    assert files_in(out) == wanted(repository)
+    assert os.readlink(out / f"{SHARDS[2]}.changed") == "/nowhere"
+    assert os.readlink(out / "README.md.changed") == "/nowhere"
+    words = f"{SHARDS[2]} appeared here meanwhile: kept as {SHARDS[2]}.changed"
+    assert words in "".join(watched.notes)
+
+
+@pytest.mark.parametrize("name", ["README.md", "config.json", SHARDS[0]])
+@pytest.mark.parametrize("folder", [True, False], ids=["folder", "dangling link"])
+def test_what_is_no_file_is_not_replaced(
+    name: str, folder: bool, loopback: LoopbackHub, tmp_path: Path
+) -> None:
+    path = tmp_path / "out" / name
+    path.parent.mkdir()
+    if folder:
+        path.mkdir()
+    else:
+        path.symlink_to("/nowhere")
+    refused(loopback, path.parent, f"{name} is not the file that someone/demo has")
+    assert path.is_dir() if folder else path.is_symlink()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "chat_template.jinja", "chat_template.json", "tokenizer.model", "added_tokens.json",
+        "special_tokens_map.json", "tokenizer_config.json", "generation_config.json", INDEX,
+        "additional_chat_templates/mine.jinja", "README.md", "adapter.safetensors",
+    ],
+)  # fmt: skip
+def test_files_of_another_model_that_would_be_read_as_of_this_one(
+    name: str, loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    (repository / name).unlink(missing_ok=True)
+    if name == INDEX:
+        (repository / SHARDS[0]).rename(repository / "model.safetensors")
+    (tmp_path / "out" / name).parent.mkdir(parents=True)
+    (tmp_path / "out" / name).write_text("{}")
+    refused(loopback, tmp_path / "out", f"holds {name}, not of someone/demo.*move them away")
+
+
+def test_what_is_kept_aside_is_not_read_as_of_the_model(
+    loopback: LoopbackHub, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    fetch(loopback, out)
+    for name in ("tokenizer.json", "chat_template.jinja", TEMPLATE, INDEX, SHARDS[0]):
+        (out / name).write_text("mine")
+    fetch(loopback, out)
+    fetch(loopback, out)
+    assert (out / "tokenizer.json.changed").read_text() == "mine"
+    assert (out / f"{TEMPLATE}.changed").read_text() == "mine"
+
+
+# ---- what several runs leave
+
+
+def test_a_second_run_is_refused_while_one_is_at_work(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    loopback.bytes_per_second = MIB // 30
+    running = subprocess.Popen(
+        run_command(loopback, REPO, "--out", out, "--json"),
+        env=environment(loopback, tmp_path),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 20
+    while loopback.sent_bytes(SHARDS[0]) == 0 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    with pytest.raises(InputError, match=r"another run is writing to .*out"):
+        fetch(loopback, out)
+    loopback.bytes_per_second = None
+    answer, _ = running.communicate(timeout=30)
+    assert running.returncode == 0
+    assert json.loads(answer)["files"][SHARDS[0]]["size_bytes"] == MIB
+    assert files_in(out) == wanted(repository)
+
+
+def test_bytes_that_something_else_adds_are_not_verified(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+
+    class Meddler(Watched):
+        met = False
+
+        def advance(self, amount: float) -> None:
+            super().advance(amount)
+            for partial in (out / STATE).glob(f"{SHARDS[0]}.*.partial"):
+                if not self.met:
+                    self.met = True
+                    with partial.open("ab") as file:
+                        file.write(b"more")
+
+    watched = Meddler()
+    fetch(loopback, out, watched=watched, workers=1)
+    assert watched.met
+    assert files_in(out) == wanted(repository)
+    assert f"{SHARDS[0]} arrived with a wrong hash and is fetched again" in watched.notes
+
+
+def test_a_file_that_arrived_just_before_a_kill_is_known_as_ours(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    newer = newer_revision(loopback, repository)
+    (newer / SHARDS[0]).write_bytes(os.urandom(MIB))
+
+    def publish_and_stop(partial: Path, path: Path) -> None:
+        publish(partial, path)
+        if path.name == SHARDS[0]:
+            raise KeyboardInterrupt
+
+    out = tmp_path / "out"
+    monkeypatch.setattr("quantkit.stages.download.publish", publish_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        fetch(loopback, out, workers=1)
+    monkeypatch.undo()
+    fetch(loopback, out, "v2")
+    assert files_in(out) == wanted(newer)
+
+
+def test_a_recorded_file_of_another_size_is_not_kept(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    """As two runs at once left it, before they excluded each other."""
+    out = tmp_path / "out"
+    fetch(loopback, out)
+    with (out / SHARDS[0]).open("ab") as file:
+        file.write(b"more")
+    known, stat = read_record(out).kept[SHARDS[0]], (out / SHARDS[0]).stat()
+    wrong = dataclasses.replace(known, size_bytes=stat.st_size, modified_ns=stat.st_mtime_ns)
+    CommitJournal(out, REPO, COMMIT).add(wrong)
+    assert wrong.is_unchanged(out)
+    fetch(loopback, out)
+    assert wanted(repository).items() <= files_in(out).items()
+
+
+def test_of_several_records_the_one_that_agrees_with_the_file_counts(
+    loopback: LoopbackHub, repository: Path, tmp_path: Path
+) -> None:
+    """Switching to and fro with stops in between leaves journals of both, in any order."""
+    out = tmp_path / "out"
+    fetch(loopback, out)
+    known = read_record(out).kept[SHARDS[0]]
+    other = dataclasses.replace(known, identity="sha256:" + "0" * 64, modified_ns=1)
+    CommitJournal(out, REPO, "f" * 40).add(other)
+    os.utime(out / STATE / f"{COMMIT}.journal", (1, 1))
+    assert read_record(out).kept[SHARDS[0]] == known
+    loopback.served.clear()
+    watched = Watched()
+    fetch(loopback, out, watched=watched)
+    assert not loopback.served
+    assert not watched.notes
+    assert not list(out.glob("*.changed"))
+
+
+def test_leftovers_of_other_revisions_count_as_free(loopback: LoopbackHub, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    fetch(loopback, out)
+    leftover = out / STATE / f"{SHARDS[0]}.deadbeefdeadbeef.partial"
+    leftover.write_bytes(b"x" * 5000)
+    found = survey(look_up(client(loopback), REPO, None, out), out)
+    assert found.leftovers == (leftover,)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("quantkit.downloads.survey.free_bytes", lambda folder: 100)
+        found = survey(look_up(client(loopback), REPO, None, out), out)
+    assert found.free_bytes == 5100
+
+
+def test_a_repository_in_other_letters_is_the_same(loopback: LoopbackHub, tmp_path: Path) -> None:
+    fetch(loopback, tmp_path / "out")
+    loopback.served.clear()
+    fetch(loopback, tmp_path / "out", repo="Someone/Demo")
+    assert not loopback.served
+
+
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [
+        (errno.ENOSPC, r"No space left on device; .* free on its disk: make room, then run again"),
+        (errno.EDQUOT, "make room, then run again"),
+        (errno.EACCES, "Permission denied; see to its permissions, then run again"),
+        (errno.EISDIR, "something else stands at .*: move it away, then run again"),
+        (errno.ENOENT, "No such file or directory; see to the disk, then run again"),
+    ],
+)
+def test_a_fault_of_the_disk_is_called_by_its_name(
+    number: int, words: str, loopback: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(partial: Path, path: Path) -> None:
+        raise OSError(number, os.strerror(number), str(path))
+
+    monkeypatch.setattr("quantkit.stages.download.publish", fail)
+    with pytest.raises(EnvironmentFault, match=f"cannot write .*{words}: finished files are kept"):
+        fetch(loopback, tmp_path / "out")
 
 
 def test_a_token_is_used(loopback: LoopbackHub, tmp_path: Path) -> None:

@@ -1,0 +1,142 @@
+"""What is said when the Hub refuses: the answer in plain values, and the sentence for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from quantkit.errors import EnvironmentFault, InputError, QuantkitError
+
+_BAD_TOKEN = "Invalid credentials in Authorization header"
+_DISABLED = "Access to this resource is disabled."
+_LOG_IN = "log in with 'hf auth login' or set HF_TOKEN"
+
+
+@dataclass(frozen=True)
+class Refusal:
+    """An answer of 400 or more.
+
+    Attributes:
+        code: what the Hub calls it, or nothing.
+        message: the Hub's words, or nothing.
+        address: that answered, without the signature of a query.
+        is_hub: whether the Hub itself answered; else the network that it sends to for content.
+        asked_wait_s: for how long the server wants to be left alone.
+    """
+
+    status: int
+    code: str
+    message: str
+    address: str
+    is_hub: bool
+    asked_wait_s: float
+
+    @property
+    def is_transient(self) -> bool:
+        """Whether the same request may succeed later.
+
+        The content network knows neither tokens nor permissions: it refuses addresses that have
+        expired, and a further request to the Hub brings a new one.
+        """
+        return not self.is_hub or self.status in (408, 416, 429) or self.status >= 500
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was wanted: of which repository and revision, from where, and whether with a token."""
+
+    endpoint: str
+    repository: str
+    revision: str | None
+    has_token: bool
+
+
+def refusal_error(refusal: Refusal, asked: Asked) -> QuantkitError:
+    """The error for an answer after which nothing more is tried."""
+    if refusal.status == 429:
+        return EnvironmentFault(
+            f"{asked.endpoint} limits how often it may be asked (429), and still did after all "
+            "attempts; run again in some minutes: finished files are kept"
+            + ("" if asked.has_token else f"; to be granted more, {_LOG_IN}")
+        )
+    if not refusal.is_hub and refusal.status < 500 and refusal.status not in (408, 416):
+        return EnvironmentFault(
+            f"downloading {asked.repository} failed: the content network refused "
+            f"({refusal.status}) {refusal.address}, although each attempt asked {asked.endpoint} "
+            "for a new address; check this machine's clock and its proxy, then run again: finished "
+            "files are kept"
+        )
+    return _hub_error(refusal, asked) or failed(f"HTTP {refusal.status}", asked)
+
+
+def _hub_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
+    repository, page = asked.repository, f"{asked.endpoint}/{asked.repository}"
+    if refusal.code == "GatedRepo":
+        return InputError(
+            f"{repository} is gated: accept its terms at {page}, "
+            + (
+                "with the account of your token; if you have, its owner may still have to agree"
+                if asked.has_token
+                else f"then {_LOG_IN}"
+            )
+        )
+    if refusal.code == "RevisionNotFound":
+        return InputError(
+            f"{repository} has no revision {asked.revision!r}; its branches and tags are at "
+            f"{page}/tree/main"
+        )
+    if refusal.message == _DISABLED:
+        return InputError(f"the Hub has disabled {repository}; see {page}")
+    if refusal.status == 401 and refusal.message == _BAD_TOKEN:
+        return InputError(
+            "the Hub refuses your access token (401): it is wrong, expired or revoked; make a new "
+            f"one at {asked.endpoint}/settings/tokens, then {_LOG_IN}"
+        )
+    if refusal.code == "RepoNotFound" or refusal.status == 401:
+        return InputError(
+            f"no repository {repository} for you: check the name"
+            + (
+                "; if it is private, the account of your token needs access to it"
+                if asked.has_token
+                else f", or {_LOG_IN} if it is private or gated"
+            )
+        )
+    if refusal.code == "EntryNotFound":
+        return EnvironmentFault(
+            f"{asked.endpoint} lists a file of {repository} that it does not have: "
+            f"{refusal.address}; run again later"
+        )
+    if refusal.status == 403:
+        return InputError(
+            f"the Hub refuses access to {repository} (403: {refusal.message or 'forbidden'}); "
+            f"check the permissions of your token at {asked.endpoint}/settings/tokens"
+        )
+    return None
+
+
+def failed(words: str, asked: Asked) -> EnvironmentFault:
+    """What is said of a fault that nothing more is known of."""
+    return EnvironmentFault(
+        f"downloading {asked.repository} from {asked.endpoint} failed ({words}); check the "
+        "network, then run again: finished files are kept"
+    )
+
+
+def offline(asked: Asked) -> EnvironmentFault:
+    return EnvironmentFault(
+        f"{asked.repository} cannot be downloaded while HF_HUB_OFFLINE is set; unset it"
+    )
+
+
+def no_address(name: str) -> InputError:
+    return InputError(
+        f"{name} is no address of a hub; give one such as https://huggingface.co, or unset "
+        "HF_ENDPOINT"
+    )
+
+
+def no_token() -> InputError:
+    """What is said of a token that cannot be sent; it is a secret, so it is not shown."""
+    return InputError(
+        "your access token for the Hub holds characters that no token has, perhaps from copying: "
+        f"copy it again, then {_LOG_IN}"
+    )
