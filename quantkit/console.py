@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from quantkit.sizes import bytes_text
+from quantkit.sizes import bytes_text, seconds_text
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod
@@ -23,18 +23,6 @@ PLAIN_WIDTH = 132
 """Columns of tables that go to a file or a pipe."""
 BAR_AFTER_SECONDS = 0.4
 """A stage shorter than this shows no bar: it would only flicker."""
-
-
-def seconds_text(seconds: float) -> str:
-    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
-    if seconds < 9.95:
-        return f"{seconds:.1f} s"
-    if seconds < 59.5:
-        return f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02} s"
-    return f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def rate_text(rate: float, unit: str) -> str:

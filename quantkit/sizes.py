@@ -21,3 +21,15 @@ def gib_text(size: float) -> str:
 def gb_text(size: float) -> str:
     """`75.81 GB`, or MB below a tenth of one."""
     return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / 10**6:.2f} MB"
+
+
+def seconds_text(seconds: float) -> str:
+    """`0.4 s`, `12 s`, `3 min 05 s`, `2 h 10 min`."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    if seconds < 59.5:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02} s"
+    return f"{minutes // 60} h {minutes % 60:02} min"

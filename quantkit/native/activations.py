@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import time
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -19,6 +20,7 @@ from quantkit.native.shared_libraries import load
 MIN_TOKENS = 16
 """llama-imatrix leaves smaller products out: they are not the model's token-wise products."""
 F32 = 0
+BLOCK_ROWS = 128
 MAX_OPS = 256
 
 
@@ -96,19 +98,42 @@ class Sums:
     counts: NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class _Increment:
+    """What one product adds: Σ x² of the matrices `rows`, and how many activations each saw."""
+
+    rows: NDArray[np.int64]
+    squares: NDArray[np.float64]
+    counts: NDArray[np.int64]
+
+
 @dataclass
 class Collector:
     """Sums squared activations of every weight of the repeating layers.
 
+    Products that share their input (query, key and value; gate and up) share its sums: they are
+    worked out once in each pass through the graph.
+
     Attributes:
         sums: by weight name.
         broken: name of the first weight whose activations were NaN or infinite, else None.
+        seconds: spent here, in all.
     """
 
     sums: dict[str, Sums] = field(default_factory=dict)
     broken: str | None = None
+    seconds: float = 0.0
+    _seen: set[str] = field(default_factory=set)
+    _shared: dict[tuple[int, int, int], _Increment] = field(default_factory=dict)
 
     def __call__(self, address: int, ask: bool) -> bool:
+        began = time.perf_counter()
+        try:
+            return self._look(address, ask)
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def _look(self, address: int, ask: bool) -> bool:
         tensor = _Tensor.from_address(address)
         indirect = tensor.op == _op(b"MUL_MAT_ID")
         if not indirect and tensor.op != _op(b"MUL_MAT"):
@@ -119,47 +144,78 @@ class Collector:
             return not ask
         if not indirect and activations.ne[1] < MIN_TOKENS:
             return not ask
-        if not ask:
-            values = _array(tensor.src[1], np.float32).astype(np.float32, copy=False)
-            if indirect:
-                ids = _array(tensor.src[2], np.int32).astype(np.int64)[0, 0]
-                self._add_experts(name, values[0], ids, int(weight.ne[2]))
-            else:
-                self._add_dense(name, values, int(weight.ne[2] * weight.ne[3]))
+        matrices = int(weight.ne[2] * weight.ne[3])
+        key = (
+            ctypes.addressof(activations),
+            ctypes.addressof(tensor.src[2].contents) if indirect else 0,
+            matrices,
+        )
+        if ask:
+            if name in self._seen:  # another pass: the same addresses hold other activations
+                self._seen.clear()
+                self._shared.clear()
+            self._seen.add(name)
+            known = self._shared.get(key)
+            if known is not None:
+                self._add(name, matrices, known, each=indirect)
+            return known is None
+        values = _array(tensor.src[1], np.float32).astype(np.float32, copy=False)
+        if indirect:
+            ids = _array(tensor.src[2], np.int32).astype(np.int64)[0, 0]
+            found = expert_sums(values[0], ids)
+        else:
+            found = dense_sums(values, matrices)
+        self._shared[key] = found
+        self._add(name, matrices, found, each=indirect)
         return self.broken is None
 
-    def _entry(self, name: str, matrices: int, columns: int, counts: int) -> Sums:
+    def _add(self, name: str, matrices: int, found: _Increment, *, each: bool) -> None:
+        """Add `found` to the sums of `name`, with a count for each matrix or one for all."""
         if name not in self.sums:
-            zeros = np.zeros((matrices, columns), np.float64)
-            self.sums[name] = Sums(zeros, np.zeros(counts, np.int64))
-        return self.sums[name]
-
-    def _add_dense(self, name: str, values: NDArray[np.float32], matrices: int) -> None:
-        columns = values.shape[-1]
-        entry = self._entry(name, matrices, columns, 1)
-        stacked = values.reshape(-1, values.shape[-2], columns)
-        for index, matrix in enumerate(stacked):
-            entry.squares[index % matrices] += np.einsum(
-                "ij,ij->j", matrix, matrix, dtype=np.float64
-            )
-        entry.counts[0] += stacked.shape[0] * stacked.shape[1] // matrices
-        self._check(name, entry)
-
-    def _add_experts(
-        self, name: str, values: NDArray[np.float32], ids: NDArray[np.int64], experts: int
-    ) -> None:
-        """`values` (tokens, used or 1, columns), `ids` (tokens, used)."""
-        entry = self._entry(name, experts, values.shape[-1], experts)
-        used = ids.shape[1]
-        flat = ids.reshape(-1)
-        order = np.argsort(flat, kind="stable")
-        token, slot = order // used, (order % used) % values.shape[1]
-        squares = np.square(values[token, slot], dtype=np.float64)
-        present, starts, counts = np.unique(flat[order], return_index=True, return_counts=True)
-        entry.squares[present] += np.add.reduceat(squares, starts, axis=0)
-        entry.counts[present] += counts
-        self._check(name, entry)
-
-    def _check(self, name: str, entry: Sums) -> None:
-        if self.broken is None and not np.isfinite(entry.squares).all():
+            zeros = np.zeros((matrices, found.squares.shape[1]), np.float64)
+            self.sums[name] = Sums(zeros, np.zeros(matrices if each else 1, np.int64))
+        entry = self.sums[name]
+        entry.squares[found.rows] += found.squares
+        if each:
+            entry.counts[found.rows] += found.counts
+        else:
+            entry.counts[0] += found.counts[0]
+        if self.broken is None and not np.isfinite(found.squares).all():
             self.broken = name
+
+
+def dense_sums(values: NDArray[np.float32], matrices: int) -> _Increment:
+    """Of activations (…, tokens, columns) of a weight of `matrices` stacked matrices."""
+    columns = values.shape[-1]
+    stacked = values.reshape(-1, values.shape[-2], columns)
+    squares = np.zeros((matrices, columns), np.float64)
+    for index, matrix in enumerate(stacked):
+        squares[index % matrices] += _sums_of_squares(matrix)
+    count = stacked.shape[0] * stacked.shape[1] // matrices
+    return _Increment(np.arange(matrices), squares, np.full(matrices, count, np.int64))
+
+
+def expert_sums(values: NDArray[np.float32], ids: NDArray[np.int64]) -> _Increment:
+    """Of activations (tokens, used or 1, columns) by the experts that `ids` (tokens, used) chose.
+
+    One expert at a time: all activations in F64 at once would take gigabytes for a large mixture.
+    """
+    used = ids.shape[1]
+    flat = ids.reshape(-1)
+    order = np.argsort(flat, kind="stable")
+    token, slot = order // used, (order % used) % values.shape[1]
+    present, starts, counts = np.unique(flat[order], return_index=True, return_counts=True)
+    squares = np.empty((len(present), values.shape[2]), np.float64)
+    for index, (start, count) in enumerate(zip(starts, counts, strict=True)):
+        chosen = values[token[start : start + count], slot[start : start + count]]
+        squares[index] = _sums_of_squares(chosen)
+    return _Increment(present, squares, counts)
+
+
+def _sums_of_squares(values: NDArray[np.float32]) -> NDArray[np.float64]:
+    """Σ x² of each column in F64, in blocks of rows that stay in the cache."""
+    total = np.zeros(values.shape[1], np.float64)
+    for start in range(0, len(values), BLOCK_ROWS):
+        block = values[start : start + BLOCK_ROWS].astype(np.float64)
+        total += np.einsum("ij,ij->j", block, block)
+    return total

@@ -99,6 +99,15 @@ class Vocabulary:
             raise InputError(f"the model's tokenizer cannot encode a text of {len(raw)} bytes")
         return np.ctypeslib.as_array(buffer)[:count].astype(np.int32)
 
+    def begun(self, tokens: Tokens) -> Tokens:
+        """`tokens` of a text from its beginning: BOS before them where the model wants one.
+
+        llama-imatrix and llama-perplexity tokenize so before they cut a text into chunks.
+        """
+        if not self.adds_bos or self.bos < 0:
+            return tokens
+        return np.concatenate([np.array([self.bos], np.int32), tokens])
+
     def with_bos(self, chunk: Tokens) -> Tokens:
         """`chunk` with BOS as its first token where the model wants one, as llama-imatrix does."""
         begun = chunk.copy()
@@ -181,15 +190,8 @@ class Context:
         for at in range(0, len(tokens), size):
             piece = tokens[at : at + size]
             last = at + len(piece) == len(tokens)
-            self._fill(piece, start + at, sequence, want == "all", last)
-            status = llama_cpp.llama_decode(self.handle, self._batch)
-            if self._failure is not None:
-                raise self._failure
-            if status != 0:
-                raise EnvironmentFault(
-                    f"llama.cpp failed to decode {len(piece)} tokens at position {start + at} "
-                    f"(status {status}: {'no room in the context' if status == 1 else _why()})"
-                )
+            self._fill(piece, start + at, sequence, every=want == "all", last=last)
+            self._run(f"{len(piece)} tokens at position {start + at}")
             if want == "all":
                 raw = llama_cpp.llama_get_logits(self.handle)
                 shape = (len(piece), self._vocab_size)
@@ -198,6 +200,27 @@ class Context:
             return np.concatenate(parts)
         raw = llama_cpp.llama_get_logits_ith(self.handle, -1)
         return np.ctypeslib.as_array(raw, shape=(self._vocab_size,)).copy()
+
+    def decode_together(self, chunks: Sequence[Tokens]) -> None:
+        """Decode `chunks` side by side, each from position 0 in a sequence of its own.
+
+        For callbacks that watch activations: every position is computed to the end, and the logits
+        are left where they are. The context must be empty, and `batch_tokens` hold all chunks.
+        """
+        at = 0
+        for sequence, chunk in enumerate(chunks):
+            self._fill(chunk, 0, sequence, every=True, last=False, at=at)
+            at += len(chunk)
+        self._run(f"{len(chunks)} chunks of {len(chunks[0])} tokens")
+
+    def _run(self, what: str) -> None:
+        """Decode the filled batch; `what` it is, for the error."""
+        status = llama_cpp.llama_decode(self.handle, self._batch)
+        if self._failure is not None:
+            raise self._failure
+        if status != 0:
+            reason = "no room in the context" if status == 1 else _why()
+            raise EnvironmentFault(f"llama.cpp failed to decode {what} (status {status}: {reason})")
 
     def _guarded(self, on_tensor: EvalCallback) -> Callable[[int, bool, object], bool]:
         """`on_tensor`, with its exceptions kept for `decode`: ctypes would only print them."""
@@ -211,17 +234,20 @@ class Context:
 
         return callback
 
-    def _fill(self, piece: Tokens, start: int, sequence: int, every: bool, last: bool) -> None:
-        batch, count = self._batch, len(piece)
-        batch.n_tokens = count
-        np.ctypeslib.as_array(batch.token, shape=(count,))[:] = piece
-        np.ctypeslib.as_array(batch.pos, shape=(count,))[:] = np.arange(start, start + count)
-        np.ctypeslib.as_array(batch.n_seq_id, shape=(count,))[:] = 1
-        outputs = np.ctypeslib.as_array(batch.logits, shape=(count,))
-        outputs[:] = 1 if every else 0
+    def _fill(
+        self, piece: Tokens, start: int, sequence: int, *, every: bool, last: bool, at: int = 0
+    ) -> None:
+        """Put `piece` into the batch from its token `at` on; the batch ends with it."""
+        batch, stop = self._batch, at + len(piece)
+        batch.n_tokens = stop
+        np.ctypeslib.as_array(batch.token, shape=(stop,))[at:] = piece
+        np.ctypeslib.as_array(batch.pos, shape=(stop,))[at:] = np.arange(start, start + len(piece))
+        np.ctypeslib.as_array(batch.n_seq_id, shape=(stop,))[at:] = 1
+        outputs = np.ctypeslib.as_array(batch.logits, shape=(stop,))
+        outputs[at:] = 1 if every else 0
         if last:
             outputs[-1] = 1
-        for index in range(count):
+        for index in range(at, stop):
             batch.seq_id[index][0] = sequence
 
     def fork(self, source: int, target: int) -> None:

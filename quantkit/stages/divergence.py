@@ -49,7 +49,7 @@ def compare_in_child(
     contexts = [Context(first, settings), Context(Model(model, devices), settings)]
     vocab = first.vocab
     characters = 16 * size * recipe.chunks  # no tokenizer makes tokens longer on average
-    tokens = vocab.tokenize(haystack_text()[:characters], parse_special=False)
+    tokens = vocab.begun(vocab.tokenize(haystack_text()[:characters], parse_special=False))
     losses, tops = [], []
     for index in range(min(recipe.chunks, len(tokens) // size)):
         chunk = tokens[index * size : (index + 1) * size]

@@ -8,9 +8,10 @@ layers see every token.
 from __future__ import annotations
 
 import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -22,8 +23,18 @@ from quantkit.progress import SILENT, Progress
 from quantkit.receipts import atomic
 from quantkit.recipe import ImatrixRecipe
 from quantkit.resources import resource
+from quantkit.sizes import bytes_text, seconds_text
+
+if TYPE_CHECKING:
+    from quantkit.native.activations import Collector
+    from quantkit.native.llama import Context, Tokens
 
 SAVE_EVERY_CHUNKS = 16
+BATCH_TOKENS = 2048
+TRIAL_PAYS = 8
+"""Batches from which on one or two more are worth knowing how long all will take."""
+LOGITS_BYTES = 512 << 20
+"""llama.cpp keeps the logits of a whole batch; more of them than this would not pay."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +62,21 @@ def calibration_paths(recipe: ImatrixRecipe) -> list[Path]:
             raise InputError(f"no calibration text {name!r}: give a file, or one of {known}")
         paths.append(path)
     return paths
+
+
+def chunks_together(chunk_tokens: int, vocabulary: int) -> int:
+    """How many chunks are decoded side by side: a power of two, so that saving falls between them.
+
+    The result does not depend on it: each chunk is a sequence of its own.
+    """
+    together = 1
+    while (
+        2 * together <= SAVE_EVERY_CHUNKS
+        and 2 * together * chunk_tokens <= BATCH_TOKENS
+        and 2 * together * chunk_tokens * vocabulary * 4 <= LOGITS_BYTES
+    ):
+        together *= 2
+    return together
 
 
 def collect_imatrix(
@@ -112,7 +138,7 @@ def collect_in_child(
     model = Model(base, devices)
     size = recipe.chunk_tokens
     text = "\n\n".join(path.read_text(encoding="utf-8") for path in texts)
-    tokens = model.vocab.tokenize(text, parse_special=False)
+    tokens = model.vocab.begun(model.vocab.tokenize(text, parse_special=False))
     chunks = min(recipe.chunks, len(tokens) // size)
     if chunks == 0:
         raise InputError(
@@ -135,20 +161,28 @@ def collect_in_child(
                     weight = name.removesuffix("/squares")
                     collector.sums[weight] = Sums(saved[name], saved[weight + "/counts"])
         emit(("advance", first * size))
-    settings = ContextSettings(size, batch_tokens=size, ubatch_tokens=size, all_outputs=True)
+    together = chunks_together(size, model.vocab.size)
+    batch = together * size
+    settings = ContextSettings(
+        batch, batch_tokens=batch, ubatch_tokens=batch, sequences=together, all_outputs=True
+    )
     context = Context(model, settings, collector)
-    for index in range(first, chunks):
-        chunk = model.vocab.with_bos(tokens[index * size : (index + 1) * size])
+    if chunks - first >= TRIAL_PAYS * together:
+        emit(("note", _outlook(context, collector, tokens, chunks - first, together, base)))
+    for begin in range(first, chunks, together):
+        end = min(begin + together, chunks)
         context.clear()
-        context.decode(chunk, 0, want="all")
+        pieces = tokens[begin * size : end * size].reshape(-1, size)
+        context.decode_together([model.vocab.with_bos(piece) for piece in pieces])
         if collector.broken is not None:
+            where = f"chunk {end}" if end == begin + 1 else f"chunks {begin + 1} to {end}"
             raise EnvironmentFault(
-                f"activations of {collector.broken} became NaN or infinite in chunk {index + 1} of "
+                f"activations of {collector.broken} became NaN or infinite in {where} of "
                 f"{chunks}; what was collected before is kept; check the base model"
             )
-        if (index + 1) % SAVE_EVERY_CHUNKS == 0:
-            _save(state, index + 1, collector.sums)
-        emit(("advance", size))
+        if end % SAVE_EVERY_CHUNKS == 0:
+            _save(state, end, collector.sums)
+        emit(("advance", (end - begin) * size))
     if not collector.sums:
         raise EnvironmentFault(
             "llama.cpp showed no matrix product of the model's layers; update llama-cpp-python"
@@ -165,6 +199,30 @@ def collect_in_child(
         layer = ".".join(name.split(".")[:2])
         unseen[layer] = max(unseen.get(layer, 0), entry.unseen)
     return ImatrixFacts(chunks, chunks * size, len(entries), sum(unseen.values()))
+
+
+def _outlook(
+    context: Context, collector: Collector, tokens: Tokens, chunks: int, together: int, base: Path
+) -> str:
+    """What the run will take, from a trial of one batch whose sums are thrown away."""
+    from quantkit.native.activations import Sums
+
+    size = context.settings.context_tokens // together
+    before = {name: Sums(s.squares.copy(), s.counts.copy()) for name, s in collector.sums.items()}
+    pieces = list(tokens[: together * size].reshape(-1, size))
+    context.clear()
+    context.decode_together(pieces)  # allocates and reads what a first pass has to
+    context.clear()
+    began = time.perf_counter()
+    context.decode_together(pieces)
+    seconds = (time.perf_counter() - began) * chunks / together
+    held = sum(entry.squares.nbytes + entry.counts.nbytes for entry in collector.sums.values())
+    collector.sums, collector.broken = before, None
+    return (
+        f"{chunks * size:,} tokens will take about {seconds_text(seconds)} at "
+        f"{chunks * size / seconds:,.0f} tokens/s; {bytes_text(base.stat().st_size)} of model and "
+        f"{bytes_text(held)} of sums in memory"
+    )
 
 
 def _save(state: Path, next_chunk: int, sums: dict[str, Any]) -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from models import VOCABULARY, WIDTH, llama_arrays, llama_metadata, write_gguf
 
-from quantkit.native.activations import Collector, weight_name
+from quantkit.native.activations import Collector, expert_sums, weight_name
 from quantkit.native.llama import Context, Model
 from quantkit.native.settings import ContextSettings, DeviceSettings
 
@@ -59,18 +59,17 @@ def test_experts_are_summed_by_the_tokens_that_chose_them() -> None:
     )  # never expert 5
     for width in (1, used):  # one input for all chosen experts, or one for each
         values = random.standard_normal((tokens, width, columns), np.float32)
-        collector = Collector()
-        collector._add_experts("w", values, ids.astype(np.int64), experts)
+        found = expert_sums(values, ids.astype(np.int64))
         expected = np.zeros((experts, columns))
         counts = np.zeros(experts, int)
         for t in range(tokens):
             for slot in range(used):
                 expected[ids[t, slot]] += values[t, slot % width].astype(np.float64) ** 2
                 counts[ids[t, slot]] += 1
-        entry = collector.sums["w"]
-        assert np.allclose(entry.squares, expected, rtol=1e-6)
-        assert entry.counts.tolist() == counts.tolist()
-        assert entry.counts[5] == 0
+        assert found.rows.tolist() == sorted(set(ids.reshape(-1).tolist()))
+        assert 5 not in found.rows
+        assert np.allclose(found.squares, expected[found.rows], rtol=1e-6)
+        assert found.counts.tolist() == counts[found.rows].tolist()
 
 
 @pytest.mark.parametrize(
