@@ -9,6 +9,9 @@ from typing import Any
 
 from quantkit import planning
 from quantkit.build_context import BuildContext
+from quantkit.coverage import coverage_of
+from quantkit.coverage_picture import draw_coverage
+from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.pipeline import Done, Stage
 from quantkit.planning import LevelPlan
 from quantkit.progress import Progress
@@ -30,7 +33,7 @@ from quantkit.stages.measure import measure
 from quantkit.stages.niah import CheckSettings, check_retrieval
 from quantkit.stages.place import place
 from quantkit.stages.quantize import artifact_names, overhead_bytes, quantize
-from quantkit.stages.report import ReportFacts, write_report
+from quantkit.stages.report import COVERAGE_PICTURE, ReportFacts, write_report
 from quantkit.stages.validate import validation_json
 
 
@@ -94,7 +97,7 @@ def convert_stage(build: BuildContext) -> Stage:
 
 
 def imatrix_stage(build: BuildContext) -> Stage:
-    """base.gguf + calibration text → imatrix.gguf."""
+    """base.gguf + calibration text → imatrix.gguf, and coverage.png where there are experts."""
     recipe = build.job.recipe.imatrix
 
     def run(work: Path, progress: Progress) -> Done:
@@ -102,11 +105,16 @@ def imatrix_stage(build: BuildContext) -> Stage:
         facts = collect_imatrix(build.base, recipe, out, work, build.devices, progress)
         unseen = f", unseen experts: {facts.unseen_experts}" if facts.unseen_experts else ""
         detail = f"{facts.weights} weights, {facts.tokens:,} tokens{unseen}"
-        return Done((out,), detail, asdict(facts))
+        outputs = [out]
+        found = read_imatrix(out)
+        if coverage_of(found).experts:
+            outputs.append(build.job.out / COVERAGE_PICTURE)
+            draw_coverage(found, build.choice.name, outputs[-1])
+        return Done(tuple(outputs), detail, asdict(facts))
 
     texts = {path.name: content_id(path) for path in calibration_paths(recipe)}
     settings = {**recipe.model_dump(mode="json"), "texts": texts}
-    return Stage("imatrix", 1, (build.base_stage,), settings, True, run)
+    return Stage("imatrix", 2, (build.base_stage,), settings, True, run)
 
 
 def measure_stage(build: BuildContext) -> Stage:
@@ -254,6 +262,8 @@ def report_stage(
             imatrix=build.pipeline.receipt("imatrix").facts,
             kv_type=build.retrieval[0].kv_type or job.target.kv_type,
             ruled_out=read_ruled_out(build.folder(levels[0]) / "allocation.json"),
+            coverage=coverage_of(build.imatrix),
+            unweighted=tuple(n for n in build.sensitivity.errors if n not in build.imatrix.entries),
         )
         return Done(write_report(facts, job.out), "report.html, README.md", {})
 
@@ -263,4 +273,4 @@ def report_stage(
         "recipe": job.recipe.model_dump(mode="json"),
         "target": job.target.model_dump(mode="json"),
     }
-    return Stage("report", 1, ("imatrix", *needs), settings, True, run)
+    return Stage("report", 2, ("imatrix", *needs), settings, True, run)

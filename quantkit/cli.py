@@ -130,7 +130,10 @@ def convert(
 
 @app.command()
 def imatrix(
-    model: Annotated[Path | None, typer.Argument(help="The GGUF to collect on.")] = None,
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="The GGUF to collect on; with --show, the one it was collected on."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("imatrix.gguf"),
     text: Annotated[
         list[str] | None, typer.Option("--text", help="Calibration text; may be repeated.")
@@ -138,7 +141,8 @@ def imatrix(
     chunks: Annotated[int, typer.Option("--chunks", min=1)] = 64,
     chunk_tokens: Annotated[int, typer.Option("--chunk-tokens", min=32)] = 512,
     show: Annotated[
-        Path | None, typer.Option("--show", help="Describe this imatrix file instead.")
+        Path | None,
+        typer.Option("--show", help="Describe this imatrix instead: GGUF or legacy .dat."),
     ] = None,
     workers: WorkersOption = None,
     quiet: QuietOption = False,
@@ -148,7 +152,7 @@ def imatrix(
     from quantkit import commands
 
     if show is not None:
-        commands.show_imatrix(show, as_json)
+        commands.show_imatrix(show, model, as_json)
     else:
         commands.imatrix(model, out, text, chunks, chunk_tokens, workers, quiet, as_json)
 

@@ -1,7 +1,9 @@
-"""llama.cpp's importance-matrix file in GGUF: sums of squared activations and their counts.
+"""llama.cpp's importance-matrix files: sums of squared activations and their counts.
 
-Layout: `tools/imatrix/imatrix.cpp`, save_imatrix. For a weight `W` the file holds `W.in_sum2`
-(matrices × row) and `W.counts` (matrices × 1), both F32.
+The GGUF form is written byte for byte as `tools/imatrix/imatrix.cpp`, save_imatrix, does: for a
+weight `W` the file holds `W.in_sum2` (matrices × row) and `W.counts` (matrices × 1), both F32, and
+dimensions of 1 are left out at the front, so a dense weight has `[row]` and `[1]`. The older
+`.dat` form is read as well (see `imatrix_legacy`).
 """
 
 from __future__ import annotations
@@ -14,11 +16,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import InputError
-from quantkit.formats.gguf_file import GGUFFile
+from quantkit.formats.gguf_file import MAGIC, GGUFFile
 from quantkit.formats.gguf_writer import lay_out, open_shard
+from quantkit.formats.imatrix_legacy import LegacyEntry, parse_legacy
 from quantkit.values import Metadata, MetaValue, TensorInfo
 
 SUMS, COUNTS = ".in_sum2", ".counts"
+LEGACY_CHUNK_TOKENS = 512
+"""llama-imatrix's default: a `.dat` does not say how long its chunks were."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +32,17 @@ class ImatrixEntry:
 
     Attributes:
         sums: Σ x² for each input column, F32, shape (matrices, row elements).
-        counts: activations seen by each matrix (expert), F32, shape (matrices,).
+        counts: activations seen by each matrix (expert), F32, shape (matrices,); or (1,), one
+            count for all matrices of a stack that is no expert stack.
     """
 
     sums: NDArray[np.float32]
     counts: NDArray[np.float32]
+
+    @property
+    def tokens(self) -> NDArray[np.float32]:
+        """Activations seen by each matrix, shape (matrices,)."""
+        return np.broadcast_to(self.counts, len(self.sums))
 
     def importance(self) -> NDArray[np.float32]:
         """Mean squared activation, shape (matrices, row elements).
@@ -39,9 +50,10 @@ class ImatrixEntry:
         An expert that no token reached gets the mean of those that were reached, scaled as they
         are, instead of llama.cpp's flat 1.
         """
-        seen = self.counts > 0
+        tokens = self.tokens
+        seen = tokens > 0
         mean = np.ones_like(self.sums)
-        mean[seen] = self.sums[seen] / self.counts[seen, None]
+        mean[seen] = self.sums[seen] / tokens[seen, None]
         if seen.any() and not seen.all():
             mean[~seen] = mean[seen].mean(axis=0)
         return mean
@@ -49,17 +61,27 @@ class ImatrixEntry:
     @property
     def unseen(self) -> int:
         """Experts that no calibration token reached."""
-        return int((self.counts <= 0).sum())
+        return int((self.tokens <= 0).sum())
 
 
 @dataclass(frozen=True)
 class Imatrix:
-    """A whole importance matrix: entries by weight name, and how it was collected."""
+    """A whole importance matrix: entries by weight name, and how it was collected.
+
+    Attributes:
+        unknown: what the file does not say and was assumed, in sentences; empty for GGUF.
+    """
 
     entries: Mapping[str, ImatrixEntry]
     chunk_tokens: int
     chunks: int
     datasets: tuple[str, ...]
+    unknown: tuple[str, ...] = ()
+
+    @property
+    def counts_are_exact(self) -> bool:
+        """Whether `counts` are tokens; a `.dat` tells no more than whether there were any."""
+        return not self.unknown
 
 
 def write_imatrix(path: Path, imatrix: Imatrix) -> None:
@@ -74,19 +96,39 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
     for name in sorted(imatrix.entries):
         data[name + SUMS] = imatrix.entries[name].sums
         data[name + COUNTS] = imatrix.entries[name].counts.reshape(-1, 1)
-    infos = [TensorInfo(name, array.shape, "F32") for name, array in data.items()]
+    infos = [TensorInfo(name, _shape_in_file(a.shape), "F32") for name, a in data.items()]
     (layout,) = lay_out(path.stem, metadata, infos, max_shard_bytes=1 << 62)
     with open_shard(path, layout) as writer:
         for name, array in data.items():
             writer.write(name, np.ascontiguousarray(array, dtype="<f4").view(np.uint8))
 
 
-def read_imatrix(path: Path) -> Imatrix:
-    """Read an importance matrix that quantkit or llama-imatrix wrote.
+def _shape_in_file(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Without a stack of one: ggml counts dimensions up to the last that is not 1."""
+    return shape[1:] if shape[0] == 1 else shape
+
+
+def read_imatrix(path: Path, rows: Mapping[str, int] | None = None) -> Imatrix:
+    """Read an importance matrix that quantkit or llama-imatrix wrote, GGUF or legacy `.dat`.
+
+    Args:
+        rows: weight name → row elements in the model; a `.dat` needs them to tell the experts of
+            a stack apart. Without them such a stack is one matrix.
 
     Raises:
-        InputError: not a GGUF imatrix, or its tensors do not pair up.
+        InputError: not an imatrix, or it contradicts itself or `rows`.
     """
+    try:
+        with path.open("rb") as file:
+            magic = file.read(len(MAGIC))
+    except OSError as error:
+        raise InputError(
+            f"cannot read {path}: {error.strerror}; give the path of an imatrix"
+        ) from None
+    return _read_gguf(path, rows or {}) if magic == MAGIC else _read_legacy(path, rows or {})
+
+
+def _read_gguf(path: Path, rows: Mapping[str, int]) -> Imatrix:
     file = GGUFFile(path)
     kind = file.metadata.get("general.type")
     if kind is None or kind.value != "imatrix":
@@ -98,14 +140,25 @@ def read_imatrix(path: Path) -> Imatrix:
         if not name.endswith(SUMS):
             continue
         weight = name.removesuffix(SUMS)
-        if weight + COUNTS not in file.stored or at.info.type_name != "F32":
+        counted = file.stored.get(weight + COUNTS)
+        if not at.info.elements:
+            raise InputError(f"{path}: {weight} has no columns; collect the imatrix again")
+        if counted is None or {at.info.type_name, counted.info.type_name} != {"F32"}:
             raise InputError(f"{path}: {weight} has sums but no counts; collect the imatrix again")
         counts = file.tensor_bytes(weight + COUNTS).view("<f4").astype(np.float32)
         sums = file.tensor_bytes(name).view("<f4").reshape(at.info.rows, -1).astype(np.float32)
-        if counts.size == 1:  # a dense weight, stacked or not, sees every token
-            counts = np.repeat(counts, len(sums))
-        if counts.size != len(sums):
+        if sums.shape[1] != rows.get(weight, sums.shape[1]):
+            raise InputError(
+                f"{path}: {weight} has {sums.shape[1]} columns, the model's has {rows[weight]}; it "
+                "was collected on another model"
+            )
+        if counts.size not in (1, len(sums)):
             raise InputError(f"{path}: {weight} has {len(sums)} sums for {counts.size} counts")
+        if not all(np.isfinite(a).all() and (a >= 0).all() for a in (counts, sums)):
+            raise InputError(
+                f"{path}: {weight} has sums or counts that are negative or not finite; "
+                "collect the imatrix again"
+            )
         entries[weight] = ImatrixEntry(sums, counts)
     datasets = file.metadata.get("imatrix.datasets", MetaValue("str", ())).value
     return Imatrix(
@@ -119,3 +172,40 @@ def read_imatrix(path: Path) -> Imatrix:
 def _integer(file: GGUFFile, key: str) -> int:
     value = file.metadata.get(key, MetaValue("u32", 0)).value
     return value if isinstance(value, int) else 0
+
+
+def _read_legacy(path: Path, rows: Mapping[str, int]) -> Imatrix:
+    """Means are exact; every matrix that was reached gets the count of the fullest one."""
+    found = parse_legacy(path)
+    entries = {}
+    for name, stored in found.entries.items():
+        row = rows.get(name, stored.values.size)
+        if row < 1 or stored.values.size % row:
+            raise InputError(
+                f"{path}: {name} has {stored.values.size} values, the model's rows have {row}; "
+                "it was collected on another model"
+            )
+        entries[name] = _from_legacy(stored, row)
+    unknown = [
+        "a legacy .dat holds no counts: only whether an expert was reached",
+        f"a legacy .dat holds no chunk size: llama-imatrix's {LEGACY_CHUNK_TOKENS} is assumed",
+    ]
+    stacks = [name for name in entries if "_exps." in name and name not in rows]
+    if stacks:
+        unknown.append(
+            f"a legacy .dat does not tell experts apart: without the model, {len(stacks)} stacks "
+            "are one matrix each"
+        )
+    if found.chunks is None:
+        unknown.append("this .dat is of an old writer: chunks and dataset are not in it")
+    datasets = (found.dataset,) if found.dataset else ()
+    return Imatrix(entries, LEGACY_CHUNK_TOKENS, found.chunks or 0, datasets, tuple(unknown))
+
+
+def _from_legacy(stored: LegacyEntry, row: int) -> ImatrixEntry:
+    values = stored.values.reshape(-1, row)
+    # llama-imatrix stores a mean of exactly 1 for every column of an expert without tokens
+    reached = (values != np.float32(stored.calls)).any(axis=1) | (len(values) == 1)
+    sums = np.where(reached[:, None], values * np.float32(LEGACY_CHUNK_TOKENS), np.float32(0))
+    counts = np.where(reached, np.float32(stored.calls * LEGACY_CHUNK_TOKENS), np.float32(0))
+    return ImatrixEntry(sums, counts)

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import base64
 import importlib.metadata
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantkit import __version__
+from quantkit.coverage import ENOUGH_TOKENS, Coverage, layer_of, percent_text, unseen_text
 from quantkit.receipts import write_text
 from quantkit.recipe import Recipe
 from quantkit.resources import TEMPLATES
@@ -18,6 +20,7 @@ from quantkit.retrieval.heatmap import length_text
 from quantkit.sizes import gb_text, gib_text
 from quantkit.target import Target
 
+COVERAGE_PICTURE = "coverage.png"
 VERSIONS_OF = ("llama-cpp-python", "gguf", "numpy", "scipy")
 
 
@@ -29,6 +32,8 @@ class ReportFacts:
         kv_type: of the retrieval check.
         imatrix: chunks, tokens, weights, unseen_experts.
         ruled_out: tensors whose row length excludes some types → those types.
+        coverage: of the imatrix; its picture is in the folder where there are experts.
+        unweighted: quantized tensors without statistics.
     """
 
     model: str
@@ -40,6 +45,8 @@ class ReportFacts:
     imatrix: Mapping[str, Any]
     kv_type: str
     ruled_out: Mapping[str, list[str]]
+    coverage: Coverage
+    unweighted: tuple[str, ...]
 
 
 def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
@@ -65,6 +72,8 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
         "versions": versions,
         "pictures": {r.name: _data_url(folder / r.heatmap) for r in facts.results},
         "ruled_out": _grouped(facts.ruled_out),
+        "coverage": _coverage_values(facts.coverage, folder),
+        "unweighted": _by_layer(facts.unweighted),
     }
     written = []
     for template, name in (("report.html", "report.html"), ("artifacts.md", "README.md")):
@@ -87,3 +96,28 @@ def _grouped(ruled_out: Mapping[str, list[str]]) -> dict[str, list[str]]:
             parts[1] = "*"
         grouped.setdefault(".".join(parts), types)
     return grouped
+
+
+def _by_layer(names: Sequence[str]) -> list[str]:
+    """Names outside the layers, then one item a layer: `9 tensors of layer 52`."""
+    layers = Counter(layer_of(name) for name in names if name.startswith("blk."))
+    counted = [f"{n} tensor{'s' * (n > 1)} of layer {layer}" for layer, n in layers.items()]
+    return [name for name in names if not name.startswith("blk.")] + counted
+
+
+def _coverage_values(coverage: Coverage, folder: Path) -> dict[str, Any] | None:
+    """Figures, unseen experts and picture; None for a model without experts."""
+    if not coverage.experts:
+        return None
+    return {
+        "picture": _data_url(folder / COVERAGE_PICTURE),
+        "file": COVERAGE_PICTURE,
+        "experts": coverage.experts,
+        "layers": len(coverage.expert_layers),
+        "reached": coverage.reached(),
+        "reached_share": percent_text(coverage.share()),
+        "enough": ENOUGH_TOKENS,
+        "enough_share": percent_text(coverage.share(ENOUGH_TOKENS)),
+        "unseen": unseen_text(coverage.unseen),
+        "rarest": coverage.rarest(),
+    }

@@ -10,7 +10,12 @@ import pytest
 from models import write_llama
 
 from quantkit.errors import InputError
+from quantkit.formats.gguf_writer import lay_out, open_shard
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
+from quantkit.values import Metadata, MetaValue, TensorInfo
+
+REFERENCES = Path(__file__).parents[1] / "data" / "imatrix"
+REFERENCE, OLD_REFERENCE = "demo-4x512.imatrix.gguf", "demo-4x512.imatrix.dat"
 
 
 def example() -> Imatrix:
@@ -38,7 +43,7 @@ def test_round_trip_and_layout(tmp_path: Path) -> None:
         "blk.0.ffn_up_exps.weight.in_sum2",
         "blk.0.ffn_up_exps.weight.counts",
     ]
-    assert list(reader.tensors[3].shape) == [1, 3]
+    assert [list(t.shape) for t in reader.tensors] == [[4], [1], [4, 3], [1, 3]]
 
 
 def test_unseen_expert_gets_the_mean_of_the_others() -> None:
@@ -52,3 +57,76 @@ def test_unseen_expert_gets_the_mean_of_the_others() -> None:
 def test_a_model_is_no_imatrix(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="not an imatrix"):
         read_imatrix(write_llama(tmp_path / "m.gguf"))
+
+
+@pytest.mark.parametrize("name", [REFERENCE, "demo-4x512.bos.imatrix.gguf"])
+def test_what_llama_imatrix_wrote_is_written_again_byte_for_byte(name: str, tmp_path: Path) -> None:
+    found = read_imatrix(REFERENCES / name)
+    assert (found.chunks, found.chunk_tokens) == (4, 512)
+    assert found.datasets == ("demo-4x512.txt",)
+    assert len(found.entries) == 33
+    assert found.entries["blk.1.ffn_up_exps.weight"].unseen == 1
+    write_imatrix(tmp_path / "again.gguf", found)
+    assert (tmp_path / "again.gguf").read_bytes() == (REFERENCES / name).read_bytes()
+
+
+def test_both_forms_of_one_run_read_equal() -> None:
+    new = read_imatrix(REFERENCES / REFERENCE)
+    rows = {name: entry.sums.shape[1] for name, entry in new.entries.items()}
+    old = read_imatrix(REFERENCES / OLD_REFERENCE, rows)
+    assert sorted(old.entries) == sorted(new.entries)
+    assert (old.chunks, old.datasets) == (new.chunks, new.datasets)
+    assert new.counts_are_exact
+    assert not old.counts_are_exact
+    for name, entry in new.entries.items():
+        again = old.entries[name]
+        assert np.allclose(again.importance(), entry.importance(), rtol=1e-6, atol=0), name
+        assert ((again.tokens > 0) == (entry.tokens > 0)).all(), name
+
+
+def written(path: Path, sums: list[list[float]], counts: list[list[float]], names: str) -> Path:
+    """An imatrix with tensors of just these shapes."""
+    metadata: Metadata = {"general.type": MetaValue("str", "imatrix")}
+    suffixes = {"s": "w.in_sum2", "c": "w.counts"}
+    arrays = {suffixes[n]: np.array(a, "<f4") for n, a in zip(names, (sums, counts), strict=False)}
+    infos = [TensorInfo(name, array.shape, "F32") for name, array in arrays.items()]
+    (layout,) = lay_out(path.stem, metadata, infos)
+    with open_shard(path, layout) as writer:
+        for name, array in arrays.items():
+            writer.write(name, array.reshape(-1).view(np.uint8))
+    return path
+
+
+def test_dimensions_of_one_may_be_there(tmp_path: Path) -> None:
+    entry = read_imatrix(written(tmp_path / "i.gguf", [[2, 4]], [[2]], "sc")).entries["w"]
+    assert (entry.sums.shape, entry.counts.shape) == ((1, 2), (1,))
+    assert entry.importance().tolist() == [[1, 2]]
+
+
+def test_one_count_for_a_whole_stack_stays_one(tmp_path: Path) -> None:
+    path = written(tmp_path / "i.gguf", [[2, 4], [6, 8]], [[2]], "sc")
+    entry = read_imatrix(path).entries["w"]
+    assert entry.importance().tolist() == [[1, 2], [3, 4]]
+    assert (entry.counts.tolist(), entry.tokens.tolist(), entry.unseen) == ([2], [2, 2], 0)
+
+
+@pytest.mark.parametrize(
+    ("sums", "counts", "names", "message"),
+    [
+        ([[1, 2]], [[1]], "s", "sums but no counts"),
+        ([[1, 2], [1, 2]], [[1], [1], [1]], "sc", "2 sums for 3 counts"),
+        ([[1, -2]], [[1]], "sc", "negative or not finite"),
+        ([[], []], [[1]], "sc", "no columns|impossible"),
+        ([[1, 2]], [[float("nan")]], "sc", "negative or not finite"),
+    ],
+)
+def test_entries_that_contradict_themselves(
+    sums: list[list[float]], counts: list[list[float]], names: str, message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(InputError, match=message):
+        read_imatrix(written(tmp_path / "i.gguf", sums, counts, names))
+
+
+def test_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"cannot read .*No such file"):
+        read_imatrix(tmp_path / "none.gguf")
