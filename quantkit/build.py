@@ -5,6 +5,7 @@ from __future__ import annotations
 from quantkit import build_stages as stages
 from quantkit import planning
 from quantkit.build_context import BuildContext, Job
+from quantkit.calibration import calibration_files
 from quantkit.console import Console
 from quantkit.downloads.space import check_space, space_needed
 from quantkit.downloads.survey import survey
@@ -18,7 +19,6 @@ from quantkit.receipts import build_folder
 from quantkit.results import LevelResult, read_level
 from quantkit.retrieval.haystack import haystack_text
 from quantkit.sizes import gib_text
-from quantkit.stages.imatrix import calibration_paths
 
 __all__ = ["Job", "build", "check_gate"]
 
@@ -67,7 +67,7 @@ def _preflight(context: BuildContext) -> None:
     """Bad input is told before the folder is made and before any work."""
     if context.choice.kind != "repository":
         context.levels()
-    calibration_paths(context.job.recipe.imatrix)
+    calibration_files(context.job.recipe.imatrix)
     if context.job.haystack is not None:
         haystack_text(context.job.haystack)
     planning.check_gate_is_possible(context.job.recipe.retrieval)

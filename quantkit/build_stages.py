@@ -9,6 +9,7 @@ from typing import Any
 
 from quantkit import planning
 from quantkit.build_context import BuildContext
+from quantkit.calibration import calibration_files
 from quantkit.coverage import coverage_of
 from quantkit.coverage_picture import draw_coverage
 from quantkit.formats.imatrix_file import read_imatrix
@@ -28,7 +29,7 @@ from quantkit.sizes import bytes_text
 from quantkit.stages.convert import convert
 from quantkit.stages.divergence import measure_divergence
 from quantkit.stages.download import download
-from quantkit.stages.imatrix import calibration_paths, collect_imatrix
+from quantkit.stages.imatrix import collect_imatrix
 from quantkit.stages.measure import measure
 from quantkit.stages.niah import CheckSettings, check_retrieval
 from quantkit.stages.place import place
@@ -112,7 +113,7 @@ def imatrix_stage(build: BuildContext) -> Stage:
             draw_coverage(found, build.choice.name, outputs[-1])
         return Done(tuple(outputs), detail, asdict(facts))
 
-    texts = {path.name: content_id(path) for path in calibration_paths(recipe)}
+    texts = [[path.name, content_id(path)] for path in calibration_files(recipe)]
     settings = {**recipe.model_dump(mode="json"), "texts": texts}
     return Stage("imatrix", 2, (build.base_stage,), settings, True, run)
 

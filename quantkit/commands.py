@@ -260,25 +260,26 @@ def imatrix(
     as_json: bool,
 ) -> None:
     """Collect an importance matrix on a GGUF file."""
+    from quantkit.calibration import calibration_files
     from quantkit.formats.gguf_file import GGUFSource
     from quantkit.native.devices import device_settings
     from quantkit.native.shared_libraries import library_version
     from quantkit.receipts import content_id, identity, resumable
     from quantkit.recipe import ImatrixRecipe
-    from quantkit.stages.imatrix import calibration_paths, collect_imatrix
+    from quantkit.stages.imatrix import collect_imatrix
 
     if model is None:
         raise InputError("give the GGUF file to collect on, or --show FILE to describe an imatrix")
     fields: dict[str, Any] = {"chunks": chunks, "chunk_tokens": chunk_tokens}
     recipe = ImatrixRecipe(**fields, **({"texts": tuple(texts)} if texts else {}))
     source = GGUFSource(model)  # tells what is wrong with the file before llama.cpp is asked
-    read = calibration_paths(recipe)
+    read = calibration_files(recipe)
     _check_writable(out, [*source.paths, *read])
     devices = device_settings(_workers(workers))
     console = Console(quiet=quiet or as_json)
     parts = {
         "model": identity(source.paths),
-        "texts": {path.name: content_id(path) for path in read},
+        "texts": [[path.name, content_id(path)] for path in read],
         "recipe": recipe.model_dump(mode="json"),
         "llama-cpp-python": library_version(),
     }

@@ -34,11 +34,26 @@ class ConvertRecipe(Strict):
 
 
 class ImatrixRecipe(Strict):
-    """Calibration: text files (names in `calibration/`, or paths), tokens a chunk, chunks."""
+    """What the importance matrix is collected on.
+
+    Attributes:
+        texts: names in `calibration/`, or paths, joined; not read when there is a mixture.
+        mixture: domain → its share, relative to the sum of all. A domain is a file of
+            `calibration/`, with or without its ending, or the path of a file or a folder.
+        chunk_tokens: length of a chunk; with a mixture each is wholly of one domain.
+        chunks: how many.
+        spread: whether a domain's chunks come from all over its text, not from its beginning on.
+        seed: of the order of a mixture's chunks.
+    """
 
     texts: tuple[str, ...] = ("english-prose.txt",)
+    mixture: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
     chunk_tokens: int = Field(default=512, ge=32)
     chunks: int = Field(default=64, ge=1)
+    spread: bool = False
+    seed: int = 1
 
 
 class MeasureRecipe(Strict):

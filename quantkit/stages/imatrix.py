@@ -7,6 +7,7 @@ layers see every token.
 
 from __future__ import annotations
 
+import functools
 import os
 import time
 from dataclasses import dataclass
@@ -15,6 +16,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantkit.calibration import (
+    RenderChat,
+    calibration_files,
+    calibration_tokens,
+    chat_renderer,
+)
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.native.child import Emit, run_isolated
@@ -22,12 +29,11 @@ from quantkit.native.settings import ContextSettings, DeviceSettings
 from quantkit.progress import SILENT, Progress
 from quantkit.receipts import atomic
 from quantkit.recipe import ImatrixRecipe
-from quantkit.resources import resource
 from quantkit.sizes import bytes_text, seconds_text
 
 if TYPE_CHECKING:
     from quantkit.native.activations import Collector
-    from quantkit.native.llama import Context, Tokens
+    from quantkit.native.llama import Context, Tokens, Vocabulary
 
 SAVE_EVERY_CHUNKS = 16
 BATCH_TOKENS = 2048
@@ -45,23 +51,6 @@ class ImatrixFacts:
     tokens: int
     weights: int
     unseen_experts: int
-
-
-def calibration_paths(recipe: ImatrixRecipe) -> list[Path]:
-    """The recipe's texts: names of `calibration/`, or paths.
-
-    Raises:
-        InputError: one does not exist.
-    """
-    paths = []
-    for name in recipe.texts:
-        shipped = resource("calibration") / name
-        path = shipped if shipped.exists() else Path(name)
-        if not path.is_file():
-            known = ", ".join(sorted(p.name for p in resource("calibration").glob("*.txt")))
-            raise InputError(f"no calibration text {name!r}: give a file, or one of {known}")
-        paths.append(path)
-    return paths
 
 
 def chunks_together(chunk_tokens: int, vocabulary: int) -> int:
@@ -111,7 +100,6 @@ def collect_imatrix(
         "quantkit.stages.imatrix:collect_in_child",
         {
             "base": base,
-            "texts": calibration_paths(recipe),
             "recipe": recipe,
             "out": out,
             "work": work,
@@ -124,7 +112,6 @@ def collect_imatrix(
 
 def collect_in_child(
     base: Path,
-    texts: list[Path],
     recipe: ImatrixRecipe,
     out: Path,
     work: Path,
@@ -137,8 +124,17 @@ def collect_in_child(
 
     model = Model(base, devices)
     size = recipe.chunk_tokens
-    text = "\n\n".join(path.read_text(encoding="utf-8") for path in texts)
-    tokens = model.vocab.begun(model.vocab.tokenize(text, parse_special=False))
+    template = model.chat_template()
+    calibration = calibration_tokens(
+        recipe,
+        functools.partial(model.vocab.tokenize, parse_special=False),
+        None if template is None else _renderer(template, model.vocab),
+        tokenize_special=model.vocab.tokenize,
+    )
+    for sentence in calibration.notes:
+        emit(("note", sentence))
+    # A text gets BOS before it is cut, as llama-imatrix does it; a mixture is cut already.
+    tokens = calibration.tokens if recipe.mixture else model.vocab.begun(calibration.tokens)
     chunks = min(recipe.chunks, len(tokens) // size)
     if chunks == 0:
         raise InputError(
@@ -191,7 +187,7 @@ def collect_in_child(
         name: ImatrixEntry(sums.squares.astype(np.float32), sums.counts.astype(np.float32))
         for name, sums in collector.sums.items()
     }
-    names = tuple(path.name for path in texts)
+    names = tuple(path.name for path in calibration_files(recipe))
     with atomic(out) as partial:
         write_imatrix(partial, Imatrix(entries, size, chunks, names))
     unseen: dict[str, int] = {}  # by layer: the matrices of an expert are reached together
@@ -199,6 +195,11 @@ def collect_in_child(
         layer = ".".join(name.split(".")[:2])
         unseen[layer] = max(unseen.get(layer, 0), entry.unseen)
     return ImatrixFacts(chunks, chunks * size, len(entries), sum(unseen.values()))
+
+
+def _renderer(template: str, vocabulary: Vocabulary) -> RenderChat:
+    texts = (vocabulary.token_text(token) for token in (vocabulary.bos, vocabulary.eos))
+    return chat_renderer(template, *texts)
 
 
 def _outlook(

@@ -97,7 +97,7 @@ def test_chunks_side_by_side_change_nothing(
         work, out = tmp_path / f"work{together}", tmp_path / f"{together}.gguf"
         work.mkdir()
         recipe = ImatrixRecipe(texts=(str(TEXT),), chunk_tokens=256, chunks=7)
-        collect_in_child(bases["demo"], [TEXT], recipe, out, work, DEVICES, emit)
+        collect_in_child(bases["demo"], recipe, out, work, DEVICES, emit)
         hashes.add(file_sha256(out))
     assert len(hashes) == 1
 
@@ -121,7 +121,7 @@ def test_a_killed_collection_gives_the_same_bits(
 
         recipe = ImatrixRecipe(texts=(str(TEXT),), chunk_tokens=64, chunks=24)
         out = folder / "imatrix.gguf"
-        collect_in_child(bases["demo"], [TEXT], recipe, out, folder, DEVICES, emit)
+        collect_in_child(bases["demo"], recipe, out, folder, DEVICES, emit)
         return out
 
     monkeypatch.setattr(stage, "SAVE_EVERY_CHUNKS", 4)
@@ -156,7 +156,7 @@ def test_what_it_will_take_is_said_before_it_starts(
         messages: list[tuple[str, object]] = []
         recipe = ImatrixRecipe(texts=(str(TEXT),), chunk_tokens=64, chunks=32)
         out = folder / "imatrix.gguf"
-        collect_in_child(bases["demo"], [TEXT], recipe, out, folder, DEVICES, messages.append)
+        collect_in_child(bases["demo"], recipe, out, folder, DEVICES, messages.append)
         hashes.add(file_sha256(out))
         if name == "told":
             kinds = [kind for kind, _ in messages]

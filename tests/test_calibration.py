@@ -1,0 +1,351 @@
+"""Calibration texts against their page, and mixtures of them as chunks of tokens."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from quantkit.calibration import (
+    calibration_files,
+    calibration_tokens,
+    chat_renderer,
+    chunk_order,
+    spread_out,
+)
+from quantkit.errors import InputError
+from quantkit.recipe import ImatrixRecipe, Recipe, known_recipes, load_recipe
+from quantkit.retrieval.haystack import haystack_text
+
+FOLDER = Path(__file__).parents[1] / "calibration"
+FILES = sorted(path for path in FOLDER.iterdir() if path.suffix in (".txt", ".jsonl"))
+PROSE = FOLDER / "english-prose.txt"
+CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+
+
+def letters(text: str) -> NDArray[np.int32]:
+    """A tokenizer: each character is a token."""
+    return np.frombuffer(text.encode("utf-32-le"), np.int32)
+
+
+def written(tokens: NDArray[np.int32]) -> str:
+    return tokens.astype("<i4").tobytes().decode("utf-32-le")
+
+
+# --- the files ------------------------------------------------------------------------------------
+
+
+def test_every_file_has_origin_and_licence() -> None:
+    page = (FOLDER / "README.md").read_text(encoding="utf-8")
+    sections = {part.split("\n", 1)[0].strip(): part for part in page.split("\n## ")[1:]}
+    assert sorted(sections) == [path.name for path in FILES]
+    wordings = (FOLDER / "LICENSES.md").read_text(encoding="utf-8")
+    names = set(re.findall(r"^## (\S+)$", wordings, re.M))
+    for section in sections.values():
+        assert re.search(r"^\| origin \| \S", section, re.M)
+        assert re.search(r"^\| licence \| \S", section, re.M)
+        found = re.findall(r"^\| (?:Debian|npm|PyPI sdist) `@?([^`]+)`.*\| (.*) \|$", section, re.M)
+        for package, licence in found:
+            if licence.startswith("Apache-2.0"):
+                continue  # its wording is quantkit's own LICENSE
+            assert {package.replace("/", "-"), package.replace("-", "_")} & names
+
+
+def test_the_texts_have_more_than_300_thousand_tokens() -> None:
+    # no large vocabulary is at hand here; the tokenizers that were asked make one token of four
+    # characters of English and of fewer characters of all else, so this is a lower bound
+    new = [path for path in FILES if path != PROSE]
+    assert sum(len(path.read_text(encoding="utf-8")) // 4 for path in new) >= 300_000
+
+
+def phrases(text: str) -> set[tuple[str, ...]]:
+    words = re.findall(r"\w+", text.lower())
+    return set(zip(*(words[i:] for i in range(13)), strict=False))
+
+
+def test_no_phrase_of_13_words_is_in_the_haystack() -> None:
+    # the haystack is also the text that the divergence is measured on
+    new = {path.name: phrases(path.read_text(encoding="utf-8")) for path in FILES if path != PROSE}
+    prose = phrases(PROSE.read_text(encoding="utf-8"))
+    every = prose.union(*new.values())
+    words = re.findall(r"\w+", haystack_text().lower())
+    shared = {found for found in zip(*(words[i:] for i in range(13)), strict=False)} & every
+    assert {name: shared & found for name, found in new.items()} == {key: set() for key in new}
+    assert not any(prose & found for found in new.values())
+    # later presidents quote Monroe and Jackson
+    assert len(shared) == 5
+
+
+def test_no_text_names_a_place_on_a_machine() -> None:
+    unwanted = re.compile(r"(?<![\w.])/(?:tmp|work)/")
+    for path in FILES:
+        assert not unwanted.findall(path.read_text(encoding="utf-8")), path.name
+
+
+def rows(name: str) -> list[Any]:
+    return [json.loads(line) for line in (FOLDER / name).read_text(encoding="utf-8").splitlines()]
+
+
+def test_conversations_alternate() -> None:
+    for messages in rows("chat.jsonl"):
+        roles = [message["role"] for message in messages]
+        talk = roles[roles[0] == "system" :]
+        assert talk == ["user", "assistant"] * (len(talk) // 2)
+        assert all(set(message) == {"role", "content"} for message in messages)
+        assert all(message["content"].strip() for message in messages)
+
+
+def test_every_call_names_a_defined_tool_and_its_arguments() -> None:
+    for row in rows("tool-calls.jsonl"):
+        tools = {tool["function"]["name"]: tool["function"]["parameters"] for tool in row["tools"]}
+        open_calls: list[str] = []
+        for message in row["messages"]:
+            if message["role"] == "tool":
+                open_calls.remove(message["tool_call_id"])
+                continue
+            assert not open_calls
+            for call in message.get("tool_calls", []):
+                parameters = tools[call["function"]["name"]]
+                arguments = call["function"]["arguments"]
+                assert set(arguments) <= set(parameters["properties"])
+                assert set(parameters["required"]) <= set(arguments)
+                open_calls.append(call["id"])
+        assert row["messages"][-1]["role"] == "assistant"
+        assert not open_calls
+
+
+# --- the order of a mixture's chunks --------------------------------------------------------------
+
+SHARES = st.dictionaries(
+    st.text("abcdefgh", min_size=1, max_size=2),
+    st.sampled_from([0.02, 0.05, 0.1, 0.15, 0.2, 0.33, 0.5, 1.0, 7.0]),
+    min_size=1,
+    max_size=8,
+)
+
+
+@given(SHARES, st.integers(1, 150), st.integers(0, 99))
+def test_any_prefix_holds_the_shares(shares: dict[str, float], chunks: int, seed: int) -> None:
+    order = chunk_order(shares, dict.fromkeys(shares, chunks), chunks, seed)
+    assert len(order) == chunks
+    total = sum(shares.values())
+    held: Counter[str] = Counter()
+    for count, name in enumerate(order, 1):
+        held[name] += 1
+        for domain, share in shares.items():
+            assert abs(held[domain] - count * share / total) < 1 + 1e-9
+    half = chunk_order(shares, dict.fromkeys(shares, chunks), chunks // 2 + 1, seed)
+    assert half == order[: chunks // 2 + 1]
+
+
+@given(SHARES, st.data())
+def test_what_runs_out_leaves_its_share_to_the_others(
+    shares: dict[str, float], data: st.DataObject
+) -> None:
+    room = {name: data.draw(st.integers(0, 12)) for name in shares}
+    chunks = data.draw(st.integers(1, 80))
+    order = chunk_order(shares, room, chunks, 1)
+    held = Counter(order)
+    assert all(held[name] <= room[name] for name in shares)
+    assert len(order) == min(chunks, sum(room.values()))
+
+
+def test_the_seed_orders_equal_shares() -> None:
+    shares = dict.fromkeys("abcdef", 1.0)
+    orders = {tuple(chunk_order(shares, dict.fromkeys(shares, 9), 6, seed)) for seed in range(9)}
+    assert len(orders) > 1
+    assert all(sorted(order) == list("abcdef") for order in orders)
+
+
+@given(st.integers(0, 300), st.integers(1, 300))
+def test_spread_places_lie_evenly(count: int, first: int) -> None:
+    places = spread_out(count)
+    assert sorted(places) == list(range(count))
+    some = [0, *sorted(places[:first]), count]
+    gap = max(b - a for a, b in pairwise(some))
+    assert gap <= max(1, 4 * count / min(first, count or 1))
+
+
+# --- tokens of a mixture --------------------------------------------------------------------------
+
+
+@given(st.booleans(), st.integers(1, 40), st.integers(0, 5))
+def test_a_chunk_is_of_one_domain_and_none_comes_twice(
+    tmp_path_factory: pytest.TempPathFactory, spread: bool, chunks: int, seed: int
+) -> None:
+    folder = tmp_path_factory.getbasetemp()
+    domains = {folder / "one.txt": range(0x4E00, 0x5200), folder / "two.txt": range(0x400, 0x500)}
+    for path, characters in domains.items():
+        path.write_text("".join(map(chr, characters)), encoding="utf-8")
+    mixture = {str(path): share for path, share in zip(domains, (0.75, 0.25), strict=True)}
+    recipe = ImatrixRecipe(
+        mixture=mixture, chunk_tokens=32, chunks=chunks, spread=spread, seed=seed
+    )
+    found = calibration_tokens(recipe, letters, None)
+    again = calibration_tokens(recipe, letters, None)
+    assert np.array_equal(found.tokens, again.tokens)
+    assert found.tokens.dtype == np.int32
+    assert len(found.tokens) == 32 * chunks
+    assert len(set(found.tokens.tolist())) == len(found.tokens)
+    for chunk in found.tokens.reshape(-1, 32):
+        assert len({int(token) >= 0x4E00 for token in chunk}) == 1
+        assert np.array_equal(chunk, np.arange(chunk[0], chunk[0] + 32))
+    if not spread:
+        assert written(found.tokens[:32]) in ("".join(map(chr, d[:32])) for d in domains.values())
+    assert sum(domain.tokens for domain in found.taken) == len(found.tokens)
+    assert sum(domain.share for domain in found.taken) == pytest.approx(1)
+
+
+def test_a_short_domain_is_told(tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("a" * 70)
+    (tmp_path / "long.txt").write_text("b" * 2000)
+    mixture = {str(tmp_path / "short.txt"): 1.0, str(tmp_path / "long.txt"): 1.0}
+    recipe = ImatrixRecipe(mixture=mixture, chunk_tokens=32, chunks=20)
+    found = calibration_tokens(recipe, letters, None)
+    assert [domain.tokens for domain in found.taken] == [64, 18 * 32]
+    [note] = found.notes
+    assert "holds 2 of the 10 chunks" in note
+    with pytest.raises(InputError, match="no domain"):
+        calibration_tokens(recipe.model_copy(update={"chunk_tokens": 4000}), letters, None)
+
+
+def test_texts_are_joined_as_they_are(tmp_path: Path) -> None:
+    paths = [tmp_path / "a.txt", tmp_path / "b.txt"]
+    for path in paths:
+        path.write_text(path.stem, encoding="utf-8")
+    recipe = ImatrixRecipe(texts=tuple(map(str, paths)))
+    assert written(calibration_tokens(recipe, letters, None).tokens) == "a\n\nb"
+    assert calibration_files(recipe) == paths
+
+
+def test_a_domain_is_a_name_a_file_or_a_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "mine"
+    (folder / "deeper").mkdir(parents=True)
+    for name in ("b.txt", "a.md", "deeper/c.txt", "picture.png"):
+        (folder / name).write_text(name)
+    recipe = ImatrixRecipe(mixture={"chat": 1, "code.txt": 1, str(folder): 2})
+    assert calibration_files(recipe) == [
+        *(FOLDER / "chat.jsonl", FOLDER / "code.txt"),
+        *(folder / "a.md", folder / "b.txt", folder / "deeper" / "c.txt"),
+    ]
+    with pytest.raises(InputError, match="give a file, or one of chat"):
+        calibration_files(ImatrixRecipe(mixture={"nothing": 1}))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="no calibration text in the folder"):
+        calibration_files(ImatrixRecipe(mixture={str(tmp_path / "empty"): 1}))
+
+
+@pytest.mark.parametrize("share", [0, -1, float("inf"), float("nan")])
+def test_a_share_is_a_positive_number(share: float) -> None:
+    with pytest.raises(ValueError, match="mixture"):
+        ImatrixRecipe(mixture={"code": share})
+
+
+# --- conversations --------------------------------------------------------------------------------
+
+TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+CALLS = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"n": 1}}}]
+TALK: list[dict[str, Any]] = [
+    {"role": "system", "content": "S"},
+    {"role": "user", "content": "U"},
+    {"role": "assistant", "content": "", "tool_calls": CALLS},
+    {"role": "tool", "tool_call_id": "c1", "content": "R"},
+    {"role": "assistant", "content": "A"},
+]
+
+
+def conversation(folder: Path, template: str | None) -> tuple[str, tuple[str, ...]]:
+    """What becomes of TALK, repeated, and the notes."""
+    path = folder / "talk.jsonl"
+    path.write_text(json.dumps({"tools": TOOLS, "messages": TALK}) + "\n\n" + "\n")
+    recipe = ImatrixRecipe(mixture={str(path): 1}, chunk_tokens=32, chunks=1)
+    render = None if template is None else chat_renderer(template, "<s>", "</s>")
+    seen: list[str] = []
+
+    def special(text: str) -> NDArray[np.int32]:
+        seen.append(text)
+        return letters(text * 40)
+
+    found = calibration_tokens(recipe, letters, render, tokenize_special=special)
+    return "".join(seen), found.notes
+
+
+def test_conversations_take_the_models_template(tmp_path: Path) -> None:
+    text, notes = conversation(tmp_path, "{{ bos_token }}{{ tools | tojson }}" + CHATML)
+    assert text.startswith(f"<s>{json.dumps(TOOLS)}<|im_start|>system\nS<|im_end|>\n")
+    assert text.count("<|im_start|>") == 5
+    assert not notes
+
+
+@pytest.mark.parametrize(
+    ("refused", "left", "missing"),
+    [
+        ("messages[0].role == 'system'", "user assistant tool assistant", "the system message"),
+        ("tools", "system user assistant", "without tools"),
+        ("tools or messages[0].role == 'system'", "user assistant", "system message and tools"),
+    ],
+)
+def test_what_a_template_refuses_is_left_out(
+    tmp_path: Path, refused: str, left: str, missing: str
+) -> None:
+    guard = "{% if " + refused + " %}{{ raise_exception('no') }}{% endif %}"
+    text, notes = conversation(tmp_path, guard + CHATML)
+    assert re.findall(r"<\|im_start\|>(\w+)", text) == left.split()
+    [note] = notes
+    assert missing in note
+    assert note.endswith("the model's chat template fails: no")
+
+
+def test_templates_that_want_a_list_of_tools_or_mark_answers() -> None:
+    marked = "{% if tools is none %}{{ raise_exception('no') }}{% endif %}{%- generation %}"
+    assert chat_renderer(marked + "x{% endgeneration -%}\n")([]) == "x"
+
+
+def test_a_template_that_refuses_all_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no domain"):
+        conversation(tmp_path, "{{ raise_exception('no') }}")
+    with pytest.raises(InputError, match="chat template fails"):
+        chat_renderer("{% if %}")([])
+
+
+def test_without_a_template_conversations_are_lines(tmp_path: Path) -> None:
+    text, notes = conversation(tmp_path, None)
+    assert f"system: S\nuser: U\nassistant: {json.dumps(CALLS[0])}\ntool: R\nassistant: A" in text
+    assert text.startswith("tools: [")
+    assert "no chat template" in notes[0]
+
+
+@pytest.mark.parametrize("line", ["{", "3", '[{"content": "x"}]', '{"messages": "x"}', "[3]"])
+def test_a_broken_conversation_is_named(tmp_path: Path, line: str) -> None:
+    path = tmp_path / "talk.jsonl"
+    path.write_text('[{"role": "user", "content": "x"}]\n' + line + "\n")
+    with pytest.raises(InputError, match="line 2"):
+        calibration_tokens(ImatrixRecipe(mixture={str(path): 1}), letters, None)
+
+
+# --- the recipes ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["default", "nemotron-3-super"])
+def test_shipped_mixtures_have_text_enough(name: str) -> None:
+    recipe: Recipe = load_recipe(known_recipes()[name])
+    imatrix = recipe.imatrix
+    assert sum(imatrix.mixture.values()) == pytest.approx(1)
+    assert {path.name for path in calibration_files(imatrix)} == {path.name for path in FILES}
+
+    def coarse(text: str) -> NDArray[np.int32]:
+        return np.zeros(len(text) // 4, np.int32)
+
+    found = calibration_tokens(imatrix, coarse, chat_renderer("{{ tools | tojson }}" + CHATML))
+    assert len(found.tokens) == imatrix.chunks * imatrix.chunk_tokens
+    assert all(abs(d.share - imatrix.mixture[d.name]) < 1 / imatrix.chunks for d in found.taken)
+    assert not found.notes
