@@ -55,6 +55,11 @@ class ImatrixRecipe(Strict):
     spread: bool = False
     seed: int = 1
 
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of what is read: the mixture's domains, or the texts."""
+        return tuple(self.mixture) or self.texts
+
 
 class MeasureRecipe(Strict):
     """Which types are tried, and how many rows of a matrix are sampled for its error (0: all)."""

@@ -349,3 +349,8 @@ def test_shipped_mixtures_have_text_enough(name: str) -> None:
     assert len(found.tokens) == imatrix.chunks * imatrix.chunk_tokens
     assert all(abs(d.share - imatrix.mixture[d.name]) < 1 / imatrix.chunks for d in found.taken)
     assert not found.notes
+
+
+def test_a_report_names_what_was_read() -> None:
+    assert ImatrixRecipe(texts=("a.txt", "b.txt")).sources == ("a.txt", "b.txt")
+    assert ImatrixRecipe(mixture={"code": 2, "chat": 1}).sources == ("code", "chat")
