@@ -6,28 +6,25 @@ machine.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, NoReturn, Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.chat_template import Message
 from quantkit.errors import InputError
 from quantkit.recipe import ImatrixRecipe
 from quantkit.resources import resource
 
 Tokens = NDArray[np.int32]
 Tokenize = Callable[[str], Tokens]
-Message = dict[str, Any]
 
 ENDINGS = (".txt", ".jsonl", ".md")
 
@@ -89,8 +86,8 @@ def calibration_tokens(
     Args:
         recipe: its `mixture`, or without one its `texts`, joined by an empty line.
         tokenize: for texts, without BOS.
-        render_chat: `chat_renderer` of the model's template; None for a model without one, whose
-            conversations become lines of "role: content".
+        render_chat: `ChatTemplate.render` of the model's template; None for a model without one,
+            whose conversations become lines of "role: content".
         tokenize_special: for rendered conversations: special tokens are recognised. Without it
             `tokenize` serves for them too.
 
@@ -181,53 +178,6 @@ def spread_out(count: int) -> list[int]:
     bits = max(count - 1, 0).bit_length()
     reversed_bits = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits))
     return [number for number in reversed_bits if number < count]
-
-
-def chat_renderer(template: str, bos: str = "", eos: str = "") -> RenderChat:
-    """What renders conversations by a model's own template (Jinja, thinking off)."""
-    from jinja2 import Template, TemplateError
-    from jinja2.ext import loopcontrols
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    def raise_exception(message: str) -> NoReturn:
-        raise TemplateError(message)
-
-    def strftime_now(pattern: str) -> str:
-        return datetime(2026, 1, 1).strftime(pattern)  # a fixed day: equal tokens every day
-
-    def tojson(value: object, indent: int | None = None, **_: object) -> str:
-        return json.dumps(value, ensure_ascii=False, indent=indent)
-
-    # the environment that transformers uses for chat templates
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-    )
-    environment.filters["tojson"] = tojson
-    environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
-    # `generation` only marks the text that training counts
-    template = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", template)
-    template = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", template)
-
-    @functools.cache
-    def compiled() -> Template:
-        return environment.from_string(template)
-
-    def render(messages: list[Message], tools: list[Any] | None = None, /) -> str:
-        try:
-            return compiled().render(
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=False,
-                enable_thinking=False,
-                bos_token=bos,
-                eos_token=eos,
-            )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            if tools is None:  # some templates want a list, be it empty
-                return render(messages, [])
-            raise InputError(f"the model's chat template fails: {error}") from None
-
-    return render
 
 
 def _text_file(name: str) -> Path:

@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 from quantkit.calibration import (
     calibration_files,
     calibration_tokens,
-    chat_renderer,
     chunk_order,
     spread_out,
 )
+from quantkit.chat_template import ChatTemplate
 from quantkit.errors import InputError
 from quantkit.recipe import ImatrixRecipe, Recipe, known_recipes, load_recipe
 from quantkit.retrieval.haystack import haystack_text
@@ -268,7 +268,7 @@ def conversation(folder: Path, template: str | None) -> tuple[str, tuple[str, ..
     path = folder / "talk.jsonl"
     path.write_text(json.dumps({"tools": TOOLS, "messages": TALK}) + "\n\n" + "\n")
     recipe = ImatrixRecipe(mixture={str(path): 1}, chunk_tokens=32, chunks=1)
-    render = None if template is None else chat_renderer(template, "<s>", "</s>")
+    render = None if template is None else ChatTemplate(template, "<s>", "</s>").render
     seen: list[str] = []
 
     def special(text: str) -> NDArray[np.int32]:
@@ -307,14 +307,14 @@ def test_what_a_template_refuses_is_left_out(
 
 def test_templates_that_want_a_list_of_tools_or_mark_answers() -> None:
     marked = "{% if tools is none %}{{ raise_exception('no') }}{% endif %}{%- generation %}"
-    assert chat_renderer(marked + "x{% endgeneration -%}\n")([]) == "x"
+    assert ChatTemplate(marked + "x{% endgeneration -%}\n").render([]) == "x"
 
 
 def test_a_template_that_refuses_all_leaves_nothing(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no domain"):
         conversation(tmp_path, "{{ raise_exception('no') }}")
     with pytest.raises(InputError, match="chat template fails"):
-        chat_renderer("{% if %}")([])
+        ChatTemplate("{% if %}").render([])
 
 
 def test_without_a_template_conversations_are_lines(tmp_path: Path) -> None:
@@ -345,7 +345,8 @@ def test_shipped_mixtures_have_text_enough(name: str) -> None:
     def coarse(text: str) -> NDArray[np.int32]:
         return np.zeros(len(text) // 4, np.int32)
 
-    found = calibration_tokens(imatrix, coarse, chat_renderer("{{ tools | tojson }}" + CHATML))
+    render = ChatTemplate("{{ tools | tojson }}" + CHATML).render
+    found = calibration_tokens(imatrix, coarse, render)
     assert len(found.tokens) == imatrix.chunks * imatrix.chunk_tokens
     assert all(abs(d.share - imatrix.mixture[d.name]) < 1 / imatrix.chunks for d in found.taken)
     assert not found.notes

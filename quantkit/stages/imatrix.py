@@ -20,8 +20,8 @@ from quantkit.calibration import (
     RenderChat,
     calibration_files,
     calibration_tokens,
-    chat_renderer,
 )
+from quantkit.chat_template import ChatTemplate
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.native.child import Emit, run_isolated
@@ -199,7 +199,7 @@ def collect_in_child(
 
 def _renderer(template: str, vocabulary: Vocabulary) -> RenderChat:
     texts = (vocabulary.token_text(token) for token in (vocabulary.bos, vocabulary.eos))
-    return chat_renderer(template, *texts)
+    return ChatTemplate(template, *texts).render
 
 
 def _outlook(
