@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from quantkit.families.base import Config, Rules, StoredTensor, TensorRule, config_int
 from quantkit.families.decoder import (
+    DecoderSizes,
     add_attention,
     add_embedding,
     add_gated_mlp,
@@ -37,10 +38,7 @@ class Qwen3:
         add_embedding(rules, sizes)
         for index in range(sizes.layers):
             block, layer = f"blk.{index}.", f"model.layers.{index}."
-            add_norm(rules, f"{block}attn_norm", f"{layer}input_layernorm", sizes.hidden)
-            add_attention(rules, sizes, block, f"{layer}self_attn.", interleaved=False)
-            add_head_norms(rules, sizes, block, f"{layer}self_attn.")
-            add_norm(rules, f"{block}ffn_norm", f"{layer}post_attention_layernorm", sizes.hidden)
+            add_qwen3_attention(rules, sizes, block, layer)
             add_gated_mlp(rules, sizes.hidden, inner, block, f"{layer}mlp.")
         add_output(rules, config, sizes)
         return rules.finish()
@@ -49,3 +47,11 @@ class Qwen3:
 def _with_head_dim(config: Config) -> Config:
     """With the head_dim that Qwen3Config has where config.json names none: not hidden / heads."""
     return config if config.get("head_dim") is not None else {**config, "head_dim": 128}
+
+
+def add_qwen3_attention(rules: Rules, sizes: DecoderSizes, block: str, layer: str) -> None:
+    """A layer's attention with the norms of heads, and the norms before it and after it."""
+    add_norm(rules, f"{block}attn_norm", f"{layer}input_layernorm", sizes.hidden)
+    add_attention(rules, sizes, block, f"{layer}self_attn.", interleaved=False)
+    add_head_norms(rules, sizes, block, f"{layer}self_attn.")
+    add_norm(rules, f"{block}ffn_norm", f"{layer}post_attention_layernorm", sizes.hidden)

@@ -7,17 +7,15 @@ from collections.abc import Mapping
 from quantkit.errors import InputError
 from quantkit.families.base import Config, Rules, StoredTensor, TensorRule, config_int, meta
 from quantkit.families.decoder import (
-    add_attention,
     add_embedding,
     add_gated_experts,
-    add_head_norms,
-    add_norm,
     add_output,
     decoder_keys,
     decoder_sizes,
     with_prefix,
 )
 from quantkit.families.qwen2 import check_qwen_config, check_qwen_tensors
+from quantkit.families.qwen3 import add_qwen3_attention
 from quantkit.values import Metadata
 
 _WHY = (
@@ -62,10 +60,7 @@ class Qwen3Moe:
         add_embedding(rules, sizes)
         for index in range(sizes.layers):
             block, layer = f"blk.{index}.", f"model.layers.{index}."
-            add_norm(rules, f"{block}attn_norm", f"{layer}input_layernorm", sizes.hidden)
-            add_attention(rules, sizes, block, f"{layer}self_attn.", interleaved=False)
-            add_head_norms(rules, sizes, block, f"{layer}self_attn.")
-            add_norm(rules, f"{block}ffn_norm", f"{layer}post_attention_layernorm", sizes.hidden)
+            add_qwen3_attention(rules, sizes, block, layer)
             router = f"{layer}mlp.gate.weight"
             rules.add(f"{block}ffn_gate_inp.weight", router, (experts, sizes.hidden))
             add_gated_experts(rules, experts, sizes.hidden, inner, block, f"{layer}mlp.experts")
