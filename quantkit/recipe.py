@@ -42,6 +42,8 @@ class ImatrixRecipe(Strict):
             `calibration/`, with or without its ending, or the path of a file or a folder.
         chunk_tokens: length of a chunk; with a mixture each is wholly of one domain.
         chunks: how many.
+        until_covered: go on beyond `chunks` until every expert has seen so many tokens, or the
+            text ends; 0 stops at `chunks`.
         spread: whether a domain's chunks come from all over its text, not from its beginning on.
         seed: of the order of a mixture's chunks.
     """
@@ -52,6 +54,7 @@ class ImatrixRecipe(Strict):
     )
     chunk_tokens: int = Field(default=512, ge=32)
     chunks: int = Field(default=64, ge=1)
+    until_covered: int = Field(default=0, ge=0)
     spread: bool = False
     seed: int = 1
 

@@ -67,6 +67,7 @@ class Model:
             raise InputError(f"llama.cpp cannot load {path}: {_why()}")
         self.vocab = Vocabulary(llama_cpp.llama_model_get_vocab(self.handle))
         self.trained_context_tokens = int(llama_cpp.llama_model_n_ctx_train(self.handle))
+        self.size_bytes = int(llama_cpp.llama_model_size(self.handle))
 
     def chat_template(self) -> str | None:
         """The Jinja chat template stored in the file, or None."""

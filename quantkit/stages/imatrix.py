@@ -8,8 +8,10 @@ layers see every token.
 from __future__ import annotations
 
 import functools
+import hashlib
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,6 +24,7 @@ from quantkit.calibration import (
     calibration_tokens,
 )
 from quantkit.chat_template import ChatTemplate
+from quantkit.coverage import layer_of
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.native.child import Emit, run_isolated
@@ -32,8 +35,8 @@ from quantkit.recipe import ImatrixRecipe
 from quantkit.sizes import bytes_text, seconds_text
 
 if TYPE_CHECKING:
-    from quantkit.native.activations import Collector
-    from quantkit.native.llama import Context, Tokens, Vocabulary
+    from quantkit.native.activations import Collector, Sums
+    from quantkit.native.llama import Context, Model, Tokens, Vocabulary
 
 SAVE_EVERY_CHUNKS = 16
 BATCH_TOKENS = 2048
@@ -45,12 +48,18 @@ LOGITS_BYTES = 512 << 20
 
 @dataclass(frozen=True)
 class ImatrixFacts:
-    """What was collected: chunks, tokens, weights, and experts that no token reached."""
+    """What was collected.
+
+    Attributes:
+        unseen_experts: that no token reached.
+        uncovered_experts: with fewer tokens than `until_covered` asks for.
+    """
 
     chunks: int
     tokens: int
     weights: int
     unseen_experts: int
+    uncovered_experts: int
 
 
 def chunks_together(chunk_tokens: int, vocabulary: int) -> int:
@@ -90,7 +99,8 @@ def collect_imatrix(
     def on_message(message: tuple[str, Any]) -> None:
         kind, value = message
         if kind == "start":
-            progress.start(value, "tokens")
+            total, done = value
+            progress.start(total, "tokens", done=done)
         elif kind == "note":
             progress.note(value)
         else:
@@ -119,11 +129,36 @@ def collect_in_child(
     emit: Emit,
 ) -> ImatrixFacts:
     """Body of the child process of `collect_imatrix`."""
-    from quantkit.native.activations import Collector, Sums
-    from quantkit.native.llama import Context, Model
+    from quantkit.native.activations import Collector
+    from quantkit.native.llama import Model
 
     model = Model(base, devices)
-    size = recipe.chunk_tokens
+    tokens = _tokens(recipe, model, emit)
+    collector = Collector()
+    state = _State(work / "sums.npz", tokens, recipe.chunk_tokens)
+    chunks = _collect(model, tokens, recipe, collector, state, emit)
+    if not collector.sums:
+        raise EnvironmentFault(
+            "llama.cpp showed no matrix product of the model's layers; update llama-cpp-python"
+        )
+    entries = {
+        name: ImatrixEntry(sums.squares.astype(np.float32), sums.counts.astype(np.float32))
+        for name, sums in collector.sums.items()
+    }
+    names = tuple(path.name for path in calibration_files(recipe))
+    with atomic(out) as partial:
+        write_imatrix(partial, Imatrix(entries, recipe.chunk_tokens, chunks, names))
+    return ImatrixFacts(
+        chunks,
+        chunks * recipe.chunk_tokens,
+        len(entries),
+        uncovered(collector.sums, 1),
+        uncovered(collector.sums, recipe.until_covered),
+    )
+
+
+def _tokens(recipe: ImatrixRecipe, model: Model, emit: Emit) -> Tokens:
+    """The calibration's tokens, at least one chunk."""
     template = model.chat_template()
     calibration = calibration_tokens(
         recipe,
@@ -135,38 +170,53 @@ def collect_in_child(
         emit(("note", sentence))
     # A text gets BOS before it is cut, as llama-imatrix does it; a mixture is cut already.
     tokens = calibration.tokens if recipe.mixture else model.vocab.begun(calibration.tokens)
-    chunks = min(recipe.chunks, len(tokens) // size)
-    if chunks == 0:
+    size, available = recipe.chunk_tokens, len(tokens) // recipe.chunk_tokens
+    if available == 0:
         raise InputError(
             f"the calibration text has {len(tokens)} tokens, fewer than one chunk of {size}; "
             "give a longer text or a smaller chunk_tokens"
         )
-    if chunks < recipe.chunks:
-        emit(
-            ("note", f"the calibration text holds {chunks} of the {recipe.chunks} chunks asked for")
-        )
-    emit(("start", chunks * size))
-    collector = Collector()
-    state = work / "sums.npz"
-    first = 0
-    if state.exists():
-        with np.load(state) as saved:
-            first = int(saved["next_chunk"])
-            for name in saved.files:
-                if name.endswith("/squares"):
-                    weight = name.removesuffix("/squares")
-                    collector.sums[weight] = Sums(saved[name], saved[weight + "/counts"])
-        emit(("advance", first * size))
+    if available < recipe.chunks:
+        found = f"the calibration text holds {available} of the {recipe.chunks} chunks asked for"
+        emit(("note", found))
+    return tokens
+
+
+def _collect(
+    model: Model,
+    tokens: Tokens,
+    recipe: ImatrixRecipe,
+    collector: Collector,
+    state: _State,
+    emit: Emit,
+) -> int:
+    """Run the chunks that the recipe asks for through `collector`; returns how many there were."""
+    from quantkit.native.llama import Context
+
+    size, available = recipe.chunk_tokens, len(tokens) // recipe.chunk_tokens
+    begin, stop = state.load(collector), first_stop(recipe, available)
+    emit(("start", (stop * size, begin * size)))
     together = chunks_together(size, model.vocab.size)
     batch = together * size
     settings = ContextSettings(
         batch, batch_tokens=batch, ubatch_tokens=batch, sequences=together, all_outputs=True
     )
     context = Context(model, settings, collector)
-    if chunks - first >= TRIAL_PAYS * together:
-        emit(("note", _outlook(context, collector, tokens, chunks - first, together, base)))
-    for begin in range(first, chunks, together):
-        end = min(begin + together, chunks)
+    if stop - begin >= TRIAL_PAYS * together:
+        emit(
+            ("note", _outlook(context, collector, tokens, stop - begin, together, model.size_bytes))
+        )
+    while True:
+        if begin >= stop:
+            missed = uncovered(collector.sums, recipe.until_covered)
+            if begin == available and missed:
+                ended = f"{missed:,} experts have fewer than {recipe.until_covered} tokens"
+                emit(("note", f"the calibration text ended: {ended}; give more text"))
+            if begin == available or not missed:
+                return begin
+            stop = min(begin + SAVE_EVERY_CHUNKS, available)
+            emit(("start", (stop * size, begin * size)))
+        end = min(begin + together, stop)
         context.clear()
         pieces = tokens[begin * size : end * size].reshape(-1, size)
         context.decode_together([model.vocab.with_bos(piece) for piece in pieces])
@@ -174,27 +224,36 @@ def collect_in_child(
             where = f"chunk {end}" if end == begin + 1 else f"chunks {begin + 1} to {end}"
             raise EnvironmentFault(
                 f"activations of {collector.broken} became NaN or infinite in {where} of "
-                f"{chunks}; what was collected before is kept; check the base model"
+                f"{stop}; what was collected before is kept; check the base model"
             )
         if end % SAVE_EVERY_CHUNKS == 0:
-            _save(state, end, collector.sums)
+            state.save(end, collector.sums)
         emit(("advance", (end - begin) * size))
-    if not collector.sums:
-        raise EnvironmentFault(
-            "llama.cpp showed no matrix product of the model's layers; update llama-cpp-python"
-        )
-    entries = {
-        name: ImatrixEntry(sums.squares.astype(np.float32), sums.counts.astype(np.float32))
-        for name, sums in collector.sums.items()
-    }
-    names = tuple(path.name for path in calibration_files(recipe))
-    with atomic(out) as partial:
-        write_imatrix(partial, Imatrix(entries, size, chunks, names))
-    unseen: dict[str, int] = {}  # by layer: the matrices of an expert are reached together
-    for name, entry in entries.items():
-        layer = ".".join(name.split(".")[:2])
-        unseen[layer] = max(unseen.get(layer, 0), entry.unseen)
-    return ImatrixFacts(chunks, chunks * size, len(entries), sum(unseen.values()))
+        begin = end
+
+
+def first_stop(recipe: ImatrixRecipe, available: int) -> int:
+    """Chunks after which the collection ends, or is first seen to cover the experts or not.
+
+    Coverage is looked at where the state is saved, so it does not depend on how chunks are decoded.
+    """
+    chunks = recipe.chunks
+    if recipe.until_covered:
+        chunks = -(-chunks // SAVE_EVERY_CHUNKS) * SAVE_EVERY_CHUNKS
+    return min(chunks, available)
+
+
+def uncovered(sums: Mapping[str, Sums], at_least: int) -> int:
+    """Experts with fewer than `at_least` tokens, in all layers; 0 for a dense model.
+
+    The matrices of one expert are reached together: a layer counts once.
+    """
+    by_layer: dict[str, int] = {}
+    for name, entry in sums.items():
+        if entry.counts.size > 1:
+            few = int((entry.counts < at_least).sum())
+            by_layer[layer_of(name)] = max(by_layer.get(layer_of(name), 0), few)
+    return sum(by_layer.values())
 
 
 def _renderer(template: str, vocabulary: Vocabulary) -> RenderChat:
@@ -203,7 +262,12 @@ def _renderer(template: str, vocabulary: Vocabulary) -> RenderChat:
 
 
 def _outlook(
-    context: Context, collector: Collector, tokens: Tokens, chunks: int, together: int, base: Path
+    context: Context,
+    collector: Collector,
+    tokens: Tokens,
+    chunks: int,
+    together: int,
+    model_bytes: int,
 ) -> str:
     """What the run will take, from a trial of one batch whose sums are thrown away."""
     from quantkit.native.activations import Sums
@@ -221,19 +285,48 @@ def _outlook(
     collector.sums, collector.broken = before, None
     return (
         f"{chunks * size:,} tokens will take about {seconds_text(seconds)} at "
-        f"{chunks * size / seconds:,.0f} tokens/s; {bytes_text(base.stat().st_size)} of model and "
+        f"{chunks * size / seconds:,.0f} tokens/s; {bytes_text(model_bytes)} of model and "
         f"{bytes_text(held)} of sums in memory"
     )
 
 
-def _save(state: Path, next_chunk: int, sums: dict[str, Any]) -> None:
-    arrays: dict[str, Any] = {"next_chunk": np.int64(next_chunk)}
-    for name, entry in sums.items():
-        arrays[name + "/squares"] = entry.squares
-        arrays[name + "/counts"] = entry.counts
-    growing = state.with_suffix(".new.npz")
-    with growing.open("wb") as file:
-        np.savez(file, **arrays)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(growing, state)
+class _State:
+    """The sums of the first chunks, kept for a run that goes on after a kill.
+
+    They are taken up only by a run over the same tokens: a text may have changed meanwhile.
+    """
+
+    def __init__(self, path: Path, tokens: Tokens, chunk_tokens: int) -> None:
+        self._path = path
+        self._text = hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()
+        self._text += f" {chunk_tokens}"
+
+    def load(self, collector: Collector) -> int:
+        """Put what was saved into `collector`; returns the chunks that it holds."""
+        from quantkit.native.activations import Sums
+
+        if not self._path.exists():
+            return 0
+        with np.load(self._path) as saved:
+            if str(saved["text"]) != self._text:
+                return 0
+            for name in saved.files:
+                if name.endswith("/squares"):
+                    weight = name.removesuffix("/squares")
+                    collector.sums[weight] = Sums(saved[name], saved[weight + "/counts"])
+            return int(saved["next_chunk"])
+
+    def save(self, next_chunk: int, sums: Mapping[str, Sums]) -> None:
+        arrays: dict[str, Any] = {
+            "next_chunk": np.int64(next_chunk),
+            "text": np.array(self._text),
+        }
+        for name, entry in sums.items():
+            arrays[name + "/squares"] = entry.squares
+            arrays[name + "/counts"] = entry.counts
+        growing = self._path.with_suffix(".new.npz")
+        with growing.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(growing, self._path)

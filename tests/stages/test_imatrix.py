@@ -15,12 +15,18 @@ from quantkit.errors import EnvironmentFault
 from quantkit.formats.gguf_writer import lay_out
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.models import choose_model, open_source
+from quantkit.native.activations import Sums
 from quantkit.native.settings import DeviceSettings
 from quantkit.progress import SILENT
 from quantkit.receipts import file_sha256
 from quantkit.recipe import ImatrixRecipe
 from quantkit.stages import imatrix as stage
-from quantkit.stages.imatrix import chunks_together, collect_imatrix, collect_in_child
+from quantkit.stages.imatrix import (
+    chunks_together,
+    collect_imatrix,
+    collect_in_child,
+    uncovered,
+)
 from quantkit.values import MetaValue
 
 DATA = Path(__file__).parents[1] / "data" / "imatrix"
@@ -28,6 +34,19 @@ TEXT = DATA / "demo-4x512.txt"
 DEVICES = DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0)
 ANY_CPU_RMS = 2e-2
 """Of a row: kernels of another instruction set round activations otherwise, most in late layers."""
+
+
+@pytest.fixture(scope="module")
+def balanced(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The demo model with the router's bias changed for the one expert that it never chose."""
+    folder = tmp_path_factory.mktemp("balanced")
+    source = open_source(choose_model("demo"))
+    layouts = lay_out("balanced", source.metadata, source.tensors)
+    (base,) = write_shards(folder, folder, layouts, source, {}, SILENT, workers=2)
+    with base.open("r+b") as file:
+        file.seek(layouts[0].offsets["blk.1.exp_probs_b.bias"] + 4 * np.dtype("<f4").itemsize)
+        file.write(np.array([-0.4], "<f4").tobytes())
+    return base
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +150,82 @@ def test_a_killed_collection_gives_the_same_bits(
             run(tmp_path / "killed", tokens)
     assert (tmp_path / "killed" / "sums.npz").exists()
     assert file_sha256(run(tmp_path / "killed", None)) == file_sha256(whole)
+
+
+def least_tokens(path: Path) -> int:
+    entries = read_imatrix(path).entries.values()
+    return int(min(entry.counts.min() for entry in entries if entry.counts.size > 1))
+
+
+def test_goes_on_until_every_expert_is_covered(
+    balanced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "SAVE_EVERY_CHUNKS", 4)
+    at = {
+        n: collected(balanced, tmp_path / str(n), chunk_tokens=64, chunks=n)
+        for n in range(4, 33, 4)
+    }
+    least = {n: least_tokens(path) for n, path in at.items()}
+    (stops, *_) = [n for n in range(12, 29, 4) if least[n - 4] < least[n]]
+    wanted = least[stops]
+
+    kept: list[object] = []
+    stop_at: int | None = 9 * 64
+
+    class Killed(Exception):
+        pass
+
+    def emit(message: tuple[str, object]) -> None:
+        kept.append(message)
+        done = sum(value for kind, value in kept if kind == "advance")
+        if stop_at is not None and done >= stop_at:
+            raise Killed
+
+    fields = {"texts": (str(TEXT),), "chunk_tokens": 64}
+    recipe = ImatrixRecipe.model_validate(fields | {"chunks": 3, "until_covered": wanted})
+    out = tmp_path / "imatrix.gguf"
+    with pytest.raises(Killed):
+        collect_in_child(balanced, recipe, out, tmp_path, DEVICES, emit)
+    stop_at = None
+    facts = collect_in_child(balanced, recipe, out, tmp_path, DEVICES, emit)
+    assert (facts.chunks, facts.uncovered_experts) == (stops, 0)
+    assert file_sha256(out) == file_sha256(at[stops])
+
+    # more than the text can give: it ends, and says so
+    kept.clear()
+    recipe = recipe.model_copy(update={"until_covered": least[32] + 1})
+    (tmp_path / "all").mkdir()
+    facts = collect_in_child(balanced, recipe, out, tmp_path / "all", DEVICES, emit)
+    assert facts.chunks == 32
+    assert facts.uncovered_experts > 0
+    assert any(kind == "note" and "text ended" in str(value) for kind, value in kept)
+
+
+def test_a_dense_model_is_covered_at_once() -> None:
+    sums = {"blk.0.attn_k.weight": Sums(np.ones((1, 4)), np.array([3]))}
+    assert uncovered(sums, 100) == 0
+    sums["blk.0.ffn_up_exps.weight"] = Sums(np.ones((3, 4)), np.array([0, 99, 100]))
+    sums["blk.0.ffn_down_exps.weight"] = Sums(np.ones((3, 4)), np.array([0, 99, 100]))
+    sums["blk.1.ffn_down_exps.weight"] = Sums(np.ones((3, 4)), np.array([5, 100, 100]))
+    assert [uncovered(sums, n) for n in (0, 1, 100)] == [0, 1, 3]
+
+
+def test_a_kept_state_of_another_text_is_not_taken_up(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "SAVE_EVERY_CHUNKS", 4)
+    own = tmp_path / "own.txt"
+    results = []
+    for text in (TEXT.read_text(encoding="utf-8"), "Other words. " * 2000):
+        own.write_text(text, encoding="utf-8")
+        recipe = ImatrixRecipe(texts=(str(own),), chunk_tokens=64, chunks=8)
+        out = tmp_path / "imatrix.gguf"
+        collect_in_child(bases["demo"], recipe, out, tmp_path, DEVICES, lambda _: None)
+        results.append(file_sha256(out))  # sums.npz of all eight chunks is left in the folder
+    fresh = collected(
+        bases["demo"], tmp_path / "fresh", texts=(str(own),), chunk_tokens=64, chunks=8
+    )
+    assert results[1] == file_sha256(fresh) != results[0]
 
 
 def test_nan_names_weight_and_chunk_and_keeps_what_was_saved(tmp_path: Path) -> None:
