@@ -20,6 +20,7 @@ from quantkit.errors import EnvironmentFault, InputError
 from quantkit.hub_errors import (
     Asked,
     Refusal,
+    RepositoryKind,
     failed,
     no_address,
     no_token,
@@ -36,6 +37,7 @@ DELAYS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
 """Waits between attempts that brought nothing; three minutes outlast a router's restart."""
 LONGEST_WAIT_S = 300.0
 """Longest wait that a server is granted; the Hub counts requests in windows of five minutes."""
+LICENCE_CHARACTERS = 200
 _LISTING_ATTEMPTS = 4
 _HUB_HOSTS = ("huggingface.co", "hf.co")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -71,11 +73,14 @@ class Listing:
 
     Attributes:
         repository: OWNER/NAME as the Hub spells it: it takes capitals for small letters.
+        licence: the tags of its card, as they are there; None where it states none.
     """
 
     repository: str
     commit: str
     files: tuple[HubFile, ...]
+    kind: RepositoryKind = "model"
+    licence: str | None = None
 
 
 class Hub:
@@ -131,6 +136,7 @@ class Hub:
         repository: str,
         revision: str | None = None,
         on_wait: Callable[[str], None] = _ignore,
+        kind: RepositoryKind = "model",
     ) -> Listing:
         """The files of `repository` at `revision` (a branch, tag or commit; by default `main`).
 
@@ -146,10 +152,12 @@ class Hub:
         from huggingface_hub.errors import HFValidationError
 
         api = HfApi(endpoint=self._endpoint, token=self._token or False)
-        with self._explained(repository, revision):
+        asked = Asked(self._endpoint, repository, revision, bool(self._token), kind)
+        describe = api.dataset_info if kind == "dataset" else api.model_info
+        with self._explained(asked):
             for delay_s in (*self._delays_s[: _LISTING_ATTEMPTS - 1], None):
                 try:
-                    info = api.model_info(
+                    info = describe(
                         repository, revision=revision, timeout=self._timeout_s, files_metadata=True
                     )
                     break
@@ -178,7 +186,8 @@ class Hub:
             found.append(HubFile(sibling.rfilename, size, sha256, sibling.blob_id))
         if not info.sha:
             raise EnvironmentFault(f"{self._endpoint} names no commit of {repository}")
-        return Listing(info.id or repository, info.sha, tuple(found))
+        licence = _licence(info.card_data)
+        return Listing(info.id or repository, info.sha, tuple(found), kind, licence)
 
     def read(
         self,
@@ -201,7 +210,10 @@ class Hub:
         import httpx2
 
         position, delays_s = start, iter(self._delays_s)
-        with self._explained(listing.repository, listing.commit):
+        asked = Asked(
+            self._endpoint, listing.repository, listing.commit, bool(self._token), listing.kind
+        )
+        with self._explained(asked):
             while position < file.size_bytes:
                 before = position
                 fault: Exception = OSError(f"byte {position} of {file.size_bytes} never came")
@@ -224,7 +236,11 @@ class Hub:
 
         stop = min(position + self._request_bytes, file.size_bytes)
         url = hf_hub_url(
-            listing.repository, file.name, revision=listing.commit, endpoint=self._endpoint
+            listing.repository,
+            file.name,
+            repo_type=listing.kind,
+            revision=listing.commit,
+            endpoint=self._endpoint,
         )
         headers = self._headers | {"Range": f"bytes={position}-{stop - 1}"}
         answer = get_session().stream("GET", url, headers=headers, timeout=self._timeout_s)
@@ -243,12 +259,11 @@ class Hub:
                     return
 
     @contextmanager
-    def _explained(self, repository: str, revision: str | None) -> Iterator[None]:
+    def _explained(self, asked: Asked) -> Iterator[None]:
         """Turn the client's errors into ours."""
         import httpx2
         from huggingface_hub.errors import OfflineModeIsEnabled
 
-        asked = Asked(self._endpoint, repository, revision, bool(self._token))
         try:
             yield
         except OfflineModeIsEnabled:
@@ -310,6 +325,20 @@ class Hub:
 
     def _without_token(self, text: str) -> str:
         return text.replace(self._token, "<token>") if self._token else text
+
+
+def _licence(card: object) -> str | None:
+    """What a card says of its licence: tags of the Hub, and for "other" the name of its own.
+
+    Args:
+        card: the metadata at the head of README.md as attributes; anybody may have written it.
+    """
+    stated = getattr(card, "license", None)
+    tags = [str(tag or "") for tag in (stated if isinstance(stated, list) else [stated])]
+    own = getattr(card, "license_name", None)
+    words = [f"other ({own})" if tag == "other" and own else tag for tag in tags]
+    shown = "".join(c for c in ", ".join(filter(None, words)) if c.isprintable())
+    return shown[:LICENCE_CHARACTERS] or None
 
 
 def _check_address(address: str | None) -> None:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 from quantkit.errors import EnvironmentFault, InputError, QuantkitError
+
+RepositoryKind = Literal["model", "dataset"]
 
 _BAD_TOKEN = "Invalid credentials in Authorization header"
 _DISABLED = "Access to this resource is disabled."
@@ -48,6 +51,18 @@ class Asked:
     repository: str
     revision: str | None
     has_token: bool
+    kind: RepositoryKind = "model"
+
+    @property
+    def page(self) -> str:
+        """The repository's address for people."""
+        folder = "" if self.kind == "model" else f"{self.kind}s/"
+        return f"{self.endpoint}/{folder}{self.repository}"
+
+    @property
+    def name(self) -> str:
+        """The repository in a sentence."""
+        return self.repository if self.kind == "model" else f"the {self.kind} {self.repository}"
 
 
 def refusal_error(refusal: Refusal, asked: Asked) -> QuantkitError:
@@ -60,7 +75,7 @@ def refusal_error(refusal: Refusal, asked: Asked) -> QuantkitError:
         )
     if not refusal.is_hub and refusal.status < 500 and refusal.status not in (408, 416):
         return EnvironmentFault(
-            f"downloading {asked.repository} failed: the content network refused "
+            f"downloading {asked.name} failed: the content network refused "
             f"({refusal.status}) {refusal.address}, although each attempt asked {asked.endpoint} "
             "for a new address; check this machine's clock and its proxy, then run again: finished "
             "files are kept"
@@ -69,7 +84,7 @@ def refusal_error(refusal: Refusal, asked: Asked) -> QuantkitError:
 
 
 def _hub_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
-    repository, page = asked.repository, f"{asked.endpoint}/{asked.repository}"
+    repository, page = asked.name, asked.page
     if refusal.code == "GatedRepo":
         return InputError(
             f"{repository} is gated: accept its terms at {page}, "
@@ -93,7 +108,8 @@ def _hub_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
         )
     if refusal.code == "RepoNotFound" or refusal.status == 401:
         return InputError(
-            f"no repository {repository} for you: check the name"
+            f"no {'repository' if asked.kind == 'model' else asked.kind} {asked.repository} for "
+            "you: check the name"
             + (
                 "; if it is private, the account of your token needs access to it"
                 if asked.has_token
@@ -116,14 +132,14 @@ def _hub_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
 def failed(words: str, asked: Asked) -> EnvironmentFault:
     """What is said of a fault that nothing more is known of."""
     return EnvironmentFault(
-        f"downloading {asked.repository} from {asked.endpoint} failed ({words}); check the "
+        f"downloading {asked.name} from {asked.endpoint} failed ({words}); check the "
         "network, then run again: finished files are kept"
     )
 
 
 def offline(asked: Asked) -> EnvironmentFault:
     return EnvironmentFault(
-        f"{asked.repository} cannot be downloaded while HF_HUB_OFFLINE is set; unset it"
+        f"{asked.name} cannot be downloaded while HF_HUB_OFFLINE is set; unset it"
     )
 
 

@@ -1,4 +1,4 @@
-"""A small real model hub on loopback, which answers as the Hub does and can be told to misbehave.
+"""A small real hub on loopback, which answers as the Hub does and can be told to misbehave.
 
 Two servers, as on the Hub: one for the API and small files, and one for large files, to which the
 first redirects, and which refuses an access token as signed addresses do. Files are served from
@@ -23,9 +23,10 @@ from urllib.parse import unquote
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GOOD_TOKEN = "hf_good"
 PIECE_BYTES = 1 << 16
-_API = re.compile(r"^/api/models/(?P<repo>[^/]+/[^/]+)(/revision/(?P<revision>[^/]+))?$")
-_FILE = re.compile(r"^/(?P<repo>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)$")
-_LARGE = re.compile(r"^/large/(?P<repo>[^/]+/[^/]+)/(?P<revision>[^/]+)/(?P<file>.+)$")
+_REPO = "(?P<repo>(?:datasets/)?[^/]+/[^/]+)"
+_API = re.compile(rf"^/api/(?:models/|(?=datasets/)){_REPO}(/revision/(?P<revision>.+))?$")
+_FILE = re.compile(rf"^/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)$")
+_LARGE = re.compile(rf"^/large/{_REPO}/(?P<revision>[^/]+)/(?P<file>.+)$")
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,8 @@ class LoopbackHub:
 
     Attributes:
         repos: OWNER/NAME → revision or commit → folder; the revision "main" is asked for by
-            default, and has the commit COMMIT.
+            default, and has the commit COMMIT. Datasets are datasets/OWNER/NAME.
+        cards: repository → the metadata of its card.
         gated: repositories whose files nobody may read.
         private: repositories that only GOOD_TOKEN sees.
         faults: file name → what goes wrong with its next answers, one after another.
@@ -80,11 +82,13 @@ class LoopbackHub:
         echo_token: the refusals of the API repeat the token that came.
         claims: file name → size in the record, instead of its own.
         bytes_per_second: of each answer; None for all that the machine can do.
+        asked: how often the API was.
         served: every answer with a file, in order of beginning.
         together: most answers under way at a time.
     """
 
     repos: dict[str, dict[str, Path]]
+    cards: dict[str, object] = field(default_factory=dict)
     gated: set[str] = field(default_factory=set)
     private: set[str] = field(default_factory=set)
     faults: dict[str, list[Fault]] = field(default_factory=dict)
@@ -93,6 +97,7 @@ class LoopbackHub:
     echo_token: bool = False
     claims: dict[str, int] = field(default_factory=dict)
     bytes_per_second: float | None = None
+    asked: int = 0
     served: list[Served] = field(default_factory=list)
     together: int = 0
     address: str = ""
@@ -143,7 +148,7 @@ def record(folder: Path, name: str, claims: dict[str, int]) -> dict[str, object]
 
 
 def _is_large(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin", ".model", ".gguf"))
+    return name.endswith((".safetensors", ".bin", ".model", ".gguf", ".parquet"))
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -163,6 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
                 self.send_file(match)
             return
         match = _API.match(path) or _FILE.match(path)
+        self.hub.asked += path.startswith("/api/")
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token not in ("", GOOD_TOKEN):
             self.refuse(401, message="Invalid credentials in Authorization header")
@@ -230,7 +236,8 @@ class _Handler(BaseHTTPRequestHandler):
             record(folder, name, self.hub.claims) if blobs else {"rfilename": name}
             for name in names
         ]
-        content = {"id": repo, "sha": commit_of(revision), "siblings": siblings, "tags": []}
+        content = {"id": repo.removeprefix("datasets/"), "sha": commit_of(revision)}
+        content |= {"siblings": siblings, "tags": [], "cardData": self.hub.cards.get(repo)}
         body = json.dumps(content).encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))

@@ -17,6 +17,7 @@ from quantkit.hub import Hub, HubFile, Listing
 
 SIZE = 3_000_000
 WEIGHTS = "model.safetensors"
+DATASET = "datasets/someone/talks"
 
 
 @pytest.fixture
@@ -32,7 +33,8 @@ def folder(tmp_path: Path) -> Path:
 def loopback(folder: Path) -> Iterator[LoopbackHub]:
     from huggingface_hub import close_session
 
-    with hub({"someone/demo": {"main": folder, "v2": folder}}) as served:
+    repositories = {"someone/demo": {"main": folder, "v2": folder}, DATASET: folder}
+    with hub(repositories, cards={DATASET: {"license": ["mit", "cc0-1.0"]}}) as served:
         yield served
     close_session()
 
@@ -60,6 +62,33 @@ def test_listing_has_the_commit_and_every_size_and_hash(
     assert large.identity == f"sha256:{hashlib.sha256(content).hexdigest()}"
     assert small == HubFile("config.json", 2, None, hashlib.sha1(b"blob 2\0{}").hexdigest())
     assert client(loopback).listing("someone/demo", "v2").commit == commit_of("v2")
+
+
+def test_a_dataset_is_listed_and_read_at_its_own_addresses(
+    loopback: LoopbackHub, folder: Path
+) -> None:
+    reader = client(loopback)
+    listing = reader.listing("someone/talks", kind="dataset")
+    assert (listing.repository, listing.kind) == ("someone/talks", "dataset")
+    assert (listing.commit, listing.licence) == (COMMIT, "mit, cc0-1.0")
+    assert reader.listing("someone/demo").licence is None
+    for file in listing.files:
+        assert b"".join(reader.read(listing, file)) == (folder / file.name).read_bytes()
+    for name, kind in (("someone/talks", "model"), ("someone/demo", "dataset")):
+        with pytest.raises(InputError, match=f"no (repository|dataset) {name} for you"):
+            reader.listing(name, kind=kind)  # type: ignore[arg-type]
+
+
+def test_what_is_refused_of_a_dataset_is_called_one(loopback: LoopbackHub) -> None:
+    reader = client(loopback, delays_s=())
+    page = f"{loopback.address}/datasets/someone/talks"
+    with pytest.raises(InputError, match=f"the dataset someone/talks has no rev.*{page}/tree/main"):
+        reader.listing("someone/talks", "v9", kind="dataset")
+    loopback.api_faults = [500, 403]
+    with pytest.raises(EnvironmentFault, match="downloading the dataset someone/talks from"):
+        reader.listing("someone/talks", kind="dataset")
+    with pytest.raises(InputError, match=r"access to the dataset someone/talks \(403"):
+        reader.listing("someone/talks", kind="dataset")
 
 
 def test_bytes_from_any_position(loopback: LoopbackHub, folder: Path) -> None:

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 
+from quantkit.errors import EnvironmentFault
 from quantkit.hub import HubFile
 from quantkit.receipts import HASH_CHUNK_BYTES
 
@@ -47,3 +48,12 @@ def pieces(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             while piece := file.read(HASH_CHUNK_BYTES):
                 yield piece
+
+
+def wrong_twice(file: HubFile, found: str) -> EnvironmentFault:
+    """What is said of a file whose content is never what the Hub records."""
+    return EnvironmentFault(
+        f"{file.name} arrived wrong twice: the Hub records {file.identity} for its "
+        f"{file.size_bytes} bytes, {found} came; a proxy or mirror may be changing it, or the "
+        "repository is broken: run again later"
+    )

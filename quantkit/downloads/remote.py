@@ -11,8 +11,9 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from quantkit.downloads.digest import FileDigest, pieces
-from quantkit.errors import EnvironmentFault, InputError
+from quantkit.downloads.digest import FileDigest, pieces, wrong_twice
+from quantkit.downloads.remote_files import RemoteFiles
+from quantkit.errors import InputError
 from quantkit.families.base import without_prediction
 from quantkit.families.registry import family_for
 from quantkit.hub import Hub, HubFile, Listing
@@ -25,6 +26,12 @@ BESIDE_WEIGHTS = (
     "LICENSE*", "LICENCE*", "NOTICE*", "README.md",
 )  # fmt: skip
 """Configuration, tokenizer, chat templates, licence, model card."""
+READ_BY_CONVERSION = (
+    "*.safetensors", INDEX, CONFIG, "generation_config.json", "tokenizer.model",
+    "tokenizer*.json", "added_tokens.json", "special_tokens_map.json", "chat_template.json",
+    "chat_template.jinja", "additional_chat_templates/*.jinja", "README.md",
+)  # fmt: skip
+"""What is taken for a part of the model where it lies in its folder."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SMALL_BYTES = 256 << 20
 """Limit of config.json and the index, which are read into memory."""
@@ -32,24 +39,17 @@ _SAFE_NAME = re.compile(r"(additional_chat_templates/)?(?!\.)[^/\\\x00-\x1f\x7f]
 """No other folder, nothing hidden, no characters that a terminal would obey."""
 
 
-@dataclass(frozen=True)
-class RemoteCheckpoint:
+@dataclass(frozen=True, kw_only=True)
+class RemoteCheckpoint(RemoteFiles):
     """A repository that was found fit to be converted, before a byte of weights came.
 
     Attributes:
-        files: what is wanted of it, small files first.
+        files: small ones first.
         config: config.json.
-        contents: files that were read already, verified.
     """
 
-    listing: Listing
-    files: tuple[HubFile, ...]
     config: Mapping[str, Any]
-    contents: Mapping[str, bytes]
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(file.size_bytes for file in self.files)
+    foreign: tuple[str, ...] = READ_BY_CONVERSION
 
     @property
     def elements(self) -> int:
@@ -145,7 +145,8 @@ def look_up(
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{repository}: {INDEX} names no shards; choose another revision")
         shards = {str(shard) for shard in weight_map.values()}
-    return RemoteCheckpoint(listing, wanted_files(listing, shards), config, contents)
+    files = wanted_files(listing, shards)
+    return RemoteCheckpoint(listing=listing, files=files, config=config, contents=contents)
 
 
 def _small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -> bytes:
@@ -171,15 +172,6 @@ def _readable(path: Path) -> Iterator[bytes]:
     """The content of `path`; what cannot be read is not there, and told when it is in the way."""
     with suppress(OSError):
         yield from pieces(path)
-
-
-def wrong_twice(file: HubFile, found: str) -> EnvironmentFault:
-    """What is said of a file whose content is never what the Hub records."""
-    return EnvironmentFault(
-        f"{file.name} arrived wrong twice: the Hub records {file.identity} for its "
-        f"{file.size_bytes} bytes, {found} came; a proxy or mirror may be changing it, or the "
-        "repository is broken: run again later"
-    )
 
 
 def _json_object(content: bytes, repository: str, name: str) -> dict[str, Any]:

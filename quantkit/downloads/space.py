@@ -55,11 +55,12 @@ def space_needed(
     return SpaceNeeded(download_bytes, base, levels)
 
 
-def check_space(needed: SpaceNeeded, free: int, folder: Path) -> None:
+def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str = "--out") -> None:
     """Raise when the disk has less than `needed`.
 
     Args:
         free: bytes.
+        chosen_with: the option or variable that chooses the folder.
 
     Raises:
         EnvironmentFault: with what each part takes and how much is missing.
@@ -76,7 +77,7 @@ def check_space(needed: SpaceNeeded, free: int, folder: Path) -> None:
     raise EnvironmentFault(
         f"the disk of {folder} has {bytes_text(free)} free, but {bytes_text(needed.total_bytes)} "
         f"are needed ({words}): {bytes_text(missing)} too little; make room, or choose a folder on "
-        "another disk with --out"
+        f"another disk with {chosen_with}"
     )
 
 

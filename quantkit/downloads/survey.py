@@ -9,22 +9,15 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 
 from quantkit.downloads.record import STATE, Kept, Record, read_record
-from quantkit.downloads.remote import CONFIG, INDEX, RemoteCheckpoint
+from quantkit.downloads.remote_files import RemoteFiles
 from quantkit.downloads.space import free_bytes
 from quantkit.errors import InputError
-from quantkit.hub import HubFile, Listing
-
-READ_BY_CONVERSION = (
-    "*.safetensors", INDEX, CONFIG, "generation_config.json", "tokenizer.model",
-    "tokenizer*.json", "added_tokens.json", "special_tokens_map.json", "chat_template.json",
-    "chat_template.jinja", "additional_chat_templates/*.jinja", "README.md",
-)  # fmt: skip
-"""What is taken for a part of the model where it lies in its folder."""
+from quantkit.hub import HubFile
 
 
 @dataclass(frozen=True)
 class Survey:
-    """A folder compared with a checkpoint on the Hub.
+    """A folder compared with what is wanted of a repository on the Hub.
 
     Attributes:
         kept: verified before and unchanged since.
@@ -45,18 +38,18 @@ class Survey:
     free_bytes: int
 
 
-def survey(remote: RemoteCheckpoint, folder: Path) -> Survey:
+def survey(remote: RemoteFiles, folder: Path) -> Survey:
     """Compare `folder` with `remote` by names and sizes; nothing is changed or hashed.
 
     Raises:
-        InputError: files here are not of this checkpoint, so `folder` is not ours to fill.
+        InputError: files here are not of this repository, so `folder` is not ours to fill.
     """
     listing, record = remote.listing, read_record(folder)
     others = sorted(record.repositories - {listing.repository})
     if others:
         raise InputError(
-            f"{folder} holds a download of {others[0]}; choose another folder with --out, or "
-            "delete that one"
+            f"{folder} holds a download of {others[0]}; choose another folder with "
+            f"{remote.chosen_with}, or delete that one"
         )
     listed = {file.name for file in listing.files}
     obsolete = tuple(
@@ -65,13 +58,13 @@ def survey(remote: RemoteCheckpoint, folder: Path) -> Survey:
         if name not in listed and kept.brought and kept.is_unchanged(folder)
     )
     ours = {kept.name for kept in obsolete}
-    foreign = sorted(set(_read_by_conversion(folder)) - listed - ours)
+    foreign = sorted(set(_matching(folder, remote.foreign)) - listed - ours)
     if foreign:
         more = f" and {len(foreign) - 1} more files" if len(foreign) > 1 else ""
         raise InputError(
             f"{folder} holds {foreign[0]}{more}, not of {listing.repository} at "
             f"{listing.commit[:12]}, which would be read as part of the checkpoint: move them "
-            "away, or choose another folder with --out"
+            f"away, or choose another folder with {remote.chosen_with}"
         )
     kept, present, missing = _by_state(remote, record, folder)
     fetch = sum(file.size_bytes - _partial_bytes(folder, file) for file in missing)
@@ -83,18 +76,18 @@ def survey(remote: RemoteCheckpoint, folder: Path) -> Survey:
     return Survey(kept, present, missing, obsolete, leftovers, fetch, free)
 
 
-def _read_by_conversion(folder: Path) -> Iterator[str]:
-    """Names of the files in `folder` that would be read as part of the model."""
+def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[str]:
+    """Names of the files in `folder` that match one of `patterns`."""
     for place in (folder, folder / "additional_chat_templates"):
         for path in place.iterdir() if place.is_dir() else ():
             name = path.relative_to(folder).as_posix()
-            patterns = (p for p in READ_BY_CONVERSION if p.count("/") == name.count("/"))
-            if any(fnmatchcase(name, pattern) for pattern in patterns):
+            near = (p for p in patterns if p.count("/") == name.count("/"))
+            if any(fnmatchcase(name, pattern) for pattern in near):
                 yield name
 
 
 def _by_state(
-    remote: RemoteCheckpoint, record: Record, folder: Path
+    remote: RemoteFiles, record: Record, folder: Path
 ) -> tuple[tuple[Kept, ...], tuple[HubFile, ...], tuple[HubFile, ...]]:
     kept: list[Kept] = []
     present: list[HubFile] = []
@@ -110,7 +103,7 @@ def _by_state(
         elif is_brought(known) or _size(path) == file.size_bytes:
             present.append(file)
         else:
-            raise not_ours(path, remote.listing)
+            raise not_ours(path, remote)
     return tuple(kept), tuple(present), tuple(missing)
 
 
@@ -126,11 +119,13 @@ def is_outdated(known: Kept | None, file: HubFile, folder: Path) -> bool:
     return known.is_unchanged(folder)
 
 
-def not_ours(path: Path, listing: Listing) -> InputError:
-    """What is said of a file that stands where one of the checkpoint's is to be."""
+def not_ours(path: Path, remote: RemoteFiles) -> InputError:
+    """What is said of a file that stands where one of the repository's is to be."""
+    listing = remote.listing
     return InputError(
         f"{path} is not the file that {listing.repository} has at {listing.commit[:12]}, and "
-        "quantkit did not bring it: move it away, or choose another folder with --out"
+        "quantkit did not bring it: move it away, or choose another folder with "
+        f"{remote.chosen_with}"
     )
 
 

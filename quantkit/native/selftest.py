@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import tempfile
 from collections.abc import Callable
@@ -27,6 +26,7 @@ from quantkit.native.child import Emit, NativeCrash, run_isolated
 from quantkit.native.settings import ContextSettings, DeviceSettings
 from quantkit.native.shared_libraries import library_version
 from quantkit.quant_types import quant_type
+from quantkit.user_cache import cache_folder
 from quantkit.values import Metadata, MetaValue, TensorInfo
 
 WIDTH = 256
@@ -62,7 +62,7 @@ def working_settings(cache: Path | None = None) -> SelfTest:
     Raises:
         EnvironmentFault: not even the plain setting runs a quantized model.
     """
-    path = (cache or _cache_folder()) / f"selftest-{_machine_key()}.json"
+    path = (cache or cache_folder()) / f"selftest-{_machine_key()}.json"
     try:
         return SelfTest(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -151,11 +151,6 @@ def write_tiny_model(path: Path) -> None:
             if info.rows == 1:  # a norm
                 rows = np.ones_like(rows)
             writer.write(info.name, kernels.quantize(quant_type(info.type_name), rows, None))
-
-
-def _cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME")
-    return (Path(base) if base else Path.home() / ".cache") / "quantkit"
 
 
 def _machine_key() -> str:

@@ -1,4 +1,4 @@
-"""Hub → checkpoint folder: only what is needed, checked before, verified after, always resumed."""
+"""Hub → folder: only what is needed, checked before, verified after, always resumed."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit.downloads.digest import FileDigest, pieces
+from quantkit.downloads.digest import FileDigest, pieces, wrong_twice
 from quantkit.downloads.record import STATE, CommitJournal, Kept, read_record
-from quantkit.downloads.remote import RemoteCheckpoint, wrong_twice
+from quantkit.downloads.remote_files import RemoteFiles
 from quantkit.downloads.space import SpaceNeeded, check_space, free_bytes
 from quantkit.downloads.survey import (
     Survey,
@@ -38,7 +38,7 @@ NOTE_EVERY_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Downloaded:
-    """A complete checkpoint in a folder.
+    """All that was wanted of a repository, in a folder.
 
     Attributes:
         files: all of them, in the order of their names.
@@ -56,9 +56,9 @@ class Downloaded:
 
 
 def download(
-    remote: RemoteCheckpoint, hub: Hub, folder: Path, progress: Progress, workers: int = WORKERS
+    remote: RemoteFiles, hub: Hub, folder: Path, progress: Progress, workers: int = WORKERS
 ) -> Downloaded:
-    """Bring a checkpoint into `folder`, several files at a time, and verify every byte.
+    """Bring files of a repository into `folder`, several files at a time, and verify every byte.
 
     Running again is resuming: finished files stay, unfinished ones go on where they ended. Files
     of an earlier revision that quantkit brought and nobody changed are removed or replaced;
@@ -69,7 +69,7 @@ def download(
         progress: told of bytes; those that are here already count.
 
     Raises:
-        InputError: `folder` holds files that are not of this checkpoint or is being written by
+        InputError: `folder` holds files that are not of this repository or is being written by
             another run, or access was refused.
         EnvironmentFault: network, disk, or content that is wrong twice.
     """
@@ -78,17 +78,17 @@ def download(
         return _download(remote, hub, folder, progress, workers)
 
 
-def _checked_survey(remote: RemoteCheckpoint, folder: Path) -> Survey:
+def _checked_survey(remote: RemoteFiles, folder: Path) -> Survey:
     found = survey(remote, folder)
-    check_space(SpaceNeeded(found.fetch_bytes), found.free_bytes, folder)
+    check_space(SpaceNeeded(found.fetch_bytes), found.free_bytes, folder, remote.chosen_with)
     return found
 
 
 def _download(
-    remote: RemoteCheckpoint, hub: Hub, folder: Path, progress: Progress, workers: int
+    remote: RemoteFiles, hub: Hub, folder: Path, progress: Progress, workers: int
 ) -> Downloaded:
     found = _checked_survey(remote, folder)
-    _prepare(found, folder)
+    _prepare(found, folder, remote.chosen_with)
     kept = sum(file.size_bytes for file in found.kept)
     progress.start(remote.size_bytes, "B", done=kept)
     job = _Job(remote, hub, folder, progress)
@@ -101,19 +101,19 @@ def _download(
     return Downloaded(remote.listing.repository, remote.listing.commit, files, job.fetched_bytes)
 
 
-def _prepare(found: Survey, folder: Path) -> None:
+def _prepare(found: Survey, folder: Path, chosen_with: str) -> None:
     """Remove what is ours and of no use any more."""
     try:
         for path in (*(folder / obsolete.name for obsolete in found.obsolete), *found.leftovers):
             path.unlink()
     except OSError as error:
         raise InputError(
-            f"cannot write to {folder}: {error.strerror}; choose another folder with --out"
+            f"cannot write to {folder}: {error.strerror}; choose another folder with {chosen_with}"
         ) from None
 
 
 def _remove_empty_folders(state: Path) -> None:
-    for path in state.iterdir():
+    for path in sorted(state.rglob("*"), reverse=True):  # what lies in a folder comes before it
         if path.is_dir():
             with suppress(OSError):  # not empty
                 path.rmdir()
@@ -126,9 +126,7 @@ class _StoppedError(Exception):
 class _Job:
     """One download's shared state; its methods are called from several threads."""
 
-    def __init__(
-        self, remote: RemoteCheckpoint, hub: Hub, folder: Path, progress: Progress
-    ) -> None:
+    def __init__(self, remote: RemoteFiles, hub: Hub, folder: Path, progress: Progress) -> None:
         self._remote, self._hub, self._folder, self._progress = remote, hub, folder, progress
         self._recorded = read_record(folder).kept
         self._lock = threading.Lock()
@@ -152,7 +150,7 @@ class _Job:
                 if self._is_right(path, file):
                     return
                 if not is_brought(known):
-                    raise not_ours(path, self._remote.listing)
+                    raise not_ours(path, self._remote)
                 self._set_aside(path, "was changed here")
             doing = "write"
             if self._fetch(file) is not None:
