@@ -33,7 +33,7 @@ COPY quantkit quantkit
 COPY recipes recipes
 COPY calibration calibration
 RUN --mount=type=cache,target=/root/.cache/pip \
-    /opt/quantkit/bin/pip install -c constraints.txt .
+    /opt/quantkit/bin/pip install -c constraints.txt '.[parquet]'
 
 FROM nvidia/cuda:${CUDA_VERSION}-runtime-ubuntu${UBUNTU_VERSION} AS run
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from quantkit import build_stages as stages
 from quantkit import planning
 from quantkit.build_context import BuildContext, Job
-from quantkit.calibration import calibration_files
+from quantkit.calibration_sources import local_sources
 from quantkit.console import Console
 from quantkit.downloads.space import check_space, space_needed
 from quantkit.downloads.survey import survey
@@ -13,12 +13,14 @@ from quantkit.errors import DoesNotFitError, GateError
 from quantkit.families.base import without_prediction
 from quantkit.families.geometry import geometry_of
 from quantkit.families.registry import family_for
+from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.pipeline import Pipeline
 from quantkit.quant_types import BY_NAME
 from quantkit.receipts import build_folder
 from quantkit.results import LevelResult, read_level
 from quantkit.retrieval.haystack import haystack_text
 from quantkit.sizes import gib_text
+from quantkit.stages.ready_imatrix import check_ready
 
 __all__ = ["Job", "build", "check_gate"]
 
@@ -67,7 +69,13 @@ def _preflight(context: BuildContext) -> None:
     """Bad input is told before the folder is made and before any work."""
     if context.choice.kind != "repository":
         context.levels()
-    calibration_files(context.job.recipe.imatrix)
+    ready = context.job.imatrix
+    if ready is None:
+        local_sources(context.job.recipe.imatrix)
+    elif context.choice.kind == "repository":
+        read_imatrix(ready)  # compared with the model once its tensors are known
+    else:
+        check_ready(ready, context.source.tensors)
     if context.job.haystack is not None:
         haystack_text(context.job.haystack)
     planning.check_gate_is_possible(context.job.recipe.retrieval)

@@ -37,7 +37,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Job:
-    """What to build and where: all that a person chooses."""
+    """What to build and where: all that a person chooses.
+
+    Attributes:
+        imatrix: a ready importance matrix, taken instead of collecting one.
+    """
 
     model: str
     recipe: Recipe
@@ -45,6 +49,7 @@ class Job:
     out: Path
     workers: int
     haystack: Path | None = None
+    imatrix: Path | None = None
 
 
 class BuildContext:

@@ -9,10 +9,9 @@ from typing import Any
 
 from quantkit import planning
 from quantkit.build_context import BuildContext
-from quantkit.calibration import calibration_files
+from quantkit.calibration_sources import local_sources, resolve_sources
 from quantkit.coverage import coverage_of
 from quantkit.coverage_picture import draw_coverage
-from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.pipeline import Done, Stage
 from quantkit.planning import LevelPlan
 from quantkit.progress import Progress
@@ -34,6 +33,7 @@ from quantkit.stages.measure import measure
 from quantkit.stages.niah import CheckSettings, check_retrieval
 from quantkit.stages.place import place
 from quantkit.stages.quantize import artifact_names, overhead_bytes, quantize
+from quantkit.stages.ready_imatrix import take_ready
 from quantkit.stages.report import COVERAGE_PICTURE, ReportFacts, write_report
 from quantkit.stages.validate import validation_json
 
@@ -98,24 +98,51 @@ def convert_stage(build: BuildContext) -> Stage:
 
 
 def imatrix_stage(build: BuildContext) -> Stage:
-    """base.gguf + calibration text → imatrix.gguf, and coverage.png where there are experts."""
+    """base.gguf + calibration → imatrix.gguf."""
+    if build.job.imatrix is not None:
+        return _ready_imatrix_stage(build, build.job.imatrix)
     recipe = build.job.recipe.imatrix
 
     def run(work: Path, progress: Progress) -> Done:
         out = build.job.out / "imatrix.gguf"
-        facts = collect_imatrix(build.base, recipe, out, work, build.devices, progress)
-        unseen = f", unseen experts: {facts.unseen_experts}" if facts.unseen_experts else ""
-        detail = f"{facts.weights} weights, {facts.tokens:,} tokens{unseen}"
-        outputs = [out]
-        found = read_imatrix(out)
-        if coverage_of(found).experts:
-            outputs.append(build.job.out / COVERAGE_PICTURE)
-            draw_coverage(found, build.choice.name, outputs[-1])
-        return Done(tuple(outputs), detail, asdict(facts))
+        sources = resolve_sources(recipe, progress)
+        facts = collect_imatrix(build.base, recipe, sources, out, work, build.devices, progress)
+        return _imatrix_done({**asdict(facts), "ready": None}, out)
 
-    texts = [[path.name, content_id(path)] for path in calibration_files(recipe)]
-    settings = {**recipe.model_dump(mode="json"), "texts": texts}
-    return Stage("imatrix", 2, (build.base_stage,), settings, True, run)
+    files = [path for source in local_sources(recipe) for path in source.files]
+    texts = [[path.name, content_id(path)] for path in files]
+    settings = {**recipe.model_dump(mode="json"), "files": texts}
+    return Stage("imatrix", 3, (build.base_stage,), settings, True, run)
+
+
+def _ready_imatrix_stage(build: BuildContext, path: Path) -> Stage:
+    """A file that the person gave → imatrix.gguf."""
+
+    def run(work: Path, progress: Progress) -> Done:
+        out = build.job.out / "imatrix.gguf"
+        ready = take_ready(path, build.source.tensors, out)
+        for sentence in ready.notes:
+            progress.note(sentence)
+        found = ready.imatrix
+        facts = {
+            "chunks": found.chunks,
+            "tokens": found.chunks * found.chunk_tokens,
+            "weights": len(found.entries),
+            "unseen_experts": len(coverage_of(found).unseen),
+            "sources": [{"name": name} for name in found.datasets],
+            "ready": path.name,
+        }
+        return _imatrix_done(facts, out)
+
+    settings = {"ready": [path.name, content_id(path)]}
+    return Stage("imatrix", 3, ("checkpoint",), settings, False, run)
+
+
+def _imatrix_done(facts: dict[str, Any], out: Path) -> Done:
+    unseen = f", unseen experts: {facts['unseen_experts']}" if facts["unseen_experts"] else ""
+    ready = f" of {facts['ready']}" if facts["ready"] else ""
+    detail = f"{facts['weights']} weights{ready}, {facts['tokens']:,} tokens{unseen}"
+    return Done((out,), detail, facts)
 
 
 def measure_stage(build: BuildContext) -> Stage:
@@ -249,10 +276,17 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
 def report_stage(
     build: BuildContext, levels: Sequence[LevelPlan], results: Sequence[LevelResult]
 ) -> Stage:
-    """Everything → report.html and README.md."""
+    """Everything → report.html and README.md, with coverage.png and calibration.json."""
     job = build.job
 
     def run(work: Path, progress: Progress) -> Done:
+        calibration = job.out / "calibration.json"
+        collected = build.pipeline.receipt("imatrix").facts
+        write_json(calibration, {k: v for k, v in collected.items() if k != "detail"})
+        outputs = [calibration]
+        if coverage_of(build.imatrix).experts:
+            outputs.append(job.out / COVERAGE_PICTURE)
+            draw_coverage(build.imatrix, build.choice.name, outputs[-1])
         facts = ReportFacts(
             model=build.choice.name,
             architecture=build.geometry.architecture,
@@ -260,13 +294,15 @@ def report_stage(
             target=job.target,
             recipe=job.recipe,
             results=tuple(results),
-            imatrix=build.pipeline.receipt("imatrix").facts,
+            imatrix=collected,
             kv_type=build.retrieval[0].kv_type or job.target.kv_type,
             ruled_out=read_ruled_out(build.folder(levels[0]) / "allocation.json"),
             coverage=coverage_of(build.imatrix),
+            counts_are_exact=build.imatrix.counts_are_exact,
             unweighted=tuple(n for n in build.sensitivity.errors if n not in build.imatrix.entries),
         )
-        return Done(write_report(facts, job.out), "report.html, README.md", {})
+        pages = write_report(facts, job.out)
+        return Done((*pages, *outputs), "report.html, README.md", {})
 
     steps = ("allocate", "place", "quantize", "validate")
     needs = tuple(f"{step}:{plan.recipe.name}" for plan in levels for step in steps)
@@ -274,4 +310,4 @@ def report_stage(
         "recipe": job.recipe.model_dump(mode="json"),
         "target": job.target.model_dump(mode="json"),
     }
-    return Stage("report", 2, ("imatrix", *needs), settings, True, run)
+    return Stage("report", 3, ("imatrix", *needs), settings, True, run)

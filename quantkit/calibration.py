@@ -1,42 +1,53 @@
 """A recipe's calibration: its texts, or its mixture of domains, as one row of tokens.
 
-Pure: the tokenizer and the chat template are passed in. Equal input gives equal tokens on every
-machine.
+The tokenizer and the chat template are passed in, and so are the files. Equal input gives equal
+tokens on every machine.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.chat_template import Message
+from quantkit.calibration_chat import ChatTexts, RenderChat
+from quantkit.calibration_rows import ROW_ENDINGS, read_rows
 from quantkit.errors import InputError
 from quantkit.recipe import ImatrixRecipe
-from quantkit.resources import resource
 
 Tokens = NDArray[np.int32]
 Tokenize = Callable[[str], Tokens]
 
-ENDINGS = (".txt", ".jsonl", ".md")
+ENDINGS = (".txt", ".md", *ROW_ENDINGS)
+"""Files that are read where a folder or a dataset is a source."""
+PART_CHARACTERS = 1 << 24
+"""Most of a domain's text that becomes tokens at once: a tokenizer takes many bytes for each."""
 
 
-class RenderChat(Protocol):
-    """Messages, and tools where there are some → the text that the model's template makes.
+@dataclass(frozen=True)
+class CalibrationSource:
+    """One of a recipe's sources, on this disk.
 
-    Raises:
-        InputError: the template refuses them.
+    Attributes:
+        name: as the recipe spells it.
+        files: in the order in which they are read.
+        origin: "quantkit" for a text that ships with it, "disk", or
+            "hf://datasets/OWNER/NAME@COMMIT".
+        licence: SPDX expression of a shipped text, the Hub's words for a dataset; None where
+            nothing states one.
     """
 
-    def __call__(self, messages: list[Message], tools: list[Any] | None = None, /) -> str: ...
+    name: str
+    files: tuple[Path, ...]
+    origin: str
+    licence: str | None
 
 
 @dataclass(frozen=True)
@@ -54,28 +65,39 @@ class CalibrationTokens:
 
     Attributes:
         tokens: with a mixture whole chunks, each of one domain; else all tokens of the texts.
-        taken: one entry a domain, in the recipe's order; one in all for texts.
+        chunk_tokens: length of a chunk.
+        domains: in the recipe's order; texts are one in all.
+        order: of a mixture the domain of each chunk; empty for texts.
         notes: what the user should know: domains that ran out, conversations left out.
     """
 
     tokens: Tokens
-    taken: tuple[DomainTaken, ...]
+    chunk_tokens: int
+    domains: tuple[str, ...]
+    order: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
+    def taken_after(self, chunks: int) -> tuple[DomainTaken, ...]:
+        """What the first `chunks` chunks, at least one, hold of each domain."""
+        held = Counter(self.order[:chunks] or {self.domains[0]: chunks})
+        return tuple(
+            DomainTaken(name, held[name] * self.chunk_tokens, held[name] / held.total())
+            for name in self.domains
+        )
 
-def calibration_files(recipe: ImatrixRecipe) -> list[Path]:
-    """Every file that `calibration_tokens` reads, in the recipe's order.
 
-    Raises:
-        InputError: one does not exist.
-    """
-    if recipe.mixture:
-        return [path for name in recipe.mixture for path in _domain_files(name)]
-    return [_text_file(name) for name in recipe.texts]
+@dataclass(frozen=True)
+class _Model:
+    """What makes tokens of a text: of what people wrote, and of what the chat template made."""
+
+    tokenize: Tokenize
+    tokenize_special: Tokenize
+    render_chat: RenderChat | None
 
 
 def calibration_tokens(
     recipe: ImatrixRecipe,
+    sources: Sequence[CalibrationSource],
     tokenize: Tokenize,
     render_chat: RenderChat | None,
     *,
@@ -83,8 +105,12 @@ def calibration_tokens(
 ) -> CalibrationTokens:
     """The tokens that the importance matrix is collected on.
 
+    With a mixture they are the recipe's `chunks` chunks, or all that there are where it goes on
+    until the experts are covered; the first `chunks` are the same in both cases.
+
     Args:
-        recipe: its `mixture`, or without one its `texts`, joined by an empty line.
+        recipe: what is asked for of the sources; its `texts` are joined by an empty line.
+        sources: one for each name of `recipe.sources`.
         tokenize: for texts, without BOS.
         render_chat: `ChatTemplate.render` of the model's template; None for a model without one,
             whose conversations become lines of "role: content".
@@ -92,51 +118,122 @@ def calibration_tokens(
             `tokenize` serves for them too.
 
     Raises:
-        InputError: a file is missing, cannot be read, or is too short for one chunk.
+        InputError: a file cannot be read, or no domain is long enough for one chunk.
     """
-    if not recipe.mixture:
-        joined = "\n\n".join(_read(path) for path in calibration_files(recipe))
-        tokens = tokenize(joined)
-        return CalibrationTokens(tokens, (DomainTaken(", ".join(recipe.texts), len(tokens), 1.0),))
+    model = _Model(tokenize, tokenize_special or tokenize, render_chat)
     notes: list[str] = []
-    domains: dict[str, Tokens] = {}
-    for name in recipe.mixture:
-        parts = []
-        for path in _domain_files(name):
-            if path.suffix == ".jsonl":
-                special = tokenize_special or tokenize
-                rendered = _rendered(path, render_chat, notes)
-                parts += [special(text) for text in rendered]
-            else:
-                parts.append(tokenize(_read(path) + "\n\n"))
-        domains[name] = np.concatenate(parts) if parts else np.zeros(0, np.int32)
+    if recipe.mixture:
+        return _mixture_tokens(recipe, sources, model, notes)
+    files = [path for source in sources for path in source.files]
+    parts = list(_texts_tokens(files, model, notes))
+    name = ", ".join(source.name for source in sources)
+    return CalibrationTokens(_joined(parts), recipe.chunk_tokens, (name,), notes=tuple(notes))
+
+
+def _mixture_tokens(
+    recipe: ImatrixRecipe, sources: Sequence[CalibrationSource], model: _Model, notes: list[str]
+) -> CalibrationTokens:
     size = recipe.chunk_tokens
+    # Spread out chunks lie all over the text, and coverage may want all of it.
+    whole = recipe.spread or recipe.until_covered > 0
+    enough = None if whole else recipe.chunks * size
+    domains = {source.name: _domain_tokens(source, enough, model, notes) for source in sources}
     room = {name: len(tokens) // size for name, tokens in domains.items()}
-    order = chunk_order(recipe.mixture, room, recipe.chunks, recipe.seed)
+    wanted = sum(room.values()) if recipe.until_covered else recipe.chunks
+    order = chunk_order(recipe.mixture, room, wanted, recipe.seed)
     if not order:
         raise InputError(
             f"no domain of the calibration mixture has the {size} tokens of one chunk; "
             "give longer texts or a smaller chunk_tokens"
         )
-    places = {name: spread_out(room[name]) if recipe.spread else range(room[name]) for name in room}
-    used = dict.fromkeys(domains, 0)
+    places = {name: iter(spread_out(n) if recipe.spread else range(n)) for name, n in room.items()}
     chunks = []
     for name in order:
-        begin = places[name][used[name]] * size
+        begin = next(places[name]) * size
         chunks.append(domains[name][begin : begin + size])
-        used[name] += 1
+    notes += _short_domains(recipe, room)
+    return CalibrationTokens(_joined(chunks), size, tuple(domains), tuple(order), tuple(notes))
+
+
+def _short_domains(recipe: ImatrixRecipe, room: Mapping[str, int]) -> Iterator[str]:
     total = sum(map(Fraction, map(str, recipe.mixture.values())))
     for name, share in recipe.mixture.items():
         wanted = int(Fraction(str(share)) / total * recipe.chunks)
-        if used[name] == room[name] < wanted:
-            notes.append(
+        if room[name] < wanted:
+            yield (
                 f"the calibration text {name} holds {room[name]} of the {wanted} chunks of its "
                 "share; the others make up for it"
             )
-    taken = tuple(
-        DomainTaken(name, count * size, count / len(order)) for name, count in used.items()
-    )
-    return CalibrationTokens(np.concatenate(chunks).astype(np.int32), taken, tuple(notes))
+
+
+def _domain_tokens(
+    source: CalibrationSource, enough: int | None, model: _Model, notes: list[str]
+) -> Tokens:
+    """The tokens of a domain's files, one after the other; no piece after `enough` is read."""
+    parts: list[Tokens] = []
+    count = 0
+    for path in source.files:
+        rows = path.suffix in ROW_ENDINGS
+        pieces = _row_tokens(path, model, notes) if rows else _text_tokens(path, model)
+        with closing(pieces):
+            for tokens in pieces:
+                parts.append(tokens)
+                count += len(tokens)
+                if enough is not None and count >= enough:
+                    return _joined(parts)
+    return _joined(parts)
+
+
+def _text_tokens(path: Path, model: _Model) -> Generator[Tokens]:
+    """The tokens of a text and an empty line, in parts that end where it has one."""
+    text = _read(path) + "\n\n"
+    begin = 0
+    while begin < len(text):
+        end = begin + PART_CHARACTERS
+        if end < len(text):
+            line_end = text.rfind("\n\n", begin, end)
+            end = line_end + 2 if line_end >= 0 else end
+        yield model.tokenize(text[begin:end])
+        begin = end
+
+
+def _row_tokens(path: Path, model: _Model, notes: list[str]) -> Generator[Tokens]:
+    """The tokens of each row; in the end `notes` grows by what the chat template refused."""
+    chat = ChatTexts(model.render_chat)
+    try:
+        for row in read_rows(path):
+            if isinstance(row, str):
+                yield model.tokenize(row + "\n\n")
+            elif (text := chat.text(row)) is not None:
+                yield model.tokenize_special(text)
+    finally:
+        notes += chat.notes(path.name)
+
+
+def _texts_tokens(files: Iterable[Path], model: _Model, notes: list[str]) -> Iterator[Tokens]:
+    """Texts that follow each other are joined before they become tokens."""
+    texts: list[str] = []
+    for path in files:
+        if path.suffix not in ROW_ENDINGS:
+            texts.append(_read(path))
+            continue
+        if texts:
+            yield model.tokenize("\n\n".join([*texts, ""]))
+            texts = []
+        yield from _row_tokens(path, model, notes)
+    if texts:
+        yield model.tokenize("\n\n".join(texts))
+
+
+def _joined(parts: Sequence[Tokens]) -> Tokens:
+    return np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, np.int32)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the calibration text {path}: {error}") from None
 
 
 def chunk_order(
@@ -178,121 +275,3 @@ def spread_out(count: int) -> list[int]:
     bits = max(count - 1, 0).bit_length()
     reversed_bits = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits))
     return [number for number in reversed_bits if number < count]
-
-
-def _text_file(name: str) -> Path:
-    shipped = resource("calibration") / name
-    path = shipped if shipped.is_file() else Path(name)
-    if not path.is_file():
-        raise InputError(f"no calibration text {name!r}: give a file, or one of {_known()}")
-    return path
-
-
-def _domain_files(name: str) -> list[Path]:
-    """The files of a domain: a calibration file with or without its ending, a file, a folder."""
-    folder = resource("calibration")
-    for ending in ("", ".txt", ".jsonl"):
-        shipped = folder / f"{name}{ending}"
-        if shipped.is_file():
-            return [shipped]
-    path = Path(name)
-    if not path.is_dir():
-        return [_text_file(name)]
-    below = (file.relative_to(path) for file in path.rglob("*") if file.suffix in ENDINGS)
-    files = sorted(file for file in below if (path / file).is_file())
-    if not files:
-        raise InputError(f"no calibration text in the folder {name}: {', '.join(ENDINGS)} are read")
-    return [path / file for file in files]
-
-
-def _known() -> str:
-    files = resource("calibration").iterdir()
-    return ", ".join(sorted(p.name for p in files if p.suffix in (".txt", ".jsonl")))
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the calibration text {path}: {error}") from None
-
-
-def _conversations(path: Path) -> list[tuple[list[Message], list[Any] | None]]:
-    """Messages and tools of each line: a list of messages, or an object with both."""
-    found = []
-    for number, line in enumerate(_read(path).split("\n"), 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise InputError(f"{path}, line {number} is not JSON: {error}") from None
-        messages, tools = row, None
-        if isinstance(row, dict):
-            messages, tools = row.get("messages"), row.get("tools") or None
-        if not isinstance(messages, list) or not all(
-            isinstance(message, dict) and isinstance(message.get("role"), str)
-            for message in messages
-        ):
-            raise InputError(f"{path}, line {number} is no list of messages with a role each")
-        found.append((messages, tools))
-    return found
-
-
-def _rendered(path: Path, render_chat: RenderChat | None, notes: list[str]) -> list[str]:
-    """The conversations of a file as text; `notes` grows by what the template refuses."""
-    conversations = _conversations(path)
-    if render_chat is None:
-        notes.append(f"no chat template: the conversations of {path.name} are plain lines")
-        return [_plain_lines(messages, tools) for messages, tools in conversations]
-    texts = []
-    counts: Counter[str] = Counter()
-    reason: InputError | None = None
-    for messages, tools in conversations:
-        text, missing, why = _accepted(messages, tools, render_chat)
-        if missing:
-            counts[missing] += 1
-            reason = reason or why
-        if text is not None:
-            texts.append(text)
-    if counts:
-        what = ", ".join(f"{count} {missing}" for missing, count in sorted(counts.items()))
-        notes.append(f"of {len(conversations)} conversations of {path.name} {what}; {reason}")
-    return texts
-
-
-def _accepted(
-    messages: list[Message], tools: list[Any] | None, render_chat: RenderChat
-) -> tuple[str | None, str, InputError | None]:
-    """What the template makes of as much of a conversation as it takes, what is missing, why."""
-    why: InputError | None = None
-    talk = _without_calls(messages)
-    attempts = [(messages, tools, "")]
-    if messages and messages[0]["role"] == "system":
-        attempts.append((messages[1:], tools, "without the system message"))
-    if tools:
-        attempts.append((talk, None, "without tools"))
-        if talk and talk[0]["role"] == "system":
-            attempts.append((talk[1:], None, "without the system message and tools"))
-    for some, given, missing in attempts:
-        try:
-            return (render_chat(some, given) if given else render_chat(some)), missing, why
-        except InputError as error:
-            why = why or error
-    return None, "left out", why
-
-
-def _without_calls(messages: list[Message]) -> list[Message]:
-    """The messages that people read: no calls, no results."""
-    spoken = (message for message in messages if message["role"] != "tool")
-    kept = [{k: v for k, v in message.items() if k != "tool_calls"} for message in spoken]
-    return [message for message in kept if message.get("content")]
-
-
-def _plain_lines(messages: list[Message], tools: list[Any] | None) -> str:
-    lines = [f"tools: {json.dumps(tools, ensure_ascii=False)}"] if tools else []
-    for message in messages:
-        calls = [json.dumps(call, ensure_ascii=False) for call in message.get("tool_calls") or []]
-        said = [str(message["content"])] if message.get("content") else []
-        lines.append(f"{message['role']}: " + "\n".join([*said, *calls]))
-    return "\n".join(lines) + "\n\n"

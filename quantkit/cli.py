@@ -31,6 +31,14 @@ RecipeOption = Annotated[
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
+CalibrationOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--calibration",
+        help="Text, folder, domain or hf://datasets/OWNER/NAME instead of the recipe's; "
+        "may be repeated.",
+    ),
+]
 WorkersOption = Annotated[
     int | None, typer.Option("--workers", min=1, help="CPU threads; all cores by default.")
 ]
@@ -67,6 +75,11 @@ def build(
     haystack: Annotated[
         Path | None, typer.Option("--haystack", help="Text file to hide the needles in.")
     ] = None,
+    calibration: CalibrationOption = None,
+    ready_imatrix: Annotated[
+        Path | None,
+        typer.Option("--imatrix", help="A ready importance matrix: GGUF or legacy .dat."),
+    ] = None,
     workers: WorkersOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -74,7 +87,19 @@ def build(
     """The whole pipeline: from a model to checked artifacts with a plan and a report."""
     from quantkit import commands
 
-    commands.build(target, model, recipe, out, levels, haystack, workers, quiet or as_json, as_json)
+    commands.build(
+        target,
+        model,
+        recipe,
+        out,
+        levels,
+        haystack,
+        calibration,
+        ready_imatrix,
+        workers,
+        quiet or as_json,
+        as_json,
+    )
 
 
 @app.command()
@@ -135,11 +160,25 @@ def imatrix(
         typer.Argument(help="The GGUF to collect on; with --show, the one it was collected on."),
     ] = None,
     out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path("imatrix.gguf"),
-    text: Annotated[
-        list[str] | None, typer.Option("--text", help="Calibration text; may be repeated.")
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Calibrate as this recipe does; 'default' by default."),
     ] = None,
-    chunks: Annotated[int, typer.Option("--chunks", min=1)] = 64,
-    chunk_tokens: Annotated[int, typer.Option("--chunk-tokens", min=32)] = 512,
+    calibration: CalibrationOption = None,
+    chunks: Annotated[
+        int | None, typer.Option("--chunks", min=1, help="How many; by default the recipe's.")
+    ] = None,
+    chunk_tokens: Annotated[
+        int | None, typer.Option("--chunk-tokens", min=32, help="By default the recipe's.")
+    ] = None,
+    until_covered: Annotated[
+        int | None,
+        typer.Option(
+            "--until-covered",
+            min=0,
+            help="Go on until every expert saw so many tokens, or the text ends.",
+        ),
+    ] = None,
     show: Annotated[
         Path | None,
         typer.Option("--show", help="Describe this imatrix instead: GGUF or legacy .dat."),
@@ -154,7 +193,9 @@ def imatrix(
     if show is not None:
         commands.show_imatrix(show, model, as_json)
     else:
-        commands.imatrix(model, out, text, chunks, chunk_tokens, workers, quiet, as_json)
+        changes = {"chunks": chunks, "chunk_tokens": chunk_tokens, "until_covered": until_covered}
+        given = {name: value for name, value in changes.items() if value is not None}
+        commands.imatrix(model, out, recipe, calibration, given, workers, quiet, as_json)
 
 
 @app.command()

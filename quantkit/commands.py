@@ -7,7 +7,7 @@ import os
 import shlex
 import textwrap
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,6 +36,8 @@ def build(
     out: Path | None,
     levels: str | None,
     haystack: Path | None,
+    calibration: Sequence[str] | None,
+    imatrix: Path | None,
     workers: int | None,
     quiet: bool,
     as_json: bool,
@@ -51,9 +53,14 @@ def build(
     chosen = recipe_for(model, recipe)
     if levels is not None:
         chosen = chosen.with_levels(levels.split(","))
+    if calibration and imatrix:
+        raise InputError("--calibration is what an imatrix is collected on; leave it or --imatrix")
+    if calibration:
+        changed = chosen.imatrix.calibrated_on(calibration)
+        chosen = chosen.model_copy(update={"imatrix": changed})
     folder = out or Path("build") / f"{choose_model(model).name}-{card_set.name}"
     console = Console(quiet=quiet)
-    job = Job(model, chosen, card_set, folder, _workers(workers), haystack)
+    job = Job(model, chosen, card_set, folder, _workers(workers), haystack, imatrix)
     results = run(job, console)
     if as_json:
         _print_json(console, {"folder": str(folder), "levels": [asdict(r) for r in results]})
@@ -252,39 +259,41 @@ def convert(
 def imatrix(
     model: Path | None,
     out: Path,
-    texts: list[str] | None,
-    chunks: int,
-    chunk_tokens: int,
+    recipe_name: str | None,
+    calibration: Sequence[str] | None,
+    changes: Mapping[str, int],
     workers: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
     """Collect an importance matrix on a GGUF file."""
-    from quantkit.calibration import calibration_files
+    from quantkit.calibration_sources import local_sources, resolve_sources
     from quantkit.formats.gguf_file import GGUFSource
     from quantkit.native.devices import device_settings
     from quantkit.native.shared_libraries import library_version
     from quantkit.receipts import content_id, identity, resumable
-    from quantkit.recipe import ImatrixRecipe
+    from quantkit.recipe import recipe_for
     from quantkit.stages.imatrix import collect_imatrix
 
     if model is None:
         raise InputError("give the GGUF file to collect on, or --show FILE to describe an imatrix")
-    fields: dict[str, Any] = {"chunks": chunks, "chunk_tokens": chunk_tokens}
-    recipe = ImatrixRecipe(**fields, **({"texts": tuple(texts)} if texts else {}))
+    recipe = recipe_for("default", recipe_name).imatrix.model_copy(update=changes)
+    if calibration:
+        recipe = recipe.calibrated_on(calibration)
     source = GGUFSource(model)  # tells what is wrong with the file before llama.cpp is asked
-    read = calibration_files(recipe)
+    read = [path for source in local_sources(recipe) for path in source.files]
     _check_writable(out, [*source.paths, *read])
     devices = device_settings(_workers(workers))
     console = Console(quiet=quiet or as_json)
     parts = {
         "model": identity(source.paths),
-        "texts": [[path.name, content_id(path)] for path in read],
+        "files": [[path.name, content_id(path)] for path in read],
         "recipe": recipe.model_dump(mode="json"),
         "llama-cpp-python": library_version(),
     }
     with resumable(_work(out), parts) as work, console.stage("imatrix") as progress:
-        facts = collect_imatrix(model, recipe, out, work, devices, progress)
+        sources = resolve_sources(recipe, progress)
+        facts = collect_imatrix(model, recipe, sources, out, work, devices, progress)
     if as_json:
         _print_json(console, asdict(facts))
     console.line(f"{out}: {facts.weights} weights, {facts.tokens:,} tokens")

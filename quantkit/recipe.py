@@ -19,6 +19,8 @@ STOCK_CANDIDATES = (
     "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
 
+PLAIN_TEXT = (".txt", ".md")
+
 
 class ConvertRecipe(Strict):
     """What is made of a checkpoint.
@@ -62,6 +64,13 @@ class ImatrixRecipe(Strict):
     def sources(self) -> tuple[str, ...]:
         """The names of what is read: the mixture's domains, or the texts."""
         return tuple(self.mixture) or self.texts
+
+    def calibrated_on(self, names: Sequence[str]) -> ImatrixRecipe:
+        """This recipe with other sources: one text as it is, or equal shares of several."""
+        first = names[0]
+        if len(names) == 1 and first.endswith(PLAIN_TEXT) and "://" not in first:
+            return self.model_copy(update={"texts": tuple(names), "mixture": {}})
+        return self.model_copy(update={"mixture": dict.fromkeys(names, 1.0)})
 
 
 class MeasureRecipe(Strict):

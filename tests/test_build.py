@@ -127,6 +127,55 @@ def test_a_change_runs_only_what_depends_on_it(built: Path, tmp_path: Path) -> N
         assert f"· {stage}" in again.stdout
 
 
+def test_a_ready_imatrix_gives_what_collecting_it_gave(
+    built: Path, recipe: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    finished = run(out, recipe, "--imatrix", str(built / "imatrix.gguf"), "--levels", "Q4")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "weights of imatrix.gguf" in finished.stdout
+    artifact = "levels/Q4/quantkit-demo-Q4.gguf"
+    for name in ("imatrix.gguf", "sensitivity.json", artifact):
+        assert file_sha256(out / name) == file_sha256(built / name)
+    assert "the file imatrix.gguf" in (out / "report.html").read_text()
+
+    # a legacy .dat of the same model: its counts are not known, and the report does not guess
+    legacy = Path(__file__).parent / "data" / "imatrix" / "demo-4x512.imatrix.dat"
+    finished = run(out, recipe, "--imatrix", str(legacy), "--levels", "Q4")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    assert "a legacy .dat holds no counts" in finished.stdout
+    page = (out / "report.html").read_text()
+    assert "By how many tokens, the file does not say." in page
+    assert "tokens or more" not in page
+
+
+def test_the_calibration_is_recorded(built: Path, tmp_path: Path, recipe: Path) -> None:
+    record = json.loads((built / "calibration.json").read_text())
+    (source,) = record["sources"]
+    assert (source["name"], source["origin"]) == ("english-prose.txt", "quantkit")
+    assert source["licence"]
+    assert source["tokens"] == record["tokens"] == 512
+    (file,) = source["files"]
+    assert file["sha256"] == file_sha256(DEMO_MODEL.parents[2] / "calibration" / file["name"])
+
+    # of one's own text and folder: equal shares, and no path of this machine
+    text, folder = tmp_path / "mine.txt", tmp_path / "texts"
+    folder.mkdir()
+    words = " ".join(f"word{n}" for n in range(4000))
+    text.write_text(words)
+    (folder / "a.md").write_text(words)
+    out = tmp_path / "out"
+    own = ("--calibration", str(text), "--calibration", str(folder))
+    finished = run(out, recipe, *own, "--levels", "Q4")
+    assert finished.returncode == 0, finished.stdout + finished.stderr
+    record = json.loads((out / "calibration.json").read_text())
+    assert [(s["name"], s["tokens"]) for s in record["sources"]] == [
+        ("mine.txt", 256), ("texts", 256),
+    ]  # fmt: skip
+    for name in ("calibration.json", "report.html", "README.md", "imatrix.gguf"):
+        assert str(tmp_path).encode() not in (out / name).read_bytes()
+
+
 @pytest.mark.timeout(600)
 def test_killed_in_every_stage_gives_the_same_bytes(
     built: Path, recipe: Path, tmp_path: Path

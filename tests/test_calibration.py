@@ -16,11 +16,14 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from quantkit.calibration import (
-    calibration_files,
+    CalibrationTokens,
+    DomainTaken,
     calibration_tokens,
     chunk_order,
     spread_out,
 )
+from quantkit.calibration_chat import RenderChat
+from quantkit.calibration_sources import resolve_sources
 from quantkit.chat_template import ChatTemplate
 from quantkit.errors import InputError
 from quantkit.recipe import ImatrixRecipe, Recipe, known_recipes, load_recipe
@@ -35,6 +38,10 @@ CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_e
 def letters(text: str) -> NDArray[np.int32]:
     """A tokenizer: each character is a token."""
     return np.frombuffer(text.encode("utf-32-le"), np.int32)
+
+
+def tokens_of(recipe: ImatrixRecipe, render: RenderChat | None = None) -> CalibrationTokens:
+    return calibration_tokens(recipe, resolve_sources(recipe), letters, render)
 
 
 def written(tokens: NDArray[np.int32]) -> str:
@@ -190,8 +197,8 @@ def test_a_chunk_is_of_one_domain_and_none_comes_twice(
     recipe = ImatrixRecipe(
         mixture=mixture, chunk_tokens=32, chunks=chunks, spread=spread, seed=seed
     )
-    found = calibration_tokens(recipe, letters, None)
-    again = calibration_tokens(recipe, letters, None)
+    found = tokens_of(recipe)
+    again = tokens_of(recipe)
     assert np.array_equal(found.tokens, again.tokens)
     assert found.tokens.dtype == np.int32
     assert len(found.tokens) == 32 * chunks
@@ -201,8 +208,13 @@ def test_a_chunk_is_of_one_domain_and_none_comes_twice(
         assert np.array_equal(chunk, np.arange(chunk[0], chunk[0] + 32))
     if not spread:
         assert written(found.tokens[:32]) in ("".join(map(chr, d[:32])) for d in domains.values())
-    assert sum(domain.tokens for domain in found.taken) == len(found.tokens)
-    assert sum(domain.share for domain in found.taken) == pytest.approx(1)
+    for first in (chunks, chunks // 2 + 1):
+        taken = found.taken_after(first)
+        in_chinese = sum(
+            found.tokens[: 32 * first].tolist()[n] >= 0x4E00 for n in range(32 * first)
+        )
+        assert [domain.tokens for domain in taken] == [in_chinese, 32 * first - in_chinese]
+        assert [domain.share for domain in taken] == [d.tokens / (32 * first) for d in taken]
 
 
 def test_a_short_domain_is_told(tmp_path: Path) -> None:
@@ -210,12 +222,12 @@ def test_a_short_domain_is_told(tmp_path: Path) -> None:
     (tmp_path / "long.txt").write_text("b" * 2000)
     mixture = {str(tmp_path / "short.txt"): 1.0, str(tmp_path / "long.txt"): 1.0}
     recipe = ImatrixRecipe(mixture=mixture, chunk_tokens=32, chunks=20)
-    found = calibration_tokens(recipe, letters, None)
-    assert [domain.tokens for domain in found.taken] == [64, 18 * 32]
+    found = tokens_of(recipe)
+    assert [domain.tokens for domain in found.taken_after(20)] == [64, 18 * 32]
     [note] = found.notes
     assert "holds 2 of the 10 chunks" in note
     with pytest.raises(InputError, match="no domain"):
-        calibration_tokens(recipe.model_copy(update={"chunk_tokens": 4000}), letters, None)
+        tokens_of(recipe.model_copy(update={"chunk_tokens": 4000}))
 
 
 def test_texts_are_joined_as_they_are(tmp_path: Path) -> None:
@@ -223,113 +235,78 @@ def test_texts_are_joined_as_they_are(tmp_path: Path) -> None:
     for path in paths:
         path.write_text(path.stem, encoding="utf-8")
     recipe = ImatrixRecipe(texts=tuple(map(str, paths)))
-    assert written(calibration_tokens(recipe, letters, None).tokens) == "a\n\nb"
-    assert calibration_files(recipe) == paths
+    found = tokens_of(recipe)
+    assert written(found.tokens) == "a\n\nb"
+    assert found.taken_after(3) == (DomainTaken(", ".join(map(str, paths)), 3 * 512, 1.0),)
 
 
-def test_a_domain_is_a_name_a_file_or_a_folder(tmp_path: Path) -> None:
-    folder = tmp_path / "mine"
-    (folder / "deeper").mkdir(parents=True)
-    for name in ("b.txt", "a.md", "deeper/c.txt", "picture.png"):
-        (folder / name).write_text(name)
-    recipe = ImatrixRecipe(mixture={"chat": 1, "code.txt": 1, str(folder): 2})
-    assert calibration_files(recipe) == [
-        *(FOLDER / "chat.jsonl", FOLDER / "code.txt"),
-        *(folder / "a.md", folder / "b.txt", folder / "deeper" / "c.txt"),
-    ]
-    with pytest.raises(InputError, match="give a file, or one of chat"):
-        calibration_files(ImatrixRecipe(mixture={"nothing": 1}))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(InputError, match="no calibration text in the folder"):
-        calibration_files(ImatrixRecipe(mixture={str(tmp_path / "empty"): 1}))
+def test_rows_among_texts_are_rows(tmp_path: Path) -> None:
+    names = ("a.txt", "b.txt", "rows.jsonl", "c.txt")
+    for name in names:
+        (tmp_path / name).write_text(name[0])
+    (tmp_path / "rows.jsonl").write_text('{"text": "x"}\n[{"role": "user", "content": "y"}]\n')
+    recipe = ImatrixRecipe(texts=tuple(str(tmp_path / name) for name in names))
+    assert written(tokens_of(recipe).tokens) == "a\n\nb\n\nx\n\nuser: y\n\nc"
+
+
+@pytest.mark.parametrize("spread", [False, True])
+def test_going_on_until_covered_begins_with_the_same_chunks(tmp_path: Path, spread: bool) -> None:
+    mixture = {}
+    for name, share, begin, length in (("a", 0.7, 0x4E00, 90), ("b", 0.3, 0x400, 640)):
+        path = tmp_path / f"{name}.txt"
+        path.write_text("".join(map(chr, range(begin, begin + length))), encoding="utf-8")
+        mixture[str(path)] = share
+    recipe = ImatrixRecipe(mixture=mixture, chunk_tokens=32, chunks=10, spread=spread)
+    short = tokens_of(recipe)
+    long = tokens_of(recipe.model_copy(update={"until_covered": 1}))
+    assert len(short.order) == 10
+    assert long.order[:10] == short.order
+    assert np.array_equal(long.tokens[:320], short.tokens)
+    assert len(long.order) == 2 + 20  # all whole chunks of both; two line ends count
+    assert long.taken_after(10) == short.taken_after(10)
+    assert [domain.tokens for domain in long.taken_after(22)] == [64, 640]
+    assert long.notes == short.notes
+    assert "holds 2 of the 7 chunks" in short.notes[0]
+
+
+def test_no_more_rows_are_read_than_the_chunks_need(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps({"text": "x" * 30}) + "\n" + "broken\n")
+    recipe = ImatrixRecipe(mixture={str(path): 1}, chunk_tokens=32, chunks=1)
+    assert written(tokens_of(recipe).tokens) == "x" * 30 + "\n\n"
+    for more in ({"chunks": 2}, {"spread": True}, {"until_covered": 1}):
+        with pytest.raises(InputError, match="line 2 is not JSON"):
+            tokens_of(recipe.model_copy(update=more))
+
+
+@pytest.mark.parametrize("empty_lines", [True, False])
+def test_a_long_text_becomes_tokens_in_parts(
+    tmp_path: Path, empty_lines: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("quantkit.calibration.PART_CHARACTERS", 1050)
+    path = tmp_path / "long.txt"
+    text = ("x" * 98 + ("\n\n" if empty_lines else "xx")) * 20
+    path.write_text(text)
+    parts: list[str] = []
+
+    def noted(part: str) -> NDArray[np.int32]:
+        parts.append(part)
+        return letters(part)
+
+    recipe = ImatrixRecipe(mixture={str(path): 1}, chunks=10**6, chunk_tokens=32)
+    calibration_tokens(recipe, resolve_sources(recipe), noted, None)
+    assert "".join(parts) == text + "\n\n"
+    assert [len(part) for part in parts] == ([1000, 1002] if empty_lines else [1050, 952])
+    parts.clear()
+    few = recipe.model_copy(update={"chunks": 1})
+    calibration_tokens(few, resolve_sources(few), noted, None)
+    assert len(parts) == 1
 
 
 @pytest.mark.parametrize("share", [0, -1, float("inf"), float("nan")])
 def test_a_share_is_a_positive_number(share: float) -> None:
     with pytest.raises(ValueError, match="mixture"):
         ImatrixRecipe(mixture={"code": share})
-
-
-# --- conversations --------------------------------------------------------------------------------
-
-TOOLS = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
-CALLS = [{"id": "c1", "type": "function", "function": {"name": "f", "arguments": {"n": 1}}}]
-TALK: list[dict[str, Any]] = [
-    {"role": "system", "content": "S"},
-    {"role": "user", "content": "U"},
-    {"role": "assistant", "content": "", "tool_calls": CALLS},
-    {"role": "tool", "tool_call_id": "c1", "content": "R"},
-    {"role": "assistant", "content": "A"},
-]
-
-
-def conversation(folder: Path, template: str | None) -> tuple[str, tuple[str, ...]]:
-    """What becomes of TALK, repeated, and the notes."""
-    path = folder / "talk.jsonl"
-    path.write_text(json.dumps({"tools": TOOLS, "messages": TALK}) + "\n\n" + "\n")
-    recipe = ImatrixRecipe(mixture={str(path): 1}, chunk_tokens=32, chunks=1)
-    render = None if template is None else ChatTemplate(template, "<s>", "</s>").render
-    seen: list[str] = []
-
-    def special(text: str) -> NDArray[np.int32]:
-        seen.append(text)
-        return letters(text * 40)
-
-    found = calibration_tokens(recipe, letters, render, tokenize_special=special)
-    return "".join(seen), found.notes
-
-
-def test_conversations_take_the_models_template(tmp_path: Path) -> None:
-    text, notes = conversation(tmp_path, "{{ bos_token }}{{ tools | tojson }}" + CHATML)
-    assert text.startswith(f"<s>{json.dumps(TOOLS)}<|im_start|>system\nS<|im_end|>\n")
-    assert text.count("<|im_start|>") == 5
-    assert not notes
-
-
-@pytest.mark.parametrize(
-    ("refused", "left", "missing"),
-    [
-        ("messages[0].role == 'system'", "user assistant tool assistant", "the system message"),
-        ("tools", "system user assistant", "without tools"),
-        ("tools or messages[0].role == 'system'", "user assistant", "system message and tools"),
-    ],
-)
-def test_what_a_template_refuses_is_left_out(
-    tmp_path: Path, refused: str, left: str, missing: str
-) -> None:
-    guard = "{% if " + refused + " %}{{ raise_exception('no') }}{% endif %}"
-    text, notes = conversation(tmp_path, guard + CHATML)
-    assert re.findall(r"<\|im_start\|>(\w+)", text) == left.split()
-    [note] = notes
-    assert missing in note
-    assert note.endswith("the model's chat template fails: no")
-
-
-def test_templates_that_want_a_list_of_tools_or_mark_answers() -> None:
-    marked = "{% if tools is none %}{{ raise_exception('no') }}{% endif %}{%- generation %}"
-    assert ChatTemplate(marked + "x{% endgeneration -%}\n").render([]) == "x"
-
-
-def test_a_template_that_refuses_all_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no domain"):
-        conversation(tmp_path, "{{ raise_exception('no') }}")
-    with pytest.raises(InputError, match="chat template fails"):
-        ChatTemplate("{% if %}").render([])
-
-
-def test_without_a_template_conversations_are_lines(tmp_path: Path) -> None:
-    text, notes = conversation(tmp_path, None)
-    assert f"system: S\nuser: U\nassistant: {json.dumps(CALLS[0])}\ntool: R\nassistant: A" in text
-    assert text.startswith("tools: [")
-    assert "no chat template" in notes[0]
-
-
-@pytest.mark.parametrize("line", ["{", "3", '[{"content": "x"}]', '{"messages": "x"}', "[3]"])
-def test_a_broken_conversation_is_named(tmp_path: Path, line: str) -> None:
-    path = tmp_path / "talk.jsonl"
-    path.write_text('[{"role": "user", "content": "x"}]\n' + line + "\n")
-    with pytest.raises(InputError, match="line 2"):
-        calibration_tokens(ImatrixRecipe(mixture={str(path): 1}), letters, None)
 
 
 # --- the recipes ----------------------------------------------------------------------------------
@@ -340,15 +317,18 @@ def test_shipped_mixtures_have_text_enough(name: str) -> None:
     recipe: Recipe = load_recipe(known_recipes()[name])
     imatrix = recipe.imatrix
     assert sum(imatrix.mixture.values()) == pytest.approx(1)
-    assert {path.name for path in calibration_files(imatrix)} == {path.name for path in FILES}
+    assert {f.name for source in resolve_sources(imatrix) for f in source.files} == {
+        path.name for path in FILES
+    }
 
     def coarse(text: str) -> NDArray[np.int32]:
         return np.zeros(len(text) // 4, np.int32)
 
     render = ChatTemplate("{{ tools | tojson }}" + CHATML).render
-    found = calibration_tokens(imatrix, coarse, render)
+    found = calibration_tokens(imatrix, resolve_sources(imatrix), coarse, render)
     assert len(found.tokens) == imatrix.chunks * imatrix.chunk_tokens
-    assert all(abs(d.share - imatrix.mixture[d.name]) < 1 / imatrix.chunks for d in found.taken)
+    taken = found.taken_after(imatrix.chunks)
+    assert all(abs(d.share - imatrix.mixture[d.name]) < 1 / imatrix.chunks for d in taken)
     assert not found.notes
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from checkpoints import NEMOTRON, nemotron_arrays, with_prediction_head, write_checkpoint
 from loopback_hub import COMMIT, Fault, hub
@@ -113,6 +114,16 @@ def test_level_that_no_type_can_reach(tmp_path: Path) -> None:
     assert "Q1 asks for 1 bits" in message
 
 
+def test_an_imatrix_of_another_model_is_refused_before_the_folder_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "other.gguf"
+    entry = ImatrixEntry(np.ones((1, 64), np.float32), np.array([8], np.float32))
+    write_imatrix(path, Imatrix({"blk.77.attn_q.weight": entry}, 512, 2, ("a.txt",)))
+    build = (*BUILD, tmp_path / "out", "--model", "demo", "--imatrix", path)
+    assert "collected on another model" in refused(*build)
+    assert "leave it or --imatrix" in refused(*build, "--calibration", "code")
+    assert not (tmp_path / "out").exists()
+
+
 def test_gate_that_its_needles_cannot_prove(tmp_path: Path) -> None:
     recipe = write_recipe(
         tmp_path / "r.yaml", retrieval={"needles": 3, "minimum_lower_bound": 0.95}
@@ -176,6 +187,32 @@ def test_show_imatrix_names_unseen_experts(tmp_path: Path) -> None:
     write_imatrix(path, Imatrix({"blk.0.ffn_up_exps.weight": entry}, 512, 2, ("a.txt",)))
     shown = quantkit("imatrix", "--show", path, "--json")
     assert json.loads(shown.stdout)["unseen_experts"] == {"blk.0.ffn_up_exps.weight": 1}
+
+
+def test_imatrix_on_a_dataset_of_the_hub_records_where_it_is_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    row = json.dumps({"text": " ".join(f"line{n}" for n in range(600))})
+    (rows / "train.jsonl").write_text(row + "\n")
+    model, out = tmp_path / "demo.gguf", tmp_path / "imatrix.gguf"
+    assert quantkit("convert", "--model", "demo", "--out", model).returncode == 0
+    name = "datasets/someone/talks"
+    with hub({name: rows}, cards={name: {"license": "cc-by-4.0"}}) as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.address)
+        chosen = ("--calibration", f"hf://{name}", "--chunks", "2")
+        finished = quantkit("imatrix", model, "--out", out, *chosen, "--json")
+    assert finished.returncode == 0, finished.stderr
+    facts = json.loads(finished.stdout)
+    (source,) = facts["sources"]
+    origin = f"hf://{name}@{COMMIT}"
+    assert (source["origin"], source["licence"]) == (origin, "cc-by-4.0")
+    assert source["tokens"] == facts["tokens"] == 1024
+    assert [file["name"] for file in source["files"]] == ["train.jsonl"]
+    assert json.loads(quantkit("imatrix", "--show", out, "--json").stdout)["datasets"] == [origin]
 
 
 def test_help_loads_nothing_heavy() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -139,12 +140,22 @@ def test_names_of_a_hostile_file(capsys: pytest.CaptureFixture[str], tmp_path: P
     assert "[/]" in shown(capsys, tmp_path / "i.gguf")
 
 
+SOURCES = (
+    {"name": "code", "origin": "quantkit", "licence": "MIT", "tokens": 9216},
+    {"name": "mine.txt", "origin": "disk", "licence": None, "tokens": None},
+    {"name": "hf://datasets/a/b", "origin": "hf://datasets/a/b@c0ffee", "licence": "cc-by-4.0"},
+    {"name": "hf://datasets/a/c", "origin": "hf://datasets/a/c@c0ffee", "licence": None},
+)
+
+
 def report(folder: Path, found: Imatrix, unweighted: tuple[str, ...]) -> tuple[str, str]:
     """report.html and README.md of a build without levels."""
+    collected = {"tokens": 1, "weights": 1, "ready": None, "sources": SOURCES}
     facts = ReportFacts(
         model="m", architecture="a", parameters=1, target=load_target("4x3090"),
-        recipe=recipe_for("demo", None), results=(), imatrix={"tokens": 1, "weights": 1},
-        kv_type="f16", ruled_out={}, coverage=coverage_of(found), unweighted=unweighted,
+        recipe=recipe_for("demo", None), results=(), imatrix=collected, kv_type="f16",
+        ruled_out={}, coverage=coverage_of(found), counts_are_exact=found.counts_are_exact,
+        unweighted=unweighted,
     )  # fmt: skip
     page, readme = write_report(facts, folder)
     return page.read_text(), readme.read_text()
@@ -158,8 +169,20 @@ def test_report_shows_the_coverage(tmp_path: Path) -> None:
         assert "75.0 %" in page
         assert "50.0 %" in page
         assert "expert 2 of layer 2" in page
+        assert "code (9,216 tokens, MIT); mine.txt (a file of the one who built it)" in page
+        assert "hf://datasets/a/b@c0ffee (cc-by-4.0)" in page
+        assert "hf://datasets/a/c@c0ffee (licence not stated)" in page
         assert "token_embd.weight, 2 tensors of layer 7" in page
         assert "data:image/png;base64,YSBwaWN0dXJl" in page or "(coverage.png)" in page
+
+
+def test_report_of_a_legacy_file_guesses_no_counts(tmp_path: Path) -> None:
+    (tmp_path / "coverage.png").write_bytes(b"a picture")
+    page, readme = report(tmp_path, dataclasses.replace(EXPERTS, unknown=("no counts",)), ())
+    assert "By how many tokens, the file does not say." in page
+    for text in (page, readme):
+        assert "75.0 %" in text
+        assert "50.0 %" not in text
 
 
 def test_report_of_a_dense_model_says_nothing_of_experts(tmp_path: Path) -> None:

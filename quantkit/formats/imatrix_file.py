@@ -22,6 +22,8 @@ from quantkit.formats.imatrix_legacy import LegacyEntry, parse_legacy
 from quantkit.values import Metadata, MetaValue, TensorInfo
 
 SUMS, COUNTS = ".in_sum2", ".counts"
+UNKNOWN = "quantkit.imatrix.unknown"
+"""Ours, and only in what was made of a `.dat`: a GGUF does not show that counts were assumed."""
 LEGACY_CHUNK_TOKENS = 512
 """llama-imatrix's default: a `.dat` does not say how long its chunks were."""
 
@@ -69,7 +71,8 @@ class Imatrix:
     """A whole importance matrix: entries by weight name, and how it was collected.
 
     Attributes:
-        unknown: what the file does not say and was assumed, in sentences; empty for GGUF.
+        unknown: what the file does not say and was assumed, in sentences; empty for a GGUF that
+            was collected as one.
     """
 
     entries: Mapping[str, ImatrixEntry]
@@ -92,6 +95,8 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
         "imatrix.chunk_count": MetaValue("u32", imatrix.chunks),
         "imatrix.chunk_size": MetaValue("u32", imatrix.chunk_tokens),
     }
+    if imatrix.unknown:
+        metadata[UNKNOWN] = MetaValue("str", imatrix.unknown)
     data: dict[str, NDArray[np.float32]] = {}
     for name in sorted(imatrix.entries):
         data[name + SUMS] = imatrix.entries[name].sums
@@ -160,13 +165,18 @@ def _read_gguf(path: Path, rows: Mapping[str, int]) -> Imatrix:
                 "collect the imatrix again"
             )
         entries[weight] = ImatrixEntry(sums, counts)
-    datasets = file.metadata.get("imatrix.datasets", MetaValue("str", ())).value
     return Imatrix(
         entries,
         chunk_tokens=_integer(file, "imatrix.chunk_size"),
         chunks=_integer(file, "imatrix.chunk_count"),
-        datasets=tuple(map(str, datasets)) if isinstance(datasets, tuple) else (),
+        datasets=_strings(file, "imatrix.datasets"),
+        unknown=_strings(file, UNKNOWN),
     )
+
+
+def _strings(file: GGUFFile, key: str) -> tuple[str, ...]:
+    value = file.metadata.get(key, MetaValue("str", ())).value
+    return tuple(map(str, value)) if isinstance(value, tuple) else ()
 
 
 def _integer(file: GGUFFile, key: str) -> int:

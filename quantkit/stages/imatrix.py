@@ -11,18 +11,15 @@ import functools
 import hashlib
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantkit.calibration import (
-    RenderChat,
-    calibration_files,
-    calibration_tokens,
-)
+from quantkit.calibration import CalibrationSource, CalibrationTokens, calibration_tokens
+from quantkit.calibration_chat import RenderChat
 from quantkit.chat_template import ChatTemplate
 from quantkit.coverage import layer_of
 from quantkit.errors import EnvironmentFault, InputError
@@ -30,7 +27,7 @@ from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.native.child import Emit, run_isolated
 from quantkit.native.settings import ContextSettings, DeviceSettings
 from quantkit.progress import SILENT, Progress
-from quantkit.receipts import atomic
+from quantkit.receipts import atomic, file_sha256
 from quantkit.recipe import ImatrixRecipe
 from quantkit.sizes import bytes_text, seconds_text
 
@@ -47,6 +44,31 @@ LOGITS_BYTES = 512 << 20
 
 
 @dataclass(frozen=True)
+class FileRead:
+    """A file of a calibration source; its name is without folders."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceRead:
+    """A calibration source as evidence names it: no path of this machine is in it.
+
+    Attributes:
+        origin, licence: as `CalibrationSource` has them.
+        tokens: taken of it; None where several texts were joined.
+    """
+
+    name: str
+    origin: str
+    licence: str | None
+    tokens: int | None
+    files: tuple[FileRead, ...]
+
+
+@dataclass(frozen=True)
 class ImatrixFacts:
     """What was collected.
 
@@ -60,6 +82,7 @@ class ImatrixFacts:
     weights: int
     unseen_experts: int
     uncovered_experts: int
+    sources: tuple[SourceRead, ...]
 
 
 def chunks_together(chunk_tokens: int, vocabulary: int) -> int:
@@ -80,12 +103,13 @@ def chunks_together(chunk_tokens: int, vocabulary: int) -> int:
 def collect_imatrix(
     base: Path,
     recipe: ImatrixRecipe,
+    sources: Sequence[CalibrationSource],
     out: Path,
     work: Path,
     devices: DeviceSettings,
     progress: Progress = SILENT,
 ) -> ImatrixFacts:
-    """Run `base` over the calibration text and write the importance matrix to `out`.
+    """Run `base` over the recipe's `sources` and write the importance matrix to `out`.
 
     The sums are saved to `work` every few chunks; a run that was killed goes on there, with the
     same bits as one that was not.
@@ -111,6 +135,7 @@ def collect_imatrix(
         {
             "base": base,
             "recipe": recipe,
+            "sources": sources,
             "out": out,
             "work": work,
             "devices": devices,
@@ -123,6 +148,7 @@ def collect_imatrix(
 def collect_in_child(
     base: Path,
     recipe: ImatrixRecipe,
+    sources: Sequence[CalibrationSource],
     out: Path,
     work: Path,
     devices: DeviceSettings,
@@ -133,7 +159,10 @@ def collect_in_child(
     from quantkit.native.llama import Model
 
     model = Model(base, devices)
-    tokens = _tokens(recipe, model, emit)
+    calibration = _calibration(recipe, sources, model, emit)
+    # A text gets BOS before it is cut, as llama-imatrix does it; a mixture is cut already.
+    tokens = calibration.tokens if recipe.mixture else model.vocab.begun(calibration.tokens)
+    _check_length(tokens, recipe, emit)
     collector = Collector()
     state = _State(work / "sums.npz", tokens, recipe.chunk_tokens)
     chunks = _collect(model, tokens, recipe, collector, state, emit)
@@ -145,7 +174,7 @@ def collect_in_child(
         name: ImatrixEntry(sums.squares.astype(np.float32), sums.counts.astype(np.float32))
         for name, sums in collector.sums.items()
     }
-    names = tuple(path.name for path in calibration_files(recipe))
+    names = tuple(name for source in sources for name in _dataset_names(source))
     with atomic(out) as partial:
         write_imatrix(partial, Imatrix(entries, recipe.chunk_tokens, chunks, names))
     return ImatrixFacts(
@@ -154,32 +183,61 @@ def collect_in_child(
         len(entries),
         uncovered(collector.sums, 1),
         uncovered(collector.sums, recipe.until_covered),
+        _read_of(sources, calibration, chunks),
     )
 
 
-def _tokens(recipe: ImatrixRecipe, model: Model, emit: Emit) -> Tokens:
-    """The calibration's tokens, at least one chunk."""
+def _calibration(
+    recipe: ImatrixRecipe, sources: Sequence[CalibrationSource], model: Model, emit: Emit
+) -> CalibrationTokens:
     template = model.chat_template()
     calibration = calibration_tokens(
         recipe,
+        sources,
         functools.partial(model.vocab.tokenize, parse_special=False),
         None if template is None else _renderer(template, model.vocab),
         tokenize_special=model.vocab.tokenize,
     )
     for sentence in calibration.notes:
         emit(("note", sentence))
-    # A text gets BOS before it is cut, as llama-imatrix does it; a mixture is cut already.
-    tokens = calibration.tokens if recipe.mixture else model.vocab.begun(calibration.tokens)
-    size, available = recipe.chunk_tokens, len(tokens) // recipe.chunk_tokens
+    return calibration
+
+
+def _check_length(tokens: Tokens, recipe: ImatrixRecipe, emit: Emit) -> None:
+    available = len(tokens) // recipe.chunk_tokens
     if available == 0:
         raise InputError(
-            f"the calibration text has {len(tokens)} tokens, fewer than one chunk of {size}; "
-            "give a longer text or a smaller chunk_tokens"
+            f"the calibration text has {len(tokens)} tokens, fewer than one chunk of "
+            f"{recipe.chunk_tokens}; give a longer text or a smaller chunk_tokens"
         )
     if available < recipe.chunks:
         found = f"the calibration text holds {available} of the {recipe.chunks} chunks asked for"
         emit(("note", found))
-    return tokens
+
+
+def _dataset_names(source: CalibrationSource) -> list[str]:
+    """What `imatrix.datasets` says of a source."""
+    if source.origin.startswith("hf://"):
+        return [source.origin]
+    return [path.name for path in source.files]
+
+
+def _read_of(
+    sources: Sequence[CalibrationSource], calibration: CalibrationTokens, chunks: int
+) -> tuple[SourceRead, ...]:
+    taken = {domain.name: domain.tokens for domain in calibration.taken_after(chunks)}
+    return tuple(
+        SourceRead(
+            Path(source.name).name if source.origin == "disk" else source.name,
+            source.origin,
+            source.licence,
+            taken.get(source.name),
+            tuple(
+                FileRead(path.name, path.stat().st_size, file_sha256(path)) for path in source.files
+            ),
+        )
+        for source in sources
+    )
 
 
 def _collect(

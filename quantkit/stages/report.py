@@ -30,9 +30,11 @@ class ReportFacts:
 
     Attributes:
         kv_type: of the retrieval check.
-        imatrix: chunks, tokens, weights, unseen_experts.
+        imatrix: chunks, tokens, weights, unseen_experts, sources; ready, the name of the file
+            that was taken instead of collecting.
         ruled_out: tensors whose row length excludes some types → those types.
         coverage: of the imatrix; its picture is in the folder where there are experts.
+        counts_are_exact: whether its tokens are, or only whether there were any.
         unweighted: quantized tensors without statistics.
     """
 
@@ -46,6 +48,7 @@ class ReportFacts:
     kv_type: str
     ruled_out: Mapping[str, list[str]]
     coverage: Coverage
+    counts_are_exact: bool
     unweighted: tuple[str, ...]
 
 
@@ -72,7 +75,8 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
         "versions": versions,
         "pictures": {r.name: _data_url(folder / r.heatmap) for r in facts.results},
         "ruled_out": _grouped(facts.ruled_out),
-        "coverage": _coverage_values(facts.coverage, folder),
+        "sources": [_source_words(source) for source in facts.imatrix["sources"]],
+        "coverage": _coverage_values(facts, folder),
         "unweighted": _by_layer(facts.unweighted),
     }
     written = []
@@ -81,6 +85,17 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
         write_text(path, environment.get_template(template).render(values))
         written.append(path)
     return tuple(written)
+
+
+def _source_words(source: Mapping[str, Any]) -> str:
+    """`code (12,288 tokens, Apache-2.0 AND MIT)`: as much as is known."""
+    tokens, origin = source.get("tokens"), source.get("origin")
+    known = [] if tokens is None else [f"{tokens:,} tokens"]
+    if origin is not None:
+        licence = source.get("licence") or "licence not stated"
+        known.append(licence if origin != "disk" else "a file of the one who built it")
+    name = origin if origin is not None and origin.startswith("hf://") else source["name"]
+    return f"{name} ({', '.join(known)})" if known else str(name)
 
 
 def _data_url(path: Path) -> str:
@@ -105,19 +120,25 @@ def _by_layer(names: Sequence[str]) -> list[str]:
     return [name for name in names if not name.startswith("blk.")] + counted
 
 
-def _coverage_values(coverage: Coverage, folder: Path) -> dict[str, Any] | None:
+def _coverage_values(facts: ReportFacts, folder: Path) -> dict[str, Any] | None:
     """Figures, unseen experts and picture; None for a model without experts."""
+    coverage = facts.coverage
     if not coverage.experts:
         return None
-    return {
-        "picture": _data_url(folder / COVERAGE_PICTURE),
-        "file": COVERAGE_PICTURE,
+    values: dict[str, Any] = {
         "experts": coverage.experts,
         "layers": len(coverage.expert_layers),
         "reached": coverage.reached(),
         "reached_share": percent_text(coverage.share()),
-        "enough": ENOUGH_TOKENS,
-        "enough_share": percent_text(coverage.share(ENOUGH_TOKENS)),
         "unseen": unseen_text(coverage.unseen),
-        "rarest": coverage.rarest(),
+        "picture": _data_url(folder / COVERAGE_PICTURE),
+        "file": COVERAGE_PICTURE,
+        "counted": None,
     }
+    if facts.counts_are_exact:
+        values["counted"] = {
+            "enough": ENOUGH_TOKENS,
+            "enough_share": percent_text(coverage.share(ENOUGH_TOKENS)),
+            "rarest": coverage.rarest(),
+        }
+    return values

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from quantkit.calibration_sources import resolve_sources
 from quantkit.encoding import write_shards
 from quantkit.errors import EnvironmentFault
 from quantkit.formats.gguf_writer import lay_out
@@ -67,7 +68,7 @@ def collected(base: Path, folder: Path, **changes: object) -> Path:
     recipe = ImatrixRecipe.model_validate(fields | changes)
     work, out = folder / "work", folder / "imatrix.gguf"
     work.mkdir(parents=True)
-    collect_imatrix(base, recipe, out, work, DEVICES)
+    collect_imatrix(base, recipe, resolve_sources(recipe), out, work, DEVICES)
     return out
 
 
@@ -116,7 +117,7 @@ def test_chunks_side_by_side_change_nothing(
         work, out = tmp_path / f"work{together}", tmp_path / f"{together}.gguf"
         work.mkdir()
         recipe = ImatrixRecipe(texts=(str(TEXT),), chunk_tokens=256, chunks=7)
-        collect_in_child(bases["demo"], recipe, out, work, DEVICES, emit)
+        collect_in_child(bases["demo"], recipe, resolve_sources(recipe), out, work, DEVICES, emit)
         hashes.add(file_sha256(out))
     assert len(hashes) == 1
 
@@ -140,7 +141,7 @@ def test_a_killed_collection_gives_the_same_bits(
 
         recipe = ImatrixRecipe(texts=(str(TEXT),), chunk_tokens=64, chunks=24)
         out = folder / "imatrix.gguf"
-        collect_in_child(bases["demo"], recipe, out, folder, DEVICES, emit)
+        collect_in_child(bases["demo"], recipe, resolve_sources(recipe), out, folder, DEVICES, emit)
         return out
 
     monkeypatch.setattr(stage, "SAVE_EVERY_CHUNKS", 4)
@@ -185,9 +186,11 @@ def test_goes_on_until_every_expert_is_covered(
     recipe = ImatrixRecipe.model_validate(fields | {"chunks": 3, "until_covered": wanted})
     out = tmp_path / "imatrix.gguf"
     with pytest.raises(Killed):
-        collect_in_child(balanced, recipe, out, tmp_path, DEVICES, emit)
+        collect_in_child(balanced, recipe, resolve_sources(recipe), out, tmp_path, DEVICES, emit)
     stop_at = None
-    facts = collect_in_child(balanced, recipe, out, tmp_path, DEVICES, emit)
+    facts = collect_in_child(
+        balanced, recipe, resolve_sources(recipe), out, tmp_path, DEVICES, emit
+    )
     assert (facts.chunks, facts.uncovered_experts) == (stops, 0)
     assert file_sha256(out) == file_sha256(at[stops])
 
@@ -195,7 +198,9 @@ def test_goes_on_until_every_expert_is_covered(
     kept.clear()
     recipe = recipe.model_copy(update={"until_covered": least[32] + 1})
     (tmp_path / "all").mkdir()
-    facts = collect_in_child(balanced, recipe, out, tmp_path / "all", DEVICES, emit)
+    facts = collect_in_child(
+        balanced, recipe, resolve_sources(recipe), out, tmp_path / "all", DEVICES, emit
+    )
     assert facts.chunks == 32
     assert facts.uncovered_experts > 0
     assert any(kind == "note" and "text ended" in str(value) for kind, value in kept)
@@ -220,7 +225,9 @@ def test_a_kept_state_of_another_text_is_not_taken_up(
         own.write_text(text, encoding="utf-8")
         recipe = ImatrixRecipe(texts=(str(own),), chunk_tokens=64, chunks=8)
         out = tmp_path / "imatrix.gguf"
-        collect_in_child(bases["demo"], recipe, out, tmp_path, DEVICES, lambda _: None)
+        collect_in_child(
+            bases["demo"], recipe, resolve_sources(recipe), out, tmp_path, DEVICES, lambda _: None
+        )
         results.append(file_sha256(out))  # sums.npz of all eight chunks is left in the folder
     fresh = collected(
         bases["demo"], tmp_path / "fresh", texts=(str(own),), chunk_tokens=64, chunks=8
@@ -251,7 +258,9 @@ def test_what_it_will_take_is_said_before_it_starts(
         messages: list[tuple[str, object]] = []
         recipe = ImatrixRecipe(texts=(str(TEXT),), chunk_tokens=64, chunks=32)
         out = folder / "imatrix.gguf"
-        collect_in_child(bases["demo"], recipe, out, folder, DEVICES, messages.append)
+        collect_in_child(
+            bases["demo"], recipe, resolve_sources(recipe), out, folder, DEVICES, messages.append
+        )
         hashes.add(file_sha256(out))
         if name == "told":
             kinds = [kind for kind, _ in messages]

@@ -1,0 +1,75 @@
+"""A ready importance matrix, GGUF or legacy .dat → imatrix.gguf, checked against the model."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.errors import InputError
+from quantkit.formats.gguf_file import MAGIC
+from quantkit.formats.imatrix_file import Imatrix, read_imatrix, write_imatrix
+from quantkit.receipts import atomic
+from quantkit.stages.measure import is_quantizable
+from quantkit.values import TensorInfo
+
+
+@dataclass(frozen=True)
+class ReadyImatrix:
+    """What a ready file holds for a model; `notes` is what the person should know about it."""
+
+    imatrix: Imatrix
+    notes: tuple[str, ...]
+
+
+def check_ready(path: Path, tensors: Sequence[TensorInfo]) -> ReadyImatrix:
+    """Read `path` and compare it with the model's tensors.
+
+    Raises:
+        InputError: not an imatrix, or one that was collected on another model.
+    """
+    by_name = {info.name: info for info in tensors}
+    found = read_imatrix(path, {info.name: info.row_elements for info in tensors})
+    known = [name for name in found.entries if name in by_name]
+    if not known:
+        first = min(found.entries, default=None)
+        raise InputError(
+            f"{path} has no statistics of this model's weights"
+            + (f", only of others such as {first}" if first else "")
+            + "; it was collected on another model"
+        )
+    for name in known:
+        have, want = len(found.entries[name].sums), by_name[name].matrices
+        if have != want:
+            raise InputError(
+                f"{path}: {name} has {have} matrices, the model's has {want}; it was collected on "
+                "another model"
+            )
+    notes = [f"{path.name}: {sentence}" for sentence in found.unknown]
+    wanted = [i.name for i in tensors if i.name.startswith("blk.") and is_quantizable(i)]
+    missing = [name for name in wanted if name not in found.entries]
+    if missing:
+        notes.append(
+            f"{path.name} has no statistics of {len(missing)} of the {len(wanted)} weights of the "
+            f"model's layers, {missing[0]} for one: they are quantized without, and get no type "
+            "that needs them"
+        )
+    return ReadyImatrix(found, tuple(notes))
+
+
+def take_ready(path: Path, tensors: Sequence[TensorInfo], out: Path) -> ReadyImatrix:
+    """Check `path` and bring it to `out`: a GGUF as it is, a `.dat` in the GGUF form.
+
+    Raises:
+        InputError: as `check_ready`.
+    """
+    ready = check_ready(path, tensors)
+    with atomic(out) as partial:
+        with path.open("rb") as file:
+            as_it_is = file.read(len(MAGIC)) == MAGIC
+        if as_it_is:
+            shutil.copyfile(path, partial)
+        else:
+            write_imatrix(partial, ready.imatrix)
+    return ready
