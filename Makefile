@@ -5,14 +5,24 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_OUT ?= build/demo
 
-# What results are compared with: llama.cpp's own converter and transformers, apart from quantkit.
+# What results are compared with, apart from quantkit: llama.cpp's own converter and programs, and
+# transformers.
 ORACLE := .oracle
+ORACLE_VENV := $(ORACLE)/venv
 ORACLE_STAMP := $(ORACLE)/.installed
+SOURCE_STAMP := $(ORACLE)/.source
+TOOLS_STAMP := $(ORACLE)/.tools
+TOOLS_BUILD := $(ORACLE)/build
+TOOLS := llama-imatrix llama-quantize llama-perplexity ggml-rpc-server
+# The installed library is a Release build for this CPU too; the rest is what the tools do without.
+TOOLS_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DGGML_RPC=ON -DLLAMA_OPENSSL=OFF \
+	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF
 QUANTKIT_LLAMA_CPP ?= $(CURDIR)/$(ORACLE)/llama.cpp
-QUANTKIT_TORCH_PYTHON ?= $(CURDIR)/$(ORACLE)/venv/bin/python
-export QUANTKIT_LLAMA_CPP QUANTKIT_TORCH_PYTHON
+QUANTKIT_LLAMA_TOOLS ?= $(CURDIR)/$(TOOLS_BUILD)/bin
+QUANTKIT_TORCH_PYTHON ?= $(CURDIR)/$(ORACLE_VENV)/bin/python
+export QUANTKIT_LLAMA_CPP QUANTKIT_LLAMA_TOOLS QUANTKIT_TORCH_PYTHON
 
-.PHONY: demo test check format slow bench oracle clean
+.PHONY: demo test check format slow bench oracle oracle-tools clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("quantkit needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -22,15 +32,32 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(BIN)/python" -m pip install --disable-pip-version-check -q -c constraints.txt -e . --group dev
 	@touch "$(STAMP)"
 
-$(ORACLE_STAMP): tests/families/oracle-requirements.txt constraints.txt | $(STAMP)
-	@mkdir -p "$(ORACLE)"
-	@$(PYTHON) -m venv "$(ORACLE)/venv"
-	@echo "installing torch and transformers into $(ORACLE)/venv, for comparison only"
-	@"$(ORACLE)/venv/bin/python" -m pip install --disable-pip-version-check -q -r tests/families/oracle-requirements.txt
-	@"$(BIN)/python" scripts/fetch_converter.py "$(ORACLE)/llama.cpp"
+$(ORACLE_VENV):
+	@$(PYTHON) -m venv "$(ORACLE_VENV)"
+
+$(SOURCE_STAMP): constraints.txt scripts/fetch_llama_cpp.py | $(STAMP)
+	@"$(BIN)/python" scripts/fetch_llama_cpp.py "$(ORACLE)/llama.cpp"
+	@touch "$(SOURCE_STAMP)"
+
+$(ORACLE_STAMP): tests/families/oracle-requirements.txt constraints.txt | $(SOURCE_STAMP) $(ORACLE_VENV)
+	@echo "installing torch and transformers into $(ORACLE_VENV), for comparison only"
+	@"$(ORACLE_VENV)/bin/python" -m pip install --disable-pip-version-check -q -r tests/families/oracle-requirements.txt
 	@touch "$(ORACLE_STAMP)"
 
+# The source's dates are the same in every version, so nothing of another build may be left.
+$(TOOLS_STAMP): $(SOURCE_STAMP) | $(ORACLE_VENV)
+	@command -v cmake >/dev/null || "$(ORACLE_VENV)/bin/python" -m pip install --disable-pip-version-check -q cmake
+	@echo "building $(TOOLS) into $(TOOLS_BUILD), which takes some minutes"
+	@rm -rf "$(TOOLS_BUILD)" && mkdir -p "$(TOOLS_BUILD)"
+	@PATH="$$PATH:$(CURDIR)/$(ORACLE_VENV)/bin"; { \
+		cmake -S "$(ORACLE)/llama.cpp" -B "$(TOOLS_BUILD)" $(TOOLS_OPTIONS) && \
+		cmake --build "$(TOOLS_BUILD)" --parallel "$$(nproc)" --target $(TOOLS); \
+	} >"$(TOOLS_BUILD)/build.log" 2>&1 || { tail -n 30 "$(TOOLS_BUILD)/build.log"; exit 1; }
+	@touch "$(TOOLS_STAMP)"
+
 oracle: $(ORACLE_STAMP)
+
+oracle-tools: $(TOOLS_STAMP)
 
 demo: $(STAMP)
 	@"$(BIN)/quantkit" build --target 4x3090 --model demo --out "$(DEMO_OUT)"
@@ -50,7 +77,7 @@ format: $(STAMP)
 slow: $(STAMP) $(ORACLE_STAMP)
 	"$(BIN)/python" -m pytest -m slow
 
-bench: $(STAMP) $(ORACLE_STAMP)
+bench: $(STAMP) $(ORACLE_STAMP) $(TOOLS_STAMP)
 	PYTHONPATH=scripts "$(BIN)/python" benchmarks/run.py
 
 clean:

@@ -1,6 +1,7 @@
 """What `make bench` runs; writes benchmarks/results.md.
 
-Conversion against llama.cpp's, the flagship's shape, the demo model in llama.cpp, and kernels.
+Conversion against llama.cpp's, the flagship's shape, the importance matrix, the demo model in
+llama.cpp, and kernels.
 
 Timings are the median of several runs in one go; compare ratios, not machines.
 """
@@ -15,13 +16,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+from collection import collection_lines
 from conversion import conversion_table
+from importance import importance_table
 from scale import scale_lines
 
 from quantkit.machine import describe_machine
 from quantkit.models import choose_model, open_source
 from quantkit.native import kernels
-from quantkit.native.activations import Collector
 from quantkit.native.llama import Context, Model
 from quantkit.native.selftest import working_settings
 from quantkit.native.settings import ContextSettings, DeviceSettings
@@ -29,12 +31,10 @@ from quantkit.progress import SILENT
 from quantkit.quant_types import quant_type
 from quantkit.recipe import STOCK_CANDIDATES, ConvertRecipe
 from quantkit.stages.convert import convert
-from quantkit.stages.imatrix import chunks_together
 
 HERE = Path(__file__).parent
 RUNS = 5
 ROWS = np.random.default_rng(1).standard_normal((256, 2048), np.float32)
-CHUNK, CHUNKS = 512, 16
 
 
 def median_seconds(work: Callable[[], object]) -> float:
@@ -57,37 +57,6 @@ def kernel_table() -> list[str]:
         seconds = median_seconds(lambda k=kind: kernels.quantize(k, ROWS, importance))
         lines.append(f"| {name} | {kind.bits_per_weight:g} | {ROWS.size / seconds / 1e6:.1f} |")
     return lines
-
-
-def imatrix_rates(base: Path, devices: DeviceSettings) -> list[str]:
-    """Tokens a second with and without the callback on the demo model, and the callback's share."""
-    model = Model(base, devices)
-    tokens = np.random.default_rng(2).integers(5, 2000, CHUNK * CHUNKS, dtype=np.int32)
-    chunks = list(tokens.reshape(CHUNKS, CHUNK))
-    together = chunks_together(CHUNK, model.vocab.size)
-    batch = together * CHUNK
-    settings = ContextSettings(
-        batch, batch_tokens=batch, ubatch_tokens=batch, sequences=together, all_outputs=True
-    )
-    rates, collector = [], Collector()
-    for callback in (None, collector):
-        context = Context(model, settings, callback)
-
-        def work(c: Context = context) -> None:
-            collector.seconds = 0.0
-            for at in range(0, CHUNKS, together):
-                c.clear()
-                c.decode_together(chunks[at : at + together])
-
-        rates.append(len(tokens) / median_seconds(work))
-        context.close()
-    plain, collecting = rates
-    share = collector.seconds * collecting / len(tokens)  # of the last run
-    return [
-        f"- decoding alone: {plain:,.0f} tokens/s",
-        f"- collecting the importance matrix: {collecting:,.0f} tokens/s "
-        f"(ratio {collecting / plain:.2f}), {share:.1%} of the time in the callback",
-    ]
 
 
 def fork_ratio(base: Path, devices: DeviceSettings, length: int = 8192, needles: int = 64) -> str:
@@ -160,9 +129,13 @@ def main() -> None:
             "",
             *scale_lines(Path(folder), workers),
             "",
+            "## What the importance matrix is worth",
+            "",
+            *importance_table(Path(folder), devices),
+            "",
             "## Demo model in llama.cpp",
             "",
-            *imatrix_rates(base, devices),
+            *collection_lines(base, devices),
             fork_ratio(base, devices),
             kv_ratio(base, devices),
             "",

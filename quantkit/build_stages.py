@@ -112,7 +112,7 @@ def imatrix_stage(build: BuildContext) -> Stage:
     files = [path for source in local_sources(recipe) for path in source.files]
     texts = [[path.name, content_id(path)] for path in files]
     settings = {**recipe.model_dump(mode="json"), "files": texts}
-    return Stage("imatrix", 3, (build.base_stage,), settings, True, run)
+    return Stage("imatrix", 4, (build.base_stage,), settings, True, run)
 
 
 def _ready_imatrix_stage(build: BuildContext, path: Path) -> Stage:
@@ -135,7 +135,7 @@ def _ready_imatrix_stage(build: BuildContext, path: Path) -> Stage:
         return _imatrix_done(facts, out)
 
     settings = {"ready": [path.name, content_id(path)]}
-    return Stage("imatrix", 3, ("checkpoint",), settings, False, run)
+    return Stage("imatrix", 4, ("checkpoint",), settings, False, run)
 
 
 def _imatrix_done(facts: dict[str, Any], out: Path) -> Done:

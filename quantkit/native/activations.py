@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import math
 import time
 from dataclasses import dataclass, field
 
@@ -20,7 +21,10 @@ from quantkit.native.shared_libraries import load
 MIN_TOKENS = 16
 """llama-imatrix leaves smaller products out: they are not the model's token-wise products."""
 F32 = 0
+GROUP_TOKENS = 16
 BLOCK_ROWS = 128
+BLOCK_BYTES = 8 << 20
+"""Of activations in F64 at once, where they are summed by a product."""
 MAX_OPS = 256
 
 
@@ -66,22 +70,18 @@ def _op(name: bytes) -> int:
     raise EnvironmentFault(f"this ggml has no operation {name.decode()}; update llama-cpp-python")
 
 
-def _extent(tensor: _Tensor) -> int:
-    item = 4  # F32 activations and I32 expert ids
-    return int(sum((n - 1) * b for n, b in zip(tensor.ne, tensor.nb, strict=True)) + item)
-
-
 def _array(pointer: ctypes._Pointer[_Tensor], dtype: type[np.generic]) -> NDArray[np.generic]:
     """The tensor as a row-major numpy array (`ne` reversed); a view where it lies on the host."""
     tensor = pointer.contents
-    size = _extent(tensor)
+    shape, strides = tensor.ne[::-1], tensor.nb[::-1]
+    item = 4  # F32 activations and I32 expert ids
+    size = sum([(n - 1) * b for n, b in zip(shape, strides, strict=True)], item)
     if _base().ggml_backend_buffer_is_host(tensor.buffer):
         raw = (ctypes.c_char * size).from_address(tensor.data)
     else:
         raw = (ctypes.c_char * size)()
         _base().ggml_backend_tensor_get(pointer, raw, 0, size)
-    shape, strides = tuple(reversed(tensor.ne)), tuple(reversed(tensor.nb))
-    return np.ndarray(shape, dtype, buffer=memoryview(raw), strides=strides)
+    return np.ndarray(shape, dtype, raw, strides=strides)
 
 
 def weight_name(raw: bytes) -> str:
@@ -100,11 +100,14 @@ class Sums:
 
 @dataclass(frozen=True)
 class _Increment:
-    """What one product adds: Σ x² of the matrices `rows`, and how many activations each saw."""
+    """What one product adds: Σ x² of the matrices `rows`, and how many activations they saw.
 
-    rows: NDArray[np.int64]
+    Counts are of each of these matrices, or one number for a weight that has one count.
+    """
+
+    rows: NDArray[np.int64] | slice
     squares: NDArray[np.float64]
-    counts: NDArray[np.int64]
+    counts: NDArray[np.int64] | int
 
 
 @dataclass
@@ -115,11 +118,14 @@ class Collector:
     worked out once in each pass through the graph.
 
     Attributes:
+        group_tokens: so many squares are added up in F32 before F64 takes over. Where it divides
+            the length of a chunk, the sums do not depend on which chunks lie side by side.
         sums: by weight name.
         broken: name of the first weight whose activations were NaN or infinite, else None.
         seconds: spent here, in all.
     """
 
+    group_tokens: int = GROUP_TOKENS
     sums: dict[str, Sums] = field(default_factory=dict)
     broken: str | None = None
     seconds: float = 0.0
@@ -161,10 +167,10 @@ class Collector:
             return known is None
         values = _array(tensor.src[1], np.float32).astype(np.float32, copy=False)
         if indirect:
-            ids = _array(tensor.src[2], np.int32).astype(np.int64)[0, 0]
+            ids = _array(tensor.src[2], np.int32).astype(np.int32, copy=False)[0, 0]
             found = expert_sums(values[0], ids)
         else:
-            found = dense_sums(values, matrices)
+            found = dense_sums(values, matrices, self.group_tokens)
         self._shared[key] = found
         self._add(name, matrices, found, each=indirect)
         return self.broken is None
@@ -176,46 +182,95 @@ class Collector:
             self.sums[name] = Sums(zeros, np.zeros(matrices if each else 1, np.int64))
         entry = self.sums[name]
         entry.squares[found.rows] += found.squares
-        if each:
-            entry.counts[found.rows] += found.counts
-        else:
-            entry.counts[0] += found.counts[0]
-        if self.broken is None and not np.isfinite(found.squares).all():
+        entry.counts[found.rows] += found.counts
+        # of numbers that are not negative: finite only if each is
+        if self.broken is None and not math.isfinite(found.squares.sum()):
             self.broken = name
 
 
-def dense_sums(values: NDArray[np.float32], matrices: int) -> _Increment:
+def dense_sums(values: NDArray[np.float32], matrices: int, group: int) -> _Increment:
     """Of activations (…, tokens, columns) of a weight of `matrices` stacked matrices."""
-    columns = values.shape[-1]
-    stacked = values.reshape(-1, values.shape[-2], columns)
+    tokens, columns = values.shape[-2:]
+    stacked = values.reshape(-1, tokens, columns)
     squares = np.zeros((matrices, columns), np.float64)
     for index, matrix in enumerate(stacked):
-        squares[index % matrices] += _sums_of_squares(matrix)
-    count = stacked.shape[0] * stacked.shape[1] // matrices
-    return _Increment(np.arange(matrices), squares, np.full(matrices, count, np.int64))
+        squares[index % matrices] += _sums_of_squares(matrix, group)
+    return _Increment(slice(None), squares, len(stacked) * tokens // matrices)
 
 
-def expert_sums(values: NDArray[np.float32], ids: NDArray[np.int64]) -> _Increment:
+def _sums_of_squares(values: NDArray[np.float32], group: int) -> NDArray[np.float64]:
+    """Σ x² of each column: of `group` rows in F32, then in F64.
+
+    Twice as fast as F64 from the start, which writes every activation once more at double width.
+    """
+    whole = len(values) - len(values) % group
+    groups = values[:whole].reshape(-1, group, values.shape[1])
+    total: NDArray[np.float64]
+    total = np.einsum("gij,gij->gj", groups, groups).sum(axis=0, dtype=np.float64)
+    if whole < len(values):
+        rest = values[whole:]
+        total += np.einsum("ij,ij->j", rest, rest)
+    return total
+
+
+def expert_sums(values: NDArray[np.float32], ids: NDArray[np.int32]) -> _Increment:
     """Of activations (tokens, used or 1, columns) by the experts that `ids` (tokens, used) chose.
 
-    One expert at a time: all activations in F64 at once would take gigabytes for a large mixture.
+    In blocks: all activations in F64 at once would take gigabytes for a large mixture.
+    F64 throughout: which tokens come one after another depends on what lies side by side.
     """
-    used = ids.shape[1]
-    flat = ids.reshape(-1)
-    order = np.argsort(flat, kind="stable")
-    token, slot = order // used, (order % used) % values.shape[1]
-    present, starts, counts = np.unique(flat[order], return_index=True, return_counts=True)
-    squares = np.empty((len(present), values.shape[2]), np.float64)
-    for index, (start, count) in enumerate(zip(starts, counts, strict=True)):
-        chosen = values[token[start : start + count], slot[start : start + count]]
-        squares[index] = _sums_of_squares(chosen)
-    return _Increment(present, squares, counts)
+    chosen = np.ascontiguousarray(ids).reshape(-1)
+    counts = np.bincount(chosen)
+    present = np.flatnonzero(counts)
+    rows = values.reshape(-1, values.shape[2])
+    # Each block's product adds a whole result, so it pays only while that is the smaller of both.
+    if len(counts) <= BLOCK_BYTES // (8 * rows.shape[1]):
+        squares = _by_product(rows, chosen, len(counts))[present]
+    else:
+        squares = _by_sorting(rows, chosen, counts[present])
+    return _Increment(present, squares, counts[present])
 
 
-def _sums_of_squares(values: NDArray[np.float32]) -> NDArray[np.float64]:
-    """Σ x² of each column in F64, in blocks of rows that stay in the cache."""
-    total = np.zeros(values.shape[1], np.float64)
-    for start in range(0, len(values), BLOCK_ROWS):
-        block = values[start : start + BLOCK_ROWS].astype(np.float64)
-        total += np.einsum("ij,ij->j", block, block)
+def _by_product(
+    rows: NDArray[np.float32], chosen: NDArray[np.int32], experts: int
+) -> NDArray[np.float64]:
+    """Σ x² (experts, columns) as a sparse product: `chosen` (a multiple of the rows) are its ones.
+
+    Nothing is sorted or gathered, and a row that several experts share is squared once: 1.3 to 3
+    times as fast as `_by_sorting` where few experts or wide blocks make it pay.
+    """
+    from scipy.sparse import csc_array
+
+    each = len(chosen) // len(rows)
+    block = min(len(rows), BLOCK_BYTES // (8 * rows.shape[1]))
+    ones, starts = np.ones(block * each), np.arange(block + 1, dtype=np.int32) * each
+    wide = np.empty((block, rows.shape[1]), np.float64)
+    total = np.zeros((experts, rows.shape[1]), np.float64)
+    for at in range(0, len(rows), block):
+        size = min(block, len(rows) - at)
+        squares = wide[:size]
+        squares[...] = rows[at : at + size]
+        np.multiply(squares, squares, out=squares)
+        indices = chosen[at * each : (at + size) * each]
+        choice = csc_array((ones[: size * each], indices, starts[: size + 1]), (experts, size))
+        total += choice @ squares
     return total
+
+
+def _by_sorting(
+    rows: NDArray[np.float32], chosen: NDArray[np.int32], counts: NDArray[np.int64]
+) -> NDArray[np.float64]:
+    """Σ x² (experts present, columns), one expert after the other; `counts` are their rows."""
+    order = np.argsort(chosen.astype(np.uint16), kind="stable")  # 16 bits: a radix sort, faster
+    order //= len(chosen) // len(rows)
+    squares = np.zeros((len(counts), rows.shape[1]), np.float64)
+    wide = np.empty((BLOCK_ROWS, rows.shape[1]), np.float64)
+    start = 0
+    for index, count in enumerate(counts.tolist()):
+        for at in range(start, start + count, BLOCK_ROWS):
+            picked = order[at : min(at + BLOCK_ROWS, start + count)]
+            block = wide[: len(picked)]
+            block[...] = rows.take(picked, axis=0)
+            squares[index] += np.einsum("ij,ij->j", block, block)
+        start += count
+    return squares

@@ -157,7 +157,7 @@ class Context:
         params.n_ubatch = min(settings.ubatch_tokens, settings.batch_tokens)
         params.n_seq_max = settings.sequences
         params.n_rs_seq = 0  # rolling back a whole ubatch returned success with wrong logits
-        params.kv_unified = True  # forks share the cells of their common prefix
+        params.kv_unified = settings.shared_cells
         params.n_threads = params.n_threads_batch = model.devices.threads
         params.type_k = params.type_v = KV_TYPES[settings.kv_type]
         if settings.kv_type not in ("f16", "bf16", "f32"):

@@ -24,11 +24,18 @@ class DeviceSettings:
 
 @dataclass(frozen=True)
 class ContextSettings:
-    """Sizes of one context: tokens in all sequences, tokens a batch, sequences, KV cache type."""
+    """Sizes of one context.
+
+    Attributes:
+        context_tokens: cells of the KV cache, for all sequences together.
+        shared_cells: forks share the cells of their common prefix, and every sequence looks at
+            all cells. Without it each has its own part, which is faster where none is forked.
+    """
 
     context_tokens: int
     batch_tokens: int = 512
     ubatch_tokens: int = 512
     sequences: int = 1
+    shared_cells: bool = True
     kv_type: str = "f16"
     all_outputs: bool = False

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -36,7 +37,8 @@ if TYPE_CHECKING:
     from quantkit.native.llama import Context, Model, Tokens, Vocabulary
 
 SAVE_EVERY_CHUNKS = 16
-BATCH_TOKENS = 2048
+BATCH_TOKENS = 8192
+"""The callback costs the less the more tokens it sees at once (make bench)."""
 TRIAL_PAYS = 8
 """Batches from which on one or two more are worth knowing how long all will take."""
 LOGITS_BYTES = 512 << 20
@@ -155,7 +157,7 @@ def collect_in_child(
     emit: Emit,
 ) -> ImatrixFacts:
     """Body of the child process of `collect_imatrix`."""
-    from quantkit.native.activations import Collector
+    from quantkit.native.activations import GROUP_TOKENS, Collector
     from quantkit.native.llama import Model
 
     model = Model(base, devices)
@@ -163,7 +165,7 @@ def collect_in_child(
     # A text gets BOS before it is cut, as llama-imatrix does it; a mixture is cut already.
     tokens = calibration.tokens if recipe.mixture else model.vocab.begun(calibration.tokens)
     _check_length(tokens, recipe, emit)
-    collector = Collector()
+    collector = Collector(math.gcd(recipe.chunk_tokens, GROUP_TOKENS))
     state = _State(work / "sums.npz", tokens, recipe.chunk_tokens)
     chunks = _collect(model, tokens, recipe, collector, state, emit)
     if not collector.sums:
@@ -257,7 +259,12 @@ def _collect(
     together = chunks_together(size, model.vocab.size)
     batch = together * size
     settings = ContextSettings(
-        batch, batch_tokens=batch, ubatch_tokens=batch, sequences=together, all_outputs=True
+        batch,
+        batch_tokens=batch,
+        ubatch_tokens=batch,
+        sequences=together,
+        shared_cells=False,
+        all_outputs=True,
     )
     context = Context(model, settings, collector)
     if stop - begin >= TRIAL_PAYS * together:

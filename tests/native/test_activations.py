@@ -8,7 +8,14 @@ import numpy as np
 import pytest
 from models import VOCABULARY, WIDTH, llama_arrays, llama_metadata, write_gguf
 
-from quantkit.native.activations import Collector, expert_sums, weight_name
+from quantkit.native import activations
+from quantkit.native.activations import (
+    GROUP_TOKENS,
+    Collector,
+    dense_sums,
+    expert_sums,
+    weight_name,
+)
 from quantkit.native.llama import Context, Model
 from quantkit.native.settings import ContextSettings, DeviceSettings
 
@@ -42,6 +49,19 @@ def test_first_layer_input_is_the_normalised_embedding(tmp_path: Path) -> None:
     assert collector.sums["blk.0.ffn_down.weight"].squares.shape == (1, 2 * WIDTH)
 
 
+def test_activations_on_a_device_are_read_from_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_gguf(tmp_path / "m.gguf", llama_metadata(), llama_arrays())
+    tokens = np.random.default_rng(2).integers(0, VOCABULARY, TOKENS, dtype=np.int32)
+    seen = collect(path, tokens).sums
+    monkeypatch.setattr(activations._base(), "ggml_backend_buffer_is_host", lambda _: False)
+    read = collect(path, tokens).sums
+    assert sorted(read) == sorted(seen)
+    for name, entry in read.items():
+        np.testing.assert_array_equal(entry.squares, seen[name].squares, name)
+
+
 def test_infinite_activations_are_named(tmp_path: Path) -> None:
     arrays = llama_arrays()
     arrays["blk.0.attn_norm.weight"][7] = np.inf
@@ -51,7 +71,32 @@ def test_infinite_activations_are_named(tmp_path: Path) -> None:
     assert collector.broken.startswith("blk.0.attn_")
 
 
-def test_experts_are_summed_by_the_tokens_that_chose_them() -> None:
+@pytest.mark.parametrize("tokens", [1, GROUP_TOKENS - 1, 4 * GROUP_TOKENS, 5 * GROUP_TOKENS + 3])
+def test_groups_in_f32_stay_within_its_rounding(tokens: int) -> None:
+    matrices, columns = 3, 40
+    values = np.random.default_rng(4).standard_normal((matrices, tokens, columns), np.float32)
+    found = dense_sums(values[None], matrices, GROUP_TOKENS)
+    expected = np.square(values.astype(np.float64)).sum(axis=1)
+    assert np.allclose(found.squares, expected, rtol=5e-7, atol=0)
+    assert found.counts == tokens
+    values[1, -1, 7] = np.nan  # the last token is the one that belongs to no whole group
+    found = dense_sums(values[None], matrices, GROUP_TOKENS)
+    assert np.argwhere(np.isnan(found.squares)).tolist() == [[1, 7]]
+
+
+@pytest.mark.parametrize(("chunk", "group"), [(64, GROUP_TOKENS), (50, 2), (33, 1)])
+def test_sums_do_not_depend_on_what_lies_side_by_side(chunk: int, group: int) -> None:
+    values = np.random.default_rng(6).standard_normal((6, chunk, 24), np.float32)
+    together = dense_sums(values.reshape(1, -1, 24), 1, group).squares
+    apart = sum(dense_sums(part[None], 1, group).squares for part in values)
+    np.testing.assert_array_equal(np.float32(together), np.float32(apart))
+
+
+@pytest.mark.parametrize("block_bytes", [activations.BLOCK_BYTES, 8 * 8 * 7, 8 * 8])
+def test_experts_are_summed_by_the_tokens_that_chose_them(
+    block_bytes: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(activations, "BLOCK_BYTES", block_bytes)  # one block, several, sorted
     random = np.random.default_rng(5)
     tokens, used, experts, columns = 40, 3, 6, 8
     ids = np.stack(
@@ -59,7 +104,7 @@ def test_experts_are_summed_by_the_tokens_that_chose_them() -> None:
     )  # never expert 5
     for width in (1, used):  # one input for all chosen experts, or one for each
         values = random.standard_normal((tokens, width, columns), np.float32)
-        found = expert_sums(values, ids.astype(np.int64))
+        found = expert_sums(values, ids.astype(np.int32))
         expected = np.zeros((experts, columns))
         counts = np.zeros(experts, int)
         for t in range(tokens):

@@ -274,11 +274,11 @@ def test_what_it_will_take_is_said_before_it_starts(
 @pytest.mark.parametrize(
     ("chunk_tokens", "vocabulary", "together"),
     [
-        (512, 2048, 4),
+        (512, 2048, 16),
         (512, 131072, 2),
         (512, 262144, 1),
         (128, 2048, 16),
-        (4096, 2048, 1),
+        (4096, 2048, 2),
         (512, 49152, 4),
     ],
 )

@@ -1,9 +1,9 @@
-"""Unpack llama.cpp's own converter from the source of the installed llama-cpp-python.
+"""Unpack llama.cpp from the source of the installed llama-cpp-python.
 
-usage: fetch_converter.py FOLDER
+usage: fetch_llama_cpp.py FOLDER
 
-The wheel that pip builds has none; the source package carries all of llama.cpp (MIT). It is what
-conversion is compared with, never part of quantkit.
+The wheel that pip builds carries libraries only; the source package carries all of llama.cpp (MIT).
+Its converter and its programs are what quantkit is compared with, never part of it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
-WANTED = ("convert_hf_to_gguf.py", "conversion", "gguf-py", "LICENSE")
+CONVERTER = ("convert_hf_to_gguf.py", "conversion", "gguf-py")
+PROGRAMS = ("CMakeLists.txt", "cmake", "common", "ggml", "include", "src", "tools", "vendor")
+NOTICES = ("LICENSE", "licenses", "AUTHORS")
+"""What is left out is vocabularies, documents and tests: two thirds of it."""
 
 
 def main() -> None:
@@ -32,9 +35,9 @@ def main() -> None:
         (root,) = Path(scratch).glob("*/vendor/llama.cpp")
         shutil.rmtree(target, ignore_errors=True)
         target.mkdir(parents=True)
-        for name in WANTED:
+        for name in (*CONVERTER, *PROGRAMS, *NOTICES):
             shutil.move(root / name, target / name)
-    print(f"{target}: llama.cpp's converter from {package}")
+    print(f"{target}: llama.cpp from {package}")
 
 
 if __name__ == "__main__":
