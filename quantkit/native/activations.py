@@ -7,7 +7,6 @@ the activations in `src[1]`, and for MUL_MAT_ID the chosen experts in `src[2]` (
 from __future__ import annotations
 
 import ctypes
-import functools
 import math
 import time
 from dataclasses import dataclass, field
@@ -15,79 +14,17 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import EnvironmentFault
-from quantkit.native.shared_libraries import load
+from quantkit.native.ggml_tensor import GgmlTensor, op_number, tensor_array, weight_name
 
 MIN_TOKENS = 16
 """llama-imatrix leaves smaller products out: they are not the model's token-wise products."""
+LAST_NORM = b"result_norm"
+"""llama.cpp's name for what the output matrix gets; false after it leaves the graph there."""
 F32 = 0
 GROUP_TOKENS = 16
 BLOCK_ROWS = 128
 BLOCK_BYTES = 8 << 20
 """Of activations in F64 at once, where they are summed by a product."""
-MAX_OPS = 256
-
-
-class _Tensor(ctypes.Structure):
-    """`struct ggml_tensor` of ggml.h, up to its name."""
-
-
-_Tensor._fields_ = (
-    ("type", ctypes.c_int),
-    ("buffer", ctypes.c_void_p),
-    ("ne", ctypes.c_int64 * 4),
-    ("nb", ctypes.c_size_t * 4),
-    ("op", ctypes.c_int),
-    ("op_params", ctypes.c_int32 * 16),
-    ("flags", ctypes.c_int32),
-    ("src", ctypes.POINTER(_Tensor) * 10),
-    ("view_src", ctypes.POINTER(_Tensor)),
-    ("view_offs", ctypes.c_size_t),
-    ("data", ctypes.c_void_p),
-    ("name", ctypes.c_char * 64),
-)
-
-
-@functools.cache
-def _base() -> ctypes.CDLL:
-    library = load("ggml-base")
-    library.ggml_op_name.restype = ctypes.c_char_p
-    library.ggml_op_name.argtypes = (ctypes.c_int,)
-    library.ggml_backend_buffer_is_host.restype = ctypes.c_bool
-    library.ggml_backend_buffer_is_host.argtypes = (ctypes.c_void_p,)
-    library.ggml_backend_tensor_get.restype = None
-    library.ggml_backend_tensor_get.argtypes = (
-        ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t, ctypes.c_size_t,
-    )  # fmt: skip
-    return library
-
-
-@functools.cache
-def _op(name: bytes) -> int:
-    for number in range(MAX_OPS):
-        if _base().ggml_op_name(number) == name:
-            return number
-    raise EnvironmentFault(f"this ggml has no operation {name.decode()}; update llama-cpp-python")
-
-
-def _array(pointer: ctypes._Pointer[_Tensor], dtype: type[np.generic]) -> NDArray[np.generic]:
-    """The tensor as a row-major numpy array (`ne` reversed); a view where it lies on the host."""
-    tensor = pointer.contents
-    shape, strides = tensor.ne[::-1], tensor.nb[::-1]
-    item = 4  # F32 activations and I32 expert ids
-    size = sum([(n - 1) * b for n, b in zip(shape, strides, strict=True)], item)
-    if _base().ggml_backend_buffer_is_host(tensor.buffer):
-        raw = (ctypes.c_char * size).from_address(tensor.data)
-    else:
-        raw = (ctypes.c_char * size)()
-        _base().ggml_backend_tensor_get(pointer, raw, 0, size)
-    return np.ndarray(shape, dtype, raw, strides=strides)
-
-
-def weight_name(raw: bytes) -> str:
-    """`CUDA0#blk.0.attn_k.weight#0` → `blk.0.attn_k.weight`, as llama-imatrix does."""
-    parts = raw.decode("utf-8", errors="replace").split("#")
-    return parts[1] if len(parts) > 1 else parts[0]
 
 
 @dataclass
@@ -115,7 +52,8 @@ class Collector:
     """Sums squared activations of every weight of the repeating layers.
 
     Products that share their input (query, key and value; gate and up) share its sums: they are
-    worked out once in each pass through the graph.
+    worked out once in each pass through the graph. The output matrix has no statistics, and what
+    it makes, logits, is not computed: they are without meaning after a decode with this callback.
 
     Attributes:
         group_tokens: so many squares are added up in F32 before F64 takes over. Where it divides
@@ -140,10 +78,10 @@ class Collector:
             self.seconds += time.perf_counter() - began
 
     def _look(self, address: int, ask: bool) -> bool:
-        tensor = _Tensor.from_address(address)
-        indirect = tensor.op == _op(b"MUL_MAT_ID")
-        if not indirect and tensor.op != _op(b"MUL_MAT"):
-            return not ask
+        tensor = GgmlTensor.from_address(address)
+        indirect = tensor.op == op_number(b"MUL_MAT_ID")
+        if not indirect and tensor.op != op_number(b"MUL_MAT"):
+            return ask if tensor.name == LAST_NORM else not ask
         weight, activations = tensor.src[0].contents, tensor.src[1].contents
         name = weight_name(weight.name)
         if activations.type != F32 or not name.startswith("blk."):
@@ -165,9 +103,9 @@ class Collector:
             if known is not None:
                 self._add(name, matrices, known, each=indirect)
             return known is None
-        values = _array(tensor.src[1], np.float32).astype(np.float32, copy=False)
+        values = tensor_array(tensor.src[1], np.float32).astype(np.float32, copy=False)
         if indirect:
-            ids = _array(tensor.src[2], np.int32).astype(np.int32, copy=False)[0, 0]
+            ids = tensor_array(tensor.src[2], np.int32).astype(np.int32, copy=False)[0, 0]
             found = expert_sums(values[0], ids)
         else:
             found = dense_sums(values, matrices, self.group_tokens)

@@ -39,8 +39,8 @@ if TYPE_CHECKING:
 SAVE_EVERY_CHUNKS = 16
 BATCH_TOKENS = 8192
 """The callback costs the less the more tokens it sees at once (make bench)."""
-TRIAL_PAYS = 8
-"""Batches from which on one or two more are worth knowing how long all will take."""
+TRIAL_PAYS = 64
+"""Chunks from which on two more are worth knowing how long all will take."""
 LOGITS_BYTES = 512 << 20
 """llama.cpp keeps the logits of a whole batch; more of them than this would not pay."""
 
@@ -267,10 +267,8 @@ def _collect(
         all_outputs=True,
     )
     context = Context(model, settings, collector)
-    if stop - begin >= TRIAL_PAYS * together:
-        emit(
-            ("note", _outlook(context, collector, tokens, stop - begin, together, model.size_bytes))
-        )
+    if stop - begin >= TRIAL_PAYS:
+        emit(("note", _outlook(context, collector, tokens[:size], stop - begin, model.size_bytes)))
     while True:
         if begin >= stop:
             missed = uncovered(collector.sums, recipe.until_covered)
@@ -327,25 +325,19 @@ def _renderer(template: str, vocabulary: Vocabulary) -> RenderChat:
 
 
 def _outlook(
-    context: Context,
-    collector: Collector,
-    tokens: Tokens,
-    chunks: int,
-    together: int,
-    model_bytes: int,
+    context: Context, collector: Collector, chunk: Tokens, chunks: int, model_bytes: int
 ) -> str:
-    """What the run will take, from a trial of one batch whose sums are thrown away."""
+    """What the run will take, from a trial of one chunk whose sums are thrown away."""
     from quantkit.native.activations import Sums
 
-    size = context.settings.context_tokens // together
+    size = len(chunk)
     before = {name: Sums(s.squares.copy(), s.counts.copy()) for name, s in collector.sums.items()}
-    pieces = list(tokens[: together * size].reshape(-1, size))
     context.clear()
-    context.decode_together(pieces)  # allocates and reads what a first pass has to
+    context.decode_together([chunk])  # allocates and reads what a first pass has to
     context.clear()
     began = time.perf_counter()
-    context.decode_together(pieces)
-    seconds = (time.perf_counter() - began) * chunks / together
+    context.decode_together([chunk])
+    seconds = (time.perf_counter() - began) * chunks
     held = sum(entry.squares.nbytes + entry.counts.nbytes for entry in collector.sums.values())
     collector.sums, collector.broken = before, None
     return (

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from models import VOCABULARY, WIDTH, llama_arrays, llama_metadata, write_gguf
 
-from quantkit.native import activations
+from quantkit.native import activations, ggml_tensor
 from quantkit.native.activations import (
     GROUP_TOKENS,
     Collector,
     dense_sums,
     expert_sums,
-    weight_name,
 )
+from quantkit.native.ggml_tensor import GgmlTensor, weight_name
 from quantkit.native.llama import Context, Model
 from quantkit.native.settings import ContextSettings, DeviceSettings
 
@@ -55,11 +55,34 @@ def test_activations_on_a_device_are_read_from_there(
     path = write_gguf(tmp_path / "m.gguf", llama_metadata(), llama_arrays())
     tokens = np.random.default_rng(2).integers(0, VOCABULARY, TOKENS, dtype=np.int32)
     seen = collect(path, tokens).sums
-    monkeypatch.setattr(activations._base(), "ggml_backend_buffer_is_host", lambda _: False)
+    monkeypatch.setattr(ggml_tensor.base_library(), "ggml_backend_buffer_is_host", lambda _: False)
     read = collect(path, tokens).sums
     assert sorted(read) == sorted(seen)
     for name, entry in read.items():
         np.testing.assert_array_equal(entry.squares, seen[name].squares, name)
+
+
+def test_what_only_logits_need_is_not_computed(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", llama_metadata(), llama_arrays())
+    model = Model(path, DeviceSettings(1, False, 0))
+    tokens = np.random.default_rng(2).integers(0, VOCABULARY, TOKENS, dtype=np.int32)
+    asked: dict[bool, list[bytes]] = {}
+    for leaves in (False, True):
+        collector, names = Collector(), asked.setdefault(leaves, [])
+
+        def look(address: int, ask: bool, c: Collector = collector, n: list[bytes] = names) -> bool:
+            n.append(GgmlTensor.from_address(address).name)
+            return c(address, ask)
+
+        with pytest.MonkeyPatch.context() as patch:
+            if not leaves:
+                patch.setattr(activations, "LAST_NORM", b"")
+            Context(model, ContextSettings(64, batch_tokens=64, all_outputs=True), look).decode(
+                tokens, 0, want="all"
+            )
+    assert b"result_output" in asked[False]
+    assert b"result_output" not in asked[True]
+    assert asked[True][-1] == b"result_norm"
 
 
 def test_infinite_activations_are_named(tmp_path: Path) -> None:
