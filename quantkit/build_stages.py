@@ -129,7 +129,7 @@ def _ready_imatrix_stage(build: BuildContext, path: Path) -> Stage:
             "tokens": found.chunks * found.chunk_tokens,
             "weights": len(found.entries),
             "unseen_experts": len(coverage_of(found).unseen),
-            "sources": [{"name": name} for name in found.datasets],
+            "sources": [{"name": name} for name in found.dataset_names],
             "ready": path.name,
         }
         return _imatrix_done(facts, out)

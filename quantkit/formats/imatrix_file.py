@@ -82,6 +82,14 @@ class Imatrix:
     unknown: tuple[str, ...] = ()
 
     @property
+    def dataset_names(self) -> tuple[str, ...]:
+        """`datasets` without folders: llama-imatrix writes paths of the machine that it ran on."""
+        return tuple(
+            name if "://" in name else name.replace("\\", "/").rpartition("/")[2]
+            for name in self.datasets
+        )
+
+    @property
     def counts_are_exact(self) -> bool:
         """Whether `counts` are tokens; a `.dat` tells no more than whether there were any."""
         return not self.unknown

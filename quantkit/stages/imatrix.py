@@ -230,7 +230,7 @@ def _read_of(
     taken = {domain.name: domain.tokens for domain in calibration.taken_after(chunks)}
     return tuple(
         SourceRead(
-            Path(source.name).name if source.origin == "disk" else source.name,
+            Path(source.name).resolve().name if source.origin == "disk" else source.name,
             source.origin,
             source.licence,
             taken.get(source.name),

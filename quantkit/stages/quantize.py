@@ -24,7 +24,7 @@ def artifact_metadata(source: Metadata, imatrix: Imatrix, imatrix_file: str) -> 
     metadata = {k: v for k, v in source.items() if k != "general.file_type"}
     metadata["general.quantization_version"] = MetaValue("u32", QUANTIZATION_VERSION)
     metadata["quantize.imatrix.file"] = MetaValue("str", imatrix_file)
-    metadata["quantize.imatrix.dataset"] = MetaValue("str", " + ".join(imatrix.datasets))
+    metadata["quantize.imatrix.dataset"] = MetaValue("str", " + ".join(imatrix.dataset_names))
     metadata["quantize.imatrix.entries_count"] = MetaValue("u32", len(imatrix.entries))
     metadata["quantize.imatrix.chunks_count"] = MetaValue("u32", imatrix.chunks)
     return metadata

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import gguf
@@ -44,6 +45,12 @@ def test_round_trip_and_layout(tmp_path: Path) -> None:
         "blk.0.ffn_up_exps.weight.counts",
     ]
     assert [list(t.shape) for t in reader.tensors] == [[4], [1], [4, 3], [1, 3]]
+
+
+def test_names_of_datasets_have_no_folders() -> None:
+    datasets = ("/home/me/calib.txt", "C:\\me\\b.txt", "c.txt", "hf://datasets/a/b@c0ffee")
+    named = dataclasses.replace(example(), datasets=datasets).dataset_names
+    assert named == ("calib.txt", "b.txt", "c.txt", "hf://datasets/a/b@c0ffee")
 
 
 def test_unseen_expert_gets_the_mean_of_the_others() -> None:
