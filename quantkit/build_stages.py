@@ -270,7 +270,7 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
     }
     name = plan.recipe.name
     needs = (build.base_stage, f"quantize:{name}", f"place:{name}")
-    return Stage(f"validate:{name}", 1, needs, settings, True, run)
+    return Stage(f"validate:{name}", 2, needs, settings, True, run)
 
 
 def report_stage(

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from quantkit.kld import BaseDistribution
 from quantkit.native.child import Emit, run_isolated
 from quantkit.native.settings import ContextSettings, DeviceSettings
 from quantkit.progress import SILENT, Progress
@@ -51,20 +53,18 @@ def compare_in_child(
     characters = 16 * size * recipe.chunks  # no tokenizer makes tokens longer on average
     tokens = vocab.begun(vocab.tokenize(haystack_text()[:characters], parse_special=False))
     losses, tops = [], []
-    for index in range(min(recipe.chunks, len(tokens) // size)):
-        chunk = tokens[index * size : (index + 1) * size]
-        chunk = vocab.with_bos(chunk)
-        logs = []
-        for context in contexts:
-            context.clear()
-            logits = context.decode(chunk, 0, want="all").astype(np.float64)
-            logits -= logits.max(axis=1, keepdims=True)
-            logs.append(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
-        p, q = logs
-        losses.append((np.exp(p) * (p - q)).sum(axis=1))
-        tops.append(p.argmax(axis=1) == q.argmax(axis=1))
-        emit(1)
-    kld = np.maximum(np.concatenate(losses), 0.0)
+    with ThreadPoolExecutor(devices.threads) as pool:
+        for index in range(min(recipe.chunks, len(tokens) // size)):
+            chunk = vocab.with_bos(tokens[index * size : (index + 1) * size])
+            runs = []
+            for context in contexts:
+                context.clear()
+                runs.append(context.decode(chunk, 0, want="all"))
+            expected, found = runs
+            losses.append(BaseDistribution.of(expected).divergence(found, pool))
+            tops.append(expected.argmax(axis=1) == found.argmax(axis=1))
+            emit(1)
+    kld = np.concatenate(losses)
     return Divergence(
         tokens=int(kld.size),
         mean=float(kld.mean()),

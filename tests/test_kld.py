@@ -1,0 +1,72 @@
+"""The KLD from logits, against exact arithmetic in many digits."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal, localcontext
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from quantkit import kld
+from quantkit.kld import BaseDistribution, Logits
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
+
+
+def exact(base: Logits, other: Logits) -> float:
+    """KLD of one position with fifty digits."""
+    with localcontext() as context:
+        context.prec = 50
+        p, q = ([Decimal(float(z)).exp() for z in row] for row in (base, other))
+        sum_p, sum_q = sum(p), sum(q)
+        return float(
+            sum(
+                a / sum_p * ((a / sum_p).ln() - (b / sum_q).ln()) for a, b in zip(p, q, strict=True)
+            )
+        )
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 10.0])
+def test_equal_to_exact_arithmetic_however_small(scale: float, pool: ThreadPoolExecutor) -> None:
+    random = np.random.default_rng(3)
+    base = (12 * random.standard_normal((6, 300))).astype(np.float32)
+    other = base + (scale * random.standard_normal(base.shape)).astype(np.float32)
+    found = BaseDistribution.of(base).divergence(other, pool)
+    for position, value in enumerate(found):
+        expected = exact(base[position], other[position])
+        assert value == pytest.approx(expected, rel=2e-3, abs=1e-7 * scale)
+
+
+def test_blocks_and_far_rows_change_nothing(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(4)
+    base = random.standard_normal((9, 64)).astype(np.float32)
+    other = base + random.standard_normal(base.shape).astype(np.float32)
+    other[3, 5] = base[3, 5] + 200  # exp(200) is beyond F32
+    whole = BaseDistribution.of(base).divergence(other, pool)
+    assert whole[3] == pytest.approx(exact(base[3], other[3]), rel=1e-6)
+    monkeypatch.setattr(kld, "BLOCK_BYTES", 2 * 4 * 64)
+    assert np.array_equal(BaseDistribution.of(base).divergence(other, pool), whole)
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=20),
+    st.floats(-1000, 1000, width=32),
+)
+def test_a_shift_of_all_logits_is_no_divergence(row: list[float], shift: float) -> None:
+    base = np.array([row], np.float32)
+    with ThreadPoolExecutor(1) as pool:
+        found = BaseDistribution.of(base).divergence(base, pool)
+        assert found[0] == 0.0
+        moved = BaseDistribution.of(base).divergence(base + np.float32(shift), pool)
+    assert 0 <= moved[0] < 1e-6  # what adding the shift in F32 rounds away
