@@ -20,8 +20,8 @@ from processes import quantkit, run
 
 from quantkit.native.activations import Collector
 from quantkit.native.llama import Context, Model
-from quantkit.native.settings import ContextSettings, DeviceSettings
-from quantkit.stages.imatrix import chunks_together
+from quantkit.native.settings import DeviceSettings
+from quantkit.stages.imatrix import collection_settings
 
 RUNS = 5
 CHUNK = 512
@@ -63,16 +63,8 @@ def callback_rates(base: Path, devices: DeviceSettings) -> Rates:
     model = Model(base, devices)
     tokens = np.random.default_rng(2).integers(5, 2000, CHUNK * DECODED_CHUNKS, dtype=np.int32)
     chunks = list(tokens.reshape(DECODED_CHUNKS, CHUNK))
-    together = chunks_together(CHUNK, model.vocab.size)
-    batch = together * CHUNK
-    settings = ContextSettings(
-        batch,
-        batch_tokens=batch,
-        ubatch_tokens=batch,
-        sequences=together,
-        shared_cells=False,
-        all_outputs=True,
-    )
+    settings = collection_settings(CHUNK, model.vocab.size)
+    together = settings.sequences
     collector = Collector()
     contexts = (Context(model, settings), Context(model, settings, collector))
     times: tuple[list[float], list[float]] = ([], [])

@@ -102,6 +102,20 @@ def chunks_together(chunk_tokens: int, vocabulary: int) -> int:
     return together
 
 
+def collection_settings(chunk_tokens: int, vocabulary: int) -> ContextSettings:
+    """The context that chunks are collected in: one pass for all that lie side by side."""
+    together = chunks_together(chunk_tokens, vocabulary)
+    batch = together * chunk_tokens
+    return ContextSettings(
+        batch,
+        batch_tokens=batch,
+        ubatch_tokens=batch,
+        sequences=together,
+        shared_cells=False,
+        all_outputs=True,
+    )
+
+
 def collect_imatrix(
     base: Path,
     recipe: ImatrixRecipe,
@@ -256,16 +270,8 @@ def _collect(
     size, available = recipe.chunk_tokens, len(tokens) // recipe.chunk_tokens
     begin, stop = state.load(collector), first_stop(recipe, available)
     emit(("start", (stop * size, begin * size)))
-    together = chunks_together(size, model.vocab.size)
-    batch = together * size
-    settings = ContextSettings(
-        batch,
-        batch_tokens=batch,
-        ubatch_tokens=batch,
-        sequences=together,
-        shared_cells=False,
-        all_outputs=True,
-    )
+    settings = collection_settings(size, model.vocab.size)
+    together = settings.sequences
     context = Context(model, settings, collector)
     if stop - begin >= TRIAL_PAYS:
         emit(("note", _outlook(context, collector, tokens[:size], stop - begin, model.size_bytes)))
