@@ -85,9 +85,9 @@ def build(
     as_json: JsonOption = False,
 ) -> None:
     """The whole pipeline: from a model to checked artifacts with a plan and a report."""
-    from quantkit import commands
+    from quantkit.commands.build import build as run
 
-    commands.build(
+    run(
         target,
         model,
         recipe,
@@ -114,9 +114,9 @@ def download(
     as_json: JsonOption = False,
 ) -> None:
     """A checkpoint from the Hub: resumed after a kill, every byte verified, safetensors only."""
-    from quantkit import commands
+    from quantkit.commands.download import download as run
 
-    commands.download(repository, out, quiet or as_json, as_json)
+    run(repository, out, quiet or as_json, as_json)
 
 
 @app.command()
@@ -131,9 +131,9 @@ def plan(
     as_json: JsonOption = False,
 ) -> None:
     """What fits on the target: card by card, before a byte is quantized."""
-    from quantkit import commands
+    from quantkit.commands.plan import plan as run
 
-    commands.plan(target, model, recipe, context, kv, as_json)
+    run(target, model, recipe, context, kv, as_json)
 
 
 @app.command()
@@ -148,9 +148,9 @@ def convert(
     quiet: QuietOption = False,
 ) -> None:
     """A checkpoint as one GGUF file."""
-    from quantkit import commands
+    from quantkit.commands.convert import convert as run
 
-    commands.convert(model, out, base_type, mtp, workers, quiet)
+    run(model, out, base_type, mtp, workers, quiet)
 
 
 @app.command()
@@ -188,14 +188,15 @@ def imatrix(
     as_json: JsonOption = False,
 ) -> None:
     """Collect an importance matrix, or describe one."""
-    from quantkit import commands
+    from quantkit.commands.imatrix import imatrix as collect
+    from quantkit.commands.imatrix import show_imatrix
 
     if show is not None:
-        commands.show_imatrix(show, model, as_json)
+        show_imatrix(show, model, as_json)
     else:
         changes = {"chunks": chunks, "chunk_tokens": chunk_tokens, "until_covered": until_covered}
         given = {name: value for name, value in changes.items() if value is not None}
-        commands.imatrix(model, out, recipe, calibration, given, workers, quiet, as_json)
+        collect(model, out, recipe, calibration, given, workers, quiet, as_json)
 
 
 @app.command()
@@ -219,7 +220,7 @@ def niah(
     as_json: JsonOption = False,
 ) -> None:
     """The retrieval check on any GGUF file; exits 1 when the lower bound is missed."""
-    from quantkit import commands
+    from quantkit.commands.niah import niah as run
 
     settings: dict[str, Any] = {
         "context_tokens": tuple(context or (8192, 32768)),
@@ -228,7 +229,7 @@ def niah(
         "kv_type": kv,
         "minimum_lower_bound": minimum,
     }
-    commands.niah(model, settings, haystack, out, workers, quiet or as_json, as_json)
+    run(model, settings, haystack, out, workers, quiet or as_json, as_json)
 
 
 @app.command()
@@ -236,9 +237,9 @@ def inspect(
     file: Annotated[Path, typer.Argument(help="A GGUF file.")], as_json: JsonOption = False
 ) -> None:
     """What a GGUF file holds: architecture, types, sizes."""
-    from quantkit import commands
+    from quantkit.commands.inspect import inspect as run
 
-    commands.inspect(file, as_json)
+    run(file, as_json)
 
 
 @app.command()
@@ -247,17 +248,17 @@ def doctor(
     as_json: JsonOption = False,
 ) -> None:
     """What this machine has, and which native settings work on it."""
-    from quantkit import commands
+    from quantkit.commands.doctor import doctor as run
 
-    commands.doctor(again, as_json)
+    run(again, as_json)
 
 
 @app.command()
 def targets(as_json: JsonOption = False) -> None:
     """The card sets that ship with quantkit."""
-    from quantkit import commands
+    from quantkit.commands.targets import targets as run
 
-    commands.targets(as_json)
+    run(as_json)
 
 
 def main() -> None:

@@ -6,11 +6,12 @@ rich.
 
 from __future__ import annotations
 
+import json
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantkit.sizes import bytes_text, seconds_text
 
@@ -174,9 +175,9 @@ class Console:
         if not self.quiet:
             self._out.print(text, markup=False)
 
-    def result(self, text: str) -> None:
-        """What was asked for (JSON, a path): printed even when quiet."""
-        sys.stdout.write(text + "\n")
+    def json(self, value: Any) -> None:  # noqa: ANN401
+        """The facts that were asked for: printed even when quiet."""
+        sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
     def error(self, message: str) -> None:
         self._error.print(f"[bold red]error:[/] {escape(message)}")

@@ -11,6 +11,11 @@ from quantkit.native.shared_libraries import library_version
 from quantkit.sizes import GIB
 
 
+def worker_count(chosen: int | None) -> int:
+    """Threads that were asked for, or one for each core that this process may use."""
+    return chosen or len(os.sched_getaffinity(0))
+
+
 def describe_machine() -> dict[str, Any]:
     """Facts for `quantkit doctor`, in the order in which they are shown."""
     import psutil
@@ -20,7 +25,7 @@ def describe_machine() -> dict[str, Any]:
         "llama_cpp_python": library_version(),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "cpu_cores": len(os.sched_getaffinity(0)),
+        "cpu_cores": worker_count(None),
         "memory": f"{psutil.virtual_memory().total / GIB:.1f} GiB",
         "nvidia_cards": nvidia_cards(),
     }

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from models import write_llama
 
-from quantkit.commands import show_imatrix
+from quantkit.commands.imatrix import show_imatrix
 from quantkit.coverage import (
     coverage_of,
     percent_text,

@@ -1,0 +1,81 @@
+"""`quantkit build`: the whole pipeline, its closing table and its gate."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from quantkit.console import Console
+from quantkit.errors import InputError
+from quantkit.machine import worker_count
+from quantkit.results import LevelResult
+from quantkit.sizes import GIB, gb_text, gib_text
+
+
+def build(
+    target: str,
+    model: str,
+    recipe: str | None,
+    out: Path | None,
+    levels: str | None,
+    haystack: Path | None,
+    calibration: Sequence[str] | None,
+    imatrix: Path | None,
+    workers: int | None,
+    quiet: bool,
+    as_json: bool,
+) -> None:
+    """Run the whole pipeline, print the closing table, and raise GateError where a level failed."""
+    from quantkit.build import Job, check_gate
+    from quantkit.build import build as run
+    from quantkit.models import choose_model
+    from quantkit.recipe import recipe_for
+    from quantkit.target import load_target
+
+    card_set = load_target(target)
+    chosen = recipe_for(model, recipe)
+    if levels is not None:
+        chosen = chosen.with_levels(levels.split(","))
+    if calibration and imatrix:
+        raise InputError("--calibration is what an imatrix is collected on; leave it or --imatrix")
+    if calibration:
+        changed = chosen.imatrix.calibrated_on(calibration)
+        chosen = chosen.model_copy(update={"imatrix": changed})
+    folder = out or Path("build") / f"{choose_model(model).name}-{card_set.name}"
+    console = Console(quiet=quiet)
+    job = Job(model, chosen, card_set, folder, worker_count(workers), haystack, imatrix)
+    results = run(job, console)
+    if as_json:
+        console.json({"folder": str(folder), "levels": [asdict(r) for r in results]})
+    _closing_table(console, results)
+    best = next((r for r in results if r.passed), None)
+    console.line(f"Report: {folder / 'report.html'}")
+    if best is not None:
+        path = shlex.quote(str(folder / best.files[0]))
+        command = best.command.replace(Path(best.files[0]).name, path, 1)
+        console.line(f"Run it:  {command}")
+    check_gate(results)
+
+
+def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:
+    columns = ("level", "size", "bits/w", "fullest card", "KLD", "retrieval", "proven", "gate")
+    rows = []
+    for r in results:
+        length, hits, trials, bound = r.lengths[-1]
+        color = "green" if r.passed else "yellow" if r.baseline else "bold red"
+        used, capacity = max(zip(r.card_bytes, r.card_capacity_bytes, strict=True))
+        rows.append(
+            (
+                r.name,
+                f"{gib_text(r.size_bytes)}\n[dim]{gb_text(r.size_bytes)}[/]",
+                f"{r.bits_per_weight:.2f}",
+                f"{used / GIB:.1f} GiB\n[dim]of {capacity / GIB:g} GiB[/]",
+                "–" if r.kld is None else f"{r.kld:.4f}",
+                f"{hits}/{trials}\n[dim]at {length:,}[/]",
+                f"≥ {bound:.1%}",
+                f"[{color}]{r.verdict}[/]",
+            )
+        )
+    console.table(columns, rows)
