@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -47,13 +47,18 @@ def _why() -> str:
 class Model:
     """A GGUF file loaded by llama.cpp.
 
+    Args:
+        writable: read into memory instead of mapped, so that weights can be exchanged.
+
     Raises:
         InputError: llama.cpp refuses the file; its own words are in the message.
     """
 
-    def __init__(self, path: Path, devices: DeviceSettings) -> None:
+    def __init__(self, path: Path, devices: DeviceSettings, *, writable: bool = False) -> None:
         _start_backend()
         params = llama_cpp.llama_model_default_params()
+        if writable:
+            params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
         params.use_extra_bufts = devices.use_extra_buffers
         params.n_gpu_layers = devices.gpu_layers
         if devices.tensor_split:
@@ -213,6 +218,34 @@ class Context:
             self._fill(chunk, 0, sequence, every=True, last=False, at=at)
             at += len(chunk)
         self._run(f"{len(chunks)} chunks of {len(chunks[0])} tokens")
+
+    def logits_at(self, tokens: Tokens, positions: range) -> Iterator[Logits]:
+        """Decode `tokens` from position 0 on, a batch at a time, in an empty context.
+
+        Yields:
+            Logits of those of `positions` that were in the batch, where there are any, shape
+            (positions, vocabulary). They lie in llama.cpp's own memory: valid until the next.
+        """
+        size = self.settings.batch_tokens
+        for at in range(0, len(tokens), size):
+            piece = tokens[at : at + size]
+            stop = at + len(piece)
+            wanted = range(max(at, positions.start), min(stop, positions.stop))
+            self._fill(piece, at, 0, every=False, last=False)
+            outputs = np.ctypeslib.as_array(self._batch.logits, shape=(len(piece),))
+            outputs[[position - at for position in wanted]] = 1
+            self._run(f"{len(piece)} tokens at position {at}")
+            if wanted:
+                raw = llama_cpp.llama_get_logits(self.handle)
+                yield np.ctypeslib.as_array(raw, shape=(len(wanted), self._vocab_size))
+
+    def all_logits(self) -> Logits:
+        """Logits of the last batch, whose every position had an output, shape (tokens, vocabulary).
+
+        They lie in llama.cpp's own memory: valid until the next decode.
+        """
+        raw = llama_cpp.llama_get_logits(self.handle)
+        return np.ctypeslib.as_array(raw, shape=(self._batch.n_tokens, self._vocab_size))
 
     def _run(self, what: str) -> None:
         """Decode the filled batch; `what` it is, for the error."""
