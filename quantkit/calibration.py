@@ -49,6 +49,13 @@ class CalibrationSource:
     origin: str
     licence: str | None
 
+    @property
+    def dataset_names(self) -> tuple[str, ...]:
+        """What `imatrix.datasets` says of it."""
+        if self.origin.startswith("hf://"):
+            return (self.origin,)
+        return tuple(path.name for path in self.files)
+
 
 @dataclass(frozen=True)
 class DomainTaken:

@@ -3,8 +3,8 @@
 What has no statistics at all - the output, the token embedding, layers of multi-token prediction,
 which the calibration never runs - is no part of the coverage. The policy for it: such a tensor is
 measured and quantized without weights, and types that need an importance matrix are not among its
-candidates (`stages.measure.admissible`). An expert that no token reached gets the mean weights of
-its layer's other experts (`ImatrixEntry.importance`).
+candidates (`measurement.candidates.admissible`). An expert that no token reached gets the mean
+weights of its layer's other experts (`ImatrixEntry.importance`).
 """
 
 from __future__ import annotations

@@ -43,7 +43,7 @@ from quantkit.quant_types import BY_NAME, quant_type
 from quantkit.recipe import MeasureRecipe
 from quantkit.resources import DEMO_MODEL
 from quantkit.results import read_types
-from quantkit.stages.measure import admissible, is_quantizable
+from quantkit.measurement.candidates import admissible, is_quantizable
 from quantkit.values import Metadata, TensorInfo
 
 Fill = Literal["zeros", "random"]

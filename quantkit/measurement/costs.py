@@ -58,7 +58,7 @@ class CostJob:
 
     Attributes:
         base: GGUF that is loaded, and whose rows are quantized.
-        imatrix: weighs the columns.
+        imatrix: weighs the columns; None: all count alike.
         units: tensors that are exchanged together.
         errors: tensor → type → relative error.
         calibration: what the text is of, with its `sources`; its first `used_chunks` are what the
@@ -66,7 +66,7 @@ class CostJob:
     """
 
     base: Path
-    imatrix: Path
+    imatrix: Path | None
     units: tuple[tuple[str, ...], ...]
     errors: Mapping[str, Mapping[str, float]]
     recipe: MeasureRecipe
@@ -134,7 +134,7 @@ def measure_in_child(
     base = GGUFSource(job.base)
     weights = LoadedWeights(model, {info.name for info in base.tensors})
     rows = {info.name: info.row_elements for info in base.tensors}
-    entries = read_imatrix(job.imatrix, rows).entries
+    entries = {} if job.imatrix is None else read_imatrix(job.imatrix, rows).entries
     importance = {name: entry.importance() for name, entry in entries.items()}
     journal = Journal(work / "costs.jsonl", _purpose(job, tokens))
     done = {unit.tensors: unit for unit in map(unit_of, map(json.loads, journal.lines))}

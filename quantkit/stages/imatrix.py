@@ -7,7 +7,6 @@ layers see every token.
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import math
 import os
@@ -19,12 +18,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantkit.calibration import CalibrationSource, CalibrationTokens, calibration_tokens
-from quantkit.calibration_chat import RenderChat
-from quantkit.chat_template import ChatTemplate
+from quantkit.calibration import CalibrationSource, CalibrationTokens
 from quantkit.coverage import layer_of
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
+from quantkit.native.calibration_text import model_calibration
 from quantkit.native.child import Emit, run_isolated
 from quantkit.native.settings import ContextSettings, DeviceSettings
 from quantkit.progress import SILENT, Progress
@@ -34,7 +32,7 @@ from quantkit.sizes import bytes_text, seconds_text
 
 if TYPE_CHECKING:
     from quantkit.native.activations import Collector, Sums
-    from quantkit.native.llama import Context, Model, Tokens, Vocabulary
+    from quantkit.native.llama import Context, Model, Tokens
 
 SAVE_EVERY_CHUNKS = 16
 BATCH_TOKENS = 8192
@@ -175,7 +173,7 @@ def collect_in_child(
     from quantkit.native.llama import Model
 
     model = Model(base, devices)
-    calibration = _calibration(recipe, sources, model, emit)
+    calibration = model_calibration(recipe, sources, model, emit)
     # A text gets BOS before it is cut, as llama-imatrix does it; a mixture is cut already.
     tokens = calibration.tokens if recipe.mixture else model.vocab.begun(calibration.tokens)
     _check_length(tokens, recipe, emit)
@@ -190,7 +188,7 @@ def collect_in_child(
         name: ImatrixEntry(sums.squares.astype(np.float32), sums.counts.astype(np.float32))
         for name, sums in collector.sums.items()
     }
-    names = tuple(name for source in sources for name in _dataset_names(source))
+    names = tuple(name for source in sources for name in source.dataset_names)
     with atomic(out) as partial:
         write_imatrix(partial, Imatrix(entries, recipe.chunk_tokens, chunks, names))
     return ImatrixFacts(
@@ -203,22 +201,6 @@ def collect_in_child(
     )
 
 
-def _calibration(
-    recipe: ImatrixRecipe, sources: Sequence[CalibrationSource], model: Model, emit: Emit
-) -> CalibrationTokens:
-    template = model.chat_template()
-    calibration = calibration_tokens(
-        recipe,
-        sources,
-        functools.partial(model.vocab.tokenize, parse_special=False),
-        None if template is None else _renderer(template, model.vocab),
-        tokenize_special=model.vocab.tokenize,
-    )
-    for sentence in calibration.notes:
-        emit(("note", sentence))
-    return calibration
-
-
 def _check_length(tokens: Tokens, recipe: ImatrixRecipe, emit: Emit) -> None:
     available = len(tokens) // recipe.chunk_tokens
     if available == 0:
@@ -229,13 +211,6 @@ def _check_length(tokens: Tokens, recipe: ImatrixRecipe, emit: Emit) -> None:
     if available < recipe.chunks:
         found = f"the calibration text holds {available} of the {recipe.chunks} chunks asked for"
         emit(("note", found))
-
-
-def _dataset_names(source: CalibrationSource) -> list[str]:
-    """What `imatrix.datasets` says of a source."""
-    if source.origin.startswith("hf://"):
-        return [source.origin]
-    return [path.name for path in source.files]
 
 
 def _read_of(
@@ -323,11 +298,6 @@ def uncovered(sums: Mapping[str, Sums], at_least: int) -> int:
             few = int((entry.counts < at_least).sum())
             by_layer[layer_of(name)] = max(by_layer.get(layer_of(name), 0), few)
     return sum(by_layer.values())
-
-
-def _renderer(template: str, vocabulary: Vocabulary) -> RenderChat:
-    texts = (vocabulary.token_text(token) for token in (vocabulary.bos, vocabulary.eos))
-    return ChatTemplate(template, *texts).render
 
 
 def _outlook(

@@ -1,155 +1,118 @@
-"""TensorSource + imatrix → sensitivity.json: the error of each tensor at each type.
-
-The error is relative: Σ w·(x − q(x))² / Σ w·x², with the imatrix' mean squared activation as the
-weight w of a column, so it is the share of the output's energy that quantization loses if inputs
-are uncorrelated (the imatrix' own assumption). What an error costs the whole model is not measured
-here; until it is, tensors count alike.
-"""
+"""TensorSource + imatrix + base.gguf → sensitivity.json: errors of tensors, and what they cost."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+import statistics
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
+from quantkit.calibration import CalibrationSource
+from quantkit.formats.imatrix_file import Imatrix
 from quantkit.formats.source import TensorSource
-from quantkit.journal import Journal
-from quantkit.native import kernels
+from quantkit.measurement.costs import CostJob, MeasuredCosts, measure_costs
+from quantkit.measurement.errors import (
+    Importance,
+    TensorErrors,
+    measure_errors,
+    seconds_of_errors,
+)
+from quantkit.native.settings import DeviceSettings
 from quantkit.progress import SILENT, Progress
-from quantkit.quant_types import BY_NAME, QuantType
-from quantkit.receipts import write_json
-from quantkit.recipe import MeasureRecipe
+from quantkit.recipe import ImatrixRecipe, MeasureRecipe
+from quantkit.sensitivity import Sensitivity, units_of
+from quantkit.sizes import seconds_text
 from quantkit.values import TensorInfo
 
-_KEPT_PARTS = (
-    "_norm.weight", "ffn_gate_inp.weight", "ffn_gate_tid2eid.weight", "altup", "laurel",
-    "per_layer_model_proj", "ssm_conv1d", "shortconv.conv.weight", "indexer.k_proj.weight",
-    "indexer.q_proj.weight", "time_mix_", "attn_rel_b.weight", ".position_embd.", ".patch_embd.",
-)  # fmt: skip
-_KEPT_NAMES = ("position_embd.weight", "token_types.weight")
-_WEIGHT_KINDS = ("F32", "F16", "BF16")
+NO_COSTS = MeasuredCosts((), 0, 0.0)
 
 
 @dataclass(frozen=True)
-class Sensitivity:
-    """Errors by tensor and type; tensors that stay as they are have no entry."""
+class CostText:
+    """What costs are measured with.
 
-    errors: Mapping[str, Mapping[str, float]]
-
-    @staticmethod
-    def load(path: Path) -> Sensitivity:
-        """Read sensitivity.json."""
-        return Sensitivity(json.loads(path.read_text(encoding="utf-8"))["errors"])
-
-
-def is_quantizable(info: TensorInfo) -> bool:
-    """Whether llama.cpp may hold the tensor in a block type.
-
-    After `tensor_allows_quantization` in llama-quant.cpp: matrices called `*weight`, but no norms,
-    routers, small convolutions, or tables of integers. Where that rule depends on the
-    architecture, this one keeps more tensors as they are.
+    Attributes:
+        base: GGUF that is loaded, of the same weights as the source.
+        imatrix: as a file, for the child process.
+        calibration: its chunks after the first `used_chunks`, which the importance matrix was
+            collected on, are the text.
     """
-    kind = BY_NAME[info.type_name]
-    dimensions = len(info.shape) - next((i for i, n in enumerate(info.shape) if n != 1), 0)
-    return (
-        dimensions >= 2
-        and (kind.is_quantized or kind.name in _WEIGHT_KINDS)
-        and info.name.endswith("weight")
-        and info.name not in _KEPT_NAMES
-        and not any(part in info.name for part in _KEPT_PARTS)
-    )
+
+    base: Path
+    imatrix: Path | None
+    calibration: ImatrixRecipe
+    sources: Sequence[CalibrationSource]
+    used_chunks: int
 
 
-def admissible(info: TensorInfo, has_imatrix: bool, candidates: tuple[str, ...]) -> list[QuantType]:
-    """The candidate types that this tensor can really have: no silent fallback anywhere."""
-    kinds = [BY_NAME[name] for name in candidates]
-    return [
-        kind
-        for kind in kinds
-        if kind.fits_row(info.row_elements) and (has_imatrix or not kind.needs_imatrix)
-    ]
-
-
-def sample(
-    source: TensorSource, info: TensorInfo, recipe: MeasureRecipe
-) -> list[tuple[int, NDArray[np.float32]]]:
-    """(matrix, rows): all rows, or a seeded sample of rows and experts of a large tensor."""
-    random = np.random.default_rng([recipe.seed, *info.name.encode()])
-    matrices = np.arange(info.matrices)
-    if 0 < recipe.sample_experts < info.matrices:
-        matrices = np.sort(random.choice(info.matrices, recipe.sample_experts, replace=False))
-    rows_each = info.rows // info.matrices
-    wanted = rows_each
-    if recipe.sample_rows:
-        wanted = min(rows_each, max(1, recipe.sample_rows // len(matrices)))
-    picked = []
-    for matrix in matrices:
-        base = int(matrix) * rows_each
-        if wanted == rows_each:
-            rows = source.read_rows(info.name, base, base + rows_each)
-        else:
-            chosen = np.sort(random.choice(rows_each, wanted, replace=False))
-            rows = np.concatenate(
-                [source.read_rows(info.name, base + int(r), base + int(r) + 1) for r in chosen]
-            )
-        picked.append((int(matrix), rows))
-    return picked
-
-
-def relative_error(
-    kind: QuantType,
-    pieces: list[tuple[int, NDArray[np.float32]]],
-    importance: NDArray[np.float32] | None,
-) -> float:
-    """Σ w·(x − q(x))² / Σ w·x² over the sampled rows; 0 for an all-zero tensor."""
-    lost = total = 0.0
-    for matrix, rows in pieces:
-        weights = None if importance is None else importance[matrix]
-        raw = kernels.quantize(kind, rows, weights)
-        restored = kernels.dequantize(kind, raw, rows.shape[1])
-        column = np.ones(rows.shape[1]) if weights is None else weights.astype(np.float64)
-        lost += float(np.square(rows - restored, dtype=np.float64).sum(axis=0) @ column)
-        total += float(np.square(rows, dtype=np.float64).sum(axis=0) @ column)
-    return lost / total if total > 0 else 0.0
+def chunks_of_text(
+    imatrix: Imatrix, sources: Sequence[CalibrationSource], recipe: ImatrixRecipe
+) -> int:
+    """Chunks of the recipe's text that `imatrix` was collected on, going by the names it has."""
+    names = {name for source in sources for name in source.dataset_names}
+    if names.isdisjoint(imatrix.dataset_names):
+        return 0
+    return -(-imatrix.chunks * imatrix.chunk_tokens // recipe.chunk_tokens)
 
 
 def measure(
     source: TensorSource,
-    importance: Mapping[str, NDArray[np.float32]],
+    importance: Importance,
     recipe: MeasureRecipe,
+    text: CostText | None,
     out: Path,
     work: Path,
-    workers: int,
+    devices: DeviceSettings,
     progress: Progress = SILENT,
 ) -> Sensitivity:
-    """Measure every quantizable tensor at every admissible type, and write `out`.
+    """Measure every quantizable tensor and write `out`; `work` keeps what a killed run had done.
 
-    One line a finished tensor is kept in `work`, so a killed run goes on with the next tensor.
+    Without `text`, or with `cost_chunks: 0`, what errors cost is left out and all tensors count
+    alike. The time it takes is told as a note before each part.
     """
-    infos = [info for info in source.tensors if is_quantizable(info)]
-    purpose = json.dumps(recipe.model_dump(mode="json"))
-    journal = Journal(work / "errors.jsonl", purpose)
-    entries = [json.loads(line) for line in journal.lines]
-    errors: dict[str, dict[str, float]] = {entry["name"]: entry["errors"] for entry in entries}
-    for kind in {BY_NAME[name] for name in recipe.candidates}:
-        kernels.prepare(kind)
-    progress.start(len(infos), "tensors")
-    with ThreadPoolExecutor(workers) as pool:
-        for info in infos:
-            if info.name not in errors:
-                weights = importance.get(info.name)
-                pieces = sample(source, info, recipe)
-                kinds = admissible(info, weights is not None, recipe.candidates)
-                results = pool.map(lambda k, p=pieces, w=weights: relative_error(k, p, w), kinds)
-                errors[info.name] = dict(zip((k.name for k in kinds), results, strict=True))
-                journal.append(json.dumps({"name": info.name, "errors": errors[info.name]}))
-            progress.advance(1)
-    # a tensor whose rows fit no candidate keeps its type
-    ordered = {info.name: errors[info.name] for info in infos if errors[info.name]}
-    write_json(out, {"seed": recipe.seed, "sample_rows": recipe.sample_rows, "errors": ordered})
-    return Sensitivity(ordered)
+    seconds = seconds_of_errors(source.tensors, importance, recipe, devices.threads)
+    progress.note(f"errors of the tensors at each type will take about {seconds_text(seconds)}")
+    errors = measure_errors(source, importance, recipe, work, devices.threads, progress)
+    names = [entry.name for entry in errors]
+    costs = NO_COSTS
+    if text is not None and recipe.cost_chunks:
+        job = CostJob(
+            text.base,
+            text.imatrix,
+            tuple(units_of(names, recipe.groups)),
+            {entry.name: entry.errors for entry in errors},
+            recipe,
+            text.calibration,
+            tuple(text.sources),
+            text.used_chunks,
+        )
+        costs = measure_costs(job, work, devices, devices.threads, progress)
+    found = Sensitivity({entry.name: entry.errors for entry in errors}, costs.units)
+    found.write(out, _about(recipe, errors, costs, {i.name: i for i in source.tensors}))
+    return found
+
+
+def _about(
+    recipe: MeasureRecipe,
+    errors: Sequence[TensorErrors],
+    costs: MeasuredCosts,
+    tensors: Mapping[str, TensorInfo],
+) -> dict[str, Any]:
+    """How it was measured, for whoever reads the file."""
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "sampling": {
+            entry.name: {
+                "rows": entry.rows,
+                "of_rows": tensors[entry.name].rows,
+                "relative_standard_error": entry.standard_error,
+            }
+            for entry in errors
+        },
+        "median_relative_standard_error": statistics.median(
+            [entry.standard_error for entry in errors] or [0.0]
+        ),
+        "cost_tokens": costs.tokens,
+        "restored_kld": costs.restored_kld,
+    }

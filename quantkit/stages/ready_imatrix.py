@@ -10,8 +10,8 @@ from pathlib import Path
 from quantkit.errors import InputError
 from quantkit.formats.gguf_file import MAGIC
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix, write_imatrix
+from quantkit.measurement.candidates import is_quantizable
 from quantkit.receipts import atomic
-from quantkit.stages.measure import is_quantizable
 from quantkit.values import TensorInfo
 
 
