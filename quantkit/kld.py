@@ -23,61 +23,108 @@ BLOCK_BYTES = 4 << 20
 """Of logits that a thread takes at a time; a few copies of them stay in its cache."""
 
 
+NEGLIGIBLE = 1e-15
+"""A token of less probability adds nothing where the other model rules it out by -inf."""
+
+
 @dataclass(frozen=True)
 class BaseDistribution:
-    """What divergences are measured from: logits and their softmax, (positions, vocabulary)."""
+    """What divergences are measured from: logits and their softmax, (positions, vocabulary).
+
+    Attributes:
+        log_sums: ln Σ exp(logits) of each position.
+    """
 
     logits: Logits
     probabilities: Logits
+    log_sums: NDArray[np.float64]
 
     @classmethod
     def of(cls, logits: Logits) -> BaseDistribution:
         """The distributions of `logits`, which are kept and not copied."""
         probabilities = np.empty_like(logits)
-        for block in _blocks(logits):
-            part = logits[block] - logits[block].max(axis=1, keepdims=True)
+        log_sums = np.empty(len(logits), np.float64)
+        for block in blocks(logits):
+            top = logits[block].max(axis=1, keepdims=True)
+            part = np.subtract(logits[block], top, out=probabilities[block])
             np.exp(part, out=part)
-            part /= part.sum(axis=1, keepdims=True)
-            probabilities[block] = part
-        return cls(logits, probabilities)
+            sums = part.sum(axis=1, keepdims=True)
+            part /= sums
+            log_sums[block] = top[:, 0] + np.log(sums[:, 0], dtype=np.float64)
+        return cls(logits, probabilities, log_sums)
 
     def divergence(self, logits: Logits, pool: Executor) -> NDArray[np.float64]:
         """KLD of each position, nats, of another model's `logits` for the same tokens."""
         found = np.empty(len(logits), np.float64)
 
         def work(block: slice) -> None:
-            found[block] = _divergence(self.logits[block], self.probabilities[block], logits[block])
+            found[block] = _divergence(
+                self.logits[block], self.probabilities[block], logits[block]
+            )[0]
 
-        for _ in pool.map(work, _blocks(logits)):
+        for _ in pool.map(work, blocks(logits)):
             pass
         return found
 
 
-def _blocks(logits: Logits) -> Iterator[slice]:
+@dataclass(frozen=True)
+class Comparison:
+    """KLD and negative log-probability of the next token, nats, each of shape (positions,)."""
+
+    kld: NDArray[np.float64]
+    nll: NDArray[np.float64]
+
+
+def compare(base: Logits, logits: Logits, targets: NDArray[np.int32]) -> Comparison:
+    """Another model's `logits`, followed by the tokens `targets`, against the `base`'s.
+
+    Both are not a number, or infinite, where a logit is that must not be.
+    """
+    expected = BaseDistribution.of(base)
+    kld, gained = _divergence(base, expected.probabilities, logits)
+    target = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
+    return Comparison(kld, expected.log_sums + gained - target)
+
+
+def blocks(logits: Logits) -> Iterator[slice]:
+    """Rows that a thread takes at a time."""
     rows = max(1, BLOCK_BYTES // (4 * logits.shape[1]))
     return (slice(at, at + rows) for at in range(0, len(logits), rows))
 
 
-def _divergence(base: Logits, probabilities: Logits, logits: Logits) -> NDArray[np.float64]:
-    x = logits - base
-    x -= np.einsum("ij,ij->i", probabilities, x)[:, None]
-    mean = (probabilities * x).sum(axis=1, dtype=np.float64)  # what rounding left of it
-    with np.errstate(over="ignore"):
+def _divergence(
+    base: Logits, probabilities: Logits, logits: Logits
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """KLD, and by how much ln Σ exp is larger for `logits` than for `base`."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        x = logits - base
+        shift = np.einsum("ij,ij->i", probabilities, x)
+        x -= shift[:, None]
+        mean = (probabilities * x).sum(axis=1, dtype=np.float64)  # what rounding left of it
         np.expm1(x, out=x)
         x *= probabilities
-        grown = x.sum(axis=1, dtype=np.float64)
-    far = ~np.isfinite(grown)
-    found = np.asarray(np.maximum(np.log1p(np.maximum(grown, -0.5)) - mean, 0.0))
-    if far.any():  # differences beyond what exp can take in F32: of a broken model
-        found[far] = _far_divergence(base[far], logits[far])
-    return found
+        grown = np.log1p(np.maximum(x.sum(axis=1, dtype=np.float64), -0.5))
+        found, gained = np.maximum(grown - mean, 0.0), grown + shift
+    far = ~np.isfinite(found)
+    if far.any():  # differences beyond what exp can take in F32: of a broken model, or -inf
+        found[far], gained[far] = _far_divergence(base[far], logits[far])
+    return found, gained
 
 
-def _far_divergence(base: Logits, logits: Logits) -> NDArray[np.float64]:
-    p, q = (_log_softmax(z.astype(np.float64)) for z in (base, logits))
-    return np.asarray((np.exp(p) * (p - q)).sum(axis=1))
+def _far_divergence(
+    base: Logits, logits: Logits
+) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    wide = base.astype(np.float64), logits.astype(np.float64)
+    base_sums, sums = (_log_sum(z) for z in wide)
+    p, q = wide[0] - base_sums, wide[1] - sums
+    weights = np.exp(p)
+    with np.errstate(invalid="ignore"):
+        terms = weights * (p - q)
+    terms[(weights < NEGLIGIBLE) & ~np.isfinite(terms)] = 0.0
+    return terms.sum(axis=1), (sums - base_sums)[:, 0]
 
 
-def _log_softmax(logits: NDArray[np.float64]) -> NDArray[np.float64]:
-    logits = logits - logits.max(axis=1, keepdims=True)
-    return np.asarray(logits - np.log(np.exp(logits).sum(axis=1, keepdims=True)))
+def _log_sum(logits: NDArray[np.float64]) -> NDArray[np.float64]:
+    top = logits.max(axis=1, keepdims=True)
+    with np.errstate(invalid="ignore"):
+        return np.asarray(top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True)))

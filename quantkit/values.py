@@ -57,14 +57,30 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Kullback–Leibler divergence of the artifact's next-token distribution from the base's, nats.
+    """How far an artifact's next-token distribution is from its base's on a text.
+
+    `mean` to `maximum` are of the Kullback–Leibler divergence, nats; an error is a standard error.
 
     Attributes:
+        tokens: positions that count.
         same_top: share of positions where both put the same token first.
+        ln_ratio: ln(perplexity / base_perplexity); its error is of the paired differences.
     """
 
     tokens: int
     mean: float
+    mean_error: float
     median: float
     p99: float
+    p999: float
+    maximum: float
     same_top: float
+    same_top_error: float
+    perplexity: float
+    base_perplexity: float
+    ln_ratio: float
+    ln_ratio_error: float
+
+    @property
+    def perplexity_ratio(self) -> float:
+        return math.exp(self.ln_ratio)

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantkit import kld
-from quantkit.kld import BaseDistribution, Logits
+from quantkit.kld import BaseDistribution, Logits, compare
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +70,38 @@ def test_a_shift_of_all_logits_is_no_divergence(row: list[float], shift: float) 
         assert found[0] == 0.0
         moved = BaseDistribution.of(base).divergence(base + np.float32(shift), pool)
     assert 0 <= moved[0] < 1e-6  # what adding the shift in F32 rounds away
+
+
+def test_the_next_token_costs_what_its_softmax_says() -> None:
+    random = np.random.default_rng(7)
+    base = (5 * random.standard_normal((4, 200))).astype(np.float32)
+    other = base + random.standard_normal(base.shape).astype(np.float32)
+    other[2] += 300  # a shift changes no probability
+    targets = np.array([3, 0, 199, int(base[3].argmax())], np.int32)
+    found = compare(base, other, targets)
+    wide = other.astype(np.float64)
+    expected = np.log(np.exp(wide - wide[:, :1]).sum(axis=1)) + wide[:, 0]
+    expected -= wide[np.arange(4), targets]
+    np.testing.assert_allclose(found.nll, expected, atol=3e-5)  # F32 of logits at 300
+    np.testing.assert_allclose(found.nll[[0, 1, 3]], expected[[0, 1, 3]], atol=2e-6)
+    assert compare(base, base, targets).kld.max() == 0.0
+
+
+def test_tokens_that_are_ruled_out(pool: ThreadPoolExecutor) -> None:
+    """A padded vocabulary has logits of -inf in both models: that is no divergence."""
+    random = np.random.default_rng(8)
+    base = random.standard_normal((3, 50)).astype(np.float32)
+    other = base + random.standard_normal(base.shape).astype(np.float32)
+    targets = np.zeros(3, np.int32)
+    wanted = compare(base[:, :40], other[:, :40], targets)
+    base[:, 40:] = other[:, 40:] = -np.inf
+    found = compare(base, other, targets)
+    np.testing.assert_allclose(found.kld, wanted.kld, rtol=1e-6)
+    np.testing.assert_allclose(found.nll, wanted.nll, rtol=1e-6)
+    np.testing.assert_array_equal(BaseDistribution.of(base).divergence(other, pool), found.kld)
+    # what only the base allows is infinitely far, and what is no number is none
+    other[0, 3], other[1, 5] = -np.inf, np.nan
+    found = compare(base, other, targets)
+    assert found.kld[0] == np.inf
+    assert np.isnan(found.kld[1])
+    assert np.isfinite(found.kld[2])

@@ -1,74 +1,137 @@
-"""artifact and base.gguf → how far quantization moved the next-token distribution (KLD)."""
+"""artifact and base.logits → how far quantization moved the next-token distribution.
+
+The artifact is run alone. The positions of finished chunks are kept, so a run that was killed goes
+on with the next one, and a finished artifact is not run again.
+"""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
+from numpy.typing import NDArray
 
-from quantkit.kld import BaseDistribution
+from quantkit.errors import EnvironmentFault, InputError
+from quantkit.formats.gguf_file import GGUFSource
+from quantkit.formats.logits_file import (
+    Logits,
+    LogitsFile,
+    check_vocabulary,
+    decode_rows,
+    vocabulary_id,
+)
+from quantkit.journal import Journal
+from quantkit.kld import blocks, compare
 from quantkit.native.child import Emit, run_isolated
-from quantkit.native.settings import ContextSettings, DeviceSettings
+from quantkit.native.settings import DeviceSettings
+from quantkit.positions import Positions
 from quantkit.progress import SILENT, Progress
-from quantkit.recipe import DivergenceRecipe
-from quantkit.values import Divergence
+from quantkit.receipts import identity
+
+if TYPE_CHECKING:
+    from quantkit.native.text_logits import TextLogits
 
 
 def measure_divergence(
-    base: Path,
+    logits: Path,
     model: Path,
-    recipe: DivergenceRecipe,
+    kept: Path,
     devices: DeviceSettings,
     progress: Progress = SILENT,
-) -> Divergence | None:
-    """KLD of `model` against `base` on prose outside the calibration; None when it is left out."""
-    if recipe.chunks == 0:
-        return None
-    progress.start(recipe.chunks, "chunks", "divergence")
-    divergence: Divergence = run_isolated(
-        "quantkit.stages.divergence:compare_in_child",
-        {"base": base, "model": model, "recipe": recipe, "devices": devices},
-        progress.advance,
-    )
-    return divergence
+) -> Positions:
+    """Every counted position of `model` against the base's `logits`, on the same tokens.
+
+    Args:
+        kept: file that keeps the positions of finished chunks, of this model and these logits.
+
+    Raises:
+        InputError: llama.cpp cannot load the model, or its vocabulary is not the base's.
+        EnvironmentFault: native code crashed, or gave logits that are not finite.
+    """
+    base = LogitsFile(logits)
+    source = GGUFSource(model)
+    found = vocabulary_id(source.metadata)
+    check_vocabulary(model.name, found, base.header.model, base.header.vocabulary)
+    purpose = json.dumps([asdict(base.header), identity([logits, *source.paths])])
+    done = Journal(kept, purpose).lines
+    progress.start(base.header.chunks, "chunks", "KLD", done=len(done))
+    if len(done) < base.header.chunks:
+        run_isolated(
+            "quantkit.stages.divergence:compare_in_child",
+            {
+                "logits": logits,
+                "model_path": model,
+                "kept": kept,
+                "purpose": purpose,
+                "devices": devices,
+            },
+            progress.advance,
+        )
+    return read_positions(base, Journal(kept, purpose).lines)
 
 
 def compare_in_child(
-    base: Path,
-    model: Path,
-    recipe: DivergenceRecipe,
-    devices: DeviceSettings,
-    emit: Emit,
-) -> Divergence:
-    """Body of the child process of `measure_divergence`."""
-    from quantkit.native.llama import Context, Model
-    from quantkit.retrieval.haystack import haystack_text
+    logits: Path, model_path: Path, kept: Path, purpose: str, devices: DeviceSettings, emit: Emit
+) -> None:
+    """Body of the child process of `measure_divergence`: a line in `kept` for each chunk."""
+    from quantkit.native.llama import Model
+    from quantkit.native.text_logits import TextLogits
 
-    size = recipe.chunk_tokens
-    settings = ContextSettings(size, batch_tokens=size, ubatch_tokens=size, all_outputs=True)
-    first = Model(base, devices)
-    contexts = [Context(first, settings), Context(Model(model, devices), settings)]
-    vocab = first.vocab
-    characters = 16 * size * recipe.chunks  # no tokenizer makes tokens longer on average
-    tokens = vocab.begun(vocab.tokenize(haystack_text()[:characters], parse_special=False))
-    losses, tops = [], []
+    base = LogitsFile(logits)
+    header = base.header
+    model = Model(model_path, devices)
+    if model.vocab.size != header.vocabulary_size:
+        raise InputError(
+            f"{model_path.name} has a vocabulary of {model.vocab.size} tokens and {header.model} "
+            f"one of {header.vocabulary_size}; compare artifacts of one base"
+        )
+    journal = Journal(kept, purpose)
+    runner = TextLogits(model, header.chunk_tokens, header.bos)
     with ThreadPoolExecutor(devices.threads) as pool:
-        for index in range(min(recipe.chunks, len(tokens) // size)):
-            chunk = vocab.with_bos(tokens[index * size : (index + 1) * size])
-            runs = []
-            for context in contexts:
-                context.clear()
-                runs.append(context.decode(chunk, 0, want="all"))
-            expected, found = runs
-            losses.append(BaseDistribution.of(expected).divergence(found, pool))
-            tops.append(expected.argmax(axis=1) == found.argmax(axis=1))
+        for index in range(len(journal.lines), header.chunks):
+            parts = list(_chunk(runner, base, index, pool))
+            kld, nll, top = (np.concatenate(column) for column in zip(*parts, strict=True))
+            if not (np.isfinite(kld).all() and np.isfinite(nll).all()):
+                raise EnvironmentFault(
+                    f"the logits of {model_path.name} are not finite: the file is broken, or this "
+                    "device computes it wrongly; its KLD cannot be measured"
+                )
+            line = {"kld": kld.tolist(), "nll": nll.tolist(), "same_top": top.astype(int).tolist()}
+            journal.append(json.dumps(line))
             emit(1)
-    kld = np.concatenate(losses)
-    return Divergence(
-        tokens=int(kld.size),
-        mean=float(kld.mean()),
-        median=float(np.median(kld)),
-        p99=float(np.quantile(kld, 0.99)),
-        same_top=float(np.concatenate(tops).mean()),
+
+
+def _chunk(
+    runner: TextLogits, base: LogitsFile, index: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]]:
+    """KLD, NLL and whether the top tokens are the same, of some positions of a chunk at a time."""
+    targets = base.targets(index)
+    for where, logits in runner.of(base.tokens[index]):
+
+        def work(
+            block: slice, first: int = where.start, found: Logits = logits
+        ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+            z = found[block]
+            start, stop = first + block.start, first + block.start + len(z)
+            rows = base.read_rows(index, start, stop)
+            result = compare(decode_rows(rows), z, targets[start:stop])
+            return result.kld, result.nll, z.argmax(axis=1) == rows["kept"][:, 0]
+
+        yield from pool.map(work, blocks(logits))
+
+
+def read_positions(base: LogitsFile, lines: list[str]) -> Positions:
+    """The positions that `lines` of finished chunks hold, with what the base says there."""
+    chunks = [json.loads(line) for line in lines]
+    kld, nll, top = (
+        np.concatenate([np.asarray(chunk[name]) for chunk in chunks])
+        for name in ("kld", "nll", "same_top")
     )
+    rows = base.header.rows
+    base_nll = [base.read_rows(index, 0, rows)["nll"] for index in range(len(chunks))]
+    return Positions(kld, nll, np.concatenate(base_nll), top.astype(bool))
