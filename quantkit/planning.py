@@ -4,33 +4,62 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quantkit.card_memory import HOST, card_memory, layers_of, padded_bytes
 from quantkit.errors import DoesNotFitError, InputError
-from quantkit.families.geometry import ModelGeometry
-from quantkit.quant_types import BY_NAME
-from quantkit.recipe import LevelRecipe, MeasureRecipe, Recipe, RetrievalRecipe
+from quantkit.families.geometry import ModelGeometry, geometry_of
+from quantkit.levels import LevelRecipe
+from quantkit.measurement.candidates import admissible, is_quantizable
+from quantkit.native.presets import StockTypes, ask_preset
+from quantkit.recipe import MeasureRecipe, Recipe, RetrievalRecipe
 from quantkit.retrieval.statistics import CONFIDENCE, lower_bound
-from quantkit.sizes import GIB, gib_text
-from quantkit.stages.allocate import Allocation, allocate, smallest_bytes
-from quantkit.stages.measure import admissible, is_quantizable
-from quantkit.stages.place import Placement, check_fits, compute_buffers, place
+from quantkit.sizes import gib_text
+from quantkit.stages.allocate import GAP, Allocation, allocate, allocate_preset
+from quantkit.stages.place import Placement, check_fits, place
+from quantkit.stages.quantize import artifact_bytes, overhead_bytes
 from quantkit.target import Target
-from quantkit.values import TensorInfo
+from quantkit.type_rules import Costs, allowed_types, smallest_bytes, smallest_types
+from quantkit.values import Metadata, TensorInfo
 
 LADDER = (8192, 32768, 131072)
-MAX_ROUNDS = 40
-SMALLEST_STEP_BYTES = 1 << 20
-HEADER_ALLOWANCE_BYTES = 16 << 20  # a vocabulary of 131072 with merges takes about 6 MiB
+NOMINAL_GAP = 0.01
+"""Of allocations by nominal costs, which show sizes; equal tensors make them slow to prove."""
+SLACK_BYTES = 1 << 16
+"""For what a build adds to the metadata once it has an importance matrix."""
+
+
+@dataclass(frozen=True)
+class PlannedModel:
+    """What is planned.
+
+    Attributes:
+        stem: of the names of its files.
+        metadata: of the artifact, as far as it is known already.
+    """
+
+    stem: str
+    metadata: Metadata
+    tensors: Sequence[TensorInfo]
+    geometry: ModelGeometry
+
+    @staticmethod
+    def of(stem: str, metadata: Metadata, tensors: Sequence[TensorInfo]) -> PlannedModel:
+        return PlannedModel(stem, metadata, tensors, geometry_of(metadata))
+
+    @property
+    def elements(self) -> int:
+        return sum(info.elements for info in self.tensors)
 
 
 @dataclass(frozen=True)
 class LevelPlan:
-    """A level with the bytes that its file may have."""
+    """A level with the bytes that its files may have; of a preset, with llama.cpp's types."""
 
     recipe: LevelRecipe
     budget_bytes: int
+    stock: StockTypes | None = None
 
 
 @dataclass(frozen=True)
@@ -41,119 +70,157 @@ class Fitted:
     placement: Placement
 
 
-def nominal_errors(
+def nominal_costs(
     tensors: Sequence[TensorInfo], recipe: MeasureRecipe
 ) -> dict[str, dict[str, float]]:
-    """Errors as they would be if a bit more always halved the noise: good enough for sizes.
+    """Costs as they would be if a bit more always halved the noise: good enough for sizes.
 
     Stands in for sensitivity.json before anything is measured; tensors of the repeating layers
     are taken to have an imatrix.
     """
-    errors = {}
+    costs = {}
     for info in tensors:
         if is_quantizable(info):
             kinds = admissible(info, info.name.startswith("blk."), recipe.candidates)
             if kinds:
-                errors[info.name] = {kind.name: 4.0**-kind.bits_per_weight for kind in kinds}
-    return errors
+                costs[info.name] = {kind.name: 4.0**-kind.bits_per_weight for kind in kinds}
+    return costs
 
 
-def target_budget(target: Target, geometry: ModelGeometry) -> int:
-    """Bytes of weights that the target allows: its own number, but no more than its cards leave."""
-    cards = target.each_card
-    context = min(target.context_tokens, geometry.trained_context_tokens)
-    compute = compute_buffers(geometry, context, target.ubatch_tokens, len(cards))
-    room = sum(int((c.memory_gib - c.reserve_gib) * GIB) - compute.card for c in cards)
-    kept = sum(layer.context_bytes(context, target.kv_type) for layer in geometry.layers)
-    left = max(room - compute.output - kept, 0)
+def target_budget(target: Target, geometry: ModelGeometry, host_bytes: int = 0) -> int:
+    """Bytes of weights that the target allows: its own number, but no more than its cards leave.
+
+    Args:
+        host_bytes: of weights that lie on no card.
+    """
+    memory = card_memory(geometry, target)
+    left = max(sum(max(room, 0) for room in memory.rooms) - sum(memory.kept), 0) + host_bytes
     fixed = target.weight_budget_bytes
     return left if fixed is None else min(fixed, left)
 
 
 def plan_levels(
-    recipe: Recipe, target: Target, tensors: Sequence[TensorInfo], geometry: ModelGeometry
+    recipe: Recipe, target: Target, model: PlannedModel
 ) -> tuple[list[LevelPlan], list[str]]:
     """The levels that can be built, and a sentence for each that the target rules out.
 
-    A level larger than the target's budget is left out; one without a size of its own gets the
-    whole budget, but never more than the model has in its largest types.
+    A level larger than the target's budget is left out, and so is one whose layers the cards
+    cannot hold, not even in the smallest types that it allows. A level without a size of its own
+    gets the whole budget, but never more than the model has in its largest types.
 
     Raises:
         DoesNotFitError: no level can be built.
+        InputError: a level's minimum or pin is impossible.
     """
-    limit = target_budget(target, geometry)
-    elements = sum(info.elements for info in tensors)
-    errors = nominal_errors(tensors, recipe.measure)
-    largest = _largest_bytes(tensors, errors)
+    costs = nominal_costs(model.tensors, recipe.measure)
+    limit = target_budget(target, model.geometry, _host_bytes(model, costs))
     plans, left_out = [], []
     for level in recipe.levels:
-        smallest = smallest_bytes(tensors, errors, level.minimum)
-        wanted = limit
-        if level.bits_per_weight is not None:
-            wanted = int(level.bits_per_weight * elements / 8)
-            if wanted > limit:
-                left_out.append(
-                    f"level {level.name} ({gib_text(wanted)}) exceeds what {target.name} "
-                    f"leaves for weights ({gib_text(limit)})"
-                )
-                continue
-            if wanted < smallest:
-                raise DoesNotFitError(
-                    f"level {level.name} asks for {level.bits_per_weight:g} bits a weight "
-                    f"({gib_text(wanted)}), but the smallest types that its tensors' rows and its "
-                    f"minimum allow take {8 * smallest / elements:.2f} ({gib_text(smallest)}); "
-                    "raise its bits_per_weight or lower its minimum"
-                )
-        plans.append(LevelPlan(level, min(wanted, largest)))
-    if not plans:
-        smallest = smallest_bytes(tensors, errors, {})
-        need = f"its smallest form needs {gib_text(smallest)}"
-        raise DoesNotFitError(
-            f"nothing fits {target.name}: {'; '.join(left_out)}; {need}; "
-            + (
-                "add a level without bits_per_weight to the recipe: it uses all that is there"
-                if smallest <= limit
-                else f"{gib_text(smallest - limit)} too much: choose a larger target"
+        stock = _stock(level, model)
+        wanted = _wanted_bytes(level, model, stock)
+        if wanted is not None and wanted > limit:
+            left_out.append(
+                f"level {level.name} ({gib_text(wanted)}) exceeds what {target.name} leaves for "
+                f"weights ({gib_text(limit)})"
             )
+            continue
+        if wanted is not None and stock is None:
+            _check_reachable(level, model, costs, wanted)
+        types = smallest_types(model.tensors, costs, level) if stock is None else stock.types
+        try:
+            check_fits(place(model.tensors, types, model.geometry, target), target)
+        except DoesNotFitError as error:
+            form = "" if stock else " in its smallest types"
+            left_out.append(f"level {level.name}{form} {error}")
+            continue
+        budget = limit if wanted is None or stock is not None else wanted
+        if stock is None:
+            budget = min(budget, _largest_bytes(model, costs, level))
+        plans.append(LevelPlan(level, budget, stock))
+    if not plans:
+        smallest = smallest_bytes(model.tensors, costs, LevelRecipe(name="any"))
+        way_out = "choose a larger target"
+        if smallest > limit:
+            way_out = f"{gib_text(smallest - limit)} too much: {way_out}"
+        elif not any(level.takes_all for level in recipe.levels):
+            way_out = "add a level without a size to the recipe: it uses all that is there"
+        raise DoesNotFitError(
+            f"nothing fits {target.name}: {'; '.join(left_out)}; its smallest form needs "
+            f"{gib_text(smallest)}; {way_out}"
         )
     return plans, left_out
 
 
-def _largest_bytes(tensors: Sequence[TensorInfo], errors: Mapping[str, Mapping[str, float]]) -> int:
-    """A bound of the file's size with every tensor in its largest candidate type."""
-    total = HEADER_ALLOWANCE_BYTES
-    for info in tensors:
-        names = errors.get(info.name) or {info.type_name: 0.0}
-        total += max(BY_NAME[name].size_bytes(info.elements) + 32 for name in names)
-    return total
+def _stock(level: LevelRecipe, model: PlannedModel) -> StockTypes | None:
+    """Of a preset, what llama.cpp makes of the model; a build always has an imatrix."""
+    if level.preset is None:
+        return None
+    return ask_preset(model.metadata, model.tensors, level.preset, has_imatrix=True)
+
+
+def _wanted_bytes(level: LevelRecipe, model: PlannedModel, stock: StockTypes | None) -> int | None:
+    """The size that the level asks for; None: what the target allows."""
+    if stock is not None:
+        return artifact_bytes(model.stem, model.metadata, model.tensors, stock.types)
+    if level.bits_per_weight is not None:
+        return int(level.bits_per_weight * model.elements / 8)
+    return level.size_bytes
+
+
+def _check_reachable(level: LevelRecipe, model: PlannedModel, costs: Costs, wanted: int) -> None:
+    smallest = smallest_bytes(model.tensors, costs, level)
+    if wanted >= smallest:
+        return
+    bits = level.bits_per_weight
+    asked = f"{level.size}" if bits is None else f"{bits:g} bits a weight ({gib_text(wanted)})"
+    raise DoesNotFitError(
+        f"level {level.name} asks for {asked}, but the smallest types that its tensors' rows and "
+        f"its rules allow take {8 * smallest / model.elements:.2f} ({gib_text(smallest)}); make "
+        "it larger, or lower its minimum and pins"
+    )
+
+
+def _largest_bytes(model: PlannedModel, costs: Costs, level: LevelRecipe) -> int:
+    """A bound of the files' size with every tensor in the largest type that it may get."""
+    allowed = allowed_types(model.tensors, costs, level)
+    overhead = overhead_bytes(model.stem, model.metadata, model.tensors)
+    return overhead + SLACK_BYTES + sum(_largest(info, allowed) for info in model.tensors)
+
+
+def _host_bytes(model: PlannedModel, costs: Costs) -> int:
+    """The most that weights on no card can take."""
+    at = layers_of(model.tensors, len(model.geometry.layers) + 1)
+    return sum(_largest(info, costs) for info in model.tensors if at[info.name] == HOST)
+
+
+def _largest(info: TensorInfo, costs: Costs) -> int:
+    return max(padded_bytes(info, kind) for kind in (costs.get(info.name) or (info.type_name,)))
 
 
 def fit(
-    plan: LevelPlan,
-    tensors: Sequence[TensorInfo],
-    errors: Mapping[str, Mapping[str, float]],
-    overhead_bytes: int,
-    geometry: ModelGeometry,
-    target: Target,
+    plan: LevelPlan, model: PlannedModel, costs: Costs, target: Target, gap: float = GAP
 ) -> Fitted:
-    """Allocate within the level's budget, and lower it until every card holds its part.
+    """Allocate such that the level's budget and every card are kept, and place it.
+
+    Args:
+        gap: how far from the optimum is good enough, relative.
 
     Raises:
-        DoesNotFitError: not even the smallest types fit the cards.
+        DoesNotFitError: not even the smallest types fit the budget or the cards.
     """
-    budget = plan.budget_bytes
-    allocation = allocate(tensors, errors, budget, overhead_bytes, plan.recipe.minimum)
-    for _ in range(MAX_ROUNDS):
-        placement = place(tensors, allocation.types, geometry, target)
-        if placement.fits:
-            break
-        budget = allocation.total_bytes - max(placement.overflow_bytes, SMALLEST_STEP_BYTES)
-        try:
-            allocation = allocate(tensors, errors, budget, overhead_bytes, plan.recipe.minimum)
-        except DoesNotFitError:
-            break  # the placement's own words say which card overflows, and by how much
+    tensors, geometry = model.tensors, model.geometry
+    overhead = overhead_bytes(model.stem, model.metadata, tensors)
+    if plan.stock is not None:
+        found = allocate_preset(tensors, costs, plan.budget_bytes, overhead, plan.stock)
+    else:
+        smallest = smallest_types(tensors, costs, plan.recipe)
+        check_fits(place(tensors, smallest, geometry, target), target)
+        memory = card_memory(geometry, target)
+        found = allocate(tensors, costs, plan.budget_bytes, overhead, plan.recipe, memory, gap)
+    total = artifact_bytes(model.stem, model.metadata, tensors, found.types)
+    placement = place(tensors, found.types, geometry, target)
     check_fits(placement, target)
-    return Fitted(dataclasses.replace(allocation, budget_bytes=plan.budget_bytes), placement)
+    return Fitted(dataclasses.replace(found, total_bytes=total), placement)
 
 
 def retrieval_for(

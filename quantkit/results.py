@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from quantkit.native.presets import StockTypes
 from quantkit.quant_types import BY_NAME
 from quantkit.receipts import Receipt
+from quantkit.sensitivity import Sensitivity
 from quantkit.stages.allocate import Allocation
 from quantkit.stages.place import Placement
-from quantkit.values import TensorInfo
+from quantkit.values import Divergence, TensorInfo
 
 
 @dataclass(frozen=True)
@@ -23,7 +26,7 @@ class LevelResult:
     Attributes:
         files: relative to the build folder.
         lengths: (context tokens, hits, trials, lower bound), shortest first.
-        kld: mean divergence from the base, nats; None when it was not measured.
+        kld: divergence from the base; None when it was not measured.
     """
 
     name: str
@@ -37,8 +40,7 @@ class LevelResult:
     context_tokens: int
     command: str
     lengths: tuple[tuple[int, int, int, float], ...]
-    kld: float | None
-    same_top: float | None
+    kld: Divergence | None
     types: dict[str, int]
     heatmap: str
 
@@ -54,23 +56,39 @@ def verdict(validation: Mapping[str, Any], *, baseline: bool) -> str:
     return "failed, a baseline" if baseline else "FAILED"
 
 
-def allocation_json(allocation: Allocation, tensors: Sequence[TensorInfo]) -> dict[str, Any]:
-    """The content of allocation.json; no KLD is predicted before sensitivities are measured."""
+def allocation_json(
+    allocation: Allocation, tensors: Sequence[TensorInfo], sensitivity: Sensitivity
+) -> dict[str, Any]:
+    """The content of allocation.json; no KLD is predicted where costs were not measured."""
+    types, errors = allocation.types, sensitivity.errors
+    chosen = [errors[name].get(types[name]) for name in errors]
+    known = [error for error in chosen if error is not None]
+    stock = allocation.stock
     return {
         "budget_bytes": allocation.budget_bytes,
         "total_bytes": allocation.total_bytes,
-        "predicted_kld": None,
-        "summed_relative_error": allocation.summed_error,
+        "predicted_kld": allocation.cost if sensitivity.units else None,
+        "summed_relative_error": math.fsum(known) if len(known) == len(chosen) else None,
         "optimality_gap": allocation.gap,
+        "preset": None if stock is None else stock.preset,
         "tensors": {
             info.name: {
-                "type": allocation.types[info.name],
-                "bytes": BY_NAME[allocation.types[info.name]].size_bytes(info.elements),
+                "type": types[info.name],
+                "bytes": BY_NAME[types[info.name]].size_bytes(info.elements),
             }
             for info in tensors
         },
         "ruled_out_by_row_length": {k: list(v) for k, v in allocation.infeasible.items()},
+        "fallbacks": {} if stock is None else {k: asdict(v) for k, v in stock.fallbacks.items()},
     }
+
+
+def fallback_text(stock: StockTypes) -> str:
+    """`12 tensors fell back: 10 Q4_K → Q5_0, 2 Q6_K → Q8_0`; empty where none did."""
+    pairs = Counter((f.wanted, f.given) for f in stock.fallbacks.values()).most_common()
+    count = len(stock.fallbacks)
+    words = ", ".join(f"{n} {wanted} → {given}" for (wanted, given), n in pairs)
+    return f"{count} tensor{'s' * (count > 1)} fell back: {words}" if count else ""
 
 
 def placement_json(placement: Placement, model_file: str) -> dict[str, Any]:
@@ -128,7 +146,7 @@ def read_level(
     folder = build / "levels" / name
     validation, placement = _read(folder / "validation.json"), _read(folder / "placement.json")
     size = sum(output.size_bytes for output in quantized.outputs)
-    kld = validation["kld"] or {}
+    kld = validation["kld"]
     return LevelResult(
         name=name,
         baseline=baseline,
@@ -144,8 +162,7 @@ def read_level(
             (s["context_tokens"], s["hits"], s["trials"], s["lower_bound"])
             for s in validation["niah"]["lengths"]
         ),
-        kld=kld.get("mean"),
-        same_top=kld.get("same_top"),
+        kld=None if kld is None else Divergence(**kld),
         types=dict(Counter(read_types(folder / "allocation.json").values()).most_common()),
         heatmap=f"levels/{name}/heatmap.png",
         verdict=verdict(validation, baseline=baseline),

@@ -23,6 +23,7 @@ from quantkit.formats.gguf_file import GGUFSource
 from quantkit.formats.gguf_writer import lay_out
 from quantkit.quant_types import BY_NAME
 from quantkit.results import allocation_json
+from quantkit.sensitivity import Sensitivity
 from quantkit.stages.allocate import Allocation
 
 NAME = "NVIDIA-Nemotron-3-Super-120B-A12B"
@@ -167,7 +168,7 @@ def test_types_of_an_allocation(tmp_path: Path) -> None:
     tensors = make_shape.gguf_tensors(TINY)
     chosen = {i.name: "Q8_0" if i.name == "output.weight" else i.type_name for i in tensors}
     path = tmp_path / "allocation.json"
-    content = allocation_json(Allocation(0, 0, 0.0, 0.0, chosen, {}), tensors)
+    content = allocation_json(Allocation(0, 0, 0.0, 0.0, chosen, {}), tensors, Sensitivity({}))
     path.write_text(json.dumps(content), encoding="utf-8")
     (written,) = make_shape.write_gguf(tmp_path / "m.gguf", TINY, str(path))
     read = GGUFSource(written)

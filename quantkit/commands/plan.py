@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 from quantkit.console import Console
 from quantkit.errors import InputError
 from quantkit.sizes import bytes_text, gb_text, gib_text
@@ -13,15 +15,15 @@ def plan(
     recipe: str | None,
     context: int | None,
     kv: str | None,
+    levels: str | None,
     as_json: bool,
 ) -> None:
     """Print card by card what each level would hold, with nominal types: no weights are read."""
     from quantkit import planning
-    from quantkit.families.geometry import geometry_of
     from quantkit.models import choose_model, open_source
     from quantkit.recipe import recipe_for
-    from quantkit.results import placement_json
-    from quantkit.stages.quantize import overhead_bytes
+    from quantkit.results import fallback_text, placement_json
+    from quantkit.stages.quantize import artifact_names
     from quantkit.target import load_target
 
     card_set = load_target(target).changed(context_tokens=context, kv_type=kv)
@@ -31,27 +33,31 @@ def plan(
             f"plan reads models on this disk: 'quantkit download {model}', then give its folder"
         )
     chosen = recipe_for(model, recipe)
+    if levels is not None:
+        chosen = chosen.with_levels(levels)
     source = open_source(choice, keep_prediction=chosen.convert.mtp == "keep")
-    geometry, tensors = geometry_of(source.metadata), source.tensors
-    levels, notes = planning.plan_levels(chosen, card_set, tensors, geometry)
-    errors = planning.nominal_errors(tensors, chosen.measure)
-    overhead = overhead_bytes(choice.name, source.metadata, tensors)
-    elements = sum(info.elements for info in tensors)
+    named = planning.PlannedModel.of(choice.name, source.metadata, source.tensors)
+    found, notes = planning.plan_levels(chosen, card_set, named)
+    costs = planning.nominal_costs(source.tensors, chosen.measure)
     console = Console(quiet=as_json)
     console.heading(f"{choice.name} on {card_set.name} ({card_set.description})")
     plans = []
-    for level in levels:
-        fitted = planning.fit(level, tensors, errors, overhead, geometry, card_set)
+    for level in found:
+        planned = dataclasses.replace(named, stem=f"{choice.name}-{level.recipe.name}")
+        fitted = planning.fit(level, planned, costs, card_set, planning.NOMINAL_GAP)
         placement, total = fitted.placement, fitted.allocation.total_bytes
-        file = f"{choice.name}-{level.recipe.name}.gguf"
+        types = fitted.allocation.types
+        file = artifact_names(planned.stem, planned.metadata, planned.tensors, types)[0]
         plans.append(
             {"level": level.recipe.name, "total_bytes": total, **placement_json(placement, file)}
         )
         console.line(
             f"\n{level.recipe.name}: {gib_text(total)} ({gb_text(total)}), "
-            f"{8 * total / elements:.2f} bits a weight, {placement.context_tokens:,} tokens of "
-            f"{placement.kv_type} context"
+            f"{8 * total / named.elements:.2f} bits a weight, {placement.context_tokens:,} tokens "
+            f"of {placement.kv_type} context"
         )
+        if level.stock is not None and level.stock.fallbacks:
+            console.note(fallback_text(level.stock))
         rows = [
             (
                 f"{index} {card.name}",

@@ -11,30 +11,56 @@ from __future__ import annotations
 import ctypes
 import re
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.formats.gguf_writer import lay_out, open_shard
+from quantkit.levels import PRESETS
 from quantkit.native.child import Emit, run_isolated
 from quantkit.quant_types import BY_NAME
 from quantkit.values import Metadata, TensorInfo
 
-PRESETS = (
-    "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0",
-    "IQ4_NL", "IQ4_XS", "MXFP4_MOE", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "IQ3_XS",
-    "IQ3_XXS", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
-)  # fmt: skip
 _LINE = re.compile(
     r"\[ *\d+/ *\d+\] +(?P<name>\S+) +- \[[^\]]*\], type = +(?P<stored>\S+), "
     r"size = +[\d.]+ MiB(?: -> +[\d.]+ MiB \((?P<chosen>\S+)\))?\s"
 )
+_FELL_BACK = re.compile(
+    r"warning: (?P<name>\S+) +- ncols +\d+ not divisible by +\d+ "
+    r"\(required for type +(?P<wanted>\S+)\).*?-> falling back to +(?P<given>\S+)"
+)
+_FALLBACK_COUNT = re.compile(r"WARNING: (\d+) of \d+ tensor\(s\) required fallback quantization")
+
+
+@dataclass(frozen=True)
+class Fallback:
+    """The type that a preset wanted, and what llama.cpp took because rows do not divide into it."""
+
+    wanted: str
+    given: str
+
+
+@dataclass(frozen=True)
+class StockTypes:
+    """What a preset gives a model: the type of every tensor, and where it is not the wanted one."""
+
+    preset: str
+    types: Mapping[str, str]
+    fallbacks: Mapping[str, Fallback]
 
 
 def stock_types(
     metadata: Metadata, tensors: Sequence[TensorInfo], preset: str, *, has_imatrix: bool
 ) -> dict[str, str]:
-    """Tensor → type under the preset, for all of `tensors`.
+    """Tensor → type under the preset: `ask_preset` without the fallbacks."""
+    return dict(ask_preset(metadata, tensors, preset, has_imatrix=has_imatrix).types)
+
+
+def ask_preset(
+    metadata: Metadata, tensors: Sequence[TensorInfo], preset: str, *, has_imatrix: bool
+) -> StockTypes:
+    """The types under the preset, for all of `tensors`.
 
     Raises:
         InputError: no such preset, or llama.cpp refuses the model.
@@ -54,18 +80,23 @@ def stock_types(
     types = {
         match["name"]: (match["chosen"] or match["stored"]).upper() for match in _LINE.finditer(log)
     }
+    fallbacks = {
+        match["name"]: Fallback(match["wanted"].upper(), match["given"].upper())
+        for match in _FELL_BACK.finditer(log)
+    }
+    counted = _FALLBACK_COUNT.search(log)
     missing = [info.name for info in tensors if types.get(info.name) not in BY_NAME]
-    if missing:
+    if missing or len(fallbacks) != int(counted[1] if counted else 0):
         raise EnvironmentFault(
-            f"llama.cpp's dry run of {preset} names no type for {len(missing)} of {len(tensors)} "
-            f"tensors, {missing[0]} for one; use the version of llama-cpp-python that "
-            "constraints.txt pins"
+            f"llama.cpp's dry run of {preset} names a type for {len(tensors) - len(missing)} of "
+            f"{len(tensors)} tensors and {len(fallbacks)} of {counted[1] if counted else 0} "
+            "fallbacks; use the version of llama-cpp-python that constraints.txt pins"
         )
-    return {info.name: types[info.name] for info in tensors}
+    return StockTypes(preset, {info.name: types[info.name] for info in tensors}, fallbacks)
 
 
 def dry_run_in_child(path: Path, preset: str, has_imatrix: bool, emit: Emit) -> str:
-    """Body of the child process of `stock_types`: the log of the dry run."""
+    """Body of the child process of `ask_preset`: the log of the dry run."""
     import llama_cpp
 
     said: list[str] = []

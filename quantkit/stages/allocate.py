@@ -1,26 +1,30 @@
-"""sensitivity → allocation.json: one type a tensor, the least summed error within the budget.
+"""sensitivity + Target → allocation.json: one type a tensor, at the least cost that fits.
 
-A multiple-choice knapsack: exactly one type for every quantizable tensor, total bytes at most the
-budget. It is solved as an integer program by HiGHS and not by a Lagrangian, which leaves a hole in
-the budget wherever one tensor is large.
+Exactly one type for every quantizable tensor, and the file within the budget: a multiple-choice
+knapsack. Where cards are given, every card must hold its layers too, wherever they are cut.
 """
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from quantkit.errors import DoesNotFitError, EnvironmentFault, InputError
-from quantkit.quant_types import BY_NAME
+from quantkit.card_memory import CardMemory, layers_of, padded_bytes
+from quantkit.errors import DoesNotFitError
+from quantkit.knapsack import Choices, Ints, Limits, fill
+from quantkit.knapsack_search import settle, solve
+from quantkit.layer_cuts import Cards, solve_on_cards
+from quantkit.levels import LevelRecipe
+from quantkit.native.presets import StockTypes
 from quantkit.sizes import gib_text
+from quantkit.type_rules import Costs, allowed_types, ruled_out, undominated
 from quantkit.values import TensorInfo
 
-RELATIVE_GAP = 1e-6
-SOLVER_SECONDS = 600.0
-INFEASIBLE = 2  # scipy.optimize.milp's status
+GAP = 1e-5
+"""A solution is good enough when no other can cost less by more than this share."""
 
 
 @dataclass(frozen=True)
@@ -30,151 +34,178 @@ class Allocation:
     Attributes:
         types: tensor name → type name, for all tensors in file order.
         total_bytes: of the whole file: tensors, header and alignment.
-        summed_error: Σ of the relative errors of the chosen types.
-        gap: proven distance of `summed_error` to the optimum, relative; 0 when solved exactly.
-        infeasible: tensors whose row length rules out some candidates → the types ruled out.
+        cost: Σ of the costs of the chosen types; None where a preset took one without a cost.
+        gap: proven distance of `cost` to the optimum, relative; None for a preset.
+        infeasible: tensors whose row length rules out some types → those types.
+        stock: the preset that it is, with llama.cpp's fallbacks; None where it was chosen here.
     """
 
     budget_bytes: int
     total_bytes: int
-    summed_error: float
-    gap: float
+    cost: float | None
+    gap: float | None
     types: Mapping[str, str]
     infeasible: Mapping[str, tuple[str, ...]]
+    stock: StockTypes | None = None
 
 
 def allocate(
     tensors: Sequence[TensorInfo],
-    errors: Mapping[str, Mapping[str, float]],
+    costs: Costs,
     budget_bytes: int,
     overhead_bytes: int,
-    minimum: Mapping[str, str],
+    level: LevelRecipe,
+    memory: CardMemory | None = None,
+    gap: float = GAP,
 ) -> Allocation:
-    """Choose the types that minimise the summed error within `budget_bytes`.
+    """Choose the types that minimise the summed cost within `budget_bytes`, and on the cards.
+
+    Afterwards no tensor can get a type that costs less: the next one does not fit into what is
+    left of the budget or of its card. Of types that cost the same a tensor gets the largest that
+    fits into what the others leave.
 
     Args:
-        errors: tensor → type → relative error; tensors without an entry keep their type.
+        costs: tensor → type → cost; tensors without an entry keep their type.
         overhead_bytes: header and metadata of the file.
-        minimum: regular expression → smallest type (by bits a weight) for the tensors it matches.
+        memory: of the cards that must hold the layers; none: only the budget counts.
+        gap: how far from the optimum is good enough, relative.
 
     Raises:
-        DoesNotFitError: even the smallest types exceed the budget; says by how much.
-        InputError: a minimum leaves a tensor without any candidate.
+        DoesNotFitError: even the smallest types exceed the budget, or the cards; says by how much.
+        InputError: a minimum or a pin leaves a tensor without any candidate.
     """
-    fixed = [info for info in tensors if info.name not in errors]
-    free = [info for info in tensors if info.name in errors]
-    options = {info.name: _options(info, errors[info.name], minimum) for info in free}
-    fixed_bytes = overhead_bytes + sum(_padded(info, info.type_name) for info in fixed)
-    sizes = {info.name: {name: _padded(info, name) for name in options[info.name]} for info in free}
-    smallest = fixed_bytes + sum(min(choice.values()) for choice in sizes.values())
-    if smallest > budget_bytes:
+    free = [info for info in tensors if info.name in costs]
+    allowed = allowed_types(tensors, costs, level)
+    sizes = {i.name: {t: padded_bytes(i, t) for t in allowed[i.name]} for i in free}
+    fixed = {i.name: padded_bytes(i, i.type_name) for i in tensors if i.name not in costs}
+    room = budget_bytes - overhead_bytes - sum(fixed.values())
+    smallest = sum(min(choice.values()) for choice in sizes.values())
+    if smallest > room:
         raise DoesNotFitError(
-            f"the budget of {gib_text(budget_bytes)} is too small by "
-            f"{gib_text(smallest - budget_bytes)}: the smallest allowed types need "
-            f"{gib_text(smallest)}; allow smaller types in the recipe, or choose a larger target"
+            f"the budget of {gib_text(budget_bytes)} is too small by {gib_text(smallest - room)}: "
+            f"the smallest allowed types need {gib_text(budget_bytes + smallest - room)}; allow "
+            "smaller types in the recipe, or choose a larger target"
         )
-    chosen, gap = _solve(free, options, sizes, budget_bytes - fixed_bytes)
-    types = {info.name: chosen.get(info.name, info.type_name) for info in tensors}
+    types = {info.name: info.type_name for info in tensors}
+    proven = 0.0
+    if free:
+        kinds = [undominated(sizes[i.name], allowed[i.name]) for i in free]
+        choices = Choices.of(
+            [
+                [(sizes[info.name][t], allowed[info.name][t]) for t in names]
+                for info, names in zip(free, kinds, strict=True)
+            ]
+        )
+        cards = None if memory is None else _cards(tensors, free, fixed, memory)
+        if cards is None:
+            solution = solve(choices, Limits.of_all(choices, room), gap)
+        else:
+            solution = solve_on_cards(choices, cards, room, gap)
+        if solution.chosen is None:
+            raise DoesNotFitError(
+                "no way to cut the layers between the cards holds them, even in their smallest "
+                "types; allow smaller types in the recipe, or choose a larger target"
+            )
+        limits, chosen = _filled(choices, cards, room, solution.chosen, gap)
+        flat = [name for names in kinds for name in names]
+        types |= {info.name: flat[at] for info, at in zip(free, chosen, strict=True)}
+        types |= _larger_for_nothing(free, types, sizes, allowed, limits, choices, chosen)
+        cost = choices.total(chosen)
+        proven = max(0.0, 1 - solution.bound / cost) if cost > 0 else 0.0
     return Allocation(
         budget_bytes=budget_bytes,
-        total_bytes=fixed_bytes + sum(sizes[name][kind] for name, kind in chosen.items()),
-        summed_error=sum(options[name][kind] for name, kind in chosen.items()),
-        gap=gap,
+        total_bytes=overhead_bytes + sum(padded_bytes(i, types[i.name]) for i in tensors),
+        cost=math.fsum(allowed[info.name][types[info.name]] for info in free),
+        gap=proven,
         types=types,
-        infeasible=_ruled_out(free),
+        infeasible=ruled_out(free),
     )
 
 
-def smallest_bytes(
+def allocate_preset(
     tensors: Sequence[TensorInfo],
-    errors: Mapping[str, Mapping[str, float]],
-    minimum: Mapping[str, str],
-) -> int:
-    """Bytes of all tensors in the smallest types that `allocate` may give them, header aside."""
-    return sum(
-        min(_padded(i, t) for t in _options(i, errors[i.name], minimum))
-        if i.name in errors
-        else _padded(i, i.type_name)
-        for i in tensors
+    costs: Costs,
+    budget_bytes: int,
+    overhead_bytes: int,
+    stock: StockTypes,
+) -> Allocation:
+    """The allocation that a stock preset is: its types, and what they cost where that is known."""
+    types = stock.types
+    known = [_cost_of(info, types[info.name], costs) for info in tensors]
+    every = [cost for cost in known if cost is not None]
+    return Allocation(
+        budget_bytes=budget_bytes,
+        total_bytes=overhead_bytes + sum(padded_bytes(i, types[i.name]) for i in tensors),
+        cost=math.fsum(every) if len(every) == len(known) else None,
+        gap=None,
+        types={info.name: types[info.name] for info in tensors},
+        infeasible=ruled_out([info for info in tensors if info.name in costs]),
+        stock=stock,
     )
 
 
-def _padded(info: TensorInfo, type_name: str, alignment: int = 32) -> int:
-    return -(-BY_NAME[type_name].size_bytes(info.elements) // alignment) * alignment
+def _cost_of(info: TensorInfo, type_name: str, costs: Costs) -> float | None:
+    """Nothing for a tensor that stays as it is; None where the type was not measured."""
+    if type_name == info.type_name:
+        return 0.0
+    return costs.get(info.name, {}).get(type_name)
 
 
-def _options(
-    info: TensorInfo, errors: Mapping[str, float], minimum: Mapping[str, str]
-) -> dict[str, float]:
-    """Types this tensor may get, with their errors; dominated ones (larger and worse) dropped."""
-    floors = [BY_NAME[t].bits_per_weight for p, t in minimum.items() if re.search(p, info.name)]
-    floor = max(floors, default=0.0)
-    allowed = {t: e for t, e in errors.items() if BY_NAME[t].bits_per_weight >= floor}
-    if not allowed:
-        raise InputError(
-            f"no candidate type for {info.name} (row of {info.row_elements}) has at least "
-            f"{floor:g} bits a weight; lower its minimum or add candidates to the recipe"
-        )
-    best = np.inf
-    kept = {}
-    for name in sorted(allowed, key=lambda t: (BY_NAME[t].bits_per_weight, allowed[t])):
-        if allowed[name] < best:
-            kept[name] = best = allowed[name]
-    return kept
-
-
-def _ruled_out(free: Sequence[TensorInfo]) -> dict[str, tuple[str, ...]]:
-    found = {}
-    for info in free:
-        misfits = [
-            kind.name
-            for kind in BY_NAME.values()
-            if kind.is_quantized and not kind.fits_row(info.row_elements)
-        ]
-        if misfits:
-            found[info.name] = tuple(misfits)
-    return found
-
-
-def _solve(
+def _cards(
+    tensors: Sequence[TensorInfo],
     free: Sequence[TensorInfo],
-    options: Mapping[str, Mapping[str, float]],
-    sizes: Mapping[str, Mapping[str, int]],
-    capacity: int,
-) -> tuple[dict[str, str], float]:
-    """The knapsack itself. Returns tensor → type, and the proven relative gap."""
-    if not free:
-        return {}, 0.0
-    from scipy.optimize import Bounds, LinearConstraint, milp
-    from scipy.sparse import csr_array
+    fixed: Mapping[str, int],
+    memory: CardMemory,
+) -> Cards:
+    """The cards with the layers of the free tensors, and all else that the layers need."""
+    at = layers_of(tensors, len(memory.context))
+    kept = list(memory.kept)
+    for name, size in fixed.items():
+        if at[name] >= 0:
+            kept[at[name]] += size
+    layer = np.array([at[info.name] for info in free], np.int64)
+    return Cards(layer, tuple(kept), memory.rooms)
 
-    names = [info.name for info in free]
-    pairs = [(i, kind) for i, name in enumerate(names) for kind in options[name]]
-    cost = np.array([options[names[i]][kind] for i, kind in pairs])
-    size = np.array([sizes[names[i]][kind] for i, kind in pairs], np.float64)
-    row = np.array([i for i, _ in pairs])
-    one_each = csr_array((np.ones(len(pairs)), (row, np.arange(len(pairs)))))
-    limit = capacity
+
+def _filled(
+    choices: Choices, cards: Cards | None, room: int, chosen: Ints, gap: float
+) -> tuple[Limits, Ints]:
+    """What the gap left open settled, and the rooms filled as the layers will be placed."""
     while True:
-        result = milp(
-            c=cost / max(cost.max(), 1e-300),
-            integrality=np.ones(len(pairs), np.int64),
-            bounds=Bounds(0, 1),
-            constraints=[
-                LinearConstraint(one_each, 1, 1),
-                LinearConstraint(
-                    size[None, :] / max(capacity, 1), -np.inf, limit / max(capacity, 1)
-                ),
-            ],
-            options={"mip_rel_gap": RELATIVE_GAP, "time_limit": SOLVER_SECONDS},
-        )
-        if result.x is None and result.status != INFEASIBLE:
-            raise EnvironmentFault(f"HiGHS found no allocation: {result.message}; run it again")
-        if result.x is None:  # the limit was tightened below the smallest choice, which fits
-            return {name: min(size, key=size.__getitem__) for name, size in sizes.items()}, 0.0
-        chosen = {names[i]: kind for (i, kind), x in zip(pairs, result.x, strict=True) if x > 0.5}
-        used = sum(sizes[name][kind] for name, kind in chosen.items())
-        if used <= capacity:
-            return chosen, float(result.mip_gap or 0.0)
-        # HiGHS tolerates 1e-6 of infeasibility; ask again for what it overshot
-        limit -= used - capacity
+        limits = Limits.of_all(choices, room)
+        if cards is not None:
+            placed = cards.limits(cards.counts(choices, chosen), room)
+            assert placed is not None  # the cards hold what was chosen
+            limits = placed
+        better = fill(choices, limits, settle(choices, limits, chosen, gap))
+        if np.array_equal(better, chosen):
+            return limits, chosen
+        chosen = better
+
+
+def _larger_for_nothing(
+    free: Sequence[TensorInfo],
+    types: Mapping[str, str],
+    sizes: Mapping[str, Mapping[str, int]],
+    allowed: Costs,
+    limits: Limits,
+    choices: Choices,
+    chosen: Ints,
+) -> dict[str, str]:
+    """What is left goes, in file order, to types that cost the same and are larger.
+
+    So a tensor whose cost could not be told from none is not kept small beside unused memory.
+    """
+    groups, total = limits.left(choices, chosen)
+    found = {}
+    for info, group in zip(free, limits.group.tolist(), strict=True):
+        size, cost = sizes[info.name], allowed[info.name]
+        now = types[info.name]
+        left = min(int(groups[group]), total)
+        fitting = [t for t in cost if cost[t] <= cost[now] and size[t] - size[now] <= left]
+        best = max(fitting, key=size.__getitem__)
+        if size[best] > size[now]:
+            found[info.name] = best
+            groups[group] -= size[best] - size[now]
+            total -= size[best] - size[now]
+    return found

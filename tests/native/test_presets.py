@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 from pathlib import Path
 
 import gguf
@@ -13,10 +14,11 @@ import pytest
 from quantkit.encoding import write_shards
 from quantkit.errors import InputError
 from quantkit.formats.gguf_writer import lay_out
+from quantkit.levels import PRESETS
+from quantkit.measurement.candidates import is_quantizable
 from quantkit.models import choose_model, open_source
-from quantkit.native.presets import PRESETS, stock_types
+from quantkit.native.presets import Fallback, ask_preset, stock_types
 from quantkit.progress import SILENT
-from quantkit.stages.measure import is_quantizable
 
 SOURCE = open_source(choose_model("demo"))
 
@@ -68,6 +70,29 @@ def test_types_are_those_of_the_file_that_llama_cpp_writes(
     written = quantized(base, tmp_path / "theirs.gguf", preset, has_imatrix=has_imatrix)
     assert found == written
     assert len(set(written.values())) > 1
+
+
+@pytest.mark.parametrize("preset", ["Q4_K_M", "Q3_K_S", "IQ4_XS", "Q6_K", "Q8_0"])
+def test_fallbacks_are_what_rows_of_whole_blocks_would_have_got(preset: str) -> None:
+    """The same model with rows of 512 where it has 288: there llama.cpp gives what it wants."""
+    wider = [
+        dataclasses.replace(info, shape=(*info.shape[:-1], 512))
+        if info.row_elements % 256
+        else info
+        for info in SOURCE.tensors
+    ]
+    wanted = stock_types(SOURCE.metadata, wider, preset, has_imatrix=True)
+    found = ask_preset(SOURCE.metadata, SOURCE.tensors, preset, has_imatrix=True)
+    differing = {
+        name: Fallback(wanted[name], kind)
+        for name, kind in found.types.items()
+        if kind != wanted[name]
+    }
+    assert found.fallbacks == differing
+    assert bool(differing) == (preset != "Q8_0")
+    assert found.preset == preset
+    for name in found.fallbacks:
+        assert "ffn_down" in name
 
 
 def test_every_preset_can_be_asked_for() -> None:

@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit.errors import DoesNotFitError
+from quantkit.errors import DoesNotFitError, InputError
 from quantkit.families.geometry import geometry_of
-from quantkit.stages.place import assign_layers, check_fits, contiguous_counts, place
+from quantkit.layer_cuts import contiguous_counts
+from quantkit.quant_types import BY_NAME
+from quantkit.stages.place import assign_layers, check_fits, place
 from quantkit.target import CardSpec, Target, load_target
+from quantkit.values import TensorInfo
 
 MIB = 1 << 20
 
@@ -95,3 +98,31 @@ def test_context_is_capped_at_what_the_model_was_trained_for() -> None:
     placement = place(flagship.tensors(), q4_k_s_like(), geometry_of(flagship.metadata()), target)
     assert placement.context_tokens == 1048576
     assert "-c 1048576" in placement.command("m.gguf")
+
+
+def test_a_tied_embedding_lies_with_the_cpu_and_on_the_output_s_card() -> None:
+    geometry, target = geometry_of(flagship.metadata()), load_target("4x3090")
+    untied, types = flagship.tensors(), q4_k_s_like()
+    tied = [info for info in untied if info.name != "output.weight"]
+    (embedding,) = [info for info in tied if info.name == "token_embd.weight"]
+    size = BY_NAME[types[embedding.name]].size_bytes(embedding.elements)
+    one, two = place(untied, types, geometry, target), place(tied, types, geometry, target)
+    assert one.host_bytes == two.host_bytes == size
+    held = [sum(card.weights_bytes for card in placement.cards) for placement in (one, two)]
+    whole = [
+        sum(BY_NAME[types[info.name]].size_bytes(info.elements) for info in tensors)
+        for tensors in (untied, tied)
+    ]
+    assert held == [whole[0] - size, whole[1]]
+
+
+def test_a_tensor_of_a_layer_that_the_model_does_not_have_is_named() -> None:
+    stray = TensorInfo("blk.88.ffn_up.weight", (4096, 4096), "BF16")
+    types = {**q4_k_s_like(), stray.name: "BF16"}
+    with pytest.raises(InputError, match=r"blk\.88\.ffn_up.* is of layer 88, .*it has 88 layers"):
+        place(
+            [*flagship.tensors(), stray],
+            types,
+            geometry_of(flagship.metadata()),
+            load_target("4x3090"),
+        )

@@ -1,0 +1,172 @@
+"""Which levels are planned, and whole fits: bytes as the files will have them, on every card."""
+
+from __future__ import annotations
+
+import json
+
+import flagship
+import pytest
+
+from quantkit.card_memory import card_memory
+from quantkit.errors import DoesNotFitError
+from quantkit.families.geometry import geometry_of
+from quantkit.formats.gguf_writer import lay_out
+from quantkit.models import choose_model, open_source
+from quantkit.planning import (
+    NOMINAL_GAP,
+    PlannedModel,
+    fit,
+    nominal_costs,
+    plan_levels,
+    target_budget,
+)
+from quantkit.recipe import MeasureRecipe, Recipe
+from quantkit.results import allocation_json, fallback_text
+from quantkit.sensitivity import Sensitivity, UnitCost
+from quantkit.sizes import GB, GIB
+from quantkit.target import CardSpec, Target, load_target
+from quantkit.values import TensorInfo
+
+DEMO = open_source(choose_model("demo"))
+FLAGSHIP = PlannedModel(
+    "super", flagship.metadata(), flagship.tensors(), geometry_of(flagship.metadata())
+)
+SMALL = PlannedModel.of("small", DEMO.metadata, DEMO.tensors)
+COSTS = nominal_costs(flagship.tensors(), MeasureRecipe())
+
+
+def recipe(*levels: dict[str, object]) -> Recipe:
+    return Recipe.model_validate({"name": "r", "levels": levels})
+
+
+def target(*gib: float, context: int = 131_072, budget: float | None = None) -> Target:
+    cards = tuple(CardSpec(name=f"{size} GiB", memory_gib=size) for size in gib)
+    return Target(name="mine", cards=cards, context_tokens=context, weight_budget_gib=budget)
+
+
+def file_bytes(model: PlannedModel, types: dict[str, str]) -> int:
+    infos = [TensorInfo(i.name, i.shape, types[i.name]) for i in model.tensors]
+    return sum(layout.size_bytes for layout in lay_out(model.stem, model.metadata, infos))
+
+
+def test_levels_of_every_kind() -> None:
+    levels = recipe(
+        {"name": "fit"},
+        {"name": "bits", "bits_per_weight": 4.5},
+        {"name": "size", "size": "65 GiB"},
+        {"name": "stock", "preset": "Q4_K_S", "baseline": True},
+        {"name": "Q8_0", "preset": "Q8_0"},
+        {"name": "large", "size": "90GB"},
+    )
+    plans, notes = plan_levels(levels, load_target("4x3090"), FLAGSHIP)
+    budgets = {plan.recipe.name: plan.budget_bytes for plan in plans}
+    assert budgets == {
+        "fit": 71 * GIB,
+        "bits": int(4.5 * FLAGSHIP.elements / 8),
+        "size": 65 * GIB,
+        "stock": 71 * GIB,
+    }
+    assert [note.split(" exceeds")[0] for note in notes] == [
+        "level Q8_0 (119.64 GiB)", "level large (83.82 GiB)",
+    ]  # fmt: skip
+    stock = plans[-1].stock
+    assert stock is not None
+    fitted = fit(plans[-1], FLAGSHIP, COSTS, load_target("4x3090"))
+    assert fitted.allocation.types == stock.types
+    assert fitted.placement.fits
+    # llama.cpp's own dry run says 75.81 GB
+    assert fitted.allocation.total_bytes / GB == pytest.approx(75.81, abs=0.01)
+    assert set(stock.fallbacks) == {i.name for i in FLAGSHIP.tensors if "down_exps" in i.name}
+    assert fallback_text(stock) == "40 tensors fell back: 35 Q4_K → Q5_0, 5 Q5_K → Q5_1"
+
+
+def test_a_preset_whose_layers_fit_no_card_is_left_out() -> None:
+    """75.8 GB in all would be room enough, but no way to cut its layers is."""
+    uneven = target(*[8.2] * 12)
+    levels = recipe({"name": "all"}, {"name": "stock", "preset": "Q4_K_S"})
+    plans, (note,) = plan_levels(levels, uneven, FLAGSHIP)
+    assert [plan.recipe.name for plan in plans] == ["all"]
+    assert note.startswith("level stock does not fit mine: 8.2 GiB would need")
+    assert plans[0].budget_bytes > 71 * GIB
+
+
+def test_a_fit_is_the_file_s_size_and_keeps_every_card() -> None:
+    uneven = target(24, 16, 24, 12, context=262_144)
+    (plan,), _ = plan_levels(recipe({"name": "all"}), uneven, FLAGSHIP)
+    found = fit(plan, FLAGSHIP, COSTS, uneven, NOMINAL_GAP)
+    allocation, placement = found.allocation, found.placement
+    assert allocation.total_bytes == file_bytes(FLAGSHIP, dict(allocation.types))
+    assert allocation.total_bytes <= plan.budget_bytes
+    assert placement.fits
+    assert sum(placement.tensor_split) == 89
+    room = sum(card.capacity_bytes for card in placement.cards)
+    assert sum(card.free_bytes for card in placement.cards) < 0.005 * room
+    assert allocation.gap is not None
+    assert allocation.gap <= NOMINAL_GAP
+
+
+def test_shards_count_in_the_size() -> None:
+    """Two files of at most 50 GB, from a source of one: each has a header."""
+    one = [
+        TensorInfo(i.name, i.shape, "Q4_0") for i in FLAGSHIP.tensors if i.row_elements % 32 == 0
+    ]
+    source = PlannedModel("super", FLAGSHIP.metadata, one, FLAGSHIP.geometry)
+    (plan,), _ = plan_levels(recipe({"name": "all", "size": "75GB"}), target(200), source)
+    costs = nominal_costs(one, MeasureRecipe(candidates=("Q8_0", "Q5_0", "Q4_1", "Q4_0")))
+    found = fit(plan, source, costs, target(200), NOMINAL_GAP).allocation
+    assert found.total_bytes == file_bytes(source, dict(found.types))
+    assert 0.995 * 75 * GB < found.total_bytes <= 75 * GB
+
+
+def test_the_host_s_embedding_does_not_take_the_cards_room() -> None:
+    memory = card_memory(FLAGSHIP.geometry, target(40))
+    alone = target_budget(target(40), FLAGSHIP.geometry)
+    assert alone == sum(memory.rooms) - sum(memory.kept)
+    assert target_budget(target(40), FLAGSHIP.geometry, GIB) == alone + GIB
+    assert target_budget(target(40, budget=30), FLAGSHIP.geometry, GIB) == 30 * GIB
+
+
+@pytest.mark.parametrize(
+    ("levels", "words"),
+    [
+        ([{"name": "Q1", "bits_per_weight": 1}], r"Q1 asks for 1 bits a weight .*its rules allow"),
+        ([{"name": "s", "size": "1 MB"}], r"s asks for 1 MB, but the smallest types"),
+        ([{"name": "s", "size": "200 GiB"}], r"nothing fits mine: .*add a level without a size"),
+    ],
+)
+def test_what_cannot_be_planned_says_the_way_out(
+    levels: list[dict[str, object]], words: str
+) -> None:
+    with pytest.raises(DoesNotFitError, match=words):
+        plan_levels(recipe(*levels), target(24, 24), SMALL)
+
+
+def test_cards_that_no_type_fits() -> None:
+    with pytest.raises(DoesNotFitError, match=r"all in its smallest types does not fit mine.*too"):
+        plan_levels(recipe({"name": "all"}), target(20), FLAGSHIP)
+
+
+def test_allocation_json_predicts_a_kld_only_where_costs_were_measured() -> None:
+    errors = nominal_costs(SMALL.tensors, MeasureRecipe(candidates=("Q8_0", "Q5_0", "Q4_0")))
+    costs = {n: {kind: 7 * error for kind, error in kinds.items()} for n, kinds in errors.items()}
+    units = tuple(UnitCost((name,), ()) for name in errors)
+    levels = recipe({"name": "bits", "bits_per_weight": 6}, {"name": "stock", "preset": "Q4_K_S"})
+    plans, _ = plan_levels(levels, target(24), SMALL)
+    for plan in plans:
+        found = fit(plan, SMALL, costs, target(24)).allocation
+        for measured in (Sensitivity(errors, units), Sensitivity(errors)):
+            content = json.loads(json.dumps(allocation_json(found, SMALL.tensors, measured)))
+            types = {name: entry["type"] for name, entry in content["tensors"].items()}
+            assert types == found.types
+            assert content["total_bytes"] == file_bytes(SMALL, types)
+            own = plan.stock is None
+            assert (content["predicted_kld"] is None) is not (own and bool(measured.units))
+            assert (content["summed_relative_error"] is None) is not own  # Q4_K has no error here
+            assert (content["optimality_gap"] is None) is not own
+            assert content["preset"] == plan.recipe.preset
+            fell_back = set() if own else {n for n in types if "ffn_down_exps" in n}
+            assert set(content["fallbacks"]) == fell_back
+            if content["predicted_kld"] is not None:
+                relative = sum(errors[n][types[n]] for n in errors)
+                assert content["summed_relative_error"] == pytest.approx(relative)
+                assert content["predicted_kld"] == pytest.approx(7 * relative)
