@@ -9,14 +9,15 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from quantkit.errors import InputError
+from quantkit.levels import LevelRecipe, chosen_levels
 from quantkit.quant_types import BY_NAME
 from quantkit.resources import resource
 from quantkit.target import KVType
 from quantkit.yaml_files import Strict, read_yaml, validated
 
 STOCK_CANDIDATES = (
-    "Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K",
-    "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
+    "Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "MXFP4",
+    "Q3_K", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
 
 PLAIN_TEXT = (".txt", ".md")
@@ -74,39 +75,34 @@ class ImatrixRecipe(Strict):
 
 
 class MeasureRecipe(Strict):
-    """Which types are tried, and how many rows of a matrix are sampled for its error (0: all)."""
+    """What is measured of a model: each tensor's error at each type, and what errors cost.
+
+    Attributes:
+        candidates: types that are tried.
+        sample_rows: of a matrix, for its error; 0 for all.
+        sample_experts: of a stack, for its error; 0 for all.
+        cost_chunks: of the text on which costs are measured; 0: tensors count alike.
+        cost_chunk_tokens: length of a chunk.
+        probe_bits: bits a weight; a unit is measured with the error of the type nearest to each.
+        probe_error: relative; smaller errors are amplified to it, to stand out of the noise.
+        groups: regular expressions; tensors in which one captures the same are one unit.
+    """
 
     candidates: tuple[str, ...] = STOCK_CANDIDATES
     sample_rows: int = Field(default=512, ge=0)
     sample_experts: int = Field(default=8, ge=0)
     seed: int = 1
+    cost_chunks: int = Field(default=4, ge=0)
+    cost_chunk_tokens: int = Field(default=128, ge=32)
+    probe_bits: tuple[Annotated[float, Field(gt=0, le=16)], ...] = Field(
+        default=(4.5,), min_length=1, max_length=3
+    )
+    probe_error: float = Field(default=0.02, ge=0, lt=1)
+    groups: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _known_types(self) -> MeasureRecipe:
         unknown = [name for name in self.candidates if name not in BY_NAME]
-        if unknown:
-            raise ValueError(f"unknown tensor types {', '.join(unknown)}")
-        return self
-
-
-class LevelRecipe(Strict):
-    """One artifact of the ladder.
-
-    Attributes:
-        name: goes into the file name.
-        bits_per_weight: average over all weights, or None: all that the target's budget allows.
-        baseline: built to be compared with, not to be released; its failed gate does not count.
-        minimum: regular expression over tensor names → the smallest type they may get.
-    """
-
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    bits_per_weight: float | None = Field(default=None, gt=0.5, le=32)
-    baseline: bool = False
-    minimum: dict[str, str] = Field(default_factory=dict)
-
-    @model_validator(mode="after")
-    def _known_types(self) -> LevelRecipe:
-        unknown = [name for name in self.minimum.values() if name not in BY_NAME]
         if unknown:
             raise ValueError(f"unknown tensor types {', '.join(unknown)}")
         return self
@@ -136,7 +132,12 @@ class RetrievalRecipe(Strict):
 
 
 class DivergenceRecipe(Strict):
-    """KLD against the base model on text outside the calibration; 0 chunks leaves it out."""
+    """KLD against the base model on text outside the calibration.
+
+    Attributes:
+        chunk_tokens: length of a chunk, whose second half counts.
+        chunks: how many; 0 leaves the KLD out.
+    """
 
     chunk_tokens: int = Field(default=512, ge=32)
     chunks: int = Field(default=16, ge=0)
@@ -161,19 +162,14 @@ class Recipe(Strict):
             raise ValueError(f"two levels have the same name: {', '.join(names)}")
         return self
 
-    def with_levels(self, names: Sequence[str]) -> Recipe:
-        """This recipe with only the levels called `names`.
+    def with_levels(self, words: str) -> Recipe:
+        """This recipe with the levels that `--levels` asks for: see `chosen_levels`.
 
         Raises:
-            InputError: one of them is not in the recipe.
+            InputError: one of them is neither in the recipe nor a preset, bits or a size.
         """
         have = {level.name: level for level in self.levels}
-        unknown = [name for name in names if name not in have]
-        if unknown:
-            raise InputError(
-                f"recipe {self.name} has no level {', '.join(unknown)}; it has {', '.join(have)}"
-            )
-        return self.model_copy(update={"levels": tuple(have[name] for name in names)})
+        return self.model_copy(update={"levels": tuple(chosen_levels(words, self.name, have))})
 
 
 def known_recipes() -> dict[str, Path]:

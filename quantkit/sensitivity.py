@@ -17,6 +17,7 @@ from typing import Any
 
 from quantkit.receipts import write_json
 
+EXAMPLE_ERROR = 0.01
 _NUMBER = re.compile(r"\d+")
 
 
@@ -112,6 +113,17 @@ class Sensitivity:
                 slope = statistics.median(slopes.get(_kind(name), [usual]))
                 found[name] = {kind: slope * error for kind, error in kinds.items()}
         return {name: found[name] for name in self.errors}
+
+    def dearest(self, error: float = EXAMPLE_ERROR) -> list[tuple[str, float]]:
+        """Units, a name each, with the KLD of that relative error in their tensors, dearest first.
+
+        A unit of several tensors is called by the first of them.
+        """
+        found = []
+        for unit in self.units:
+            others = f" and {len(unit.tensors) - 1} more" if len(unit.tensors) > 1 else ""
+            found.append((unit.tensors[0] + others, unit.cost(error * len(unit.tensors))))
+        return sorted(found, key=lambda pair: -pair[1])
 
     def write(self, path: Path, about: Mapping[str, Any]) -> None:
         """Write sensitivity.json; `about` says how it was measured."""

@@ -9,10 +9,10 @@ from typing import Any
 from quantkit.commands.output_files import check_writable, work_folder
 from quantkit.console import Console, escape
 from quantkit.machine import worker_count
+from quantkit.positions import kld_text
 from quantkit.sensitivity import Sensitivity
 
 SHOWN = 10
-EXAMPLE_ERROR = 0.01
 
 
 def measure(
@@ -75,26 +75,16 @@ def _facts(found: Sensitivity, out: Path) -> dict[str, Any]:
         "file": str(out),
         "tensors": len(found.errors),
         "pairs": sum(len(kinds) for kinds in found.errors.values()),
-        "kld_of_1_percent_error": {
-            ", ".join(unit.tensors): unit.cost(EXAMPLE_ERROR) for unit in found.units
-        },
+        "kld_of_1_percent_error": dict(found.dearest()),
     }
 
 
 def _show_costs(console: Console, found: Sensitivity) -> None:
-    """The dearest units, and how they compare with the others."""
-    ordered = sorted(found.units, key=lambda unit: -unit.cost(EXAMPLE_ERROR))
-    rows = []
-    for unit in ordered[:SHOWN]:
-        others = f" and {len(unit.tensors) - 1} more" if len(unit.tensors) > 1 else ""
-        probe = unit.probes[0]
-        rows.append(
-            (
-                escape(unit.tensors[0] + others),
-                f"{unit.cost(EXAMPLE_ERROR):.2g}",
-                f"{probe.kld:.2g} ± {probe.standard_error:.1g} at {probe.error:.2%}",
-            )
-        )
-    middle = ordered[len(ordered) // 2].cost(EXAMPLE_ERROR)
-    console.table(("dearest tensors", "KLD of 1 % error", "measured"), rows)
-    console.line(f"The median of {len(ordered)} is {middle:.2g}.")
+    """The dearest tensors, and how they compare with the others."""
+    dearest = found.dearest()
+    middle = dearest[len(dearest) // 2][1]
+    rows = [
+        (escape(name), kld_text(cost), f"{cost / middle:.3g} ×" if middle > 0 else "–")
+        for name, cost in dearest[:SHOWN]
+    ]
+    console.table(("dearest tensors", "KLD of 1 % error", "of the median"), rows)

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-LARGEST = 100.0
+LARGEST = 1000.0
 """Of a column's weight, in medians of its matrix.
 
 A few columns carry the massive activations of an attention sink, 10^5 times the others' in some
 layers. Their outputs are normalised away, so that their error costs next to nothing; uncapped they
-would be nearly all of Σ w·(x − q(x))², and errors of two types could not be compared. With the cap
-what an error costs is the same at 3, 4.5 and 6 bits within a few percent (docs/adr).
+would be nearly all of Σ w·(x − q(x))², and errors of two types could not be compared (ADR 10).
 """
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from quantkit import __version__
 from quantkit.coverage import ENOUGH_TOKENS, Coverage, layer_of, percent_text, unseen_text
+from quantkit.positions import kld_text
 from quantkit.receipts import write_text
 from quantkit.recipe import Recipe
 from quantkit.resources import TEMPLATES
@@ -36,6 +37,7 @@ class ReportFacts:
         coverage: of the imatrix; its picture is in the folder where there are experts.
         counts_are_exact: whether its tokens are, or only whether there were any.
         unweighted: quantized tensors without statistics.
+        dearest: all that costs were measured of, with the KLD of an error of 1 %; dearest first.
     """
 
     model: str
@@ -50,6 +52,7 @@ class ReportFacts:
     coverage: Coverage
     counts_are_exact: bool
     unweighted: tuple[str, ...]
+    dearest: tuple[tuple[str, float], ...] = ()
 
 
 def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
@@ -68,6 +71,7 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
     environment.filters["gb"] = gb_text
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
     environment.filters["length"] = length_text
+    environment.filters["kld"] = kld_text
     versions = {"quantkit": __version__}
     versions |= {name: importlib.metadata.version(name) for name in VERSIONS_OF}
     values = {
@@ -78,6 +82,7 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
         "sources": [_source_words(source) for source in facts.imatrix["sources"]],
         "coverage": _coverage_values(facts, folder),
         "unweighted": _by_layer(facts.unweighted),
+        "costs": _cost_values(facts.dearest),
     }
     written = []
     for template, name in (("report.html", "report.html"), ("artifacts.md", "README.md")):
@@ -118,6 +123,18 @@ def _by_layer(names: Sequence[str]) -> list[str]:
     layers = Counter(layer_of(name) for name in names if name.startswith("blk."))
     counted = [f"{n} tensor{'s' * (n > 1)} of layer {layer}" for layer, n in layers.items()]
     return [name for name in names if not name.startswith("blk.")] + counted
+
+
+def _cost_values(dearest: Sequence[tuple[str, float]]) -> dict[str, Any] | None:
+    """The dearest tensors in multiples of the median; None where costs were not measured."""
+    if not dearest:
+        return None
+    middle = dearest[len(dearest) // 2][1]
+    return {
+        "measured": len(dearest),
+        "median": middle,
+        "shown": [(name, cost, cost / middle if middle else 0.0) for name, cost in dearest[:8]],
+    }
 
 
 def _coverage_values(facts: ReportFacts, folder: Path) -> dict[str, Any] | None:
