@@ -6,28 +6,37 @@ an earlier run was killed.
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
+from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.errors import InputError
 from quantkit.formats.gguf_writer import ShardLayout, ShardWriter, open_shard, tensor_size_bytes
+from quantkit.formats.ready_tensors import FinishedFile, ReadyTensor, ready_tensors
 from quantkit.formats.source import TensorSource
 from quantkit.journal import Journal
-from quantkit.native import kernels
+from quantkit.native import kernels, lanes
 from quantkit.progress import Progress
 from quantkit.quant_types import BY_NAME
 from quantkit.receipts import publish
+from quantkit.sizes import bytes_text
 from quantkit.values import TensorInfo
 
 END = "(end of shard)"
 ROWS_BYTES = 16 << 20
-"""F32 bytes of the rows that one worker holds at a time."""
-SYNC_BYTES = 256 << 20
+"""F32 bytes of the rows that one worker holds at a time, at most."""
+ENCODED_ROWS_BYTES = 1 << 20
+"""The same where they are encoded: they stay in a core's cache, and all workers end together."""
+LARGEST_WEIGHT = 1e18
+"""Of what is encoded: the square of a much larger one is infinite in F32."""
+SYNC_BYTES = 64 << 20
 SYNC_SECONDS = 10.0
 """What a killed run may have to encode again, beside the tensors that were not finished."""
 
@@ -43,24 +52,44 @@ def write_shards(
     importance: Importance,
     progress: Progress,
     workers: int,
+    finished: Sequence[FinishedFile] = (),
 ) -> list[Path]:
     """Encode all tensors of `layouts` from `source` into files in `folder`.
 
     Files grow in `work` and move when they are complete; a run that was killed goes on at the
     tensor it had reached. A tensor that the source already stores in the wanted type is copied.
 
+    Args:
+        finished: files that were made of the same source with the same importance; what they hold
+            in the wanted type is copied too. The bytes are the same without them.
+
     Returns:
         The finished files.
+
+    Raises:
+        InputError: a weight is not finite, or too large for its type.
     """
     stored_types = {info.name: info.type_name for info in source.tensors}
-    for kind in {BY_NAME[info.type_name] for layout in layouts for info in layout.tensors}:
+    wanted = [info for layout in layouts for info in layout.tensors]
+    for kind in {BY_NAME[info.type_name] for info in wanted}:
         if kind.is_quantized:
             kernels.prepare(kind)
+    slower = {i.type_name for i in wanted if i.name in importance} & set(lanes.KINDS)
+    if slower and (reason := lanes.why_not()) is not None:
+        progress.note(f"ggml's own kernels are used for {', '.join(sorted(slower))}: {reason}")
     journals = [_journal(layout, folder, work) for layout in layouts]
     done = {name for journal in journals for name in journal.lines}
-    sizes = {info.name: tensor_size_bytes(info) for lay in layouts for info in lay.tensors}
+    sizes = {info.name: tensor_size_bytes(info) for info in wanted}
     before = sum(size for name, size in sizes.items() if name in done)
     progress.start(sum(sizes.values()), "B", done=before)
+    encoded = [info for info in wanted if stored_types[info.name] != info.type_name]
+    ready = ready_tensors(finished, encoded)
+    if ready:
+        shared, all_of_them = (sum(sizes[name] for name in ready), sum(sizes.values()))
+        progress.note(
+            f"{len(ready)} of {len(encoded)} tensors to encode, {bytes_text(shared)} of "
+            f"{bytes_text(all_of_them)}, are copied from files that hold them already"
+        )
     paths = []
     with ThreadPoolExecutor(workers) as pool:
         for layout, journal in zip(layouts, journals, strict=True):
@@ -68,7 +97,7 @@ def write_shards(
             if END not in journal.lines:
                 with open_shard(growing, layout) as writer:
                     left = [info for info in layout.tensors if info.name not in done]
-                    encoder = _Encoder(writer, source, importance, stored_types)
+                    encoder = _Encoder(writer, source, importance, stored_types, ready)
                     _encode_all(encoder, left, journal, progress, pool, workers)
                     journal.append(END)
             if growing.exists():
@@ -95,29 +124,25 @@ def _encode_all(
     pool: ThreadPoolExecutor,
     workers: int,
 ) -> None:
-    """Encode `tensors` in one stream of blocks, so that no worker waits for a tensor to end.
+    """Encode `tensors` as one stream of blocks, which the workers take one by one.
 
-    A tensor is journalled once it is on the disk. That is asked for every SYNC_BYTES or
-    SYNC_SECONDS, not for every tensor, because each time the disk is waited for.
+    So no worker waits for a tensor to end, nor for the disk: that this thread does. A tensor is
+    journalled once it is on the disk, which is asked for every SYNC_BYTES or SYNC_SECONDS.
     """
-    unfinished: dict[str, int] = {}
-    finished: list[str] = []
-    unsynced, synced_at = 0, time.monotonic()
-    pending: dict[Future[int], str] = {}
+    blocks = _Blocks(block for info in tensors for block in encoder.blocks(info))
+    written = SimpleQueue[tuple[str, int] | None]()
 
-    def settle(at_most: int) -> None:
-        nonlocal unsynced
-        while len(pending) > at_most:
-            for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                name, size = pending.pop(future), future.result()
-                unfinished[name] -= 1
-                if not unfinished[name]:
-                    finished.append(name)
-                unsynced += size
-                progress.advance(size)
-            late = time.monotonic() - synced_at >= SYNC_SECONDS
-            if finished and (late or unsynced >= SYNC_BYTES):
-                keep()
+    def work() -> None:
+        try:
+            while (block := blocks.take()) is not None:
+                written.put((block.info.name, encoder.encode(block)))
+        finally:
+            blocks.stop()  # the last is taken, or an error ends all
+            written.put(None)
+
+    left = {info.name: tensor_size_bytes(info) for info in tensors}
+    finished = [name for name, size in left.items() if not size]
+    unsynced, synced_at = 0, time.monotonic()
 
     def keep() -> None:
         nonlocal unsynced, synced_at
@@ -126,31 +151,72 @@ def _encode_all(
         finished.clear()
         unsynced, synced_at = 0, time.monotonic()
 
+    running = [pool.submit(work) for _ in range(workers)]
     try:
-        for info in tensors:
-            blocks = list(_blocks(info))
-            unfinished[info.name] = len(blocks)
-            if not blocks:
-                finished.append(info.name)
-            for block in blocks:
-                settle(2 * workers - 1)  # no worker waits, and few blocks do
-                pending[pool.submit(encoder.encode, info, *block)] = info.name
-        settle(0)
+        working = workers
+        while working:
+            done = written.get()
+            if done is None:
+                working -= 1
+                continue
+            name, size = done
+            left[name] -= size
+            if not left[name]:
+                finished.append(name)
+            unsynced += size
+            progress.advance(size)
+            late = time.monotonic() - synced_at >= SYNC_SECONDS
+            if finished and (late or unsynced >= SYNC_BYTES):
+                keep()
+        for future in running:
+            future.result()
         keep()
     finally:  # nothing may write any more when the file is closed
-        for future in pending:
-            future.cancel()
-        wait(pending)
+        blocks.stop()
+        wait(running)
 
 
-def _blocks(info: TensorInfo) -> Iterator[tuple[int, int, int]]:
-    """(matrix, first row, last row + 1): pieces of bounded size that never cross a matrix."""
+class _Blocks:
+    """Blocks that several threads take, each once, until they are stopped."""
+
+    def __init__(self, blocks: Iterator[_Block]) -> None:
+        self._blocks, self._lock = blocks, threading.Lock()
+
+    def take(self) -> _Block | None:
+        with self._lock:
+            return next(self._blocks, None)
+
+    def stop(self) -> None:
+        with self._lock:
+            self._blocks = iter(())
+
+
+def row_blocks(info: TensorInfo, rows_bytes: int | None = None) -> Iterator[tuple[int, int, int]]:
+    """(matrix, first row, last row + 1): pieces of bounded size that never cross a matrix.
+
+    `rows_bytes` bounds them, ROWS_BYTES by default: the bytes of their rows as F32.
+    """
     rows_a_matrix = info.rows // info.matrices
-    step = max(1, ROWS_BYTES // (4 * info.row_elements))
+    step = max(1, (rows_bytes or ROWS_BYTES) // (4 * info.row_elements))
     for matrix in range(info.matrices):
         base = matrix * rows_a_matrix
         for start in range(0, rows_a_matrix, step):
             yield matrix, base + start, base + min(start + step, rows_a_matrix)
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows [start, stop) of a tensor, which lie in one of its matrices."""
+
+    info: TensorInfo
+    matrix: int
+    start: int
+    stop: int
+
+
+def _is_tame(values: NDArray[np.float32]) -> bool:
+    """Whether all are numbers that can be squared; one NaN makes both comparisons false."""
+    return bool(values.max() < LARGEST_WEIGHT and values.min() > -LARGEST_WEIGHT)
 
 
 @dataclass(frozen=True)
@@ -161,16 +227,42 @@ class _Encoder:
     source: TensorSource
     importance: Importance
     stored_types: Mapping[str, str]
+    ready: Mapping[str, ReadyTensor]
 
-    def encode(self, info: TensorInfo, matrix: int, start: int, stop: int) -> int:
-        """Rows [start, stop) of `info`, which lie in one matrix; returns the bytes written."""
-        kind = BY_NAME[info.type_name]
-        made = None
+    def blocks(self, info: TensorInfo) -> Iterator[_Block]:
+        """The tensor's blocks: large where they are copied, else such that a core holds them."""
+        copied = info.name in self.ready or self.stored_types[info.name] == info.type_name
+        size = ROWS_BYTES if copied else min(ROWS_BYTES, ENCODED_ROWS_BYTES)
+        return (_Block(info, *block) for block in row_blocks(info, size))
+
+    def encode(self, block: _Block) -> int:
+        """Write the block; returns its bytes."""
+        info = block.info
+        row_bytes = BY_NAME[info.type_name].size_bytes(info.row_elements)
+        start, stop = block.start * row_bytes, block.stop * row_bytes
+        ready = self.ready.get(info.name)
+        if ready is None or not self.writer.copy(info.name, ready, start, stop):
+            self.writer.write(info.name, self._made(block), start)
+        return stop - start
+
+    def _made(self, block: _Block) -> NDArray[np.uint8]:
+        info, rows = block.info, (block.start, block.stop)
         if self.stored_types[info.name] == info.type_name:
-            made = self.source.read_stored(info.name, start, stop)
-        if made is None:
-            weights = self.importance.get(info.name) if kind.is_quantized else None
-            rows = self.source.read_rows(info.name, start, stop)
-            made = kernels.quantize(kind, rows, None if weights is None else weights[matrix])
-        self.writer.write(info.name, made, start * kind.size_bytes(info.row_elements))
-        return made.nbytes
+            stored = self.source.read_stored(info.name, *rows)
+            if stored is not None:
+                return stored
+        kind = BY_NAME[info.type_name]
+        weights = self.importance.get(info.name)
+        column = None if weights is None else weights[block.matrix]
+        values = self.source.read_rows(info.name, *rows)
+        if not kind.is_quantized:
+            return kernels.quantize(kind, values, None)
+        if _is_tame(values):  # ggml aborts the process over some others
+            made = kernels.quantize(kind, values, column)
+            if kernels.is_finite(kind, made):
+                return made
+        raise InputError(
+            f"rows {block.start} to {block.stop - 1} of {info.name} are not finite as "
+            f"{kind.name}: the model holds NaN, infinities, or weights too large for that "
+            "type; use another checkpoint of it, or another type"
+        )

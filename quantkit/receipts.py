@@ -102,6 +102,14 @@ def read_receipt(folder: Path, stage: str) -> Receipt | None:
         return None
 
 
+def finished_receipts(folder: Path, prefix: str) -> list[Receipt]:
+    """The receipts of all stages whose names begin with `prefix`, in the order of their names."""
+    some = _receipt_path(folder, f"{prefix}*")
+    names = sorted(path.stem for path in some.parent.glob(some.name))
+    found = (read_receipt(folder, name) for name in names)
+    return [receipt for receipt in found if receipt is not None]
+
+
 def forget_receipt(folder: Path, stage: str) -> None:
     """Remove the receipt of `stage`, if there is one."""
     _receipt_path(folder, stage).unlink(missing_ok=True)

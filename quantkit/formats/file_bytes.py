@@ -7,6 +7,7 @@ the numbers.
 
 from __future__ import annotations
 
+import errno
 import os
 import weakref
 from pathlib import Path
@@ -17,6 +18,9 @@ from numpy.typing import NDArray
 from quantkit.errors import InputError
 
 _MOST_AT_ONCE = 1 << 30  # Linux moves at most 2^31 - 4096 bytes in one call
+_COPIED_AT_ONCE = 4 << 20
+_CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
+"""What copy_file_range says between file systems, on some of them, and in some containers."""
 
 
 class FileBytes:
@@ -53,3 +57,29 @@ class FileBytes:
                     "was changed while it was read; download or convert it again"
                 )
             view, offset = view[got:], offset + got
+
+    def stat(self) -> os.stat_result:
+        """Of the open file, whatever has its name by now."""
+        return os.fstat(self._descriptor)
+
+    def copy_to(self, offset: int, size: int, descriptor: int, at: int) -> None:
+        """Copy bytes [offset, offset + size) to byte `at` of the open file `descriptor`.
+
+        The system moves them, or lets both files share them, where it can.
+
+        Raises:
+            InputError: the file ends before; it was cut short after it was opened.
+        """
+        end = offset + size
+        while offset < end:
+            count = min(end - offset, _MOST_AT_ONCE)
+            try:
+                moved = os.copy_file_range(self._descriptor, descriptor, count, offset, at)
+            except OSError as error:
+                if error.errno not in _CANNOT_COPY:
+                    raise
+                moved = 0
+            if not moved:  # at the end of the file too, which `read` then tells
+                data = self.read(offset, min(count, _COPIED_AT_ONCE))
+                moved = os.pwrite(descriptor, data.data, at)
+            offset, at = offset + moved, at + moved

@@ -38,6 +38,7 @@ SCALAR_FORMATS: dict[str, str] = {
     "u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "f32": "f",
     "bool": "?", "u64": "Q", "i64": "q", "f64": "d",
 }  # fmt: skip
+_LENGTH = struct.Struct("<Q")
 _SHARD_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
 
@@ -85,6 +86,21 @@ class _Cursor:
             raise self.fail(f"a name of {size} bytes (limit {limit})")
         return self.take(size).decode("utf-8", errors="surrogateescape")
 
+    def texts(self, count: int) -> tuple[str, ...]:
+        """So many strings; a vocabulary has hundreds of thousands, so none costs a call."""
+        buffer, unpack, end = self.buffer, _LENGTH.unpack_from, len(self.buffer)
+        found, at = [], self.at
+        for _ in range(count):
+            begin = at + _LENGTH.size
+            stop = begin + unpack(buffer, at)[0] if begin <= end else begin
+            if stop > end:
+                self.at = at
+                self.text()  # says what is wrong
+            found.append(buffer[begin:stop].decode("utf-8", "surrogateescape"))
+            at = stop
+        self.at = at
+        return tuple(found)
+
     def value(self) -> MetaValue:
         kind_id = self.number("I")
         if kind_id != ARRAY_KIND:
@@ -93,7 +109,7 @@ class _Cursor:
         kind = self.kind(self.number("I"))
         if kind == "str":
             count = self.count(8, "an array of strings")
-            return MetaValue(kind, tuple(self.text() for _ in range(count)))
+            return MetaValue(kind, self.texts(count))
         code = SCALAR_FORMATS[kind]
         count = self.count(struct.calcsize(code), "an array")
         return MetaValue(

@@ -25,15 +25,19 @@ from quantkit.formats.gguf_file import (
     MAGIC,
     SCALAR_FORMATS,
 )
+from quantkit.formats.ready_tensors import ReadyTensor
 from quantkit.quant_types import BY_NAME
 from quantkit.values import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
 
 MAX_SHARD_BYTES = 50 * 10**9  # huggingface_hub's plain-HTTP upload refuses larger files
 
 
+_pack_length = struct.Struct("<Q").pack
+
+
 def _text(value: str) -> bytes:
-    raw = value.encode("utf-8", errors="surrogateescape")
-    return struct.pack("<Q", len(raw)) + raw
+    raw = value.encode("utf-8", "surrogateescape")
+    return _pack_length(len(raw)) + raw
 
 
 def _scalar(kind: MetaKind, value: MetaScalar) -> bytes:
@@ -46,7 +50,7 @@ def _meta(value: MetaValue) -> bytes:
         return struct.pack("<I", kind_id) + _scalar(value.kind, value.value)
     head = struct.pack("<IIQ", ARRAY_KIND, kind_id, len(value.value))
     if value.kind == "str":
-        return head + b"".join(_text(str(item)) for item in value.value)
+        return head + b"".join([_text(str(item)) for item in value.value])
     return head + struct.pack(f"<{len(value.value)}{SCALAR_FORMATS[value.kind]}", *value.value)
 
 
@@ -140,6 +144,10 @@ class ShardWriter:
         """Write `data` at byte `at` of tensor `name`; safe from several threads."""
         view = np.ascontiguousarray(data).data.cast("B")
         _write_at(self._fd, view, self.layout.offsets[name] + at)
+
+    def copy(self, name: str, ready: ReadyTensor, start: int, stop: int) -> bool:
+        """Copy bytes [start, stop) of tensor `name`; False where `ready` cannot be relied on."""
+        return ready.copy_to(start, stop, self._fd, self.layout.offsets[name] + start)
 
     def sync(self) -> None:
         """Make what was written so far survive a crash of the machine."""

@@ -1,6 +1,7 @@
-"""ggml's own quantization kernels on numpy arrays: rows in, blocks out, and back.
+"""ggml's quantization kernels on numpy arrays: rows in, blocks out, and back.
 
-ctypes releases the GIL while a kernel runs, so callers may use threads.
+ctypes releases the GIL while a kernel runs, so callers may use threads. Some types have a faster
+kernel that gives the same bytes: see `lanes`.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import functools
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.native import lanes
 from quantkit.native.shared_libraries import load
 from quantkit.quant_types import QuantType
 
@@ -41,14 +43,18 @@ def _base() -> ctypes.CDLL:
     )  # fmt: skip
     library.ggml_quantize_init.restype = None
     library.ggml_quantize_init.argtypes = (ctypes.c_int,)
+    library.ggml_validate_row_data.restype = ctypes.c_bool
+    library.ggml_validate_row_data.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
     library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
     library.ggml_get_type_traits.argtypes = (ctypes.c_int,)
     return library
 
 
 def prepare(kind: QuantType) -> None:
-    """Build the lookup tables of `kind` now, before several threads ask for them at once."""
+    """Make what `kind` needs now, lookup tables or a faster kernel, before several threads ask."""
     _base().ggml_quantize_init(kind.ggml_id)
+    if kind.name in lanes.KINDS:
+        lanes.lanes()
 
 
 def quantize(
@@ -61,7 +67,7 @@ def quantize(
     Raises:
         ValueError: the row is not a whole number of blocks, or `kind` needs an importance.
     """
-    n_rows, n_columns = rows.shape
+    n_columns = rows.shape[1]
     if not kind.fits_row(n_columns):
         raise ValueError(f"row of {n_columns} is not a multiple of {kind.block_elements}")
     if kind.needs_imatrix and importance is None:
@@ -75,20 +81,38 @@ def quantize(
     if kind.name == "BF16":
         return _to_bf16(rows)
     source = np.ascontiguousarray(rows, dtype=np.float32)
-    out = np.empty((n_rows, n_columns // kind.block_elements * kind.block_bytes), np.uint8)
     weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
+    if weights is not None and kind.name in lanes.KINDS:
+        fast = lanes.lanes()
+        if fast is not None:
+            return fast.quantize(kind, source, weights)
+    return ggml_blocks(kind, source, weights)
+
+
+def ggml_blocks(
+    kind: QuantType, rows: NDArray[np.float32], importance: NDArray[np.float32] | None
+) -> NDArray[np.uint8]:
+    """What `ggml_quantize_chunk` makes of contiguous rows that are whole blocks of `kind` long."""
+    n_rows, n_columns = rows.shape
+    out = np.empty((n_rows, kind.size_bytes(n_columns)), np.uint8)
     written = _base().ggml_quantize_chunk(
         kind.ggml_id,
-        source.ctypes.data,
+        rows.ctypes.data,
         out.ctypes.data,
         0,
         n_rows,
         n_columns,
-        None if weights is None else weights.ctypes.data,
+        None if importance is None else importance.ctypes.data,
     )
     if written != out.nbytes:
         raise ValueError(f"ggml wrote {written} bytes for {kind.name}, expected {out.nbytes}")
     return out
+
+
+def is_finite(kind: QuantType, raw: NDArray[np.uint8]) -> bool:
+    """Whether `raw` bytes of type `kind` decode to finite numbers: what llama-quantize checks."""
+    flat = np.ascontiguousarray(raw)
+    return bool(_base().ggml_validate_row_data(kind.ggml_id, flat.ctypes.data, flat.nbytes))
 
 
 def _to_bf16(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -107,7 +131,7 @@ def dequantize(kind: QuantType, raw: NDArray[np.uint8], row_elements: int) -> ND
     if kind.name == "F16":
         return flat.view("<f2").astype(np.float32).reshape(-1, row_elements)
     if kind.name == "BF16":
-        wide = flat.view("<u2").astype(np.uint32) << 16
+        wide: NDArray[np.uint32] = np.left_shift(flat.view("<u2"), 16, dtype=np.uint32)
         return wide.view(np.float32).reshape(-1, row_elements)
     elements = flat.size // kind.block_bytes * kind.block_elements
     out = np.empty(elements, np.float32)

@@ -62,7 +62,7 @@ def working_settings(cache: Path | None = None) -> SelfTest:
     Raises:
         EnvironmentFault: not even the plain setting runs a quantized model.
     """
-    path = (cache or cache_folder()) / f"selftest-{_machine_key()}.json"
+    path = (cache or cache_folder()) / f"selftest-{machine_key()}.json"
     try:
         return SelfTest(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
@@ -153,7 +153,7 @@ def write_tiny_model(path: Path) -> None:
             writer.write(info.name, kernels.quantize(quant_type(info.type_name), rows, None))
 
 
-def _machine_key() -> str:
+def machine_key() -> str:
     flags = ""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()

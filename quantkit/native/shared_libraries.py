@@ -30,7 +30,9 @@ def load(name: str) -> ctypes.CDLL:
     if spec is None or spec.origin is None:
         raise EnvironmentFault(f"{PACKAGE} is not installed; run: pip install {PACKAGE}")
     folder = Path(spec.origin).parent / "lib"
-    for suffix in (".so", ".dylib", ".dll"):
+    # libllama asks for libggml-base.so.0, and wheels hold no links but copies: with the plain name
+    # a process would have the library twice, each with lookup tables that take seconds to make.
+    for suffix in (".so.0", ".so", ".dylib", ".dll"):
         candidates = [folder / f"lib{name}{suffix}", folder / f"{name}{suffix}"]
         for path in candidates:
             if path.exists():

@@ -53,6 +53,15 @@ def test_wrong_shapes_are_refused() -> None:
         kernels.quantize(quant_type("Q4_K"), ROWS, np.ones(256, np.float32))
 
 
+@pytest.mark.parametrize("name", ["Q8_0", "Q4_K", "Q5_1"])
+def test_blocks_that_decode_to_no_number_are_told(name: str) -> None:
+    kind, importance = quant_type(name), np.ones(512, np.float32)
+    assert kernels.is_finite(kind, kernels.quantize(kind, ROWS, importance))
+    broken = ROWS.copy()
+    broken[2, 300] = np.inf
+    assert not kernels.is_finite(kind, kernels.quantize(kind, broken, importance))
+
+
 def test_bf16_rounds_to_even_and_keeps_nan() -> None:
     bits = np.array([[0x3F808000, 0x3F818000, 0x7F800001, 0x7F7FFFFF]], np.uint32)
     stored = kernels.quantize(quant_type("BF16"), bits.view(np.float32), None).view("<u2")

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
+import re
 from pathlib import Path
 
+import gguf
 import llama_cpp
 import numpy as np
 import pytest
@@ -12,13 +15,18 @@ from models import llama_arrays, llama_metadata, write_gguf
 
 from quantkit import encoding
 from quantkit.encoding import write_shards
+from quantkit.errors import InputError
 from quantkit.formats.gguf_file import GGUFSource
 from quantkit.formats.gguf_writer import lay_out
+from quantkit.levels import PRESETS
+from quantkit.native.llama import Context, Model
+from quantkit.native.settings import ContextSettings, DeviceSettings
 from quantkit.progress import SILENT
+from quantkit.quant_types import BY_NAME
 from quantkit.receipts import file_sha256
-from quantkit.values import TensorInfo
-
-FTYPES = {"Q4_0": 2, "Q4_K": 14, "IQ2_XS": 20, "Q6_K": 18, "Q8_0": 7, "IQ4_NL": 25}
+from quantkit.recipe import STOCK_CANDIDATES
+from quantkit.stages.quantize import PRESET_FILE_TYPES, quantize
+from quantkit.values import Metadata, MetaValue, TensorInfo
 
 
 def importance_of(name: str, columns: int) -> np.ndarray:
@@ -27,40 +35,94 @@ def importance_of(name: str, columns: int) -> np.ndarray:
 
 
 def llama_cpp_quantize(
-    source: Path, out: Path, kind: str, importance: dict[str, np.ndarray]
+    source: Path, out: Path, types: dict[str, str], importance: dict[str, np.ndarray]
 ) -> None:
+    """llama_model_quantize with each of these types given as an override."""
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype, params.pure, params.nthread = FTYPES[kind], True, 2
+    params.ftype, params.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, 2
     entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
     for entry, (name, values) in zip(entries, importance.items(), strict=False):
         entry.name = name.encode()
         entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
         entry.size = values.size
     params.imatrix = entries
+    overrides = (llama_cpp.llama_model_tensor_override * (len(types) + 1))()
+    for override, (name, kind) in zip(overrides, types.items(), strict=False):
+        override.pattern = f"^{re.escape(name)}$".encode()
+        override.type = BY_NAME[kind].ggml_id
+    params.tt_overrides = overrides
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), params) == 0
 
 
-@pytest.mark.parametrize("kind", sorted(FTYPES))
-def test_bytes_equal_llama_quantize(kind: str, tmp_path: Path) -> None:
-    source = GGUFSource(write_gguf(tmp_path / "f32.gguf", llama_metadata(), llama_arrays()))
-    importance = {
-        info.name: importance_of(info.name, info.row_elements)
-        for info in source.tensors
-        if len(info.shape) == 2
-    }
-    llama_cpp_quantize(source.paths[0], tmp_path / "theirs.gguf", kind, importance)
-    theirs = GGUFSource(tmp_path / "theirs.gguf")
-    types = {info.name: info.type_name for info in theirs.tensors}
-    assert kind in types.values()
-    infos = [TensorInfo(i.name, i.shape, types[i.name]) for i in source.tensors]
-    layouts = lay_out("ours", source.metadata, infos)
+def three_layers() -> tuple[Metadata, dict[str, np.ndarray]]:
+    """The tiny Llama with more matrices than there are types."""
+    metadata = llama_metadata() | {"llama.block_count": MetaValue("u32", 3)}
+    arrays: dict[str, np.ndarray] = {}
+    for layer in range(3):
+        for name, array in llama_arrays(seed=layer + 1).items():
+            arrays[name.replace("blk.0.", f"blk.{layer}.")] = array
+    return metadata, arrays
+
+
+def test_a_mixture_of_all_types_has_the_bytes_of_llama_quantize(tmp_path: Path) -> None:
+    source = GGUFSource(write_gguf(tmp_path / "f32.gguf", *three_layers()))
+    matrices = [info for info in source.tensors if len(info.shape) == 2]
+    importance = {i.name: importance_of(i.name, i.row_elements) for i in matrices}
+    assert len(matrices) > len(STOCK_CANDIDATES) >= 18
+    types = {info.name: info.type_name for info in source.tensors}
+    types |= {i.name: k for i, k in zip(matrices, itertools.cycle(STOCK_CANDIDATES), strict=False)}
+    assert set(STOCK_CANDIDATES) | {"F32"} == set(types.values())
+    theirs_path = tmp_path / "theirs.gguf"
+    given = {info.name: types[info.name] for info in matrices}
+    llama_cpp_quantize(source.paths[0], theirs_path, given, importance)
     stacked = {name: values[None] for name, values in importance.items()}
-    write_shards(tmp_path, tmp_path, layouts, source, stacked, SILENT, workers=2)
-    ours = GGUFSource(tmp_path / "ours.gguf")
+    (path,) = quantize(
+        source, source.metadata, types, stacked, tmp_path, tmp_path, "ours", workers=2
+    )
+    ours, theirs = GGUFSource(path), GGUFSource(theirs_path)
+    assert {info.name: info.type_name for info in theirs.tensors} == types
     for info in ours.tensors:
         mine = ours.read_stored(info.name, 0, info.rows)
         reference = theirs.read_stored(info.name, 0, info.rows)
-        assert np.array_equal(mine, reference), info.name
+        assert np.array_equal(mine, reference), (info.name, info.type_name)
+
+    # gguf's own reader finds the same weights in it
+    for tensor in gguf.GGUFReader(path).tensors:
+        assert tensor.tensor_type.name == types[tensor.name]
+        rows = ours.read_rows(tensor.name, 0, int(np.prod(tensor.shape[1:])))
+        decoded = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        assert np.allclose(decoded.reshape(rows.shape), rows, rtol=1e-5, atol=1e-6), tensor.name
+
+    # and llama.cpp runs it
+    model = Model(path, DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0))
+    context = Context(model, ContextSettings(32, kv_type="f16", all_outputs=True))
+    logits = context.decode(np.arange(16, dtype=np.int32), 0, want="all")
+    assert np.isfinite(logits).all()
+    assert logits.std() > 0.01
+    context.close()
+    model.close()
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e38])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q5_1", "IQ4_NL", "IQ3_S"])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    tmp_path: Path, kind: str, value: float
+) -> None:
+    arrays = llama_arrays()
+    arrays["blk.0.ffn_up.weight"][300, 7] = value
+    source = GGUFSource(write_gguf(tmp_path / "f32.gguf", llama_metadata(), arrays))
+    types = {i.name: kind if len(i.shape) == 2 else "F32" for i in source.tensors}
+    work = tmp_path / "work"
+    work.mkdir()
+    with pytest.raises(InputError, match=rf"of blk\.0\.ffn_up\.weight are not finite as {kind}"):
+        quantize(source, source.metadata, types, {}, tmp_path, work, "out", workers=2)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_file_types_of_presets_are_those_of_llama_cpp() -> None:
+    assert PRESET_FILE_TYPES == {
+        name: getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}") for name in PRESETS
+    }
 
 
 def test_experts_use_their_own_importance_and_workers_do_not_matter(tmp_path: Path) -> None:

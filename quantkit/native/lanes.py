@@ -1,0 +1,207 @@
+"""ggml's slow quantizers for this machine's vector unit: `lanes.c`, compiled here, the same bytes.
+
+llama-cpp-python compiles ggml's quantizers for any processor, and they search one group after the
+other. `lanes.c` searches as many at a time as a vector register holds. It is compiled once for a
+machine, with the C compiler that installing llama-cpp-python from source needed too, and compared
+with ggml byte for byte in a child process before it is used. Where there is no compiler, or a byte
+differs, ggml's own kernels are used: the result is the same, it only takes longer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.quant_types import BY_NAME, QuantType
+from quantkit.user_cache import cache_folder
+
+SOURCE, SEARCH = (Path(__file__).with_name(name) for name in ("lanes.c", "lanes_search.h"))
+KINDS = (
+    "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_0", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K",
+)  # fmt: skip
+"""What `lanes.c` has, each with an importance matrix only."""
+SWITCH = "QUANTKIT_KERNELS"
+"""Environment variable; `ggml` leaves these kernels out."""
+_OPTIONS = ("-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
+_COMPILE_SECONDS = 120
+_one_at_a_time = threading.Lock()
+
+Blocks = Callable[[QuantType, NDArray[np.float32], NDArray[np.float32]], NDArray[np.uint8]]
+"""(type, rows, importance of the columns) → blocks, shape (rows, bytes a row)."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether the compiled kernels can be used here, and why not or what was found."""
+
+    usable: bool
+    finding: str
+
+
+class Lanes:
+    """The compiled kernels."""
+
+    def __init__(self, path: Path) -> None:
+        library = ctypes.CDLL(str(path))
+        self._functions = {name: getattr(library, f"quantkit_{name}") for name in KINDS}
+        for function in self._functions.values():
+            function.restype = None
+            function.argtypes = (
+                ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
+                ctypes.c_void_p, ctypes.c_void_p,
+            )  # fmt: skip
+
+    def quantize(
+        self, kind: QuantType, rows: NDArray[np.float32], importance: NDArray[np.float32]
+    ) -> NDArray[np.uint8]:
+        """Blocks of a type of KINDS; both arrays contiguous, rows whole blocks long."""
+        n_rows, n_columns = rows.shape
+        out = np.empty((n_rows, kind.size_bytes(n_columns)), np.uint8)
+        scratch = np.empty(n_rows, np.float32)
+        self._functions[kind.name](
+            rows.ctypes.data, out.ctypes.data, n_rows, n_columns,
+            importance.ctypes.data, scratch.ctypes.data,
+        )  # fmt: skip
+        return out
+
+
+def lanes() -> Lanes | None:
+    """The compiled kernels, made and compared now if they were not yet; None without them."""
+    with _one_at_a_time:
+        return _lanes()
+
+
+def why_not() -> str | None:
+    """The sentence that says why ggml's own kernels are used, or None where these are."""
+    return None if lanes() is not None else find().finding
+
+
+@functools.cache
+def _lanes() -> Lanes | None:
+    return Lanes(_library(cache_folder())) if find().usable else None
+
+
+@functools.cache
+def find() -> Finding:
+    """What this machine's cache says, or what `make` finds now."""
+    if os.environ.get(SWITCH) == "ggml":
+        return Finding(False, f"{SWITCH}=ggml asks for ggml's own kernels")
+    folder = cache_folder()
+    record = _library(folder).with_suffix(".json")
+    try:
+        found = Finding(**json.loads(record.read_text(encoding="utf-8")))
+        if not found.usable or _library(folder).is_file():
+            return found
+    except (OSError, ValueError, TypeError):
+        pass  # not tried yet
+    compiler = shutil.which(os.environ.get("CC", "cc"))
+    if compiler is None:  # not recorded: one may be installed
+        return Finding(False, "there is no C compiler (cc) to make faster ones with")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = make(SOURCE, compiler, _library(folder))
+        record.write_text(json.dumps(asdict(found)), encoding="utf-8")
+    except OSError as error:
+        return Finding(False, f"compiled kernels cannot be kept in {folder}: {error.strerror}")
+    return found
+
+
+def make(source: Path, compiler: str, library: Path) -> Finding:
+    """Compile `source`, compare it with ggml in a child process, and keep it as `library`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from quantkit.native.child import NativeCrash, run_isolated
+
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made = Path(folder) / library.name
+        command = [compiler, *_OPTIONS, "-o", str(made), str(source), "-lm"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
+        except subprocess.SubprocessError as error:
+            return Finding(False, f"{compiler} cannot compile {source.name}: {_reason(error)}")
+        try:
+            different = run_isolated("quantkit.native.lanes:compare_in_child", {"path": made})
+        except NativeCrash as crash:
+            return Finding(False, f"the compiled kernels crash here ({crash})")
+        if different:
+            return Finding(
+                False, f"the compiled kernels' bytes differ from ggml's in {', '.join(different)}"
+            )
+        os.replace(made, library)
+    return Finding(True, f"compiled kernels agree with ggml's for {', '.join(KINDS)}")
+
+
+def compare_in_child(path: Path, emit: object) -> list[str]:
+    """Body of the child process: the types in which the library at `path` differs from ggml."""
+    from quantkit.native import kernels
+
+    return differences(Lanes(path).quantize, kernels.ggml_blocks)
+
+
+def differences(ours: Blocks, theirs: Blocks) -> list[str]:
+    """The types of KINDS whose blocks differ, for rows of many shapes, ordinary and odd."""
+    found = []
+    for name in KINDS:
+        kind = BY_NAME[name]
+        for rows, importance in samples(2 * kind.block_elements + 256):
+            if not np.array_equal(ours(kind, rows, importance), theirs(kind, rows, importance)):
+                found.append(name)
+                break
+    return found
+
+
+def samples(width: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """(rows, importance): normal weights, and all that makes a search stop or divide by zero."""
+    random = np.random.default_rng(7)
+    normal = random.standard_normal((21, width), np.float32)
+    steps = np.round(normal * 4) / 4
+    sparse = np.where(random.random(normal.shape) < 0.9, 0, normal)
+    outlier = np.where(random.random(normal.shape) < 0.01, 1000 * normal, normal)
+    rows = [
+        normal, normal / 64, np.abs(normal), -np.abs(normal) - 1, steps, sparse, outlier,
+        normal * 1e-18, normal * 1e4, np.zeros_like(normal), np.full_like(normal, 0.3),
+        np.sort(normal), normal[:1],
+    ]  # fmt: skip
+    uniform = random.uniform(0.1, 9.0, width)
+    wide = np.exp(random.normal(0, 4, width))
+    gaps = np.where(random.random(width) < 0.5, 0, uniform)
+    gaps[: width // 2] = 0
+    importances = [uniform, wide, gaps, np.ones(width), np.zeros(width)]
+    return [
+        (np.ascontiguousarray(r, np.float32), w.astype(np.float32))
+        for r in rows
+        for w in importances
+    ]
+
+
+def _library(folder: Path) -> Path:
+    """Where this machine's library lies; other processors, ggmls and sources have others."""
+    from quantkit.native.selftest import machine_key
+
+    digest = hashlib.sha256()
+    for path in (SOURCE, SEARCH, Path(__file__)):  # what makes it, and what compares it
+        digest.update(path.read_bytes())
+    source = digest.hexdigest()[:16]
+    return folder / f"lanes-{machine_key()}-{source}.so"
+
+
+def _reason(error: subprocess.SubprocessError) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = error.stderr.decode("utf-8", errors="replace").strip().splitlines()
+        return lines[0] if lines else f"exit {error.returncode}"
+    return str(error)

@@ -1,0 +1,118 @@
+"""Our compiled kernels give ggml's bytes, or are not used."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from quantkit.native import kernels, lanes
+from quantkit.quant_types import BY_NAME
+
+COMPILER = shutil.which("cc")
+needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C compiler here")
+
+
+def found_anew() -> lanes.Finding:
+    """What `find` finds in another process."""
+    return lanes.find.__wrapped__()
+
+
+@needs_compiler
+@pytest.mark.parametrize("name", lanes.KINDS)
+def test_bytes_equal_ggml(name: str) -> None:
+    fast, kind = lanes.lanes(), BY_NAME[name]
+    assert fast is not None, lanes.find().finding
+    random = np.random.default_rng([5, *name.encode()])
+    for rows_count, blocks in ((1, 1), (1, 2), (3, 5), (7, 1), (16, 3), (33, 2), (40, 9)):
+        width = blocks * kind.block_elements
+        for scale in (1e-30, 1e-3, 1.0, 300.0):
+            rows = scale * random.standard_t(3, (rows_count, width)).astype(np.float32)
+            rows[random.random(rows.shape) < 0.05] = 0
+            importance = np.exp(random.normal(0, 3, width)).astype(np.float32)
+            ours = fast.quantize(kind, rows, importance)
+            theirs = kernels.ggml_blocks(kind, rows, importance)
+            assert np.array_equal(ours, theirs), (rows_count, blocks, scale)
+            assert np.array_equal(kernels.quantize(kind, rows, importance), theirs)
+
+
+@needs_compiler
+def test_odd_rows_and_importances() -> None:
+    fast = lanes.lanes()
+    assert fast is not None
+    assert lanes.differences(fast.quantize, kernels.ggml_blocks) == []
+
+
+def test_the_samples_would_show_a_kernel_that_is_a_little_off() -> None:
+    """Importance that is 1 % wrong in one column."""
+
+    def a_little_off(kind: object, rows: np.ndarray, importance: np.ndarray) -> np.ndarray:
+        changed = importance.copy()
+        changed[40] *= 1.01
+        return kernels.ggml_blocks(kind, rows, changed)
+
+    assert lanes.differences(a_little_off, kernels.ggml_blocks) == list(lanes.KINDS)
+
+
+def changed_source(folder: Path, old: str, new: str) -> Path:
+    """A copy of the sources in which `new` stands for `old`."""
+    texts = {path.name: path.read_text(encoding="utf-8") for path in (lanes.SOURCE, lanes.SEARCH)}
+    assert any(old in text for text in texts.values())
+    for name, text in texts.items():
+        (folder / name).write_text(text.replace(old, new), encoding="utf-8")
+    return folder / lanes.SOURCE.name
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        ("step <= 36", "step <= 35", "bytes differ from ggml's in Q5_1, Q5_K, Q4_1, Q4_K, Q2_K"),
+        ("step <= 9;", "step <= 8;", "bytes differ from ggml's in Q6_K, Q5_0, Q4_0, Q3_K"),
+        ("turn <= 9;", "turn <= 8;", "bytes differ from ggml's in Q3_K"),
+        ("is <= 4;", "is <= 3;", "bytes differ from ggml's in Q5_K, Q4_K, Q2_K"),
+        ("first_of[m] = above", "first_of[m] = 1 + above", "differ from ggml's in IQ4_NL, IQ4_XS"),
+        ("fifth |= low", "__builtin_trap(); fifth |= low", "crash here"),
+        ("#include <math.h>", "#error no", "cannot compile lanes.c"),
+    ],
+)
+def test_a_library_that_is_not_ggml_s_equal_is_not_kept(
+    tmp_path: Path, old: str, new: str, words: str
+) -> None:
+    assert COMPILER is not None
+    kept = tmp_path / "kept.so"
+    found = lanes.make(changed_source(tmp_path, old, new), COMPILER, kept)
+    assert not found.usable
+    assert words in found.finding
+    assert not kept.exists()
+
+
+@needs_compiler
+def test_it_is_made_once_for_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    first = found_anew()
+    assert first.usable, first.finding
+    (library,) = (tmp_path / "quantkit").glob("lanes-*.so")
+    made_at = library.stat().st_mtime_ns
+    assert found_anew() == first
+    assert library.stat().st_mtime_ns == made_at
+    library.unlink()
+    assert found_anew() == first
+    assert library.is_file()
+    library.with_suffix(".json").write_text("{")
+    assert found_anew() == first
+
+
+def test_without_a_compiler_or_on_request_ggml_s_own_are_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", "no-compiler-of-this-name")
+    found = found_anew()
+    assert not found.usable
+    assert "no C compiler" in found.finding
+    monkeypatch.setenv(lanes.SWITCH, "ggml")
+    assert found_anew() == lanes.Finding(False, "QUANTKIT_KERNELS=ggml asks for ggml's own kernels")
+    assert not list(tmp_path.iterdir())
