@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_OUT ?= build/demo
+# Words of the titles of those sections that `make bench` is to run; all without.
+ONLY ?=
 
 # What results are compared with, apart from quantkit: llama.cpp's own converter and programs, and
 # transformers.
@@ -78,7 +80,7 @@ slow: $(STAMP) $(ORACLE_STAMP)
 	"$(BIN)/python" -m pytest -m slow
 
 bench: $(STAMP) $(ORACLE_STAMP) $(TOOLS_STAMP)
-	PYTHONPATH=scripts "$(BIN)/python" benchmarks/run.py
+	PYTHONPATH=scripts "$(BIN)/python" benchmarks/run.py $(ONLY)
 
 clean:
 	rm -rf "$(VENV)" "$(ORACLE)" build

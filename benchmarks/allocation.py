@@ -28,7 +28,7 @@ from quantkit.target import CardSpec, Target
 from quantkit.values import TensorInfo
 
 CONFIG = model_config("nemotron-3-super", mtp=False)
-TYPES = (*STOCK_CANDIDATES, "MXFP4", "NVFP4")
+TYPES = (*STOCK_CANDIDATES, "NVFP4")
 BUDGETS_GIB = (45, 56, 70.6, 93)
 SEEDS = (1, 2, 3)
 ORDERS = 4.0

@@ -1,24 +1,31 @@
 """What `make bench` runs; writes benchmarks/results.md.
 
-Conversion against llama.cpp's, the flagship's shape, the importance matrix, the demo model in
-llama.cpp, and kernels.
+Each section stands for itself: `make bench ONLY="quantizing kernels"` runs those whose titles have
+one of the words, and leaves the others as they are.
 
 Timings are the median of several runs in one go; compare ratios, not machines.
 """
 
 from __future__ import annotations
 
+import functools
 import platform
 import statistics
+import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from allocation import allocation_lines
+from best_bits import best_bits_table
 from collection import collection_lines
 from conversion import conversion_table
 from importance import importance_table
+from prepared import Prepared, prepare
+from quantization import quantization_table
 from scale import scale_lines
 
 from quantkit.machine import describe_machine
@@ -32,7 +39,7 @@ from quantkit.quant_types import quant_type
 from quantkit.recipe import STOCK_CANDIDATES, ConvertRecipe
 from quantkit.stages.convert import convert
 
-HERE = Path(__file__).parent
+RESULTS = Path(__file__).with_name("results.md")
 RUNS = 5
 ROWS = np.random.default_rng(1).standard_normal((256, 2048), np.float32)
 
@@ -105,49 +112,78 @@ def kv_ratio(base: Path, devices: DeviceSettings, length: int = 8192) -> str:
     )
 
 
-def main() -> None:
+@dataclass(frozen=True)
+class Bench:
+    """Where sections work, and what several of them need."""
+
+    folder: Path
+    devices: DeviceSettings
+
+    @functools.cached_property
+    def models(self) -> list[Prepared]:
+        """Measured once for all sections, which takes minutes."""
+        return prepare(self.folder, self.devices)
+
+
+def demo_lines(bench: Bench) -> list[str]:
+    """Collecting, forking and prefill on the demo model."""
+    base, devices = bench.folder / "base.gguf", bench.devices
+    source = open_source(choose_model("demo"))
+    convert(source, ConvertRecipe(), base, bench.folder, devices.threads, SILENT)
+    return [*collection_lines(base, devices), fork_ratio(base, devices), kv_ratio(base, devices)]
+
+
+def best_bits_lines(bench: Bench) -> list[str]:
+    """The real language model, then the demo with its retrieval."""
+    demo, smol = bench.models
+    return [
+        *best_bits_table(smol, retrieval=False), "", *best_bits_table(demo, retrieval=True),
+    ]  # fmt: skip
+
+
+SECTIONS: dict[str, Callable[[Bench], list[str]]] = {
+    "HF checkpoint → GGUF": lambda b: conversion_table(b.folder, b.devices.threads),
+    "Nemotron-3-Super's shape, without its weights": lambda b: scale_lines(
+        b.folder, b.devices.threads
+    ),
+    "Allocation at that shape": lambda _: allocation_lines(),
+    "Best bits for the bytes": best_bits_lines,
+    "What the importance matrix is worth": lambda b: importance_table(b.models),
+    "Quantizing": lambda b: quantization_table(b.folder, b.devices),
+    "Demo model in llama.cpp": demo_lines,
+    "Kernels, one core, with an importance matrix": lambda _: kernel_table(),
+}
+
+
+def kept_sections() -> dict[str, str]:
+    """Sections of the last results, by title."""
+    text = RESULTS.read_text(encoding="utf-8") if RESULTS.exists() else ""
+    parts = text.split("\n## ")[1:]
+    return {title: body for title, _, body in (part.partition("\n") for part in parts)}
+
+
+def main(words: Sequence[str]) -> None:
+    """Run the sections that `words` name, all without any; results.md is written after each."""
+    chosen = [t for t in SECTIONS if not words or any(w.lower() in t.lower() for w in words)]
+    if not chosen:
+        sys.exit(f"no section has {' or '.join(words)} in its title: {'; '.join(SECTIONS)}")
     facts = describe_machine()
+    head = (
+        f"# Benchmarks\n\nWritten by `make bench`. Machine: {facts['cpu_cores']} cores of "
+        f"{platform.machine()}, {facts['memory']}; quantkit {facts['quantkit']}, "
+        f"llama-cpp-python {facts['llama_cpp_python']}, Python {facts['python']}. Medians of "
+        f"{RUNS} runs where nothing else is said.\n"
+    )
+    found = kept_sections()
     devices = DeviceSettings(int(facts["cpu_cores"]), working_settings().use_extra_buffers, 0)
     with tempfile.TemporaryDirectory() as folder:
-        base = Path(folder) / "base.gguf"
-        source = open_source(choose_model("demo"))
-        convert(source, ConvertRecipe(), base, Path(folder), devices.threads, SILENT)
-        workers = devices.threads
-        lines = [
-            "# Benchmarks",
-            "",
-            "Written by `make bench`. Machine: "
-            f"{facts['cpu_cores']} cores of {platform.machine()}, {facts['memory']}; "
-            f"quantkit {facts['quantkit']}, llama-cpp-python {facts['llama_cpp_python']}, "
-            f"Python {facts['python']}. Medians of {RUNS} runs.",
-            "",
-            "## HF checkpoint → GGUF",
-            "",
-            *conversion_table(Path(folder), workers),
-            "",
-            "## Nemotron-3-Super's shape, without its weights",
-            "",
-            *scale_lines(Path(folder), workers),
-            "",
-            "## What the importance matrix is worth",
-            "",
-            *importance_table(Path(folder), devices),
-            "",
-            "## Demo model in llama.cpp",
-            "",
-            *collection_lines(base, devices),
-            fork_ratio(base, devices),
-            kv_ratio(base, devices),
-            "",
-            "## Kernels, one core, with an importance matrix",
-            "",
-            *kernel_table(),
-            "",
-        ]
-    text = "\n".join(lines)
-    (HERE / "results.md").write_text(text, encoding="utf-8")
-    print(text)
+        bench = Bench(Path(folder), devices)
+        for title in chosen:
+            found[title] = "\n".join(["", *SECTIONS[title](bench), ""])
+            print(f"## {title}\n{found[title]}", flush=True)
+            body = "".join(f"\n## {t}\n{found[t].rstrip()}\n" for t in SECTIONS if t in found)
+            RESULTS.write_text(head + body, encoding="utf-8")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -46,6 +46,8 @@ def build(job: Job, console: Console) -> list[LevelResult]:
             pipeline.run(stages.convert_stage(context))
         pipeline.run(stages.imatrix_stage(context))
         pipeline.run(stages.measure_stage(context))
+        if job.recipe.divergence.chunks:
+            pipeline.run(stages.logits_stage(context))
         for plan in levels:
             pipeline.run(stages.allocate_stage(context, plan))
             pipeline.run(stages.place_stage(context, plan))
@@ -69,12 +71,11 @@ def _preflight(context: BuildContext) -> None:
     """Bad input is told before the folder is made and before any work."""
     if context.choice.kind != "repository":
         context.levels()
+    local_sources(context.job.recipe.imatrix)
     ready = context.job.imatrix
-    if ready is None:
-        local_sources(context.job.recipe.imatrix)
-    elif context.choice.kind == "repository":
+    if ready is not None and context.choice.kind == "repository":
         read_imatrix(ready)  # compared with the model once its tensors are known
-    else:
+    elif ready is not None:
         check_ready(ready, context.source.tensors)
     if context.job.haystack is not None:
         haystack_text(context.job.haystack)
@@ -97,7 +98,7 @@ def _preflight_repository(context: BuildContext) -> None:
         found.fetch_bytes,
         remote.elements,
         job.recipe.convert.base_type,
-        [level.bits_per_weight for level in job.recipe.levels],
+        [level.bits(remote.elements) for level in job.recipe.levels],
         limit,
     )
     # What an earlier build left counts for nothing: it goes only when its successor is whole.

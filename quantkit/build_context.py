@@ -5,9 +5,10 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,16 +18,18 @@ from quantkit.downloads.record import is_whole
 from quantkit.downloads.remote import RemoteCheckpoint, look_up
 from quantkit.families.geometry import ModelGeometry, geometry_of
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
+from quantkit.formats.ready_tensors import FinishedFile
 from quantkit.formats.source import TensorSource
 from quantkit.hub import Hub
 from quantkit.machine import nvidia_cards
 from quantkit.models import choose_model, model_files, open_source
-from quantkit.pipeline import Pipeline
-from quantkit.planning import LevelPlan
+from quantkit.pipeline import Pipeline, Stage
+from quantkit.planning import LevelPlan, PlannedModel
 from quantkit.progress import Progress
+from quantkit.receipts import finished_receipts
 from quantkit.recipe import Recipe, RetrievalRecipe
 from quantkit.results import read_tensor_split, read_types
-from quantkit.stages.measure import Sensitivity
+from quantkit.sensitivity import Sensitivity
 from quantkit.stages.quantize import artifact_metadata
 from quantkit.target import Target
 from quantkit.values import Metadata
@@ -96,9 +99,20 @@ class BuildContext:
         """The GGUF that statistics are collected on: the model itself where it is one."""
         return self.checkpoint if self.choice.kind == "gguf" else self.job.out / "base.gguf"
 
+    @property
+    def logits(self) -> Path:
+        """What the base says, which the levels' KLD is measured against."""
+        return self.job.out / "base.logits"
+
     def levels(self) -> tuple[list[LevelPlan], list[str]]:
-        job = self.job
-        return planning.plan_levels(job.recipe, job.target, self.source.tensors, self.geometry)
+        source = self.source
+        model = PlannedModel(self.choice.name, source.metadata, source.tensors, self.geometry)
+        return planning.plan_levels(self.job.recipe, self.job.target, model)
+
+    def planned(self, plan: LevelPlan) -> PlannedModel:
+        """The model with all that is known of a level's files before its types."""
+        metadata = self.artifact_metadata(plan)
+        return PlannedModel(self.stem(plan), metadata, self.source.tensors, self.geometry)
 
     @functools.cached_property
     def imatrix(self) -> Imatrix:
@@ -117,9 +131,9 @@ class BuildContext:
         """The stage whose output is `base`."""
         return "checkpoint" if self.choice.kind == "gguf" else "convert"
 
-    @functools.cached_property
-    def artifact_metadata(self) -> Metadata:
-        return artifact_metadata(self.source.metadata, self.imatrix, "imatrix.gguf")
+    def artifact_metadata(self, plan: LevelPlan) -> Metadata:
+        preset = plan.recipe.preset
+        return artifact_metadata(self.source.metadata, self.imatrix, "imatrix.gguf", preset)
 
     @functools.cached_property
     def sensitivity(self) -> Sensitivity:
@@ -160,6 +174,26 @@ class BuildContext:
         """The file of a quantized level that llama.cpp opens."""
         outputs = self.pipeline.receipt(f"quantize:{plan.recipe.name}").outputs
         return self.job.out / outputs[0].path
+
+    def finished_artifacts(self, stage: Stage) -> list[FinishedFile]:
+        """Artifacts whose tensors `stage`, which quantizes a level, may copy.
+
+        Those of all levels whose receipt says that they were made from the same source with the
+        same importance matrix, by the same version of everything; the level's own last one too.
+        """
+
+        def made_from(parts: Mapping[str, Any]) -> dict[str, Any]:
+            return {k: v for k, v in parts.items() if not k.startswith("allocate:")}
+
+        step, _, _ = stage.name.partition(":")
+        now = made_from(self.pipeline.parts(stage))
+        receipts = finished_receipts(self.job.out, f"{step}:")
+        return [
+            FinishedFile(self.job.out / output.path, output.size_bytes, output.modified_ns)
+            for receipt in receipts
+            if made_from(receipt.parts) == now
+            for output in receipt.outputs
+        ]
 
     def placed_devices(self, plan: LevelPlan) -> DeviceSettings:
         """The plan's own tensor split where this machine has the target's number of cards."""

@@ -14,28 +14,34 @@ from quantkit.coverage import coverage_of
 from quantkit.coverage_picture import draw_coverage
 from quantkit.pipeline import Done, Stage
 from quantkit.planning import LevelPlan
+from quantkit.positions import kld_text
 from quantkit.progress import Progress
 from quantkit.receipts import content_id, file_sha256, identity, write_json
+from quantkit.recipe import ImatrixRecipe
+from quantkit.resources import HAYSTACK
 from quantkit.results import (
     LevelResult,
     allocation_json,
+    fallback_text,
     placement_json,
     read_ruled_out,
     verdict,
 )
 from quantkit.retrieval.heatmap import draw_heatmap
 from quantkit.sizes import bytes_text
+from quantkit.stages.base_logits import collect_base_logits
 from quantkit.stages.convert import convert
 from quantkit.stages.divergence import measure_divergence
 from quantkit.stages.download import download
 from quantkit.stages.imatrix import collect_imatrix
-from quantkit.stages.measure import measure
+from quantkit.stages.measure import CostText, chunks_of_text, measure
 from quantkit.stages.niah import CheckSettings, check_retrieval
 from quantkit.stages.place import place
-from quantkit.stages.quantize import artifact_names, overhead_bytes, quantize
+from quantkit.stages.quantize import artifact_names, quantize
 from quantkit.stages.ready_imatrix import take_ready
 from quantkit.stages.report import COVERAGE_PICTURE, ReportFacts, write_report
 from quantkit.stages.validate import validation_json
+from quantkit.type_choice import TypeChoice, check_importance
 
 
 def checkpoint_stage(build: BuildContext) -> Stage:
@@ -109,10 +115,14 @@ def imatrix_stage(build: BuildContext) -> Stage:
         facts = collect_imatrix(build.base, recipe, sources, out, work, build.devices, progress)
         return _imatrix_done({**asdict(facts), "ready": None}, out)
 
-    files = [path for source in local_sources(recipe) for path in source.files]
-    texts = [[path.name, content_id(path)] for path in files]
-    settings = {**recipe.model_dump(mode="json"), "files": texts}
+    settings = {**recipe.model_dump(mode="json"), "files": _texts(recipe)}
     return Stage("imatrix", 4, (build.base_stage,), settings, True, run)
+
+
+def _texts(recipe: ImatrixRecipe) -> list[list[str]]:
+    """Name and hash of each calibration file that lies on this machine."""
+    files = [path for source in local_sources(recipe) for path in source.files]
+    return [[path.name, content_id(path)] for path in files]
 
 
 def _ready_imatrix_stage(build: BuildContext, path: Path) -> Stage:
@@ -146,20 +156,47 @@ def _imatrix_done(facts: dict[str, Any], out: Path) -> Done:
 
 
 def measure_stage(build: BuildContext) -> Stage:
-    """Source + imatrix → sensitivity.json."""
-    recipe = build.job.recipe.measure
+    """Source + imatrix + base → sensitivity.json."""
+    recipe, calibration = build.job.recipe.measure, build.job.recipe.imatrix
 
     def run(work: Path, progress: Progress) -> Done:
         out = build.job.out / "sensitivity.json"
+        sources = resolve_sources(calibration, progress)
+        used = chunks_of_text(build.imatrix, sources, calibration)
+        imatrix = build.job.out / "imatrix.gguf"
+        text = CostText(build.base, imatrix, calibration, sources, used)
         found = measure(
-            build.source, build.importance, recipe, out, work, build.job.workers, progress
+            build.source, build.importance, recipe, text, out, work, build.devices, progress
         )
         pairs = sum(len(kinds) for kinds in found.errors.values())
         detail = f"{len(found.errors)} tensors, {pairs} (tensor, type) pairs"
-        return Done((out,), detail, {"tensors": len(found.errors), "pairs": pairs})
+        if found.units:
+            detail += f", {len(found.units)} costs"
+        facts = {"tensors": len(found.errors), "pairs": pairs, "units": len(found.units)}
+        return Done((out,), detail, facts)
 
-    needs = ("checkpoint", "imatrix")
-    return Stage("measure", 1, needs, recipe.model_dump(mode="json"), True, run)
+    settings = {
+        "measure": recipe.model_dump(mode="json"),
+        "calibration": calibration.model_dump(mode="json"),
+        "files": _texts(calibration),
+    }
+    needs = tuple(dict.fromkeys(("checkpoint", build.base_stage, "imatrix")))
+    return Stage("measure", 2, needs, settings, True, run)
+
+
+def logits_stage(build: BuildContext) -> Stage:
+    """base.gguf + held-out text → base.logits, which the levels' KLD is measured against."""
+    recipe = build.job.recipe.divergence
+
+    def run(work: Path, progress: Progress) -> Done:
+        out = build.logits
+        header = collect_base_logits(build.base, recipe, None, out, work, build.devices, progress)
+        size = out.stat().st_size
+        detail = f"{header.positions:,} tokens of {header.text}, {bytes_text(size)}"
+        return Done((out,), detail, {"tokens": header.positions, "size_bytes": size})
+
+    settings = {**recipe.model_dump(mode="json"), "text": content_id(HAYSTACK)}
+    return Stage("logits", 1, (build.base_stage,), settings, True, run)
 
 
 def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
@@ -167,13 +204,20 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
     target = build.job.target
 
     def run(work: Path, progress: Progress) -> Done:
-        tensors = build.source.tensors
-        overhead = overhead_bytes(build.stem(plan), build.artifact_metadata, tensors)
-        errors = build.sensitivity.errors
-        found = planning.fit(plan, tensors, errors, overhead, build.geometry, target).allocation
+        if plan.stock is not None:
+            check_importance(TypeChoice(plan.stock.types, plan.stock), build.importance)
+        costs = build.sensitivity.costs()
+        found = planning.fit(plan, build.planned(plan), costs, target).allocation
         out = build.folder(plan) / "allocation.json"
-        write_json(out, allocation_json(found, tensors))
-        detail = f"{bytes_text(found.total_bytes)} of {bytes_text(found.budget_bytes)}"
+        content = allocation_json(found, build.source.tensors, build.sensitivity)
+        write_json(out, content)
+        detail = bytes_text(found.total_bytes)
+        if plan.stock is None:
+            detail += f" of {bytes_text(found.budget_bytes)}"
+        if content["predicted_kld"] is not None:
+            detail += f", predicted KLD {kld_text(content['predicted_kld'])}"
+        if plan.stock is not None and plan.stock.fallbacks:
+            detail += f"; {fallback_text(plan.stock)}"
         return Done((out,), detail, {"total_bytes": found.total_bytes})
 
     settings = {
@@ -181,7 +225,8 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         "target": target.model_dump(mode="json", exclude={"description"}),
     }
     needs = ("checkpoint", "imatrix", "measure")
-    return Stage(f"allocate:{plan.recipe.name}", 1, needs, settings, False, run)
+    of_preset = plan.stock is not None  # its types are those of this llama.cpp
+    return Stage(f"allocate:{plan.recipe.name}", 2, needs, settings, of_preset, run)
 
 
 def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
@@ -191,7 +236,7 @@ def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
     def run(work: Path, progress: Progress) -> Done:
         tensors, types = build.source.tensors, build.types(plan)
         placement = place(tensors, types, build.geometry, target)
-        names = artifact_names(build.stem(plan), build.artifact_metadata, tensors, types)
+        names = artifact_names(build.stem(plan), build.artifact_metadata(plan), tensors, types)
         out = build.folder(plan) / "placement.json"
         write_json(out, placement_json(placement, names[0]))
         fullest = max(card.total_bytes / card.capacity_bytes for card in placement.cards)
@@ -203,7 +248,7 @@ def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
 
     settings = {"target": target.model_dump(mode="json", exclude={"description"})}
     needs = ("checkpoint", "imatrix", f"allocate:{plan.recipe.name}")
-    return Stage(f"place:{plan.recipe.name}", 1, needs, settings, False, run)
+    return Stage(f"place:{plan.recipe.name}", 2, needs, settings, False, run)
 
 
 def quantize_stage(build: BuildContext, plan: LevelPlan) -> Stage:
@@ -212,7 +257,7 @@ def quantize_stage(build: BuildContext, plan: LevelPlan) -> Stage:
     def run(work: Path, progress: Progress) -> Done:
         files = quantize(
             build.source,
-            build.artifact_metadata,
+            build.artifact_metadata(plan),
             build.types(plan),
             build.importance,
             build.folder(plan),
@@ -220,13 +265,15 @@ def quantize_stage(build: BuildContext, plan: LevelPlan) -> Stage:
             build.stem(plan),
             build.job.workers,
             progress,
+            build.finished_artifacts(stage),
         )
         size = sum(path.stat().st_size for path in files)
         detail = f"{bytes_text(size)}, {8 * size / build.parameters:.2f} bits a weight"
         return Done(tuple(files), detail, {"size_bytes": size})
 
     needs = ("checkpoint", "imatrix", f"allocate:{plan.recipe.name}")
-    return Stage(f"quantize:{plan.recipe.name}", 1, needs, {}, True, run)
+    stage = Stage(f"quantize:{plan.recipe.name}", 1, needs, {}, True, run)
+    return stage
 
 
 def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
@@ -244,9 +291,11 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         retrieval = check_retrieval(
             artifact, recipe, settings, outputs[1], work, job.haystack, progress
         )
-        divergence = measure_divergence(
-            build.base, artifact, job.recipe.divergence, build.devices, progress
-        )
+        divergence = None
+        if job.recipe.divergence.chunks:
+            kept = work / "positions.jsonl"
+            found = measure_divergence(build.logits, artifact, kept, build.devices, progress)
+            divergence = found.summary()
         draw_heatmap(retrieval.answers, build.stem(plan), outputs[2])
         facts = validation_json(retrieval, divergence, recipe, kv_type)
         write_json(outputs[0], facts)
@@ -257,20 +306,20 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
             f"at least {gate.lower_bound:.1%}"
         )
         if divergence is not None:
-            detail += f", KLD {divergence.mean:.4f}"
+            detail += f", KLD {kld_text(divergence.mean)}"
         return Done(outputs, detail, {"passed": facts["passed"]})
 
     settings = {
         "baseline": plan.recipe.baseline,
         "retrieval": recipe.model_dump(mode="json"),
-        "divergence": job.recipe.divergence.model_dump(mode="json"),
         "kv_type": kv_type,
         "ubatch_tokens": job.target.ubatch_tokens,
         "haystack": None if job.haystack is None else content_id(job.haystack),
     }
     name = plan.recipe.name
-    needs = (build.base_stage, f"quantize:{name}", f"place:{name}")
-    return Stage(f"validate:{name}", 2, needs, settings, True, run)
+    logits = ("logits",) if job.recipe.divergence.chunks else ()
+    needs = (*logits, f"quantize:{name}", f"place:{name}")
+    return Stage(f"validate:{name}", 3, needs, settings, True, run)
 
 
 def report_stage(
@@ -300,6 +349,7 @@ def report_stage(
             coverage=coverage_of(build.imatrix),
             counts_are_exact=build.imatrix.counts_are_exact,
             unweighted=tuple(n for n in build.sensitivity.errors if n not in build.imatrix.entries),
+            dearest=tuple(build.sensitivity.dearest()),
         )
         pages = write_report(facts, job.out)
         return Done((*pages, *outputs), "report.html, README.md", {})
@@ -310,4 +360,4 @@ def report_stage(
         "recipe": job.recipe.model_dump(mode="json"),
         "target": job.target.model_dump(mode="json"),
     }
-    return Stage("report", 3, ("imatrix", *needs), settings, True, run)
+    return Stage("report", 5, ("imatrix", *needs), settings, True, run)

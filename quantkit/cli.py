@@ -29,6 +29,14 @@ TargetOption = Annotated[
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", help="A recipe's name or a YAML file.")
 ]
+LevelsOption = Annotated[
+    str | None,
+    typer.Option(
+        "--levels",
+        help="Only these: levels of the recipe, llama.cpp's presets, bits a weight or sizes, "
+        "as in Q6,Q4_K_M,4.5,71GiB.",
+    ),
+]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors.")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print the facts as JSON.")]
 CalibrationOption = Annotated[
@@ -69,9 +77,7 @@ def build(
     out: Annotated[
         Path | None, typer.Option("--out", help="Build folder; build/MODEL-TARGET by default.")
     ] = None,
-    levels: Annotated[
-        str | None, typer.Option("--levels", help="Only these levels of the recipe: Q6,Q4.")
-    ] = None,
+    levels: LevelsOption = None,
     haystack: Annotated[
         Path | None, typer.Option("--haystack", help="Text file to hide the needles in.")
     ] = None,
@@ -128,12 +134,13 @@ def plan(
         int | None, typer.Option("--context", min=1, help="Context, tokens.")
     ] = None,
     kv: Annotated[str | None, typer.Option("--kv", help="KV cache type: f16, q8_0, …")] = None,
+    levels: LevelsOption = None,
     as_json: JsonOption = False,
 ) -> None:
     """What fits on the target: card by card, before a byte is quantized."""
     from quantkit.commands.plan import plan as run
 
-    run(target, model, recipe, context, kv, as_json)
+    run(target, model, recipe, context, kv, levels, as_json)
 
 
 @app.command()
@@ -200,6 +207,64 @@ def imatrix(
 
 
 @app.command()
+def measure(
+    model: Annotated[Path, typer.Argument(help="The GGUF file to measure, BF16 or Q8_0.")],
+    imatrix: Annotated[
+        Path, typer.Option("--imatrix", help="Its importance matrix: GGUF or legacy .dat.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The file to write.")] = Path(
+        "sensitivity.json"
+    ),
+    recipe: Annotated[
+        str | None,
+        typer.Option("--recipe", help="Measure as this recipe does; 'default' by default."),
+    ] = None,
+    calibration: CalibrationOption = None,
+    cost_chunks: Annotated[
+        int | None,
+        typer.Option(
+            "--cost-chunks", min=0, help="Of the text that costs are measured on; 0 for none."
+        ),
+    ] = None,
+    sample_rows: Annotated[
+        int | None, typer.Option("--sample-rows", min=0, help="Rows of a tensor; 0 for all.")
+    ] = None,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The error of each tensor at each type, and what it costs the model."""
+    from quantkit.commands.measure import measure as run
+
+    changes = {"cost_chunks": cost_chunks, "sample_rows": sample_rows}
+    given = {name: value for name, value in changes.items() if value is not None}
+    run(model, imatrix, out, recipe, calibration, given, workers, quiet, as_json)
+
+
+@app.command()
+def quantize(
+    model: ModelOption,
+    types: Annotated[
+        str, typer.Option("--types", help="An allocation.json, or a stock preset such as Q4_K_M.")
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The GGUF file to write.")],
+    ready_imatrix: Annotated[
+        Path | None, typer.Option("--imatrix", help="Importance matrix: GGUF or legacy .dat.")
+    ] = None,
+    mtp: Annotated[
+        str, typer.Option("--mtp", help="Multi-token prediction layers: drop or keep.")
+    ] = "drop",
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """One artifact from an allocation or a stock preset."""
+    from quantkit.commands.quantize import quantize as run
+
+    run(model, types, ready_imatrix, out, mtp, workers, quiet, as_json)
+
+
+@app.command()
 def niah(
     model: Annotated[Path, typer.Argument(help="A GGUF file.")],
     context: Annotated[
@@ -230,6 +295,28 @@ def niah(
         "minimum_lower_bound": minimum,
     }
     run(model, settings, haystack, out, workers, quiet or as_json, as_json)
+
+
+@app.command()
+def compare(
+    artifacts: Annotated[list[Path], typer.Argument(help="GGUF files made from the base.")],
+    base: Annotated[Path, typer.Option("--base", help="The GGUF file they are measured against.")],
+    text: Annotated[
+        Path | None, typer.Option("--text", help="Text file; the haystack by default.")
+    ] = None,
+    chunks: Annotated[int, typer.Option("--chunks", min=1, help="Of the text.")] = 16,
+    chunk_tokens: Annotated[
+        int, typer.Option("--chunk-tokens", min=32, help="Length of a chunk, half of it counts.")
+    ] = 512,
+    workers: WorkersOption = None,
+    out: Annotated[Path | None, typer.Option("--out", help="JSON file for the figures.")] = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Artifacts of one base side by side: size, KLD, same top token, perplexity."""
+    from quantkit.commands.compare import compare as run
+
+    run(artifacts, base, text, chunks, chunk_tokens, workers, out, quiet, as_json)
 
 
 @app.command()

@@ -37,13 +37,13 @@ from quantkit.families.registry import family_for
 from quantkit.families.vocabulary import tokenizer_metadata
 from quantkit.formats.gguf_writer import lay_out, open_shard
 from quantkit.formats.safetensors_header import DTYPE_BYTES
+from quantkit.measurement.candidates import admissible, is_quantizable
 from quantkit.native import kernels
 from quantkit.progress import SILENT
 from quantkit.quant_types import BY_NAME, quant_type
 from quantkit.recipe import MeasureRecipe
 from quantkit.resources import DEMO_MODEL
 from quantkit.results import read_types
-from quantkit.measurement.candidates import admissible, is_quantizable
 from quantkit.values import Metadata, TensorInfo
 
 Fill = Literal["zeros", "random"]

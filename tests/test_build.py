@@ -20,7 +20,7 @@ from quantkit.receipts import file_sha256
 from quantkit.resources import DEMO_MODEL
 
 STAGES = (
-    "checkpoint", "convert", "imatrix", "measure",
+    "checkpoint", "convert", "imatrix", "measure", "logits",
     "allocate:Q8", "place:Q8", "quantize:Q8", "validate:Q8",
     "allocate:Q4", "place:Q4", "quantize:Q4", "validate:Q4", "report",
 )  # fmt: skip
@@ -125,6 +125,24 @@ def test_a_change_runs_only_what_depends_on_it(built: Path, tmp_path: Path) -> N
     assert "settings.level.bits_per_weight has changed from 4.6 to 4.5" in again.stdout
     for stage in ("imatrix", "measure", "quantize:Q8", "validate:Q8"):
         assert f"· {stage}" in again.stdout
+
+
+def test_the_bases_logits_are_made_once(built: Path, recipe: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(built), str(out)], check=True)
+    (out / "base.logits").unlink()
+    again = run(out, recipe)
+    assert "its output base.logits is missing" in again.stdout
+    assert "✓ logits" in again.stdout
+    for stage in ("validate:Q8", "validate:Q4", "report"):  # its bytes are the same again
+        assert f"· {stage}" in again.stdout
+    longer = write_recipe(tmp_path / "r.yaml", divergence={"chunks": 2, "chunk_tokens": 128})
+    again = run(out, longer, "--levels", "Q4")
+    assert "settings.chunks has changed from 1 to 2" in again.stdout
+    assert "· quantize:Q4" in again.stdout
+    assert "✓ validate:Q4" in again.stdout
+    kld = json.loads((out / "levels" / "Q4" / "validation.json").read_text())["kld"]
+    assert kld["tokens"] == 2 * 63
 
 
 def test_a_ready_imatrix_gives_what_collecting_it_gave(

@@ -168,7 +168,7 @@ def test_plan_and_inspect_speak_json() -> None:
     planned = quantkit("plan", "--target", "2x3090", "--model", "demo", "--json")
     assert planned.returncode == 0, planned.stderr
     levels = json.loads(planned.stdout)["levels"]
-    assert [level["level"] for level in levels] == ["Q6", "Q4", "Q2"]
+    assert [level["level"] for level in levels] == ["Q6", "Q4", "Q3", "IQ2_XXS"]
     assert all(len(level["cards"]) == 2 and level["fits"] for level in levels)
 
 

@@ -10,8 +10,10 @@ from pathlib import Path
 from quantkit.console import Console
 from quantkit.errors import InputError
 from quantkit.machine import worker_count
+from quantkit.positions import kld_text
 from quantkit.results import LevelResult
 from quantkit.sizes import GIB, gb_text, gib_text
+from quantkit.values import Divergence
 
 
 def build(
@@ -37,7 +39,7 @@ def build(
     card_set = load_target(target)
     chosen = recipe_for(model, recipe)
     if levels is not None:
-        chosen = chosen.with_levels(levels.split(","))
+        chosen = chosen.with_levels(levels)
     if calibration and imatrix:
         raise InputError("--calibration is what an imatrix is collected on; leave it or --imatrix")
     if calibration:
@@ -60,7 +62,10 @@ def build(
 
 
 def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:
-    columns = ("level", "size", "bits/w", "fullest card", "KLD", "retrieval", "proven", "gate")
+    columns = (
+        "level", "size", "bits/w", "fullest card", "KLD\n[dim]99.9 %[/]",
+        "same top\n[dim]perplexity[/]", "retrieval", "proven", "gate",
+    )  # fmt: skip
     rows = []
     for r in results:
         length, hits, trials, bound = r.lengths[-1]
@@ -72,10 +77,20 @@ def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:
                 f"{gib_text(r.size_bytes)}\n[dim]{gb_text(r.size_bytes)}[/]",
                 f"{r.bits_per_weight:.2f}",
                 f"{used / GIB:.1f} GiB\n[dim]of {capacity / GIB:g} GiB[/]",
-                "–" if r.kld is None else f"{r.kld:.4f}",
+                *_divergence_cells(r.kld),
                 f"{hits}/{trials}\n[dim]at {length:,}[/]",
                 f"≥ {bound:.1%}",
                 f"[{color}]{r.verdict}[/]",
             )
         )
     console.table(columns, rows)
+
+
+def _divergence_cells(kld: Divergence | None) -> tuple[str, str]:
+    """Mean over its 99.9th percentile, and the same top token over the perplexities' ratio."""
+    if kld is None:
+        return "–", "–"
+    return (
+        f"{kld_text(kld.mean)}\n[dim]{kld_text(kld.p999)}[/]",
+        f"{kld.same_top:.1%}\n[dim]× {kld.perplexity_ratio:.3f}[/]",
+    )

@@ -40,7 +40,7 @@ def download(model: str, out: Path | None, quiet: bool, as_json: bool) -> None:
         found.fetch_bytes,
         remote.elements,
         recipe.convert.base_type,
-        [level.bits_per_weight for level in recipe.levels],
+        [level.bits(remote.elements) for level in recipe.levels],
     )
     if build_takes.total_bytes > found.free_bytes:
         console.note(
