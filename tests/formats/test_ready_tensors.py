@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import functools
 import os
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -154,12 +155,13 @@ def test_a_file_that_changes_while_it_is_copied_does_no_harm(
     monkeypatch.setattr(encoding, "ROWS_BYTES", 16 << 10)  # several blocks a tensor
     alone, _ = written(source, SECOND, tmp_path / "alone")
     first, _ = written(source, FIRST, tmp_path / "first")
-    copy, copied = FileBytes.copy_to, list[int]()
+    copy, copied, lock = FileBytes.copy_to, list[int](), threading.Lock()
 
     def then_change(self: FileBytes, offset: int, size: int, descriptor: int, at: int) -> None:
-        if len(copied) == 5:
-            change(first)
-        copied.append(size)
+        with lock:  # one of the workers, and only once
+            if len(copied) == 5:
+                change(first)
+            copied.append(size)
         copy(self, offset, size, descriptor, at)
 
     monkeypatch.setattr(FileBytes, "copy_to", then_change)

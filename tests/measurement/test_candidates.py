@@ -24,7 +24,7 @@ def test_types_that_need_statistics_only_with_them() -> None:
 
 def test_types_that_divide_the_row() -> None:
     found = {kind.name for kind in admissible(EXPERTS, True, STOCK_CANDIDATES)}
-    assert found == {"Q8_0", "Q5_1", "Q5_0", "Q4_1", "IQ4_NL"}
+    assert found == {"Q8_0", "Q5_1", "Q5_0", "Q4_1", "IQ4_NL", "MXFP4"}
 
 
 @pytest.mark.parametrize(
