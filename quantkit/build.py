@@ -71,8 +71,9 @@ def _preflight(context: BuildContext) -> None:
     """Bad input is told before the folder is made and before any work."""
     if context.choice.kind != "repository":
         context.levels()
-    local_sources(context.job.recipe.imatrix)
     ready = context.job.imatrix
+    if ready is None or context.job.recipe.measure.cost_chunks:
+        local_sources(context.job.recipe.imatrix)
     if ready is not None and context.choice.kind == "repository":
         read_imatrix(ready)  # compared with the model once its tensors are known
     elif ready is not None:

@@ -160,11 +160,12 @@ def measure_stage(build: BuildContext) -> Stage:
     recipe, calibration = build.job.recipe.measure, build.job.recipe.imatrix
 
     def run(work: Path, progress: Progress) -> Done:
-        out = build.job.out / "sensitivity.json"
-        sources = resolve_sources(calibration, progress)
-        used = chunks_of_text(build.imatrix, sources, calibration)
-        imatrix = build.job.out / "imatrix.gguf"
-        text = CostText(build.base, imatrix, calibration, sources, used)
+        out, text = build.job.out / "sensitivity.json", None
+        if recipe.cost_chunks:
+            sources = resolve_sources(calibration, progress)
+            used = chunks_of_text(build.imatrix, sources, calibration)
+            imatrix = build.job.out / "imatrix.gguf"
+            text = CostText(build.base, imatrix, calibration, sources, used)
         found = measure(
             build.source, build.importance, recipe, text, out, work, build.devices, progress
         )
@@ -175,13 +176,13 @@ def measure_stage(build: BuildContext) -> Stage:
         facts = {"tensors": len(found.errors), "pairs": pairs, "units": len(found.units)}
         return Done((out,), detail, facts)
 
-    settings = {
-        "measure": recipe.model_dump(mode="json"),
-        "calibration": calibration.model_dump(mode="json"),
-        "files": _texts(calibration),
-    }
-    needs = tuple(dict.fromkeys(("checkpoint", build.base_stage, "imatrix")))
-    return Stage("measure", 2, needs, settings, True, run)
+    settings: dict[str, Any] = {"measure": recipe.model_dump(mode="json")}
+    needs: tuple[str, ...] = ("checkpoint", "imatrix")
+    if recipe.cost_chunks:
+        settings["calibration"] = calibration.model_dump(mode="json")
+        settings["files"] = _texts(calibration)
+        needs = tuple(dict.fromkeys((*needs, build.base_stage)))
+    return Stage("measure", 3, needs, settings, True, run)
 
 
 def logits_stage(build: BuildContext) -> Stage:
@@ -360,4 +361,4 @@ def report_stage(
         "recipe": job.recipe.model_dump(mode="json"),
         "target": job.target.model_dump(mode="json"),
     }
-    return Stage("report", 5, ("imatrix", *needs), settings, True, run)
+    return Stage("report", 5, ("imatrix", "measure", *needs), settings, True, run)

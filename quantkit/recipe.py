@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
@@ -21,6 +22,7 @@ STOCK_CANDIDATES = (
 )  # fmt: skip
 
 PLAIN_TEXT = (".txt", ".md")
+_WEIGHT_TYPES = ("F32", "F16", "BF16")
 
 
 class ConvertRecipe(Strict):
@@ -82,13 +84,13 @@ class MeasureRecipe(Strict):
         sample_rows: of a matrix, for its error; 0 for all.
         sample_experts: of a stack, for its error; 0 for all.
         cost_chunks: of the text on which costs are measured; 0: tensors count alike.
-        cost_chunk_tokens: length of a chunk.
+        cost_chunk_tokens: of each chunk, from its beginning; at most imatrix.chunk_tokens.
         probe_bits: bits a weight; a unit is measured with the error of the type nearest to each.
         probe_error: relative; smaller errors are amplified to it, to stand out of the noise.
         groups: regular expressions; tensors in which one captures the same are one unit.
     """
 
-    candidates: tuple[str, ...] = STOCK_CANDIDATES
+    candidates: tuple[str, ...] = Field(default=STOCK_CANDIDATES, min_length=1)
     sample_rows: int = Field(default=512, ge=0)
     sample_experts: int = Field(default=8, ge=0)
     seed: int = 1
@@ -101,10 +103,18 @@ class MeasureRecipe(Strict):
     groups: tuple[str, ...] = ()
 
     @model_validator(mode="after")
-    def _known_types(self) -> MeasureRecipe:
-        unknown = [name for name in self.candidates if name not in BY_NAME]
+    def _possible(self) -> MeasureRecipe:
+        known = {n for n, kind in BY_NAME.items() if kind.is_quantized or n in _WEIGHT_TYPES}
+        unknown = [name for name in self.candidates if name not in known]
         if unknown:
-            raise ValueError(f"unknown tensor types {', '.join(unknown)}")
+            raise ValueError(f"not types of weights: {', '.join(unknown)}")
+        if len(set(self.candidates)) < len(self.candidates):
+            raise ValueError("candidates has a type twice")
+        for pattern in self.groups:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"groups: {pattern!r} is no regular expression: {error}") from None
         return self
 
 

@@ -42,8 +42,10 @@ def measure(
     texts = chosen.imatrix.calibrated_on(calibration) if calibration else chosen.imatrix
     source = GGUFSource(model)  # tells what is wrong with the file before llama.cpp is asked
     ready = check_ready(imatrix, source.tensors)
-    read = [path for entry in local_sources(texts) for path in entry.files]
-    check_writable(out, [*source.paths, *read, imatrix])
+    costs = recipe.cost_chunks > 0
+    read = [path for entry in local_sources(texts) for path in entry.files] if costs else []
+    named = [Path(recipe_name)] if recipe_name is not None else []
+    check_writable(out, [*source.paths, *read, imatrix, *named])
     console = Console(quiet=quiet or as_json)
     for sentence in ready.notes:
         console.note(sentence)
@@ -58,9 +60,11 @@ def measure(
     }
     importance = {name: entry.importance() for name, entry in ready.imatrix.entries.items()}
     with resumable(work_folder(out), parts) as work, console.stage("measure") as progress:
-        sources = resolve_sources(texts, progress)
-        used = chunks_of_text(ready.imatrix, sources, texts)
-        text = CostText(model, imatrix, texts, sources, used)
+        text = None
+        if costs:
+            sources = resolve_sources(texts, progress)
+            used = chunks_of_text(ready.imatrix, sources, texts)
+            text = CostText(model, imatrix, texts, sources, used)
         found = run(source, importance, recipe, text, out, work, devices, progress)
     if as_json:
         console.json(_facts(found, out))

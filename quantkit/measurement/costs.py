@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.calibration import CalibrationSource
-from quantkit.errors import EnvironmentFault
+from quantkit.errors import EnvironmentFault, InputError
 from quantkit.formats.gguf_file import GGUFSource
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.journal import Journal
@@ -43,12 +43,16 @@ if TYPE_CHECKING:
 
 LOGITS_BYTES = 512 << 20
 """Most logits of one batch; base logits and probabilities take twice the text's in all."""
+MOST_TOGETHER = 64
+"""Chunks side by side; llama.cpp takes 256 sequences at most."""
 LARGEST_DIFFERENCE = 1e-6
 """Nats, of the base against itself; on a CPU there is none."""
 FLOOR_PROBES = 5
 TINY_ERROR = 3e-6
 """Changes the last bit of many weights, and costs nothing else that matters."""
 LARGEST_GAIN = 3.0
+SMALLEST_SHARE = 0.02
+"""Of `probe_error`: a type with less, amplified, would still be lost in the noise."""
 _BLOCK = re.compile(r"^blk\.(\d+)\.")
 
 
@@ -98,16 +102,18 @@ def measure_costs(
 ) -> MeasuredCosts:
     """Measure what the errors of each unit cost; `work` keeps the units that are done.
 
-    A unit that no graph of the text shows has no cost and is left out.
+    A unit that no graph of the text shows has no cost and is left out, and so is one whose tensors
+    the base stores in a type that cannot be made again without statistics that there are not.
 
     Raises:
+        InputError: the text is shorter than one chunk.
         EnvironmentFault: the model did not come back to its KLD of 0, or native code crashed.
     """
 
     def on_message(message: tuple[str, Any]) -> None:
         kind, value = message
         if kind == "start":
-            progress.start(len(job.units), "units", "costs", done=value)
+            progress.start(value[1], "units", "costs", done=value[0])
         elif kind == "note":
             progress.note(value)
         else:
@@ -138,7 +144,13 @@ def measure_in_child(
     importance = {name: entry.importance() for name, entry in entries.items()}
     journal = Journal(work / "costs.jsonl", _purpose(job, tokens))
     done = {unit.tensors: unit for unit in map(unit_of, map(json.loads, journal.lines))}
-    shown = [unit for unit in job.units if weights.names.issuperset(unit)]
+    known = {
+        info.name
+        for info in base.tensors
+        if info.name in weights.names
+        and (info.name in importance or not BY_NAME[info.type_name].needs_imatrix)
+    }
+    shown = [unit for unit in job.units if known.issuperset(unit)]
     left = [unit for unit in shown if unit not in done]
     with ThreadPoolExecutor(workers) as pool:
         meter = _Meter(model, tokens, pool)
@@ -147,7 +159,7 @@ def measure_in_child(
         _check_repeatable(float(meter.kld().mean()))
         if left:
             emit(("note", probing.outlook(left, time.perf_counter() - began, workers)))
-        emit(("start", len(done)))
+        emit(("start", (len(done), len(shown))))
         floor = probing.floor(shown if left else ())
         for unit in left:
             done[unit] = UnitCost(unit, probing.probes(unit), floor(unit))
@@ -167,7 +179,8 @@ def _check_repeatable(difference: float) -> None:
     if difference > LARGEST_DIFFERENCE:
         raise EnvironmentFault(
             f"the base model's KLD against itself is {difference:.2g} here, and costs are measured "
-            f"where it is at most {LARGEST_DIFFERENCE:g}; run it on another device"
+            f"where it is at most {LARGEST_DIFFERENCE:g}; run it on another device, or leave costs "
+            "out with measure.cost_chunks: 0"
         )
 
 
@@ -193,24 +206,25 @@ class _Probing:
         """Unit → the KLD of a change that costs nothing, by the layer where it begins.
 
         Measured at a few layers with errors of about TINY_ERROR, and interpolated: the deeper it
-        begins, the less of the model is left to round otherwise.
+        begins, the less of the model is left to round otherwise. A base in a coarse type has no
+        such small changes, and then no floor that could be told from a cost.
         """
-        inside = [unit for unit in units if _layer(unit) is not None]
-        layers, found = [], []
-        for index in sorted(set(np.linspace(0, len(inside) - 1, FLOOR_PROBES).astype(int))):
-            unit = inside[index]
-            types = self._types(unit, self.job.recipe.probe_bits[0])
-            probe = self._probe(types, self._gains(types, TINY_ERROR, least=0.0))
-            self.exchange.restore(unit)
-            layers.append(_layer(unit) or 0)
-            found.append(probe.kld)
-        depth = layers[-1] if layers else 0
+        inside = sorted((layer, unit) for unit in units if (layer := _layer(unit)) is not None)
+        found: dict[int, float] = {}
+        for index in np.linspace(0, len(inside) - 1, min(FLOOR_PROBES, len(inside))).astype(int):
+            layer, unit = inside[index]
+            if layer not in found:
+                types = self._types(unit, self.job.recipe.probe_bits[0])
+                probe = self._probe(types, self._gains(types, TINY_ERROR, least=0.0))
+                self.exchange.restore(unit)
+                if 0 < probe.error <= 10 * TINY_ERROR * len(unit):
+                    found[layer] = probe.kld
 
         def at(unit: Sequence[str]) -> float:
             layer = _layer(unit)
             if layer is None:  # the embedding lies before all layers, the output behind them
-                layer = depth if unit[0].startswith("output") else 0
-            return float(np.interp(layer, layers, found)) if found else 0.0
+                layer = max(found, default=0) if unit[0].startswith("output") else 0
+            return float(np.interp(layer, list(found), list(found.values()))) if found else 0.0
 
         return at
 
@@ -235,12 +249,15 @@ class _Probing:
         return Probe(dict(types), dict(gains), errors, float(kld.mean()), deviation)
 
     def _types(self, unit: Sequence[str], bits: float) -> dict[str, str]:
-        known, candidates = self.job.errors, self.job.recipe.candidates
-        infos = [info for info in self.base.tensors if info.name in set(unit)]
+        """Tensor → its type nearest to `bits` that has an error to speak of.
+
+        A base in 4 bits has hardly any at its own type.
+        """
         found = {}
-        for info in infos:
-            allowed = [name for name in candidates if name in known[info.name]]
-            found[info.name] = nearest_type(allowed, bits)
+        for info in (info for info in self.base.tensors if info.name in set(unit)):
+            errors = self.job.errors[info.name]
+            least = min(SMALLEST_SHARE * self.job.recipe.probe_error, max(errors.values()))
+            found[info.name] = nearest_type([n for n, e in errors.items() if e >= least], bits)
         return found
 
     def _gains(
@@ -262,20 +279,33 @@ def _layer(unit: Sequence[str]) -> int | None:
 
 def _text(job: CostJob, model: Model, emit: Emit) -> Tokens:
     """The text's tokens, (chunks, chunk tokens)."""
-    whole = job.calibration.model_copy(update={"until_covered": 1})  # all that there is
-    found = model_calibration(whole, job.sources, model, lambda _: None).tokens
     size, wanted = job.calibration.chunk_tokens, job.recipe.cost_chunks
+    enough = {"chunks": job.used_chunks + wanted, "until_covered": 0}
+    recipe = job.calibration.model_copy(update=enough)
+    found = model_calibration(recipe, job.sources, model, lambda _: None).tokens
     chunks = found[: len(found) // size * size].reshape(-1, size)
     text, overlap = held_out(chunks, job.used_chunks, wanted)
-    if overlap:
-        emit(
-            (
-                "note",
-                f"{overlap} of the {len(text)} chunks that costs are measured on are of the text "
-                "that the importance matrix was collected on: there is no more",
-            )
+    if not len(text):
+        raise InputError(
+            f"the calibration text has {len(found)} tokens, fewer than one chunk of {size}, and "
+            "costs are measured on it; give a longer text, a smaller imatrix.chunk_tokens, or "
+            "measure.cost_chunks: 0"
         )
+    for words in _words(job, len(text), overlap):
+        emit(("note", words))
     return text[:, : job.recipe.cost_chunk_tokens]
+
+
+def _words(job: CostJob, chunks: int, overlap: int) -> Iterator[str]:
+    """What the person should know of the text."""
+    size, asked = job.calibration.chunk_tokens, job.recipe.cost_chunk_tokens
+    if overlap:
+        yield (
+            f"{overlap} of the {chunks} chunks that costs are measured on are of the text that the "
+            "importance matrix was collected on: there is no more"
+        )
+    if asked > size:
+        yield f"costs are measured on chunks of {size} tokens, the calibration's, not of {asked}"
 
 
 def held_out(chunks: Tokens, used: int, wanted: int) -> tuple[Tokens, int]:
@@ -306,7 +336,7 @@ class _Meter:
 
         count, size = tokens.shape
         fits = max(1, LOGITS_BYTES // (4 * model.vocab.size * size))
-        self._together, self._pool = min(count, fits), pool
+        self._together, self._pool = min(count, fits, MOST_TOGETHER), pool
         self.positions = count * size
         batch = self._together * size
         settings = ContextSettings(

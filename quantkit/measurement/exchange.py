@@ -94,7 +94,7 @@ class Exchange:
         lossy = kernels.dequantize(kind, kernels.quantize(kind, rows, column), width)
         if gain != 1.0:
             lossy = rows + np.float32(gain) * (lossy - rows)
-        raw = kernels.quantize(stored, lossy, None)
+        raw = kernels.quantize(stored, lossy, column if stored.needs_imatrix else None)
         kept = kernels.dequantize(stored, raw, width)
         scale = column_weights(weights, matrix, width)
         lost = np.square(rows - kept, dtype=np.float64).sum(axis=0) @ scale

@@ -68,15 +68,14 @@ def measure(
 ) -> Sensitivity:
     """Measure every quantizable tensor and write `out`; `work` keeps what a killed run had done.
 
-    Without `text`, or with `cost_chunks: 0`, what errors cost is left out and all tensors count
-    alike. The time it takes is told as a note before each part.
+    Without `text` what errors cost is left out, and all tensors count alike. The time it takes is told as a note before each part.
     """
     seconds = seconds_of_errors(source.tensors, importance, recipe, devices.threads)
     progress.note(f"errors of the tensors at each type will take about {seconds_text(seconds)}")
     errors = measure_errors(source, importance, recipe, work, devices.threads, progress)
     names = [entry.name for entry in errors]
     costs = NO_COSTS
-    if text is not None and recipe.cost_chunks:
+    if text is not None:
         job = CostJob(
             text.base,
             text.imatrix,

@@ -14,6 +14,7 @@ from demo_artifacts import write_demo
 from models import write_gguf
 
 from quantkit.calibration_sources import resolve_sources
+from quantkit.errors import InputError
 from quantkit.formats.gguf_file import GGUFSource
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
 from quantkit.kld import BaseDistribution
@@ -163,12 +164,72 @@ def test_a_killed_run_goes_on_and_gives_the_same(job: CostJob, tmp_path: Path) -
     assert len((work / "costs.jsonl").read_text().splitlines()) == 1 + 2
     said: list[Any] = []
     assert measure_in_child(job, work, DEVICES, 1, said.append) == whole
-    assert ("start", 2) in said
+    assert ("start", (2, 3)) in said
     assert said.count(("advance", 1)) == 1
     assert any(kind == "note" and "1 units on 192 tokens" in value for kind, value in said)
     other = dataclasses.replace(job, used_chunks=0)  # another text: nothing of it is kept
     measure_in_child(other, work, DEVICES, 1, said.append)
-    assert said.count(("start", 0)) == 1
+    assert said.count(("start", (0, 3))) == 1
+
+
+def test_a_run_killed_at_its_very_end_goes_on(job: CostJob, tmp_path: Path) -> None:
+    whole = measure_costs(job, tmp_path, DEVICES, 1)
+    assert measure_costs(job, tmp_path, DEVICES, 1) == whole
+
+
+def test_one_unit_of_everything(job: CostJob, tmp_path: Path) -> None:
+    one = dataclasses.replace(job, units=((EMBEDDING, MAMBA, EXPERTS),))
+    (unit,) = measure_costs(one, tmp_path, DEVICES, 1).units
+    assert set(unit.probes[0].errors) == {EMBEDDING, MAMBA, EXPERTS}
+    assert unit.floor == 0.0  # it begins before the layers, where none was measured
+
+
+def test_the_floor_is_by_layer_whatever_the_order_of_units(job: CostJob, tmp_path: Path) -> None:
+    names = [f"blk.{layer}.ssm_in.weight" for layer in (4, 0)]
+    errors = dict.fromkeys(names, ERRORS[MAMBA])
+    found = []
+    for order in (names, names[::-1]):
+        changed = dataclasses.replace(job, units=tuple((n,) for n in order), errors=errors)
+        units = measure_costs(changed, tmp_path / order[0], DEVICES, 1).units
+        found.append({unit.tensors[0]: unit.floor for unit in units})
+    assert found[0] == found[1]
+    assert found[0][names[1]] != found[0][names[0]]
+
+
+def test_a_base_in_four_bits(job: CostJob, tmp_path: Path) -> None:
+    base = write_demo(tmp_path / "coarse.gguf", "Q4_0")
+    exact = {name: {"Q8_0": 3e-5, "Q4_0": 0.0, "Q4_K": 5e-3} for name in (MAMBA, EMBEDDING)}
+    recipe = RECIPE.model_copy(
+        update={"candidates": ("Q8_0", "Q4_0", "Q4_K"), "probe_error": 0.02, "cost_chunks": 2}
+    )
+    coarse = dataclasses.replace(
+        job, base=base, units=((MAMBA,), (EMBEDDING,)), errors=exact, recipe=recipe
+    )
+    units = measure_costs(coarse, tmp_path, DEVICES, 1).units
+    assert len(units) == 2
+    for unit in units:
+        (probe,) = unit.probes
+        assert unit.floor < 0.1 * probe.kld
+        assert set(probe.types.values()) == {"Q4_K"}  # its own has no error
+        assert probe.kld > 0
+
+
+def test_a_text_that_is_too_short(job: CostJob, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("four score and seven", encoding="utf-8")
+    calibration = CALIBRATION.model_copy(update={"texts": (str(tmp_path / "short.txt"),)})
+    short = dataclasses.replace(
+        job, calibration=calibration, sources=tuple(resolve_sources(calibration)), used_chunks=0
+    )
+    with pytest.raises(InputError, match="fewer than one chunk of 128"):
+        measure_costs(short, tmp_path, DEVICES, 1)
+
+
+def test_chunks_longer_than_the_calibrations_are_told(job: CostJob, tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"cost_chunk_tokens": 512})
+    said: list[Any] = []
+    longer = dataclasses.replace(job, recipe=recipe, units=((MAMBA,),))
+    assert measure_in_child(longer, tmp_path, DEVICES, 1, said.append).tokens == 3 * 128
+    assert any(kind == "note" and "not of 512" in value for kind, value in said)
 
 
 def test_text_that_the_imatrix_did_not_see() -> None:
