@@ -25,7 +25,7 @@ from quantkit.stages.measure import CostText, measure
 from quantkit.stages.quantize import quantize
 from quantkit.values import Divergence
 
-HELD_OUT = DivergenceRecipe(chunk_tokens=512, chunks=24)
+HELD_OUT = DivergenceRecipe(chunk_tokens=512, chunks=12)
 _serial = itertools.count()
 
 

@@ -39,7 +39,7 @@ def build(job: Job, console: Console) -> list[LevelResult]:
         if not context.is_whole():
             pipeline.forget("checkpoint")
         pipeline.run(stages.checkpoint_stage(context))
-        levels, notes = context.levels()
+        levels, notes = context.levels
         for sentence in notes:
             console.note(sentence)
         if context.choice.kind != "gguf":
@@ -70,7 +70,7 @@ def build(job: Job, console: Console) -> list[LevelResult]:
 def _preflight(context: BuildContext) -> None:
     """Bad input is told before the folder is made and before any work."""
     if context.choice.kind != "repository":
-        context.levels()
+        _ = context.levels
     ready = context.job.imatrix
     if ready is None or context.job.recipe.measure.cost_chunks:
         local_sources(context.job.recipe.imatrix)
@@ -96,11 +96,7 @@ def _preflight_repository(context: BuildContext) -> None:
     limit = planning.target_budget(job.target, geometry)
     found = survey(remote, context.checkpoint)
     needed = space_needed(
-        found.fetch_bytes,
-        remote.elements,
-        job.recipe.convert.base_type,
-        [level.bits(remote.elements) for level in job.recipe.levels],
-        limit,
+        found.fetch_bytes, remote.elements, geometry.vocabulary, job.recipe, limit
     )
     # What an earlier build left counts for nothing: it goes only when its successor is whole.
     check_space(needed, found.free_bytes, job.out)

@@ -104,7 +104,9 @@ class BuildContext:
         """What the base says, which the levels' KLD is measured against."""
         return self.job.out / "base.logits"
 
+    @functools.cached_property
     def levels(self) -> tuple[list[LevelPlan], list[str]]:
+        """Planned once: llama.cpp is asked for each preset in a process of its own."""
         source = self.source
         model = PlannedModel(self.choice.name, source.metadata, source.tensors, self.geometry)
         return planning.plan_levels(self.job.recipe, self.job.target, model)

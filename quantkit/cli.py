@@ -23,6 +23,12 @@ app = typer.Typer(
 ModelOption = Annotated[
     str, typer.Option("--model", help="OWNER/NAME on the Hub, a folder, a GGUF file, or 'demo'.")
 ]
+LocalModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", help="A folder, a GGUF file, or 'demo'; 'quantkit download' brings others."
+    ),
+]
 TargetOption = Annotated[
     str, typer.Option("--target", help="A target's name ('quantkit targets') or a YAML file.")
 ]
@@ -128,7 +134,7 @@ def download(
 @app.command()
 def plan(
     target: TargetOption,
-    model: ModelOption,
+    model: LocalModelOption,
     recipe: RecipeOption = None,
     context: Annotated[
         int | None, typer.Option("--context", min=1, help="Context, tokens.")
@@ -145,7 +151,7 @@ def plan(
 
 @app.command()
 def convert(
-    model: ModelOption,
+    model: LocalModelOption,
     out: Annotated[Path, typer.Option("--out", help="The GGUF file to write.")],
     base_type: Annotated[str, typer.Option("--type", help="BF16 or Q8_0.")] = "BF16",
     mtp: Annotated[
@@ -243,7 +249,7 @@ def measure(
 
 @app.command()
 def quantize(
-    model: ModelOption,
+    model: LocalModelOption,
     types: Annotated[
         str, typer.Option("--types", help="An allocation.json, or a stock preset such as Q4_K_M.")
     ],

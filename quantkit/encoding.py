@@ -255,10 +255,9 @@ class _Encoder:
         weights = self.importance.get(info.name)
         column = None if weights is None else weights[block.matrix]
         values = self.source.read_rows(info.name, *rows)
-        if not kind.is_quantized:
-            return kernels.quantize(kind, values, None)
-        if _is_tame(values):  # ggml aborts the process over some others
-            made = kernels.quantize(kind, values, column)
+        if not kind.is_quantized or _is_tame(values):  # ggml aborts the process over some others
+            with np.errstate(over="ignore"):  # what is infinite as F16 is told below
+                made = kernels.quantize(kind, values, column if kind.is_quantized else None)
             if kernels.is_finite(kind, made):
                 return made
         raise InputError(

@@ -20,6 +20,7 @@ from quantkit.stages.allocate import GAP, Allocation, allocate, allocate_preset
 from quantkit.stages.place import Placement, check_fits, place
 from quantkit.stages.quantize import artifact_bytes, overhead_bytes
 from quantkit.target import Target
+from quantkit.type_choice import TypeChoice, check_importance
 from quantkit.type_rules import Costs, allowed_types, smallest_bytes, smallest_types
 from quantkit.values import Metadata, TensorInfo
 
@@ -70,18 +71,19 @@ class Fitted:
     placement: Placement
 
 
-def nominal_costs(
-    tensors: Sequence[TensorInfo], recipe: MeasureRecipe
-) -> dict[str, dict[str, float]]:
+def nominal_costs(model: PlannedModel, recipe: MeasureRecipe) -> dict[str, dict[str, float]]:
     """Costs as they would be if a bit more always halved the noise: good enough for sizes.
 
     Stands in for sensitivity.json before anything is measured; tensors of the repeating layers
-    are taken to have an imatrix.
+    are taken to have an imatrix, but for those of a prediction head, which it never runs.
     """
+    trunk = model.geometry.trunk_layers
+    at = layers_of(model.tensors, len(model.geometry.layers) + 1)
     costs = {}
-    for info in tensors:
+    for info in model.tensors:
         if is_quantizable(info):
-            kinds = admissible(info, info.name.startswith("blk."), recipe.candidates)
+            has_imatrix = info.name.startswith("blk.") and at[info.name] < trunk
+            kinds = admissible(info, has_imatrix, recipe.candidates)
             if kinds:
                 costs[info.name] = {kind.name: 4.0**-kind.bits_per_weight for kind in kinds}
     return costs
@@ -110,9 +112,10 @@ def plan_levels(
 
     Raises:
         DoesNotFitError: no level can be built.
-        InputError: a level's minimum or pin is impossible.
+        InputError: a level's minimum or pin is impossible, or its preset needs an importance matrix
+            of a prediction head's layers.
     """
-    costs = nominal_costs(model.tensors, recipe.measure)
+    costs = nominal_costs(model, recipe.measure)
     limit = target_budget(target, model.geometry, _host_bytes(model, costs))
     plans, left_out = [], []
     for level in recipe.levels:
@@ -133,6 +136,8 @@ def plan_levels(
             form = "" if stock else " in its smallest types"
             left_out.append(f"level {level.name}{form} {error}")
             continue
+        if stock is not None:
+            _check_prediction(level, model, stock)
         budget = limit if wanted is None or stock is not None else wanted
         if stock is None:
             budget = min(budget, _largest_bytes(model, costs, level))
@@ -156,6 +161,23 @@ def _stock(level: LevelRecipe, model: PlannedModel) -> StockTypes | None:
     if level.preset is None:
         return None
     return ask_preset(model.metadata, model.tensors, level.preset, has_imatrix=True)
+
+
+def _check_prediction(level: LevelRecipe, model: PlannedModel, stock: StockTypes) -> None:
+    """That a preset gives a prediction head's layers no type that needs an importance matrix.
+
+    Raises:
+        InputError: it does; a build would find out when it allocates, after hours.
+    """
+    trunk = model.geometry.trunk_layers
+    at = layers_of(model.tensors, len(model.geometry.layers) + 1)
+    predicting = {name for name, layer in at.items() if name.startswith("blk.") and layer >= trunk}
+    check_importance(
+        TypeChoice(stock.types, stock),
+        at.keys() - predicting,
+        f"level {level.name} cannot have one of prediction layers (MTP), which no text runs "
+        "through; choose another preset, or drop them with convert: {mtp: drop} in the recipe",
+    )
 
 
 def _wanted_bytes(level: LevelRecipe, model: PlannedModel, stock: StockTypes | None) -> int | None:

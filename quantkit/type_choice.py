@@ -100,10 +100,21 @@ def _check_type(path: Path, info: TensorInfo, name: str) -> None:
         )
 
 
-def check_importance(choice: TypeChoice, importance: Collection[str]) -> None:
+GIVE_ONE = (
+    "give one that has those weights with --imatrix ('quantkit imatrix' collects it), or choose "
+    "other types"
+)
+
+
+def check_importance(
+    choice: TypeChoice, importance: Collection[str], way_out: str = GIVE_ONE
+) -> None:
     """That every type that needs an importance matrix has one; `importance` names the weights.
 
     Of a preset, also what llama-quantize itself asks for (`tensor_requires_imatrix`).
+
+    Args:
+        way_out: the message's end.
 
     Raises:
         InputError: names types and tensors.
@@ -116,10 +127,7 @@ def check_importance(choice: TypeChoice, importance: Collection[str]) -> None:
         words = ", ".join(
             f"{kind} ({len(names)} tensors, {names[0]} for one)" for kind, names in wanting.items()
         )
-        raise InputError(
-            f"these types need an importance matrix: {words}; give one that has those weights with "
-            "--imatrix ('quantkit imatrix' collects it), or choose other types"
-        )
+        raise InputError(f"these types need an importance matrix: {words}; {way_out}")
 
 
 def _needs_importance(name: str, kind: str, preset: str | None) -> bool:

@@ -10,11 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer.main
 from checkpoints import NEMOTRON, nemotron_arrays, with_prediction_head, write_checkpoint
 from loopback_hub import COMMIT, Fault, hub
 from models import write_llama
 from small_recipes import write_recipe
 
+from quantkit.cli import app
 from quantkit.formats.gguf_file import GGUFSource
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.resources import DEMO_MODEL
@@ -227,11 +229,20 @@ def test_help_loads_nothing_heavy() -> None:
     assert finished.returncode == 0, finished.stderr
 
 
+def test_help_offers_a_repository_only_where_one_is_taken() -> None:
+    for command in ("build", "plan", "convert", "quantize"):
+        parameters = typer.main.get_command(app).commands[command].params
+        (words,) = (parameter.help for parameter in parameters if parameter.name == "model")
+        assert ("OWNER/NAME" in words) == (command == "build"), command
+
+
 def test_doctor_says_which_settings_work() -> None:
     found = quantkit("doctor", "--json")
     facts = json.loads(found.stdout)
     assert isinstance(facts["use_extra_buffers"], bool)
     assert "kernels" in facts["finding"]
+    assert isinstance(facts["compiled_kernels"], bool)
+    assert facts["kernels_finding"]
 
 
 def test_download_says_what_came_and_what_to_do_next(

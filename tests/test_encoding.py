@@ -19,11 +19,13 @@ from numpy.typing import NDArray
 
 from quantkit import encoding
 from quantkit.encoding import write_shards
+from quantkit.errors import InputError
 from quantkit.formats.gguf_file import GGUFSource
 from quantkit.formats.gguf_writer import ShardWriter, lay_out, tensor_size_bytes
 from quantkit.journal import Journal
 from quantkit.progress import SILENT
 from quantkit.receipts import file_sha256
+from quantkit.values import TensorInfo
 
 # `quantkit convert` in small blocks, journalled at once and with a pause: to be killed between.
 SLOWLY = """
@@ -131,6 +133,47 @@ def test_a_tensor_is_journalled_when_all_of_it_is_on_the_disk(
     write_shards(tmp_path, work, [layout], source, {}, SILENT, workers=3)
     assert written == sizes
     assert max(sizes.values()) > 4 * 512  # several blocks in a tensor, or this showed nothing
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"),
+    [
+        ("F16", 1e5), ("F16", np.nan), ("F16", -np.inf), ("BF16", 3.4e38), ("BF16", np.nan),
+        ("BF16", np.inf), ("F32", np.nan), ("F32", np.inf),
+    ],
+)  # fmt: skip
+def test_plain_types_take_no_weight_that_they_cannot_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, value: float
+) -> None:
+    monkeypatch.setattr(encoding, "ROWS_BYTES", 4096)
+    arrays, name = llama_arrays(), "blk.0.ffn_up.weight"
+    arrays[name][300, 7] = value
+    stored = {"F32": "BF16"}.get(kind, "F32")  # of another type, so that it is no copy
+    with np.errstate(over="ignore"):
+        source = GGUFSource(
+            write_gguf(tmp_path / "s.gguf", llama_metadata(), arrays, {name: stored})
+        )
+    work = tmp_path / "work"
+    work.mkdir()
+    types = {info.name: info.type_name for info in source.tensors} | {name: kind}
+    infos = [TensorInfo(info.name, info.shape, types[info.name]) for info in source.tensors]
+    layouts = lay_out("m", source.metadata, infos)
+    with pytest.raises(InputError, match=rf"of blk\.0\.ffn_up\.weight are not finite as {kind}"):
+        write_shards(tmp_path, work, layouts, source, {}, SILENT, workers=1)
+    assert not (tmp_path / "m.gguf").exists()
+
+
+def test_what_is_stored_in_the_wanted_type_stays_a_copy(tmp_path: Path) -> None:
+    """Whatever it holds: `convert` keeps a model as it is."""
+    arrays, name = llama_arrays(), "blk.0.ffn_up.weight"
+    arrays[name][300, 7] = np.nan
+    source = GGUFSource(write_gguf(tmp_path / "s.gguf", llama_metadata(), arrays))
+    work = tmp_path / "work"
+    work.mkdir()
+    layouts = lay_out("m", source.metadata, source.tensors)
+    (path,) = write_shards(tmp_path, work, layouts, source, {}, SILENT, workers=1)
+    copied = GGUFSource(path).read_rows(name, 0, 512)
+    assert np.array_equal(copied, arrays[name], equal_nan=True)
 
 
 def test_nothing_writes_any_more_after_an_error(

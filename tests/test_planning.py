@@ -3,15 +3,25 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
+from pathlib import Path
 
 import flagship
+import make_shape
 import pytest
 
+from quantkit import planning
+from quantkit.build import _preflight
+from quantkit.build_context import BuildContext, Job
 from quantkit.card_memory import card_memory
-from quantkit.errors import DoesNotFitError
+from quantkit.console import Console
+from quantkit.errors import DoesNotFitError, InputError
 from quantkit.families.geometry import geometry_of
+from quantkit.families.registry import family_for
 from quantkit.formats.gguf_writer import lay_out
 from quantkit.models import choose_model, open_source
+from quantkit.native.presets import StockTypes, ask_preset
+from quantkit.pipeline import Pipeline
 from quantkit.planning import (
     NOMINAL_GAP,
     PlannedModel,
@@ -20,19 +30,20 @@ from quantkit.planning import (
     plan_levels,
     target_budget,
 )
+from quantkit.quant_types import BY_NAME
 from quantkit.recipe import MeasureRecipe, Recipe
 from quantkit.results import allocation_json, fallback_text
 from quantkit.sensitivity import Sensitivity, UnitCost
 from quantkit.sizes import GB, GIB
 from quantkit.target import CardSpec, Target, load_target
-from quantkit.values import TensorInfo
+from quantkit.values import Metadata, TensorInfo
 
 DEMO = open_source(choose_model("demo"))
 FLAGSHIP = PlannedModel(
     "super", flagship.metadata(), flagship.tensors(), geometry_of(flagship.metadata())
 )
 SMALL = PlannedModel.of("small", DEMO.metadata, DEMO.tensors)
-COSTS = nominal_costs(flagship.tensors(), MeasureRecipe())
+COSTS = nominal_costs(FLAGSHIP, MeasureRecipe())
 
 
 def recipe(*levels: dict[str, object]) -> Recipe:
@@ -112,7 +123,7 @@ def test_shards_count_in_the_size() -> None:
     ]
     source = PlannedModel("super", FLAGSHIP.metadata, one, FLAGSHIP.geometry)
     (plan,), _ = plan_levels(recipe({"name": "all", "size": "75GB"}), target(200), source)
-    costs = nominal_costs(one, MeasureRecipe(candidates=("Q8_0", "Q5_0", "Q4_1", "Q4_0")))
+    costs = nominal_costs(source, MeasureRecipe(candidates=("Q8_0", "Q5_0", "Q4_1", "Q4_0")))
     found = fit(plan, source, costs, target(200), NOMINAL_GAP).allocation
     assert found.total_bytes == file_bytes(source, dict(found.types))
     assert 0.995 * 75 * GB < found.total_bytes <= 75 * GB
@@ -124,6 +135,57 @@ def test_the_host_s_embedding_does_not_take_the_cards_room() -> None:
     assert alone == sum(memory.rooms) - sum(memory.kept)
     assert target_budget(target(40), FLAGSHIP.geometry, GIB) == alone + GIB
     assert target_budget(target(40, budget=30), FLAGSHIP.geometry, GIB) == 30 * GIB
+
+
+def test_prediction_layers_have_no_importance_matrix() -> None:
+    """Types that need one are none of theirs, and a preset that has them is refused at once."""
+    config = make_shape.model_config("nemotron-3-super", mtp=True)
+    metadata = family_for(config).metadata(config)
+    model = PlannedModel.of("mtp", metadata, make_shape.gguf_tensors(config))
+    layers, trunk = len(model.geometry.layers), FLAGSHIP.geometry.trunk_layers
+    assert (layers, trunk) == (89, 88)
+    assert model.geometry.trunk_layers == trunk
+    costs = nominal_costs(model, MeasureRecipe())
+    needing = {
+        name for name, kinds in costs.items() if any(BY_NAME[kind].needs_imatrix for kind in kinds)
+    }
+    own = {name for name in costs if name.startswith("blk.88.")}
+    assert own
+    assert not needing & own
+    assert needing == {
+        name for name, kinds in COSTS.items() if any(BY_NAME[kind].needs_imatrix for kind in kinds)
+    }
+    large = target(*[80] * 4)
+    for preset in ("IQ2_XXS", "Q2_K_S"):
+        levels = recipe({"name": "all"}, {"name": preset, "preset": preset})
+        with pytest.raises(InputError, match=r"need an importance matrix: .*blk\.88\..*mtp: drop"):
+            plan_levels(levels, large, model)
+        assert len(plan_levels(levels, large, FLAGSHIP)[0]) == 2
+    plans, _ = plan_levels(recipe({"name": "Q4", "preset": "Q4_K_S"}), large, model)
+    assert plans[0].stock is not None
+    with pytest.raises(InputError, match=r"pin"):
+        plan_levels(recipe({"name": "all", "pin": {r"^blk\.88\.": "IQ2_S"}}), large, model)
+
+
+def test_llama_cpp_is_asked_once_for_each_preset_of_a_build(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Before the folder is made, and when the levels are built."""
+    asked: list[str] = []
+
+    def ask(
+        metadata: Metadata, tensors: Sequence[TensorInfo], preset: str, *, has_imatrix: bool
+    ) -> StockTypes:
+        asked.append(preset)
+        return ask_preset(metadata, tensors, preset, has_imatrix=has_imatrix)
+
+    monkeypatch.setattr(planning, "ask_preset", ask)
+    levels = recipe({"name": "A", "preset": "Q4_K_S"}, {"name": "B", "preset": "Q8_0"})
+    job = Job("demo", levels, load_target("4x3090"), tmp_path / "out", 1)
+    context = BuildContext(job, Pipeline(job.out, Console(quiet=True)))
+    _preflight(context)
+    plans, _ = context.levels
+    assert [plan.stock.preset for plan in plans if plan.stock] == asked == ["Q4_K_S", "Q8_0"]
 
 
 @pytest.mark.parametrize(
@@ -147,7 +209,7 @@ def test_cards_that_no_type_fits() -> None:
 
 
 def test_allocation_json_predicts_a_kld_only_where_costs_were_measured() -> None:
-    errors = nominal_costs(SMALL.tensors, MeasureRecipe(candidates=("Q8_0", "Q5_0", "Q4_0")))
+    errors = nominal_costs(SMALL, MeasureRecipe(candidates=("Q8_0", "Q5_0", "Q4_0")))
     costs = {n: {kind: 7 * error for kind, error in kinds.items()} for n, kinds in errors.items()}
     units = tuple(UnitCost((name,), ()) for name in errors)
     levels = recipe({"name": "bits", "bits_per_weight": 6}, {"name": "stock", "preset": "Q4_K_S"})

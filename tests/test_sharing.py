@@ -53,7 +53,7 @@ class Build:
         recipe = Recipe(name="r", levels=tuple(LevelRecipe(name=name) for name in ("A", "B", "C")))
         job = Job("demo", recipe, load_target("4x3090"), out, 2, imatrix=imatrix)
         self.context = BuildContext(job, Pipeline(out, Console()))
-        self.plans = {plan.recipe.name: plan for plan in self.context.levels()[0]}
+        self.plans = {plan.recipe.name: plan for plan in self.context.levels[0]}
         self.context.pipeline.run(checkpoint_stage(self.context))
         self.context.pipeline.run(imatrix_stage(self.context))
 

@@ -8,12 +8,16 @@ from quantkit.console import Console
 def doctor(again: bool, as_json: bool) -> None:
     """Describe this machine and the native settings that work on it."""
     from quantkit.machine import describe_machine
+    from quantkit.native import lanes
     from quantkit.native.selftest import run_selftest, working_settings
 
     tested = run_selftest() if again else working_settings()
+    compiled = lanes.finding(again=again)
     facts = describe_machine() | {
         "use_extra_buffers": tested.use_extra_buffers,
         "finding": tested.finding,
+        "compiled_kernels": compiled.usable,
+        "kernels_finding": compiled.finding,
     }
     console = Console(quiet=as_json)
     if as_json:

@@ -16,6 +16,8 @@ def download(model: str, out: Path | None, quiet: bool, as_json: bool) -> None:
     from quantkit.downloads.remote import look_up
     from quantkit.downloads.space import SpaceNeeded, check_space, space_needed
     from quantkit.downloads.survey import survey
+    from quantkit.families.geometry import geometry_of
+    from quantkit.families.registry import family_for
     from quantkit.hub import Hub
     from quantkit.recipe import recipe_for
     from quantkit.stages.download import download as run
@@ -36,18 +38,14 @@ def download(model: str, out: Path | None, quiet: bool, as_json: bool) -> None:
         + f"{bytes_text(found.fetch_bytes)} to fetch, {bytes_text(found.free_bytes)} free"
     )
     recipe = recipe_for(repository)
-    build_takes = space_needed(
-        found.fetch_bytes,
-        remote.elements,
-        recipe.convert.base_type,
-        [level.bits(remote.elements) for level in recipe.levels],
-    )
+    vocabulary = geometry_of(family_for(remote.config).metadata(remote.config)).vocabulary
+    build_takes = space_needed(found.fetch_bytes, remote.elements, vocabulary, recipe)
     if build_takes.total_bytes > found.free_bytes:
         console.note(
             f"this disk will not hold a build as well: recipe {recipe.name} takes another "
             f"{bytes_text(build_takes.base_bytes)} for base.gguf ({recipe.convert.base_type}) and "
-            f"at least {bytes_text(build_takes.level_bytes)} for its levels; build with --out on "
-            "another disk"
+            f"about {bytes_text(build_takes.level_bytes + build_takes.logits_bytes)} for its "
+            "levels and base.logits; build with --out on another disk"
         )
     began = time.monotonic()
     with console.stage("download") as progress:

@@ -38,7 +38,7 @@ def plan(
     source = open_source(choice, keep_prediction=chosen.convert.mtp == "keep")
     named = planning.PlannedModel.of(choice.name, source.metadata, source.tensors)
     found, notes = planning.plan_levels(chosen, card_set, named)
-    costs = planning.nominal_costs(source.tensors, chosen.measure)
+    costs = planning.nominal_costs(named, chosen.measure)
     console = Console(quiet=as_json)
     console.heading(f"{choice.name} on {card_set.name} ({card_set.description})")
     plans = []

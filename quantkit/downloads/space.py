@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import EnvironmentFault
+from quantkit.levels import LevelRecipe
+from quantkit.positions import counted
 from quantkit.quant_types import BY_NAME
+from quantkit.recipe import Recipe
 from quantkit.sizes import bytes_text
 
 HEADER_BYTES = 16 << 20
 """Room for a GGUF file's header: a vocabulary of 131072 with merges takes about 6 MiB."""
+PRESET_MARGIN_BITS = 1.5
+"""What a preset takes beyond the type that it is named after: it gives some tensors larger types,
+and so do rows that its blocks do not divide. 0.3 to 0.9 bits a weight are usual; 1.42 (IQ1_S) is
+the most for Nemotron-3-Super, half of whose weights have such rows."""
 
 
 @dataclass(frozen=True)
@@ -22,37 +28,55 @@ class SpaceNeeded:
     download_bytes: int
     base_bytes: int = 0
     level_bytes: int = 0
+    logits_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        return self.download_bytes + self.base_bytes + self.level_bytes
+        return self.download_bytes + self.base_bytes + self.level_bytes + self.logits_bytes
 
 
 def space_needed(
-    download_bytes: int,
-    elements: int,
-    base_type: str,
-    bits_per_weight: Sequence[float | None],
-    limit_bytes: int | None = None,
+    download_bytes: int, elements: int, vocabulary: int, recipe: Recipe, limit: int | None = None
 ) -> SpaceNeeded:
-    """The disk space of a whole build.
+    """The disk space of a whole build, of presets an upper bound.
 
     Args:
         download_bytes: still to come.
         elements: weights of the model.
-        base_type: of base.gguf.
-        bits_per_weight: of each level; None for one that takes all of the target's memory.
-        limit_bytes: that memory; larger levels are not built. None where no target is known:
-            levels that depend on it are left out.
+        vocabulary: tokens.
+        limit: bytes that the target has for weights; larger levels are not built. None where no
+            target is known: levels that get all that it has are left out.
     """
-    largest = BY_NAME["Q8_0"].size_bytes(elements)
-    levels = 0
-    for bits in bits_per_weight:
-        size = limit_bytes if bits is None else int(elements * bits / 8)
-        if size is not None and (limit_bytes is None or size <= limit_bytes):
-            levels += min(size, largest) + HEADER_BYTES
-    base = BY_NAME[base_type].size_bytes(elements) + HEADER_BYTES
-    return SpaceNeeded(download_bytes, base, levels)
+    largest = int(1.01 * BY_NAME["Q8_0"].size_bytes(elements))  # with what stays F32
+    sizes = [_level_bytes(level, elements, limit) for level in recipe.levels]
+    levels = sum(min(size, largest) + HEADER_BYTES for size in sizes if size is not None)
+    base = BY_NAME[recipe.convert.base_type].size_bytes(elements) + HEADER_BYTES
+    positions = recipe.divergence.chunks * len(counted(recipe.divergence.chunk_tokens))
+    logits = 2 * vocabulary * positions + HEADER_BYTES if positions else 0  # of 16 bits
+    return SpaceNeeded(download_bytes, base, levels, logits)
+
+
+def _level_bytes(level: LevelRecipe, elements: int, limit: int | None) -> int | None:
+    """The most that a level takes; None where it is not built, or where that is not known."""
+    if level.takes_all:
+        return limit
+    bits, margin = level.bits(elements), 0.0
+    if level.preset is not None:
+        bits, margin = _preset_bits(level.preset), PRESET_MARGIN_BITS
+    assert bits is not None
+    if limit is None:
+        return int(elements * (bits + margin) / 8)
+    if elements * bits / 8 > limit:
+        return None
+    return min(int(elements * (bits + margin) / 8), limit)
+
+
+def _preset_bits(preset: str) -> float:
+    """Bits a weight of the type that the preset is named after, of IQ3_M the largest IQ3."""
+    named = [kind for kind in BY_NAME.values() if preset.startswith(kind.name)]
+    family = preset.partition("_")[0]
+    kinds = named or [kind for kind in BY_NAME.values() if kind.name.startswith(family)]
+    return max(kind.bits_per_weight for kind in kinds)
 
 
 def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str = "--out") -> None:
@@ -72,6 +96,7 @@ def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str =
         (needed.download_bytes, "to download"),
         (needed.base_bytes, "for base.gguf"),
         (needed.level_bytes, "for the levels"),
+        (needed.logits_bytes, "for base.logits"),
     )
     words = ", ".join(f"{bytes_text(size)} {what}" for size, what in parts if size)
     raise EnvironmentFault(

@@ -74,6 +74,7 @@ class ModelGeometry:
         architecture: `general.architecture`.
         trained_context_tokens: `{arch}.context_length`.
         activation_elements: the widest intermediate of a layer for one token, F32 elements.
+        trunk_layers: layers before those of a prediction head (MTP), which come last.
     """
 
     architecture: str
@@ -82,6 +83,7 @@ class ModelGeometry:
     vocabulary: int
     trained_context_tokens: int
     activation_elements: int
+    trunk_layers: int
 
 
 def geometry_of(metadata: Metadata) -> ModelGeometry:
@@ -133,6 +135,7 @@ def geometry_of(metadata: Metadata) -> ModelGeometry:
         vocabulary=read.one("vocab_size", stored),
         trained_context_tokens=read.one("context_length"),
         activation_elements=max(2 * experts, 2 * max(forward, default=0), 2 * ssm, embedding),
+        trunk_layers=trunk,
     )
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.encoding import row_blocks
+from quantkit.encoding import Importance, row_blocks
 from quantkit.formats.source import TensorSource
 from quantkit.journal import Journal
 from quantkit.measurement.candidates import admissible, is_quantizable
@@ -28,8 +28,6 @@ from quantkit.quant_types import BY_NAME, QuantType
 from quantkit.recipe import MeasureRecipe
 from quantkit.values import TensorInfo
 
-Importance = Mapping[str, NDArray[np.float32]]
-"""Weight name → mean squared activation, shape (matrices, row elements)."""
 SPEED_ROWS, SPEED_ELEMENTS = 8, 2048
 
 

@@ -3,8 +3,9 @@
 llama-cpp-python compiles ggml's quantizers for any processor, and they search one group after the
 other. `lanes.c` searches as many at a time as a vector register holds. It is compiled once for a
 machine, with the C compiler that installing llama-cpp-python from source needed too, and compared
-with ggml byte for byte in a child process before it is used. Where there is no compiler, or a byte
-differs, ggml's own kernels are used: the result is the same, it only takes longer.
+with ggml byte for byte in a child process before it is used. Where there is no compiler, what it
+makes cannot be loaded, or a byte differs, ggml's own kernels are used: the result is the same, it
+only takes longer.
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ import functools
 import hashlib
 import json
 import os
+import shlex
 import shutil
 import subprocess
 import tempfile
 import threading
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.errors import EnvironmentFault
 from quantkit.quant_types import BY_NAME, QuantType
 from quantkit.user_cache import cache_folder
 
@@ -45,18 +48,32 @@ Blocks = Callable[[QuantType, NDArray[np.float32], NDArray[np.float32]], NDArray
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether the compiled kernels can be used here, and why not or what was found."""
+    """Whether the compiled kernels can be used here.
+
+    Attributes:
+        finding: why not, or what was found.
+        lasting: whether the same compiler would lead to the same again. A crash, a compiler that
+            took too long or memory that ran out may be different the next time.
+    """
 
     usable: bool
     finding: str
+    lasting: bool = False
 
 
 class Lanes:
-    """The compiled kernels."""
+    """The compiled kernels.
+
+    Raises:
+        EnvironmentFault: the library cannot be loaded, or is another one.
+    """
 
     def __init__(self, path: Path) -> None:
-        library = ctypes.CDLL(str(path))
-        self._functions = {name: getattr(library, f"quantkit_{name}") for name in KINDS}
+        try:
+            library = ctypes.CDLL(str(path))
+            self._functions = {name: getattr(library, f"quantkit_{name}") for name in KINDS}
+        except (OSError, AttributeError) as error:  # a noexec disk, another processor's, garbage
+            raise EnvironmentFault(f"compiled kernels cannot be loaded here: {error}") from None
         for function in self._functions.values():
             function.restype = None
             function.argtypes = (
@@ -81,76 +98,137 @@ class Lanes:
 def lanes() -> Lanes | None:
     """The compiled kernels, made and compared now if they were not yet; None without them."""
     with _one_at_a_time:
-        return _lanes()
+        return _loaded()[0]
+
+
+def finding(*, again: bool = False) -> Finding:
+    """What `lanes` goes by; `again` compiles and compares anew, whatever was found before."""
+    with _one_at_a_time:
+        return _load(again=True)[1] if again else _loaded()[1]
 
 
 def why_not() -> str | None:
     """The sentence that says why ggml's own kernels are used, or None where these are."""
-    return None if lanes() is not None else find().finding
+    found = finding()
+    return None if found.usable else found.finding
 
 
 @functools.cache
-def _lanes() -> Lanes | None:
-    return Lanes(_library(cache_folder())) if find().usable else None
+def _loaded() -> tuple[Lanes | None, Finding]:
+    return _load(again=False)
 
 
-@functools.cache
-def find() -> Finding:
-    """What this machine's cache says, or what `make` finds now."""
+def _load(*, again: bool) -> tuple[Lanes | None, Finding]:
+    found = find(again=again)
+    if not found.usable:
+        return None, found
+    try:
+        return Lanes(_library(cache_folder())), found
+    except EnvironmentFault as fault:  # it was found usable before the cache's disk became noexec
+        return None, Finding(False, str(fault))
+
+
+def find(*, again: bool = False) -> Finding:
+    """What this machine's cache says, or what `make` finds now; `again` does not ask the cache."""
     if os.environ.get(SWITCH) == "ggml":
         return Finding(False, f"{SWITCH}=ggml asks for ggml's own kernels")
     folder = cache_folder()
-    record = _library(folder).with_suffix(".json")
-    try:
-        found = Finding(**json.loads(record.read_text(encoding="utf-8")))
-        if not found.usable or _library(folder).is_file():
-            return found
-    except (OSError, ValueError, TypeError):
-        pass  # not tried yet
-    compiler = shutil.which(os.environ.get("CC", "cc"))
+    library = _library(folder)
+    record = library.with_suffix(".json")
+    command = os.environ.get("CC") or "cc"
+    compiler = _compiler(command)
+    known = None if again else _recorded(record, compiler)
+    if known is not None and (library.is_file() or not known.usable):
+        return known
     if compiler is None:  # not recorded: one may be installed
-        return Finding(False, "there is no C compiler (cc) to make faster ones with")
+        return Finding(False, f"there is no C compiler ({command}) to make faster ones with")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        found = make(SOURCE, compiler, _library(folder))
-        record.write_text(json.dumps(asdict(found)), encoding="utf-8")
+        found = make(SOURCE, compiler, library)
+        if found.lasting:
+            facts = {"usable": found.usable, "finding": found.finding}
+            text = json.dumps({**facts, "compiler": _identity(compiler)})
+            record.write_text(text, encoding="utf-8")
     except OSError as error:
         return Finding(False, f"compiled kernels cannot be kept in {folder}: {error.strerror}")
     return found
 
 
-def make(source: Path, compiler: str, library: Path) -> Finding:
+def _compiler(command: str) -> list[str] | None:
+    """The words of CC, `ccache gcc` for one, its program with its path; None without a program."""
+    try:
+        program, *options = shlex.split(command)
+    except ValueError:  # a quote that does not end, or blanks only
+        return None
+    path = shutil.which(program)
+    return None if path is None else [path, *options]
+
+
+def _identity(compiler: Sequence[str]) -> list[str | int]:
+    """Its words, and what changes when its program is another."""
+    status = os.stat(compiler[0])
+    return [*compiler, status.st_size, status.st_mtime_ns]
+
+
+def _recorded(record: Path, compiler: Sequence[str] | None) -> Finding | None:
+    """What was found before: of a library whoever made it, of its lack only with this compiler."""
+    try:
+        facts = json.loads(record.read_text(encoding="utf-8"))
+        found = Finding(facts["usable"], facts["finding"], lasting=True)
+        same = compiler is not None and facts["compiler"] == _identity(compiler)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found if found.usable or same else None
+
+
+def make(source: Path, compiler: Sequence[str], library: Path) -> Finding:
     """Compile `source`, compare it with ggml in a child process, and keep it as `library`.
+
+    Args:
+        compiler: a program and its first arguments.
 
     Raises:
         OSError: it cannot be written.
     """
     from quantkit.native.child import NativeCrash, run_isolated
 
+    name = shlex.join(compiler)
     with tempfile.TemporaryDirectory(dir=library.parent) as folder:
         made = Path(folder) / library.name
-        command = [compiler, *_OPTIONS, "-o", str(made), str(source), "-lm"]
+        command = [*compiler, *_OPTIONS, "-o", str(made), str(source), "-lm"]
         try:
             subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
         except subprocess.SubprocessError as error:
-            return Finding(False, f"{compiler} cannot compile {source.name}: {_reason(error)}")
+            return Finding(False, f"{name} cannot compile {source.name}: {_reason(error)}")
+        except OSError as error:  # no program, or no memory for one
+            return Finding(False, f"{name} cannot be run: {error.strerror}")
         try:
             different = run_isolated("quantkit.native.lanes:compare_in_child", {"path": made})
         except NativeCrash as crash:
             return Finding(False, f"the compiled kernels crash here ({crash})")
+        except EnvironmentFault as fault:
+            return Finding(False, f"{fault}; {name} made them")
         if different:
-            return Finding(
-                False, f"the compiled kernels' bytes differ from ggml's in {', '.join(different)}"
-            )
+            types = ", ".join(different)
+            words = f"the compiled kernels' bytes differ from ggml's in {types}; {name} made them"
+            return Finding(False, words, lasting=True)
         os.replace(made, library)
-    return Finding(True, f"compiled kernels agree with ggml's for {', '.join(KINDS)}")
+    words = f"compiled kernels agree with ggml's for {', '.join(KINDS)}"
+    return Finding(True, words, lasting=True)
 
 
 def compare_in_child(path: Path, emit: object) -> list[str]:
-    """Body of the child process: the types in which the library at `path` differs from ggml."""
+    """Body of the child process: the types in which the library at `path` differs from ggml.
+
+    Raises:
+        EnvironmentFault: it cannot be loaded, or memory is too small for the comparison.
+    """
     from quantkit.native import kernels
 
-    return differences(Lanes(path).quantize, kernels.ggml_blocks)
+    try:
+        return differences(Lanes(path).quantize, kernels.ggml_blocks)
+    except MemoryError:
+        raise EnvironmentFault("there is too little memory to compare compiled kernels") from None
 
 
 def differences(ours: Blocks, theirs: Blocks) -> list[str]:

@@ -9,11 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.calibration import CalibrationSource
+from quantkit.encoding import Importance
 from quantkit.formats.imatrix_file import Imatrix
 from quantkit.formats.source import TensorSource
 from quantkit.measurement.costs import CostJob, MeasuredCosts, measure_costs
 from quantkit.measurement.errors import (
-    Importance,
     TensorErrors,
     measure_errors,
     seconds_of_errors,
@@ -68,7 +68,8 @@ def measure(
 ) -> Sensitivity:
     """Measure every quantizable tensor and write `out`; `work` keeps what a killed run had done.
 
-    Without `text` what errors cost is left out, and all tensors count alike. The time it takes is told as a note before each part.
+    Without `text` what errors cost is left out, and all tensors count alike. The time that each
+    part takes is told as a note before it.
     """
     seconds = seconds_of_errors(source.tensors, importance, recipe, devices.threads)
     progress.note(f"errors of the tensors at each type will take about {seconds_text(seconds)}")

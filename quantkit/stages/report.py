@@ -83,6 +83,7 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
         "coverage": _coverage_values(facts, folder),
         "unweighted": _by_layer(facts.unweighted),
         "costs": _cost_values(facts.dearest),
+        "presets": [level.name for level in facts.recipe.levels if level.preset is not None],
     }
     written = []
     for template, name in (("report.html", "report.html"), ("artifacts.md", "README.md")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import json
 import signal
 import subprocess
@@ -117,6 +118,22 @@ def llama_quantize(base: Path, out: Path, preset: str, imatrix: Path | None) -> 
         params.kv_overrides = overrides
     assert llama_cpp.llama_model_quantize(str(base).encode(), str(out).encode(), params) == 0
     return GGUFSource(out)
+
+
+def test_all_texts_of_an_imatrix_are_named(base: Path, imatrix: Path, tmp_path: Path) -> None:
+    """The one key in which the file is not llama-quantize's, which names the first."""
+    several = tmp_path / "several.gguf"
+    found = read_imatrix(imatrix)
+    write_imatrix(several, dataclasses.replace(found, datasets=("texts/a.txt", "b.txt")))
+    out = tmp_path / "ours.gguf"
+    done = quantkit("--model", "demo", "--types", "Q8_0", "--imatrix", several, "--out", out)
+    assert done.returncode == 0, done.stderr
+    ours = dict(GGUFSource(out).metadata)
+    theirs = dict(llama_quantize(base, tmp_path / "theirs.gguf", "Q8_0", several).metadata)
+    key = "quantize.imatrix.dataset"
+    assert ours.pop(key) == MetaValue("str", "a.txt + b.txt")
+    assert theirs.pop(key) == MetaValue("str", "texts/a.txt")
+    assert ours == theirs
 
 
 @pytest.mark.parametrize(

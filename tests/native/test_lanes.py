@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 import shutil
 from pathlib import Path
 
@@ -17,14 +19,14 @@ needs_compiler = pytest.mark.skipif(COMPILER is None, reason="there is no C comp
 
 def found_anew() -> lanes.Finding:
     """What `find` finds in another process."""
-    return lanes.find.__wrapped__()
+    return lanes._load(again=False)[1]
 
 
 @needs_compiler
 @pytest.mark.parametrize("name", lanes.KINDS)
 def test_bytes_equal_ggml(name: str) -> None:
     fast, kind = lanes.lanes(), BY_NAME[name]
-    assert fast is not None, lanes.find().finding
+    assert fast is not None, lanes.why_not()
     random = np.random.default_rng([5, *name.encode()])
     for rows_count, blocks in ((1, 1), (1, 2), (3, 5), (7, 1), (16, 3), (33, 2), (40, 9)):
         width = blocks * kind.block_elements
@@ -83,9 +85,10 @@ def test_a_library_that_is_not_ggml_s_equal_is_not_kept(
 ) -> None:
     assert COMPILER is not None
     kept = tmp_path / "kept.so"
-    found = lanes.make(changed_source(tmp_path, old, new), COMPILER, kept)
+    found = lanes.make(changed_source(tmp_path, old, new), [COMPILER], kept)
     assert not found.usable
     assert words in found.finding
+    assert found.lasting is ("differ" in words)
     assert not kept.exists()
 
 
@@ -112,7 +115,98 @@ def test_without_a_compiler_or_on_request_ggml_s_own_are_used(
     monkeypatch.setenv("CC", "no-compiler-of-this-name")
     found = found_anew()
     assert not found.usable
-    assert "no C compiler" in found.finding
+    assert "no C compiler (no-compiler-of-this-name)" in found.finding
     monkeypatch.setenv(lanes.SWITCH, "ggml")
     assert found_anew() == lanes.Finding(False, "QUANTKIT_KERNELS=ggml asks for ggml's own kernels")
     assert not list(tmp_path.iterdir())
+
+
+def program(path: Path, script: str) -> Path:
+    """A shell script that stands for a compiler; OUT is the file that it is to write."""
+    text = f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; OUT=$2\n{script}\n'
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+@needs_compiler
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ('echo garbage > "$OUT"', r"cannot be loaded here: .*file too short|invalid ELF"),
+        (":", "cannot be loaded here: .*No such file"),
+        (f'echo "int x;" | {COMPILER} -shared -xc - -o "$OUT"', r"loaded here: .*quantkit_Q6_K"),
+        ("echo no room >&2; exit 4", r"cannot compile lanes\.c: no room"),
+        ("kill -9 $$", r"cannot compile lanes\.c"),
+    ],
+)
+def test_a_compiler_that_makes_no_library_is_tried_again_the_next_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, words: str
+) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("CC", str(program(tmp_path / "broken cc", script)).replace(" ", "\\ "))
+    fast, found = lanes._load(again=False)
+    assert fast is None
+    assert not found.usable
+    assert re.search(words, found.finding)
+    assert "broken cc" in found.finding
+    assert not list((tmp_path / "cache").rglob("lanes-*"))
+
+
+def test_a_compiler_that_is_no_program_is_told(tmp_path: Path) -> None:
+    text = tmp_path / "cc"
+    text.write_bytes(b"\x7fELF of another machine")
+    text.chmod(0o755)
+    found = lanes.make(lanes.SOURCE, [str(text)], tmp_path / "kept.so")
+    assert found == lanes.Finding(False, f"{text} cannot be run: Exec format error")
+
+
+@needs_compiler
+def test_a_library_that_cannot_be_loaded_any_more_is_not_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its cache lies on a disk that is noexec now: what loading says then is what it says here."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    library = lanes._library(tmp_path / "quantkit")
+    library.parent.mkdir()
+    library.write_bytes(b"not a library")
+    record = {"usable": True, "finding": "agree", "compiler": []}
+    library.with_suffix(".json").write_text(json.dumps(record), encoding="utf-8")
+    assert lanes.find().usable
+    fast, found = lanes._load(again=False)
+    assert fast is None
+    assert not found.usable
+    assert "compiled kernels cannot be loaded here: " in found.finding
+    again = lanes.finding(again=True)
+    assert again.usable, again.finding
+    assert lanes._load(again=False)[0] is not None
+
+
+@needs_compiler
+def test_bytes_that_differ_are_remembered_of_their_compiler_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert COMPILER is not None
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    source = changed_source(tmp_path, "turn <= 9;", "turn <= 8;")
+    right, kept_in = lanes.SOURCE, lanes._library(lanes.cache_folder())
+    monkeypatch.setattr(lanes, "_library", lambda _folder: kept_in)  # of the right source
+    monkeypatch.setattr(lanes, "SOURCE", source)
+    monkeypatch.setenv("CC", f"{COMPILER} -O1")
+    first = found_anew()
+    assert "bytes differ from ggml's in Q3_K; " in first.finding
+    assert f"{COMPILER} -O1 made them" in first.finding
+    monkeypatch.setattr(lanes, "SOURCE", right)
+    assert found_anew() == first
+    assert lanes.find(again=True).usable  # and what was found then is remembered
+    assert found_anew().usable
+    kept_in.unlink()
+    kept_in.with_suffix(".json").write_text(
+        json.dumps(
+            {"usable": False, "finding": "differ", "compiler": lanes._identity([COMPILER, "-O1"])}
+        ),
+        encoding="utf-8",
+    )
+    assert found_anew().finding == "differ"
+    monkeypatch.setenv("CC", f"{COMPILER} -O2")
+    assert found_anew().usable

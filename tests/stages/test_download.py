@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import flagship
 import pytest
 from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
 
@@ -24,9 +25,14 @@ from quantkit.downloads.space import HEADER_BYTES, SpaceNeeded, check_space, spa
 from quantkit.downloads.survey import survey
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.hub import Hub, HubFile, Listing
+from quantkit.levels import PRESETS
+from quantkit.native.presets import stock_types
 from quantkit.receipts import file_sha256, publish
+from quantkit.recipe import Recipe
 from quantkit.resources import DEMO_MODEL
+from quantkit.sizes import GIB
 from quantkit.stages.download import Downloaded, download
+from quantkit.stages.quantize import artifact_bytes
 
 MIB = 1 << 20
 REPO = "someone/demo"
@@ -418,15 +424,51 @@ def test_a_file_that_cannot_be_written_is_a_fault_of_the_machine(
 
 def test_space_of_a_build() -> None:
     elements = 1_000_000_000
-    needed = space_needed(500, elements, "Q8_0", [6.0, 4.0, None, 12.0], 900_000_000)
+    recipe = space_recipe(
+        {"name": "a", "bits_per_weight": 6}, {"name": "b", "size": "500MB"}, {"name": "all"},
+        {"name": "c", "bits_per_weight": 12}, base_type="Q8_0",
+    )  # fmt: skip
+    needed = space_needed(500, elements, 1000, recipe, 900_000_000)
     assert needed.download_bytes == 500
+    assert needed.logits_bytes == 2 * 1000 * 4 * 255 + HEADER_BYTES
     assert needed.base_bytes == 1_062_500_000 + HEADER_BYTES
     levels = 750_000_000 + 500_000_000 + 900_000_000  # 12 bits a weight exceed the target
     assert needed.level_bytes == levels + 3 * HEADER_BYTES
-    assert needed.total_bytes == 500 + needed.base_bytes + needed.level_bytes
-    unknown = space_needed(0, elements, "BF16", [None, 4.0])
+    parts = needed.base_bytes + needed.level_bytes + needed.logits_bytes
+    assert needed.total_bytes == 500 + parts
+    recipe = space_recipe({"name": "all"}, {"name": "b", "bits_per_weight": 4}, chunks=0)
+    unknown = space_needed(0, elements, 1000, recipe)
     assert unknown.base_bytes == 2 * elements + HEADER_BYTES
     assert unknown.level_bytes == 500_000_000 + HEADER_BYTES
+    assert unknown.logits_bytes == 0
+
+
+def space_recipe(*levels: dict[str, object], base_type: str = "BF16", chunks: int = 4) -> Recipe:
+    sections = {"convert": {"base_type": base_type}, "divergence": {"chunks": chunks}}
+    return Recipe.model_validate({"name": "r", "levels": levels, **sections})
+
+
+def test_space_of_presets_is_a_bound_that_is_not_far_off() -> None:
+    """Of a model with rows that most blocks do not divide; none takes all the target's memory."""
+    metadata, tensors = flagship.metadata(), flagship.tensors()
+    elements = sum(info.elements for info in tensors)
+    limit = 71 * GIB
+    for preset in ("IQ1_S", "IQ3_M", "Q3_K_L", "Q4_K_S", "Q8_0"):
+        recipe = space_recipe({"name": preset, "preset": preset})
+        types = stock_types(metadata, tensors, preset, has_imatrix=True)
+        true = artifact_bytes("m", metadata, tensors, types)
+        counted = space_needed(0, elements, 0, recipe).level_bytes
+        assert true <= counted < true + 1.1 * elements / 8, preset
+        on_target = space_needed(0, elements, 0, recipe, limit).level_bytes
+        expected = 0 if true > limit else min(counted, limit + HEADER_BYTES)
+        assert on_target == expected, preset
+
+
+def test_space_knows_every_preset() -> None:
+    for preset in PRESETS:
+        recipe = space_recipe({"name": preset, "preset": preset})
+        size = space_needed(0, 8_000_000_000, 0, recipe).level_bytes - HEADER_BYTES
+        assert 3_000_000_000 < size < 8_600_000_000, preset
 
 
 def test_too_little_space_is_told_with_what_takes_it(tmp_path: Path) -> None:
