@@ -218,7 +218,7 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         if content["predicted_kld"] is not None:
             detail += f", predicted KLD {kld_text(content['predicted_kld'])}"
         if plan.stock is not None and plan.stock.fallbacks:
-            detail += f"; {fallback_text(plan.stock)}"
+            detail += f"; {fallback_text(plan.stock.fallbacks)}"
         return Done((out,), detail, {"total_bytes": found.total_bytes})
 
     settings = {
@@ -361,4 +361,4 @@ def report_stage(
         "recipe": job.recipe.model_dump(mode="json"),
         "target": job.target.model_dump(mode="json"),
     }
-    return Stage("report", 5, ("imatrix", "measure", *needs), settings, True, run)
+    return Stage("report", 6, ("imatrix", "measure", *needs), settings, True, run)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit.native.presets import StockTypes
+from quantkit.native.presets import Fallback
 from quantkit.quant_types import BY_NAME
 from quantkit.receipts import Receipt
 from quantkit.sensitivity import Sensitivity
@@ -26,6 +26,8 @@ class LevelResult:
     Attributes:
         files: relative to the build folder.
         lengths: (context tokens, hits, trials, lower bound), shortest first.
+        predicted_kld: the sum of the tensors' measured costs; None where there is none.
+        fallbacks: of a preset, in words.
         kld: divergence from the base; None when it was not measured.
     """
 
@@ -43,8 +45,9 @@ class LevelResult:
     kld: Divergence | None
     types: dict[str, int]
     heatmap: str
-
     verdict: str
+    predicted_kld: float | None = None
+    fallbacks: str = ""
 
 
 def verdict(validation: Mapping[str, Any], *, baseline: bool) -> str:
@@ -83,10 +86,10 @@ def allocation_json(
     }
 
 
-def fallback_text(stock: StockTypes) -> str:
+def fallback_text(fallbacks: Mapping[str, Fallback]) -> str:
     """`12 tensors fell back: 10 Q4_K → Q5_0, 2 Q6_K → Q8_0`; empty where none did."""
-    pairs = Counter((f.wanted, f.given) for f in stock.fallbacks.values()).most_common()
-    count = len(stock.fallbacks)
+    pairs = Counter((f.wanted, f.given) for f in fallbacks.values()).most_common()
+    count = len(fallbacks)
     words = ", ".join(f"{n} {wanted} → {given}" for (wanted, given), n in pairs)
     return f"{count} tensor{'s' * (count > 1)} fell back: {words}" if count else ""
 
@@ -145,6 +148,7 @@ def read_level(
     """Put together what the folder `build` says of the finished level `name`."""
     folder = build / "levels" / name
     validation, placement = _read(folder / "validation.json"), _read(folder / "placement.json")
+    allocation = _read(folder / "allocation.json")
     size = sum(output.size_bytes for output in quantized.outputs)
     kld = validation["kld"]
     return LevelResult(
@@ -163,7 +167,9 @@ def read_level(
             for s in validation["niah"]["lengths"]
         ),
         kld=None if kld is None else Divergence(**kld),
-        types=dict(Counter(read_types(folder / "allocation.json").values()).most_common()),
+        types=dict(Counter(e["type"] for e in allocation["tensors"].values()).most_common()),
         heatmap=f"levels/{name}/heatmap.png",
         verdict=verdict(validation, baseline=baseline),
+        predicted_kld=allocation["predicted_kld"],
+        fallbacks=fallback_text({k: Fallback(**v) for k, v in allocation["fallbacks"].items()}),
     )

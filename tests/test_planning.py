@@ -88,7 +88,7 @@ def test_levels_of_every_kind() -> None:
     # llama.cpp's own dry run says 75.81 GB
     assert fitted.allocation.total_bytes / GB == pytest.approx(75.81, abs=0.01)
     assert set(stock.fallbacks) == {i.name for i in FLAGSHIP.tensors if "down_exps" in i.name}
-    assert fallback_text(stock) == "40 tensors fell back: 35 Q4_K → Q5_0, 5 Q5_K → Q5_1"
+    assert fallback_text(stock.fallbacks) == "40 tensors fell back: 35 Q4_K → Q5_0, 5 Q5_K → Q5_1"
 
 
 def test_a_preset_whose_layers_fit_no_card_is_left_out() -> None:

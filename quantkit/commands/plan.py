@@ -57,7 +57,7 @@ def plan(
             f"of {placement.kv_type} context"
         )
         if level.stock is not None and level.stock.fallbacks:
-            console.note(fallback_text(level.stock))
+            console.note(fallback_text(level.stock.fallbacks))
         rows = [
             (
                 f"{index} {card.name}",

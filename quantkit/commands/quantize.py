@@ -69,7 +69,7 @@ def quantize(
         )
     console.note(f"{chosen.preset or types}: {_mixture(chosen.types)}")
     if chosen.stock is not None and chosen.stock.fallbacks:
-        console.note(fallback_text(chosen.stock))
+        console.note(fallback_text(chosen.stock.fallbacks))
     parts = {
         "files": identity(files),
         "types": dict(chosen.types),
