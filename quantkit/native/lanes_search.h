@@ -164,16 +164,24 @@ INLINE void search_scale_and_min(int n, int highest, const floats *x, const floa
     *weight_found = sum_w;
 }
 
+/* The first of the n values that is furthest from 0, with its sign; `largest` without it. */
+INLINE floats furthest(int n, const floats *x, floats *largest) {
+    floats max = all(0.f);
+    *largest = all(0.f);
+    for (int i = 0; i < n; i++) {
+        const floats size = (floats)((ints)x[i] & 0x7fffffff);
+        const ints larger = size > *largest;
+        *largest = select_floats(larger, size, *largest);
+        max = select_floats(larger, x[i], max);
+    }
+    return max;
+}
+
 /* make_qx_quants with n values and rmse_type 1: a scale, and levels from 0 to 2 · middle - 1. */
 INLINE void search_scale(int n, int middle, const floats *x, const floats *w, ints *levels,
                          floats *scale_found) {
-    floats max = all(0.f), largest = all(0.f);
-    for (int i = 0; i < n; i++) {
-        const floats size = (floats)((ints)x[i] & 0x7fffffff);
-        const ints larger = size > largest;
-        largest = select_floats(larger, size, largest);
-        max = select_floats(larger, x[i], max);
-    }
+    floats largest;
+    const floats max = furthest(n, x, &largest);
     const ints zero = largest < EPSILON;
     floats inverse = all((float)-middle) / max, best_inverse = inverse;
     floats sum_lx = all(0.f), sum_l2 = all(0.f);
@@ -242,13 +250,8 @@ static inline floats value_iq4(floats x) {
 
 /* The search of quantize_row_iq4_nl_impl with 7 tries on each side: a scale. */
 static floats search_iq4(const floats *x, const floats *w) {
-    floats max = all(0.f), largest = all(0.f);
-    for (int i = 0; i < GROUP; i++) {
-        const floats size = (floats)((ints)x[i] & 0x7fffffff);
-        const ints larger = size > largest;
-        largest = select_floats(larger, size, largest);
-        max = select_floats(larger, x[i], max);
-    }
+    floats largest;
+    const floats max = furthest(GROUP, x, &largest);
     const ints zero = largest < EPSILON;
     floats scale = all(0.f), best = all(0.f);
     for (int step = -8; step <= 7; step++) { /* the first is apart: it is taken without question */
