@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from collections.abc import Callable
+from typing import Any, Protocol
 
 
 class Progress(Protocol):
@@ -38,3 +39,25 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+def told_to(
+    progress: Progress, unit: str = "", what: str = ""
+) -> Callable[[tuple[str, Any]], None]:
+    """Passes what a child process emits on to `progress`.
+
+    Messages are ("start", (units that are done, of all)), ("advance", units) and ("note",
+    sentence); `unit` and `what` are those of `Progress.start`.
+    """
+
+    def on_message(message: tuple[str, Any]) -> None:
+        kind, value = message
+        if kind == "start":
+            done, total = value
+            progress.start(total, unit, what, done=done)
+        elif kind == "note":
+            progress.note(value)
+        else:
+            progress.advance(value)
+
+    return on_message

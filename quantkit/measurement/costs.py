@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +32,7 @@ from quantkit.measurement.exchange import Exchange
 from quantkit.native.calibration_text import model_calibration
 from quantkit.native.child import Emit, run_isolated
 from quantkit.native.settings import ContextSettings, DeviceSettings
-from quantkit.progress import SILENT, Progress
+from quantkit.progress import SILENT, Progress, told_to
 from quantkit.quant_types import BY_NAME
 from quantkit.recipe import ImatrixRecipe, MeasureRecipe
 from quantkit.sensitivity import Probe, UnitCost, unit_of
@@ -110,19 +110,10 @@ def measure_costs(
         EnvironmentFault: the model did not come back to its KLD of 0, or native code crashed.
     """
 
-    def on_message(message: tuple[str, Any]) -> None:
-        kind, value = message
-        if kind == "start":
-            progress.start(value[1], "units", "costs", done=value[0])
-        elif kind == "note":
-            progress.note(value)
-        else:
-            progress.advance(value)
-
     found: MeasuredCosts = run_isolated(
         "quantkit.measurement.costs:measure_in_child",
         {"job": job, "work": work, "devices": devices, "workers": workers},
-        on_message,
+        told_to(progress, "units", "costs"),
     )
     return found
 

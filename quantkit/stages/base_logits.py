@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -31,7 +31,7 @@ from quantkit.journal import Journal
 from quantkit.kld import blocks
 from quantkit.native.child import Emit, run_isolated
 from quantkit.native.settings import DeviceSettings
-from quantkit.progress import SILENT, Progress
+from quantkit.progress import SILENT, Progress, told_to
 from quantkit.receipts import publish
 from quantkit.recipe import DivergenceRecipe
 from quantkit.retrieval.haystack import haystack_text
@@ -78,21 +78,12 @@ def collect_base_logits(
         EnvironmentFault: native code crashed, or gave logits that are not finite.
     """
 
-    def on_message(message: tuple[str, Any]) -> None:
-        kind, value = message
-        if kind == "start":
-            progress.start(value[1], "chunks", "of the base", done=value[0])
-        elif kind == "note":
-            progress.note(value)
-        else:
-            progress.advance(value)
-
     held_out_text(text)  # tells what is wrong with it before the model is loaded
     growing = work / "base.logits"
     header: LogitsHeader = run_isolated(
         "quantkit.stages.base_logits:collect_in_child",
         {"base": base, "recipe": recipe, "text": text, "growing": growing, "devices": devices},
-        on_message,
+        told_to(progress, "chunks", "of the base"),
     )
     publish(growing, out)
     _journal_path(growing).unlink()

@@ -25,7 +25,7 @@ from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.native.calibration_text import model_calibration
 from quantkit.native.child import Emit, run_isolated
 from quantkit.native.settings import ContextSettings, DeviceSettings
-from quantkit.progress import SILENT, Progress
+from quantkit.progress import SILENT, Progress, told_to
 from quantkit.receipts import atomic, file_sha256
 from quantkit.recipe import ImatrixRecipe
 from quantkit.sizes import bytes_text, seconds_text
@@ -134,16 +134,6 @@ def collect_imatrix(
     """
     progress.start(recipe.chunks * recipe.chunk_tokens, "tokens")
 
-    def on_message(message: tuple[str, Any]) -> None:
-        kind, value = message
-        if kind == "start":
-            total, done = value
-            progress.start(total, "tokens", done=done)
-        elif kind == "note":
-            progress.note(value)
-        else:
-            progress.advance(value)
-
     facts: ImatrixFacts = run_isolated(
         "quantkit.stages.imatrix:collect_in_child",
         {
@@ -154,7 +144,7 @@ def collect_imatrix(
             "work": work,
             "devices": devices,
         },
-        on_message,
+        told_to(progress, "tokens"),
     )
     return facts
 
@@ -244,7 +234,7 @@ def _collect(
 
     size, available = recipe.chunk_tokens, len(tokens) // recipe.chunk_tokens
     begin, stop = state.load(collector), first_stop(recipe, available)
-    emit(("start", (stop * size, begin * size)))
+    emit(("start", (begin * size, stop * size)))
     settings = collection_settings(size, model.vocab.size)
     together = settings.sequences
     context = Context(model, settings, collector)
@@ -259,7 +249,7 @@ def _collect(
             if begin == available or not missed:
                 return begin
             stop = min(begin + SAVE_EVERY_CHUNKS, available)
-            emit(("start", (stop * size, begin * size)))
+            emit(("start", (begin * size, stop * size)))
         end = min(begin + together, stop)
         context.clear()
         pieces = tokens[begin * size : end * size].reshape(-1, size)

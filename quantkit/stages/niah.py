@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from quantkit.errors import EnvironmentFault, InputError
 from quantkit.journal import Journal
 from quantkit.native.child import Emit, run_isolated
 from quantkit.native.settings import ContextSettings, DeviceSettings
-from quantkit.progress import SILENT, Progress
+from quantkit.progress import SILENT, Progress, told_to
 from quantkit.receipts import write_text
 from quantkit.recipe import RetrievalRecipe
 from quantkit.retrieval.results import Answer, Retrieval, score_lengths
@@ -62,13 +62,6 @@ def check_retrieval(
     total = len(recipe.seeds) * sum(n + recipe.needles for n in recipe.context_tokens)
     progress.start(total, "tokens")
 
-    def on_message(message: tuple[str, Any]) -> None:
-        kind, value = message
-        if kind == "advance":
-            progress.advance(value)
-        else:
-            progress.note(value)
-
     path, purpose = work / "answers.jsonl", json.dumps(recipe.model_dump(mode="json"))
     fork_difference: float = run_isolated(
         "quantkit.stages.niah:ask_in_child",
@@ -80,7 +73,7 @@ def check_retrieval(
             "purpose": purpose,
             "haystack": haystack,
         },
-        on_message,
+        told_to(progress),
     )
     lines = Journal(path, purpose).lines
     answers = sorted(
