@@ -2,6 +2,8 @@
 
 usage: oracle_logits.py MODEL TOKENS.npy OUT.npy
 
+MODEL is a checkpoint's folder, or a GGUF file, of which transformers makes config and weights with
+gguf's own decoding of each type.
 TOKENS holds ids (sequences × tokens); OUT gets F32 logits (sequences × tokens × vocabulary). The
 model computes in F32, whatever the dtype of its checkpoint.
 """
@@ -18,8 +20,11 @@ from transformers import AutoModelForCausalLM
 
 def main() -> None:
     model_path, tokens_path, out_path = map(Path, sys.argv[1:])
+    folder, file = model_path, {}
+    if model_path.suffix == ".gguf":
+        folder, file = model_path.parent, {"gguf_file": model_path.name}
     model = AutoModelForCausalLM.from_pretrained(
-        model_path, dtype=torch.float32, attn_implementation="eager"
+        folder, dtype=torch.float32, attn_implementation="eager", **file
     )
     model.eval()
     tokens = torch.from_numpy(np.load(tokens_path).astype(np.int64))

@@ -72,7 +72,7 @@ def test_logits_of_an_artifact_equal_transformers(tmp_path: Path, tied: bool) ->
 
     tokens = random.integers(5, 300, (SEQUENCES, TOKENS), dtype=np.int32)
     np.save(tmp_path / "tokens.npy", tokens)
-    run_torch("oracle_gguf.py", path, tmp_path / "tokens.npy", tmp_path / "logits.npy")
+    run_torch("oracle_logits.py", path, tmp_path / "tokens.npy", tmp_path / "logits.npy")
     theirs = np.load(tmp_path / "logits.npy")
     ours = llama_cpp_logits(f32(GGUFSource(path), tmp_path / "decoded"), tokens)
     whole = llama_cpp_logits(f32(source, tmp_path / "whole"), tokens)
