@@ -1,0 +1,67 @@
+"""A compose file that serves the model from llama.cpp's own image."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from quantkit.launch.llama_cpp import PORT, server_arguments, summary
+from quantkit.launch.settings import Launch
+
+IMAGE = "ghcr.io/ggml-org/llama.cpp:server-cuda"
+_HEADER = """\
+#
+#   docker compose up -d        serves on 127.0.0.1:{port}; PORT=9000 chooses another
+#
+# The file lies beside the model; MODELS_DIR is another folder with it. For other cards than these,
+# change device_ids; the order counts. It needs the NVIDIA Container Toolkit.
+"""
+
+
+def compose_file(launch: Launch) -> str:
+    """A compose.yaml; the model's folder is mounted read-only, the port is this machine's only."""
+    import yaml
+
+    arguments = server_arguments(launch, f"/models/{launch.model_file}")
+    gpus = {
+        "driver": "nvidia",
+        "device_ids": [str(index) for index in launch.used_cards],
+        "capabilities": ["gpu"],
+    }
+    service: dict[str, Any] = {
+        "image": IMAGE,
+        # inside the container all interfaces; the port below is bound to this machine
+        "command": [_plain(a) for a in (*arguments, "--host", "0.0.0.0", "--port", str(PORT))],
+        "environment": {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        "ports": [f"127.0.0.1:${{PORT:-{PORT}}}:{PORT}"],
+        "volumes": [
+            {
+                "type": "bind",
+                "source": "${MODELS_DIR:-.}",
+                "target": "/models",
+                "read_only": True,
+                "bind": {"create_host_path": False},
+            }
+        ],
+        "healthcheck": {
+            "test": ["CMD", "curl", "--fail", "--silent", f"http://127.0.0.1:{PORT}/health"],
+            "interval": "15s",
+            "timeout": "5s",
+            "retries": 3,
+            "start_period": "15m",  # a large model takes minutes to load
+        },
+        "restart": "unless-stopped",
+        "security_opt": ["no-new-privileges:true"],
+        "deploy": {"resources": {"reservations": {"devices": [gpus]}}},
+    }
+    # two levels lie in folders of one name, which would be the project's
+    project = "quantkit-" + re.sub(r"[^a-z0-9_-]+", "-", launch.model_name.lower())
+    document = {"name": project, "services": {"llama-server": service}}
+    comments = "".join(f"# {line}\n" for line in summary(launch))
+    body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000)
+    return comments + _HEADER.format(port=PORT) + body
+
+
+def _plain(text: str) -> str:
+    """`text` without a meaning for compose, which puts variables in for `$`."""
+    return text.replace("$", "$$")
