@@ -8,6 +8,7 @@ from typing import Any
 
 from quantkit import __version__
 from quantkit.native.shared_libraries import library_version
+from quantkit.nvidia import NoDriver, driver_version, read_cards, visible_cards
 from quantkit.sizes import GIB
 
 
@@ -27,23 +28,18 @@ def describe_machine() -> dict[str, Any]:
         "platform": platform.platform(),
         "cpu_cores": worker_count(None),
         "memory": f"{psutil.virtual_memory().total / GIB:.1f} GiB",
+        "nvidia_driver": driver_version(),
         "nvidia_cards": nvidia_cards(),
     }
 
 
 def nvidia_cards() -> list[str]:
-    """Name and memory of every NVIDIA card that the driver shows; empty without a driver."""
-    import pynvml
+    """Name and memory of the NVIDIA cards that CUDA shows this program; empty without a driver.
 
+    Raises:
+        EnvironmentFault: the driver fails to describe its cards.
+    """
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        return [str(card) for card in visible_cards(read_cards(), os.environ)]
+    except NoDriver:
         return []
-    try:
-        handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return [
-            f"{pynvml.nvmlDeviceGetName(h)} {pynvml.nvmlDeviceGetMemoryInfo(h).total / GIB:.1f} GiB"
-            for h in handles
-        ]
-    finally:
-        pynvml.nvmlShutdown()

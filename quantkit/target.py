@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from quantkit.errors import InputError
 from quantkit.resources import resource
@@ -13,6 +13,7 @@ from quantkit.sizes import GIB
 from quantkit.yaml_files import Strict, read_yaml, validated
 
 KVType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+UNQUANTIZED_KV = frozenset({"f16", "bf16"})
 
 
 class CardSpec(Strict):
@@ -33,9 +34,15 @@ class Target(Strict):
     """A card set and how it is used; one YAML in `recipes/targets/`.
 
     Attributes:
-        weight_budget_gib: GiB for the weights, or None for all that the cards leave after context,
-            compute buffers and reserve.
+        weight_budget_gib: GiB for the weights, or "auto" for all that the cards leave after
+            context, compute buffers and reserve.
         ubatch_tokens: physical batch, llama.cpp's `-ub`; compute buffers grow with it.
+        sequences: that are served at once, llama.cpp's `-np`; they share the context's cells, and
+            each keeps a recurrent state of its own.
+        flash_attention: without it the attention scores of a whole batch are held, and the KV cache
+            cannot be quantized.
+        layers: "balanced" leaves the fullest card the most room; "in_order" fills the cards one
+            after another, so that the last ones stay free.
     """
 
     name: str
@@ -44,7 +51,19 @@ class Target(Strict):
     context_tokens: int = Field(gt=0)
     kv_type: KVType = "q8_0"
     ubatch_tokens: int = Field(default=512, gt=0)
-    weight_budget_gib: float | None = Field(default=None, gt=0)
+    sequences: int = Field(default=1, ge=1, le=256)
+    flash_attention: bool = True
+    layers: Literal["balanced", "in_order"] = "balanced"
+    weight_budget_gib: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _quantized_kv_needs_flash_attention(self) -> Target:
+        if not self.flash_attention and self.kv_type not in UNQUANTIZED_KV:
+            raise ValueError(
+                f"a {self.kv_type} KV cache needs flash attention: set kv_type to f16, or leave "
+                "flash_attention on"
+            )
+        return self
 
     @property
     def each_card(self) -> tuple[CardSpec, ...]:
@@ -53,15 +72,15 @@ class Target(Strict):
 
     @property
     def weight_budget_bytes(self) -> int | None:
-        return None if self.weight_budget_gib is None else int(self.weight_budget_gib * GIB)
+        """The target's own number; None for all that fits."""
+        return None if self.weight_budget_gib == "auto" else int(self.weight_budget_gib * GIB)
 
-    def changed(self, *, context_tokens: int | None, kv_type: str | None) -> Target:
-        """This target with another context or KV cache type where they are given.
+    def changed(self, **given: float | str | None) -> Target:
+        """This target with other values for those fields that are given and not None.
 
         Raises:
-            InputError: no such KV cache type.
+            InputError: a value that the field cannot have.
         """
-        given = {"context_tokens": context_tokens, "kv_type": kv_type}
         update = {name: value for name, value in given.items() if value is not None}
         return validated(Target, self.model_dump() | update, Path(self.name)) if update else self
 
@@ -76,17 +95,22 @@ def known_targets() -> list[str]:
 
 
 def load_target(name_or_path: str) -> Target:
-    """The target that ships under this name, or the one in this YAML file.
+    """The target that ships under this name, the one in this YAML file, or "auto": this machine's.
 
     Raises:
         InputError: no such target, or the file is not a valid one.
+        EnvironmentFault: "auto", where the NVIDIA driver shows no card.
     """
+    if name_or_path == "auto":
+        from quantkit.present_cards import present_target  # it needs this module
+
+        return present_target()
     path = Path(name_or_path)
     if path.suffix not in (".yaml", ".yml"):
         path = _folder() / f"{name_or_path}.yaml"
         if name_or_path not in known_targets():
             raise InputError(
-                f"unknown target {name_or_path!r}; known: {', '.join(known_targets())}; or give "
-                "a YAML file of your own (docs/targets.md)"
+                f"unknown target {name_or_path!r}; known: {', '.join(known_targets())}; auto "
+                "for this machine's cards, or give a YAML file of your own (docs/targets.md)"
             )
     return validated(Target, read_yaml(path), path)

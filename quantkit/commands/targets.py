@@ -20,7 +20,7 @@ def targets(as_json: bool) -> None:
             f"{target.context_tokens:,}",
             target.kv_type,
             "all that fits"
-            if target.weight_budget_gib is None
+            if target.weight_budget_gib == "auto"
             else f"{target.weight_budget_gib:g} GiB",
             target.description,
         )
