@@ -175,3 +175,17 @@ def open_shard(path: Path, layout: ShardLayout) -> Iterator[ShardWriter]:
         writer.sync()
     finally:
         os.close(descriptor)
+
+
+def shape_layout(metadata: Metadata, tensors: Sequence[TensorInfo]) -> ShardLayout:
+    """A model as one file, however large."""
+    (layout,) = lay_out("shape", metadata, tensors, max_shard_bytes=1 << 62)
+    return layout
+
+
+def write_shape(folder: Path, layout: ShardLayout) -> Path:
+    """A file of the layout's exact shape: its header, and a hole where the weights would be."""
+    path = folder / layout.file_name
+    with open_shard(path, layout):
+        pass
+    return path

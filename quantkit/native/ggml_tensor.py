@@ -53,6 +53,12 @@ def base_library() -> ctypes.CDLL:
     library.ggml_backend_tensor_set.argtypes = library.ggml_backend_tensor_get.argtypes
     library.ggml_nbytes.restype = ctypes.c_size_t
     library.ggml_nbytes.argtypes = (ctypes.c_void_p,)
+    library.ggml_nelements.restype = ctypes.c_int64
+    library.ggml_nelements.argtypes = (ctypes.c_void_p,)
+    library.ggml_is_quantized.restype = ctypes.c_bool
+    library.ggml_is_quantized.argtypes = (ctypes.c_int,)
+    library.ggml_row_size.restype = ctypes.c_size_t
+    library.ggml_row_size.argtypes = (ctypes.c_int, ctypes.c_int64)
     return library
 
 

@@ -35,12 +35,12 @@ def _keep_log(level: int, text: bytes, _user: ctypes.c_void_p) -> None:
         _recent_log.append(line)
 
 
-def _start_backend() -> None:
+def start_backend() -> None:
     llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
 
-def _why() -> str:
+def why() -> str:
     return "; ".join(_recent_log) or "no reason in its log"
 
 
@@ -55,7 +55,7 @@ class Model:
     """
 
     def __init__(self, path: Path, devices: DeviceSettings, *, writable: bool = False) -> None:
-        _start_backend()
+        start_backend()
         params = llama_cpp.llama_model_default_params()
         if writable:
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
@@ -69,7 +69,7 @@ class Model:
         self.devices = devices
         self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
-            raise InputError(f"llama.cpp cannot load {path}: {_why()}")
+            raise InputError(f"llama.cpp cannot load {path}: {why()}")
         self.vocab = Vocabulary(llama_cpp.llama_model_get_vocab(self.handle))
         self.trained_context_tokens = int(llama_cpp.llama_model_n_ctx_train(self.handle))
         self.size_bytes = int(llama_cpp.llama_model_size(self.handle))
@@ -177,7 +177,7 @@ class Context:
         self.handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise EnvironmentFault(
-                f"llama.cpp cannot make a context of {settings.context_tokens} tokens: {_why()}; "
+                f"llama.cpp cannot make a context of {settings.context_tokens} tokens: {why()}; "
                 "use a shorter context, a smaller KV cache type or more memory"
             )
         self._memory = llama_cpp.llama_get_memory(self.handle)
@@ -253,7 +253,7 @@ class Context:
         if self._failure is not None:
             raise self._failure
         if status != 0:
-            reason = "no room in the context" if status == 1 else _why()
+            reason = "no room in the context" if status == 1 else why()
             raise EnvironmentFault(f"llama.cpp failed to decode {what} (status {status}: {reason})")
 
     def _guarded(self, on_tensor: EvalCallback) -> Callable[[int, bool, object], bool]:
@@ -306,5 +306,5 @@ class Context:
 
 def offloads() -> bool:
     """Whether this build of llama.cpp can use a GPU that is present."""
-    _start_backend()
+    start_backend()
     return bool(llama_cpp.llama_supports_gpu_offload())

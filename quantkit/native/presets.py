@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import EnvironmentFault, InputError
-from quantkit.formats.gguf_writer import lay_out, open_shard
+from quantkit.formats.gguf_writer import shape_layout, write_shape
 from quantkit.levels import PRESETS
 from quantkit.native.child import Emit, run_isolated
 from quantkit.quant_types import BY_NAME
@@ -69,10 +69,7 @@ def ask_preset(
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}; known are {', '.join(PRESETS)}")
     with tempfile.TemporaryDirectory() as folder:
-        (layout,) = lay_out("shape", metadata, tensors, max_shard_bytes=1 << 62)
-        path = Path(folder) / layout.file_name
-        with open_shard(path, layout):
-            pass  # a header, and a hole where the weights would be
+        path = write_shape(Path(folder), shape_layout(metadata, tensors))
         log: str = run_isolated(
             "quantkit.native.presets:dry_run_in_child",
             {"path": path, "preset": preset, "has_imatrix": has_imatrix},

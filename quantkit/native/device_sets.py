@@ -1,0 +1,53 @@
+"""Devices for llama.cpp to plan on: stand-ins, this machine's own, or RPC servers.
+
+Used inside a child process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from quantkit.errors import EnvironmentFault
+from quantkit.native.ggml_tensor import base_library
+from quantkit.native.memory import Devices
+from quantkit.native.shared_libraries import load
+from quantkit.native.stand_ins import GPU, StandIns
+
+
+@contextmanager
+def open_devices(devices: Devices) -> Iterator[tuple[int, ...]]:
+    """Addresses of the devices, while they can be used.
+
+    Raises:
+        EnvironmentFault: there are not as many, or RPC is not built in.
+    """
+    if devices.kind == "rpc":
+        from quantkit.native.rpc_servers import rpc_devices
+
+        with rpc_devices(len(devices.capacities)) as addresses:
+            yield addresses
+    elif devices.kind == "present":
+        yield _present(len(devices.capacities))
+    else:
+        stand_ins = StandIns(devices.capacities, cuda=devices.kind == "cuda")
+        yield stand_ins.devices
+
+
+def _present(wanted: int) -> tuple[int, ...]:
+    """This machine's GPUs, as llama.cpp numbers them."""
+    registry, base = load("ggml"), base_library()
+    registry.ggml_backend_dev_count.restype = ctypes.c_size_t
+    registry.ggml_backend_dev_get.restype = ctypes.c_void_p
+    registry.ggml_backend_dev_get.argtypes = (ctypes.c_size_t,)
+    base.ggml_backend_dev_type.restype = ctypes.c_int
+    base.ggml_backend_dev_type.argtypes = (ctypes.c_void_p,)
+    found = [registry.ggml_backend_dev_get(i) for i in range(registry.ggml_backend_dev_count())]
+    cards = tuple(device for device in found if base.ggml_backend_dev_type(device) == GPU)
+    if len(cards) != wanted:
+        raise EnvironmentFault(
+            f"the target has {wanted} cards, but llama.cpp sees {len(cards)} here; verify on "
+            "stand-ins for them instead, with --on stand-ins"
+        )
+    return cards

@@ -1,0 +1,252 @@
+"""What a model takes on each card: asked of llama.cpp itself, without cards and without weights.
+
+llama.cpp opens a file of the model's shape with `no_alloc`, on stand-ins for the cards
+(`stand_ins.py`), on the devices of this machine, or on RPC servers; its own loader, KV cache,
+scheduler and graph allocator then say what they would take. `llama_get_memory_breakdown` has the
+numbers; it is C++, and returns a `std::map` whose nodes are read here as libstdc++ lays them out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from quantkit.errors import EnvironmentFault, InputError
+from quantkit.formats.gguf_writer import shape_layout, write_shape
+from quantkit.native.child import Emit, run_isolated
+from quantkit.values import Metadata, MetaValue, TensorInfo
+
+DeviceKind = Literal["cuda", "plain", "present", "rpc"]
+"""`cuda` and `plain` are stand-ins, `present` are this machine's own devices."""
+BATCH_TOKENS = 2048
+"""llama-server's logical batch (`-b`), where the physical one is not larger."""
+_BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
+
+
+@dataclass(frozen=True)
+class Devices:
+    """The devices that llama.cpp is to plan for.
+
+    Attributes:
+        capacities: bytes of each card; of `present` and `rpc` devices only their number counts.
+    """
+
+    kind: DeviceKind
+    capacities: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a model is run: what a context of llama.cpp depends on."""
+
+    context_tokens: int
+    kv_type: str
+    ubatch_tokens: int
+    sequences: int = 1
+    flash_attention: bool = True
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """What llama.cpp takes of one device, bytes."""
+
+    weights: int
+    context: int
+    compute: int
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """What llama.cpp takes of every card, in their order, and of the computer's own memory."""
+
+    cards: tuple[DeviceMemory, ...]
+    host: DeviceMemory
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of one file.
+
+    Attributes:
+        tensor_split: layers that each card gets, the output being the last.
+    """
+
+    path: Path
+    devices: Devices
+    tensor_split: tuple[int, ...]
+    uses: tuple[Use, ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is asked of a model that no file holds; its tokenizer, on no card, is left out."""
+
+    metadata: Metadata
+    tensors: Sequence[TensorInfo]
+    devices: Devices
+    tensor_split: tuple[int, ...]
+    uses: tuple[Use, ...]
+
+
+_Key = tuple[str, Devices, tuple[int, ...], tuple[Use, ...]]
+_answers: dict[_Key, list[Breakdown]] = {}
+"""A build asks the same again, stage after stage."""
+
+
+def ask_memory(shapes: Sequence[Shape]) -> list[list[Breakdown]]:
+    """What each of `shapes` takes for each of its uses; all are asked in one process.
+
+    Raises:
+        InputError: llama.cpp refuses a model.
+        EnvironmentFault: this machine or this llama.cpp cannot be asked.
+    """
+    layouts = [shape_layout(without_tokenizer(s.metadata), s.tensors) for s in shapes]
+    keys: list[_Key] = [
+        (layout.digest, s.devices, s.tensor_split, s.uses)
+        for layout, s in zip(layouts, shapes, strict=True)
+    ]
+    new = {key: index for index, key in enumerate(keys) if key not in _answers}
+    if new:
+        with tempfile.TemporaryDirectory() as folder:
+            questions = []
+            for number, (key, index) in enumerate(new.items()):
+                place = Path(folder) / str(number)
+                place.mkdir()
+                questions.append(Question(write_shape(place, layouts[index]), *key[1:]))
+            _answers.update(zip(new, ask_of_files(questions), strict=True))
+    return [_answers[key] for key in keys]
+
+
+def ask_of_files(questions: Sequence[Question]) -> list[list[Breakdown]]:
+    """What the model in each file takes, for each of its uses.
+
+    Raises:
+        InputError: llama.cpp refuses a file.
+        EnvironmentFault: this machine or this llama.cpp cannot be asked.
+    """
+    if sys.platform != "linux":
+        raise EnvironmentFault(f"llama.cpp can be asked on Linux only, not on {sys.platform}")
+    found: list[list[Breakdown]] = run_isolated(
+        "quantkit.native.memory:ask_in_child", {"questions": list(questions)}
+    )
+    return found
+
+
+def without_tokenizer(metadata: Metadata) -> Metadata:
+    """`metadata` with as many tokens as before, but none of them named: quicker to load."""
+    kept = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.")}
+    tokens = metadata.get("tokenizer.ggml.tokens")
+    architecture = metadata["general.architecture"].value
+    if tokens is not None and isinstance(tokens.value, tuple):
+        kept[f"{architecture}.vocab_size"] = MetaValue("u32", len(tokens.value))
+    return {**kept, "tokenizer.ggml.model": MetaValue("str", "no_vocab")}
+
+
+def ask_in_child(questions: Sequence[Question], emit: Emit) -> list[list[Breakdown]]:
+    """Body of the child process of `ask_of_files`."""
+    from quantkit.native import llama
+    from quantkit.native.device_sets import open_devices
+
+    llama.start_backend()
+    answers = []
+    for question in questions:
+        with open_devices(question.devices) as addresses:
+            answers.append(_answer(question, addresses))
+    return answers
+
+
+def _answer(question: Question, devices: Sequence[int]) -> list[Breakdown]:
+    import llama_cpp
+
+    from quantkit.native import llama
+
+    params = llama_cpp.llama_model_default_params()
+    listed = (ctypes.c_void_p * (len(devices) + 1))(*devices, None)
+    params.devices = ctypes.cast(listed, ctypes.c_void_p)
+    params.n_gpu_layers = 1 << 20  # more than there are: the output too
+    params.no_alloc = True
+    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
+    shares = [0.0] * llama_cpp.llama_max_devices()
+    shares[: len(question.tensor_split)] = question.tensor_split
+    params.tensor_split = (ctypes.c_float * len(shares))(*shares)
+    model = llama_cpp.llama_model_load_from_file(str(question.path).encode(), params)
+    if not model:
+        raise InputError(f"llama.cpp cannot plan this model: {llama.why()}")
+    found = [_breakdown(model, devices, use) for use in question.uses]
+    llama_cpp.llama_model_free(model)
+    return found
+
+
+def _breakdown(model: int, devices: Sequence[int], use: Use) -> Breakdown:
+    import llama_cpp
+
+    from quantkit.native import llama
+
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = use.context_tokens
+    params.n_batch = max(BATCH_TOKENS, use.ubatch_tokens)
+    params.n_ubatch = use.ubatch_tokens
+    params.n_seq_max = use.sequences
+    params.kv_unified = True
+    params.type_k = params.type_v = llama.KV_TYPES[use.kv_type]
+    params.flash_attn_type = int(use.flash_attention)
+    context = llama_cpp.llama_init_from_model(model, params)
+    if not context:
+        raise InputError(
+            f"llama.cpp cannot plan a context of {use.context_tokens} tokens with a {use.kv_type} "
+            f"KV cache: {llama.why()}"
+        )
+    found = _read_breakdown(context)
+    llama_cpp.llama_free(context)
+    cards = tuple(found.pop(_buffer_type(device), DeviceMemory(0, 0, 0)) for device in devices)
+    rest = found.values()
+    host = DeviceMemory(
+        sum(m.weights for m in rest), sum(m.context for m in rest), sum(m.compute for m in rest)
+    )
+    return Breakdown(cards, host)
+
+
+def _buffer_type(device: int) -> int:
+    from quantkit.native.ggml_tensor import base_library
+
+    function = base_library().ggml_backend_dev_buffer_type
+    function.restype, function.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+    return int(function(device))
+
+
+def _read_breakdown(context: int) -> dict[int, DeviceMemory]:
+    """Address of a buffer type → what lies there.
+
+    A libstdc++ map is a comparison, a header node and a count; a node is colour, parent, left and
+    right, then the pair: here a pointer and three sizes (`llama_memory_breakdown_data`).
+    """
+    from quantkit.native.shared_libraries import load
+
+    function = getattr(load("llama"), _BREAKDOWN, None)
+    if function is None:
+        raise EnvironmentFault(
+            "this llama.cpp does not tell what it takes (no llama_get_memory_breakdown); use the "
+            "version of llama-cpp-python that constraints.txt pins"
+        )
+    words = (ctypes.c_size_t * 6)()
+    function.restype, function.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_void_p)
+    function(ctypes.addressof(words), context)  # the map is returned where the first points
+    found: dict[int, DeviceMemory] = {}
+    waiting = [words[2]]
+    while waiting:
+        node = waiting.pop()
+        if node:
+            _colour, _parent, left, right, key, *sizes = (ctypes.c_size_t * 8).from_address(node)
+            found[key] = DeviceMemory(*sizes)
+            waiting += [left, right]
+    if len(found) != words[5]:
+        raise EnvironmentFault(
+            f"llama.cpp's memory breakdown has {words[5]} entries, of which {len(found)} could be "
+            "read; use the version of llama-cpp-python that constraints.txt pins"
+        )
+    return found
