@@ -20,7 +20,7 @@ from quantkit.families.geometry import geometry_of
 from quantkit.families.registry import family_for
 from quantkit.levels import LevelRecipe
 from quantkit.measurement.candidates import admissible, is_quantizable
-from quantkit.planning import target_budget
+from quantkit.fitting import target_budget
 from quantkit.recipe import STOCK_CANDIDATES
 from quantkit.sizes import GIB
 from quantkit.stages.allocate import Allocation, allocate

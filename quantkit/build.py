@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from quantkit import build_stages as stages
-from quantkit import planning
+from quantkit import fitting, planning
 from quantkit.build_context import BuildContext, Job
 from quantkit.calibration_sources import local_sources
+from quantkit.card_memory import card_memory
 from quantkit.console import Console
 from quantkit.downloads.space import check_space, space_needed
 from quantkit.downloads.survey import survey
@@ -93,7 +94,7 @@ def _preflight_repository(context: BuildContext) -> None:
     keep = job.recipe.convert.mtp == "keep"
     config = remote.config if keep else without_prediction(remote.config)
     geometry = geometry_of(family_for(config).metadata(config))
-    limit = planning.target_budget(job.target, geometry)
+    limit = fitting.target_budget(job.target, card_memory(geometry, job.target))
     found = survey(remote, context.checkpoint)
     needed = space_needed(
         found.fetch_bytes, remote.elements, geometry.vocabulary, job.recipe, limit

@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit import planning
+from quantkit import fitting, planning
+from quantkit.card_memory import CardMemory
 from quantkit.downloads.record import is_whole
 from quantkit.downloads.remote import RemoteCheckpoint, look_up
 from quantkit.families.geometry import ModelGeometry, geometry_of
@@ -24,7 +25,7 @@ from quantkit.hub import Hub
 from quantkit.machine import nvidia_cards
 from quantkit.models import choose_model, model_files, open_source
 from quantkit.pipeline import Pipeline, Stage
-from quantkit.planning import LevelPlan, PlannedModel
+from quantkit.planned_model import LevelPlan, PlannedModel
 from quantkit.progress import Progress
 from quantkit.receipts import finished_receipts
 from quantkit.recipe import Recipe, RetrievalRecipe
@@ -105,11 +106,21 @@ class BuildContext:
         return self.job.out / "base.logits"
 
     @functools.cached_property
+    def model(self) -> PlannedModel:
+        source = self.source
+        return PlannedModel(self.choice.name, source.metadata, source.tensors, self.geometry)
+
+    @functools.cached_property
+    def asked_memory(self) -> tuple[CardMemory, str | None]:
+        """The cards' memory for the model, and why it is only estimated, if it is."""
+        return fitting.memory_of(self.model, self.job.target)
+
+    @functools.cached_property
     def levels(self) -> tuple[list[LevelPlan], list[str]]:
         """Planned once: llama.cpp is asked for each preset in a process of its own."""
-        source = self.source
-        model = PlannedModel(self.choice.name, source.metadata, source.tensors, self.geometry)
-        return planning.plan_levels(self.job.recipe, self.job.target, model)
+        memory, why = self.asked_memory
+        plans, notes = planning.plan_levels(self.job.recipe, self.job.target, self.model, memory)
+        return plans, [*notes, why] if why else notes
 
     def planned(self, plan: LevelPlan) -> PlannedModel:
         """The model with all that is known of a level's files before its types."""

@@ -7,13 +7,13 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quantkit import planning
+from quantkit import fitting
 from quantkit.build_context import BuildContext
 from quantkit.calibration_sources import local_sources, resolve_sources
 from quantkit.coverage import coverage_of
 from quantkit.coverage_picture import draw_coverage
 from quantkit.pipeline import Done, Stage
-from quantkit.planning import LevelPlan
+from quantkit.planned_model import LevelPlan
 from quantkit.positions import kld_text
 from quantkit.progress import Progress
 from quantkit.receipts import content_id, file_sha256, identity, write_json
@@ -36,7 +36,7 @@ from quantkit.stages.download import download
 from quantkit.stages.imatrix import collect_imatrix
 from quantkit.stages.measure import CostText, chunks_of_text, measure
 from quantkit.stages.niah import CheckSettings, check_retrieval
-from quantkit.stages.place import place
+from quantkit.stages.place import check_fits
 from quantkit.stages.quantize import artifact_names, quantize
 from quantkit.stages.ready_imatrix import take_ready
 from quantkit.stages.report import COVERAGE_PICTURE, ReportFacts, write_report
@@ -207,8 +207,8 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
     def run(work: Path, progress: Progress) -> Done:
         if plan.stock is not None:
             check_importance(TypeChoice(plan.stock.types, plan.stock), build.importance)
-        costs = build.sensitivity.costs()
-        found = planning.fit(plan, build.planned(plan), costs, target).allocation
+        costs, (memory, _) = build.sensitivity.costs(), build.asked_memory
+        found = fitting.fit_exactly(plan, build.planned(plan), costs, target, memory).allocation
         out = build.folder(plan) / "allocation.json"
         content = allocation_json(found, build.source.tensors, build.sensitivity)
         write_json(out, content)
@@ -226,8 +226,7 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         "target": target.model_dump(mode="json", exclude={"description"}),
     }
     needs = ("checkpoint", "imatrix", "measure")
-    of_preset = plan.stock is not None  # its types are those of this llama.cpp
-    return Stage(f"allocate:{plan.recipe.name}", 2, needs, settings, of_preset, run)
+    return Stage(f"allocate:{plan.recipe.name}", 3, needs, settings, True, run)
 
 
 def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
@@ -236,7 +235,10 @@ def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
 
     def run(work: Path, progress: Progress) -> Done:
         tensors, types = build.source.tensors, build.types(plan)
-        placement = place(tensors, types, build.geometry, target)
+        placement = fitting.place_exactly(
+            build.planned(plan), types, target, build.asked_memory[0]
+        )
+        check_fits(placement, target)
         names = artifact_names(build.stem(plan), build.artifact_metadata(plan), tensors, types)
         out = build.folder(plan) / "placement.json"
         write_json(out, placement_json(placement, names[0]))
@@ -249,7 +251,7 @@ def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
 
     settings = {"target": target.model_dump(mode="json", exclude={"description"})}
     needs = ("checkpoint", "imatrix", f"allocate:{plan.recipe.name}")
-    return Stage(f"place:{plan.recipe.name}", 2, needs, settings, False, run)
+    return Stage(f"place:{plan.recipe.name}", 3, needs, settings, True, run)
 
 
 def quantize_stage(build: BuildContext, plan: LevelPlan) -> Stage:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from quantkit.errors import InputError
 from quantkit.families.geometry import ModelGeometry
@@ -29,15 +29,19 @@ _BLOCK = re.compile(r"^blk\.(\d+)\.")
 
 @dataclass(frozen=True)
 class ComputeBuffers:
-    """Estimate of the compute buffers, bytes.
+    """What llama.cpp's scheduler needs beside weights and context, bytes.
 
     Attributes:
         card: on every card that has layers.
         output: more than that on the card that has the output.
+        host: in the computer's own memory.
+        estimated: worked out by `estimated_buffers`, not told by llama.cpp (`asked_memory.py`).
     """
 
     card: int
     output: int
+    host: int = 0
+    estimated: bool = True
 
 
 @dataclass(frozen=True)
@@ -45,12 +49,14 @@ class CardMemory:
     """A target's memory as a model needs it, bytes; layers include the output as the last.
 
     Attributes:
+        context_tokens: that are planned for, never more than the model was trained for.
         capacity: of each card.
         reserve: of each card, what is kept free.
         context: of each layer.
     """
 
     context_tokens: int
+    trained_context_tokens: int
     capacity: tuple[int, ...]
     reserve: tuple[int, ...]
     context: tuple[int, ...]
@@ -67,34 +73,72 @@ class CardMemory:
         """What each layer needs of its card beside its weights."""
         return (*self.context[:-1], self.context[-1] + self.compute.output)
 
+    def with_more_compute(self, more: int) -> CardMemory:
+        """The same with compute buffers that are larger by `more` bytes on every card."""
+        return replace(self, compute=replace(self.compute, card=self.compute.card + more))
 
-def card_memory(geometry: ModelGeometry, target: Target) -> CardMemory:
-    """The memory of `target` for the model; the context is never longer than it was trained for."""
-    cards = target.each_card
-    tokens = min(target.context_tokens, geometry.trained_context_tokens)
+    @property
+    def weights_room(self) -> int:
+        """What all cards together leave for weights."""
+        return max(sum(max(room, 0) for room in self.rooms) - sum(self.kept), 0)
+
+
+def card_memory(
+    geometry: ModelGeometry, target: Target, compute: ComputeBuffers | None = None
+) -> CardMemory:
+    """The memory of `target` for the model.
+
+    Args:
+        compute: as llama.cpp told them; estimated where it was not asked.
+    """
+    cards, tokens = target.each_card, planned_tokens(geometry, target)
     return CardMemory(
         context_tokens=tokens,
+        trained_context_tokens=geometry.trained_context_tokens,
         capacity=tuple(int(card.memory_gib * GIB) for card in cards),
         reserve=tuple(int(card.reserve_gib * GIB) for card in cards),
-        context=(*(lay.context_bytes(tokens, target.kv_type) for lay in geometry.layers), 0),
-        compute=compute_buffers(geometry, tokens, target.ubatch_tokens, len(cards)),
+        context=(
+            *(
+                lay.context_bytes(tokens, target.kv_type, target.sequences)
+                for lay in geometry.layers
+            ),
+            0,
+        ),
+        compute=estimated_buffers(geometry, target) if compute is None else compute,
     )
 
 
-def compute_buffers(
-    geometry: ModelGeometry, context_tokens: int, ubatch_tokens: int, cards: int
-) -> ComputeBuffers:
-    """Estimate the compute buffers of a target with `cards` cards.
+def planned_tokens(geometry: ModelGeometry, target: Target) -> int:
+    """The target's context, but never longer than the model was trained for."""
+    return min(target.context_tokens, geometry.trained_context_tokens)
 
-    The attention mask is F16 n_ctx × n_ubatch, held once for each pipeline copy of the graph's
-    inputs (ggml-backend.cpp); beside it the widest intermediate of a layer in F32, or the logits.
+
+def estimated_buffers(geometry: ModelGeometry, target: Target) -> ComputeBuffers:
+    """Estimate the compute buffers, where llama.cpp cannot be asked.
+
+    A card holds once for each pipeline copy of the graph's inputs (ggml-backend.cpp): the attention
+    mask, F16 n_ctx × n_ubatch, and the activations that come from the card before it. Beside them
+    lies the widest of: a layer's intermediates in F32; flash attention's F16 copies of one layer's
+    keys and values where the cache has another type (fattn.cu), or without flash attention the
+    scores in F32, n_ctx × n_ubatch × heads; the logits. The computer's memory holds the inputs.
     """
-    copies = PIPELINE_COPIES if cards > 1 else 1
-    attention = any(layer.key_elements for layer in geometry.layers)
-    mask = 2 * copies * context_tokens * ubatch_tokens if attention else 0
-    widest = geometry.activation_elements + 2 * geometry.embedding_elements
-    activations, logits = 4 * ubatch_tokens * widest, 4 * ubatch_tokens * geometry.vocabulary
-    return ComputeBuffers(mask + activations, max(0, logits - activations))
+    tokens, batch = planned_tokens(geometry, target), target.ubatch_tokens
+    copies = PIPELINE_COPIES if len(target.each_card) > 1 else 1
+    attention = [layer for layer in geometry.layers if layer.key_elements]
+    mask = 2 * tokens * batch if attention else 0
+    hidden = 4 * batch * geometry.embedding_elements
+    widest = 4 * batch * geometry.activation_elements + 2 * hidden
+    if target.flash_attention and target.kv_type != "f16":
+        copied = [2 * tokens * (a.key_elements + a.value_elements) for a in attention]
+        widest = max(widest, 3 * hidden + max(copied, default=0))
+    elif not target.flash_attention and attention:
+        widest = max(widest, 4 * tokens * batch * geometry.attention_heads)
+    logits = 4 * batch * geometry.vocabulary
+    return ComputeBuffers(
+        card=copies * (mask + hidden) + widest,
+        output=max(0, logits - widest),
+        host=copies * (mask + hidden),
+    )
 
 
 def padded_bytes(info: TensorInfo, type_name: str) -> int:

@@ -304,3 +304,18 @@ def contiguous_counts(load: Sequence[int], room: Sequence[int]) -> list[int]:
         counts.append(stop - start)
         stop = start
     return counts[::-1]
+
+
+def counts_in_order(load: Sequence[int], room: Sequence[int]) -> list[int]:
+    """Layers for each card when each is filled before the next gets any.
+
+    Where the layers cannot be held so, they are spread as `contiguous_counts` does.
+    """
+    counts, at = [], 0
+    for space in room:
+        first, held = at, 0
+        while at < len(load) and held + load[at] <= space:
+            held += load[at]
+            at += 1
+        counts.append(at - first)
+    return counts if at == len(load) else contiguous_counts(load, room)

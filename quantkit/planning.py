@@ -2,73 +2,30 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
 
-from quantkit.card_memory import HOST, card_memory, layers_of, padded_bytes
+from quantkit.card_memory import HOST, CardMemory, layers_of, padded_bytes
 from quantkit.errors import DoesNotFitError, InputError
-from quantkit.families.geometry import ModelGeometry, geometry_of
+from quantkit.fitting import target_budget
 from quantkit.levels import LevelRecipe
 from quantkit.measurement.candidates import admissible, is_quantizable
 from quantkit.native.presets import StockTypes, ask_preset
+from quantkit.planned_model import LevelPlan, PlannedModel
 from quantkit.recipe import MeasureRecipe, Recipe, RetrievalRecipe
 from quantkit.retrieval.statistics import CONFIDENCE, lower_bound
 from quantkit.sizes import gib_text
-from quantkit.stages.allocate import GAP, Allocation, allocate, allocate_preset
-from quantkit.stages.place import Placement, check_fits, place
+from quantkit.stages.place import check_fits, place
 from quantkit.stages.quantize import artifact_bytes, overhead_bytes
 from quantkit.target import Target
 from quantkit.type_choice import TypeChoice, check_importance
 from quantkit.type_rules import Costs, allowed_types, smallest_bytes, smallest_types
-from quantkit.values import Metadata, TensorInfo
+from quantkit.values import TensorInfo
 
 LADDER = (8192, 32768, 131072)
 NOMINAL_GAP = 0.01
 """Of allocations by nominal costs, which show sizes; equal tensors make them slow to prove."""
 SLACK_BYTES = 1 << 16
 """For what a build adds to the metadata once it has an importance matrix."""
-
-
-@dataclass(frozen=True)
-class PlannedModel:
-    """What is planned.
-
-    Attributes:
-        stem: of the names of its files.
-        metadata: of the artifact, as far as it is known already.
-    """
-
-    stem: str
-    metadata: Metadata
-    tensors: Sequence[TensorInfo]
-    geometry: ModelGeometry
-
-    @staticmethod
-    def of(stem: str, metadata: Metadata, tensors: Sequence[TensorInfo]) -> PlannedModel:
-        return PlannedModel(stem, metadata, tensors, geometry_of(metadata))
-
-    @property
-    def elements(self) -> int:
-        return sum(info.elements for info in self.tensors)
-
-
-@dataclass(frozen=True)
-class LevelPlan:
-    """A level with the bytes that its files may have; of a preset, with llama.cpp's types."""
-
-    recipe: LevelRecipe
-    budget_bytes: int
-    stock: StockTypes | None = None
-
-
-@dataclass(frozen=True)
-class Fitted:
-    """An allocation and the placement that holds it."""
-
-    allocation: Allocation
-    placement: Placement
 
 
 def nominal_costs(model: PlannedModel, recipe: MeasureRecipe) -> dict[str, dict[str, float]]:
@@ -89,20 +46,8 @@ def nominal_costs(model: PlannedModel, recipe: MeasureRecipe) -> dict[str, dict[
     return costs
 
 
-def target_budget(target: Target, geometry: ModelGeometry, host_bytes: int = 0) -> int:
-    """Bytes of weights that the target allows: its own number, but no more than its cards leave.
-
-    Args:
-        host_bytes: of weights that lie on no card.
-    """
-    memory = card_memory(geometry, target)
-    left = max(sum(max(room, 0) for room in memory.rooms) - sum(memory.kept), 0) + host_bytes
-    fixed = target.weight_budget_bytes
-    return left if fixed is None else min(fixed, left)
-
-
 def plan_levels(
-    recipe: Recipe, target: Target, model: PlannedModel
+    recipe: Recipe, target: Target, model: PlannedModel, memory: CardMemory
 ) -> tuple[list[LevelPlan], list[str]]:
     """The levels that can be built, and a sentence for each that the target rules out.
 
@@ -116,7 +61,7 @@ def plan_levels(
             of a prediction head's layers.
     """
     costs = nominal_costs(model, recipe.measure)
-    limit = target_budget(target, model.geometry, _host_bytes(model, costs))
+    limit = target_budget(target, memory, model_host_bytes(model, costs))
     plans, left_out = [], []
     for level in recipe.levels:
         stock = _stock(level, model)
@@ -131,7 +76,7 @@ def plan_levels(
             _check_reachable(level, model, costs, wanted)
         types = smallest_types(model.tensors, costs, level) if stock is None else stock.types
         try:
-            check_fits(place(model.tensors, types, model.geometry, target), target)
+            check_fits(place(model.tensors, types, memory, target), target)
         except DoesNotFitError as error:
             form = "" if stock else " in its smallest types"
             left_out.append(f"level {level.name}{form} {error}")
@@ -140,7 +85,7 @@ def plan_levels(
             _check_prediction(level, model, stock)
         budget = limit if wanted is None or stock is not None else wanted
         if stock is None:
-            budget = min(budget, _largest_bytes(model, costs, level))
+            budget = min(budget, largest_bytes(model, costs, level))
         plans.append(LevelPlan(level, budget, stock))
     if not plans:
         smallest = smallest_bytes(model.tensors, costs, LevelRecipe(name="any"))
@@ -202,14 +147,14 @@ def _check_reachable(level: LevelRecipe, model: PlannedModel, costs: Costs, want
     )
 
 
-def _largest_bytes(model: PlannedModel, costs: Costs, level: LevelRecipe) -> int:
+def largest_bytes(model: PlannedModel, costs: Costs, level: LevelRecipe) -> int:
     """A bound of the files' size with every tensor in the largest type that it may get."""
     allowed = allowed_types(model.tensors, costs, level)
     overhead = overhead_bytes(model.stem, model.metadata, model.tensors)
     return overhead + SLACK_BYTES + sum(_largest(info, allowed) for info in model.tensors)
 
 
-def _host_bytes(model: PlannedModel, costs: Costs) -> int:
+def model_host_bytes(model: PlannedModel, costs: Costs) -> int:
     """The most that weights on no card can take."""
     at = layers_of(model.tensors, len(model.geometry.layers) + 1)
     return sum(_largest(info, costs) for info in model.tensors if at[info.name] == HOST)
@@ -217,32 +162,6 @@ def _host_bytes(model: PlannedModel, costs: Costs) -> int:
 
 def _largest(info: TensorInfo, costs: Costs) -> int:
     return max(padded_bytes(info, kind) for kind in (costs.get(info.name) or (info.type_name,)))
-
-
-def fit(
-    plan: LevelPlan, model: PlannedModel, costs: Costs, target: Target, gap: float = GAP
-) -> Fitted:
-    """Allocate such that the level's budget and every card are kept, and place it.
-
-    Args:
-        gap: how far from the optimum is good enough, relative.
-
-    Raises:
-        DoesNotFitError: not even the smallest types fit the budget or the cards.
-    """
-    tensors, geometry = model.tensors, model.geometry
-    overhead = overhead_bytes(model.stem, model.metadata, tensors)
-    if plan.stock is not None:
-        found = allocate_preset(tensors, costs, plan.budget_bytes, overhead, plan.stock)
-    else:
-        smallest = smallest_types(tensors, costs, plan.recipe)
-        check_fits(place(tensors, smallest, geometry, target), target)
-        memory = card_memory(geometry, target)
-        found = allocate(tensors, costs, plan.budget_bytes, overhead, plan.recipe, memory, gap)
-    total = artifact_bytes(model.stem, model.metadata, tensors, found.types)
-    placement = place(tensors, found.types, geometry, target)
-    check_fits(placement, target)
-    return Fitted(dataclasses.replace(found, total_bytes=total), placement)
 
 
 def retrieval_for(

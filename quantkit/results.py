@@ -101,6 +101,8 @@ def placement_json(placement: Placement, model_file: str) -> dict[str, Any]:
         "trained_context_tokens": placement.trained_context_tokens,
         "kv_type": placement.kv_type,
         "ubatch_tokens": placement.ubatch_tokens,
+        "sequences": placement.sequences,
+        "flash_attention": placement.flash_attention,
         "tensor_split": list(placement.tensor_split),
         "cards": [
             {
@@ -116,6 +118,8 @@ def placement_json(placement: Placement, model_file: str) -> dict[str, Any]:
             for card in placement.cards
         ],
         "host_bytes": placement.host_bytes,
+        "host_compute_bytes": placement.host_compute_bytes,
+        "compute_is_estimated": placement.estimated,
         "fits": placement.fits,
         "command": placement.command(model_file),
     }

@@ -10,10 +10,10 @@ import flagship
 import make_shape
 import pytest
 
-from quantkit import planning
+from quantkit import fitting, planning
 from quantkit.build import _preflight
 from quantkit.build_context import BuildContext, Job
-from quantkit.card_memory import card_memory
+from quantkit.card_memory import CardMemory, card_memory
 from quantkit.console import Console
 from quantkit.errors import DoesNotFitError, InputError
 from quantkit.families.geometry import geometry_of
@@ -22,20 +22,16 @@ from quantkit.formats.gguf_writer import lay_out
 from quantkit.models import choose_model, open_source
 from quantkit.native.presets import StockTypes, ask_preset
 from quantkit.pipeline import Pipeline
-from quantkit.planning import (
-    NOMINAL_GAP,
-    PlannedModel,
-    fit,
-    nominal_costs,
-    plan_levels,
-    target_budget,
-)
+from quantkit.planned_model import Fitted, LevelPlan, PlannedModel
+from quantkit.planning import NOMINAL_GAP, nominal_costs
 from quantkit.quant_types import BY_NAME
 from quantkit.recipe import MeasureRecipe, Recipe
 from quantkit.results import allocation_json, fallback_text
 from quantkit.sensitivity import Sensitivity, UnitCost
 from quantkit.sizes import GB, GIB
+from quantkit.stages.allocate import GAP
 from quantkit.target import CardSpec, Target, load_target
+from quantkit.type_rules import Costs
 from quantkit.values import Metadata, TensorInfo
 
 DEMO = open_source(choose_model("demo"))
@@ -52,7 +48,26 @@ def recipe(*levels: dict[str, object]) -> Recipe:
 
 def target(*gib: float, context: int = 131_072, budget: float | None = None) -> Target:
     cards = tuple(CardSpec(name=f"{size} GiB", memory_gib=size) for size in gib)
-    return Target(name="mine", cards=cards, context_tokens=context, weight_budget_gib=budget)
+    return Target(
+        name="mine", cards=cards, context_tokens=context, weight_budget_gib=budget or "auto"
+    )
+
+
+def memory_of(model: PlannedModel, cards: Target) -> CardMemory:
+    """Without asking llama.cpp: these tests are of pure decisions."""
+    return card_memory(model.geometry, cards)
+
+
+def plan_levels(
+    levels: Recipe, cards: Target, model: PlannedModel
+) -> tuple[list[LevelPlan], list[str]]:
+    return planning.plan_levels(levels, cards, model, memory_of(model, cards))
+
+
+def fit(
+    plan: LevelPlan, model: PlannedModel, costs: Costs, cards: Target, gap: float = GAP
+) -> Fitted:
+    return fitting.fit(plan, model, costs, cards, memory_of(model, cards), gap)
 
 
 def file_bytes(model: PlannedModel, types: dict[str, str]) -> int:
@@ -131,10 +146,10 @@ def test_shards_count_in_the_size() -> None:
 
 def test_the_host_s_embedding_does_not_take_the_cards_room() -> None:
     memory = card_memory(FLAGSHIP.geometry, target(40))
-    alone = target_budget(target(40), FLAGSHIP.geometry)
+    alone = fitting.target_budget(target(40), memory)
     assert alone == sum(memory.rooms) - sum(memory.kept)
-    assert target_budget(target(40), FLAGSHIP.geometry, GIB) == alone + GIB
-    assert target_budget(target(40, budget=30), FLAGSHIP.geometry, GIB) == 30 * GIB
+    assert fitting.target_budget(target(40), memory, GIB) == alone + GIB
+    assert fitting.target_budget(target(40, budget=30), memory, GIB) == 30 * GIB
 
 
 def test_prediction_layers_have_no_importance_matrix() -> None:

@@ -17,7 +17,7 @@ from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.measurement.candidates import is_quantizable
 from quantkit.models import choose_model, open_source
 from quantkit.pipeline import Done, Pipeline, Stage
-from quantkit.planning import LevelPlan
+from quantkit.planned_model import LevelPlan
 from quantkit.progress import Progress
 from quantkit.receipts import file_sha256, write_json
 from quantkit.recipe import LevelRecipe, Recipe

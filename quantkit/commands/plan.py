@@ -19,8 +19,9 @@ def plan(
     as_json: bool,
 ) -> None:
     """Print card by card what each level would hold, with nominal types: no weights are read."""
-    from quantkit import planning
+    from quantkit import fitting, planning
     from quantkit.models import choose_model, open_source
+    from quantkit.planned_model import PlannedModel
     from quantkit.recipe import recipe_for
     from quantkit.results import fallback_text, placement_json
     from quantkit.stages.quantize import artifact_names
@@ -36,15 +37,16 @@ def plan(
     if levels is not None:
         chosen = chosen.with_levels(levels)
     source = open_source(choice, keep_prediction=chosen.convert.mtp == "keep")
-    named = planning.PlannedModel.of(choice.name, source.metadata, source.tensors)
-    found, notes = planning.plan_levels(chosen, card_set, named)
+    named = PlannedModel.of(choice.name, source.metadata, source.tensors)
+    memory, _ = fitting.memory_of(named, card_set)
+    found, notes = planning.plan_levels(chosen, card_set, named, memory)
     costs = planning.nominal_costs(named, chosen.measure)
     console = Console(quiet=as_json)
     console.heading(f"{choice.name} on {card_set.name} ({card_set.description})")
     plans = []
     for level in found:
         planned = dataclasses.replace(named, stem=f"{choice.name}-{level.recipe.name}")
-        fitted = planning.fit(level, planned, costs, card_set, planning.NOMINAL_GAP)
+        fitted = fitting.fit(level, planned, costs, card_set, memory, planning.NOMINAL_GAP)
         placement, total = fitted.placement, fitted.allocation.total_bytes
         types = fitted.allocation.types
         file = artifact_names(planned.stem, planned.metadata, planned.tensors, types)[0]

@@ -75,6 +75,7 @@ class ModelGeometry:
         trained_context_tokens: `{arch}.context_length`.
         activation_elements: the widest intermediate of a layer for one token, F32 elements.
         trunk_layers: layers before those of a prediction head (MTP), which come last.
+        attention_heads: the most that a layer has.
     """
 
     architecture: str
@@ -84,6 +85,7 @@ class ModelGeometry:
     trained_context_tokens: int
     activation_elements: int
     trunk_layers: int
+    attention_heads: int
 
 
 def geometry_of(metadata: Metadata) -> ModelGeometry:
@@ -136,6 +138,7 @@ def geometry_of(metadata: Metadata) -> ModelGeometry:
         trained_context_tokens=read.one("context_length"),
         activation_elements=max(2 * experts, 2 * max(forward, default=0), 2 * ssm, embedding),
         trunk_layers=trunk,
+        attention_heads=widest,
     )
 
 

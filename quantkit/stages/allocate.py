@@ -14,7 +14,7 @@ import numpy as np
 
 from quantkit.card_memory import CardMemory, layers_of, padded_bytes
 from quantkit.errors import DoesNotFitError
-from quantkit.knapsack import Choices, Ints, Limits, fill
+from quantkit.knapsack import Choices, Ints, Limits, fill, relax
 from quantkit.knapsack_search import settle, solve
 from quantkit.layer_cuts import Cards, solve_on_cards
 from quantkit.levels import LevelRecipe
@@ -23,6 +23,8 @@ from quantkit.sizes import gib_text
 from quantkit.type_rules import Costs, allowed_types, ruled_out, undominated
 from quantkit.values import TensorInfo
 
+FILLED_CUTS = 4
+"""Of one after the other, each for what the one before was filled with."""
 GAP = 1e-5
 """A solution is good enough when no other can cost less by more than this share."""
 
@@ -74,29 +76,12 @@ def allocate(
         DoesNotFitError: even the smallest types exceed the budget, or the cards; says by how much.
         InputError: a minimum or a pin leaves a tensor without any candidate.
     """
-    free = [info for info in tensors if info.name in costs]
-    allowed = allowed_types(tensors, costs, level)
-    sizes = {i.name: {t: padded_bytes(i, t) for t in allowed[i.name]} for i in free}
-    fixed = {i.name: padded_bytes(i, i.type_name) for i in tensors if i.name not in costs}
-    room = budget_bytes - overhead_bytes - sum(fixed.values())
-    smallest = sum(min(choice.values()) for choice in sizes.values())
-    if smallest > room:
-        raise DoesNotFitError(
-            f"the budget of {gib_text(budget_bytes)} is too small by {gib_text(smallest - room)}: "
-            f"the smallest allowed types need {gib_text(budget_bytes + smallest - room)}; allow "
-            "smaller types in the recipe, or choose a larger target"
-        )
+    problem = _Problem.of(tensors, costs, budget_bytes, overhead_bytes, level, memory)
+    free, allowed, sizes, room = problem.free, problem.allowed, problem.sizes, problem.room
     types = {info.name: info.type_name for info in tensors}
     proven = 0.0
     if free:
-        kinds = [undominated(sizes[i.name], allowed[i.name]) for i in free]
-        choices = Choices.of(
-            [
-                [(sizes[info.name][t], allowed[info.name][t]) for t in names]
-                for info, names in zip(free, kinds, strict=True)
-            ]
-        )
-        cards = None if memory is None else _cards(tensors, free, fixed, memory)
+        choices, cards = problem.choices, problem.cards
         if cards is None:
             solution = solve(choices, Limits.of_all(choices, room), gap)
         else:
@@ -107,8 +92,7 @@ def allocate(
                 "types; allow smaller types in the recipe, or choose a larger target"
             )
         limits, chosen = _filled(choices, cards, room, solution.chosen, gap)
-        flat = [name for names in kinds for name in names]
-        types |= {info.name: flat[at] for info, at in zip(free, chosen, strict=True)}
+        types |= problem.types(chosen)
         types |= _larger_for_nothing(free, types, sizes, allowed, limits, choices, chosen)
         cost = choices.total(chosen)
         proven = max(0.0, 1 - solution.bound / cost) if cost > 0 else 0.0
@@ -120,6 +104,42 @@ def allocate(
         types=types,
         infeasible=ruled_out(free),
     )
+
+
+def fill_cards(
+    tensors: Sequence[TensorInfo],
+    costs: Costs,
+    budget_bytes: int,
+    overhead_bytes: int,
+    level: LevelRecipe,
+    memory: CardMemory,
+) -> dict[str, str]:
+    """Types that fill the budget and the cards, found at once and without a proof.
+
+    For questions of size, what is the largest that fits: by the linear relaxation of one way to cut
+    the layers, its rounding filled up.
+
+    Raises:
+        DoesNotFitError: even the smallest types exceed the budget, or the cards.
+        InputError: a minimum or a pin leaves a tensor without any candidate.
+    """
+    problem = _Problem.of(tensors, costs, budget_bytes, overhead_bytes, level, memory)
+    types = {info.name: info.type_name for info in tensors}
+    if not problem.free:
+        return types
+    choices, cards = problem.choices, problem.cards
+    assert cards is not None
+    chosen = choices.first[:-1]
+    for _ in range(FILLED_CUTS):
+        limits = cards.limits(cards.counts(choices, chosen), problem.room)
+        relaxed = None if limits is None else relax(choices, limits)
+        if limits is None or relaxed is None:
+            raise DoesNotFitError("the cards do not hold the layers, even in their smallest types")
+        better = fill(choices, limits, relaxed.chosen)
+        if np.array_equal(better, chosen):
+            break
+        chosen = better
+    return types | problem.types(chosen)
 
 
 def allocate_preset(
@@ -149,6 +169,62 @@ def _cost_of(info: TensorInfo, type_name: str, costs: Costs) -> float | None:
     if type_name == info.type_name:
         return 0.0
     return costs.get(info.name, {}).get(type_name)
+
+
+@dataclass(frozen=True)
+class _Problem:
+    """What is chosen from, and the limits.
+
+    Attributes:
+        free: the tensors that have a choice.
+        room: bytes for them all together.
+        kinds: of each, its types that no other beats, in the order of `choices`.
+    """
+
+    free: Sequence[TensorInfo]
+    allowed: Costs
+    sizes: Mapping[str, Mapping[str, int]]
+    room: int
+    kinds: Sequence[Sequence[str]]
+    choices: Choices
+    cards: Cards | None
+
+    @staticmethod
+    def of(
+        tensors: Sequence[TensorInfo],
+        costs: Costs,
+        budget_bytes: int,
+        overhead_bytes: int,
+        level: LevelRecipe,
+        memory: CardMemory | None,
+    ) -> _Problem:
+        free = [info for info in tensors if info.name in costs]
+        allowed = allowed_types(tensors, costs, level)
+        sizes = {i.name: {t: padded_bytes(i, t) for t in allowed[i.name]} for i in free}
+        fixed = {i.name: padded_bytes(i, i.type_name) for i in tensors if i.name not in costs}
+        room = budget_bytes - overhead_bytes - sum(fixed.values())
+        smallest = sum(min(choice.values()) for choice in sizes.values())
+        if smallest > room:
+            raise DoesNotFitError(
+                f"the budget of {gib_text(budget_bytes)} is too small by "
+                f"{gib_text(smallest - room)}: the smallest allowed types need "
+                f"{gib_text(budget_bytes + smallest - room)}; allow smaller types in the recipe, "
+                "or choose a larger target"
+            )
+        kinds = [undominated(sizes[i.name], allowed[i.name]) for i in free]
+        choices = Choices.of(
+            [
+                [(sizes[info.name][t], allowed[info.name][t]) for t in names]
+                for info, names in zip(free, kinds, strict=True)
+            ]
+        )
+        cards = None if memory is None else _cards(tensors, free, fixed, memory)
+        return _Problem(free, allowed, sizes, room, kinds, choices, cards)
+
+    def types(self, chosen: Ints) -> dict[str, str]:
+        """The types of the choices, by tensor."""
+        flat = [name for names in self.kinds for name in names]
+        return {info.name: flat[at] for info, at in zip(self.free, chosen, strict=True)}
 
 
 def _cards(

@@ -9,14 +9,14 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from quantkit.card_memory import card_memory, host_bytes, weights_by_layer
+from quantkit.card_memory import CardMemory, host_bytes, weights_by_layer
 from quantkit.errors import DoesNotFitError
-from quantkit.families.geometry import ModelGeometry
-from quantkit.layer_cuts import contiguous_counts
+from quantkit.layer_cuts import contiguous_counts, counts_in_order
+from quantkit.native.memory import Breakdown
 from quantkit.sizes import GIB
 from quantkit.target import Target
 from quantkit.values import TensorInfo
@@ -51,19 +51,39 @@ class Placement:
     Attributes:
         tensor_split: llama.cpp's `-ts`, one share a card: its number of layers.
         trained_context_tokens: what the model was trained for; the plan never exceeds it.
+        host_bytes: of weights in the computer's own memory.
+        host_compute_bytes: of compute buffers there.
+        estimated: the compute buffers are, because llama.cpp could not be asked.
     """
 
     context_tokens: int
     trained_context_tokens: int
     kv_type: str
     ubatch_tokens: int
+    sequences: int
+    flash_attention: bool
     tensor_split: tuple[int, ...]
     cards: tuple[CardPlan, ...]
     host_bytes: int
+    host_compute_bytes: int
+    estimated: bool
 
     @property
     def fits(self) -> bool:
         return all(card.free_bytes >= 0 for card in self.cards)
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the fullest card lacks; 0 when everything fits."""
+        return max(0, -min(card.free_bytes for card in self.cards))
+
+    def with_compute(self, answer: Breakdown) -> Placement:
+        """This placement with the compute buffers that llama.cpp plans for exactly this cut."""
+        cards = tuple(
+            replace(card, compute_bytes=asked.compute if card.layers else 0)
+            for card, asked in zip(self.cards, answer.cards, strict=True)
+        )
+        return replace(self, cards=cards, host_compute_bytes=answer.host.compute, estimated=False)
 
     def command(self, model_file: str) -> str:
         """The llama-server command that runs the plan."""
@@ -86,17 +106,17 @@ def assign_layers(card_shares: Sequence[int], count: int) -> list[int]:
 def place(
     tensors: Sequence[TensorInfo],
     types: Mapping[str, str],
-    geometry: ModelGeometry,
+    memory: CardMemory,
     target: Target,
 ) -> Placement:
-    """Contiguous layers on each card, such that the fullest card has the most left.
+    """Contiguous layers on each card: spread such that the fullest has the most left, or in order.
 
     The result may not fit (`fits`); `check_fits` turns that into an error with a way out.
     """
-    memory = card_memory(geometry, target)
     weights = weights_by_layer(tensors, types, len(memory.context))
     load = [w + k for w, k in zip(weights, memory.kept, strict=True)]
-    counts = contiguous_counts(load, memory.rooms)
+    divide = contiguous_counts if target.layers == "balanced" else counts_in_order
+    counts = divide(load, memory.rooms)
     wanted = [card for card, count in enumerate(counts) for _ in range(count)]
     if assign_layers(counts, len(load)) != wanted:
         raise AssertionError(f"llama.cpp would not place {counts} layers as asked")
@@ -121,12 +141,16 @@ def place(
         at += count
     return Placement(
         context_tokens=memory.context_tokens,
-        trained_context_tokens=geometry.trained_context_tokens,
+        trained_context_tokens=memory.trained_context_tokens,
         kv_type=target.kv_type,
         ubatch_tokens=target.ubatch_tokens,
+        sequences=target.sequences,
+        flash_attention=target.flash_attention,
         tensor_split=tuple(counts),
         cards=tuple(plans),
         host_bytes=host_bytes(tensors, types),
+        host_compute_bytes=memory.compute.host,
+        estimated=memory.compute.estimated,
     )
 
 

@@ -123,6 +123,7 @@ def card_cases(
     cards = draw(st.integers(2, 3))
     memory = CardMemory(
         context_tokens=1,
+        trained_context_tokens=1,
         capacity=tuple(draw(st.integers(0, whole + 300)) for _ in range(cards)),
         reserve=tuple(draw(st.integers(0, 50)) for _ in range(cards)),
         context=(*(draw(st.integers(0, 200)) for _ in range(layers - 1)), 0),
@@ -210,7 +211,7 @@ def test_the_flagship_on_uneven_cards_that_bind() -> None:
     found = allocate(tensors, costs, budget, 0, LEVEL, memory)
     assert found.gap is not None
     assert found.gap <= 1e-5
-    placement = place(tensors, found.types, geometry, target)
+    placement = place(tensors, found.types, memory, target)
     assert placement.fits
     assert all(card.free_bytes < 0.005 * card.capacity_bytes for card in placement.cards)
     # lowering the budget until an allocation happens to fit the cards costs more

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from quantkit.card_memory import card_memory
 from quantkit.errors import DoesNotFitError, InputError
 from quantkit.families.geometry import geometry_of
-from quantkit.layer_cuts import contiguous_counts
+from quantkit.layer_cuts import contiguous_counts, counts_in_order
 from quantkit.quant_types import BY_NAME
-from quantkit.stages.place import assign_layers, check_fits, place
+from quantkit.stages.place import Placement, assign_layers, check_fits, place
 from quantkit.target import CardSpec, Target, load_target
 from quantkit.values import TensorInfo
 
@@ -63,24 +64,15 @@ def q4_k_s_like() -> dict[str, str]:
     }
 
 
-def test_flagship_context_and_compute_are_those_of_llama_cpp() -> None:
-    """llama.cpp's own memory log for 4 cards at 516,096 tokens, q8_0, ubatch 512 (MiB)."""
-    placement = place(
-        flagship.tensors(), q4_k_s_like(), geometry_of(flagship.metadata()), load_target("4x3090")
-    )
-    assert placement.fits
-    context = [card.context_bytes / MIB for card in placement.cards]
-    assert sum(context) == pytest.approx(580 + 576 + 576 + 572, rel=0.002)
-    for card, compute in zip(placement.cards, (2231, 2260, 2260, 2362), strict=True):
-        assert card.compute_bytes / MIB == pytest.approx(compute, rel=0.05)
-    assert placement.host_bytes / MIB == pytest.approx(288, abs=0.5)
-    assert min(card.free_bytes for card in placement.cards) > 3 * 1024 * MIB
+def placed(target: Target) -> Placement:
+    memory = card_memory(geometry_of(flagship.metadata()), target)
+    return place(flagship.tensors(), q4_k_s_like(), memory, target)
 
 
 def test_uneven_cards_get_uneven_layers() -> None:
     cards = (CardSpec(name="24", memory_gib=24, count=2), CardSpec(name="40", memory_gib=40))
     target = Target(name="t", cards=cards, context_tokens=131072)
-    placement = place(flagship.tensors(), q4_k_s_like(), geometry_of(flagship.metadata()), target)
+    placement = placed(target)
     assert placement.fits
     assert placement.tensor_split[2] > placement.tensor_split[0]
     assert sum(placement.tensor_split) == 89
@@ -88,14 +80,14 @@ def test_uneven_cards_get_uneven_layers() -> None:
 
 def test_what_does_not_fit_says_by_how_much() -> None:
     target = load_target("1x3090")
-    placement = place(flagship.tensors(), q4_k_s_like(), geometry_of(flagship.metadata()), target)
+    placement = placed(target)
     with pytest.raises(DoesNotFitError, match=r"1x3090: RTX 3090 would need .* GiB too much"):
         check_fits(placement, target)
 
 
 def test_context_is_capped_at_what_the_model_was_trained_for() -> None:
     target = Target(name="t", cards=(CardSpec(name="c", memory_gib=200),), context_tokens=4_000_000)
-    placement = place(flagship.tensors(), q4_k_s_like(), geometry_of(flagship.metadata()), target)
+    placement = placed(target)
     assert placement.context_tokens == 1048576
     assert "-c 1048576" in placement.command("m.gguf")
 
@@ -106,7 +98,8 @@ def test_a_tied_embedding_lies_with_the_cpu_and_on_the_output_s_card() -> None:
     tied = [info for info in untied if info.name != "output.weight"]
     (embedding,) = [info for info in tied if info.name == "token_embd.weight"]
     size = BY_NAME[types[embedding.name]].size_bytes(embedding.elements)
-    one, two = place(untied, types, geometry, target), place(tied, types, geometry, target)
+    memory = card_memory(geometry, target)
+    one, two = place(untied, types, memory, target), place(tied, types, memory, target)
     assert one.host_bytes == two.host_bytes == size
     held = [sum(card.weights_bytes for card in placement.cards) for placement in (one, two)]
     whole = [
@@ -119,10 +112,36 @@ def test_a_tied_embedding_lies_with_the_cpu_and_on_the_output_s_card() -> None:
 def test_a_tensor_of_a_layer_that_the_model_does_not_have_is_named() -> None:
     stray = TensorInfo("blk.88.ffn_up.weight", (4096, 4096), "BF16")
     types = {**q4_k_s_like(), stray.name: "BF16"}
+    target = load_target("4x3090")
+    memory = card_memory(geometry_of(flagship.metadata()), target)
     with pytest.raises(InputError, match=r"blk\.88\.ffn_up.* is of layer 88, .*it has 88 layers"):
-        place(
-            [*flagship.tensors(), stray],
-            types,
-            geometry_of(flagship.metadata()),
-            load_target("4x3090"),
-        )
+        place([*flagship.tensors(), stray], types, memory, target)
+
+
+def test_in_order_fills_a_card_before_the_next_gets_layers() -> None:
+    cards = (CardSpec(name="40", memory_gib=40, count=4),)
+    spread = Target(name="t", cards=cards, context_tokens=131072)
+    found = placed(spread.changed(layers="in_order"))
+    assert found.fits
+    assert found.tensor_split[2] < found.tensor_split[1] and found.tensor_split[3] == 0
+    assert min(placed(spread).tensor_split) > 20
+    first = found.cards[0]
+    assert first.free_bytes < max(first.weights_bytes // first.layers, 1) * 4
+
+
+@given(
+    load=st.lists(st.integers(0, 50), min_size=1, max_size=8),
+    room=st.lists(st.integers(1, 120), min_size=1, max_size=4),
+)
+@settings(max_examples=150, deadline=None)
+def test_in_order_holds_all_that_spread_layers_hold(load: list[int], room: list[int]) -> None:
+    counts = counts_in_order(load, room)
+    assert sum(counts) == len(load)
+    spread = smallest_room(load, room, tuple(contiguous_counts(load, room)))
+    assert (smallest_room(load, room, tuple(counts)) >= 0) == (spread >= 0)
+    used = 0
+    while spread >= 0 and used < len(load):  # no card could have taken its successor's first layer
+        card = next(i for i in range(len(counts)) if sum(counts[: i + 1]) > used)
+        used += counts[card]
+        if used < len(load):
+            assert sum(load[used - counts[card] : used + 1]) > room[card]

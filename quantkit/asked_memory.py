@@ -1,0 +1,153 @@
+"""A target's memory for a model, with the compute buffers that llama.cpp itself plans.
+
+llama.cpp is asked on stand-ins for the target's cards (`native/memory.py`), with the model's shape
+alone. Before the layers are placed they are taken to lie evenly; afterwards the exact cut is asked
+for, so a placement's numbers are llama.cpp's own.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from quantkit.card_memory import CardMemory, ComputeBuffers, card_memory, planned_tokens
+from quantkit.errors import EnvironmentFault
+from quantkit.families.geometry import ModelGeometry
+from quantkit.native.memory import Breakdown, Devices, Shape, Use, ask_memory
+from quantkit.sizes import GIB
+from quantkit.target import Target
+from quantkit.values import Metadata, TensorInfo
+
+
+def use_of(geometry: ModelGeometry, target: Target) -> Use:
+    """How the target runs the model."""
+    return Use(
+        context_tokens=planned_tokens(geometry, target),
+        kv_type=target.kv_type,
+        ubatch_tokens=target.ubatch_tokens,
+        sequences=target.sequences,
+        flash_attention=target.flash_attention,
+    )
+
+
+def stand_ins(target: Target) -> Devices:
+    """CUDA cards of the target's sizes."""
+    return Devices("cuda", tuple(int(card.memory_gib * GIB) for card in target.each_card))
+
+
+def asked_memories(
+    metadata: Metadata,
+    tensors: Sequence[TensorInfo],
+    geometry: ModelGeometry,
+    targets: Sequence[Target],
+) -> tuple[list[CardMemory], str | None]:
+    """The memory of each of `targets`, which have the same cards; llama.cpp is asked once.
+
+    Returns:
+        The memories, and why the compute buffers are only estimated, if they are.
+
+    Raises:
+        InputError: llama.cpp refuses the model.
+    """
+    cards = len(targets[0].each_card)
+    counts = even_counts(len(geometry.layers) + 1, cards)
+    uses = tuple(use_of(geometry, target) for target in targets)
+    try:
+        (answers,) = ask_memory([Shape(metadata, tensors, stand_ins(targets[0]), counts, uses)])
+    except EnvironmentFault as error:
+        estimated = [card_memory(geometry, target) for target in targets]
+        return estimated, f"compute buffers are estimated: {error}"
+    pairs = zip(targets, answers, strict=True)
+    return [card_memory(geometry, t, buffers_of(answer, counts)) for t, answer in pairs], None
+
+
+def even_counts(layers: int, cards: int) -> tuple[int, ...]:
+    """Layers of each card when they are spread evenly, the later ones getting the rest."""
+    return tuple(layers * (i + 1) // cards - layers * i // cards for i in range(cards))
+
+
+def buffers_of(answer: Breakdown, counts: Sequence[int]) -> ComputeBuffers:
+    """The compute buffers, whatever the cut: of cards without the output the largest.
+
+    Args:
+        counts: layers of each card, the output being the last.
+    """
+    used = [card.compute for card, count in zip(answer.cards, counts, strict=True) if count]
+    card = max(used[:-1], default=used[-1])
+    return ComputeBuffers(card, max(0, used[-1] - card), answer.host.compute, estimated=False)
+
+
+def shape_of(
+    metadata: Metadata,
+    tensors: Sequence[TensorInfo],
+    types: Mapping[str, str],
+    use: Use,
+    devices: Devices,
+    counts: Sequence[int],
+) -> Shape:
+    """The question what `devices` hold of the model in `types`, cut into `counts` layers."""
+    typed = [replace(info, type_name=types[info.name]) for info in tensors]
+    return Shape(metadata, typed, devices, tuple(counts), (use,))
+
+
+@dataclass(frozen=True)
+class ContextLadder:
+    """Compute buffers of a way of running at some contexts, and what lies between them.
+
+    A buffer is the largest of several sums that grow linearly with the context, so it is convex:
+    between two rungs it is never more than the straight line between them.
+
+    Attributes:
+        rungs: (tokens, buffers), at least one, in the order of tokens.
+    """
+
+    geometry: ModelGeometry
+    target: Target
+    rungs: tuple[tuple[int, ComputeBuffers], ...]
+
+    def memory(self, tokens: int) -> CardMemory:
+        """The memory at a context between the first rung and the last, never too little."""
+        changed = self.target.changed(context_tokens=tokens)
+        ends = [at for at, _ in self.rungs]
+        upper = min(bisect.bisect_left(ends, tokens), len(ends) - 1)
+        lower = max(upper - 1, 0)
+        (low, a), (high, b) = self.rungs[lower], self.rungs[upper]
+        share = (tokens - low) / (high - low) if high > low else 1.0
+
+        def between(x: int, y: int) -> int:
+            return math.ceil(x + share * (y - x))
+
+        whole = between(a.card + a.output, b.card + b.output)
+        card = between(a.card, b.card)
+        buffers = ComputeBuffers(
+            card, max(0, whole - card), between(a.host, b.host), a.estimated or b.estimated
+        )
+        return card_memory(self.geometry, changed, buffers)
+
+
+def ask_ladders(
+    metadata: Metadata,
+    tensors: Sequence[TensorInfo],
+    geometry: ModelGeometry,
+    targets: Sequence[Target],
+    contexts: Sequence[int],
+) -> tuple[list[ContextLadder], str | None]:
+    """A ladder over `contexts`, tokens, for each of `targets`, which have the same cards.
+
+    Returns:
+        The ladders, and why their compute buffers are only estimated, if they are.
+
+    Raises:
+        InputError: llama.cpp refuses the model.
+    """
+    tokens = sorted({min(n, geometry.trained_context_tokens) for n in contexts})
+    asked = [target.changed(context_tokens=n) for target in targets for n in tokens]
+    memories, why = asked_memories(metadata, tensors, geometry, asked)
+    found = []
+    for index, target in enumerate(targets):
+        part = memories[index * len(tokens) : (index + 1) * len(tokens)]
+        rungs = tuple((n, m.compute) for n, m in zip(tokens, part, strict=True))
+        found.append(ContextLadder(geometry, target, rungs))
+    return found, why
