@@ -76,7 +76,7 @@ format: $(STAMP)
 	"$(BIN)/ruff" check --fix .
 	"$(BIN)/ruff" format .
 
-slow: $(STAMP) $(ORACLE_STAMP)
+slow: $(STAMP) $(ORACLE_STAMP) $(TOOLS_STAMP)
 	"$(BIN)/python" -m pytest -m slow
 
 bench: $(STAMP) $(ORACLE_STAMP) $(TOOLS_STAMP)

@@ -12,7 +12,10 @@ from quantkit.build_context import BuildContext
 from quantkit.calibration_sources import local_sources, resolve_sources
 from quantkit.coverage import coverage_of
 from quantkit.coverage_picture import draw_coverage
+from quantkit.launch.files import write_launch_files
+from quantkit.launch.llama_cpp import server_command
 from quantkit.pipeline import Done, Stage
+from quantkit.planned_launch import launch_of
 from quantkit.planned_model import LevelPlan
 from quantkit.positions import kld_text
 from quantkit.progress import Progress
@@ -235,19 +238,19 @@ def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
 
     def run(work: Path, progress: Progress) -> Done:
         tensors, types = build.source.tensors, build.types(plan)
-        placement = fitting.place_exactly(
-            build.planned(plan), types, target, build.asked_memory[0]
-        )
+        placement = fitting.place_exactly(build.planned(plan), types, target, build.asked_memory[0])
         check_fits(placement, target)
         names = artifact_names(build.stem(plan), build.artifact_metadata(plan), tensors, types)
         out = build.folder(plan) / "placement.json"
-        write_json(out, placement_json(placement, names[0]))
+        launch = launch_of(placement, build.planned(plan), names[0])
+        started = write_launch_files(launch, build.folder(plan))
+        write_json(out, placement_json(placement, server_command(launch)))
         fullest = max(card.total_bytes / card.capacity_bytes for card in placement.cards)
         detail = (
             f"layers {'+'.join(map(str, placement.tensor_split))} on {target.name}, "
             f"{placement.context_tokens:,} tokens, fullest card {fullest:.0%}"
         )
-        return Done((out,), detail, {"tensor_split": placement.tensor_split})
+        return Done((out, *started), detail, {"tensor_split": placement.tensor_split})
 
     settings = {"target": target.model_dump(mode="json", exclude={"description"})}
     needs = ("checkpoint", "imatrix", f"allocate:{plan.recipe.name}")

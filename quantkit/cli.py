@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from quantkit.errors import MACHINE_ERRORS, EnvironmentFault, QuantkitError
+from quantkit.errors import MACHINE_ERRORS, EnvironmentFault, InputError, QuantkitError
 
 INTERRUPTED = 130  # what typer exits with on ctrl-C
 
@@ -30,7 +30,11 @@ LocalModelOption = Annotated[
     ),
 ]
 TargetOption = Annotated[
-    str, typer.Option("--target", help="A target's name ('quantkit targets') or a YAML file.")
+    str,
+    typer.Option(
+        "--target",
+        help="A target's name ('quantkit targets'), a YAML file, or auto: this machine's cards.",
+    ),
 ]
 RecipeOption = Annotated[
     str | None, typer.Option("--recipe", help="A recipe's name or a YAML file.")
@@ -41,6 +45,12 @@ LevelsOption = Annotated[
         "--levels",
         help="Only these: levels of the recipe, llama.cpp's presets, bits a weight or sizes, "
         "as in Q6,Q4_K_M,4.5,71GiB.",
+    ),
+]
+BudgetOption = Annotated[
+    str | None,
+    typer.Option(
+        "--budget", help="For weights, instead of the target's: 71GiB, or auto: all that fits."
     ),
 ]
 QuietOption = Annotated[bool, typer.Option("--quiet", help="Print only errors.")]
@@ -134,19 +144,82 @@ def download(
 @app.command()
 def plan(
     target: TargetOption,
-    model: LocalModelOption,
+    model: ModelOption,
     recipe: RecipeOption = None,
+    levels: LevelsOption = None,
+    types: Annotated[
+        str | None,
+        typer.Option("--types", help="An allocation.json or a stock preset, instead of levels."),
+    ] = None,
     context: Annotated[
-        int | None, typer.Option("--context", min=1, help="Context, tokens.")
+        int | None,
+        typer.Option(
+            "--context", min=1, help="Context, tokens; more than the metadata says is overridden."
+        ),
     ] = None,
     kv: Annotated[str | None, typer.Option("--kv", help="KV cache type: f16, q8_0, …")] = None,
-    levels: LevelsOption = None,
+    ubatch: Annotated[
+        int | None, typer.Option("--ubatch", min=1, help="Physical batch, llama.cpp's -ub.")
+    ] = None,
+    sequences: Annotated[
+        int | None, typer.Option("--sequences", min=1, help="Served at once, llama.cpp's -np.")
+    ] = None,
+    budget: BudgetOption = None,
+    what_if: Annotated[
+        bool,
+        typer.Option("--what-if", help="The largest that fits, for contexts and KV types."),
+    ] = False,
+    picture: Annotated[
+        Path | None, typer.Option("--picture", help="Draw --what-if: PNG, SVG or PDF.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Compare with llama.cpp's own numbers.")
+    ] = False,
+    on: Annotated[
+        str,
+        typer.Option(
+            "--on",
+            help="Devices to verify on: this machine's (present), stand-ins, rpc (servers on this "
+            "machine), or auto.",
+        ),
+    ] = "auto",
+    launch: Annotated[
+        Path | None, typer.Option("--launch", help="Write scripts and services into this folder.")
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
     """What fits on the target: card by card, before a byte is quantized."""
+    from quantkit.commands.plan import Asked
     from quantkit.commands.plan import plan as run
+    from quantkit.verification import where_of
 
-    run(target, model, recipe, context, kv, levels, as_json)
+    changes: dict[str, float | str | None] = {
+        "context_tokens": context,
+        "kv_type": kv,
+        "ubatch_tokens": ubatch,
+        "sequences": sequences,
+        "weight_budget_gib": _budget(budget),
+    }
+    where = where_of(on) if verify else None
+    run(
+        Asked(
+            target, model, recipe, levels, types, changes, where, what_if or picture is not None,
+            picture, launch, as_json,
+        )
+    )  # fmt: skip
+
+
+def _budget(words: str | None) -> float | str | None:
+    """`--budget`: GiB, or "auto"."""
+    from quantkit.levels import parse_size
+    from quantkit.sizes import GIB
+
+    if words is None or words == "auto":
+        return words
+    size = parse_size(words)
+    if size is None:
+        raise InputError(f"--budget {words} is neither auto nor a size as 71GiB or 76GB")
+    return size / GIB
 
 
 @app.command()

@@ -14,9 +14,10 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from quantkit.errors import EnvironmentFault, InputError
+from quantkit.hub_answers import commit_of, first_byte_offset, licence_of
 from quantkit.hub_errors import (
     Asked,
     Refusal,
@@ -29,7 +30,7 @@ from quantkit.hub_errors import (
 )
 
 if TYPE_CHECKING:
-    from httpx2 import Response
+    from huggingface_hub import DatasetInfo, ModelInfo
 
 REQUEST_BYTES = 16 << 30
 """Most bytes of one request: the Hub's content network refuses answers above 50 GB."""
@@ -37,7 +38,8 @@ DELAYS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
 """Waits between attempts that brought nothing; three minutes outlast a router's restart."""
 LONGEST_WAIT_S = 300.0
 """Longest wait that a server is granted; the Hub counts requests in windows of five minutes."""
-LICENCE_CHARACTERS = 200
+COMMIT_TIMEOUT_S = 3.0
+"""Longest silence of the server where an earlier answer may stand in for its own."""
 _LISTING_ATTEMPTS = 4
 _HUB_HOSTS = ("huggingface.co", "hf.co")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -147,33 +149,9 @@ class Hub:
             InputError: no such repository or revision, or the Hub refuses; says what to do.
             EnvironmentFault: the network or the Hub failed.
         """
-        import httpx2
-        from huggingface_hub import HfApi
-        from huggingface_hub.errors import HFValidationError
-
-        api = HfApi(endpoint=self._endpoint, token=self._token or False)
         asked = Asked(self._endpoint, repository, revision, bool(self._token), kind)
-        describe = api.dataset_info if kind == "dataset" else api.model_info
-        with self._explained(asked):
-            for delay_s in (*self._delays_s[: _LISTING_ATTEMPTS - 1], None):
-                try:
-                    info = describe(
-                        repository, revision=revision, timeout=self._timeout_s, files_metadata=True
-                    )
-                    break
-                except HFValidationError as error:
-                    raise InputError(
-                        f"{repository!r} is no name of a repository; give OWNER/NAME or "
-                        f"OWNER/NAME@REVISION ({self._words(error)})"
-                    ) from None
-                except (httpx2.HTTPError, OSError) as error:
-                    self._wait(error, delay_s, on_wait)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise EnvironmentFault(
-                        f"{self._endpoint} answers with something that is no record of a "
-                        f"repository ({type(error).__name__}); check HF_ENDPOINT, and whether the "
-                        "network wants a login"
-                    ) from None
+        delays_s = self._delays_s[: _LISTING_ATTEMPTS - 1]
+        info = self._described(asked, self._timeout_s, delays_s, on_wait, files_metadata=True)
         found = []
         for sibling in info.siblings or ():
             sha256 = sibling.lfs.sha256 if sibling.lfs else None
@@ -184,10 +162,70 @@ class Hub:
                     "could not be verified; unset HF_ENDPOINT if it is a mirror"
                 )
             found.append(HubFile(sibling.rfilename, size, sha256, sibling.blob_id))
-        if not info.sha:
-            raise EnvironmentFault(f"{self._endpoint} names no commit of {repository}")
-        licence = _licence(info.card_data)
-        return Listing(info.id or repository, info.sha, tuple(found), kind, licence)
+        licence = licence_of(info.card_data)
+        return Listing(
+            info.id or repository, commit_of(info.sha, asked), tuple(found), kind, licence
+        )
+
+    def commit(
+        self,
+        repository: str,
+        revision: str | None = None,
+        on_wait: Callable[[str], None] = _ignore,
+        *,
+        at_once: bool = False,
+    ) -> str:
+        """The commit of `revision` of a model now: one small request.
+
+        Args:
+            on_wait: see `read`.
+            at_once: try once, and for `COMMIT_TIMEOUT_S` at most: an earlier commit will do.
+
+        Raises:
+            InputError: no such repository or revision, or the Hub refuses; says what to do.
+            EnvironmentFault: the network or the Hub failed.
+        """
+        asked = Asked(self._endpoint, repository, revision, bool(self._token))
+        timeout_s = min(self._timeout_s, COMMIT_TIMEOUT_S) if at_once else self._timeout_s
+        delays_s = () if at_once else self._delays_s[: _LISTING_ATTEMPTS - 1]
+        info = self._described(asked, timeout_s, delays_s, on_wait, expand=["sha"])
+        return commit_of(info.sha, asked)
+
+    def _described(
+        self,
+        asked: Asked,
+        timeout_s: float,
+        delays_s: Sequence[float],
+        on_wait: Callable[[str], None],
+        **wanted: Any,  # noqa: ANN401 - the client's own arguments
+    ) -> ModelInfo | DatasetInfo:
+        """What the Hub says of a repository."""
+        import httpx2
+        from huggingface_hub import HfApi
+        from huggingface_hub.errors import HFValidationError
+
+        api = HfApi(endpoint=self._endpoint, token=self._token or False)
+        describe = api.dataset_info if asked.kind == "dataset" else api.model_info
+        with self._explained(asked):
+            for delay_s in (*delays_s, None):
+                try:
+                    return describe(
+                        asked.repository, revision=asked.revision, timeout=timeout_s, **wanted
+                    )
+                except HFValidationError as error:
+                    raise InputError(
+                        f"{asked.repository!r} is no name of a repository; give OWNER/NAME or "
+                        f"OWNER/NAME@REVISION ({self._words(error)})"
+                    ) from None
+                except (httpx2.HTTPError, OSError) as error:
+                    self._wait(error, delay_s, on_wait)
+                except (ValueError, KeyError, TypeError) as error:
+                    raise EnvironmentFault(
+                        f"{self._endpoint} answers with something that is no record of a "
+                        f"repository ({type(error).__name__}); check HF_ENDPOINT, and whether the "
+                        "network wants a login"
+                    ) from None
+        raise AssertionError("unreachable")
 
     def read(
         self,
@@ -195,10 +233,12 @@ class Hub:
         file: HubFile,
         start: int = 0,
         on_wait: Callable[[str], None] = _ignore,
+        stop: int | None = None,
     ) -> Iterator[bytes]:
-        """The bytes of `file` from position `start` to its end, in pieces.
+        """The bytes of `file` from position `start` to `stop`, by default its end, in pieces.
 
-        A lost or stalled connection is taken up again where it broke off.
+        A lost or stalled connection is taken up again where it broke off. Of a server that ignores
+        Range, nothing beyond `stop` is received but what was under way already.
 
         Args:
             on_wait: told, in a sentence, why and for how long is waited before a further attempt.
@@ -210,15 +250,16 @@ class Hub:
         import httpx2
 
         position, delays_s = start, iter(self._delays_s)
+        end = file.size_bytes if stop is None else min(stop, file.size_bytes)
         asked = Asked(
             self._endpoint, listing.repository, listing.commit, bool(self._token), listing.kind
         )
         with self._explained(asked):
-            while position < file.size_bytes:
+            while position < end:
                 before = position
                 fault: Exception = OSError(f"byte {position} of {file.size_bytes} never came")
                 try:
-                    for piece in self._request(listing, file, position):
+                    for piece in self._request(listing, file, position, end):
                         position += len(piece)
                         yield piece
                 except (httpx2.HTTPError, OSError) as error:
@@ -230,11 +271,11 @@ class Hub:
                 else:
                     self._wait(fault, next(delays_s, None), lambda s: on_wait(f"{file.name}: {s}"))
 
-    def _request(self, listing: Listing, file: HubFile, position: int) -> Iterator[bytes]:
-        """The pieces of one answer, from `position` on and not beyond the file's end."""
+    def _request(self, listing: Listing, file: HubFile, position: int, end: int) -> Iterator[bytes]:
+        """The pieces of one answer, from `position` on and not beyond `end`."""
         from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
 
-        stop = min(position + self._request_bytes, file.size_bytes)
+        stop = min(position + self._request_bytes, end)
         url = hf_hub_url(
             listing.repository,
             file.name,
@@ -248,7 +289,7 @@ class Hub:
             if response.status_code >= 400:
                 response.read()  # the error's words
             hf_raise_for_status(response)
-            skip = _first_byte_offset(response, position)
+            skip = first_byte_offset(response.status_code, response.headers, position)
             for received in response.iter_bytes():
                 piece = received[skip:][: stop - position]
                 skip = max(skip - len(received), 0)
@@ -327,20 +368,6 @@ class Hub:
         return text.replace(self._token, "<token>") if self._token else text
 
 
-def _licence(card: object) -> str | None:
-    """What a card says of its licence: tags of the Hub, and for "other" the name of its own.
-
-    Args:
-        card: the metadata at the head of README.md as attributes; anybody may have written it.
-    """
-    stated = getattr(card, "license", None)
-    tags = [str(tag or "") for tag in (stated if isinstance(stated, list) else [stated])]
-    own = getattr(card, "license_name", None)
-    words = [f"other ({own})" if tag == "other" and own else tag for tag in tags]
-    shown = "".join(c for c in ", ".join(filter(None, words)) if c.isprintable())
-    return shown[:LICENCE_CHARACTERS] or None
-
-
 def _check_address(address: str | None) -> None:
     import httpx2
 
@@ -365,13 +392,3 @@ def _asked_wait_s(headers: Mapping[str, str]) -> float:
     if limit is None or limit.remaining > 0:  # said with every answer
         return 0.0
     return min(limit.reset_in_seconds + 1.0, LONGEST_WAIT_S)
-
-
-def _first_byte_offset(response: Response, position: int) -> int:
-    """How many bytes of the answer come before `position`: none, unless Range was ignored."""
-    if response.status_code != 206:
-        return position
-    begins = response.headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    if begins != str(position):
-        raise OSError(f"the server answers from byte {begins} where {position} was asked for")
-    return 0

@@ -107,7 +107,8 @@ def chosen_levels(words: str, recipe: str, levels: Mapping[str, LevelRecipe]) ->
     """The levels that `--levels` asks for, in its order.
 
     Each word is the name of one of the recipe's levels, or a stock preset's name, or bits a weight
-    (`4.5`), or a size (`71GiB`, `76GB`); the recipe's names come first. Presets are baselines.
+    (`4.5`), or a size (`71GiB`, `76GB`), or `max`: all that the target's budget allows. The
+    recipe's names come first. Presets are baselines.
 
     Args:
         recipe: its name, for messages.
@@ -127,6 +128,8 @@ def chosen_levels(words: str, recipe: str, levels: Mapping[str, LevelRecipe]) ->
 
 def _made(word: str, recipe: str, levels: Mapping[str, LevelRecipe]) -> LevelRecipe:
     """A level that the recipe does not have."""
+    if word == "max":
+        return LevelRecipe(name=word)
     if word.upper() in PRESETS:
         return LevelRecipe(name=word.upper(), preset=word.upper(), baseline=True)
     if parse_size(word) is not None and (match := _SIZE.match(word)):
@@ -136,5 +139,5 @@ def _made(word: str, recipe: str, levels: Mapping[str, LevelRecipe]) -> LevelRec
         return LevelRecipe(name=f"{float(match[1]):g}bpw", bits_per_weight=float(match[1]))
     raise InputError(
         f"no level {word!r}: recipe {recipe} has {', '.join(levels)}; or give bits a weight "
-        f"(4.5), a size (71GiB, 76GB), or one of llama.cpp's presets: {', '.join(PRESETS)}"
+        f"(4.5), a size (71GiB, 76GB), max, or one of llama.cpp's presets: {', '.join(PRESETS)}"
     )

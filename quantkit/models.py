@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from quantkit.errors import InputError
 from quantkit.formats.source import TensorSource
+from quantkit.hub import Hub
+from quantkit.progress import SILENT, Progress
 from quantkit.resources import DEMO_MODEL
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".md")
@@ -93,3 +96,43 @@ def open_source(
     from quantkit.families.checkpoint import open_checkpoint
 
     return open_checkpoint(path, choice.name, keep_prediction=keep_prediction)
+
+
+def open_headers(
+    choice: ModelChoice,
+    hub: Callable[[], Hub],
+    progress: Progress = SILENT,
+    *,
+    keep_prediction: bool = False,
+    cache: Path | None = None,
+) -> TensorSource:
+    """The tensors of a repository on the Hub, of which only headers are fetched and kept.
+
+    Everything but rows can be read; reading rows raises `InputError`.
+
+    Args:
+        choice: a repository.
+        hub: makes the client; not called for a commit that is here already.
+        progress: told of files, and which commit is taken where the Hub cannot be asked.
+        keep_prediction: the multi-token prediction layers too.
+        cache: the folder to keep headers in; the user's by default.
+
+    Raises:
+        InputError: no such repository or revision, no access, broken files, or an architecture
+            that is not supported.
+        EnvironmentFault: the network, the Hub or the disk failed.
+    """
+    from quantkit.downloads.headers import fetch_headers
+    from quantkit.families.checkpoint import open_checkpoint
+
+    repository, _, revision = (choice.repository or "").partition("@")
+    headers = fetch_headers(hub, repository, revision or None, progress, cache)
+    source = open_checkpoint(
+        headers.checkpoint,
+        choice.name,
+        keep_prediction=keep_prediction,
+        shards=headers.open_shards(),
+    )
+    for sentence in source.notes:
+        progress.note(sentence)
+    return source

@@ -94,8 +94,8 @@ def fallback_text(fallbacks: Mapping[str, Fallback]) -> str:
     return f"{count} tensor{'s' * (count > 1)} fell back: {words}" if count else ""
 
 
-def placement_json(placement: Placement, model_file: str) -> dict[str, Any]:
-    """The content of placement.json."""
+def placement_json(placement: Placement, command: str) -> dict[str, Any]:
+    """The content of placement.json; `command` starts llama-server as planned."""
     return {
         "context_tokens": placement.context_tokens,
         "trained_context_tokens": placement.trained_context_tokens,
@@ -121,7 +121,7 @@ def placement_json(placement: Placement, model_file: str) -> dict[str, Any]:
         "host_compute_bytes": placement.host_compute_bytes,
         "compute_is_estimated": placement.estimated,
         "fits": placement.fits,
-        "command": placement.command(model_file),
+        "command": command,
     }
 
 

@@ -33,3 +33,11 @@ def seconds_text(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02} s"
     return f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def tokens_text(tokens: int) -> str:
+    """`504K` and `1M` in units of 1024; the number itself where it is no multiple."""
+    for unit, scale in (("M", 1 << 20), ("K", 1 << 10)):
+        if tokens >= scale and tokens % scale == 0:
+            return f"{tokens // scale}{unit}"
+    return f"{tokens:,}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ _PLAIN = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class TypeChoice:
-    """Types by tensor name, and the preset that they are of, or None for an allocation."""
+    """Types by tensor name, and the preset that they are of; None where it is none's."""
 
     types: Mapping[str, str]
     stock: StockTypes | None
@@ -42,7 +43,9 @@ def choose_types(
     """
     path = Path(given).expanduser()
     if path.is_file():
-        return TypeChoice(read_allocation(path, tensors), None)
+        types = read_allocation(path, tensors)
+        asked = _ask_named(path, metadata, tensors, has_imatrix=has_imatrix)
+        return TypeChoice(types, asked if asked is not None and asked.types == types else None)
     preset = ALIASES.get(given.upper(), given.upper())
     if preset not in PRESETS:
         raise InputError(
@@ -51,6 +54,20 @@ def choose_types(
         )
     stock = ask_preset(metadata, tensors, preset, has_imatrix=has_imatrix)
     return TypeChoice(stock.types, stock)
+
+
+def _ask_named(
+    path: Path, metadata: Metadata, tensors: Sequence[TensorInfo], *, has_imatrix: bool
+) -> StockTypes | None:
+    """What the preset that an allocation.json names gives today, if it names one.
+
+    A build writes the name of a preset's level. It says nothing of the types where someone changed
+    them, or where llama.cpp did.
+    """
+    preset = json.loads(path.read_text(encoding="utf-8")).get("preset")
+    if preset not in PRESETS:
+        return None
+    return ask_preset(metadata, tensors, preset, has_imatrix=has_imatrix)
 
 
 def read_allocation(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, str]:

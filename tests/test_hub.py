@@ -101,6 +101,47 @@ def test_bytes_from_any_position(loopback: LoopbackHub, folder: Path) -> None:
     assert len(loopback.served) == 2
 
 
+def test_bytes_up_to_a_position(loopback: LoopbackHub, folder: Path) -> None:
+    reader, listing, file = weights(loopback)
+    content = (folder / WEIGHTS).read_bytes()
+    assert b"".join(reader.read(listing, file, 0, stop=8)) == content[:8]
+    assert b"".join(reader.read(listing, file, 100_000, stop=900_000)) == content[100_000:900_000]
+    assert b"".join(reader.read(listing, file, SIZE - 5, stop=SIZE + 5)) == content[-5:]
+    assert b"".join(reader.read(listing, file, 50, stop=50)) == b""
+    assert [(s.start, s.sent_bytes) for s in loopback.served] == [
+        (0, 8), (100_000, 800_000), (SIZE - 5, 5)
+    ]  # fmt: skip
+    loopback.faults[WEIGHTS] = [Fault(cut_after=300_000), Fault(status=503)]
+    assert b"".join(reader.read(listing, file, 100_000, stop=900_000)) == content[100_000:900_000]
+    assert loopback.served[-1].start + loopback.served[-1].sent_bytes == 900_000
+
+
+def test_the_commit_of_a_revision(loopback: LoopbackHub) -> None:
+    assert client(loopback).commit("someone/demo") == COMMIT
+    assert client(loopback).commit("someone/demo", "v2") == commit_of("v2")
+    assert (loopback.asked, loopback.served) == (2, [])
+    with pytest.raises(InputError, match="no revision 'v9'"):
+        client(loopback).commit("someone/demo", "v9")
+    said: list[str] = []
+    loopback.api_faults = [503, 503]
+    assert client(loopback).commit("someone/demo", None, said.append) == COMMIT
+    assert len(said) == 2
+    loopback.api_faults = [503, 503]
+    with pytest.raises(EnvironmentFault, match="HTTP 503"):
+        client(loopback).commit("someone/demo", None, said.append, at_once=True)
+    assert (len(said), loopback.api_faults) == (2, [503])
+
+
+def test_a_commit_that_is_none_is_refused(
+    loopback: LoopbackHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It becomes the name of a folder."""
+    monkeypatch.setattr("loopback_hub.COMMIT", "../../elsewhere")
+    for ask in (client(loopback).commit, client(loopback).listing):
+        with pytest.raises(EnvironmentFault, match=r"names '../../elsewhere' as a commit"):
+            ask("someone/demo")
+
+
 def test_very_large_files_are_asked_for_in_parts(loopback: LoopbackHub, folder: Path) -> None:
     reader = client(loopback, request_bytes=1_000_000)
     listing = reader.listing("someone/demo")

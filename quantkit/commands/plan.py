@@ -1,82 +1,347 @@
-"""`quantkit plan`: what fits a target, card by card."""
+"""`quantkit plan`: what fits a target, card by card, before a byte is quantized."""
 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from quantkit.console import Console
-from quantkit.errors import InputError
-from quantkit.sizes import bytes_text, gb_text, gib_text
+from quantkit.errors import GateError, InputError
+from quantkit.sizes import bytes_text, gb_text, gib_text, tokens_text
 
-
-def plan(
-    target: str,
-    model: str,
-    recipe: str | None,
-    context: int | None,
-    kv: str | None,
-    levels: str | None,
-    as_json: bool,
-) -> None:
-    """Print card by card what each level would hold, with nominal types: no weights are read."""
-    from quantkit import fitting, planning
-    from quantkit.models import choose_model, open_source
+if TYPE_CHECKING:
+    from quantkit.formats.source import TensorSource
+    from quantkit.models import ModelChoice
+    from quantkit.plan_sheet import Entry, Headroom, Sheet
     from quantkit.planned_model import PlannedModel
+    from quantkit.recipe import Recipe
+    from quantkit.target import Target
+    from quantkit.type_rules import Costs
+    from quantkit.verification import Verification, Where
+
+PICTURES = (".png", ".svg", ".pdf")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line asks for.
+
+    Attributes:
+        target_changes: fields of the target with other values; None leaves one as it is.
+        where: devices to verify on; None: not to verify.
+        picture: of what_if, where to write it.
+        launch: folder for the launch files.
+    """
+
+    target: str
+    model: str
+    recipe: str | None
+    levels: str | None
+    types: str | None
+    target_changes: dict[str, float | str | None]
+    where: Where | None
+    what_if: bool
+    picture: Path | None
+    launch: Path | None
+    as_json: bool
+
+
+def plan(asked: Asked) -> None:
+    """Print card by card what each level would hold, with nominal types: no weights are read.
+
+    Raises:
+        GateError: llama.cpp says something else than the plan.
+    """
+    from quantkit.models import choose_model
+    from quantkit.plan_sheet import with_context
+    from quantkit.planned_model import PlannedModel
+    from quantkit.planning import nominal_costs
     from quantkit.recipe import recipe_for
-    from quantkit.results import fallback_text, placement_json
-    from quantkit.stages.quantize import artifact_names
     from quantkit.target import load_target
 
-    card_set = load_target(target).changed(context_tokens=context, kv_type=kv)
-    choice = choose_model(model)
-    if choice.kind == "repository":
-        raise InputError(
-            f"plan reads models on this disk: 'quantkit download {model}', then give its folder"
+    if asked.types is not None and asked.levels is not None:
+        raise InputError("--types plans one artifact and --levels several: give one of them")
+    if asked.picture is not None and asked.picture.suffix not in PICTURES:
+        raise InputError(f"--picture {asked.picture} must end in {', '.join(PICTURES)}")
+    target = load_target(asked.target).changed(**asked.target_changes)
+    choice = choose_model(asked.model)
+    recipe = recipe_for(asked.model, asked.recipe)
+    if asked.levels is not None:
+        recipe = recipe.with_levels(asked.levels)
+    console = Console(quiet=asked.as_json)
+    source = _open(choice, console, keep_prediction=recipe.convert.mtp == "keep")
+    model = PlannedModel.of(choice.name, source.metadata, source.tensors)
+    said = model.geometry.trained_context_tokens
+    context = asked.target_changes["context_tokens"]
+    model = with_context(model, None if context is None else int(context))
+    costs = nominal_costs(model, recipe.measure)
+    console.heading(f"{choice.name} on {target.name} ({target.description})")
+    if model.geometry.trained_context_tokens > said:
+        console.note(
+            f"the model's metadata says {said:,} tokens, {context:,} were asked for: the commands "
+            "override it"
         )
-    chosen = recipe_for(model, recipe)
-    if levels is not None:
-        chosen = chosen.with_levels(levels)
-    source = open_source(choice, keep_prediction=chosen.convert.mtp == "keep")
-    named = PlannedModel.of(choice.name, source.metadata, source.tensors)
-    memory, _ = fitting.memory_of(named, card_set)
-    found, notes = planning.plan_levels(chosen, card_set, named, memory)
-    costs = planning.nominal_costs(named, chosen.measure)
-    console = Console(quiet=as_json)
-    console.heading(f"{choice.name} on {card_set.name} ({card_set.description})")
-    plans = []
-    for level in found:
-        planned = dataclasses.replace(named, stem=f"{choice.name}-{level.recipe.name}")
-        fitted = fitting.fit(level, planned, costs, card_set, memory, planning.NOMINAL_GAP)
-        placement, total = fitted.placement, fitted.allocation.total_bytes
-        types = fitted.allocation.types
-        file = artifact_names(planned.stem, planned.metadata, planned.tensors, types)[0]
-        plans.append(
-            {"level": level.recipe.name, "total_bytes": total, **placement_json(placement, file)}
-        )
-        console.line(
-            f"\n{level.recipe.name}: {gib_text(total)} ({gb_text(total)}), "
-            f"{8 * total / named.elements:.2f} bits a weight, {placement.context_tokens:,} tokens "
-            f"of {placement.kv_type} context"
-        )
-        if level.stock is not None and level.stock.fallbacks:
-            console.note(fallback_text(level.stock.fallbacks))
-        rows = [
-            (
-                f"{index} {card.name}",
-                str(card.layers),
-                bytes_text(card.weights_bytes),
-                bytes_text(card.context_bytes),
-                bytes_text(card.compute_bytes),
-                bytes_text(card.reserve_bytes),
-                bytes_text(card.free_bytes),
-                console.bar(card.total_bytes / card.capacity_bytes),
-            )
-            for index, card in enumerate(placement.cards)
-        ]
-        columns = ("card", "layers", "weights", "context", "compute", "reserve", "free", "filled")
-        console.table(columns, rows)
-        console.line(f"Run it:  {placement.command(file)}")
-    for sentence in notes:
+    sheet, file = _planned(asked, choice, recipe, target, model, said, costs)
+    facts: dict[str, Any] = {"model": choice.name, "target": target.name}
+    facts["levels"] = [_show(entry, console) for entry in sheet.entries]
+    for sentence in sheet.notes:
         console.note(sentence)
-    if as_json:
-        console.json({"model": choice.name, "target": card_set.name, "levels": plans})
+    facts |= _show_budget(sheet, costs, console)
+    if asked.what_if:
+        facts["what_if"] = _what_if(asked, recipe, target, model, costs, console)
+    if asked.launch is not None:
+        _write_launch(asked.launch, sheet, console)
+    agree = True
+    if asked.where is not None:
+        facts["verified"] = []
+        for entry in sheet.entries:
+            found = _verify(entry, target, asked.where, file, console)
+            facts["verified"].append(found)
+            agree = agree and found["agrees"] and found["fits"]
+    if asked.as_json:
+        console.json(facts)
+    if not agree:
+        raise GateError(
+            "llama.cpp says something else than the plan, see above: do not rely on the plan, and "
+            "report the model's configuration"
+        )
+
+
+def _open(choice: ModelChoice, console: Console, *, keep_prediction: bool) -> TensorSource:
+    from quantkit.models import open_headers, open_source
+
+    if choice.kind != "repository":
+        return open_source(choice, keep_prediction=keep_prediction)
+    from quantkit.hub import Hub
+
+    with console.stage("headers") as progress:
+        return open_headers(choice, Hub, progress, keep_prediction=keep_prediction)
+
+
+def _planned(
+    asked: Asked,
+    choice: ModelChoice,
+    recipe: Recipe,
+    target: Target,
+    model: PlannedModel,
+    said: int,
+    costs: Costs,
+) -> tuple[Sheet, Path | None]:
+    """The plan, and the GGUF file that it is of, where it is planned as it is."""
+    from quantkit.plan_sheet import plan_recipe, plan_types
+    from quantkit.type_choice import choose_types
+
+    if asked.types is not None:
+        chosen = choose_types(asked.types, model.metadata, model.tensors, has_imatrix=True)
+        fallbacks = chosen.stock.fallbacks if chosen.stock is not None else None
+        name = chosen.preset or Path(asked.types).stem
+        named = dataclasses.replace(model, stem=f"{choice.name}-{name}")
+        return plan_types(name, chosen.types, target, named, said, costs, fallbacks), None
+    as_it_is = choice.kind == "gguf" and asked.levels is None and asked.recipe is None
+    if as_it_is and choice.path is not None:
+        types = {info.name: info.type_name for info in model.tensors}
+        sheet = plan_types("as it is", types, target, model, said, costs)
+        (entry,) = sheet.entries
+        entry = dataclasses.replace(entry, file=choice.path.name)
+        return dataclasses.replace(sheet, entries=(entry,)), choice.path
+    return plan_recipe(recipe, target, model, said), None
+
+
+def _show(entry: Entry, console: Console) -> dict[str, Any]:
+    """Print one artifact's cards; returns its facts."""
+    from quantkit.launch.llama_cpp import server_command
+    from quantkit.results import fallback_text, placement_json
+
+    placement = entry.placement
+    console.line("")
+    console.heading(
+        f"{entry.name}: {gib_text(entry.total_bytes)} ({gb_text(entry.total_bytes)}), "
+        f"{entry.bits_per_weight:.2f} bits a weight"
+    )
+    console.note(
+        f"{placement.context_tokens:,} tokens of {placement.kv_type} context"
+        + (f" for {placement.sequences} sequences" if placement.sequences > 1 else "")
+        + f", batches of {placement.ubatch_tokens}"
+    )
+    if entry.fallbacks:
+        console.note(fallback_text(entry.fallbacks))
+    rows = [
+        (
+            f"{index} {card.name}",
+            str(card.layers),
+            bytes_text(card.weights_bytes),
+            bytes_text(card.context_bytes),
+            bytes_text(card.compute_bytes),
+            bytes_text(card.reserve_bytes),
+            bytes_text(card.free_bytes),
+            console.bar(card.total_bytes / card.capacity_bytes),
+        )
+        for index, card in enumerate(placement.cards)
+    ]
+    columns = ("card", "layers", "weights", "context", "compute", "reserve", "free", "filled")
+    console.table(columns, rows)
+    host = placement.host_bytes + placement.host_compute_bytes
+    console.note(f"in the computer's own memory: {bytes_text(host)}")
+    command = server_command(entry.launch)
+    console.line(f"Run it:  {command}")
+    return {
+        "level": entry.name,
+        "total_bytes": entry.total_bytes,
+        "bits_per_weight": entry.bits_per_weight,
+        **placement_json(placement, command),
+    }
+
+
+def _show_budget(sheet: Sheet, costs: Costs, console: Console) -> dict[str, Any]:
+    """Print what the target allows, what its cards leave, and what the rest would buy."""
+    from quantkit.plan_sheet import headroom
+
+    target, room = sheet.target, sheet.room_bytes
+    fixed = target.weight_budget_bytes
+    console.line("")
+    own = f"{gib_text(fixed)} are the target's own; " if fixed is not None else ""
+    console.line(f"Budget for weights: {own}the cards leave {gib_text(room)} ({gb_text(room)})")
+    facts = {"budget": {"target_bytes": fixed, "cards_leave_bytes": room}}
+    if not sheet.entries:
+        return facts
+    entry = max(sheet.entries, key=lambda one: one.total_bytes)
+    found = headroom(sheet, entry, costs)
+    words = _headroom_words(found, entry)
+    if words:
+        console.line(f"Beside {entry.name}, the unused memory would hold {words}")
+    largest = found.largest
+    return {
+        **facts,
+        "headroom": {
+            "beside": entry.name,
+            "largest_bytes": None if largest is None else largest.total_bytes,
+            "context_tokens": found.context_tokens,
+            "ubatch_tokens": found.ubatch_tokens,
+        },
+    }
+
+
+def _headroom_words(found: Headroom, entry: Entry) -> str:
+    parts = []
+    largest = found.largest
+    if largest is not None and largest.total_bytes > 1.005 * entry.total_bytes:
+        bits = 8 * largest.total_bytes / entry.model.elements
+        parts.append(f"{bits:.2f} bits a weight ({gib_text(largest.total_bytes)})")
+    if found.context_tokens is not None:
+        parts.append(f"{found.context_tokens:,} tokens of context")
+    if found.ubatch_tokens is not None:
+        parts.append(f"batches of {found.ubatch_tokens} (-ub), which read a prompt faster")
+    return ", or ".join(parts)
+
+
+def _what_if(
+    asked: Asked,
+    recipe: Recipe,
+    target: Target,
+    model: PlannedModel,
+    costs: Costs,
+    console: Console,
+) -> list[dict[str, Any]]:
+    """Print the largest artifact for each context and KV cache type; returns the cells' facts."""
+    from quantkit.what_if import level_sizes, sweep
+    from quantkit.what_if_picture import draw_what_if
+
+    levels = level_sizes(recipe.levels, model)
+    cells, why = sweep(model, costs, target, levels)
+    kinds = list(dict.fromkeys(cell.kv_type for cell in cells))
+    by_place = {(cell.context_tokens, cell.kv_type): cell for cell in cells}
+    rows = []
+    for tokens in sorted({cell.context_tokens for cell in cells}):
+        row = [tokens_text(tokens)]
+        for kind in kinds:
+            cell = by_place[tokens, kind]
+            if cell.largest is None:
+                row.append("[red]nothing[/]")
+                continue
+            size = cell.largest.total_bytes
+            level = f" {cell.level}" if cell.level else ""
+            row.append(f"{gib_text(size)}  {8 * size / model.elements:.2f} b[bold]{level}[/]")
+        rows.append(row)
+    console.line("")
+    console.heading(f"What would fit {target.name}: the largest artifact, bits a weight, level")
+    console.table(("context", *(f"{kind} KV" for kind in kinds)), rows)
+    if why:
+        console.note(why)
+    if asked.picture is not None:
+        title = f"{model.stem} on {target.name}, batches of {target.ubatch_tokens}"
+        draw_what_if(cells, levels, model.elements, title, asked.picture)
+        console.note(f"picture: {asked.picture}")
+    return [
+        {
+            "context_tokens": cell.context_tokens,
+            "kv_type": cell.kv_type,
+            "largest_bytes": None if cell.largest is None else cell.largest.total_bytes,
+            "level": cell.level,
+        }
+        for cell in cells
+    ]
+
+
+def _write_launch(folder: Path, sheet: Sheet, console: Console) -> None:
+    from quantkit.launch.files import write_launch_files
+
+    if len(sheet.entries) != 1:
+        raise InputError(
+            f"--launch writes one artifact's files, {len(sheet.entries)} are planned: choose one "
+            "with --levels or --types"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+    files = write_launch_files(sheet.entries[0].launch, folder)
+    console.note(f"written: {', '.join(str(path) for path in files)}")
+
+
+def _verify(
+    entry: Entry, target: Target, where: Where, file: Path | None, console: Console
+) -> dict[str, Any]:
+    """Print the plan beside llama.cpp's own numbers; returns them."""
+    from quantkit.verification import verify
+
+    found = verify(entry, target, where, file)
+    devices = {
+        "stand-ins": "stand-ins for the cards",
+        "present": "this machine's cards",
+        "rpc": "RPC servers in place of the cards",
+    }[found.where]
+    console.line("")
+    console.heading(f"{entry.name} as llama.cpp loads it on {devices}, without weights")
+    console.table(
+        ("card", "weights", "llama.cpp", "context", "llama.cpp", "compute", "llama.cpp", ""),
+        [_verified_row(index, found) for index in range(len(entry.placement.cards))],
+    )
+    verdict = "the plan agrees" if found.agrees else "THE PLAN DIFFERS"
+    fits = "and fits" if found.fits else "AND DOES NOT FIT"
+    console.line(f"{verdict} {fits}")
+    return {
+        "level": entry.name,
+        "devices": found.where,
+        "agrees": found.agrees,
+        "fits": found.fits,
+        "host_bytes": found.host,
+        "cards": [
+            {
+                "card": one.card,
+                "part": one.part,
+                "planned_bytes": one.planned,
+                "llama_cpp_bytes": one.found,
+            }
+            for one in found.compared
+        ],
+    }
+
+
+def _verified_row(card: int, found: Verification) -> Sequence[str]:
+    ours = [one for one in found.compared if one.card == card]
+    row = [str(card)]
+    for one in ours:
+        row += [bytes_text(one.planned), bytes_text(one.found)]
+    worst = max(one.difference for one in ours)
+    colour = "green" if all(one.agrees for one in ours) else "red"
+    return (*row, f"[{colour}]{worst:.2%}[/]")

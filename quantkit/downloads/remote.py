@@ -130,7 +130,7 @@ def look_up(
     wanted_files(listing, None)
     if CONFIG not in listed:
         raise InputError(f"{repository} has no {CONFIG}; choose the repository of a whole model")
-    contents = {CONFIG: _small(hub, listing, listed[CONFIG], folder)}
+    contents = {CONFIG: read_small(hub, listing, listed[CONFIG], folder)}
     config = _json_object(contents[CONFIG], repository, CONFIG)
     family_for(config).metadata(without_prediction(config))
     if config.get("quantization_config"):
@@ -140,7 +140,7 @@ def look_up(
         )
     shards = None
     if INDEX in listed:
-        contents[INDEX] = _small(hub, listing, listed[INDEX], folder)
+        contents[INDEX] = read_small(hub, listing, listed[INDEX], folder)
         weight_map = _json_object(contents[INDEX], repository, INDEX).get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{repository}: {INDEX} names no shards; choose another revision")
@@ -149,7 +149,7 @@ def look_up(
     return RemoteCheckpoint(listing=listing, files=files, config=config, contents=contents)
 
 
-def _small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -> bytes:
+def read_small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -> bytes:
     """The verified content of a small file, from `folder` where it is right there."""
     if file.size_bytes > SMALL_BYTES:
         raise InputError(

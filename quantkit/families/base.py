@@ -224,9 +224,20 @@ def meta(kind: MetaKind, value: MetaScalar | Sequence[MetaScalar]) -> MetaValue:
     Raises:
         InputError: a text from a JSON file that is no valid Unicode, and no file could hold.
     """
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return MetaValue(kind, tuple(_as_stored(kind, v) for v in value))
-    return MetaValue(kind, _as_stored(kind, value))
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return MetaValue(kind, _as_stored(kind, value))
+    if kind == "str" and _is_unicode(value):  # as the hundreds of thousands of a vocabulary are
+        return MetaValue(kind, tuple(value))
+    return MetaValue(kind, tuple(_as_stored(kind, v) for v in value))
+
+
+def _is_unicode(texts: Sequence[MetaScalar]) -> bool:
+    """Whether they are all texts that a file can hold."""
+    try:
+        "".join(texts).encode()  # type: ignore[arg-type]  # what is no text is told by TypeError
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return True
 
 
 def _as_stored(kind: MetaKind, value: MetaScalar) -> MetaScalar:

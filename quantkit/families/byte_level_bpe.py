@@ -101,6 +101,8 @@ def _refuse_normalizer(normalizer: object) -> None:
 
 
 def _joined(pair: Pair) -> str:
-    left, right = pair
+    joined = " ".join(pair)
+    if joined.count(" ") == 1:
+        return joined
     # A space inside a part would be taken for the separator: llama.cpp reads U+0120 for it.
-    return f"{left.replace(' ', chr(0x120))} {right.replace(' ', chr(0x120))}"
+    return " ".join(part.replace(" ", "\u0120") for part in pair)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import gc
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +17,42 @@ from quantkit.families.general import general_metadata
 from quantkit.families.registry import family_for
 from quantkit.families.special_tokens import read_json
 from quantkit.families.vocabulary import tokenizer_metadata
-from quantkit.formats.safetensors_files import SafetensorsFolder, as_f32
+from quantkit.formats.safetensors_files import SafetensorsFile, SafetensorsFolder, as_f32
 from quantkit.formats.safetensors_header import DTYPE_BYTES
 from quantkit.values import Metadata, TensorInfo
 
 _EMBEDDINGS = ("model.embed_tokens.weight", "backbone.embeddings.weight", "model.embeddings.weight")
 _OUTPUT = "lm_head.weight"
 _COMPARED_AT_ONCE = 8 << 20  # elements
+_BELIEVED = (
+    "config.json ties the output to the embeddings, and the checkpoint stores both: they are taken "
+    "for equal, which only its weights can tell; if they are not, the model has one tensor more"
+)
 
 
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Spare a quarter of the time, which goes by in looking for garbage.
+
+    Headers and a vocabulary are a million small values without a cycle, and as they grow, Python
+    looks through all of them again and again.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_collection()
 def open_checkpoint(
-    folder: Path, name: str | None = None, *, keep_prediction: bool = False
+    folder: Path,
+    name: str | None = None,
+    *,
+    keep_prediction: bool = False,
+    shards: Iterable[SafetensorsFile] | None = None,
 ) -> CheckpointSource:
     """The checkpoint in `folder`, fully checked; of weights, at most a copied output is read.
 
@@ -34,6 +62,9 @@ def open_checkpoint(
             repository's name for folders of the Hub cache, which are named by commit.
         keep_prediction: convert the multi-token prediction (MTP) layers too, which speculative
             decoding uses; otherwise they are left out.
+        shards: its safetensors files where they do not lie in `folder`, as of a repository of which
+            only headers are here: names, shapes and metadata are then whole, and reading rows
+            raises.
 
     Raises:
         InputError: a file is missing or broken, the architecture is not supported, or weights and
@@ -50,24 +81,30 @@ def open_checkpoint(
             f"{folder / 'config.json'} describes a quantized checkpoint; only BF16, F16 and F32 "
             "are converted: use the model's BF16 release"
         )
-    files = SafetensorsFolder(folder)
-    if config.get("tie_word_embeddings") and not _is_tied(files):
+    files = SafetensorsFolder(folder, shards)
+    tied = _is_tied(files) if config.get("tie_word_embeddings") else True
+    if tied is False:
         config = {**config, "tie_word_embeddings": False}
-    stored = {n: StoredTensor(e.shape, e.dtype) for n, e in files.entries.items()}
-    rules = family.rules(config, stored)
+    rules = family.rules(config, _stored(files))
     architecture = family.metadata(config)
     general = general_metadata(folder, [rule.info for rule in rules], name)
     # Readers expect the architecture first.
     metadata = {"general.architecture": architecture["general.architecture"]} | general
     metadata |= architecture | tokenizer_metadata(folder, config)
-    return CheckpointSource(files, rules, metadata)
+    return CheckpointSource(files, rules, metadata, () if tied is not None else (_BELIEVED,))
 
 
-def _is_tied(files: SafetensorsFolder) -> bool:
+def _stored(files: SafetensorsFolder) -> dict[str, StoredTensor]:
+    """Every tensor; experts by the thousand share one value."""
+    described = functools.cache(StoredTensor)
+    return {name: described(entry.shape, entry.dtype) for name, entry in files.entries.items()}
+
+
+def _is_tied(files: SafetensorsFolder) -> bool | None:
     """Whether the output matrix, where one is stored beside tied embeddings, is their copy.
 
     Some checkpoints store both. Where they differ, transformers uses the stored output, and so does
-    llama.cpp where the GGUF has it.
+    llama.cpp where the GGUF has it. None where only their weights would tell, and are not here.
     """
     entries = files.entries
     embedding = next((name for name in _EMBEDDINGS if name in entries), None)
@@ -76,6 +113,8 @@ def _is_tied(files: SafetensorsFolder) -> bool:
     output = entries[_OUTPUT]
     if (output.shape, output.dtype) != (entries[embedding].shape, entries[embedding].dtype):
         return False
+    if not files.file_of(_OUTPUT).has_data:
+        return None
     return all(
         np.array_equal(
             files.file_of(_OUTPUT).read_raw(_OUTPUT, start, stop),
@@ -87,14 +126,20 @@ def _is_tied(files: SafetensorsFolder) -> bool:
 
 
 class CheckpointSource:
-    """Implements `TensorSource`; made by `open_checkpoint`."""
+    """Implements `TensorSource`; made by `open_checkpoint`.
+
+    Attributes:
+        notes: what was taken for true because weights are not here, in sentences.
+    """
 
     def __init__(
         self,
         files: SafetensorsFolder,
         rules: Sequence[TensorRule],
         metadata: Metadata,
+        notes: Sequence[str] = (),
     ) -> None:
+        self.notes = tuple(notes)
         self._files = files
         self._metadata = metadata
         self._rules = {rule.info.name: rule for rule in rules}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,12 @@ from numpy.typing import NDArray
 
 from quantkit.errors import InputError
 from quantkit.formats.file_bytes import FileBytes
-from quantkit.formats.safetensors_header import DTYPE_BYTES, SafetensorsEntry, read_header
+from quantkit.formats.safetensors_header import (
+    DTYPE_BYTES,
+    SafetensorsEntry,
+    parse_header,
+    read_header,
+)
 
 CONVERTIBLE = ("BF16", "F16", "F32")
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
@@ -23,12 +28,17 @@ _INDEX = "model.safetensors.index.json"
 class SafetensorsFile:
     """One .safetensors file, its header fully checked on opening, its data read on demand.
 
+    Attributes:
+        has_data: whether more than its header is here.
+
     Raises:
         InputError: the file is missing, truncated, or its header contradicts itself.
     """
 
+    has_data = True
+
     def __init__(self, path: Path) -> None:
-        self.path = path
+        self.name = path.name
         self.entries = read_header(path)
         self._bytes = FileBytes(path)
 
@@ -73,10 +83,42 @@ class SafetensorsFile:
         dtype = self.entries[name].dtype
         if dtype not in CONVERTIBLE:
             raise InputError(
-                f"{self.path.name}: tensor {name} has dtype {dtype}, but only "
+                f"{self.name}: tensor {name} has dtype {dtype}, but only "
                 f"{', '.join(CONVERTIBLE)} are converted; use the model's BF16 release"
             )
         return as_f32(self.read_raw(name, start, stop), dtype)
+
+
+class SafetensorsHeader(SafetensorsFile):
+    """A .safetensors file elsewhere, of which only the header is here.
+
+    Args:
+        start: the file's first bytes, to the end of its header at least.
+        size_bytes: of the whole file.
+        origin: the repository that it is a file of.
+        advice: what to do about a broken header.
+
+    Raises:
+        InputError: the header contradicts itself or the file's size.
+    """
+
+    has_data = False
+
+    def __init__(self, name: str, start: bytes, size_bytes: int, origin: str, advice: str) -> None:
+        self.name = name
+        self.entries = parse_header(start, size_bytes, f"{origin}: {name}", advice)
+        self._origin = origin
+
+    def read_raw_into(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
+        """Weights are not here.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            f"of {self._origin} only headers are here, so {name} cannot be read; "
+            f"'quantkit download {self._origin}' brings the weights"
+        )
 
 
 def as_f32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
@@ -93,31 +135,36 @@ def as_f32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
 class SafetensorsFolder:
     """All tensors of a checkpoint folder, or of a single file, by name.
 
+    Args:
+        files: its files, where others are meant than those that lie there.
+
     Raises:
         InputError: there is no safetensors file, a shard or tensor that the index names is
             missing, or a file is broken.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, files: Iterable[SafetensorsFile] | None = None) -> None:
         self._file_of: dict[str, SafetensorsFile] = {}
         listed = _read_index(path)
-        for shard in _shard_paths(path, listed):
-            file = SafetensorsFile(shard)
-            for name in file.entries:
-                if name in self._file_of:
-                    raise InputError(
-                        f"{shard.name}: tensor {name} is also in {self._file_of[name].path.name}; "
-                        "remove the files that do not belong to this checkpoint"
-                    )
-                self._file_of[name] = file
+        if files is None:
+            files = map(SafetensorsFile, _shard_paths(path, listed))
+        for file in files:
+            twice = self._file_of.keys() & file.entries.keys()
+            if twice:
+                name = min(twice)
+                raise InputError(
+                    f"{file.name}: tensor {name} is also in {self._file_of[name].name}; "
+                    "remove the files that do not belong to this checkpoint"
+                )
+            self._file_of |= dict.fromkeys(file.entries, file)
         if listed is not None:
             self._check_against_index(path, listed)
 
     def _check_against_index(self, folder: Path, listed: Mapping[str, str]) -> None:
         for name, shard in listed.items():
             file = self._file_of.get(name)
-            if file is None or file.path.name != shard:
-                where = "in no file" if file is None else f"in {file.path.name}"
+            if file is None or file.name != shard:
+                where = "in no file" if file is None else f"in {file.name}"
                 raise InputError(
                     f"{folder / _INDEX} says that tensor {name} is in {shard}, "
                     f"but it is {where}; download the checkpoint again"
@@ -125,7 +172,7 @@ class SafetensorsFolder:
         for name, file in self._file_of.items():
             if name not in listed:
                 raise InputError(
-                    f"{file.path.name}: tensor {name} is not in {folder / _INDEX}; "
+                    f"{file.name}: tensor {name} is not in {folder / _INDEX}; "
                     "the files are of different checkpoints, download it again"
                 )
 

@@ -91,6 +91,7 @@ def sample(
     if 0 < recipe.sample_experts < info.matrices:
         matrices = np.sort(random.choice(info.matrices, recipe.sample_experts, replace=False))
     rows_each = info.rows // info.matrices
+    one = TensorInfo(info.name, (rows_each, info.row_elements), info.type_name)
     wanted = max(1, recipe.sample_rows // len(matrices)) if recipe.sample_rows else rows_each
     pieces = []
     for matrix in matrices:
@@ -105,9 +106,8 @@ def sample(
         else:
             every = np.concatenate(
                 [
-                    _energies(source.read_rows(info.name, a, b), column)
-                    for matrix_of_block, a, b in row_blocks(info)
-                    if matrix_of_block == matrix
+                    _energies(source.read_rows(info.name, start + a, start + b), column)
+                    for _, a, b in row_blocks(one)
                 ]
             )
             energy = float(every.sum())

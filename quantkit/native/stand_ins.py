@@ -25,7 +25,7 @@ from quantkit.native.ggml_tensor import GgmlTensor, base_library, op_number
 
 API_VERSION = 2
 """GGML_BACKEND_API_VERSION of the structs below."""
-ALIGNMENT = 128
+CUDA_ALIGNMENT, CPU_ALIGNMENT = 128, 32
 ROW_PADDING = 512
 GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU
 F16 = 1  # GGML_TYPE_F16
@@ -34,6 +34,7 @@ FLASH_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256, 512})
 """Head sizes that CUDA's kernels have for equal keys and values (fattn.cu)."""
 FLASH_HEADS_UNEQUAL = frozenset({(192, 128), (320, 256), (576, 512)})
 
+_OP = GgmlTensor.op.offset
 _Pointer = ctypes.c_void_p
 _Size = ctypes.c_size_t
 
@@ -230,7 +231,8 @@ class StandIns:
             [_Pointer, _Size],
             lambda kind, size: make(kind, buffer, None, size),
         )
-        self._set(functions, "get_alignment", _Size, [_Pointer], lambda _t: ALIGNMENT)
+        alignment = CUDA_ALIGNMENT if self._cuda else CPU_ALIGNMENT
+        self._set(functions, "get_alignment", _Size, [_Pointer], lambda _t: alignment)
         if self._cuda:
             self._set(
                 functions,
@@ -244,9 +246,9 @@ class StandIns:
     def _supports(self, _device: int, address: int) -> bool:
         if not self._cuda:
             return True
+        if ctypes.c_int.from_address(address + _OP).value != op_number(b"FLASH_ATTN_EXT"):
+            return True  # of thousands of nodes
         tensor = GgmlTensor.from_address(address)
-        if tensor.op != op_number(b"FLASH_ATTN_EXT"):
-            return True
         keys, values = (tensor.src[i].contents.ne[0] for i in (1, 2))
         return (keys in FLASH_HEADS and keys == values) or (keys, values) in FLASH_HEADS_UNEQUAL
 
@@ -262,7 +264,7 @@ def cuda_size(address: int) -> int:
         for side in (keys,) if shared else (keys, values):
             if side.contents.type != F16:
                 elements = int(library.ggml_nelements(side))
-                size = -(-size // ALIGNMENT) * ALIGNMENT + 2 * elements
+                size = -(-size // CUDA_ALIGNMENT) * CUDA_ALIGNMENT + 2 * elements
     missing = -tensor.ne[0] % ROW_PADDING
     if missing and library.ggml_is_quantized(tensor.type):
         size += int(library.ggml_row_size(tensor.type, missing))

@@ -9,13 +9,9 @@ import numpy as np
 
 from quantkit.receipts import atomic
 from quantkit.retrieval.results import Answer
+from quantkit.sizes import tokens_text
 
 DEPTH_BANDS = 10
-
-
-def length_text(tokens: int) -> str:
-    """`4K`, `504K`, `1500`: multiples of 1024 in short."""
-    return f"{tokens // 1024}K" if tokens >= 1024 and tokens % 1024 == 0 else f"{tokens:,}"
 
 
 def draw_heatmap(answers: Sequence[Answer], title: str, out: Path) -> None:
@@ -40,7 +36,7 @@ def draw_heatmap(answers: Sequence[Answer], title: str, out: Path) -> None:
     colors.set_bad("#eeeeee")
     image = axes.imshow(share, cmap=colors, vmin=0, vmax=1, aspect="auto")
     axes.set_xticks(range(DEPTH_BANDS), [f"{10 * b}–{10 * b + 10}" for b in range(DEPTH_BANDS)])
-    axes.set_yticks(range(len(lengths)), [length_text(n) for n in lengths])
+    axes.set_yticks(range(len(lengths)), [tokens_text(n) for n in lengths])
     axes.set_xlabel("depth of the needle in the context, %")
     axes.set_ylabel("context, tokens")
     axes.set_title(title, loc="left", fontsize=11, fontweight="bold")

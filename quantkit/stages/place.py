@@ -7,7 +7,6 @@ used as shares therefore reproduce any contiguous placement exactly.
 
 from __future__ import annotations
 
-import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -84,15 +83,6 @@ class Placement:
             for card, asked in zip(self.cards, answer.cards, strict=True)
         )
         return replace(self, cards=cards, host_compute_bytes=answer.host.compute, estimated=False)
-
-    def command(self, model_file: str) -> str:
-        """The llama-server command that runs the plan."""
-        shares = ",".join(map(str, self.tensor_split))
-        split = f" -sm layer -ts {shares}" if len(self.cards) > 1 else ""
-        return (
-            f"llama-server -m {shlex.quote(model_file)} -ngl 999{split} -c {self.context_tokens} "
-            f"-ctk {self.kv_type} -ctv {self.kv_type} -fa on -ub {self.ubatch_tokens} -np 1"
-        )
 
 
 def assign_layers(card_shares: Sequence[int], count: int) -> list[int]:

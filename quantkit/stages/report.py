@@ -17,8 +17,7 @@ from quantkit.receipts import write_text
 from quantkit.recipe import Recipe
 from quantkit.resources import TEMPLATES
 from quantkit.results import LevelResult
-from quantkit.retrieval.heatmap import length_text
-from quantkit.sizes import gb_text, gib_text
+from quantkit.sizes import gb_text, gib_text, tokens_text
 from quantkit.target import Target
 
 COVERAGE_PICTURE = "coverage.png"
@@ -70,7 +69,7 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
     environment.filters["gib"] = gib_text
     environment.filters["gb"] = gb_text
     environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    environment.filters["length"] = length_text
+    environment.filters["length"] = tokens_text
     environment.filters["kld"] = kld_text
     versions = {"quantkit": __version__}
     versions |= {name: importlib.metadata.version(name) for name in VERSIONS_OF}

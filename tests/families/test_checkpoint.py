@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import getpass
 import json
 from collections.abc import Callable
@@ -248,3 +249,18 @@ def test_a_dtype_that_is_not_converted_is_refused_on_opening(tmp_path: Path) -> 
     path.write_bytes(path.read_bytes().replace(b'"BF16"', b'"I16" ', 1))
     with pytest.raises(InputError, match=r"embeddings\.weight has dtype I16.*BF16 release"):
         open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_afterwards_as_before(enabled: bool, tmp_path: Path) -> None:
+    folder = write_nemotron(tmp_path / "m")
+    try:
+        (gc.enable if enabled else gc.disable)()
+        open_checkpoint(folder)
+        assert gc.isenabled() == enabled
+        (folder / "tokenizer.json").unlink()
+        with pytest.raises(InputError, match=r"tokenizer\.json"):
+            open_checkpoint(folder)
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()

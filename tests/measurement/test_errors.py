@@ -11,8 +11,10 @@ import pytest
 from models import WIDTH, llama_metadata, write_gguf, write_llama
 from numpy.typing import NDArray
 
+from quantkit import encoding
 from quantkit.formats.gguf_file import GGUFSource
 from quantkit.measurement import errors as module
+from quantkit.measurement.columns import column_weights
 from quantkit.measurement.errors import (
     TensorErrors,
     measure_errors,
@@ -134,6 +136,33 @@ def test_few_rows_hold_most_of_the_energy_and_are_drawn(uneven: GGUFSource) -> N
             uneven.read_rows(STACK, 512 * piece.matrix, 512 * (piece.matrix + 1)), dtype=np.float64
         ).sum()
     )
+
+
+def test_a_seed_draws_the_same_sample_for_ever(
+    uneven: GGUFSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded results name their seed. Blocks of 100 rows: each expert has six, the last of 12."""
+    monkeypatch.setattr(encoding, "ROWS_BYTES", 4 * 64 * 100)
+    (info,) = uneven.tensors
+    stack = uneven.read_rows(STACK, 0, info.rows).reshape(info.shape)
+    importance = np.linspace(0.5, 4, 6 * 64, dtype=np.float32).reshape(6, 64)
+    recipe = MeasureRecipe(candidates=("Q4_0",), sample_rows=36, sample_experts=3, seed=7)
+    drawn = sample(uneven, info, importance, recipe)
+    assert drawn.matrices == 6
+    expected = {
+        1: {0: 3, 100: 2, 200: 2, 300: 1, 374: 1, 400: 1, 500: 2},
+        3: {0: 2, 100: 2, 200: 2, 300: 2, 317: 1, 400: 2, 500: 1},
+        5: {0: 1, 67: 1, 100: 1, 200: 2, 239: 1, 300: 1, 388: 1, 400: 1, 478: 1, 500: 2},
+    }
+    assert [piece.matrix for piece in drawn.pieces] == list(expected)
+    for piece, counts in zip(drawn.pieces, expected.values(), strict=True):
+        assert piece.counts.tolist() == list(counts.values())
+        assert np.array_equal(piece.rows, stack[piece.matrix, list(counts)])
+        column = column_weights(importance, piece.matrix, 64)
+        every = np.square(stack[piece.matrix], dtype=np.float64) @ column
+        assert piece.energy == pytest.approx(every.sum(), rel=1e-12)
+        assert piece.energies == pytest.approx(every[list(counts)], rel=1e-12)
+        assert not piece.whole
 
 
 def test_a_tensor_of_zeros_has_no_error(tmp_path: Path, run: Measure) -> None:

@@ -1,0 +1,53 @@
+"""What the Hub answers, looked at before it is used: anybody may have written it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+from quantkit.errors import EnvironmentFault
+from quantkit.hub_errors import Asked
+
+LICENCE_CHARACTERS = 200
+_COMMIT = re.compile("[0-9a-f]{40}")
+
+
+def commit_of(sha: str | None, asked: Asked) -> str:
+    """The commit that the Hub names: forty digits, since they become the name of a folder.
+
+    Raises:
+        EnvironmentFault: it names none.
+    """
+    if sha is None or not _COMMIT.fullmatch(sha):
+        raise EnvironmentFault(
+            f"{asked.endpoint} names {sha!r} as a commit of {asked.name}; check HF_ENDPOINT"
+        )
+    return sha
+
+
+def licence_of(card: object) -> str | None:
+    """What a card says of its licence: tags of the Hub, and for "other" the name of its own.
+
+    Args:
+        card: the metadata at the head of README.md as attributes; anybody may have written it.
+    """
+    stated = getattr(card, "license", None)
+    tags = [str(tag or "") for tag in (stated if isinstance(stated, list) else [stated])]
+    own = getattr(card, "license_name", None)
+    words = [f"other ({own})" if tag == "other" and own else tag for tag in tags]
+    shown = "".join(c for c in ", ".join(filter(None, words)) if c.isprintable())
+    return shown[:LICENCE_CHARACTERS] or None
+
+
+def first_byte_offset(status: int, headers: Mapping[str, str], position: int) -> int:
+    """How many bytes of an answer come before `position`: none, unless Range was ignored.
+
+    Raises:
+        OSError: it begins somewhere else.
+    """
+    if status != 206:
+        return position
+    begins = headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
+    if begins != str(position):
+        raise OSError(f"the server answers from byte {begins} where {position} was asked for")
+    return 0

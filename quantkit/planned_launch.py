@@ -1,0 +1,40 @@
+"""How a placement is started: what `launch` needs, of a plan."""
+
+from __future__ import annotations
+
+from quantkit.launch.settings import Launch
+from quantkit.native.memory import BATCH_TOKENS
+from quantkit.planned_model import PlannedModel
+from quantkit.stages.place import Placement
+
+
+def launch_of(
+    placement: Placement,
+    model: PlannedModel,
+    model_file: str,
+    gguf_context_tokens: int | None = None,
+) -> Launch:
+    """The launch of a planned artifact.
+
+    Args:
+        model_file: its first file's name.
+        gguf_context_tokens: `context_length` of the file, where it is not what is planned with.
+
+    Raises:
+        InputError: a name that cannot be written into commands, or too many cards.
+    """
+    return Launch(
+        model_file=model_file,
+        model_name=model.stem,
+        architecture=model.geometry.architecture,
+        cards=tuple(card.name for card in placement.cards),
+        tensor_split=placement.tensor_split,
+        context_tokens=placement.context_tokens,
+        trained_context_tokens=placement.trained_context_tokens,
+        gguf_context_tokens=gguf_context_tokens or placement.trained_context_tokens,
+        kv_type=placement.kv_type,
+        flash_attention=placement.flash_attention,
+        ubatch_tokens=placement.ubatch_tokens,
+        batch_tokens=max(BATCH_TOKENS, placement.ubatch_tokens),
+        sequences=placement.sequences,
+    )
