@@ -191,6 +191,7 @@ def plan(
     """What fits on the target: card by card, before a byte is quantized."""
     from quantkit.commands.plan import Asked
     from quantkit.commands.plan import plan as run
+    from quantkit.native.memory import asking
     from quantkit.verification import where_of
 
     changes: dict[str, float | str | None] = {
@@ -201,12 +202,12 @@ def plan(
         "weight_budget_gib": _budget(budget),
     }
     where = where_of(on) if verify else None
-    run(
-        Asked(
-            target, model, recipe, levels, types, changes, where, what_if or picture is not None,
-            picture, launch, as_json,
-        )
+    asked = Asked(
+        target, model, recipe, levels, types, changes, where, what_if or picture is not None,
+        picture, launch, as_json,
     )  # fmt: skip
+    with asking():
+        run(asked)
 
 
 def _budget(words: str | None) -> float | str | None:

@@ -172,13 +172,12 @@ def headroom(sheet: Sheet, entry: Entry, costs: Costs) -> Headroom:
     """
     target, model = sheet.target, entry.model
     largest = largest_level(model, costs, target, sheet.memory)
-    batches = [n for n in LARGER_BATCHES if n > target.ubatch_tokens]
     longest = sheet.geometry.trained_context_tokens
-    variants = [target.changed(context_tokens=longest)]
-    variants += [target.changed(ubatch_tokens=n) for n in batches]
+    variants = _variants(target, longest)
     (at_longest, *batched), _ = asked_memories(
         model.metadata, model.tensors, model.geometry, variants
     )
+    batches = [variant.ubatch_tokens for variant in variants[1:]]
     rungs = sorted({sheet.memory.context_tokens: sheet.memory, longest: at_longest}.items())
     ladder = ContextLadder(
         sheet.geometry, target, tuple((tokens, memory.compute) for tokens, memory in rungs)
@@ -194,8 +193,19 @@ def headroom(sheet: Sheet, entry: Entry, costs: Costs) -> Headroom:
 
 
 def _memory(model: PlannedModel, target: Target) -> tuple[CardMemory, list[str]]:
-    (memory,), why = asked_memories(model.metadata, model.tensors, model.geometry, [target])
+    """The target's memory for the model; its variants are asked for at once, for `headroom`."""
+    variants = _variants(target, model.geometry.trained_context_tokens)
+    (memory, *_), why = asked_memories(
+        model.metadata, model.tensors, model.geometry, [target, *variants]
+    )
     return memory, [why] if why else []
+
+
+def _variants(target: Target, longest: int) -> list[Target]:
+    """The target with the longest context, and with each larger batch."""
+    batches = [n for n in LARGER_BATCHES if n > target.ubatch_tokens]
+    larger = [target.changed(ubatch_tokens=n) for n in batches]
+    return [target.changed(context_tokens=longest), *larger]
 
 
 def _entry(

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import gguf
 import pytest
+from forked import quantkit, start
 from loopback_hub import COMMIT, Fault, LoopbackHub, hub
 from small_recipes import write_recipe
 
@@ -24,17 +25,22 @@ STAGES = (
     "allocate:Q8", "place:Q8", "quantize:Q8", "validate:Q8",
     "allocate:Q4", "place:Q4", "quantize:Q4", "validate:Q4", "report",
 )  # fmt: skip
+UNMEASURED = {
+    "measure": {"candidates": ["Q8_0", "Q4_0", "Q2_K"], "sample_rows": 16, "cost_chunks": 0},
+    "divergence": {"chunks": 0},
+}
+"""Of a recipe: tensors count alike, and the levels are not compared with the base."""
 
 
 def command(out: Path, recipe: Path, *more: str) -> list[str]:
     return [
-        sys.executable, "-c", "from quantkit.cli import main; main()", "build",
-        "--target", "4x3090", "--model", "demo", "--recipe", str(recipe), "--out", str(out), *more,
+        "build", "--target", "4x3090", "--model", "demo", "--recipe", str(recipe),
+        "--out", str(out), *more,
     ]  # fmt: skip
 
 
 def run(out: Path, recipe: Path, *more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(command(out, recipe, *more), capture_output=True, text=True)
+    return quantkit(*command(out, recipe, *more))
 
 
 def contents(out: Path) -> dict[str, str]:
@@ -53,9 +59,10 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def built(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
-    """A finished build, in a folder with a space in its name."""
+    """A finished build of a new interpreter, in a folder with a space in its name."""
     out = tmp_path_factory.mktemp("a build") / "out"
-    finished = run(out, recipe)
+    program = (sys.executable, "-c", "from quantkit.cli import main; main()")
+    finished = subprocess.run([*program, *command(out, recipe)], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
     for stage in STAGES:
         assert f"✓ {stage}" in finished.stdout
@@ -145,9 +152,8 @@ def test_the_bases_logits_are_made_once(built: Path, recipe: Path, tmp_path: Pat
     assert kld["tokens"] == 2 * 63
 
 
-def test_a_ready_imatrix_gives_what_collecting_it_gave(
-    built: Path, recipe: Path, tmp_path: Path
-) -> None:
+def test_a_ready_imatrix_gives_what_collecting_it_gave(built: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "r.yaml", divergence={"chunks": 0})
     out = tmp_path / "out"
     finished = run(out, recipe, "--imatrix", str(built / "imatrix.gguf"), "--levels", "Q4")
     assert finished.returncode == 0, finished.stdout + finished.stderr
@@ -167,12 +173,12 @@ def test_a_ready_imatrix_gives_what_collecting_it_gave(
     assert "tokens or more" not in page
 
 
-def test_the_calibration_is_recorded(built: Path, tmp_path: Path, recipe: Path) -> None:
+def test_the_calibration_is_recorded(built: Path, tmp_path: Path) -> None:
     record = json.loads((built / "calibration.json").read_text())
     (source,) = record["sources"]
     assert (source["name"], source["origin"]) == ("english-prose.txt", "quantkit")
     assert source["licence"]
-    assert source["tokens"] == record["tokens"] == 512
+    assert source["tokens"] == record["tokens"] == 256
     (file,) = source["files"]
     assert file["sha256"] == file_sha256(DEMO_MODEL.parents[2] / "calibration" / file["name"])
 
@@ -184,11 +190,11 @@ def test_the_calibration_is_recorded(built: Path, tmp_path: Path, recipe: Path) 
     (folder / "a.md").write_text(words)
     out = tmp_path / "out"
     own = ("--calibration", str(text), "--calibration", str(folder))
-    finished = run(out, recipe, *own, "--levels", "Q4")
+    finished = run(out, write_recipe(tmp_path / "r.yaml", **UNMEASURED), *own, "--levels", "Q4")
     assert finished.returncode == 0, finished.stdout + finished.stderr
     record = json.loads((out / "calibration.json").read_text())
     assert [(s["name"], s["tokens"]) for s in record["sources"]] == [
-        ("mine.txt", 256), ("texts", 256),
+        ("mine.txt", 128), ("texts", 128),
     ]  # fmt: skip
     for name in ("calibration.json", "report.html", "README.md", "imatrix.gguf"):
         assert str(tmp_path).encode() not in (out / name).read_bytes()
@@ -202,14 +208,13 @@ def test_killed_in_every_stage_gives_the_same_bytes(
     for stage in STAGES:
         work = out / ".work" / stage.replace(":", ".")
         receipt = out / "receipts" / f"{stage.replace(':', '.')}.json"
-        process = subprocess.Popen(
-            command(out, recipe, "--quiet"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = start(*command(out, recipe, "--quiet"))
         deadline = time.monotonic() + 120
-        while not work.exists() and process.poll() is None and time.monotonic() < deadline:
+        while not work.exists() and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.002)
-        os.kill(process.pid, signal.SIGKILL)
-        assert process.wait() == -signal.SIGKILL, stage
+        process.kill()
+        process.join()
+        assert process.exitcode == -signal.SIGKILL, stage
         assert not receipt.exists(), f"{stage} was over before it was killed"
     finished = run(out, recipe)
     assert finished.returncode == 0, finished.stderr
@@ -218,7 +223,9 @@ def test_killed_in_every_stage_gives_the_same_bytes(
     assert {n for n in ours if ours[n] != reference[n]} == set()
 
 
-def test_a_failed_gate_exits_1_and_names_the_level(tmp_path: Path) -> None:
+def test_a_failed_gate_exits_1_and_names_the_level(built: Path, tmp_path: Path) -> None:
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(built), str(out)], check=True)
     levels = [
         {"name": "Q8", "bits_per_weight": 8.6, "baseline": True},
         {"name": "Q4", "bits_per_weight": 4.6},
@@ -228,13 +235,15 @@ def test_a_failed_gate_exits_1_and_names_the_level(tmp_path: Path) -> None:
         "minimum_lower_bound": 0.4,
     }  # fmt: skip
     recipe = write_recipe(tmp_path / "r.yaml", levels=levels, retrieval=impossible)
-    failed = run(tmp_path / "out", recipe)
+    failed = run(out, recipe)
     assert failed.returncode == 1, failed.stderr
+    for level in ("Q8", "Q4"):
+        assert f"✓ validate:{level}" in failed.stdout
     assert "Q4 found 0 of 4" in failed.stderr
     assert "Q8 found" not in failed.stderr  # a baseline's failure is shown and does not count
     assert "failed, a baseline" in failed.stdout
     assert "Traceback" not in failed.stderr
-    only = run(tmp_path / "out", recipe, "--levels", "Q8", "--json")
+    only = run(out, recipe, "--levels", "Q8", "--json")
     assert only.returncode == 0, only.stderr
     (level,) = json.loads(only.stdout)["levels"]
     assert level["passed"] is False
@@ -247,13 +256,12 @@ def run_from_hub(
     changed = {"demo": repository, "4x3090": target}
     arguments = [changed.get(word, word) for word in command(out, recipe)]
     settings = {"HF_ENDPOINT": served.address, "HF_HOME": str(out.parent / "hf")}
-    return subprocess.run(arguments, env=os.environ | settings, capture_output=True, text=True)
+    return quantkit(*arguments, env=os.environ | settings)
 
 
 def test_a_build_from_a_repository(tmp_path: Path) -> None:
     levels = [{"name": "Q4", "bits_per_weight": 4.6}]
-    divergence = {"chunks": 0}
-    recipe = write_recipe(tmp_path / "r.yaml", levels=levels, divergence=divergence)
+    recipe = write_recipe(tmp_path / "r.yaml", levels=levels, **UNMEASURED)
     out = tmp_path / "out"
     with hub({"someone/small": DEMO_MODEL}) as served:
         finished = run_from_hub(served, "someone/small", out, recipe)
@@ -324,10 +332,7 @@ def test_a_repository_is_refused_before_a_folder_is_made(tmp_path: Path, recipe:
 def test_a_build_and_a_download_share_a_folder_one_after_the_other(tmp_path: Path) -> None:
     recipe = write_recipe(tmp_path / "r.yaml", divergence={"chunks": 0})
     out, weights = tmp_path / "b", "model.safetensors"
-    download = [
-        sys.executable, "-c", "from quantkit.cli import main; main()", "download", "someone/small",
-        "--out", str(out / "checkpoint"), "--quiet",
-    ]  # fmt: skip
+    download = ["download", "someone/small", "--out", str(out / "checkpoint"), "--quiet"]
     build = [word.replace("demo", "someone/small") for word in command(out, recipe)]
     size = (DEMO_MODEL / weights).stat().st_size
     with hub({"someone/small": DEMO_MODEL}) as served:
@@ -336,17 +341,18 @@ def test_a_build_and_a_download_share_a_folder_one_after_the_other(tmp_path: Pat
         for first, second in ((build, download), (download, build)):
             served.bytes_per_second = size / 60  # until the second is refused
             begun = served.sent_bytes(weights)
-            running = subprocess.Popen(first, env=environment, stdout=subprocess.DEVNULL)
+            running = start(*first, env=environment)
             deadline = time.monotonic() + 30
             while served.sent_bytes(weights) == begun and time.monotonic() < deadline:
                 time.sleep(0.02)
-            refused = subprocess.run(second, env=environment, capture_output=True, text=True)
+            refused = quantkit(*second, env=environment)
             assert refused.returncode == 2, refused.stderr
             assert "another run is writing to" in refused.stderr
             served.bytes_per_second = None
             if first is build:
                 running.kill()  # the rest of a build is for other tests
-            assert running.wait() == (-signal.SIGKILL if first is build else 0)
+            running.join()
+            assert running.exitcode == (-signal.SIGKILL if first is build else 0)
         brought = {p.name: file_sha256(p) for p in (out / "checkpoint").iterdir() if p.is_file()}
         assert brought == {p.name: file_sha256(p) for p in DEMO_MODEL.iterdir()}
         assert not list((out / "checkpoint").rglob("*.partial"))

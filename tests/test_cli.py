@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import typer.main
 from checkpoints import NEMOTRON, nemotron_arrays, with_prediction_head, write_checkpoint
+from forked import quantkit
 from loopback_hub import COMMIT, Fault, hub
 from models import write_llama
 from small_recipes import write_recipe
@@ -20,12 +22,6 @@ from quantkit.cli import app
 from quantkit.formats.gguf_file import GGUFSource
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.resources import DEMO_MODEL
-
-
-def quantkit(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    code = "from quantkit.cli import main; main()"
-    command = [sys.executable, "-c", code, *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True)
 
 
 def refused(*arguments: str | Path) -> str:
@@ -40,6 +36,28 @@ def refused(*arguments: str | Path) -> str:
 
 
 BUILD = ("build", "--target", "4x3090", "--out")
+
+
+def test_a_forked_command_does_what_a_new_interpreter_does(tmp_path: Path) -> None:
+    """Which is what all other tests rely on: environment, folder, streams and exit code."""
+    write_llama(tmp_path / "m.gguf")
+    environment = os.environ | {"QUANTKIT_KERNELS": "ggml"}
+    code = "import sys; sys.argv[0] = 'quantkit'; from quantkit.cli import main; main()"
+    program = (sys.executable, "-c", code)
+    for arguments, exit_code in (
+        (("doctor", "--json"), 0),
+        (("inspect", "m.gguf"), 0),
+        (("inspect", "none.gguf"), 2),
+        (("inspect", "--none"), 2),
+    ):
+        done = subprocess.run(
+            [*program, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == exit_code, done.stderr
+        forked = quantkit(*arguments, env=environment, cwd=tmp_path)
+        assert (forked.returncode, forked.stdout, forked.stderr) == (
+            done.returncode, done.stdout, done.stderr,
+        )  # fmt: skip
 
 
 def test_missing_folder(tmp_path: Path) -> None:
@@ -233,7 +251,7 @@ def test_help_offers_a_repository_only_where_one_is_taken() -> None:
     for command in ("build", "plan", "convert", "quantize"):
         parameters = typer.main.get_command(app).commands[command].params
         (words,) = (parameter.help for parameter in parameters if parameter.name == "model")
-        assert ("OWNER/NAME" in words) == (command == "build"), command
+        assert ("OWNER/NAME" in words) == (command in ("build", "plan")), command
 
 
 def test_doctor_says_which_settings_work() -> None:

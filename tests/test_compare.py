@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from demo_artifacts import write_demo
+from forked import quantkit
 from models import write_llama
 
 from quantkit.values import MetaValue
 
 
 def compare(*arguments: str | Path, cwd: Path) -> subprocess.CompletedProcess[str]:
-    code = "from quantkit.cli import main; main()"
-    command = [sys.executable, "-c", code, "compare", *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd)
+    return quantkit("compare", *arguments, cwd=cwd)
 
 
 @pytest.fixture(scope="module")

@@ -28,15 +28,18 @@ from quantkit.receipts import file_sha256
 from quantkit.values import TensorInfo
 
 # `quantkit convert` in small blocks, journalled at once and with a pause: to be killed between.
+# With a file's name as its last argument it waits before each block for as long as the file exists.
 SLOWLY = """
-import sys, time
-pause = float(sys.argv.pop())
+import os, sys, time
+hold = sys.argv.pop()
 from quantkit import encoding
 from quantkit.formats.gguf_writer import ShardWriter
 encoding.ROWS_BYTES, encoding.SYNC_BYTES = 512, 0
 write = ShardWriter.write
 def slow(self, *arguments):
-    time.sleep(pause)
+    time.sleep(0.002)
+    while os.path.exists(hold):
+        time.sleep(0.002)
     write(self, *arguments)
 ShardWriter.write = slow
 from quantkit.cli import main
@@ -44,8 +47,8 @@ main()
 """
 
 
-def command(model: Path, out: Path, pause_s: float = 0.002) -> list[str]:
-    options = ["--model", str(model), "--out", str(out), "--type", "Q8_0", "--quiet", str(pause_s)]
+def command(model: Path, out: Path, hold: str | Path = "") -> list[str]:
+    options = ["--model", str(model), "--out", str(out), "--type", "Q8_0", "--quiet", str(hold)]
     return [sys.executable, "-c", SLOWLY, "convert", *options]
 
 
@@ -84,11 +87,15 @@ def test_a_killed_conversion_goes_on_and_gives_the_same_bytes(tmp_path: Path, in
 
 def test_two_conversions_to_one_file_do_not_mix(tmp_path: Path) -> None:
     model, out = write_nemotron(tmp_path / "model"), tmp_path / "out.gguf"
-    with subprocess.Popen(command(model, out, pause_s=0.05)) as first:
+    hold = tmp_path / "hold"
+    with subprocess.Popen(command(model, out, hold)) as first:
         while not journalled(out):
             assert first.poll() is None
             time.sleep(0.005)
+        hold.touch()
         second = subprocess.run(command(model, out), capture_output=True, text=True)
+        assert first.poll() is None
+        hold.unlink()
     assert second.returncode == 2
     assert second.stderr.startswith("error: another run"), second.stderr
     assert first.returncode == 0

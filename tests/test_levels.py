@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forked import quantkit
 from pydantic import ValidationError
 from small_recipes import write_recipe
 
@@ -19,6 +18,7 @@ from quantkit.levels import PRESETS, LevelRecipe, parse_size
 from quantkit.models import choose_model, open_source
 from quantkit.native.presets import ask_preset
 from quantkit.quant_types import BY_NAME
+from quantkit.receipts import file_sha256
 from quantkit.recipe import Recipe
 
 RECIPE = Recipe(
@@ -98,18 +98,15 @@ def test_sizes() -> None:
 
 
 def test_levels_of_the_command_line() -> None:
-    command = [
-        sys.executable, "-c", "from quantkit.cli import main; main()", "plan",
-        "--target", "4x3090", "--model", "demo", "--levels",
-    ]  # fmt: skip
-    planned = subprocess.run([*command, "Q4,Q4_K_M,5MB", "--json"], capture_output=True, text=True)
+    command = ("plan", "--target", "4x3090", "--model", "demo", "--levels")
+    planned = quantkit(*command, "Q4,Q4_K_M,5MB", "--json")
     assert planned.returncode == 0, planned.stderr
     sizes = {e["level"]: e["total_bytes"] for e in json.loads(planned.stdout)["levels"]}
     assert list(sizes) == ["Q4", "Q4_K_M", "5MB"]
     assert 0.995 * 5_000_000 < sizes["5MB"] <= 5_000_000
-    shown = subprocess.run([*command, "Q4_K_M"], capture_output=True, text=True)
+    shown = quantkit(*command, "Q4_K_M")
     assert "3 tensors fell back: 2 Q4_K → Q5_0, 1 Q6_K → Q8_0" in shown.stdout
-    refused = subprocess.run([*command, "Q9"], capture_output=True, text=True)
+    refused = quantkit(*command, "Q9")
     assert refused.returncode == 2
     assert "no level 'Q9': recipe demo has Q6" in refused.stderr
 
@@ -122,13 +119,9 @@ def test_presets_and_sizes_are_built(tmp_path: Path) -> None:
         tmp_path / "r.yaml", measure=cheap, levels=levels, divergence={"chunks": 0}
     )
     out = tmp_path / "out"
-    finished = subprocess.run(
-        [
-            sys.executable, "-c", "from quantkit.cli import main; main()", "build",
-            "--target", "4x3090", "--model", "demo", "--recipe", str(recipe), "--out", str(out),
-            "--levels", "mine,Q4_K_M,5.2",
-        ],
-        capture_output=True, text=True,
+    finished = quantkit(
+        "build", "--target", "4x3090", "--model", "demo", "--recipe", recipe, "--out", out,
+        "--levels", "mine,Q4_K_M,5.2",
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
     assert "3 tensors fell back: 2 Q4_K → Q5_0, 1 Q6_K → Q8_0" in finished.stdout
@@ -150,4 +143,15 @@ def test_presets_and_sizes_are_built(tmp_path: Path) -> None:
             assert types == expected.types
             assert set(allocation["fallbacks"]) == set(expected.fallbacks)
             assert GGUFSource(artifact).metadata["general.file_type"].value == 15
+        else:
+            assert "general.file_type" not in GGUFSource(artifact).metadata
         assert json.loads((folder / "placement.json").read_text())["fits"]
+    again = tmp_path / "again.gguf"
+    preset = out / "levels" / "Q4_K_M"
+    quantized = quantkit(
+        "quantize", "--model", "demo", "--types", preset / "allocation.json",
+        "--imatrix", out / "imatrix.gguf", "--out", again,
+    )  # fmt: skip
+    assert quantized.returncode == 0, quantized.stderr
+    assert "3 tensors fell back" in quantized.stdout
+    assert file_sha256(again) == file_sha256(preset / "quantkit-demo-Q4_K_M.gguf")

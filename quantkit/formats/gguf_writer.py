@@ -7,6 +7,7 @@ metadata (`tools/gguf-split`): all keys in the first shard, only `split.*` in th
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import struct
@@ -44,13 +45,19 @@ def _scalar(kind: MetaKind, value: MetaScalar) -> bytes:
     return _text(str(value)) if kind == "str" else struct.pack("<" + SCALAR_FORMATS[kind], value)
 
 
+@functools.lru_cache(maxsize=8)
+def _texts(values: tuple[str, ...]) -> bytes:
+    """Kept, because planning lays a model with its hundred thousand tokens out again and again."""
+    return b"".join([_text(value) for value in values])
+
+
 def _meta(value: MetaValue) -> bytes:
     kind_id = KINDS.index(value.kind)
     if not isinstance(value.value, tuple):
         return struct.pack("<I", kind_id) + _scalar(value.kind, value.value)
     head = struct.pack("<IIQ", ARRAY_KIND, kind_id, len(value.value))
     if value.kind == "str":
-        return head + b"".join([_text(str(item)) for item in value.value])
+        return head + _texts(tuple(map(str, value.value)))
     return head + struct.pack(f"<{len(value.value)}{SCALAR_FORMATS[value.kind]}", *value.value)
 
 

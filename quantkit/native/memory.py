@@ -11,14 +11,15 @@ from __future__ import annotations
 import ctypes
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.formats.gguf_writer import shape_layout, write_shape
-from quantkit.native.child import Emit, run_isolated
+from quantkit.native.child import Child, Emit, run_isolated
 from quantkit.values import Metadata, MetaValue, TensorInfo
 
 DeviceKind = Literal["cuda", "plain", "present", "rpc"]
@@ -93,9 +94,11 @@ class Shape:
     uses: tuple[Use, ...]
 
 
-_Key = tuple[str, Devices, tuple[int, ...], tuple[Use, ...]]
-_answers: dict[_Key, list[Breakdown]] = {}
+_Key = tuple[str, Devices, tuple[int, ...], Use]
+_answers: dict[_Key, Breakdown] = {}
 """A build asks the same again, stage after stage."""
+_asked: Child | None = None
+"""Who answers, within `asking`."""
 
 
 def ask_memory(shapes: Sequence[Shape]) -> list[list[Breakdown]]:
@@ -106,20 +109,27 @@ def ask_memory(shapes: Sequence[Shape]) -> list[list[Breakdown]]:
         EnvironmentFault: this machine or this llama.cpp cannot be asked.
     """
     layouts = [shape_layout(without_tokenizer(s.metadata), s.tensors) for s in shapes]
-    keys: list[_Key] = [
-        (layout.digest, s.devices, s.tensor_split, s.uses)
+    keys: list[list[_Key]] = [
+        [(layout.digest, s.devices, s.tensor_split, use) for use in s.uses]
         for layout, s in zip(layouts, shapes, strict=True)
     ]
-    new = {key: index for index, key in enumerate(keys) if key not in _answers}
-    if new:
-        with tempfile.TemporaryDirectory() as folder:
-            questions = []
-            for number, (key, index) in enumerate(new.items()):
-                place = Path(folder) / str(number)
-                place.mkdir()
-                questions.append(Question(write_shape(place, layouts[index]), *key[1:]))
-            _answers.update(zip(new, ask_of_files(questions), strict=True))
-    return [_answers[key] for key in keys]
+    with tempfile.TemporaryDirectory() as folder:
+        new: list[_Key] = []
+        questions = []
+        for number, (layout, wanted) in enumerate(zip(layouts, keys, strict=True)):
+            missing = [key for key in dict.fromkeys(wanted) if key not in {*_answers, *new}]
+            if not missing:
+                continue
+            place = Path(folder) / str(number)
+            place.mkdir()
+            _, devices, split, _ = missing[0]
+            uses = tuple(key[3] for key in missing)
+            questions.append(Question(write_shape(place, layout), devices, split, uses))
+            new += missing
+        if questions:
+            found = [one for answer in ask_of_files(questions) for one in answer]
+            _answers.update(zip(new, found, strict=True))
+    return [[_answers[key] for key in wanted] for wanted in keys]
 
 
 def ask_of_files(questions: Sequence[Question]) -> list[list[Breakdown]]:
@@ -131,10 +141,23 @@ def ask_of_files(questions: Sequence[Question]) -> list[list[Breakdown]]:
     """
     if sys.platform != "linux":
         raise EnvironmentFault(f"llama.cpp can be asked on Linux only, not on {sys.platform}")
-    found: list[list[Breakdown]] = run_isolated(
+    call = run_isolated if _asked is None else _asked.call
+    found: list[list[Breakdown]] = call(
         "quantkit.native.memory:ask_in_child", {"questions": list(questions)}
     )
     return found
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Within, one process answers all questions; it loads llama.cpp while nothing is asked yet."""
+    global _asked  # noqa: PLW0603 - one for the process, as the answers are
+    with Child(preload=("quantkit.native.memory", "quantkit.native.llama")) as child:
+        _asked = child
+        try:
+            yield
+        finally:
+            _asked = None
 
 
 def without_tokenizer(metadata: Metadata) -> Metadata:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 from demo_artifacts import write_demo
+from forked import quantkit, start
 from small_recipes import write_recipe
 
 from quantkit.sensitivity import Sensitivity
@@ -24,7 +24,6 @@ MEASURE = {
     "cost_chunk_tokens": 32,
     "groups": [r"blk\.(\d+)\.ffn_(?:up|down)_exps"],
 }
-COMMAND = (sys.executable, "-c", "from quantkit.cli import main; main()", "measure")
 
 
 @pytest.fixture(scope="module")
@@ -33,8 +32,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def measure(*given: object) -> subprocess.CompletedProcess[str]:
-    words = [*COMMAND, *map(str, given), "--workers", "1"]
-    return subprocess.run(words, capture_output=True, text=True, timeout=300)
+    return quantkit("measure", *given, "--workers", "1")
 
 
 def test_measures_and_goes_on_after_a_kill(base: Path, tmp_path: Path) -> None:
@@ -58,18 +56,17 @@ def test_measures_and_goes_on_after_a_kill(base: Path, tmp_path: Path) -> None:
     assert content["restored_kld"] == 0.0
     assert content["cost_tokens"] == 64
 
-    killed = subprocess.Popen(
-        [*COMMAND, *map(str, given), str(tmp_path / "again.json"), "--workers", "1", "--quiet"]
-    )
+    killed = start("measure", *given, tmp_path / "again.json", "--workers", "1", "--quiet")
     journal = tmp_path / "again.json.work" / "costs.jsonl"
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and killed.poll() is None:
+    while time.monotonic() < deadline and killed.is_alive():
         if journal.exists() and len(journal.read_text().splitlines()) > 3:
             break
         time.sleep(0.02)
-    assert killed.poll() is None
-    killed.send_signal(signal.SIGKILL)
-    killed.wait()
+    assert killed.is_alive()
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
     assert not (tmp_path / "again.json").exists()
     again = measure(*given, tmp_path / "again.json")
     assert again.returncode == 0, again.stderr

@@ -11,6 +11,7 @@ import sys
 import time
 from pathlib import Path
 
+import forked
 import gguf
 import llama_cpp
 import numpy as np
@@ -49,8 +50,7 @@ def arguments(*given: object) -> list[str]:
 
 
 def quantkit(*given: object) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", CALL, *arguments(*given)]
-    return subprocess.run(command, capture_output=True, text=True)
+    return forked.quantkit(*arguments(*given))
 
 
 def refused(*given: object) -> str:
@@ -171,7 +171,7 @@ def test_a_preset_is_the_file_that_llama_quantize_writes(
 
 
 def test_an_allocation_decides_every_type(imatrix: Path, tmp_path: Path) -> None:
-    kinds = ("IQ2_S", "Q5_1", "IQ4_NL", "Q8_0")
+    kinds = ("IQ2_XXS", "Q5_1", "IQ4_NL", "Q8_0")
     types = {info.name: info.type_name for info in SOURCE.tensors}
     weights = [info for info in SOURCE.tensors if is_quantizable(info)]
     for index, info in enumerate(weights):
@@ -193,8 +193,8 @@ def test_an_allocation_decides_every_type(imatrix: Path, tmp_path: Path) -> None
     assert not out.with_name("m.gguf.work").exists()
 
     needing = refused(*command)
-    assert "these types need an importance matrix: IQ2_S (" in needing
-    assert next(name for name, kind in types.items() if kind == "IQ2_S") in needing
+    assert "these types need an importance matrix: IQ2_XXS (" in needing
+    assert next(name for name, kind in types.items() if kind == "IQ2_XXS") in needing
 
 
 def allocation_of(path: Path, types: dict[str, str]) -> Path:

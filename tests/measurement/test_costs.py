@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -18,7 +19,13 @@ from quantkit.errors import InputError
 from quantkit.formats.gguf_file import GGUFSource
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
 from quantkit.kld import BaseDistribution
-from quantkit.measurement.costs import CostJob, held_out, measure_costs, measure_in_child
+from quantkit.measurement.costs import (
+    CostJob,
+    MeasuredCosts,
+    held_out,
+    measure_costs,
+    measure_in_child,
+)
 from quantkit.native import kernels
 from quantkit.native.llama import Context, Model
 from quantkit.native.settings import ContextSettings, DeviceSettings
@@ -57,6 +64,17 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> CostJob:
     )
 
 
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the measurement below leaves: its own work folder is the caller's to empty."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def measured(job: CostJob, work: Path) -> MeasuredCosts:
+    return measure_costs(job, work, DEVICES, 1)
+
+
 def logits_of(model: Path, tokens: np.ndarray) -> np.ndarray:
     """Of all chunks side by side, as the measurement runs them."""
     count, size = tokens.shape
@@ -74,12 +92,13 @@ def logits_of(model: Path, tokens: np.ndarray) -> np.ndarray:
 
 
 @pytest.mark.parametrize("name", [MAMBA, EXPERTS, EMBEDDING])
-def test_equal_to_a_file_with_the_same_values(job: CostJob, name: str, tmp_path: Path) -> None:
-    found = measure_costs(job, tmp_path, DEVICES, 1)
-    assert found.restored_kld == 0.0
-    assert found.tokens == 3 * 64
-    assert [unit.tensors for unit in found.units] == [(EMBEDDING,), (MAMBA,), (EXPERTS,)]
-    (probe,) = next(unit for unit in found.units if unit.tensors == (name,)).probes
+def test_equal_to_a_file_with_the_same_values(
+    job: CostJob, measured: MeasuredCosts, name: str, tmp_path: Path
+) -> None:
+    assert measured.restored_kld == 0.0
+    assert measured.tokens == 3 * 64
+    assert [unit.tensors for unit in measured.units] == [(EMBEDDING,), (MAMBA,), (EXPERTS,)]
+    (probe,) = next(unit for unit in measured.units if unit.tensors == (name,)).probes
 
     source, kind = GGUFSource(job.base), quant_type("Q4_0")
     importance = {n: e.importance() for n, e in read_imatrix(job.imatrix).entries.items()}
@@ -124,22 +143,19 @@ def test_equal_to_a_file_with_the_same_values(job: CostJob, name: str, tmp_path:
     assert probe.kld > 1e-6
 
 
-def test_small_errors_are_amplified(job: CostJob, tmp_path: Path) -> None:
+def test_small_errors_are_amplified(job: CostJob, measured: MeasuredCosts, tmp_path: Path) -> None:
     recipe = RECIPE.model_copy(update={"probe_error": 0.028})
     amplified = dataclasses.replace(job, recipe=recipe, units=((MAMBA,),))
     (unit,) = measure_costs(amplified, tmp_path, DEVICES, 1).units
     (probe,) = unit.probes
     assert probe.gains[MAMBA] == pytest.approx(2.0)  # of an error of 7e-3
-    (plain,) = measure_costs(
-        dataclasses.replace(job, units=((MAMBA,),)), tmp_path, DEVICES, 1
-    ).units
+    (plain,) = (unit for unit in measured.units if unit.tensors == (MAMBA,))
     assert probe.error == pytest.approx(4 * plain.probes[0].error, rel=1e-3)
     assert 2 < probe.kld / plain.probes[0].kld < 6
 
 
-def test_the_floor_is_what_a_tiny_error_costs(job: CostJob, tmp_path: Path) -> None:
-    found = measure_costs(job, tmp_path, DEVICES, 1)
-    for unit in found.units:
+def test_the_floor_is_what_a_tiny_error_costs(measured: MeasuredCosts) -> None:
+    for unit in measured.units:
         assert 0 <= unit.floor < 0.5 * unit.probes[0].kld
 
 
@@ -156,14 +172,15 @@ def killed_after(units: int) -> Callable[[Any], None]:
     return emit
 
 
-def test_a_killed_run_goes_on_and_gives_the_same(job: CostJob, tmp_path: Path) -> None:
-    whole = measure_costs(job, tmp_path / "whole", DEVICES, 1)
+def test_a_killed_run_goes_on_and_gives_the_same(
+    job: CostJob, measured: MeasuredCosts, tmp_path: Path
+) -> None:
     work = tmp_path / "again"
     with pytest.raises(KeyboardInterrupt):
         measure_in_child(job, work, DEVICES, 1, killed_after(2))
     assert len((work / "costs.jsonl").read_text().splitlines()) == 1 + 2
     said: list[Any] = []
-    assert measure_in_child(job, work, DEVICES, 1, said.append) == whole
+    assert measure_in_child(job, work, DEVICES, 1, said.append) == measured
     assert ("start", (2, 3)) in said
     assert said.count(("advance", 1)) == 1
     assert any(kind == "note" and "1 units on 192 tokens" in value for kind, value in said)
@@ -172,9 +189,11 @@ def test_a_killed_run_goes_on_and_gives_the_same(job: CostJob, tmp_path: Path) -
     assert said.count(("start", (0, 3))) == 1
 
 
-def test_a_run_killed_at_its_very_end_goes_on(job: CostJob, tmp_path: Path) -> None:
-    whole = measure_costs(job, tmp_path, DEVICES, 1)
-    assert measure_costs(job, tmp_path, DEVICES, 1) == whole
+def test_a_run_killed_at_its_very_end_goes_on(
+    job: CostJob, measured: MeasuredCosts, work: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(work, tmp_path / "work")
+    assert measure_costs(job, tmp_path / "work", DEVICES, 1) == measured
 
 
 def test_one_unit_of_everything(job: CostJob, tmp_path: Path) -> None:

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import shutil
+import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -58,54 +61,95 @@ def test_the_samples_would_show_a_kernel_that_is_a_little_off() -> None:
     assert lanes.differences(a_little_off, kernels.ggml_blocks) == list(lanes.KINDS)
 
 
-def changed_source(folder: Path, old: str, new: str) -> Path:
-    """A copy of the sources in which `new` stands for `old`."""
+def changed_source(folder: Path, changes: Mapping[str, str]) -> Path:
+    """A copy of the sources with `changes`, old text → new."""
     texts = {path.name: path.read_text(encoding="utf-8") for path in (lanes.SOURCE, lanes.SEARCH)}
-    assert any(old in text for text in texts.values())
+    for old, new in changes.items():
+        assert any(old in text for text in texts.values())
+        texts = {name: text.replace(old, new) for name, text in texts.items()}
     for name, text in texts.items():
-        (folder / name).write_text(text.replace(old, new), encoding="utf-8")
+        (folder / name).write_text(text, encoding="utf-8")
     return folder / lanes.SOURCE.name
+
+
+def program(path: Path, script: str) -> Path:
+    """A shell script that stands for a compiler; OUT is the file that it is to write."""
+    text = f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; OUT=$2\n{script}\n'
+    path.write_text(text, encoding="utf-8")
+    path.chmod(0o755)
+    return path
+
+
+def copier(folder: Path, library: Path) -> Path:
+    """A compiler that takes no time: it "makes" `library`, and writes a line to `made`."""
+    return program(folder / "cc", f'echo >> "{folder}/made"; cp "{library}" "$OUT"')
 
 
 @needs_compiler
 @pytest.mark.parametrize(
-    ("old", "new", "words"),
+    ("changes", "words"),
     [
-        ("step <= 36", "step <= 35", "bytes differ from ggml's in Q5_1, Q5_K, Q4_1, Q4_K, Q2_K"),
-        ("step <= 9;", "step <= 8;", "bytes differ from ggml's in Q6_K, Q5_0, Q4_0, Q3_K"),
-        ("turn <= 9;", "turn <= 8;", "bytes differ from ggml's in Q3_K"),
-        ("is <= 4;", "is <= 3;", "bytes differ from ggml's in Q5_K, Q4_K, Q2_K"),
-        ("first_of[m] = above", "first_of[m] = 1 + above", "differ from ggml's in IQ4_NL, IQ4_XS"),
-        ("fifth |= low", "__builtin_trap(); fifth |= low", "crash here"),
-        ("#include <math.h>", "#error no", "cannot compile lanes.c"),
+        (  # each shows in types of its own
+            {
+                "step <= 36": "step <= 35",  # Q5_1, Q5_K, Q4_1, Q4_K, Q2_K
+                "step <= 9;": "step <= 8;",  # Q6_K, Q5_0, Q4_0, Q3_K
+                "first_of[m] = above": "first_of[m] = 1 + above",  # IQ4_NL, IQ4_XS
+            },
+            f"bytes differ from ggml's in {', '.join(lanes.KINDS)}; ",
+        ),
+        (
+            {"turn <= 9;": "turn <= 8;", "is <= 4;": "is <= 3;"},  # Q3_K; Q5_K, Q4_K, Q2_K
+            "bytes differ from ggml's in Q5_K, Q4_K, Q3_K, Q2_K; ",
+        ),
+        ({"fifth |= low": "__builtin_trap(); fifth |= low"}, "crash here"),
+        ({"#include <math.h>": "#error no"}, "cannot compile lanes.c"),
     ],
 )
 def test_a_library_that_is_not_ggml_s_equal_is_not_kept(
-    tmp_path: Path, old: str, new: str, words: str
+    tmp_path: Path, changes: dict[str, str], words: str
 ) -> None:
     assert COMPILER is not None
     kept = tmp_path / "kept.so"
-    found = lanes.make(changed_source(tmp_path, old, new), [COMPILER], kept)
+    found = lanes.make(changed_source(tmp_path, changes), [COMPILER], kept)
     assert not found.usable
     assert words in found.finding
     assert found.lasting is ("differ" in words)
     assert not kept.exists()
 
 
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the compiler makes of the sources."""
+    assert COMPILER is not None
+    library = tmp_path_factory.mktemp("ready") / "lanes.so"
+    found = lanes.make(lanes.SOURCE, [COMPILER], library)
+    assert found.usable, found.finding
+    return library
+
+
 @needs_compiler
-def test_it_is_made_once_for_a_machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_it_is_made_once_for_a_machine(
+    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def times_made() -> int:
+        return len((tmp_path / "made").read_text().splitlines())
+
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.setenv("CC", shlex.quote(str(copier(tmp_path, ready))))
     first = found_anew()
     assert first.usable, first.finding
     (library,) = (tmp_path / "quantkit").glob("lanes-*.so")
     made_at = library.stat().st_mtime_ns
     assert found_anew() == first
     assert library.stat().st_mtime_ns == made_at
+    assert times_made() == 1
     library.unlink()
     assert found_anew() == first
     assert library.is_file()
+    assert times_made() == 2
     library.with_suffix(".json").write_text("{")
     assert found_anew() == first
+    assert times_made() == 3
 
 
 def test_without_a_compiler_or_on_request_ggml_s_own_are_used(
@@ -119,14 +163,6 @@ def test_without_a_compiler_or_on_request_ggml_s_own_are_used(
     monkeypatch.setenv(lanes.SWITCH, "ggml")
     assert found_anew() == lanes.Finding(False, "QUANTKIT_KERNELS=ggml asks for ggml's own kernels")
     assert not list(tmp_path.iterdir())
-
-
-def program(path: Path, script: str) -> Path:
-    """A shell script that stands for a compiler; OUT is the file that it is to write."""
-    text = f'#!/bin/sh\nwhile [ "$1" != -o ]; do shift; done; OUT=$2\n{script}\n'
-    path.write_text(text, encoding="utf-8")
-    path.chmod(0o755)
-    return path
 
 
 @needs_compiler
@@ -184,29 +220,39 @@ def test_a_library_that_cannot_be_loaded_any_more_is_not_used(
 
 @needs_compiler
 def test_bytes_that_differ_are_remembered_of_their_compiler_only(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ready: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert COMPILER is not None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    source = changed_source(tmp_path, "turn <= 9;", "turn <= 8;")
-    right, kept_in = lanes.SOURCE, lanes._library(lanes.cache_folder())
-    monkeypatch.setattr(lanes, "_library", lambda _folder: kept_in)  # of the right source
-    monkeypatch.setattr(lanes, "SOURCE", source)
-    monkeypatch.setenv("CC", f"{COMPILER} -O1")
+    made = tmp_path / "lanes.so"
+    compiler = shlex.quote(str(copier(tmp_path, made)))
+    # a kernel that writes nothing, before all of the ready library's
+    wrong = [
+        COMPILER,
+        "-shared",
+        "-fPIC",
+        "-o",
+        str(made),
+        "-xc",
+        "-",
+        "-xnone",
+        "-Wl,--no-as-needed",
+        str(ready),
+    ]
+    subprocess.run(wrong, input="void quantkit_Q3_K(void) {}", text=True, check=True)
+    monkeypatch.setenv("CC", f"{compiler} -O1")
     first = found_anew()
     assert "bytes differ from ggml's in Q3_K; " in first.finding
-    assert f"{COMPILER} -O1 made them" in first.finding
-    monkeypatch.setattr(lanes, "SOURCE", right)
+    assert f"{compiler} -O1 made them" in first.finding
+    shutil.copy(ready, made)
     assert found_anew() == first
     assert lanes.find(again=True).usable  # and what was found then is remembered
     assert found_anew().usable
-    kept_in.unlink()
-    kept_in.with_suffix(".json").write_text(
-        json.dumps(
-            {"usable": False, "finding": "differ", "compiler": lanes._identity([COMPILER, "-O1"])}
-        ),
-        encoding="utf-8",
-    )
+    library = lanes._library(lanes.cache_folder())
+    library.unlink()
+    identity = lanes._identity([*shlex.split(compiler), "-O1"])
+    record = {"usable": False, "finding": "differ", "compiler": identity}
+    library.with_suffix(".json").write_text(json.dumps(record), encoding="utf-8")
     assert found_anew().finding == "differ"
-    monkeypatch.setenv("CC", f"{COMPILER} -O2")
+    monkeypatch.setenv("CC", f"{compiler} -O2")
     assert found_anew().usable

@@ -17,6 +17,7 @@ from pathlib import Path
 
 import flagship
 import pytest
+from forked import quantkit
 from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
 
 from quantkit.downloads.record import STATE, CommitJournal, is_whole, read_record
@@ -365,12 +366,7 @@ def test_killed_in_the_middle_of_a_file_goes_on_from_there(
     assert arrived > 4 * MIB
     loopback.served.clear()
     loopback.bytes_per_second = None
-    again = subprocess.run(
-        run_command(loopback, REPO, "--out", out, "--json"),
-        env=environment(loopback, tmp_path),
-        capture_output=True,
-        text=True,
-    )
+    again = quantkit("download", REPO, "--out", out, "--json", env=environment(loopback, tmp_path))
     assert again.returncode == 0, again.stderr
     assert files_in(out) == wanted(repository)
     assert loopback.names() == [SHARDS[0]]

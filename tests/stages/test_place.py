@@ -89,7 +89,6 @@ def test_context_is_capped_at_what_the_model_was_trained_for() -> None:
     target = Target(name="t", cards=(CardSpec(name="c", memory_gib=200),), context_tokens=4_000_000)
     placement = placed(target)
     assert placement.context_tokens == 1048576
-    assert "-c 1048576" in placement.command("m.gguf")
 
 
 def test_a_tied_embedding_lies_with_the_cpu_and_on_the_output_s_card() -> None:
