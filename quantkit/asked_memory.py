@@ -13,12 +13,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from quantkit.card_memory import CardMemory, ComputeBuffers, card_memory, planned_tokens
-from quantkit.errors import EnvironmentFault
+from quantkit.errors import EnvironmentFault, InputError
 from quantkit.families.geometry import ModelGeometry
 from quantkit.native.memory import Breakdown, Devices, Shape, Use, ask_memory
 from quantkit.sizes import GIB
 from quantkit.target import Target
 from quantkit.values import Metadata, TensorInfo
+
+MOST_CARDS = 15
+"""ggml's scheduler takes 16 backends (GGML_SCHED_MAX_BACKENDS), one of which is the processor."""
 
 
 def use_of(geometry: ModelGeometry, target: Target) -> Use:
@@ -29,6 +32,7 @@ def use_of(geometry: ModelGeometry, target: Target) -> Use:
         ubatch_tokens=target.ubatch_tokens,
         sequences=target.sequences,
         flash_attention=target.flash_attention,
+        pipeline=target.pipeline,
     )
 
 
@@ -43,24 +47,52 @@ def asked_memories(
     geometry: ModelGeometry,
     targets: Sequence[Target],
 ) -> tuple[list[CardMemory], str | None]:
-    """The memory of each of `targets`, which have the same cards; llama.cpp is asked once.
+    """The memory of each of `targets`; llama.cpp is asked of all of them at once.
+
+    It is told how many layers each card gets, and so plans alike for cards of any size: targets
+    that have as many cards share a question.
 
     Returns:
         The memories, and why the compute buffers are only estimated, if they are.
 
     Raises:
-        InputError: llama.cpp refuses the model.
+        InputError: llama.cpp refuses the model, or a target has too many cards for it.
     """
-    cards = len(targets[0].each_card)
-    counts = even_counts(len(geometry.layers) + 1, cards)
-    uses = tuple(use_of(geometry, target) for target in targets)
+    alike: dict[int, list[Target]] = {}
+    for target in targets:
+        check_cards(target)
+        alike.setdefault(len(target.each_card), []).append(target)
+    shapes = []
+    for cards, same in alike.items():
+        counts = even_counts(len(geometry.layers) + 1, cards)
+        uses = tuple(dict.fromkeys(use_of(geometry, target) for target in same))
+        shapes.append(Shape(metadata, tensors, stand_ins(same[0]), counts, uses))
     try:
-        (answers,) = ask_memory([Shape(metadata, tensors, stand_ins(targets[0]), counts, uses)])
+        answers = ask_memory(shapes)
     except EnvironmentFault as error:
         estimated = [card_memory(geometry, target) for target in targets]
         return estimated, f"compute buffers are estimated: {error}"
-    pairs = zip(targets, answers, strict=True)
-    return [card_memory(geometry, t, buffers_of(answer, counts)) for t, answer in pairs], None
+    buffers = {
+        (len(shape.tensor_split), use): buffers_of(answer, shape.tensor_split)
+        for shape, of_uses in zip(shapes, answers, strict=True)
+        for use, answer in zip(shape.uses, of_uses, strict=True)
+    }
+    asked = [(target, len(target.each_card), use_of(geometry, target)) for target in targets]
+    return [card_memory(geometry, t, buffers[cards, use]) for t, cards, use in asked], None
+
+
+def check_cards(target: Target) -> None:
+    """Raise when llama.cpp cannot use so many cards.
+
+    Raises:
+        InputError: says how many it can.
+    """
+    cards = len(target.each_card)
+    if cards > MOST_CARDS:
+        raise InputError(
+            f"target {target.name} has {cards} cards, but one llama.cpp uses at most {MOST_CARDS} "
+            "(GGML_SCHED_MAX_BACKENDS); leave the others out of it"
+        )
 
 
 def even_counts(layers: int, cards: int) -> tuple[int, ...]:
@@ -134,13 +166,13 @@ def ask_ladders(
     targets: Sequence[Target],
     contexts: Sequence[int],
 ) -> tuple[list[ContextLadder], str | None]:
-    """A ladder over `contexts`, tokens, for each of `targets`, which have the same cards.
+    """A ladder over `contexts`, tokens, for each of `targets`; llama.cpp is asked once.
 
     Returns:
         The ladders, and why their compute buffers are only estimated, if they are.
 
     Raises:
-        InputError: llama.cpp refuses the model.
+        InputError: llama.cpp refuses the model, or a target has too many cards for it.
     """
     tokens = sorted({min(n, geometry.trained_context_tokens) for n in contexts})
     asked = [target.changed(context_tokens=n) for target in targets for n in tokens]

@@ -123,7 +123,7 @@ def estimated_buffers(geometry: ModelGeometry, target: Target) -> ComputeBuffers
     scores in F32, n_ctx × n_ubatch × heads; the logits. The computer's memory holds the inputs.
     """
     tokens, batch = planned_tokens(geometry, target), target.ubatch_tokens
-    copies = PIPELINE_COPIES if len(target.each_card) > 1 else 1
+    copies = PIPELINE_COPIES if target.pipeline and len(target.each_card) > 1 else 1
     attention = [layer for layer in geometry.layers if layer.key_elements]
     mask = 2 * tokens * batch if attention else 0
     hidden = 4 * batch * geometry.embedding_elements

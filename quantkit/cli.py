@@ -165,6 +165,12 @@ def plan(
         int | None, typer.Option("--sequences", min=1, help="Served at once, llama.cpp's -np.")
     ] = None,
     budget: BudgetOption = None,
+    no_pipeline: Annotated[
+        bool,
+        typer.Option(
+            "--no-pipeline", help="Cards wait for each other, and hold inputs once, not 4 times."
+        ),
+    ] = False,
     what_if: Annotated[
         bool,
         typer.Option("--what-if", help="The largest that fits, for contexts and KV types."),
@@ -200,6 +206,7 @@ def plan(
         "ubatch_tokens": ubatch,
         "sequences": sequences,
         "weight_budget_gib": _budget(budget),
+        "pipeline": False if no_pipeline else None,
     }
     where = where_of(on) if verify else None
     asked = Asked(
@@ -421,11 +428,26 @@ def doctor(
 
 
 @app.command()
-def targets(as_json: JsonOption = False) -> None:
-    """The card sets that ship with quantkit."""
+def targets(
+    model: Annotated[
+        str | None,
+        typer.Option(
+            "--model",
+            help="List what each could hold of it: OWNER/NAME on the Hub, a folder, a GGUF file, "
+            "or 'demo'.",
+        ),
+    ] = None,
+    recipe: RecipeOption = None,
+    target: Annotated[
+        list[Path] | None,
+        typer.Option("--target", help="List this YAML file of your own too; may be repeated."),
+    ] = None,
+    as_json: JsonOption = False,
+) -> None:
+    """The card sets that can be named, and the largest artifact of a model that each holds."""
     from quantkit.commands.targets import targets as run
 
-    run(as_json)
+    run(model, recipe, target or [], as_json)
 
 
 def main() -> None:

@@ -283,20 +283,18 @@ def contiguous_counts(load: Sequence[int], room: Sequence[int]) -> list[int]:
     """
     prefix = np.concatenate([[0], np.cumsum(np.asarray(load, np.int64))])
     layers = len(load)
+    held = prefix[None, :] - prefix[:, None]  # [start, stop]
+    starts, stops = np.tril_indices(layers + 1)  # runs that would end before they begin, or empty
     best = np.full(layers + 1, -(1 << 62), np.int64)
     best[0] = 1 << 62
     choices = []
     for space in room:
-        new = np.full(layers + 1, -(1 << 62), np.int64)
-        choice = np.zeros(layers + 1, np.int64)
-        for stop in range(layers + 1):
-            left = space - (prefix[stop] - prefix[: stop + 1])
-            left[stop] = 1 << 62  # a card without layers cannot overflow
-            scores = np.minimum(best[: stop + 1], left)
-            choice[stop] = int(np.argmax(scores))
-            new[stop] = scores[choice[stop]]
-        best = new
-        choices.append(choice)
+        left = space - held
+        left[starts, stops] = -(1 << 62)
+        np.fill_diagonal(left, 1 << 62)  # a card without layers cannot overflow
+        scores = np.minimum(best[:, None], left)
+        choices.append(scores.argmax(axis=0))
+        best = scores.max(axis=0)
     counts = []
     stop = layers
     for choice in reversed(choices):

@@ -6,13 +6,16 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from quantkit.errors import InputError
 from quantkit.formats.source import TensorSource
 from quantkit.hub import Hub
 from quantkit.progress import SILENT, Progress
 from quantkit.resources import DEMO_MODEL
+
+if TYPE_CHECKING:
+    from quantkit.families.checkpoint import OnShape
 
 CHECKPOINT_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".md")
 """Files that a GGUF is made from; the model card gives names and licence."""
@@ -76,13 +79,18 @@ def model_files(choice: ModelChoice, path: Path) -> list[Path]:
 
 
 def open_source(
-    choice: ModelChoice, downloaded: Path | None = None, *, keep_prediction: bool = False
+    choice: ModelChoice,
+    downloaded: Path | None = None,
+    *,
+    keep_prediction: bool = False,
+    on_shape: OnShape | None = None,
 ) -> TensorSource:
     """The tensors of a model on this disk.
 
     Args:
         downloaded: where a repository was downloaded to.
         keep_prediction: of a checkpoint, the multi-token prediction layers too.
+        on_shape: as `open_checkpoint` takes it; of a checkpoint only.
 
     Raises:
         InputError: broken files, or an architecture that is not supported.
@@ -95,7 +103,7 @@ def open_source(
         return GGUFSource(path)
     from quantkit.families.checkpoint import open_checkpoint
 
-    return open_checkpoint(path, choice.name, keep_prediction=keep_prediction)
+    return open_checkpoint(path, choice.name, keep_prediction=keep_prediction, on_shape=on_shape)
 
 
 def open_headers(
@@ -105,6 +113,7 @@ def open_headers(
     *,
     keep_prediction: bool = False,
     cache: Path | None = None,
+    on_shape: OnShape | None = None,
 ) -> TensorSource:
     """The tensors of a repository on the Hub, of which only headers are fetched and kept.
 
@@ -116,6 +125,7 @@ def open_headers(
         progress: told of files, and which commit is taken where the Hub cannot be asked.
         keep_prediction: the multi-token prediction layers too.
         cache: the folder to keep headers in; the user's by default.
+        on_shape: as `open_checkpoint` takes it.
 
     Raises:
         InputError: no such repository or revision, no access, broken files, or an architecture
@@ -132,6 +142,7 @@ def open_headers(
         choice.name,
         keep_prediction=keep_prediction,
         shards=headers.open_shards(),
+        on_shape=on_shape,
     )
     for sentence in source.notes:
         progress.note(sentence)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 
 from quantkit.asked_memory import ContextLadder, ask_ladders, asked_memories
 from quantkit.card_memory import CardMemory
-from quantkit.errors import DoesNotFitError
+from quantkit.errors import DoesNotFitError, QuantkitError
 from quantkit.families.geometry import ModelGeometry
 from quantkit.fitting import exact_shape, fit, fit_exactly, place_exactly
 from quantkit.headroom import Largest, largest_level, longest_context, ways_out
@@ -23,6 +24,7 @@ from quantkit.stages.place import Placement, check_fits, place
 from quantkit.stages.quantize import artifact_bytes, artifact_names
 from quantkit.target import Target
 from quantkit.type_rules import Costs
+from quantkit.values import Metadata, TensorInfo
 
 LARGER_BATCHES = (1024, 2048, 4096)
 
@@ -95,6 +97,16 @@ def with_context(model: PlannedModel, context_tokens: int | None) -> PlannedMode
         return model
     longer = dataclasses.replace(model.geometry, trained_context_tokens=context_tokens)
     return dataclasses.replace(model, geometry=longer)
+
+
+def ask_early(architecture: Metadata, tensors: Sequence[TensorInfo], target: Target) -> None:
+    """Ask llama.cpp what a plan will ask it first; the answers are kept.
+
+    Args:
+        architecture: the architecture's part of the metadata.
+    """
+    with suppress(QuantkitError):  # the plan asks again, and tells
+        _memory(PlannedModel.of("early", architecture, tensors), target)
 
 
 def plan_recipe(

@@ -34,6 +34,7 @@ def launch_of(
         gguf_context_tokens=gguf_context_tokens or placement.trained_context_tokens,
         kv_type=placement.kv_type,
         flash_attention=placement.flash_attention,
+        pipeline=placement.pipeline,
         ubatch_tokens=placement.ubatch_tokens,
         batch_tokens=max(BATCH_TOKENS, placement.ubatch_tokens),
         sequences=placement.sequences,

@@ -103,6 +103,7 @@ def placement_json(placement: Placement, command: str) -> dict[str, Any]:
         "ubatch_tokens": placement.ubatch_tokens,
         "sequences": placement.sequences,
         "flash_attention": placement.flash_attention,
+        "pipeline": placement.pipeline,
         "tensor_split": list(placement.tensor_split),
         "cards": [
             {

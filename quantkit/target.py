@@ -41,6 +41,9 @@ class Target(Strict):
             each keeps a recurrent state of its own.
         flash_attention: without it the attention scores of a whole batch are held, and the KV cache
             cannot be quantized.
+        pipeline: cards work on different batches at once. Switched off, they wait for each other while
+            a prompt is read, and the graph's inputs, a mask of context × batch among them, are held
+            once and not four times.
         layers: "balanced" leaves the fullest card the most room; "in_order" fills the cards one
             after another, so that the last ones stay free.
     """
@@ -53,6 +56,7 @@ class Target(Strict):
     ubatch_tokens: int = Field(default=512, gt=0)
     sequences: int = Field(default=1, ge=1, le=256)
     flash_attention: bool = True
+    pipeline: bool = True
     layers: Literal["balanced", "in_order"] = "balanced"
     weight_budget_gib: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +14,7 @@ from quantkit.errors import GateError, InputError
 from quantkit.sizes import bytes_text, gb_text, gib_text, tokens_text
 
 if TYPE_CHECKING:
+    from quantkit.families.checkpoint import OnShape
     from quantkit.formats.source import TensorSource
     from quantkit.models import ModelChoice
     from quantkit.plan_sheet import Entry, Headroom, Sheet
@@ -56,7 +58,7 @@ def plan(asked: Asked) -> None:
         GateError: llama.cpp says something else than the plan.
     """
     from quantkit.models import choose_model
-    from quantkit.plan_sheet import with_context
+    from quantkit.plan_sheet import ask_early, with_context
     from quantkit.planned_model import PlannedModel
     from quantkit.planning import nominal_costs
     from quantkit.recipe import recipe_for
@@ -72,8 +74,15 @@ def plan(asked: Asked) -> None:
     if asked.levels is not None:
         recipe = recipe.with_levels(asked.levels)
     console = Console(quiet=asked.as_json)
-    source = _open(choice, console, keep_prediction=recipe.convert.mtp == "keep")
-    model = PlannedModel.of(choice.name, source.metadata, source.tensors)
+    keep_prediction = recipe.convert.mtp == "keep"
+    with ThreadPoolExecutor(1) as pool:  # llama.cpp answers while the tokenizer is read
+        source = _open(
+            choice,
+            console,
+            lambda metadata, tensors: pool.submit(ask_early, metadata, tensors, target),
+            keep_prediction=keep_prediction,
+        )
+        model = PlannedModel.of(choice.name, source.metadata, source.tensors)
     said = model.geometry.trained_context_tokens
     context = asked.target_changes["context_tokens"]
     model = with_context(model, None if context is None else int(context))
@@ -110,15 +119,19 @@ def plan(asked: Asked) -> None:
         )
 
 
-def _open(choice: ModelChoice, console: Console, *, keep_prediction: bool) -> TensorSource:
+def _open(
+    choice: ModelChoice, console: Console, on_shape: OnShape, *, keep_prediction: bool
+) -> TensorSource:
     from quantkit.models import open_headers, open_source
 
     if choice.kind != "repository":
-        return open_source(choice, keep_prediction=keep_prediction)
+        return open_source(choice, keep_prediction=keep_prediction, on_shape=on_shape)
     from quantkit.hub import Hub
 
     with console.stage("headers") as progress:
-        return open_headers(choice, Hub, progress, keep_prediction=keep_prediction)
+        return open_headers(
+            choice, Hub, progress, keep_prediction=keep_prediction, on_shape=on_shape
+        )
 
 
 def _planned(

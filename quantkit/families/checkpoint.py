@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import gc
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -28,6 +28,8 @@ _BELIEVED = (
     "config.json ties the output to the embeddings, and the checkpoint stores both: they are taken "
     "for equal, which only its weights can tell; if they are not, the model has one tensor more"
 )
+
+OnShape = Callable[[Metadata, Sequence[TensorInfo]], object]
 
 
 @contextmanager
@@ -53,6 +55,7 @@ def open_checkpoint(
     *,
     keep_prediction: bool = False,
     shards: Iterable[SafetensorsFile] | None = None,
+    on_shape: OnShape | None = None,
 ) -> CheckpointSource:
     """The checkpoint in `folder`, fully checked; of weights, at most a copied output is read.
 
@@ -65,6 +68,8 @@ def open_checkpoint(
         shards: its safetensors files where they do not lie in `folder`, as of a repository of which
             only headers are here: names, shapes and metadata are then whole, and reading rows
             raises.
+        on_shape: told the architecture's metadata and the tensors as soon as they are known, which
+            is before the tokenizer is read.
 
     Raises:
         InputError: a file is missing or broken, the architecture is not supported, or weights and
@@ -87,6 +92,8 @@ def open_checkpoint(
         config = {**config, "tie_word_embeddings": False}
     rules = family.rules(config, _stored(files))
     architecture = family.metadata(config)
+    if on_shape is not None:
+        on_shape(architecture, [rule.info for rule in rules])
     general = general_metadata(folder, [rule.info for rule in rules], name)
     # Readers expect the architecture first.
     metadata = {"general.architecture": architecture["general.architecture"]} | general

@@ -16,6 +16,8 @@ HOST, PORT = "127.0.0.1", 8080
 # More than any model's: with all layers and the output on the cards, and only then, llama.cpp
 # lets the cards work on different batches at once (pipeline_parallel in llama-context.cpp).
 ALL_LAYERS = 999
+NO_PIPELINE = "no-tensor=CPU"
+"""An override of no tensor: llama.cpp does not pipeline where there is any (llama-context.cpp)."""
 
 
 def server_arguments(launch: Launch, model_path: str | None = None) -> tuple[str, ...]:
@@ -38,6 +40,8 @@ def _model_arguments(launch: Launch, model_path: str | None) -> tuple[str, ...]:
     arguments = ["-m", f"./{path}" if path.startswith("-") else path, "-ngl", str(ALL_LAYERS)]
     if len(launch.shares) > 1:
         arguments += ["-sm", "layer", "-ts", ",".join(map(str, launch.shares))]
+        if not launch.pipeline:
+            arguments += ["-ot", NO_PIPELINE]
     arguments += ["-c", str(launch.context_tokens)]
     arguments += ["-ctk", launch.kv_type, "-ctv", launch.kv_type]
     arguments += ["-fa", "on" if launch.flash_attention else "off"]

@@ -28,6 +28,7 @@ class Launch:
         gguf_context_tokens: `{architecture}.context_length` as the file has it.
         batch_tokens: logical batch, llama.cpp's `-b`; ubatch_tokens is the physical one.
         sequences: that are served at once.
+        pipeline: cards work on different batches at once; otherwise they take less memory.
 
     Raises:
         InputError: a name that cannot be written, or more cards than llama.cpp takes.
@@ -47,6 +48,7 @@ class Launch:
     ubatch_tokens: int = 512
     batch_tokens: int = 2048
     sequences: int = 1
+    pipeline: bool = True
 
     def __post_init__(self) -> None:
         _check_text("the GGUF file's name", self.model_file)

@@ -74,7 +74,7 @@ class Child:
 
     def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         if kind is not None and not issubclass(kind, QuantkitError):
-            self._process.kill()
+            self.end()
         self.close()
 
     def call(self, task: str, arguments: dict[str, Any], on_message: Emit = lambda _m: None) -> Any:  # noqa: ANN401
@@ -100,6 +100,10 @@ class Child:
             f"({tail.splitlines()[-1] if tail else 'it printed nothing'}); "
             "run 'quantkit doctor' to see which settings work on this machine"
         )
+
+    def end(self) -> None:
+        """End it at once; nothing is asked of it any more."""
+        self._process.kill()
 
     def close(self) -> None:
         """Let it end, and wait until it has."""

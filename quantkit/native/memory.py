@@ -11,6 +11,7 @@ from __future__ import annotations
 import ctypes
 import sys
 import tempfile
+import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -24,8 +25,11 @@ from quantkit.values import Metadata, MetaValue, TensorInfo
 
 DeviceKind = Literal["cuda", "plain", "present", "rpc"]
 """`cuda` and `plain` are stand-ins, `present` are this machine's own devices."""
+NO_TENSOR = ctypes.c_char_p(b"no-tensor")
+"""A pattern that no tensor's name matches."""
 BATCH_TOKENS = 2048
 """llama-server's logical batch (`-b`), where the physical one is not larger."""
+EMBEDDING = "token_embd.weight"
 _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
 
 
@@ -43,13 +47,18 @@ class Devices:
 
 @dataclass(frozen=True)
 class Use:
-    """How a model is run: what a context of llama.cpp depends on."""
+    """How a model is run: what a context of llama.cpp depends on.
+
+    Attributes:
+        pipeline: several cards work on different batches at once.
+    """
 
     context_tokens: int
     kv_type: str
     ubatch_tokens: int
     sequences: int = 1
     flash_attention: bool = True
+    pipeline: bool = True
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,7 @@ class Shape:
 _Key = tuple[str, Devices, tuple[int, ...], Use]
 _answers: dict[_Key, Breakdown] = {}
 """A build asks the same again, stage after stage."""
+_lock = threading.Lock()
 _asked: Child | None = None
 """Who answers, within `asking`."""
 
@@ -108,12 +118,12 @@ def ask_memory(shapes: Sequence[Shape]) -> list[list[Breakdown]]:
         InputError: llama.cpp refuses a model.
         EnvironmentFault: this machine or this llama.cpp cannot be asked.
     """
-    layouts = [shape_layout(without_tokenizer(s.metadata), s.tensors) for s in shapes]
+    layouts = [shape_layout(shape_metadata(s.metadata, s.tensors), s.tensors) for s in shapes]
     keys: list[list[_Key]] = [
         [(layout.digest, s.devices, s.tensor_split, use) for use in s.uses]
         for layout, s in zip(layouts, shapes, strict=True)
     ]
-    with tempfile.TemporaryDirectory() as folder:
+    with _lock, tempfile.TemporaryDirectory() as folder:
         new: list[_Key] = []
         questions = []
         for number, (layout, wanted) in enumerate(zip(layouts, keys, strict=True)):
@@ -158,16 +168,21 @@ def asking() -> Iterator[None]:
             yield
         finally:
             _asked = None
+            child.end()
 
 
-def without_tokenizer(metadata: Metadata) -> Metadata:
-    """`metadata` with as many tokens as before, but none of them named: quicker to load."""
-    kept = {key: value for key, value in metadata.items() if not key.startswith("tokenizer.")}
-    tokens = metadata.get("tokenizer.ggml.tokens")
-    architecture = metadata["general.architecture"].value
-    if tokens is not None and isinstance(tokens.value, tuple):
-        kept[f"{architecture}.vocab_size"] = MetaValue("u32", len(tokens.value))
-    return {**kept, "tokenizer.ggml.model": MetaValue("str", "no_vocab")}
+def shape_metadata(metadata: Metadata, tensors: Sequence[TensorInfo]) -> Metadata:
+    """What llama.cpp needs to plan: the architecture's keys, and how many tokens there are.
+
+    A tokenizer lies on no card, and takes longer to load than all the rest.
+    """
+    name = metadata["general.architecture"].value
+    kept = {k: v for k, v in metadata.items() if k.startswith(f"{name}.")}
+    rows = next((info.shape[0] for info in tensors if info.name == EMBEDDING), None)
+    if rows is not None:
+        kept[f"{name}.vocab_size"] = MetaValue("u32", rows)
+    model = {"tokenizer.ggml.model": MetaValue("str", "no_vocab")}
+    return {"general.architecture": metadata["general.architecture"], **kept, **model}
 
 
 def ask_in_child(questions: Sequence[Question], emit: Emit) -> list[list[Breakdown]]:
@@ -184,6 +199,17 @@ def ask_in_child(questions: Sequence[Question], emit: Emit) -> list[list[Breakdo
 
 
 def _answer(question: Question, devices: Sequence[int]) -> list[Breakdown]:
+    found: dict[Use, Breakdown] = {}
+    for pipeline in sorted({use.pipeline for use in question.uses}):
+        with _model(question, devices, pipeline=pipeline) as model:
+            wanted = [use for use in question.uses if use.pipeline == pipeline]
+            found |= {use: _breakdown(model, devices, use) for use in wanted}
+    return [found[use] for use in question.uses]
+
+
+@contextmanager
+def _model(question: Question, devices: Sequence[int], *, pipeline: bool) -> Iterator[int]:
+    """The model of the question, loaded without weights."""
     import llama_cpp
 
     from quantkit.native import llama
@@ -197,12 +223,19 @@ def _answer(question: Question, devices: Sequence[int]) -> list[Breakdown]:
     shares = [0.0] * llama_cpp.llama_max_devices()
     shares[: len(question.tensor_split)] = question.tensor_split
     params.tensor_split = (ctypes.c_float * len(shares))(*shares)
+    if not pipeline:
+        # llama.cpp does not pipeline where tensors are overridden, be it none (llama-context.cpp)
+        pairs = (ctypes.c_void_p * 4)(
+            ctypes.cast(NO_TENSOR, ctypes.c_void_p).value, devices[0], None, None
+        )
+        params.tensor_buft_overrides = ctypes.cast(pairs, ctypes.c_void_p)
     model = llama_cpp.llama_model_load_from_file(str(question.path).encode(), params)
     if not model:
         raise InputError(f"llama.cpp cannot plan this model: {llama.why()}")
-    found = [_breakdown(model, devices, use) for use in question.uses]
-    llama_cpp.llama_model_free(model)
-    return found
+    try:
+        yield model
+    finally:
+        llama_cpp.llama_model_free(model)
 
 
 def _breakdown(model: int, devices: Sequence[int], use: Use) -> Breakdown:

@@ -61,6 +61,7 @@ class Placement:
     ubatch_tokens: int
     sequences: int
     flash_attention: bool
+    pipeline: bool
     tensor_split: tuple[int, ...]
     cards: tuple[CardPlan, ...]
     host_bytes: int
@@ -136,6 +137,7 @@ def place(
         ubatch_tokens=target.ubatch_tokens,
         sequences=target.sequences,
         flash_attention=target.flash_attention,
+        pipeline=target.pipeline,
         tensor_split=tuple(counts),
         cards=tuple(plans),
         host_bytes=host_bytes(tensors, types),

@@ -26,7 +26,7 @@ from quantkit.native.memory import (
 )
 from quantkit.recipe import ConvertRecipe
 from quantkit.stages.convert import convert
-from quantkit.values import Metadata, MetaValue
+from quantkit.values import Metadata, MetaValue, TensorInfo
 
 MIB, GIB = 1 << 20, 1 << 30
 HEAD = 64  # a head size that CUDA's kernels have
@@ -205,14 +205,29 @@ def test_other_platforms_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_tokenizer_is_left_out_and_counted() -> None:
-    tokens = MetaValue("str", ("a", "b", "c"))
+    architecture, heads = MetaValue("str", "llama"), MetaValue("u32", 4)
     metadata = {
-        "general.architecture": MetaValue("str", "llama"),
-        "tokenizer.ggml.tokens": tokens,
+        "general.architecture": architecture,
+        "general.name": MetaValue("str", "Name"),
+        "llama.attention.head_count": heads,
+        "tokenizer.ggml.tokens": MetaValue("str", ("a", "b", "c")),
         "tokenizer.ggml.model": MetaValue("str", "gpt2"),
     }
-    assert memory.without_tokenizer(metadata) == {
-        "general.architecture": MetaValue("str", "llama"),
+    assert memory.shape_metadata(metadata, [TensorInfo("token_embd.weight", (3, 8), "F32")]) == {
+        "general.architecture": architecture,
+        "llama.attention.head_count": heads,
         "llama.vocab_size": MetaValue("u32", 3),
         "tokenizer.ggml.model": MetaValue("str", "no_vocab"),
     }
+
+
+def test_without_pipeline_the_mask_is_held_once(tmp_path: Path) -> None:
+    tokens, batch = 1 << 20, 64
+    use = Use(tokens, "f16", batch)
+    uses = (use, replace(use, pipeline=False), use)
+    ((piped, waiting, again),) = ask_memory([small_shape(tmp_path, "cuda", *uses, cards=2)])
+    assert piped == again
+    for card, other in zip(piped.cards, waiting.cards, strict=True):
+        assert card.compute == pytest.approx(4 * 2 * tokens * batch, rel=0.05)
+        assert other.compute == pytest.approx(2 * tokens * batch, rel=0.05)
+        assert (card.weights, card.context) == (other.weights, other.context)
