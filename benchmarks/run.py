@@ -24,6 +24,7 @@ from best_bits import best_bits_table
 from collection import collection_lines
 from conversion import conversion_table
 from importance import importance_table
+from plans import plan_lines
 from prepared import Prepared, prepare
 from quantization import quantization_table
 from scale import scale_lines
@@ -146,6 +147,7 @@ SECTIONS: dict[str, Callable[[Bench], list[str]]] = {
     "Nemotron-3-Super's shape, without its weights": lambda b: scale_lines(
         b.folder, b.devices.threads
     ),
+    "Plans and llama.cpp's own numbers": lambda b: plan_lines(b.folder),
     "Allocation at that shape": lambda _: allocation_lines(),
     "Best bits for the bytes": best_bits_lines,
     "What the importance matrix is worth": lambda b: importance_table(b.models),

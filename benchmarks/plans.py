@@ -1,0 +1,106 @@
+"""Plans of the flagship beside llama.cpp's own numbers, and how long a plan takes."""
+
+from __future__ import annotations
+
+import os
+import statistics
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from make_shape import gguf_tensors, model_config, write_checkpoint
+from processes import quantkit, run
+
+from quantkit.asked_memory import asked_memories
+from quantkit.families.geometry import geometry_of
+from quantkit.families.registry import family_for
+from quantkit.fitting import place_exactly
+from quantkit.headroom import largest_level
+from quantkit.plan_sheet import Entry
+from quantkit.planned_model import PlannedModel
+from quantkit.planning import nominal_costs
+from quantkit.recipe import MeasureRecipe
+from quantkit.sizes import GIB
+from quantkit.stages.place import Placement
+from quantkit.target import CardSpec, Target
+from quantkit.verification import Verification, verify
+
+CONFIG = model_config("nemotron-3-super", mtp=False)
+CARDS = {"4 × 24 GiB": (24.0,) * 4, "48 + 24 + 24 + 16 GiB": (48.0, 24.0, 24.0, 16.0)}
+CONTEXT = 516_096
+RUNS = 5
+
+
+def plan_lines(folder: Path) -> list[str]:
+    """Seconds of a plan; then its numbers against RPC servers, and what those do not need."""
+    whole = write_checkpoint(folder / "super", model_config("nemotron-3-super"))
+    options = ("plan", "--target", "4x3090", "--model", whole, "--levels", "71GiB", "--json")
+    seconds = statistics.median(run(quantkit(*options)).seconds for _ in range(RUNS))
+    lines = [
+        f"Planning 71 GiB of the flagship's shape for 4x3090, from a folder: {seconds:.1f} s, with "
+        "the demo's tokenizer.",
+        "",
+        f"The plan at {CONTEXT:,} tokens beside what llama.cpp takes on RPC servers in place of the "
+        "cards: the largest difference of any card. The last column is what flash attention's F16 "
+        "copies of a quantized KV cache add on CUDA, which servers on a CPU do not need.",
+        "",
+        "| cards | KV | batch | weights | context | compute | fullest card | CUDA needs more |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    model = _model()
+    for name, sizes in CARDS.items():
+        for kv_type in ("f16", "q8_0"):
+            for batch in (512, 2048):
+                specs = tuple(CardSpec(name="card", memory_gib=size) for size in sizes)
+                target = Target(
+                    name=name,
+                    cards=specs,
+                    context_tokens=CONTEXT,
+                    kv_type=kv_type,
+                    ubatch_tokens=batch,
+                )
+                lines.append(_row(model, target))
+    return lines
+
+
+def _model() -> PlannedModel:
+    metadata = family_for(CONFIG).metadata(CONFIG)
+    return PlannedModel("super", metadata, gguf_tensors(CONFIG), geometry_of(metadata))
+
+
+def _row(model: PlannedModel, target: Target) -> str:
+    costs = nominal_costs(model, MeasureRecipe())
+    (memory,), _ = asked_memories(model.metadata, model.tensors, model.geometry, [target])
+    largest = largest_level(model, costs, target, memory)
+    if largest is None:
+        return f"| {target.name} | {target.kv_type} | {target.ubatch_tokens} | nothing fits |"
+    placement = place_exactly(model, largest.types, target, memory)
+    entry = Entry("max", model, largest.types, 0, placement, "m.gguf", CONTEXT)
+    with _rpc_build():
+        found = verify(entry, target, "rpc")
+    worst = {
+        part: max(one.difference for one in found.compared if one.part == part)
+        for part in ("weights", "context", "compute")
+    }
+    used = max(card.total_bytes - card.reserve_bytes for card in placement.cards)
+    return (
+        f"| {target.name} | {target.kv_type} | {target.ubatch_tokens} | "
+        + " | ".join(f"{worst[part]:.3%}" for part in worst)
+        + f" | {used / GIB:.2f} GiB | {_more_on_cuda(placement, found) / (1 << 20):.0f} MiB |"
+    )
+
+
+def _more_on_cuda(placement: Placement, found: Verification) -> int:
+    on_servers = [one.found for one in found.compared if one.part == "compute"]
+    pairs = zip(placement.cards, on_servers, strict=True)
+    return max(card.compute_bytes - server for card, server in pairs)
+
+
+@contextmanager
+def _rpc_build() -> Iterator[None]:
+    """With the libraries that `make oracle-tools` builds: they have RPC."""
+    os.environ["LLAMA_CPP_LIB_PATH"] = os.environ["QUANTKIT_LLAMA_TOOLS"]
+    try:
+        yield
+    finally:
+        del os.environ["LLAMA_CPP_LIB_PATH"]
