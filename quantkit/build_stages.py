@@ -366,4 +366,4 @@ def report_stage(
         "recipe": job.recipe.model_dump(mode="json"),
         "target": job.target.model_dump(mode="json"),
     }
-    return Stage("report", 6, ("imatrix", "measure", *needs), settings, True, run)
+    return Stage("report", 7, ("imatrix", "measure", *needs), settings, True, run)
