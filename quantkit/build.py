@@ -15,6 +15,7 @@ from quantkit.families.base import without_prediction
 from quantkit.families.geometry import geometry_of
 from quantkit.families.registry import family_for
 from quantkit.formats.imatrix_file import read_imatrix
+from quantkit.native.memory import asking
 from quantkit.pipeline import Pipeline
 from quantkit.quant_types import BY_NAME
 from quantkit.receipts import build_folder
@@ -34,7 +35,8 @@ def build(job: Job, console: Console) -> list[LevelResult]:
     """
     pipeline = Pipeline(job.out, console)
     context = BuildContext(job, pipeline)
-    _preflight(context)
+    with asking():
+        _preflight(context)
     with build_folder(job.out):
         console.heading(f"quantkit build {job.model} for {job.target.name} → {job.out}")
         if not context.is_whole():
