@@ -10,18 +10,18 @@ from quantkit.card_memory import card_memory
 from quantkit.console import Console
 from quantkit.downloads.space import check_space, space_needed
 from quantkit.downloads.survey import survey
-from quantkit.errors import DoesNotFitError, GateError
+from quantkit.errors import GateError
 from quantkit.families.base import without_prediction
 from quantkit.families.geometry import geometry_of
 from quantkit.families.registry import family_for
 from quantkit.formats.imatrix_file import read_imatrix
+from quantkit.models import open_headers
 from quantkit.native.memory import asking
 from quantkit.pipeline import Pipeline
-from quantkit.quant_types import BY_NAME
+from quantkit.planned_model import PlannedModel
 from quantkit.receipts import build_folder
 from quantkit.results import LevelResult, read_level
 from quantkit.retrieval.haystack import haystack_text
-from quantkit.sizes import gib_text
 from quantkit.stages.ready_imatrix import check_ready
 
 __all__ = ["Job", "build", "check_gate"]
@@ -89,7 +89,13 @@ def _preflight(context: BuildContext) -> None:
 
 
 def _preflight_repository(context: BuildContext) -> None:
-    """Look the repository up, and see that the whole build has room, before the first byte."""
+    """Look the repository up, and see that all has room, before the first byte of weights.
+
+    On the disk, and on the cards: of the weights only headers are read, and the levels planned.
+
+    Raises:
+        DoesNotFitError: no level fits the target.
+    """
     job = context.job
     with context.pipeline.console.stage("look up") as progress:
         remote = context.look_up(progress)
@@ -103,14 +109,11 @@ def _preflight_repository(context: BuildContext) -> None:
     )
     # What an earlier build left counts for nothing: it goes only when its successor is whole.
     check_space(needed, found.free_bytes, job.out)
-    bits = min(BY_NAME[name].bits_per_weight for name in job.recipe.measure.candidates)
-    smallest = int(remote.elements * bits / 8)
-    if smallest > limit:
-        raise DoesNotFitError(
-            f"nothing fits {job.target.name}: it leaves {gib_text(limit)} for weights, and "
-            f"{context.choice.repository} takes at least {gib_text(smallest)}; choose a larger "
-            "target"
-        )
+    with context.pipeline.console.stage("headers") as progress:
+        source = open_headers(context.choice, lambda: context.hub, progress, keep_prediction=keep)
+    model = PlannedModel.of(context.choice.name, source.metadata, source.tensors)
+    memory, _ = fitting.memory_of(model, job.target)
+    planning.plan_levels(job.recipe, job.target, model, memory)
 
 
 def check_gate(results: list[LevelResult]) -> None:

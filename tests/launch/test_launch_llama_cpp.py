@@ -25,13 +25,15 @@ from quantkit.launch.llama_cpp import (
     server_command,
 )
 from quantkit.launch.settings import Launch
+from quantkit.native.memory import DRAFT_KV_TYPE, DRAFTED_TOKENS
 
 LLAMA_CPP = Path(os.environ.get("QUANTKIT_LLAMA_CPP", "") or "/nonexistent")
 TOOLS = Path(os.environ.get("QUANTKIT_LLAMA_TOOLS", "") or "/nonexistent")
 SHORT_GGUF = dataclasses.replace(FLAGSHIP, gguf_context_tokens=262144)
 SPARE = dataclasses.replace(FLAGSHIP, tensor_split=(50, 39, 0, 0))
 SHARED = dataclasses.replace(FLAGSHIP, sequences=4, kv_type="f16", flash_attention=False)
-LAUNCHES = (FLAGSHIP, SINGLE, SHORT_GGUF, SPARE, SHARED, *map(named, AWKWARD))
+DRAFTS = dataclasses.replace(named("drafts"), drafted_tokens=3)
+LAUNCHES = (FLAGSHIP, SINGLE, SHORT_GGUF, SPARE, SHARED, DRAFTS, *map(named, AWKWARD))
 
 
 def value(arguments: tuple[str, ...], option: str) -> str:
@@ -80,6 +82,15 @@ def test_sequences_share_the_context() -> None:
     assert value(cli_arguments(SHARED), "-np") == "1"
 
 
+def test_prediction_layers_draft_with_a_cache_of_their_own() -> None:
+    for arguments in (server_arguments(DRAFTS), cli_arguments(DRAFTS)):
+        assert value(arguments, "--spec-type") == "draft-mtp"
+        assert value(arguments, "--spec-draft-n-max") == "3"
+        assert value(arguments, "-ctkd") == value(arguments, "-ctvd") == "f16"
+        assert value(arguments, "-ctk") == "q8_0"
+    assert not {"--spec-type", "-ctkd"} & set(server_arguments(FLAGSHIP))
+
+
 def test_an_alias_is_one_name() -> None:
     assert value(server_arguments(named("a,b")), "--alias") == "a_b"
 
@@ -100,11 +111,15 @@ def test_one_line_for_a_shell(name: str) -> None:
 def recorder(tmp_path: Path) -> Path:
     """A program that writes its arguments, and what it is told of cards, as JSON."""
     path = tmp_path / "a program"
-    path.write_text(
-        f"#!{sys.executable}\n"
+    body = path.with_suffix(".py")
+    body.write_text(
         "import json, os, sys\n"
         "cards = {n: v for n, v in os.environ.items() if n.startswith('CUDA_')}\n"
         "print(json.dumps([sys.argv[1:], cards]))\n"
+    )
+    # through a shell: a checkout's path may have spaces, which a #! line cannot
+    path.write_text(
+        f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(body))} "$@"\n'
     )
     path.chmod(0o755)
     return path
@@ -215,6 +230,20 @@ class TestSource:
         assert most is not None
         assert int(most[1]) < 999
 
+    def test_drafting_is_what_is_planned(self) -> None:
+        source = (LLAMA_CPP / "common" / "speculative.cpp").read_text()
+        assert '{"draft-mtp",     COMMON_SPECULATIVE_TYPE_DRAFT_MTP}' in source
+        assert "cparams.ctx_type = LLAMA_CONTEXT_TYPE_MTP;" in source
+        assert "result.n_outputs_max = params.n_parallel;" in source
+        header = (LLAMA_CPP / "common" / "common.h").read_text()
+        assert f"int32_t n_max = {DRAFTED_TOKENS};" in header
+        for cache in "kv":
+            kind = f"ggml_type cache_type_{cache} = GGML_TYPE_{DRAFT_KV_TYPE.upper()}; // KV cache"
+            assert kind in header[header.index("struct common_params_speculative_draft") :]
+        assert "return needs_rs_seq ? draft.n_max : 0u;" in header
+        client = (LLAMA_CPP / "tools" / "cli" / "cli-server.h").read_text()
+        assert "llama_server(server_params" in client
+
     def test_a_slot_is_cut_to_what_the_file_says(self) -> None:
         source = (LLAMA_CPP / "tools" / "server" / "server-context.cpp").read_text()
         slot = source[source.index("int n_ctx_slot() const {") :].split("\n    }\n")[0]
@@ -288,6 +317,10 @@ class TestParser:
             "port": 8080,
             "host": "127.0.0.1",
             "aliases": [launch.model_name.replace(",", "_")] if program == "server" else [],
+            "spec_types": ["draft-mtp"] if launch.drafted_tokens else [],
+            "spec_n_max": 3,
+            "draft_cache_type_k": "f16",
+            "draft_cache_type_v": "f16",
             "overrides": {key: 1048576} if launch is SHORT_GGUF else {},
         }
 
