@@ -12,7 +12,14 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from quantkit.card_memory import CardMemory, ComputeBuffers, card_memory, planned_tokens
+from quantkit.card_memory import (
+    CardMemory,
+    ComputeBuffers,
+    card_memory,
+    check_draft,
+    drafted_tokens,
+    planned_tokens,
+)
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.families.geometry import ModelGeometry
 from quantkit.native.memory import Breakdown, Devices, Shape, Use, ask_memory
@@ -33,6 +40,7 @@ def use_of(geometry: ModelGeometry, target: Target) -> Use:
         sequences=target.sequences,
         flash_attention=target.flash_attention,
         pipeline=target.pipeline,
+        drafted_tokens=drafted_tokens(target),
     )
 
 
@@ -56,11 +64,13 @@ def asked_memories(
         The memories, and why the compute buffers are only estimated, if they are.
 
     Raises:
-        InputError: llama.cpp refuses the model, or a target has too many cards for it.
+        InputError: llama.cpp refuses the model, a target has too many cards for it, or the model
+            cannot draft tokens and should.
     """
     alike: dict[int, list[Target]] = {}
     for target in targets:
         check_cards(target)
+        check_draft(geometry, target)
         alike.setdefault(len(target.each_card), []).append(target)
     shapes = []
     for cards, same in alike.items():

@@ -171,6 +171,10 @@ def plan(
             "--no-pipeline", help="Cards wait for each other, and hold inputs once, not 4 times."
         ),
     ] = False,
+    draft: Annotated[
+        str | None,
+        typer.Option("--draft", help="mtp: the model's own prediction layers draft tokens."),
+    ] = None,
     what_if: Annotated[
         bool,
         typer.Option("--what-if", help="The largest that fits, for contexts and KV types."),
@@ -207,6 +211,7 @@ def plan(
         "sequences": sequences,
         "weight_budget_gib": _budget(budget),
         "pipeline": False if no_pipeline else None,
+        "draft": draft,
     }
     where = where_of(on) if verify else None
     asked = Asked(

@@ -103,6 +103,11 @@ class Console:
     def interactive(self) -> bool:
         return self._out.is_terminal and not self.quiet
 
+    @property
+    def width(self) -> int:
+        """Columns of a table."""
+        return self._out.width
+
     def new_bar(self) -> RichProgress | None:
         """A progress bar with rate and time left, or None where nobody watches."""
         if not self.interactive:
