@@ -18,9 +18,9 @@ from make_shape import gguf_tensors, model_config
 from quantkit.card_memory import EMBEDDING, CardMemory, card_memory, padded_bytes
 from quantkit.families.geometry import geometry_of
 from quantkit.families.registry import family_for
+from quantkit.fitting import target_budget
 from quantkit.levels import LevelRecipe
 from quantkit.measurement.candidates import admissible, is_quantizable
-from quantkit.fitting import target_budget
 from quantkit.recipe import STOCK_CANDIDATES
 from quantkit.sizes import GIB
 from quantkit.stages.allocate import Allocation, allocate

@@ -3,7 +3,8 @@
 llama.cpp puts whole layers on cards, in order, and counts the output as one more layer after them.
 The token embedding stays with the CPU; where the output has no matrix of its own, the embedding is
 loaded a second time on the output's card. What a layer keeps of the context lies where its weights
-do. Every card that has layers also has a compute buffer.
+do. Every card that has layers also has a compute buffer. Layers of a prediction head (MTP) are
+counted, and not loaded unless they draft tokens.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from dataclasses import dataclass, replace
 from quantkit.errors import InputError
 from quantkit.families.geometry import ModelGeometry
 from quantkit.formats.gguf_file import DEFAULT_ALIGNMENT
+from quantkit.native.memory import DRAFT_KV_TYPE, DRAFTED_TOKENS
 from quantkit.quant_types import BY_NAME
 from quantkit.sizes import GIB
 from quantkit.target import Target
@@ -53,6 +55,7 @@ class CardMemory:
         capacity: of each card.
         reserve: of each card, what is kept free.
         context: of each layer.
+        unloaded: layers whose weights are on no card: those of a prediction head that is not used.
     """
 
     context_tokens: int
@@ -61,6 +64,7 @@ class CardMemory:
     reserve: tuple[int, ...]
     context: tuple[int, ...]
     compute: ComputeBuffers
+    unloaded: range = range(0)
 
     @property
     def rooms(self) -> tuple[int, ...]:
@@ -97,15 +101,55 @@ def card_memory(
         trained_context_tokens=geometry.trained_context_tokens,
         capacity=tuple(int(card.memory_gib * GIB) for card in cards),
         reserve=tuple(int(card.reserve_gib * GIB) for card in cards),
-        context=(
-            *(
-                lay.context_bytes(tokens, target.kv_type, target.sequences)
-                for lay in geometry.layers
-            ),
-            0,
-        ),
+        context=(*context_by_layer(geometry, target), 0),
         compute=estimated_buffers(geometry, target) if compute is None else compute,
+        unloaded=unloaded_layers(geometry, target),
     )
+
+
+def drafted_tokens(target: Target) -> int:
+    """Tokens that the model's own prediction layers draft at a time; 0: they are not used."""
+    return DRAFTED_TOKENS if target.draft == "mtp" else 0
+
+
+def unloaded_layers(geometry: ModelGeometry, target: Target) -> range:
+    """The layers of a prediction head that llama.cpp leaves in the file (`load_mtp`)."""
+    if drafted_tokens(target):
+        return range(0)
+    return range(geometry.trunk_layers, len(geometry.layers))
+
+
+def context_by_layer(geometry: ModelGeometry, target: Target) -> list[int]:
+    """Bytes of context of each layer, those of a prediction head included where it drafts."""
+    tokens, kv, sequences = planned_tokens(geometry, target), target.kv_type, target.sequences
+    drafted = drafted_tokens(target)
+    snapshots = drafted if geometry.rolls_back else 0
+    found = [layer.context_bytes(tokens, kv, sequences, snapshots) for layer in geometry.layers]
+    if drafted:
+        for index, layer in enumerate(geometry.prediction, geometry.trunk_layers):
+            found[index] += layer.context_bytes(tokens, DRAFT_KV_TYPE, sequences)
+    return found
+
+
+def check_draft(geometry: ModelGeometry, target: Target) -> None:
+    """Raise when tokens are to be drafted by a model that cannot.
+
+    Raises:
+        InputError: it has no prediction layers, or llama.cpp cannot run them.
+    """
+    if target.draft == "none":
+        return
+    if not geometry.prediction:
+        raise InputError(
+            f"draft: {target.draft} needs a model with prediction layers (MTP), and this one has "
+            "none: keep a checkpoint's with convert: {mtp: keep} in the recipe, or plan with "
+            "draft: none"
+        )
+    if not geometry.predicts:
+        raise InputError(
+            f"llama.cpp cannot draft tokens with {len(geometry.prediction)} prediction layers "
+            f"(MTP) of {geometry.architecture}; plan with draft: none"
+        )
 
 
 def planned_tokens(geometry: ModelGeometry, target: Target) -> int:
@@ -121,6 +165,7 @@ def estimated_buffers(geometry: ModelGeometry, target: Target) -> ComputeBuffers
     lies the widest of: a layer's intermediates in F32; flash attention's F16 copies of one layer's
     keys and values where the cache has another type (fattn.cu), or without flash attention the
     scores in F32, n_ctx × n_ubatch × heads; the logits. The computer's memory holds the inputs.
+    Prediction layers that draft, next to the output, have inputs and scores of their own.
     """
     tokens, batch = planned_tokens(geometry, target), target.ubatch_tokens
     copies = PIPELINE_COPIES if target.pipeline and len(target.each_card) > 1 else 1
@@ -134,10 +179,13 @@ def estimated_buffers(geometry: ModelGeometry, target: Target) -> ComputeBuffers
     elif not target.flash_attention and attention:
         widest = max(widest, 4 * tokens * batch * geometry.attention_heads)
     logits = 4 * batch * geometry.vocabulary
+    head = copies * (mask + 2 * hidden) if target.draft == "mtp" else 0
+    scores = 0 if target.flash_attention else 4 * tokens * batch * geometry.attention_heads
+    drafting = head + max(4 * hidden, scores) if head else 0
     return ComputeBuffers(
         card=copies * (mask + hidden) + widest,
-        output=max(0, logits - widest),
-        host=copies * (mask + hidden),
+        output=max(0, logits - widest) + drafting,
+        host=copies * (mask + hidden) + head,
     )
 
 
@@ -147,11 +195,14 @@ def padded_bytes(info: TensorInfo, type_name: str) -> int:
     return -(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
 
 
-def layers_of(tensors: Sequence[TensorInfo], layers: int) -> dict[str, int]:
-    """Tensor → the layer on whose card it lies, or HOST.
+def layers_of(
+    tensors: Sequence[TensorInfo], layers: int, unloaded: range = range(0)
+) -> dict[str, int]:
+    """Tensor → the layer on whose card it lies, or HOST, which is no card.
 
     Args:
         layers: of the model, the output as the last.
+        unloaded: layers that stay in the file.
 
     Raises:
         InputError: a tensor of a layer that the model does not have.
@@ -166,18 +217,21 @@ def layers_of(tensors: Sequence[TensorInfo], layers: int) -> dict[str, int]:
                 f"that it has {layers - 1} layers"
             )
         if match:
-            found[info.name] = int(match[1])
+            found[info.name] = HOST if int(match[1]) in unloaded else int(match[1])
         else:
             found[info.name] = HOST if info.name == EMBEDDING and not tied else layers - 1
     return found
 
 
 def weights_by_layer(
-    tensors: Sequence[TensorInfo], types: Mapping[str, str], layers: int
+    tensors: Sequence[TensorInfo],
+    types: Mapping[str, str],
+    layers: int,
+    unloaded: range = range(0),
 ) -> list[int]:
-    """Bytes that the weights of each layer take of its card."""
+    """Bytes that the weights of each layer take of its card; arguments as of `layers_of`."""
     sizes = [0] * layers
-    at = layers_of(tensors, layers)
+    at = layers_of(tensors, layers, unloaded)
     for info in tensors:
         if at[info.name] != HOST:
             sizes[at[info.name]] += padded_bytes(info, types[info.name])

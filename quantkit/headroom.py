@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from quantkit.asked_memory import ContextLadder, ask_ladders
+from quantkit.asked_memory import ContextLadder, ask_ladders, asked_memories
 from quantkit.card_memory import CardMemory
 from quantkit.errors import DoesNotFitError
 from quantkit.fitting import ATTEMPTS, place_exactly
@@ -13,7 +13,7 @@ from quantkit.levels import LevelRecipe
 from quantkit.planned_model import PlannedModel
 from quantkit.planning import largest_bytes, model_host_bytes
 from quantkit.quant_types import BY_NAME
-from quantkit.sizes import gib_text
+from quantkit.sizes import GIB
 from quantkit.stages.allocate import fill_cards
 from quantkit.stages.place import Placement, place
 from quantkit.stages.quantize import artifact_bytes, overhead_bytes
@@ -22,8 +22,9 @@ from quantkit.type_rules import Costs, smallest_types
 
 CONTEXT_STEP = 1024
 SHORTEST_CONTEXT = 4096
-SMALLER_KV = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0")
-"""Quantized KV cache types, the largest first."""
+SMALLER_KV = ("q8_0", "q4_0")
+"""Quantized KV cache types, the largest first. For others, CUDA's flash attention has kernels only
+in builds with GGML_CUDA_FA_ALL_QUANTS (fattn.cu)."""
 LARGEST = LevelRecipe(name="max")
 
 
@@ -114,7 +115,7 @@ def largest_level(
         costs: nominal ones will do: they show sizes.
     """
     tensors = model.tensors
-    room = memory.weights_room + model_host_bytes(model, costs)
+    room = memory.weights_room + model_host_bytes(model, costs, memory)
     budget = min(room, largest_bytes(model, costs, LARGEST))
     overhead = overhead_bytes(model.stem, model.metadata, tensors)
     try:
@@ -149,31 +150,97 @@ def largest_exactly(
     return None
 
 
-def ways_out(model: PlannedModel, costs: Costs, target: Target) -> list[str]:
-    """What would fit where the target does not hold the smallest form of the model, in words.
+def ways_out(
+    model: PlannedModel,
+    costs: Costs,
+    target: Target,
+    types: Mapping[str, str] | None = None,
+) -> list[str]:
+    """What would fit where the target does not hold what was asked for: in words, and as options.
+
+    For the target's KV cache type, and for smaller ones until the context need not be shorter, the
+    longest context that the smallest form of the model leaves room for, and the largest form there.
+
+    Args:
+        costs: nominal ones will do: they show sizes.
+        types: of an artifact that was asked for as it is: its longest context is named too.
 
     Raises:
         InputError: llama.cpp refuses the model.
     """
-    kinds = _smaller_kv(target) if target.flash_attention else []
-    targets = [target, *(target.changed(kv_type=kind) for kind in kinds)]
+    smallest = smallest_types(model.tensors, costs, LARGEST)
+    own = target.weight_budget_bytes
+    too_small = own is not None and own < artifact_bytes(
+        model.stem, model.metadata, model.tensors, smallest
+    )
+    freed = target.changed(weight_budget_gib="auto") if too_small else target
+    kinds = _smaller_kv(model, target) if target.flash_attention else []
+    targets = [freed, *(freed.changed(kv_type=kind) for kind in kinds)]
     contexts = (min(SHORTEST_CONTEXT, target.context_tokens), target.context_tokens)
     ladders, _ = ask_ladders(model.metadata, model.tensors, model.geometry, targets, contexts)
-    types = smallest_types(model.tensors, costs, LARGEST)
-    found = []
+    found, whole = [], ladders[0].rungs[-1][0]
+    most_kept = most = 0
     for ladder in ladders:
-        tokens = longest_context(model, types, ladder)
-        if tokens is None:
-            continue
-        changed = ladder.target.changed(context_tokens=tokens)
-        largest = largest_level(model, costs, changed, ladder.memory(tokens))
-        size = "" if largest is None else f" ({gib_text(largest.total_bytes)})"
-        found.append(f"{tokens:,} tokens of {changed.kv_type} context{size}")
-        if tokens >= target.context_tokens:
-            break  # a smaller cache is worse, and no longer needed
+        kept = longest_context(model, types, ladder) or 0 if types is not None else whole
+        if types is not None and kept > most_kept:
+            changed = ladder.target.changed(context_tokens=kept)
+            found.append(f"these types with {_words(target, changed, whole)}")
+        tokens = longest_context(model, smallest, ladder) or 0
+        if tokens > most:
+            changed = ladder.target.changed(context_tokens=tokens)
+            (memory,), _ = asked_memories(model.metadata, model.tensors, model.geometry, [changed])
+            largest = largest_exactly(model, costs, changed, memory)
+            if largest is not None:
+                size = min(largest.total_bytes, changed.weight_budget_bytes or largest.total_bytes)
+                words = _words(target, changed, whole, "--levels max")
+                found.append(f"{_no_more_than(size)} with {words}")
+        # A smaller cache is worse, and with its copies in F16 it may need more than it saves.
+        most_kept, most = max(kept, most_kept), max(tokens, most)
+        if most_kept == most == whole:
+            break
     return found
 
 
-def _smaller_kv(target: Target) -> list[str]:
+def _words(asked: Target, changed: Target, whole: int, *options: str) -> str:
+    """The context of `changed`, and the options that lead there from `asked`.
+
+    Args:
+        whole: tokens of the context that was asked for, as far as the model goes.
+    """
+    given = list(options)
+    if changed.context_tokens != whole:
+        given.append(f"--context {changed.context_tokens}")
+    if changed.kv_type != asked.kv_type:
+        given.append(f"--kv {changed.kv_type}")
+    if changed.weight_budget_gib != asked.weight_budget_gib:
+        given.append("--budget auto")
+    end = f" ({' '.join(given)})" if given else ""
+    return f"{changed.context_tokens:,} tokens of {changed.kv_type} context{end}"
+
+
+def _no_more_than(size: int) -> str:
+    """The size in GiB, or in MiB below one, cut off: whoever asks for as much must not get more."""
+    scale, unit = (GIB, "GiB") if size >= GIB else (GIB >> 10, "MiB")
+    return f"{100 * size // scale / 100:.2f} {unit}"
+
+
+def _smaller_kv(model: PlannedModel, target: Target) -> list[str]:
     bits = BY_NAME[target.kv_type.upper()].bits_per_weight
-    return [kind for kind in SMALLER_KV if BY_NAME[kind.upper()].bits_per_weight < bits]
+    smaller = [kind for kind in SMALLER_KV if BY_NAME[kind.upper()].bits_per_weight < bits]
+    return possible_kv(model, smaller)
+
+
+def possible_kv(model: PlannedModel, kinds: Sequence[str]) -> list[str]:
+    """Those of `kinds` that llama.cpp keeps the model's keys and values in.
+
+    It refuses a quantized type whose blocks do not divide a head (llama-context.cpp).
+    """
+    name = model.metadata["general.architecture"].value
+    sizes = []
+    for key in ("attention.key_length", "attention.value_length"):
+        given = model.metadata.get(f"{name}.{key}")
+        heads = model.geometry.attention_heads
+        default = model.geometry.embedding_elements // heads if heads else 0
+        size = default if given is None else given.value
+        sizes += [int(n) for n in (size if isinstance(size, tuple) else (size,))]
+    return [kind for kind in kinds if all(BY_NAME[kind.upper()].fits_row(size) for size in sizes)]

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from quantkit.asked_memory import ContextLadder, ask_ladders, asked_memories
+from quantkit.asked_memory import ContextLadder, asked_memories
 from quantkit.card_memory import CardMemory
 from quantkit.errors import DoesNotFitError, QuantkitError
 from quantkit.families.geometry import ModelGeometry
 from quantkit.fitting import exact_shape, fit, fit_exactly, place_exactly
-from quantkit.headroom import Largest, largest_level, longest_context, ways_out
+from quantkit.headroom import Largest, largest_exactly, longest_context, ways_out
 from quantkit.launch.settings import Launch
 from quantkit.native.memory import ask_memory
 from quantkit.native.presets import Fallback
@@ -183,7 +183,7 @@ def headroom(sheet: Sheet, entry: Entry, costs: Costs) -> Headroom:
         InputError: llama.cpp refuses the model.
     """
     target, model = sheet.target, entry.model
-    largest = largest_level(model, costs, target, sheet.memory)
+    largest = largest_exactly(model, costs, target, sheet.memory)
     longest = sheet.geometry.trained_context_tokens
     variants = _variants(target, longest)
     (at_longest, *batched), _ = asked_memories(
@@ -264,15 +264,7 @@ def _with_ways_out(
     types: Mapping[str, str] | None = None,
 ) -> DoesNotFitError:
     """The error with what would fit instead, each with its numbers."""
-    found = ways_out(model, costs, target)
-    if types is not None:
-        contexts = (min(4096, target.context_tokens), target.context_tokens)
-        (ladder,), _ = ask_ladders(
-            model.metadata, model.tensors, model.geometry, [target], contexts
-        )
-        tokens = longest_context(model, types, ladder)
-        if tokens is not None:
-            found.insert(0, f"the file as it is with {tokens:,} tokens of context")
+    found = ways_out(model, costs, target, types)
     if not found:
         return DoesNotFitError(f"{error}; no context and no KV cache type would fit")
     return DoesNotFitError(f"{error}. What would fit: {'; '.join(found)}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from quantkit.launch.settings import Launch
-from quantkit.native.memory import BATCH_TOKENS
+from quantkit.native.memory import BATCH_TOKENS, DRAFT_KV_TYPE, DRAFTED_TOKENS
 from quantkit.planned_model import PlannedModel
 from quantkit.stages.place import Placement
 
@@ -38,4 +38,6 @@ def launch_of(
         ubatch_tokens=placement.ubatch_tokens,
         batch_tokens=max(BATCH_TOKENS, placement.ubatch_tokens),
         sequences=placement.sequences,
+        drafted_tokens=DRAFTED_TOKENS if placement.draft == "mtp" else 0,
+        draft_kv_type=DRAFT_KV_TYPE,
     )

@@ -61,7 +61,7 @@ def plan_levels(
             of a prediction head's layers.
     """
     costs = nominal_costs(model, recipe.measure)
-    limit = target_budget(target, memory, model_host_bytes(model, costs))
+    limit = target_budget(target, memory, model_host_bytes(model, costs, memory))
     plans, left_out = [], []
     for level in recipe.levels:
         stock = _stock(level, model)
@@ -154,9 +154,9 @@ def largest_bytes(model: PlannedModel, costs: Costs, level: LevelRecipe) -> int:
     return overhead + SLACK_BYTES + sum(_largest(info, allowed) for info in model.tensors)
 
 
-def model_host_bytes(model: PlannedModel, costs: Costs) -> int:
+def model_host_bytes(model: PlannedModel, costs: Costs, memory: CardMemory) -> int:
     """The most that weights on no card can take."""
-    at = layers_of(model.tensors, len(model.geometry.layers) + 1)
+    at = layers_of(model.tensors, len(memory.context), memory.unloaded)
     return sum(_largest(info, costs) for info in model.tensors if at[info.name] == HOST)
 
 

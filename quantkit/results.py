@@ -104,6 +104,7 @@ def placement_json(placement: Placement, command: str) -> dict[str, Any]:
         "sequences": placement.sequences,
         "flash_attention": placement.flash_attention,
         "pipeline": placement.pipeline,
+        "draft": placement.draft,
         "tensor_split": list(placement.tensor_split),
         "cards": [
             {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 GIB, GB = 1 << 30, 10**9
+MIB = 1 << 20
 
 
 def bytes_text(size: float) -> str:
@@ -16,6 +19,11 @@ def bytes_text(size: float) -> str:
 def gib_text(size: float) -> str:
     """`70.60 GiB`, or MiB below a tenth of one."""
     return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / (1 << 20):.2f} MiB"
+
+
+def unit_of(sizes: Iterable[int]) -> tuple[str, int]:
+    """What a column of sizes is given in: GiB, or MiB where the largest is below a tenth of one."""
+    return ("GiB", GIB) if max(sizes, default=0) >= GIB / 10 else ("MiB", MIB)
 
 
 def gb_text(size: float) -> str:

@@ -13,6 +13,7 @@ from quantkit.sizes import GIB
 from quantkit.yaml_files import Strict, read_yaml, validated
 
 KVType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+Draft = Literal["none", "mtp"]
 UNQUANTIZED_KV = frozenset({"f16", "bf16"})
 
 
@@ -41,9 +42,11 @@ class Target(Strict):
             each keeps a recurrent state of its own.
         flash_attention: without it the attention scores of a whole batch are held, and the KV cache
             cannot be quantized.
-        pipeline: cards work on different batches at once. Switched off, they wait for each other while
-            a prompt is read, and the graph's inputs, a mask of context × batch among them, are held
-            once and not four times.
+        pipeline: cards work on different batches at once. Switched off, they wait for each other
+            while a prompt is read, and the graph's inputs, a mask of context × batch among them,
+            are held once and not four times.
+        draft: "mtp" lets the model's own prediction layers draft tokens (llama-server's
+            `--spec-type draft-mtp`), which takes a second context, with an F16 cache.
         layers: "balanced" leaves the fullest card the most room; "in_order" fills the cards one
             after another, so that the last ones stay free.
     """
@@ -57,6 +60,7 @@ class Target(Strict):
     sequences: int = Field(default=1, ge=1, le=256)
     flash_attention: bool = True
     pipeline: bool = True
+    draft: Draft = "none"
     layers: Literal["balanced", "in_order"] = "balanced"
     weight_budget_gib: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
 

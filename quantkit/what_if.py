@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.asked_memory import ask_ladders
-from quantkit.headroom import Largest, largest_level
+from quantkit.headroom import Largest, largest_level, possible_kv
 from quantkit.levels import LevelRecipe
 from quantkit.native.presets import ask_preset
 from quantkit.planned_model import PlannedModel
@@ -67,6 +67,7 @@ def sweep(
         InputError: llama.cpp refuses the model.
     """
     kinds = [k for k in KV_TYPES if target.flash_attention or k in UNQUANTIZED_KV]
+    kinds = possible_kv(model, kinds)
     if target.kv_type not in kinds:
         kinds.append(target.kv_type)
     longest = model.geometry.trained_context_tokens

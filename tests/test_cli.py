@@ -106,6 +106,16 @@ def test_the_prediction_head_is_converted_on_request(tmp_path: Path) -> None:
         source = GGUFSource(out)
         assert source.metadata["nemotron_h_moe.block_count"].value == blocks
         assert ("blk.4.nextn.eh_proj.weight" in {t.name for t in source.tensors}) is (blocks == 5)
+        plan = ("plan", "--model", out, "--target", "1x3090", "--draft", "mtp", "--kv", "f16")
+        if choice == "drop":
+            assert "prediction layers (MTP), and this one has none" in refused(*plan)
+    facts = json.loads(quantkit(*plan, "--verify", "--on", "stand-ins", "--json").stdout)
+    for one in facts["verified"][0]["cards"]:  # a small model's tensors are mostly padding
+        assert one["planned_bytes"] == pytest.approx(one["llama_cpp_bytes"], rel=0.01)
+    (level,) = facts["levels"]
+    assert level["draft"] == "mtp"
+    assert "--spec-type draft-mtp --spec-draft-n-max 3 -ctkd f16 -ctvd f16" in level["command"]
+    assert "draft" in refused(*plan[:-4], "--draft", "eagle")
 
 
 def test_model_that_cannot_fit_says_by_how_much_and_what_would(tmp_path: Path) -> None:

@@ -13,8 +13,12 @@ def work_folder(out: Path) -> Path:
     return out.with_name(out.name + ".work")
 
 
-def check_writable(out: Path, inputs: Sequence[Path]) -> None:
-    """Refuse an output that cannot be written, or that would replace an input."""
+def check_writable(out: Path, inputs: Sequence[Path], option: str = "--out") -> None:
+    """Refuse an output that cannot be written, or that would replace an input.
+
+    Args:
+        option: that named it.
+    """
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of the file to write")
     if out.resolve() in {path.resolve() for path in inputs}:
@@ -25,4 +29,4 @@ def check_writable(out: Path, inputs: Sequence[Path]) -> None:
         probe.touch()
         probe.unlink()
     except OSError as error:
-        raise InputError(f"cannot write {out}: {error.strerror}; choose another --out") from None
+        raise InputError(f"cannot write {out}: {error.strerror}; choose another {option}") from None

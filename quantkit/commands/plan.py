@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.console import Console
 from quantkit.errors import GateError, InputError
-from quantkit.sizes import bytes_text, gb_text, gib_text, tokens_text
+from quantkit.sizes import MIB, bytes_text, gb_text, gib_text, tokens_text, unit_of
 
 if TYPE_CHECKING:
     from quantkit.families.checkpoint import OnShape
@@ -25,6 +25,10 @@ if TYPE_CHECKING:
     from quantkit.verification import Verification, Where
 
 PICTURES = (".png", ".svg", ".pdf")
+WIDEST_NAME = 16
+"""Characters of a card's name in a table."""
+BESIDE_BAR = 88
+"""Columns of the table of cards, at most, without the bar that shows how full each is."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +70,7 @@ def plan(asked: Asked) -> None:
 
     if asked.types is not None and asked.levels is not None:
         raise InputError("--types plans one artifact and --levels several: give one of them")
-    if asked.picture is not None and asked.picture.suffix not in PICTURES:
-        raise InputError(f"--picture {asked.picture} must end in {', '.join(PICTURES)}")
+    _check_outputs(asked)
     target = load_target(asked.target).changed(**asked.target_changes)
     choice = choose_model(asked.model)
     recipe = recipe_for(asked.model, asked.recipe)
@@ -87,13 +90,14 @@ def plan(asked: Asked) -> None:
     context = asked.target_changes["context_tokens"]
     model = with_context(model, None if context is None else int(context))
     costs = nominal_costs(model, recipe.measure)
-    console.heading(f"{choice.name} on {target.name} ({target.description})")
+    described = f" ({target.description})" if target.description else ""
+    sheet, file = _planned(asked, choice, recipe, target, model, said, costs)
+    console.heading(f"{choice.name} on {target.name}{described}")
     if model.geometry.trained_context_tokens > said:
         console.note(
             f"the model's metadata says {said:,} tokens, {context:,} were asked for: the commands "
             "override it"
         )
-    sheet, file = _planned(asked, choice, recipe, target, model, said, costs)
     facts: dict[str, Any] = {"model": choice.name, "target": target.name}
     facts["levels"] = [_show(entry, console) for entry in sheet.entries]
     for sentence in sheet.notes:
@@ -117,6 +121,21 @@ def plan(asked: Asked) -> None:
             "llama.cpp says something else than the plan, see above: do not rely on the plan, and "
             "report the model's configuration"
         )
+
+
+def _check_outputs(asked: Asked) -> None:
+    """Raise when something cannot be written, before anything is asked or printed."""
+    from quantkit.commands.output_files import check_writable
+
+    picture, launch = asked.picture, asked.launch
+    if picture is not None and picture.suffix.lower() not in PICTURES:
+        raise InputError(f"--picture {picture} must end in {', '.join(PICTURES)}")
+    if picture is not None:
+        check_writable(picture, [], "--picture")
+    if launch is not None:
+        there = next(path for path in (launch, *launch.parents) if path.exists())
+        if not there.is_dir():
+            raise InputError(f"--launch {launch}: {there} is a file; name a folder")
 
 
 def _open(
@@ -144,6 +163,7 @@ def _planned(
     costs: Costs,
 ) -> tuple[Sheet, Path | None]:
     """The plan, and the GGUF file that it is of, where it is planned as it is."""
+    from quantkit.formats.gguf_file import shard_paths
     from quantkit.plan_sheet import plan_recipe, plan_types
     from quantkit.type_choice import choose_types
 
@@ -158,7 +178,8 @@ def _planned(
         types = {info.name: info.type_name for info in model.tensors}
         sheet = plan_types("as it is", types, target, model, said, costs)
         (entry,) = sheet.entries
-        entry = dataclasses.replace(entry, file=choice.path.name)
+        size = sum(path.stat().st_size for path in shard_paths(choice.path))
+        entry = dataclasses.replace(entry, file=choice.path.name, total_bytes=size)
         return dataclasses.replace(sheet, entries=(entry,)), choice.path
     return plan_recipe(recipe, target, model, said), None
 
@@ -178,24 +199,33 @@ def _show(entry: Entry, console: Console) -> dict[str, Any]:
         f"{placement.context_tokens:,} tokens of {placement.kv_type} context"
         + (f" for {placement.sequences} sequences" if placement.sequences > 1 else "")
         + f", batches of {placement.ubatch_tokens}"
+        + (", tokens drafted by prediction layers (MTP)" if placement.draft == "mtp" else "")
     )
     if entry.fallbacks:
         console.note(fallback_text(entry.fallbacks))
+    unit, scale = unit_of(card.weights_bytes for card in placement.cards)
+    digits = 2 if unit == "GiB" else 1
+    bar = min(16, console.width - BESIDE_BAR) if console.width > BESIDE_BAR + 4 else 0
     rows = [
         (
-            f"{index} {card.name}",
+            f"{index} {_short(card.name)}",
             str(card.layers),
-            bytes_text(card.weights_bytes),
-            bytes_text(card.context_bytes),
-            bytes_text(card.compute_bytes),
-            bytes_text(card.reserve_bytes),
-            bytes_text(card.free_bytes),
-            console.bar(card.total_bytes / card.capacity_bytes),
+            *(
+                f"{size / scale:.{digits}f}"
+                for size in (
+                    card.weights_bytes,
+                    card.context_bytes,
+                    card.compute_bytes,
+                    card.reserve_bytes,
+                    card.free_bytes,
+                )
+            ),
+            console.bar(card.total_bytes / card.capacity_bytes, bar),
         )
         for index, card in enumerate(placement.cards)
     ]
-    columns = ("card", "layers", "weights", "context", "compute", "reserve", "free", "filled")
-    console.table(columns, rows)
+    columns = ("layers", "weights", "context", "compute", "reserve", "free", "filled")
+    console.table((f"card, {unit}", *columns), rows)
     host = placement.host_bytes + placement.host_compute_bytes
     console.note(f"in the computer's own memory: {bytes_text(host)}")
     command = server_command(entry.launch)
@@ -206,6 +236,13 @@ def _show(entry: Entry, console: Console) -> dict[str, Any]:
         "bits_per_weight": entry.bits_per_weight,
         **placement_json(placement, command),
     }
+
+
+def _short(name: str) -> str:
+    """A card's name without the words that all have, and no wider than a table's column."""
+    for word in ("NVIDIA ", "GeForce "):
+        name = name.removeprefix(word)
+    return name if len(name) <= WIDEST_NAME else f"{name[: WIDEST_NAME - 1].rstrip()}…"
 
 
 def _show_budget(sheet: Sheet, costs: Costs, console: Console) -> dict[str, Any]:
@@ -266,6 +303,7 @@ def _what_if(
     cells, why = sweep(model, costs, target, levels)
     kinds = list(dict.fromkeys(cell.kv_type for cell in cells))
     by_place = {(cell.context_tokens, cell.kv_type): cell for cell in cells}
+    unit, scale = unit_of(c.largest.total_bytes if c.largest is not None else 0 for c in cells)
     rows = []
     for tokens in sorted({cell.context_tokens for cell in cells}):
         row = [tokens_text(tokens)]
@@ -275,12 +313,14 @@ def _what_if(
                 row.append("[red]nothing[/]")
                 continue
             size = cell.largest.total_bytes
-            level = f" {cell.level}" if cell.level else ""
-            row.append(f"{gib_text(size)}  {8 * size / model.elements:.2f} b[bold]{level}[/]")
-        rows.append(row)
+            level = f" [bold]{cell.level}[/]" if cell.level else ""
+            row.append(f"{size / scale:,.2f}  {8 * size / model.elements:.2f}{level}")
+        rows.append([*row, ""])
     console.line("")
-    console.heading(f"What would fit {target.name}: the largest artifact, bits a weight, level")
-    console.table(("context", *(f"{kind} KV" for kind in kinds)), rows)
+    console.heading(
+        f"What would fit {target.name}: the largest artifact in {unit}, bits a weight, level"
+    )
+    console.table(("context", *(f"{kind} KV" for kind in kinds), ""), rows)
     if why:
         console.note(why)
     if asked.picture is not None:
@@ -299,14 +339,15 @@ def _what_if(
 
 
 def _write_launch(folder: Path, sheet: Sheet, console: Console) -> None:
-    from quantkit.launch.files import write_launch_files
+    from quantkit.commands.output_files import check_writable
+    from quantkit.launch.files import MODELFILE, write_launch_files
 
     if len(sheet.entries) != 1:
         raise InputError(
             f"--launch writes one artifact's files, {len(sheet.entries)} are planned: choose one "
             "with --levels or --types"
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    check_writable(folder / MODELFILE, [], "--launch")
     files = write_launch_files(sheet.entries[0].launch, folder)
     console.note(f"written: {', '.join(str(path) for path in files)}")
 
@@ -324,9 +365,11 @@ def _verify(
         "rpc": "RPC servers in place of the cards",
     }[found.where]
     console.line("")
-    console.heading(f"{entry.name} as llama.cpp loads it on {devices}, without weights")
+    console.heading(
+        f"{entry.name} loaded by llama.cpp on {devices}, without weights: planned / found, MiB"
+    )
     console.table(
-        ("card", "weights", "llama.cpp", "context", "llama.cpp", "compute", "llama.cpp", ""),
+        ("card", "weights", "context", "compute", "off by"),
         [_verified_row(index, found) for index in range(len(entry.placement.cards))],
     )
     verdict = "the plan agrees" if found.agrees else "THE PLAN DIFFERS"
@@ -354,7 +397,7 @@ def _verified_row(card: int, found: Verification) -> Sequence[str]:
     ours = [one for one in found.compared if one.card == card]
     row = [str(card)]
     for one in ours:
-        row += [bytes_text(one.planned), bytes_text(one.found)]
+        row.append(f"{one.planned / MIB:,.1f} / {one.found / MIB:,.1f}")
     worst = max(one.difference for one in ours)
     colour = "green" if all(one.agrees for one in ours) else "red"
     return (*row, f"[{colour}]{worst:.2%}[/]")

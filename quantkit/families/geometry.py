@@ -39,6 +39,47 @@ _ATTENDS_IN_EVERY_LAYER = frozenset({"falcon-h1"})
 # Hybrids without a filter of their own: their prediction layers get a KV cache that nothing uses.
 _KEEPS_PREDICTION = frozenset({"bailingmoe3"})
 
+# llama.cpp can run their prediction layers (DECODER_MTP in src/models/).
+_PREDICTS = frozenset(
+    {
+        "bailingmoe3",
+        "cohere2moe",
+        "deepseek2",
+        "deepseek32",
+        "deepseek4",
+        "glm-dsa",
+        "glm4moe",
+        "glm5-next",
+        "hy_v3",
+        "mimo2",
+        "nemotron_h_moe",
+        "qwen35",
+        "qwen35moe",
+        "qwen3next",
+        "step35",
+    }
+)
+
+# More than one of them (nextn_layer_offset in src/models/); the others assert that there is one.
+_CHAINS_PREDICTIONS = frozenset({"hy_v3", "mimo2", "step35"})
+
+# Their recurrent state is kept once more for each drafted token (llm_arch_supports_rs_rollback).
+_ROLLS_BACK = frozenset(
+    {
+        "bailingmoe3",
+        "deepseek4",
+        "glm5-next",
+        "kimi-k3",
+        "lfm2",
+        "lfm2moe",
+        "nemotron_h",
+        "nemotron_h_moe",
+        "qwen35",
+        "qwen35moe",
+        "qwen4exp",
+    }
+)
+
 # Granite-4 models of attention alone, whose files describe a mixer that they do not have.
 _NO_LAYER = frozenset({"granite", "granitemoe"})
 _STATE_KEYS = ("ssm.state_size", "wkv.head_size", "shortconv.l_cache", "kda.head_dim")
@@ -58,12 +99,18 @@ class LayerGeometry:
     value_elements: int
     recurrent_elements: int
 
-    def context_bytes(self, context_tokens: int, kv_type: str, sequences: int = 1) -> int:
-        """KV cache for `context_tokens` in `kv_type`, and recurrent state in F32."""
+    def context_bytes(
+        self, context_tokens: int, kv_type: str, sequences: int = 1, snapshots: int = 0
+    ) -> int:
+        """KV cache for `context_tokens` in `kv_type`, and recurrent state in F32.
+
+        Args:
+            snapshots: of the state that each sequence keeps beside it, to take tokens back.
+        """
         kind = quant_type(kv_type)
         cells = -(-context_tokens // 256) * 256  # llama.cpp pads the cache to 256 cells
         kv = kind.size_bytes(cells * (self.key_elements + self.value_elements))
-        return kv + 4 * self.recurrent_elements * sequences
+        return kv + 4 * self.recurrent_elements * sequences * (1 + snapshots)
 
 
 @dataclass(frozen=True)
@@ -76,6 +123,10 @@ class ModelGeometry:
         activation_elements: the widest intermediate of a layer for one token, F32 elements.
         trunk_layers: layers before those of a prediction head (MTP), which come last.
         attention_heads: the most that a layer has.
+        prediction: what the layers of the prediction head keep in a context of their own, if they
+            draft tokens.
+        predicts: whether llama.cpp can let so many of this architecture.
+        rolls_back: whether the recurrent state is kept for each drafted token, to take it back.
     """
 
     architecture: str
@@ -86,13 +137,16 @@ class ModelGeometry:
     activation_elements: int
     trunk_layers: int
     attention_heads: int
+    prediction: tuple[LayerGeometry, ...]
+    predicts: bool
+    rolls_back: bool
 
 
 def geometry_of(metadata: Metadata) -> ModelGeometry:
     """The geometry that `metadata` describes.
 
     Layers of a prediction head (MTP) keep nothing: they come after the others, and llama.cpp's main
-    context does not run them.
+    context does not run them. What they keep in a second context is in `prediction`.
 
     Raises:
         InputError: a key that every model has is missing or is no number, or the model keeps a
@@ -124,6 +178,10 @@ def geometry_of(metadata: Metadata) -> ModelGeometry:
         )
         for i in range(count)
     )
+    prediction = tuple(
+        LayerGeometry(kv_heads[i] * key_length, kv_heads[i] * value_length, recurrent_elements=0)
+        for i in range(trunk, count)
+    )
     used = max(read.each("expert_used_count", count, (0,) * count), default=0)
     experts = used * read.one("expert_feed_forward_length", 0)
     inner = read.one("ssm.inner_size", 0)
@@ -139,6 +197,9 @@ def geometry_of(metadata: Metadata) -> ModelGeometry:
         activation_elements=max(2 * experts, 2 * max(forward, default=0), 2 * ssm, embedding),
         trunk_layers=trunk,
         attention_heads=widest,
+        prediction=prediction,
+        predicts=read.architecture in (_PREDICTS if len(prediction) == 1 else _CHAINS_PREDICTIONS),
+        rolls_back=read.architecture in _ROLLS_BACK,
     )
 
 

@@ -18,6 +18,8 @@ HOST, PORT = "127.0.0.1", 8080
 ALL_LAYERS = 999
 NO_PIPELINE = "no-tensor=CPU"
 """An override of no tensor: llama.cpp does not pipeline where there is any (llama-context.cpp)."""
+DRAFT_TYPE = "draft-mtp"
+"""`common_speculative_type_from_name_map`; llama-cli runs llama-server, and drafts as it does."""
 
 
 def server_arguments(launch: Launch, model_path: str | None = None) -> tuple[str, ...]:
@@ -46,6 +48,9 @@ def _model_arguments(launch: Launch, model_path: str | None) -> tuple[str, ...]:
     arguments += ["-ctk", launch.kv_type, "-ctv", launch.kv_type]
     arguments += ["-fa", "on" if launch.flash_attention else "off"]
     arguments += ["-b", str(launch.batch_tokens), "-ub", str(launch.ubatch_tokens)]
+    if launch.drafted_tokens:
+        arguments += ["--spec-type", DRAFT_TYPE, "--spec-draft-n-max", str(launch.drafted_tokens)]
+        arguments += ["-ctkd", launch.draft_kv_type, "-ctvd", launch.draft_kv_type]
     # The default is to change what is not given so that it fits what is free at the moment.
     arguments += ["--fit", "off"]
     if launch.needs_longer_context:
@@ -131,8 +136,9 @@ def summary(launch: Launch) -> list[str]:
     """What is started, as comments say it."""
     cards = ", ".join(f"{index} {launch.cards[index]}" for index in launch.used_cards)
     sequences = "" if launch.sequences == 1 else f" shared by {launch.sequences} sequences"
+    drafts = f", {launch.drafted_tokens} tokens drafted at a time" if launch.drafted_tokens else ""
     return [
         f"{launch.model_name}: {launch.context_tokens:,} tokens{sequences}, "
-        f"{launch.kv_type} KV cache",
+        f"{launch.kv_type} KV cache{drafts}",
         f"Cards as nvidia-smi numbers them: {cards}",
     ]

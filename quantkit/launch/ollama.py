@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 
-from quantkit.launch.llama_cpp import ALL_LAYERS, environment
+from quantkit.launch.llama_cpp import ALL_LAYERS, DRAFT_TYPE, environment
 from quantkit.launch.settings import Launch
 
 DOCUMENTED_KV_TYPES = ("f16", "q8_0", "q4_0")
@@ -39,6 +39,11 @@ def server_environment(launch: Launch) -> dict[str, str]:
         **environment(launch),
         "LLAMA_ARG_FIT": "off",
     }
+    if launch.drafted_tokens:
+        variables["LLAMA_ARG_SPEC_TYPE"] = DRAFT_TYPE
+        variables["LLAMA_ARG_SPEC_DRAFT_N_MAX"] = str(launch.drafted_tokens)
+        for cache in ("K", "V"):
+            variables[f"LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_{cache}"] = launch.draft_kv_type
     if len(launch.shares) > 1:
         variables["OLLAMA_SCHED_SPREAD"] = "1"
         variables["LLAMA_ARG_SPLIT_MODE"] = "layer"

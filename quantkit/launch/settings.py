@@ -29,6 +29,8 @@ class Launch:
         batch_tokens: logical batch, llama.cpp's `-b`; ubatch_tokens is the physical one.
         sequences: that are served at once.
         pipeline: cards work on different batches at once; otherwise they take less memory.
+        drafted_tokens: that the model's own prediction layers (MTP) draft at a time; 0: none.
+        draft_kv_type: of the KV cache of those layers.
 
     Raises:
         InputError: a name that cannot be written, or more cards than llama.cpp takes.
@@ -49,6 +51,8 @@ class Launch:
     batch_tokens: int = 2048
     sequences: int = 1
     pipeline: bool = True
+    drafted_tokens: int = 0
+    draft_kv_type: str = "f16"
 
     def __post_init__(self) -> None:
         _check_text("the GGUF file's name", self.model_file)
@@ -60,14 +64,16 @@ class Launch:
                 f"{self.model_file!r} is not the name of a GGUF file; it must end in .gguf, and "
                 "have no folder"
             )
-        for what, word in (("architecture", self.architecture), ("KV type", self.kv_type)):
+        kinds = (("KV type", self.kv_type), ("KV type for drafts", self.draft_kv_type))
+        for what, word in (("architecture", self.architecture), *kinds):
             if not _WORD.fullmatch(word):
                 raise InputError(
                     f"the {what} {word!r} cannot be given to llama.cpp: it may have up to 100 "
                     "letters, digits, _ and -"
                 )
         counts = (self.context_tokens, self.ubatch_tokens, self.batch_tokens, self.sequences)
-        if min(counts) < 1 or self.context_tokens > self.trained_context_tokens:
+        too_long = self.context_tokens > self.trained_context_tokens
+        if min(counts) < 1 or too_long or self.drafted_tokens < 0:
             raise ValueError(f"no plan has these numbers: {self}")
         if len(self.cards) != len(self.tensor_split) or not any(self.tensor_split):
             raise ValueError(f"no plan has these layers on cards: {self}")

@@ -14,7 +14,7 @@ import tempfile
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -29,6 +29,11 @@ NO_TENSOR = ctypes.c_char_p(b"no-tensor")
 """A pattern that no tensor's name matches."""
 BATCH_TOKENS = 2048
 """llama-server's logical batch (`-b`), where the physical one is not larger."""
+DRAFTED_TOKENS = 3
+"""llama-server's `--spec-draft-n-max`: prediction layers draft so many tokens at a time."""
+DRAFT_KV_TYPE = "f16"
+"""llama-server's `-ctkd` and `-ctvd`. Of one layer, a quantized cache would take more: flash
+attention makes an F16 copy of it."""
 EMBEDDING = "token_embd.weight"
 _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
 
@@ -51,6 +56,8 @@ class Use:
 
     Attributes:
         pipeline: several cards work on different batches at once.
+        drafted_tokens: that the model's own prediction layers (MTP) draft at a time, in a context
+            of their own; 0 if they are not used, and then llama.cpp does not load them.
     """
 
     context_tokens: int
@@ -59,6 +66,11 @@ class Use:
     sequences: int = 1
     flash_attention: bool = True
     pipeline: bool = True
+    drafted_tokens: int = 0
+
+    @property
+    def drafts(self) -> bool:
+        return self.drafted_tokens > 0
 
 
 @dataclass(frozen=True)
@@ -161,7 +173,7 @@ def ask_of_files(questions: Sequence[Question]) -> list[list[Breakdown]]:
 @contextmanager
 def asking() -> Iterator[None]:
     """Within, one process answers all questions; it loads llama.cpp while nothing is asked yet."""
-    global _asked  # noqa: PLW0603 - one for the process, as the answers are
+    global _asked  # one for the process, as the answers are
     with Child(preload=("quantkit.native.memory", "quantkit.native.llama")) as child:
         _asked = child
         try:
@@ -194,21 +206,43 @@ def ask_in_child(questions: Sequence[Question], emit: Emit) -> list[list[Breakdo
     answers = []
     for question in questions:
         with open_devices(question.devices) as addresses:
-            answers.append(_answer(question, addresses))
+            answers.append(_answer_on_used(question, addresses))
     return answers
+
+
+def _answer_on_used(question: Question, devices: Sequence[int]) -> list[Breakdown]:
+    """As a launched model sees them: cards without layers are hidden from llama.cpp.
+
+    It would count them as stages of its pipeline, and hold the graph's inputs more than once even
+    where one card has all layers.
+    """
+    used = [at for at, layers in enumerate(question.tensor_split) if layers]
+    split = tuple(question.tensor_split[at] for at in used)
+    found = _answer(replace(question, tensor_split=split), [devices[at] for at in used])
+    nothing = [DeviceMemory(0, 0, 0)] * len(devices)
+    spread = []
+    for answer in found:
+        cards = list(nothing)
+        for at, card in zip(used, answer.cards, strict=True):
+            cards[at] = card
+        spread.append(Breakdown(tuple(cards), answer.host))
+    return spread
 
 
 def _answer(question: Question, devices: Sequence[int]) -> list[Breakdown]:
     found: dict[Use, Breakdown] = {}
-    for pipeline in sorted({use.pipeline for use in question.uses}):
-        with _model(question, devices, pipeline=pipeline) as model:
-            wanted = [use for use in question.uses if use.pipeline == pipeline]
+    for loaded in sorted({(use.pipeline, use.drafts) for use in question.uses}):
+        pipeline, drafts = loaded
+        with _model(question, devices, pipeline=pipeline, drafts=drafts) as model:
+            wanted = [use for use in question.uses if (use.pipeline, use.drafts) == loaded]
             found |= {use: _breakdown(model, devices, use) for use in wanted}
     return [found[use] for use in question.uses]
 
 
 @contextmanager
-def _model(question: Question, devices: Sequence[int], *, pipeline: bool) -> Iterator[int]:
+def _model(
+    question: Question, devices: Sequence[int], *, pipeline: bool, drafts: bool
+) -> Iterator[int]:
     """The model of the question, loaded without weights."""
     import llama_cpp
 
@@ -220,6 +254,7 @@ def _model(question: Question, devices: Sequence[int], *, pipeline: bool) -> Ite
     params.n_gpu_layers = 1 << 20  # more than there are: the output too
     params.no_alloc = True
     params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
+    params.load_mtp = drafts
     shares = [0.0] * llama_cpp.llama_max_devices()
     shares[: len(question.tensor_split)] = question.tensor_split
     params.tensor_split = (ctypes.c_float * len(shares))(*shares)
@@ -239,6 +274,28 @@ def _model(question: Question, devices: Sequence[int], *, pipeline: bool) -> Ite
 
 
 def _breakdown(model: int, devices: Sequence[int], use: Use) -> Breakdown:
+    found = _context_memory(model, use, head=False)
+    if use.drafts:
+        for key, more in _context_memory(model, use, head=True).items():
+            there = found.get(key, DeviceMemory(0, 0, 0))
+            found[key] = DeviceMemory(
+                there.weights, there.context + more.context, there.compute + more.compute
+            )
+    cards = tuple(found.pop(_buffer_type(device), DeviceMemory(0, 0, 0)) for device in devices)
+    rest = found.values()
+    host = DeviceMemory(
+        sum(m.weights for m in rest), sum(m.context for m in rest), sum(m.compute for m in rest)
+    )
+    return Breakdown(cards, host)
+
+
+def _context_memory(model: int, use: Use, *, head: bool) -> dict[int, DeviceMemory]:
+    """Address of a buffer type → what lies there with one context, as llama-server makes it.
+
+    Args:
+        head: the context of the prediction layers (common_speculative_init_result), not the main
+            one. It gives logits for one token of each sequence.
+    """
     import llama_cpp
 
     from quantkit.native import llama
@@ -249,22 +306,24 @@ def _breakdown(model: int, devices: Sequence[int], use: Use) -> Breakdown:
     params.n_ubatch = use.ubatch_tokens
     params.n_seq_max = use.sequences
     params.kv_unified = True
-    params.type_k = params.type_v = llama.KV_TYPES[use.kv_type]
+    kv_type = DRAFT_KV_TYPE if head else use.kv_type
+    params.type_k = params.type_v = llama.KV_TYPES[kv_type]
     params.flash_attn_type = int(use.flash_attention)
+    if head:
+        params.ctx_type = llama_cpp.LLAMA_CONTEXT_TYPE_MTP
+        params.n_outputs_max = use.sequences
+    else:
+        params.n_rs_seq = use.drafted_tokens
     context = llama_cpp.llama_init_from_model(model, params)
     if not context:
+        what = " of the prediction layers (MTP)" if head else ""
         raise InputError(
-            f"llama.cpp cannot plan a context of {use.context_tokens} tokens with a {use.kv_type} "
-            f"KV cache: {llama.why()}"
+            f"llama.cpp cannot plan a context{what} of {use.context_tokens} tokens with a "
+            f"{kv_type} KV cache: {llama.why()}"
         )
     found = _read_breakdown(context)
     llama_cpp.llama_free(context)
-    cards = tuple(found.pop(_buffer_type(device), DeviceMemory(0, 0, 0)) for device in devices)
-    rest = found.values()
-    host = DeviceMemory(
-        sum(m.weights for m in rest), sum(m.context for m in rest), sum(m.compute for m in rest)
-    )
-    return Breakdown(cards, host)
+    return found
 
 
 def _buffer_type(device: int) -> int:

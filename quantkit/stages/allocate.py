@@ -234,7 +234,7 @@ def _cards(
     memory: CardMemory,
 ) -> Cards:
     """The cards with the layers of the free tensors, and all else that the layers need."""
-    at = layers_of(tensors, len(memory.context))
+    at = layers_of(tensors, len(memory.context), memory.unloaded)
     kept = list(memory.kept)
     for name, size in fixed.items():
         if at[name] >= 0:

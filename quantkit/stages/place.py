@@ -17,7 +17,7 @@ from quantkit.errors import DoesNotFitError
 from quantkit.layer_cuts import contiguous_counts, counts_in_order
 from quantkit.native.memory import Breakdown
 from quantkit.sizes import GIB
-from quantkit.target import Target
+from quantkit.target import Draft, Target
 from quantkit.values import TensorInfo
 
 
@@ -62,6 +62,7 @@ class Placement:
     sequences: int
     flash_attention: bool
     pipeline: bool
+    draft: Draft
     tensor_split: tuple[int, ...]
     cards: tuple[CardPlan, ...]
     host_bytes: int
@@ -104,7 +105,7 @@ def place(
 
     The result may not fit (`fits`); `check_fits` turns that into an error with a way out.
     """
-    weights = weights_by_layer(tensors, types, len(memory.context))
+    weights = weights_by_layer(tensors, types, len(memory.context), memory.unloaded)
     load = [w + k for w, k in zip(weights, memory.kept, strict=True)]
     divide = contiguous_counts if target.layers == "balanced" else counts_in_order
     counts = divide(load, memory.rooms)
@@ -138,6 +139,7 @@ def place(
         sequences=target.sequences,
         flash_attention=target.flash_attention,
         pipeline=target.pipeline,
+        draft=target.draft,
         tensor_split=tuple(counts),
         cards=tuple(plans),
         host_bytes=host_bytes(tensors, types),

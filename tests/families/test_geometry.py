@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,13 +16,20 @@ from test_nemotron_h import with_prediction_head
 
 from quantkit.errors import InputError
 from quantkit.families.checkpoint import open_checkpoint
-from quantkit.families.geometry import ModelGeometry, geometry_of
+from quantkit.families.geometry import (
+    _CHAINS_PREDICTIONS,
+    _PREDICTS,
+    _ROLLS_BACK,
+    ModelGeometry,
+    geometry_of,
+)
 from quantkit.native.llama import Context, Model
 from quantkit.native.settings import ContextSettings, DeviceSettings
 from quantkit.recipe import ConvertRecipe
 from quantkit.stages.convert import convert
 from quantkit.values import Metadata, MetaScalar, MetaValue
 
+LLAMA_CPP = Path(os.environ.get("QUANTKIT_LLAMA_CPP", "") or "/nonexistent")
 MIB = 1 << 20
 CONTEXT = 65536
 SEQUENCES = 64
@@ -164,6 +172,46 @@ def test_prediction_layers_come_last_and_keep_nothing() -> None:
     mixed = geometry_of(_metadata("qwen35", nextn_predict_layers=1, **MAMBA | SECOND)).layers
     assert [layer.key_elements for layer in mixed] == [0, 32, 0, 0]
     assert [layer.recurrent_elements > 0 for layer in mixed] == [True, False, True, False]
+
+
+def test_prediction_layers_keep_keys_and_values_in_a_context_of_their_own() -> None:
+    geometry = geometry_of(_metadata("qwen35", nextn_predict_layers=1, **MAMBA | SECOND))
+    (head,) = geometry.prediction
+    assert (head.key_elements, head.value_elements, head.recurrent_elements) == (32, 32, 0)
+    assert geometry.predicts
+    assert not geometry_of(_metadata("qwen3moe", nextn_predict_layers=1)).predicts
+    assert not geometry_of(_metadata("qwen35", **MAMBA | SECOND)).prediction
+    two = geometry_of(_metadata("qwen35", nextn_predict_layers=2, **MAMBA | SECOND))
+    assert len(two.prediction) == 2
+    assert not two.predicts
+    assert geometry_of(_metadata("step35", nextn_predict_layers=2)).predicts
+
+
+def test_snapshots_are_of_the_recurrent_state() -> None:
+    recurrent, attention, *_ = geometry_of(_metadata("qwen35", **MAMBA | SECOND)).layers
+    state = recurrent.context_bytes(256, "f16", 2)
+    assert state == 2 * 4 * recurrent.recurrent_elements > 0
+    assert recurrent.context_bytes(256, "f16", 2, snapshots=3) == 4 * state
+    kept = attention.context_bytes(256, "f16")
+    assert attention.context_bytes(256, "f16", 2, snapshots=3) == kept > 0
+
+
+def test_who_rolls_back_and_predicts_is_what_llama_cpp_says() -> None:
+    """The lists, against its source."""
+    if not (LLAMA_CPP / "src" / "llama-arch.cpp").is_file():
+        pytest.skip("needs QUANTKIT_LLAMA_CPP: make oracle")
+    source = (LLAMA_CPP / "src" / "llama-arch.cpp").read_text()
+    names = dict(re.findall(r"\{ (LLM_ARCH_\w+),\s+\"([^\"]+)\"", source))
+    body = source[source.index("bool llm_arch_supports_rs_rollback") :].split("return true")[0]
+    assert {names[arch] for arch in re.findall(r"case (LLM_ARCH_\w+):", body)} == _ROLLS_BACK
+    files = (LLAMA_CPP / "src" / "models").glob("*.cpp")
+    texts = {re.sub("[-_]", "", path.stem): path.read_text() for path in files}
+    predicts = {name for name, text in texts.items() if "DECODER_MTP" in text}
+    one = {name for name in predicts if "n_layer_nextn == 1 &&" in texts[name]}
+    assert {re.sub("[-_]", "", name) for name in _PREDICTS} == predicts
+    assert {re.sub("[-_]", "", name) for name in _CHAINS_PREDICTIONS} == {
+        name for name in predicts - one if "nextn_layer_offset" in texts[name]
+    }
 
 
 def test_a_prediction_head_in_a_file_of_its_own_is_a_model() -> None:

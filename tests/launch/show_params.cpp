@@ -2,6 +2,7 @@
 //   show_params server|cli ARGUMENT…
 #include "arg.h"
 #include "common.h"
+#include "speculative.h"
 
 #include <cstdio>
 #include <cstring>
@@ -34,6 +35,19 @@ int main(int argc, char ** argv) {
     text("model", params.model.path);
     number("n_gpu_layers", params.n_gpu_layers);
     number("split_mode", params.split_mode);
+    printf("\"spec_types\": [");
+    bool first = true;
+    for (const auto type : params.speculative.types) {
+        if (type != COMMON_SPECULATIVE_TYPE_NONE) {
+            printf(first ? "" : ", ");
+            quoted(common_speculative_type_to_str(type));
+            first = false;
+        }
+    }
+    printf("], ");
+    number("spec_n_max", params.speculative.draft.n_max);
+    text("draft_cache_type_k", ggml_type_name(params.speculative.draft.cache_type_k));
+    text("draft_cache_type_v", ggml_type_name(params.speculative.draft.cache_type_v));
     printf("\"tensor_split\": [");
     for (int i = 0; i < 15; ++i) {
         printf("%g, ", params.tensor_split[i]);

@@ -67,6 +67,13 @@ def test_the_flagship() -> None:
         "LLAMA_ARG_SPLIT_MODE": "layer",
         "LLAMA_ARG_TENSOR_SPLIT": "23,22,22,22",
     }
+    drafts = dataclasses.replace(FLAGSHIP, drafted_tokens=3)
+    assert server_environment(drafts).items() - server_environment(FLAGSHIP).items() == {
+        ("LLAMA_ARG_SPEC_TYPE", "draft-mtp"),
+        ("LLAMA_ARG_SPEC_DRAFT_N_MAX", "3"),
+        ("LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_K", "f16"),
+        ("LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_V", "f16"),
+    }
     for name, value in server_environment(FLAGSHIP).items():
         assert comment(text, f"{name}=") == f"{name}={value}"
 

@@ -8,7 +8,15 @@ from pathlib import Path
 
 import flagship
 import pytest
-from checkpoints import LLAMA, write_llama, write_nemotron
+from checkpoints import (
+    LLAMA,
+    NEMOTRON,
+    nemotron_arrays,
+    with_prediction_head,
+    write_checkpoint,
+    write_llama,
+    write_nemotron,
+)
 
 from quantkit.asked_memory import even_counts
 from quantkit.errors import EnvironmentFault, InputError
@@ -24,6 +32,7 @@ from quantkit.native.memory import (
     ask_memory,
     ask_of_files,
 )
+from quantkit.quant_types import BY_NAME
 from quantkit.recipe import ConvertRecipe
 from quantkit.stages.convert import convert
 from quantkit.values import Metadata, MetaValue, TensorInfo
@@ -63,6 +72,16 @@ def small_shape(
     return Shape(source.metadata, source.tensors, Devices(kind, (GIB,) * cards), split, uses)
 
 
+def predicting_shape(folder: Path, kind: memory.DeviceKind, *uses: Use, cards: int = 1) -> Shape:
+    """A small hybrid with a prediction head."""
+    arrays = with_prediction_head(nemotron_arrays(NEMOTRON))
+    config = NEMOTRON | {"num_nextn_predict_layers": 1}
+    path = write_checkpoint(folder / "predicting", config, arrays)
+    source = open_checkpoint(path, keep_prediction=True)
+    split = even_counts(len(geometry_of(source.metadata).layers) + 1, cards)
+    return Shape(source.metadata, source.tensors, Devices(kind, (GIB,) * cards), split, uses)
+
+
 def in_mib(found: Breakdown) -> list[tuple[float, float, float]]:
     return [
         (round(d.weights / MIB, 2), round(d.context / MIB, 2), round(d.compute / MIB, 2))
@@ -93,6 +112,20 @@ def test_stand_ins_say_what_rpc_servers_say(
     (here,) = ask_memory([flagship_shape("plain", split, *USES)])
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", tools)
     (there,) = ask_memory([flagship_shape("rpc", split, *USES)])
+    assert here == there
+
+
+@pytest.mark.slow
+def test_rpc_servers_say_the_same_where_prediction_layers_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = os.environ.get("QUANTKIT_LLAMA_TOOLS")
+    if not tools or not (Path(tools) / "libggml-rpc.so").exists():
+        pytest.skip("llama.cpp with RPC is not built; 'make slow' builds it")
+    uses = [Use(65_536, kv, 512, 2, drafted_tokens=3) for kv in ("f16", "bf16")]
+    (here,) = ask_memory([predicting_shape(tmp_path, "plain", *uses, cards=2)])
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", tools)
+    (there,) = ask_memory([predicting_shape(tmp_path, "rpc", *uses, cards=2)])
     assert here == there
 
 
@@ -154,6 +187,39 @@ def test_each_sequence_keeps_a_state_of_its_own(tmp_path: Path) -> None:
     layers = geometry_of(open_checkpoint(tmp_path / "nemotron").metadata).layers
     kv = sum(layer.context_bytes(1024, "f16", 0) for layer in layers)
     assert three - kv == pytest.approx(3 * (one - kv), rel=0.01)
+
+
+def test_prediction_layers_draft_in_a_context_of_their_own(tmp_path: Path) -> None:
+    """Loaded only if they do; the state is then kept once more for each drafted token."""
+    uses = tuple(Use(65_536, "f16", 64, 8, drafted_tokens=drafted) for drafted in (0, 1, 3))
+    shape = predicting_shape(tmp_path, "plain", *uses)
+    ((none, one, three),) = ask_memory([shape])
+    geometry = geometry_of(shape.metadata)
+    (head,) = geometry.prediction
+    cache = head.context_bytes(65_536, "f16")
+    assert cache == 65_536 * 2 * (head.key_elements + head.value_elements) > 0
+    states = sum(4 * 8 * layer.recurrent_elements for layer in geometry.layers)
+    assert none.cards[0].context == sum(
+        layer.context_bytes(65_536, "f16", 8) for layer in geometry.layers
+    )
+    assert one.cards[0].context - none.cards[0].context == cache + states
+    assert three.cards[0].context - one.cards[0].context == 2 * states
+    own = [i for i in shape.tensors if i.name.startswith("blk.4.")]
+    weights = sum(memory_bytes(info) for info in own)
+    assert one.cards[0].weights - none.cards[0].weights == weights > 0
+    assert three.cards[0].weights == one.cards[0].weights
+    mask = 2 * 65_536 * 64
+    for with_head in (one, three):
+        assert with_head.cards[0].compute - none.cards[0].compute == pytest.approx(mask, rel=0.2)
+
+
+def memory_bytes(info: TensorInfo) -> int:
+    return -(-BY_NAME[info.type_name].size_bytes(info.elements) // 32) * 32
+
+
+def test_models_without_prediction_layers_have_no_context_for_them(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a context of the prediction layers \(MTP\).*MTP layers"):
+        ask_memory([small_shape(tmp_path, "cuda", Use(1024, "f16", 64, drafted_tokens=3))])
 
 
 def test_a_cut_without_layers_takes_nothing_of_its_card(tmp_path: Path) -> None:
@@ -231,3 +297,10 @@ def test_without_pipeline_the_mask_is_held_once(tmp_path: Path) -> None:
         assert card.compute == pytest.approx(4 * 2 * tokens * batch, rel=0.05)
         assert other.compute == pytest.approx(2 * tokens * batch, rel=0.05)
         assert (card.weights, card.context) == (other.weights, other.context)
+
+
+def test_cards_without_layers_are_no_pipeline_stages(tmp_path: Path) -> None:
+    use = Use(1 << 20, "f16", 64)
+    one, two = small_shape(tmp_path, "cuda", use), small_shape(tmp_path, "cuda", use, cards=2)
+    (alone,), (beside,) = ask_memory([one, replace(two, tensor_split=(0, sum(two.tensor_split)))])
+    assert beside.cards == (memory.DeviceMemory(0, 0, 0), alone.cards[0])

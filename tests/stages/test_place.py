@@ -122,7 +122,8 @@ def test_in_order_fills_a_card_before_the_next_gets_layers() -> None:
     spread = Target(name="t", cards=cards, context_tokens=131072)
     found = placed(spread.changed(layers="in_order"))
     assert found.fits
-    assert found.tensor_split[2] < found.tensor_split[1] and found.tensor_split[3] == 0
+    assert found.tensor_split[2] < found.tensor_split[1]
+    assert found.tensor_split[3] == 0
     assert min(placed(spread).tensor_split) > 20
     first = found.cards[0]
     assert first.free_bytes < max(first.weights_bytes // first.layers, 1) * 4
