@@ -111,7 +111,10 @@ def even_counts(layers: int, cards: int) -> tuple[int, ...]:
 
 
 def buffers_of(answer: Breakdown, counts: Sequence[int]) -> ComputeBuffers:
-    """The compute buffers, whatever the cut: of cards without the output the largest.
+    """The compute buffers, for cuts near an even one: of cards without the output the largest.
+
+    Where only the output's card attends, the mask is counted with the output; another cut is mended
+    when it is asked for exactly.
 
     Args:
         counts: layers of each card, the output being the last.
@@ -138,8 +141,9 @@ def shape_of(
 class ContextLadder:
     """Compute buffers of a way of running at some contexts, and what lies between them.
 
-    A buffer is the largest of several sums that grow linearly with the context, so it is convex:
-    between two rungs it is never more than the straight line between them.
+    A buffer is about the largest of several sums that grow linearly with the context, so between
+    two rungs it is seldom more than the straight line between them. ggml's allocator packs as it
+    goes, which on one card can be a tenth off: what is found so is to be asked for again.
 
     Attributes:
         rungs: (tokens, buffers), at least one, in the order of tokens.
@@ -150,7 +154,7 @@ class ContextLadder:
     rungs: tuple[tuple[int, ComputeBuffers], ...]
 
     def memory(self, tokens: int) -> CardMemory:
-        """The memory at a context between the first rung and the last, never too little."""
+        """The memory at a context between the first rung and the last."""
         changed = self.target.changed(context_tokens=tokens)
         ends = [at for at, _ in self.rungs]
         upper = min(bisect.bisect_left(ends, tokens), len(ends) - 1)

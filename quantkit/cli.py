@@ -213,7 +213,8 @@ def plan(
         "pipeline": False if no_pipeline else None,
         "draft": draft,
     }
-    where = where_of(on) if verify else None
+    chosen = where_of(on)
+    where = chosen if verify else None
     asked = Asked(
         target, model, recipe, levels, types, changes, where, what_if or picture is not None,
         picture, launch, as_json,

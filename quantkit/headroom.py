@@ -47,7 +47,7 @@ def longest_context(
         tokens = _longest_within(model, types, ladder)
         if tokens is None or any(buffers.estimated for _, buffers in ladder.rungs):
             return tokens
-        # Between rungs the ladder has a little too much: with rungs here it has not.
+        # Between rungs the ladder is some percent off: with rungs here it is exact here.
         finer = _with_rungs(model, ladder, tokens, tokens + CONTEXT_STEP)
         if finer == ladder or _longest_within(model, types, finer) == tokens:
             return _confirmed(model, types, finer, tokens)

@@ -12,7 +12,7 @@ from quantkit.card_memory import CardMemory
 from quantkit.errors import DoesNotFitError, QuantkitError
 from quantkit.families.geometry import ModelGeometry
 from quantkit.fitting import exact_shape, fit, fit_exactly, place_exactly
-from quantkit.headroom import Largest, largest_exactly, longest_context, ways_out
+from quantkit.headroom import Largest, largest_level, longest_context, ways_out
 from quantkit.launch.settings import Launch
 from quantkit.native.memory import ask_memory
 from quantkit.native.presets import Fallback
@@ -20,7 +20,7 @@ from quantkit.planned_launch import launch_of
 from quantkit.planned_model import PlannedModel
 from quantkit.planning import NOMINAL_GAP, nominal_costs, plan_levels
 from quantkit.recipe import Recipe
-from quantkit.stages.place import Placement, check_fits, place
+from quantkit.stages.place import Placement, check_fits
 from quantkit.stages.quantize import artifact_bytes, artifact_names
 from quantkit.target import Target
 from quantkit.type_rules import Costs
@@ -183,41 +183,41 @@ def headroom(sheet: Sheet, entry: Entry, costs: Costs) -> Headroom:
         InputError: llama.cpp refuses the model.
     """
     target, model = sheet.target, entry.model
-    largest = largest_exactly(model, costs, target, sheet.memory)
+    largest = largest_level(model, costs, target, sheet.memory)
     longest = sheet.geometry.trained_context_tokens
-    variants = _variants(target, longest)
-    (at_longest, *batched), _ = asked_memories(
-        model.metadata, model.tensors, model.geometry, variants
+    (at_longest,), _ = asked_memories(
+        model.metadata, model.tensors, model.geometry, [target.changed(context_tokens=longest)]
     )
-    batches = [variant.ubatch_tokens for variant in variants[1:]]
     rungs = sorted({sheet.memory.context_tokens: sheet.memory, longest: at_longest}.items())
     ladder = ContextLadder(
         sheet.geometry, target, tuple((tokens, memory.compute) for tokens, memory in rungs)
     )
     tokens = longest_context(model, entry.types, ladder)
-    fitting = [
-        n
-        for n, memory in zip(batches, batched, strict=True)
-        if place(model.tensors, entry.types, memory, target).fits
-    ]
     longer = tokens is not None and tokens > sheet.memory.context_tokens
-    return Headroom(largest, tokens if longer else None, max(fitting, default=None))
+    return Headroom(largest, tokens if longer else None, _largest_batch(target, entry))
+
+
+def _largest_batch(target: Target, entry: Entry) -> int | None:
+    """The largest of LARGER_BATCHES for which there is room; None: no larger one than now."""
+    found, model = None, entry.model
+    for larger in _larger_batches(target):
+        (memory,), _ = asked_memories(model.metadata, model.tensors, model.geometry, [larger])
+        if not place_exactly(model, entry.types, larger, memory).fits:
+            break
+        found = larger.ubatch_tokens
+    return found
+
+
+def _larger_batches(target: Target) -> list[Target]:
+    return [target.changed(ubatch_tokens=n) for n in LARGER_BATCHES if n > target.ubatch_tokens]
 
 
 def _memory(model: PlannedModel, target: Target) -> tuple[CardMemory, list[str]]:
-    """The target's memory for the model; its variants are asked for at once, for `headroom`."""
-    variants = _variants(target, model.geometry.trained_context_tokens)
-    (memory, *_), why = asked_memories(
-        model.metadata, model.tensors, model.geometry, [target, *variants]
-    )
+    """The target's memory for the model; what `headroom` asks first is asked for at once."""
+    longest = target.changed(context_tokens=model.geometry.trained_context_tokens)
+    asked = [target, longest, *_larger_batches(target)[:1]]
+    (memory, *_), why = asked_memories(model.metadata, model.tensors, model.geometry, asked)
     return memory, [why] if why else []
-
-
-def _variants(target: Target, longest: int) -> list[Target]:
-    """The target with the longest context, and with each larger batch."""
-    batches = [n for n in LARGER_BATCHES if n > target.ubatch_tokens]
-    larger = [target.changed(ubatch_tokens=n) for n in batches]
-    return [target.changed(context_tokens=longest), *larger]
 
 
 def _entry(

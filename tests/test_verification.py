@@ -143,11 +143,12 @@ def test_a_wrong_plan_does_not_agree() -> None:
 
 
 def test_tolerances() -> None:
-    assert Compared(0, "weights", 1000, 1001).agrees
-    assert not Compared(0, "weights", 998, 1000).agrees
-    assert Compared(0, "compute", 1049, 1000).agrees
-    assert not Compared(0, "compute", 1051, 1000).agrees
-    assert Compared(0, "context", 0, 0).agrees
+    assert Compared(0, "weights", 1000 * GIB, 1001 * GIB).agrees
+    assert not Compared(0, "weights", 998 * GIB, 1000 * GIB).agrees
+    assert Compared(0, "compute", 1049 * GIB, 1000 * GIB).agrees
+    assert not Compared(0, "compute", 1051 * GIB, 1000 * GIB).agrees
+    assert Compared(0, "context", 0, 1 << 20).agrees
+    assert not Compared(0, "context", 0, (1 << 20) + 1).agrees
     assert Verification("rpc", [], fits=True, host=0).agrees
 
 

@@ -14,8 +14,6 @@ from quantkit.errors import GateError, InputError
 from quantkit.sizes import MIB, bytes_text, gb_text, gib_text, tokens_text, unit_of
 
 if TYPE_CHECKING:
-    from quantkit.families.checkpoint import OnShape
-    from quantkit.formats.source import TensorSource
     from quantkit.models import ModelChoice
     from quantkit.plan_sheet import Entry, Headroom, Sheet
     from quantkit.planned_model import PlannedModel
@@ -61,6 +59,7 @@ def plan(asked: Asked) -> None:
     Raises:
         GateError: llama.cpp says something else than the plan.
     """
+    from quantkit.commands.opening import open_shapes
     from quantkit.models import choose_model
     from quantkit.plan_sheet import ask_early, with_context
     from quantkit.planned_model import PlannedModel
@@ -79,7 +78,7 @@ def plan(asked: Asked) -> None:
     console = Console(quiet=asked.as_json)
     keep_prediction = recipe.convert.mtp == "keep"
     with ThreadPoolExecutor(1) as pool:  # llama.cpp answers while the tokenizer is read
-        source = _open(
+        source = open_shapes(
             choice,
             console,
             lambda metadata, tensors: pool.submit(ask_early, metadata, tensors, target),
@@ -136,21 +135,6 @@ def _check_outputs(asked: Asked) -> None:
         there = next(path for path in (launch, *launch.parents) if path.exists())
         if not there.is_dir():
             raise InputError(f"--launch {launch}: {there} is a file; name a folder")
-
-
-def _open(
-    choice: ModelChoice, console: Console, on_shape: OnShape, *, keep_prediction: bool
-) -> TensorSource:
-    from quantkit.models import open_headers, open_source
-
-    if choice.kind != "repository":
-        return open_source(choice, keep_prediction=keep_prediction, on_shape=on_shape)
-    from quantkit.hub import Hub
-
-    with console.stage("headers") as progress:
-        return open_headers(
-            choice, Hub, progress, keep_prediction=keep_prediction, on_shape=on_shape
-        )
 
 
 def _planned(

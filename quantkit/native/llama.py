@@ -40,6 +40,11 @@ def start_backend() -> None:
     llama_cpp.llama_backend_init()
 
 
+def forget_log() -> None:
+    """What was logged until now is of no matter to what follows."""
+    _recent_log.clear()
+
+
 def why() -> str:
     return "; ".join(_recent_log) or "no reason in its log"
 

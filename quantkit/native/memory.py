@@ -258,6 +258,7 @@ def _model(
     shares = [0.0] * llama_cpp.llama_max_devices()
     shares[: len(question.tensor_split)] = question.tensor_split
     params.tensor_split = (ctypes.c_float * len(shares))(*shares)
+    llama.forget_log()
     if not pipeline:
         # llama.cpp does not pipeline where tensors are overridden, be it none (llama-context.cpp)
         pairs = (ctypes.c_void_p * 4)(
