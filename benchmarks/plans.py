@@ -40,9 +40,10 @@ def plan_lines(folder: Path) -> list[str]:
         f"Planning 71 GiB of the flagship's shape for 4x3090, from a folder: {seconds:.1f} s, with "
         "the demo's tokenizer.",
         "",
-        f"The plan at {CONTEXT:,} tokens beside what llama.cpp takes on RPC servers in place of "
-        "the cards: the largest difference of any card. The last column is what flash attention's F16 "
-        "copies of a quantized KV cache add on CUDA, which servers on a CPU do not need.",
+        f"The plan at {CONTEXT:,} tokens beside what llama.cpp takes on RPC servers in place "
+        "of the cards: the largest difference of any card. The last column is what flash "
+        "attention's F16 copies of a quantized KV cache add on CUDA, which servers on a CPU do "
+        "not need.",
         "",
         "| cards | KV | batch | weights | context | compute | fullest card | CUDA needs more |",
         "|---|---|---|---|---|---|---|---|",
