@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from quantkit import build_stages as stages
 from quantkit import fitting, planning
 from quantkit.build_context import BuildContext, Job
@@ -110,7 +112,10 @@ def _preflight_repository(context: BuildContext) -> None:
     # What an earlier build left counts for nothing: it goes only when its successor is whole.
     check_space(needed, found.free_bytes, job.out)
     with context.pipeline.console.stage("headers") as progress:
-        source = open_headers(context.choice, lambda: context.hub, progress, keep_prediction=keep)
+        # the commit that will be downloaded, and no other
+        commit = f"{remote.listing.repository}@{remote.listing.commit}"
+        pinned = replace(context.choice, repository=commit)
+        source = open_headers(pinned, lambda: context.hub, progress, keep_prediction=keep)
     model = PlannedModel.of(context.choice.name, source.metadata, source.tensors)
     memory, _ = fitting.memory_of(model, job.target)
     planning.plan_levels(job.recipe, job.target, model, memory)

@@ -178,7 +178,8 @@ def estimated_buffers(geometry: ModelGeometry, target: Target) -> ComputeBuffers
         widest = max(widest, 3 * hidden + max(copied, default=0))
     elif not target.flash_attention and attention:
         widest = max(widest, 4 * tokens * batch * geometry.attention_heads)
-    logits = 4 * batch * geometry.vocabulary
+    outputs = min(batch, target.sequences * (1 + drafted_tokens(target)))
+    logits = 4 * outputs * geometry.vocabulary
     head = copies * (mask + 2 * hidden) if target.draft == "mtp" else 0
     scores = 0 if target.flash_attention else 4 * tokens * batch * geometry.attention_heads
     drafting = head + max(4 * hidden, scores) if head else 0

@@ -15,7 +15,7 @@ from quantkit.stages.quantize import artifact_bytes, overhead_bytes
 from quantkit.target import Target
 from quantkit.type_rules import Costs, smallest_types
 
-ATTEMPTS = 3
+ATTEMPTS = 8
 """At a cut whose compute buffers are no larger than was thought."""
 
 

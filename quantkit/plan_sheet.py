@@ -8,7 +8,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from quantkit.asked_memory import ContextLadder, asked_memories
-from quantkit.card_memory import CardMemory
+from quantkit.card_memory import HOST, CardMemory, layers_of, padded_bytes
 from quantkit.errors import DoesNotFitError, QuantkitError
 from quantkit.families.geometry import ModelGeometry
 from quantkit.fitting import exact_shape, fit, fit_exactly, place_exactly
@@ -240,8 +240,15 @@ def _sheet(
     entries: Sequence[Entry],
     notes: Sequence[str],
 ) -> Sheet:
-    host = max((entry.placement.host_bytes for entry in entries), default=0)
+    host = max((_off_cards(entry, memory) for entry in entries), default=0)
     return Sheet(target, model.geometry, memory, memory.weights_room + host, entries, notes)
+
+
+def _off_cards(entry: Entry, memory: CardMemory) -> int:
+    """Bytes of the artifact's weights that lie on no card."""
+    tensors = entry.model.tensors
+    at = layers_of(tensors, len(memory.context), memory.unloaded)
+    return sum(padded_bytes(i, entry.types[i.name]) for i in tensors if at[i.name] == HOST)
 
 
 def _ask_together(

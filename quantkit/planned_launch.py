@@ -29,6 +29,7 @@ def launch_of(
         architecture=model.geometry.architecture,
         cards=tuple(card.name for card in placement.cards),
         tensor_split=placement.tensor_split,
+        devices=placement.devices,
         context_tokens=placement.context_tokens,
         trained_context_tokens=placement.trained_context_tokens,
         gguf_context_tokens=gguf_context_tokens or placement.trained_context_tokens,

@@ -6,7 +6,7 @@ import math
 
 from quantkit.card_memory import HOST, CardMemory, layers_of, padded_bytes
 from quantkit.errors import DoesNotFitError, InputError
-from quantkit.fitting import target_budget
+from quantkit.fitting import place_exactly, target_budget
 from quantkit.levels import LevelRecipe
 from quantkit.measurement.candidates import admissible, is_quantizable
 from quantkit.native.presets import StockTypes, ask_preset
@@ -76,7 +76,14 @@ def plan_levels(
             _check_reachable(level, model, costs, wanted)
         types = smallest_types(model.tensors, costs, level) if stock is None else stock.types
         try:
-            check_fits(place(model.tensors, types, memory, target), target)
+            # a preset's types are what they are: its own cut decides, and not after hours
+            exact = stock is not None
+            placed = (
+                place_exactly(model, types, target, memory)
+                if exact
+                else place(model.tensors, types, memory, target)
+            )
+            check_fits(placed, target)
         except DoesNotFitError as error:
             form = "" if stock else " in its smallest types"
             left_out.append(f"level {level.name}{form} {error}")

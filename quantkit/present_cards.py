@@ -32,7 +32,7 @@ cuBLAS; ggml's pools."""
 MOST_MULTIPROCESSORS = 192
 """Of a card whose driver does not tell: a whole GB202 has these, and no card has more."""
 RESERVE_STEP = GIB // 8
-"""Reserves are rounded up to this, so that a few MiB more of a desktop change no plan."""
+"""Reserves are rounded up to this, so that most small changes of a desktop change no plan."""
 SHARED_MEMORY = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0), (12, 1)})
 """Compute capabilities of the chips that use the processor's memory: Jetson, Drive, GB10."""
 CONTEXTS = ((20, 32_768), (40, 131_072), (90, 262_144))
@@ -70,8 +70,14 @@ def present_target(nvml: NVML | None = None, environment: Mapping[str, str] = os
         name=_label(cards),
         description="The cards of this machine: " + ", ".join(map(_described, cards)),
         cards=tuple(_grouped(specs)),
+        devices=tuple(_device(card, every) for card in cards),
         context_tokens=next((n for gib, n in CONTEXTS if total < gib), LONGEST_CONTEXT),
     )
+
+
+def _device(card: Card, every: Sequence[Card]) -> str:
+    """What CUDA_VISIBLE_DEVICES calls it: its number, or of an instance (MIG) its UUID."""
+    return str(card.index) if card in every else card.uuid
 
 
 def _check_selection(

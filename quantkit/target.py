@@ -47,6 +47,7 @@ class Target(Strict):
             are held once and not four times.
         draft: "mtp" lets the model's own prediction layers draft tokens (llama-server's
             `--spec-type draft-mtp`), which takes a second context, with an F16 cache.
+        devices: each card's number in nvidia-smi, or its UUID; none: 0, 1, … as they are listed.
         layers: "balanced" leaves the fullest card the most room; "in_order" fills the cards one
             after another, so that the last ones stay free.
     """
@@ -61,8 +62,18 @@ class Target(Strict):
     flash_attention: bool = True
     pipeline: bool = True
     draft: Draft = "none"
+    devices: tuple[str, ...] = ()
     layers: Literal["balanced", "in_order"] = "balanced"
     weight_budget_gib: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _a_device_for_each_card(self) -> Target:
+        if self.devices and len(self.devices) != len(self.each_card):
+            raise ValueError(
+                f"{len(self.devices)} devices are named for {len(self.each_card)} cards: name each "
+                "one, or none"
+            )
+        return self
 
     @model_validator(mode="after")
     def _quantized_kv_needs_flash_attention(self) -> Target:

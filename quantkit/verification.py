@@ -10,6 +10,7 @@ from typing import Literal
 from quantkit.asked_memory import shape_of, use_of
 from quantkit.errors import InputError
 from quantkit.machine import nvidia_cards
+from quantkit.native.child import run_isolated
 from quantkit.native.memory import (
     Breakdown,
     DeviceKind,
@@ -84,10 +85,12 @@ def where_of(word: str) -> Where:
 
 
 def chosen_devices(where: Where, cards: int) -> Where:
-    """`auto` as what it means here: this machine's cards, where there are as many as planned."""
+    """`auto` as what it means here: this machine's cards, where llama.cpp sees as many."""
     if where != "auto":
         return where
-    return "present" if cards and len(nvidia_cards()) == cards else "stand-ins"
+    here = bool(cards) and len(nvidia_cards()) == cards
+    seen = here and run_isolated("quantkit.native.devices:offloads_in_child", {})
+    return "present" if seen else "stand-ins"
 
 
 def verify(entry: Entry, target: Target, where: Where, file: Path | None = None) -> Verification:

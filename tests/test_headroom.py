@@ -225,9 +225,9 @@ def test_the_flagship_s_largest_level_at_each_context() -> None:
 
 
 def roomy(model: PlannedModel, costs: Costs, parts: tuple[int, ...]) -> Target:
-    """The smallest cards in these parts that hold a half more than the model's smallest form."""
+    """The smallest cards in these parts that hold twice the model's smallest form."""
     smallest = smallest_types(model.tensors, costs, LARGEST)
-    wanted = 1.5 * artifact_bytes(model.stem, model.metadata, model.tensors, smallest)
+    wanted = 2 * artifact_bytes(model.stem, model.metadata, model.tensors, smallest)
     one = target(*parts, context=4096, ubatch_tokens=8)
     (asked,), _ = asked_memories(model.metadata, model.tensors, model.geometry, [one])
     for step in range(1, 400):

@@ -153,6 +153,12 @@ def test_without_cards_the_way_out_is_named(nvml: FakeNVML, words: str) -> None:
         present_target(nvml, {})
 
 
+def test_the_chosen_cards_are_named_for_the_launch() -> None:
+    nvml = FakeNVML(*(rtx_3090(place) for place in (1, 2, 3)))
+    assert present_target(nvml, {}).devices == ("0", "1", "2")
+    assert present_target(nvml, {"CUDA_VISIBLE_DEVICES": "2,0"}).devices == ("2", "0")
+
+
 def test_load_target_knows_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", FakeNVML(rtx_3090(1), rtx_3090(2)))

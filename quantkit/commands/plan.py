@@ -117,8 +117,8 @@ def plan(asked: Asked) -> None:
         console.json(facts)
     if not agree:
         raise GateError(
-            "llama.cpp says something else than the plan, see above: do not rely on the plan, and "
-            "report the model's configuration"
+            "llama.cpp takes something else than was planned, or more than the cards have, see "
+            "above: do not rely on the plan, and report the model's configuration"
         )
 
 

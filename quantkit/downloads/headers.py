@@ -77,12 +77,17 @@ class RemoteHeaders:
         """Every safetensors file of the checkpoint.
 
         Raises:
-            InputError: a header was changed since it came.
+            InputError: a header was changed since it came, or removed.
         """
         origin = f"{self.repository}@{self.commit}"
         advice = f"delete {self.folder}, and it is fetched again"
         for name, size in self.shard_bytes.items():
-            start = (self.folder / _header_name(name)).read_bytes()
+            try:
+                start = (self.folder / _header_name(name)).read_bytes()
+            except OSError as error:
+                raise InputError(
+                    f"a header of {origin} cannot be read: {error.strerror}; run the command again"
+                ) from None
             yield SafetensorsHeader(name, start, size, origin, advice)
 
 
@@ -167,6 +172,9 @@ def _fetch(
     hub: Hub, repository: str, commit: str, place: Path, progress: Progress
 ) -> RemoteHeaders:
     with resumable(place / f"{commit}.partial", {"commit": commit}) as work:
+        known = _kept(place, commit)  # another run may have ended before the lock was ours
+        if known is not None:
+            return known
         folder = work / "whole"
         remote = look_up(hub, repository, commit, folder / _CHECKPOINT, progress)
         files = [file for file in remote.files if _is_read(file)]

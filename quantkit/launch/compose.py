@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from quantkit.launch.llama_cpp import PORT, server_arguments, summary
@@ -14,7 +15,9 @@ _HEADER = """\
 #   docker compose up -d        serves on 127.0.0.1:{port}; PORT=9000 chooses another
 #
 # The file lies beside the model; MODELS_DIR is another folder with it. For other cards than these,
-# change device_ids; the order counts. It needs the NVIDIA Container Toolkit.
+# change device_ids and CUDA_VISIBLE_DEVICES, which counts from 0 inside the container, in
+# nvidia-smi's order. It needs the NVIDIA Container Toolkit. `docker compose pull` first: an older
+# image may not know the model.
 """
 
 
@@ -25,14 +28,17 @@ def compose_file(launch: Launch) -> str:
     arguments = server_arguments(launch, f"/models/{launch.model_file}")
     gpus = {
         "driver": "nvidia",
-        "device_ids": [str(index) for index in launch.used_cards],
+        "device_ids": list(launch.shown_devices),
         "capabilities": ["gpu"],
     }
     service: dict[str, Any] = {
         "image": IMAGE,
         # inside the container all interfaces; the port below is bound to this machine
         "command": [_plain(a) for a in (*arguments, "--host", "0.0.0.0", "--port", str(PORT))],
-        "environment": {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        "environment": {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": _inside(launch.shown_devices),
+        },
         "ports": [f"127.0.0.1:${{PORT:-{PORT}}}:{PORT}"],
         "volumes": [
             {
@@ -60,6 +66,14 @@ def compose_file(launch: Launch) -> str:
     comments = "".join(f"# {line}\n" for line in summary(launch))
     body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000)
     return comments + _HEADER.format(port=PORT) + body
+
+
+def _inside(devices: Sequence[str]) -> str:
+    """The same cards in the same order, as a container that has only them numbers them."""
+    if not all(device.isdecimal() for device in devices):
+        return ",".join(devices)  # UUIDs are the same everywhere
+    ranks = sorted(map(int, devices))
+    return ",".join(str(ranks.index(int(device))) for device in devices)
 
 
 def _plain(text: str) -> str:

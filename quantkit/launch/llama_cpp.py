@@ -63,23 +63,24 @@ def environment(launch: Launch) -> dict[str, str]:
     """Which cards CUDA shows, in which order: `-ts` goes by position."""
     return {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
-        "CUDA_VISIBLE_DEVICES": ",".join(map(str, launch.used_cards)),
+        "CUDA_VISIBLE_DEVICES": ",".join(launch.shown_devices),
     }
 
 
 def server_command(launch: Launch, model_path: str | None = None) -> str:
-    """One line for a shell, with `environment()` when the plan leaves cards alone."""
+    """One line for a shell, with `environment()` where it matters which cards are shown."""
     return _command(launch, "llama-server", server_arguments(launch, model_path))
 
 
 def cli_command(launch: Launch, model_path: str | None = None) -> str:
-    """One line for a shell, with `environment()` when the plan leaves cards alone."""
+    """One line for a shell, with `environment()` where it matters which cards are shown."""
     return _command(launch, "llama-cli", cli_arguments(launch, model_path))
 
 
 def _command(launch: Launch, program: str, arguments: Sequence[str]) -> str:
     line = shlex.join((program, *arguments))
-    if len(launch.used_cards) == len(launch.cards):
+    all_alike = len(set(launch.cards)) == 1  # else CUDA's own order is another, by speed
+    if all_alike and launch.shown_devices == tuple(map(str, range(len(launch.cards)))):
         return line
     return " ".join([*(f"{name}={value}" for name, value in environment(launch).items()), line])
 
@@ -98,7 +99,7 @@ def cli_script(launch: Launch) -> str:
 def _script(launch: Launch, program: str, arguments: Sequence[str]) -> str:
     variable = program.upper().replace("-", "_")
     shown = environment(launch)
-    defaults = " ".join(f'"${{{name}:={value}}}"' for name, value in shown.items())
+    defaults = " ".join(f'"${{{name}={value}}}"' for name, value in shown.items())
     # "$folder" instead of a change of folder: paths in "$@" stay what they are for the caller
     lines = [f'-m "$folder"/{shlex.quote(launch.model_file)}', *_lines(arguments[2:])]
     return "\n".join(
@@ -134,7 +135,8 @@ def _lines(arguments: Sequence[str]) -> list[str]:
 
 def summary(launch: Launch) -> list[str]:
     """What is started, as comments say it."""
-    cards = ", ".join(f"{index} {launch.cards[index]}" for index in launch.used_cards)
+    names = zip(launch.shown_devices, launch.used_cards, strict=True)
+    cards = ", ".join(f"{device} {launch.cards[index]}" for device, index in names)
     sequences = "" if launch.sequences == 1 else f" shared by {launch.sequences} sequences"
     drafts = f", {launch.drafted_tokens} tokens drafted at a time" if launch.drafted_tokens else ""
     return [

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shlex
 
-from quantkit.launch.llama_cpp import ALL_LAYERS, DRAFT_TYPE, environment
+from quantkit.launch.llama_cpp import ALL_LAYERS, DRAFT_TYPE, NO_PIPELINE, environment
 from quantkit.launch.settings import Launch
 
 DOCUMENTED_KV_TYPES = ("f16", "q8_0", "q4_0")
@@ -48,6 +48,8 @@ def server_environment(launch: Launch) -> dict[str, str]:
         variables["OLLAMA_SCHED_SPREAD"] = "1"
         variables["LLAMA_ARG_SPLIT_MODE"] = "layer"
         variables["LLAMA_ARG_TENSOR_SPLIT"] = ",".join(map(str, launch.shares))
+        if not launch.pipeline:
+            variables["LLAMA_ARG_OVERRIDE_TENSOR"] = NO_PIPELINE
     return variables
 
 

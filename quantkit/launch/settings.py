@@ -28,6 +28,7 @@ class Launch:
         gguf_context_tokens: `{architecture}.context_length` as the file has it.
         batch_tokens: logical batch, llama.cpp's `-b`; ubatch_tokens is the physical one.
         sequences: that are served at once.
+        devices: each card's number in nvidia-smi, or its UUID; none: their numbers here.
         pipeline: cards work on different batches at once; otherwise they take less memory.
         drafted_tokens: that the model's own prediction layers (MTP) draft at a time; 0: none.
         draft_kv_type: of the KV cache of those layers.
@@ -51,6 +52,7 @@ class Launch:
     batch_tokens: int = 2048
     sequences: int = 1
     pipeline: bool = True
+    devices: tuple[str, ...] = ()
     drafted_tokens: int = 0
     draft_kv_type: str = "f16"
 
@@ -77,6 +79,13 @@ class Launch:
             raise ValueError(f"no plan has these numbers: {self}")
         if len(self.cards) != len(self.tensor_split) or not any(self.tensor_split):
             raise ValueError(f"no plan has these layers on cards: {self}")
+        if self.devices and len(self.devices) != len(self.cards):
+            raise ValueError(f"no plan has these devices for its cards: {self}")
+        for device in self.devices:
+            if not _WORD.fullmatch(device):
+                raise InputError(
+                    f"the device {device!r} is neither a number nor a UUID as nvidia-smi shows them"
+                )
         if min(self.tensor_split) < 0:
             raise ValueError(f"no plan has these layers on cards: {self}")
         if len(self.used_cards) > MAX_SPLIT_CARDS:
@@ -84,6 +93,12 @@ class Launch:
                 f"{len(self.used_cards)} cards hold layers, llama.cpp divides a model among at "
                 f"most {MAX_SPLIT_CARDS}; plan for fewer cards"
             )
+
+    @property
+    def shown_devices(self) -> tuple[str, ...]:
+        """What CUDA_VISIBLE_DEVICES calls the cards that hold a layer."""
+        names = self.devices or tuple(map(str, range(len(self.cards))))
+        return tuple(names[index] for index in self.used_cards)
 
     @property
     def used_cards(self) -> tuple[int, ...]:

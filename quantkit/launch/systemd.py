@@ -20,7 +20,9 @@ _UNIT = """\
 # The model lies in {folder}, readable for all; `systemctl edit` changes folder and program.
 [Unit]
 Description={name} (llama-server)
-After=network.target nvidia-persistenced.service
+# /dev/nvidia-uvm is allowed below only if its driver is there when the service starts.
+Wants=modprobe@nvidia.service modprobe@nvidia_uvm.service
+After=network.target modprobe@nvidia.service modprobe@nvidia_uvm.service nvidia-persistenced.service
 
 [Service]
 Type=exec
@@ -50,7 +52,7 @@ ProtectKernelTunables=yes
 ProtectProc=invisible
 # Only the cards. With PrivateDevices= they would be hidden.
 DevicePolicy=closed
-DeviceAllow=char-nvidia* rw
+DeviceAllow=char-nvidia* rwm
 IPAddressDeny=any
 IPAddressAllow=localhost
 RestrictAddressFamilies=AF_UNIX AF_INET AF_INET6

@@ -73,8 +73,8 @@ class Child:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
-        if kind is not None and not issubclass(kind, QuantkitError):
-            self.end()
+        if kind is not None:
+            self.end()  # it may be in the middle of a task whose messages nobody reads any more
         self.close()
 
     def call(self, task: str, arguments: dict[str, Any], on_message: Emit = lambda _m: None) -> Any:  # noqa: ANN401
@@ -125,7 +125,8 @@ def _receive(messages: BinaryIO, on_message: Emit) -> Any:  # noqa: ANN401
         on_message(payload)
 
 
-def _die_with_parent(parent: int) -> None:
+def die_with_parent(parent: int) -> None:
+    """Have this process killed when the one with this id ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above
@@ -135,7 +136,7 @@ def _die_with_parent(parent: int) -> None:
 def main() -> None:
     """Body of the child process: calls come until the standard input ends."""
     channel = open(int(sys.argv[1]), "wb", buffering=0)
-    _die_with_parent(int(sys.argv[2]))
+    die_with_parent(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle
     for module in sys.argv[3:]:
         importlib.import_module(module)

@@ -15,6 +15,8 @@ from quantkit.native.memory import Devices
 from quantkit.native.shared_libraries import load
 from quantkit.native.stand_ins import GPU, StandIns
 
+INTEGRATED_GPU = 2  # GGML_BACKEND_DEVICE_TYPE_IGPU: of DGX Spark, for example
+
 
 @contextmanager
 def open_devices(devices: Devices) -> Iterator[tuple[int, ...]]:
@@ -44,7 +46,10 @@ def _present(wanted: int) -> tuple[int, ...]:
     base.ggml_backend_dev_type.restype = ctypes.c_int
     base.ggml_backend_dev_type.argtypes = (ctypes.c_void_p,)
     found = [registry.ggml_backend_dev_get(i) for i in range(registry.ggml_backend_dev_count())]
-    cards = tuple(device for device in found if base.ggml_backend_dev_type(device) == GPU)
+    kinds = {device: base.ggml_backend_dev_type(device) for device in found}
+    cards = tuple(d for d in found if kinds[d] == GPU) or tuple(
+        d for d in found if kinds[d] == INTEGRATED_GPU
+    )
     if len(cards) != wanted:
         raise EnvironmentFault(
             f"the target has {wanted} cards, but llama.cpp sees {len(cards)} here; verify on "

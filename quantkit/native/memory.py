@@ -20,7 +20,7 @@ from typing import Literal
 
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.formats.gguf_writer import shape_layout, write_shape
-from quantkit.native.child import Child, Emit, run_isolated
+from quantkit.native.child import Child, Emit, NativeCrash, run_isolated
 from quantkit.values import Metadata, MetaValue, TensorInfo
 
 DeviceKind = Literal["cuda", "plain", "present", "rpc"]
@@ -135,7 +135,7 @@ def ask_memory(shapes: Sequence[Shape]) -> list[list[Breakdown]]:
         [(layout.digest, s.devices, s.tensor_split, use) for use in s.uses]
         for layout, s in zip(layouts, shapes, strict=True)
     ]
-    with _lock, tempfile.TemporaryDirectory() as folder:
+    with _lock, tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         new: list[_Key] = []
         questions = []
         for number, (layout, wanted) in enumerate(zip(layouts, keys, strict=True)):
@@ -163,10 +163,15 @@ def ask_of_files(questions: Sequence[Question]) -> list[list[Breakdown]]:
     """
     if sys.platform != "linux":
         raise EnvironmentFault(f"llama.cpp can be asked on Linux only, not on {sys.platform}")
+    global _asked
     call = run_isolated if _asked is None else _asked.call
-    found: list[list[Breakdown]] = call(
-        "quantkit.native.memory:ask_in_child", {"questions": list(questions)}
-    )
+    try:
+        found: list[list[Breakdown]] = call(
+            "quantkit.native.memory:ask_in_child", {"questions": list(questions)}
+        )
+    except NativeCrash:
+        _asked = None  # it is dead; the next question gets a process of its own
+        raise
     return found
 
 
@@ -310,9 +315,11 @@ def _context_memory(model: int, use: Use, *, head: bool) -> dict[int, DeviceMemo
     kv_type = DRAFT_KV_TYPE if head else use.kv_type
     params.type_k = params.type_v = llama.KV_TYPES[kv_type]
     params.flash_attn_type = int(use.flash_attention)
+    params.swa_full = False
+    # logits of the tokens that are sampled from, and of those drafted (server_output_limits)
+    params.n_outputs_max = use.sequences * (1 if head else 1 + use.drafted_tokens)
     if head:
         params.ctx_type = llama_cpp.LLAMA_CONTEXT_TYPE_MTP
-        params.n_outputs_max = use.sequences
     else:
         params.n_rs_seq = use.drafted_tokens
     context = llama_cpp.llama_init_from_model(model, params)
@@ -335,6 +342,10 @@ def _buffer_type(device: int) -> int:
     return int(function(device))
 
 
+class _Map(ctypes.Structure):
+    _fields_ = (("words", ctypes.c_size_t * 6),)
+
+
 def _read_breakdown(context: int) -> dict[int, DeviceMemory]:
     """Address of a buffer type → what lies there.
 
@@ -349,9 +360,8 @@ def _read_breakdown(context: int) -> dict[int, DeviceMemory]:
             "this llama.cpp does not tell what it takes (no llama_get_memory_breakdown); use the "
             "version of llama-cpp-python that constraints.txt pins"
         )
-    words = (ctypes.c_size_t * 6)()
-    function.restype, function.argtypes = ctypes.c_void_p, (ctypes.c_void_p, ctypes.c_void_p)
-    function(ctypes.addressof(words), context)  # the map is returned where the first points
+    function.restype, function.argtypes = _Map, (ctypes.c_void_p,)
+    words = function(context).words
     found: dict[int, DeviceMemory] = {}
     waiting = [words[2]]
     while waiting:

@@ -8,7 +8,7 @@ one that started it.
 from __future__ import annotations
 
 import ctypes
-import signal
+import os
 import socket
 import subprocess
 import sys
@@ -17,11 +17,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from quantkit.errors import EnvironmentFault
+from quantkit.native.child import die_with_parent
 from quantkit.native.shared_libraries import load
 
 START_S = 20.0
 LOOPBACK = "127.0.0.1"
-PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 @contextmanager
@@ -35,15 +35,16 @@ def rpc_devices(count: int) -> Iterator[tuple[int, ...]]:
     servers: list[subprocess.Popen[bytes]] = []
     try:
         ports = _free_ports(count)
-        servers += [
-            subprocess.Popen(
-                [sys.executable, "-m", "quantkit.native.rpc_servers", str(port)],
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
+        for port in ports:
+            words = ["-m", "quantkit.native.rpc_servers", str(port), str(os.getpid())]
+            servers.append(
+                subprocess.Popen(
+                    [sys.executable, *words],
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.DEVNULL,
+                )
             )
-            for port in ports
-        ]
         for port, server in zip(ports, servers, strict=True):
             _wait_for(port, server)
         yield tuple(_device(library, f"{LOOPBACK}:{port}") for port in ports)
@@ -101,11 +102,7 @@ def _device(library: ctypes.CDLL, endpoint: str) -> int:
 
 def _serve(port: int) -> None:
     """Body of a server's process: one device, the CPU."""
-    from quantkit.native.ggml_tensor import base_library
-
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    registry, base = load("ggml"), base_library()
+    registry = load("ggml")
     registry.ggml_backend_dev_by_type.restype = ctypes.c_void_p
     registry.ggml_backend_dev_by_type.argtypes = (ctypes.c_int,)
     cpu = registry.ggml_backend_dev_by_type(0)
@@ -115,9 +112,9 @@ def _serve(port: int) -> None:
     start.argtypes = (
         ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p,
     )  # fmt: skip
-    assert base is not None
     start(f"{LOOPBACK}:{port}".encode(), None, 1, 1, ctypes.addressof(devices))
 
 
 if __name__ == "__main__":
+    die_with_parent(int(sys.argv[2]))
     _serve(int(sys.argv[1]))

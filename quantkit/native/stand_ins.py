@@ -18,6 +18,8 @@ Used inside a child process: what llama.cpp keeps of a device is freed with it.
 from __future__ import annotations
 
 import ctypes
+import os
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -158,7 +160,15 @@ class StandIns:
         body: Callable[..., Any],
     ) -> None:
         """Fill the field `name` with a pointer to `body`, which is kept alive."""
-        function = ctypes.CFUNCTYPE(result, *arguments)(body)
+
+        def guarded(*given: Any) -> Any:  # noqa: ANN401
+            try:
+                return body(*given)
+            except BaseException:  # noqa: BLE001 - whatever it is, nothing may go on
+                traceback.print_exc()
+                os._exit(1)  # ctypes would go on with an answer of its own making
+
+        function = ctypes.CFUNCTYPE(result, *arguments)(guarded)
         self._kept.append(function)
         setattr(functions, name, ctypes.cast(function, _Pointer))
 

@@ -129,17 +129,20 @@ def fill_cards(
         return types
     choices, cards = problem.choices, problem.cards
     assert cards is not None
-    chosen = choices.first[:-1]
+    found: Ints | None = None
     for _ in range(FILLED_CUTS):
+        chosen = choices.first[:-1] if found is None else found
         limits = cards.limits(cards.counts(choices, chosen), problem.room)
         relaxed = None if limits is None else relax(choices, limits)
         if limits is None or relaxed is None:
-            raise DoesNotFitError("the cards do not hold the layers, even in their smallest types")
+            break  # from another cut than the one that it was found on
         better = fill(choices, limits, relaxed.chosen)
         if np.array_equal(better, chosen):
             break
-        chosen = better
-    return types | problem.types(chosen)
+        found = better
+    if found is None and not cards.hold(choices, choices.first[:-1]):
+        raise DoesNotFitError("the cards do not hold the layers, even in their smallest types")
+    return types | problem.types(choices.first[:-1] if found is None else found)
 
 
 def allocate_preset(

@@ -50,6 +50,7 @@ class Placement:
     Attributes:
         tensor_split: llama.cpp's `-ts`, one share a card: its number of layers.
         trained_context_tokens: what the model was trained for; the plan never exceeds it.
+        devices: each card's name for CUDA, where the target has them.
         host_bytes: of weights in the computer's own memory.
         host_compute_bytes: of compute buffers there.
         estimated: the compute buffers are, because llama.cpp could not be asked.
@@ -62,6 +63,7 @@ class Placement:
     sequences: int
     flash_attention: bool
     pipeline: bool
+    devices: tuple[str, ...]
     draft: Draft
     tensor_split: tuple[int, ...]
     cards: tuple[CardPlan, ...]
@@ -79,9 +81,12 @@ class Placement:
         return max(0, -min(card.free_bytes for card in self.cards))
 
     def with_compute(self, answer: Breakdown) -> Placement:
-        """This placement with the compute buffers that llama.cpp plans for exactly this cut."""
+        """This placement with what llama.cpp plans beside weights for exactly this cut.
+
+        Of the context too: of layers that attend to a window only it keeps less than is planned.
+        """
         cards = tuple(
-            replace(card, compute_bytes=asked.compute if card.layers else 0)
+            replace(card, context_bytes=asked.context, compute_bytes=asked.compute)
             for card, asked in zip(self.cards, answer.cards, strict=True)
         )
         return replace(self, cards=cards, host_compute_bytes=answer.host.compute, estimated=False)
@@ -139,6 +144,7 @@ def place(
         sequences=target.sequences,
         flash_attention=target.flash_attention,
         pipeline=target.pipeline,
+        devices=target.devices,
         draft=target.draft,
         tensor_split=tuple(counts),
         cards=tuple(plans),

@@ -45,7 +45,10 @@ def test_the_whole_service() -> None:
     found.pop("command")
     assert found == {
         "image": "ghcr.io/ggml-org/llama.cpp:server-cuda",
-        "environment": {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"},
+        "environment": {
+            "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+            "CUDA_VISIBLE_DEVICES": "0,1,2,3",
+        },
         "ports": ["127.0.0.1:${PORT:-8080}:8080"],
         "volumes": [
             {
@@ -111,3 +114,19 @@ def test_only_cards_with_layers_are_reserved() -> None:
     (gpus,) = service(launch)["deploy"]["resources"]["reservations"]["devices"]
     assert gpus["device_ids"] == ["1", "3"]
     assert "1 RTX 3090, 3 RTX 3090" in compose_file(launch)
+
+
+@pytest.mark.parametrize(
+    ("devices", "inside"),
+    [
+        (("3", "1", "10", "2"), "2,0,3,1"),
+        (("GPU-a", "GPU-c", "GPU-b", "MIG-d"), "GPU-a,GPU-c,GPU-b,MIG-d"),
+    ],
+)
+def test_chosen_cards_keep_their_order_in_the_container(
+    devices: tuple[str, ...], inside: str
+) -> None:
+    found = service(dataclasses.replace(FLAGSHIP, devices=devices))
+    (gpus,) = found["deploy"]["resources"]["reservations"]["devices"]
+    assert gpus["device_ids"] == list(devices)
+    assert found["environment"]["CUDA_VISIBLE_DEVICES"] == inside

@@ -17,12 +17,15 @@ import pytest
 from launches import AWKWARD, FLAGSHIP, SINGLE, named
 from models import write_llama
 
+from quantkit.errors import InputError
 from quantkit.launch.files import CLI_SCRIPT, SERVER_SCRIPT, write_launch_files
 from quantkit.launch.llama_cpp import (
     cli_arguments,
     cli_command,
+    environment,
     server_arguments,
     server_command,
+    server_script,
 )
 from quantkit.launch.settings import Launch
 from quantkit.native.memory import DRAFT_KV_TYPE, DRAFTED_TOKENS
@@ -33,7 +36,8 @@ SHORT_GGUF = dataclasses.replace(FLAGSHIP, gguf_context_tokens=262144)
 SPARE = dataclasses.replace(FLAGSHIP, tensor_split=(50, 39, 0, 0))
 SHARED = dataclasses.replace(FLAGSHIP, sequences=4, kv_type="f16", flash_attention=False)
 DRAFTS = dataclasses.replace(named("drafts"), drafted_tokens=3)
-LAUNCHES = (FLAGSHIP, SINGLE, SHORT_GGUF, SPARE, SHARED, DRAFTS, *map(named, AWKWARD))
+WAITING = dataclasses.replace(FLAGSHIP, pipeline=False, model_name="waiting")
+LAUNCHES = (FLAGSHIP, SINGLE, SHORT_GGUF, SPARE, SHARED, DRAFTS, WAITING, *map(named, AWKWARD))
 
 
 def value(arguments: tuple[str, ...], option: str) -> str:
@@ -340,3 +344,35 @@ def parsed(parser: Path, program: str, arguments: tuple[str, ...]) -> dict[str, 
     )
     result: dict[str, Any] = json.loads(done.stdout)
     return result
+
+
+def test_without_pipeline_an_override_of_no_tensor_is_given() -> None:
+    words = server_arguments(WAITING)
+    assert words[words.index("-ot") + 1] == "no-tensor=CPU"
+    others = server_arguments(dataclasses.replace(WAITING, pipeline=True))
+    at = words.index("-ot")
+    assert (*words[:at], *words[at + 2 :]) == others
+    assert "-ot" not in server_arguments(dataclasses.replace(SINGLE, pipeline=False))
+
+
+def test_chosen_cards_are_shown_in_their_order() -> None:
+    chosen = dataclasses.replace(FLAGSHIP, devices=("2", "0", "GPU-12ab", "3"))
+    assert environment(chosen)["CUDA_VISIBLE_DEVICES"] == "2,0,GPU-12ab,3"
+    assert server_command(chosen).startswith("CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=2,")
+    assert "2 RTX 3090, 0 RTX 3090, GPU-12ab RTX 3090" in server_script(chosen)
+    ordered = dataclasses.replace(FLAGSHIP, devices=("0", "1", "2", "3"))
+    assert server_command(ordered) == server_command(FLAGSHIP)
+    some = dataclasses.replace(chosen, tensor_split=(0, 40, 0, 49))
+    assert environment(some)["CUDA_VISIBLE_DEVICES"] == "0,3"
+
+
+def test_unequal_cards_are_named_in_the_printed_command_too() -> None:
+    mixed = dataclasses.replace(FLAGSHIP, cards=("RTX 4090", "RTX 3060", "RTX 3060", "RTX 3060"))
+    line = server_command(mixed)
+    assert line.startswith("CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1,2,3 llama-server")
+
+
+@pytest.mark.parametrize("device", ["", "1;2", "$(id)", "a b"])
+def test_a_device_that_is_none_is_refused(device: str) -> None:
+    with pytest.raises(InputError, match="neither a number nor a UUID"):
+        dataclasses.replace(FLAGSHIP, devices=("0", "1", "2", device))

@@ -133,3 +133,9 @@ def test_the_files_own_context_is_changed_as_it_says(tmp_path: Path) -> None:
         capture_output=True,
     )
     assert GGUFFile(path).metadata["llama.context_length"].value == 1048576
+
+
+def test_without_pipeline_the_server_is_told_too() -> None:
+    waiting = dataclasses.replace(FLAGSHIP, pipeline=False)
+    assert server_environment(waiting)["LLAMA_ARG_OVERRIDE_TENSOR"] == "no-tensor=CPU"
+    assert "LLAMA_ARG_OVERRIDE_TENSOR" not in server_environment(FLAGSHIP)

@@ -152,7 +152,7 @@ def test_what_it_may_do() -> None:
     assert found["DynamicUser"] == found["NoNewPrivileges"] == ["yes"]
     assert found["CapabilityBoundingSet"] == [""]
     assert (found["IPAddressDeny"], found["IPAddressAllow"]) == (["any"], ["localhost"])
-    assert (found["DevicePolicy"], found["DeviceAllow"]) == (["closed"], ["char-nvidia* rw"])
+    assert (found["DevicePolicy"], found["DeviceAllow"]) == (["closed"], ["char-nvidia* rwm"])
     assert "PrivateDevices" not in found  # it would hide the cards
     cards = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1,2,3"
     assert found["Environment"][0] == cards

@@ -384,6 +384,8 @@ def test_ctrl_c_ends_at_once_although_a_connection_is_stalled(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # a shell's background jobs ignore it, and hand that on
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     deadline = time.monotonic() + 20
     while SHARDS[0] not in loopback.names() and time.monotonic() < deadline:
