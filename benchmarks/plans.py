@@ -22,7 +22,7 @@ from quantkit.planning import nominal_costs
 from quantkit.recipe import MeasureRecipe
 from quantkit.sizes import GIB
 from quantkit.stages.place import Placement
-from quantkit.target import CardSpec, Target
+from quantkit.target import CardSpec, Target, load_target
 from quantkit.verification import Verification, verify
 
 CONFIG = model_config("nemotron-3-super", mtp=False)
@@ -61,7 +61,26 @@ def plan_lines(folder: Path) -> list[str]:
                     ubatch_tokens=batch,
                 )
                 lines.append(_row(model, target))
-    return lines
+    return [*lines, "", *_inputs_lines(model)]
+
+
+def _inputs_lines(model: PlannedModel) -> list[str]:
+    """What copies of the attention mask cost: the largest artifact with fewer or smaller ones."""
+    target = load_target("4x3090")
+    ways = {
+        "batches of 512": target,
+        "batches of 256": target.changed(ubatch_tokens=256),
+        "batches of 512, no pipeline": target.changed(pipeline=False),
+    }
+    costs = nominal_costs(model, MeasureRecipe())
+    memories, _ = asked_memories(model.metadata, model.tensors, model.geometry, [*ways.values()])
+    sizes = []
+    for name, memory in zip(ways, memories, strict=True):
+        found = largest_level(model, costs, ways[name], memory)
+        sizes.append(f"{name} {found.total_bytes / GIB:.1f} GiB" if found else f"{name} nothing")
+    return [
+        f"The largest artifact of that shape on 4x3090 at {CONTEXT:,} tokens: {', '.join(sizes)}."
+    ]
 
 
 def _model() -> PlannedModel:
