@@ -89,7 +89,8 @@ def allocation_lines() -> list[str]:
     for name, sizes, context in CARDS:
         specs = tuple(CardSpec(name="card", memory_gib=size) for size in sizes)
         target = Target(name=name, cards=specs, context_tokens=context)
-        budget, memory = target_budget(target, geometry, host), card_memory(geometry, target)
+        memory = card_memory(geometry, target)
+        budget = target_budget(target, memory, host)
         lines.append(_row(name, [Case(tensors, c, budget, memory) for c in sets]))
         less = int(0.98 * budget)
         lines.append(_row(f"{name} and 2 % less", [Case(tensors, c, less, memory) for c in sets]))
