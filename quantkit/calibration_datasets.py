@@ -17,6 +17,7 @@ from quantkit.downloads.record import STATE, is_whole
 from quantkit.downloads.remote_files import RemoteFiles
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.hub import Hub, HubFile, Listing
+from quantkit.hub_answers import is_commit
 from quantkit.progress import Progress
 from quantkit.receipts import write_json
 from quantkit.sizes import bytes_text
@@ -27,7 +28,6 @@ LIMIT_BYTES = 1 << 30
 _SCHEME = "hf://"
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(f"(?!.*(?:--|[.][.])){_NAME}/{_NAME}")
-_COMMIT = re.compile("[0-9a-f]{40}")
 _REVISION = r"refs/(?:convert/[\w.-]+|pr/[0-9]+)(?=/|$)|[^/@]+"
 """huggingface_hub takes these two kinds of names with slashes; others need %2F."""
 _ADDRESS = re.compile(f"hf://datasets/([^/@]+/[^/@]+)(?:@({_REVISION}))?(?:/(.+))?")
@@ -182,7 +182,7 @@ def _shown(files: Sequence[HubFile]) -> str:
 
 def _whole_listing(address: DatasetAddress, cache: Path) -> Listing | None:
     """The record of a commit whose chosen files are all in the cache as they were verified."""
-    if not _COMMIT.fullmatch(address.revision or ""):
+    if not is_commit(address.revision or ""):
         return None
     folder = cache / address.repository.replace("/", "--") / str(address.revision)
     try:
@@ -199,7 +199,7 @@ def _whole_listing(address: DatasetAddress, cache: Path) -> Listing | None:
 
 def _folder(listing: Listing, cache: Path) -> Path:
     """Where a dataset lies; the Hub's words become names of folders, so they are looked at."""
-    if not (_REPOSITORY.fullmatch(listing.repository) and _COMMIT.fullmatch(listing.commit)):
+    if not (_REPOSITORY.fullmatch(listing.repository) and is_commit(listing.commit)):
         raise EnvironmentFault(
             f"the Hub answers with a dataset {listing.repository!r} at {listing.commit!r}, which "
             "are no name and no commit; check HF_ENDPOINT"

@@ -12,13 +12,18 @@ LICENCE_CHARACTERS = 200
 _COMMIT = re.compile("[0-9a-f]{40}")
 
 
+def is_commit(text: str) -> bool:
+    """Whether `text` is a whole commit: forty digits, since it becomes the name of a folder."""
+    return _COMMIT.fullmatch(text) is not None
+
+
 def commit_of(sha: str | None, asked: Asked) -> str:
-    """The commit that the Hub names: forty digits, since they become the name of a folder.
+    """The commit that the Hub names.
 
     Raises:
         EnvironmentFault: it names none.
     """
-    if sha is None or not _COMMIT.fullmatch(sha):
+    if sha is None or not is_commit(sha):
         raise EnvironmentFault(
             f"{asked.endpoint} names {sha!r} as a commit of {asked.name}; check HF_ENDPOINT"
         )

@@ -77,11 +77,10 @@ def plan_levels(
         types = smallest_types(model.tensors, costs, level) if stock is None else stock.types
         try:
             # a preset's types are what they are: its own cut decides, and not after hours
-            exact = stock is not None
             placed = (
-                place_exactly(model, types, target, memory)
-                if exact
-                else place(model.tensors, types, memory, target)
+                place(model.tensors, types, memory, target)
+                if stock is None
+                else place_exactly(model, types, target, memory)
             )
             check_fits(placed, target)
         except DoesNotFitError as error:

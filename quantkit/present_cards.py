@@ -22,10 +22,9 @@ from quantkit.nvidia import (
     visible_entries,
 )
 from quantkit.nvml import NVML
-from quantkit.sizes import GIB, bytes_text
+from quantkit.sizes import GIB, MIB, bytes_text
 from quantkit.target import CardSpec, Target
 
-MIB = 1 << 20
 RUNTIME_BYTES, RUNTIME_BYTES_EACH_MULTIPROCESSOR = 320 * MIB, 3 * MIB
 """CUDA's context, which grows with the multiprocessors; kernels and workspaces of llama.cpp and
 cuBLAS; ggml's pools."""

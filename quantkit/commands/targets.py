@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.console import Console
 from quantkit.errors import InputError
-from quantkit.sizes import GIB, tokens_text
+from quantkit.sizes import GIB, tokens_text, unit_of
 
 if TYPE_CHECKING:
     from quantkit.planned_model import PlannedModel
     from quantkit.target import Target
     from quantkit.target_budgets import Budget, TargetBudgets
-
-MIB = 1 << 20
 
 
 def targets(model: str | None, recipe: str | None, files: Sequence[Path], as_json: bool) -> None:
@@ -98,7 +96,7 @@ def _budgets(
 def _show(model: PlannedModel, found: Sequence[TargetBudgets], console: Console) -> None:
     """Print the table, in MiB where no artifact has a tenth of a GiB."""
     sizes = [b.largest_bytes for one in found for b in one.budgets if b.largest_bytes is not None]
-    unit, word = (GIB, "GiB") if max(sizes, default=GIB) >= GIB / 10 else (MIB, "MiB")
+    word, unit = unit_of(sizes or [GIB])
 
     def cell(budget: Budget) -> str:
         size = budget.largest_bytes

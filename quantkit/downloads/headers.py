@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 import threading
 import time
@@ -35,6 +34,7 @@ from quantkit.formats.safetensors_header import (
     parse_header,
 )
 from quantkit.hub import Hub, HubFile
+from quantkit.hub_answers import is_commit
 from quantkit.progress import Progress
 from quantkit.receipts import atomic, resumable, write_json
 from quantkit.user_cache import cache_folder
@@ -50,7 +50,6 @@ _VERSION = 1
 """Of the record; a higher one makes headers that are here be fetched again."""
 _CHECKPOINT = "checkpoint"
 """Builds call a downloaded checkpoint so, and the name of its folder may enter the metadata."""
-_COMMIT = re.compile("[0-9a-f]{40}")
 
 
 @dataclass(frozen=True)
@@ -116,7 +115,7 @@ def fetch_headers(
         EnvironmentFault: the disk failed, or the network or the Hub, and nothing is here.
     """
     place = (cache or cache_folder() / "headers") / repository.lower().replace("/", "--")
-    if _COMMIT.fullmatch(revision or ""):
+    if is_commit(revision or ""):
         known = _kept(place, revision)
         if known is not None:
             return known
@@ -150,7 +149,7 @@ def _commit_in(noted: Path) -> str | None:
     """The commit in a note, if there is one."""
     try:
         commit = json.loads(noted.read_text(encoding="utf-8"))["commit"]
-        return commit if _COMMIT.fullmatch(commit) else None
+        return commit if is_commit(commit) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
 

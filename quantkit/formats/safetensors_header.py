@@ -65,7 +65,8 @@ def read_header(path: Path) -> dict[str, SafetensorsEntry]:
     try:
         with path.open("rb") as stream:
             start = stream.read(LENGTH_BYTES)
-            start += stream.read(min(header_bytes(start), MAX_HEADER_BYTES))
+            length = header_bytes(start)
+            start += stream.read(length if length <= MAX_HEADER_BYTES else 0)  # it is no header
             actual = path.stat().st_size
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error

@@ -15,6 +15,7 @@ from pathlib import Path
 import loopback_hub
 import make_shape
 import pytest
+import watched
 from checkpoints import LLAMA, NEMOTRON, llama_arrays, safetensors_bytes, write_checkpoint
 from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
 
@@ -35,21 +36,10 @@ SMALL = {
 NOWHERE = "http://127.0.0.1:9"
 
 
-class Watched:
-    """Progress that remembers."""
+class Watched(watched.Watched):
+    """Of files, not of bytes."""
 
-    def __init__(self) -> None:
-        self.total, self.done, self.notes = 0.0, 0.0, list[str]()
-
-    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
-        assert unit == "files"
-        self.total, self.done = total, done
-
-    def advance(self, amount: float) -> None:
-        self.done += amount
-
-    def note(self, sentence: str) -> None:
-        self.notes.append(sentence)
+    unit = "files"
 
 
 @pytest.fixture

@@ -19,6 +19,7 @@ import flagship
 import pytest
 from forked import quantkit
 from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
+from watched import Watched
 
 from quantkit.downloads.record import STATE, CommitJournal, is_whole, read_record
 from quantkit.downloads.remote import look_up, wanted_files
@@ -44,23 +45,6 @@ UNWANTED = (
     "pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.safetensors", ".hidden.json",
     "onnx/config.json", "original/model.safetensors", "run.py",
 )  # fmt: skip
-
-
-class Watched:
-    """Progress that remembers."""
-
-    def __init__(self) -> None:
-        self.total, self.done, self.notes = 0.0, 0.0, list[str]()
-
-    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
-        assert unit == "B"
-        self.total, self.done = total, done
-
-    def advance(self, amount: float) -> None:
-        self.done += amount
-
-    def note(self, sentence: str) -> None:
-        self.notes.append(sentence)
 
 
 @pytest.fixture
