@@ -37,8 +37,31 @@ def open_devices(devices: Devices) -> Iterator[tuple[int, ...]]:
         yield stand_ins.devices
 
 
-def _present(wanted: int) -> tuple[int, ...]:
-    """This machine's GPUs, as llama.cpp numbers them."""
+def free_memory() -> dict[str, int]:
+    """Name of each device that llama.cpp sees here, `CPU` or `CUDA0`, → bytes that are free on it.
+
+    Of the computer's own memory what the system could give, its caches among it.
+    """
+    import psutil
+
+    base = base_library()
+    base.ggml_backend_dev_name.restype = ctypes.c_char_p
+    base.ggml_backend_dev_name.argtypes = (ctypes.c_void_p,)
+    base.ggml_backend_dev_memory.restype = None
+    base.ggml_backend_dev_memory.argtypes = (
+        ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t),
+    )  # fmt: skip
+    found, free, total = {}, ctypes.c_size_t(), ctypes.c_size_t()
+    for device, kind in _registered().items():
+        base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+        is_card = kind in (GPU, INTEGRATED_GPU)
+        own = free.value if is_card else psutil.virtual_memory().available
+        found[base.ggml_backend_dev_name(device).decode()] = own
+    return found
+
+
+def _registered() -> dict[int, int]:
+    """Address of each device that llama.cpp sees here → its kind, in llama.cpp's order."""
     registry, base = load("ggml"), base_library()
     registry.ggml_backend_dev_count.restype = ctypes.c_size_t
     registry.ggml_backend_dev_get.restype = ctypes.c_void_p
@@ -46,9 +69,14 @@ def _present(wanted: int) -> tuple[int, ...]:
     base.ggml_backend_dev_type.restype = ctypes.c_int
     base.ggml_backend_dev_type.argtypes = (ctypes.c_void_p,)
     found = [registry.ggml_backend_dev_get(i) for i in range(registry.ggml_backend_dev_count())]
-    kinds = {device: base.ggml_backend_dev_type(device) for device in found}
-    cards = tuple(d for d in found if kinds[d] == GPU) or tuple(
-        d for d in found if kinds[d] == INTEGRATED_GPU
+    return {device: base.ggml_backend_dev_type(device) for device in found}
+
+
+def _present(wanted: int) -> tuple[int, ...]:
+    """This machine's GPUs, as llama.cpp numbers them."""
+    kinds = _registered()
+    cards = tuple(d for d in kinds if kinds[d] == GPU) or tuple(
+        d for d in kinds if kinds[d] == INTEGRATED_GPU
     )
     if len(cards) != wanted:
         raise EnvironmentFault(

@@ -10,7 +10,7 @@ import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -54,16 +54,25 @@ class Model:
 
     Args:
         writable: read into memory instead of mapped, so that weights can be exchanged.
+        weightless: no weights are read; contexts on it say what they would take, and run nothing.
 
     Raises:
         InputError: llama.cpp refuses the file; its own words are in the message.
     """
 
-    def __init__(self, path: Path, devices: DeviceSettings, *, writable: bool = False) -> None:
+    def __init__(
+        self,
+        path: Path,
+        devices: DeviceSettings,
+        *,
+        writable: bool = False,
+        weightless: bool = False,
+    ) -> None:
         start_backend()
         params = llama_cpp.llama_model_default_params()
-        if writable:
+        if writable or weightless:
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
+        params.no_alloc = weightless
         params.use_extra_bufts = devices.use_extra_buffers
         params.n_gpu_layers = devices.gpu_layers
         if devices.tensor_split:
@@ -146,6 +155,20 @@ class Vocabulary:
         return bool(llama_cpp.llama_vocab_is_eog(self._handle, token))
 
 
+class Span(NamedTuple):
+    """Tokens of one sequence, to be decoded beside others.
+
+    Attributes:
+        start: position of the first.
+        every: logits of all of them are wanted, not of the last alone.
+    """
+
+    sequence: int
+    start: int
+    tokens: Tokens
+    every: bool = False
+
+
 EvalCallback = Callable[[int, bool], bool]
 """(address of a ggml_tensor, whether llama.cpp only asks) → wanted / go on."""
 
@@ -173,7 +196,8 @@ class Context:
         if settings.kv_type not in ("f16", "bf16", "f32"):
             params.flash_attn_type = 1  # a quantized V cache needs flash attention
         params.no_perf = True
-        params.n_outputs_max = settings.batch_tokens if settings.all_outputs else settings.sequences
+        outputs = settings.batch_tokens if settings.all_outputs else settings.outputs
+        params.n_outputs_max = max(outputs, settings.sequences)
         if on_tensor is not None:
             self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._guarded(on_tensor))
             params.cb_eval = self._callback
@@ -211,6 +235,37 @@ class Context:
             return np.concatenate(parts)
         raw = llama_cpp.llama_get_logits_ith(self.handle, -1)
         return np.ctypeslib.as_array(raw, shape=(self._vocab_size,)).copy()
+
+    def prefill(self, tokens: Tokens, start: int, sequence: int = 0) -> None:
+        """Decode `tokens` at positions from `start` on; nobody asks for their logits."""
+        size = self.settings.batch_tokens
+        for at in range(0, len(tokens), size):
+            piece = tokens[at : at + size]
+            self._fill(piece, start + at, sequence, every=False, last=False)
+            self._run(f"{len(piece)} tokens at position {start + at}")
+
+    def wait(self) -> None:
+        """Return when the device has done all that it was told; for honest timings."""
+        llama_cpp.llama_synchronize(self.handle)
+
+    def decode_spans(self, spans: Sequence[Span]) -> list[Logits]:
+        """Decode spans of different sequences in one batch, which must hold them all.
+
+        Returns:
+            Logits of each span, F32, shape (tokens, vocabulary) of one with `every`, else
+            (1, vocabulary).
+        """
+        at = 0
+        for span in spans:
+            begin, at = at, at + len(span.tokens)
+            self._fill(
+                span.tokens, span.start, span.sequence, every=span.every, last=True, at=begin
+            )
+        self._run(f"{len(spans)} sequences side by side, {at} tokens")
+        wanted = [len(span.tokens) if span.every else 1 for span in spans]
+        raw = llama_cpp.llama_get_logits(self.handle)
+        rows = np.ctypeslib.as_array(raw, shape=(sum(wanted), self._vocab_size))
+        return [part.copy() for part in np.split(rows, np.cumsum(wanted)[:-1])]
 
     def decode_together(self, chunks: Sequence[Tokens]) -> None:
         """Decode `chunks` side by side, each from position 0 in a sequence of its own.
@@ -303,6 +358,39 @@ class Context:
     def clear(self) -> None:
         """Forget every sequence."""
         llama_cpp.llama_memory_clear(self._memory, True)
+
+    def save(self, sequence: int, tokens: Tokens, path: Path) -> None:
+        """Write the state of `sequence`, which is that after `tokens`, and them, to `path`.
+
+        Raises:
+            EnvironmentFault: it could not be written.
+        """
+        ids = np.ascontiguousarray(tokens, np.int32)
+        pointer = ids.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
+        written = llama_cpp.llama_state_seq_save_file(
+            self.handle, str(path).encode(), sequence, pointer, len(ids)
+        )
+        if not written:
+            raise EnvironmentFault(
+                f"llama.cpp could not write its state after {len(ids)} tokens to {path}: {why()}"
+            )
+
+    def load(self, sequence: int, path: Path, at_most: int) -> Tokens | None:
+        """Read a state into the empty `sequence`: the tokens after which it stands, or None.
+
+        None is for a file that is none of this model's contexts of this size; llama.cpp looks at
+        shapes only, so that whose weights it was is the caller's to know.
+        """
+        ids = np.empty(at_most, np.int32)
+        count = ctypes.c_size_t(0)
+        pointer = ids.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
+        read = llama_cpp.llama_state_seq_load_file(
+            self.handle, str(path).encode(), sequence, pointer, at_most, ctypes.byref(count)
+        )
+        if not read:
+            self.drop(sequence)
+            return None
+        return ids[: count.value]
 
     def close(self) -> None:
         llama_cpp.llama_batch_free(self._batch)

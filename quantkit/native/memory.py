@@ -342,6 +342,27 @@ def _buffer_type(device: int) -> int:
     return int(function(device))
 
 
+def used_memory(context: int) -> dict[str, DeviceMemory]:
+    """Name of a buffer type (`CPU`, `CUDA0`, …) → what llama.cpp took there for a context.
+
+    Weights that are mapped from their file count as `CPU`, where they would lie otherwise.
+    """
+    from quantkit.native.ggml_tensor import base_library
+
+    name = base_library().ggml_backend_buft_name
+    name.restype, name.argtypes = ctypes.c_char_p, (ctypes.c_void_p,)
+    found: dict[str, DeviceMemory] = {}
+    for key, more in _read_breakdown(context).items():
+        where = name(key).decode().removesuffix("_Mapped")
+        there = found.get(where, DeviceMemory(0, 0, 0))
+        found[where] = DeviceMemory(
+            there.weights + more.weights,
+            there.context + more.context,
+            there.compute + more.compute,
+        )
+    return found
+
+
 class _Map(ctypes.Structure):
     _fields_ = (("words", ctypes.c_size_t * 6),)
 

@@ -30,6 +30,8 @@ class ContextSettings:
         context_tokens: cells of the KV cache, for all sequences together.
         shared_cells: forks share the cells of their common prefix, and every sequence looks at
             all cells. Without it each has its own part, which is faster where none is forked.
+        outputs: tokens of a batch that logits are wanted of, at most; one a sequence at least.
+        all_outputs: of every token.
     """
 
     context_tokens: int
@@ -38,4 +40,5 @@ class ContextSettings:
     sequences: int = 1
     shared_cells: bool = True
     kv_type: str = "f16"
+    outputs: int = 1
     all_outputs: bool = False
