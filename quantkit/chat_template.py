@@ -1,4 +1,4 @@
-"""A model's own chat template (Jinja), rendered as transformers renders it, thinking off."""
+"""A model's own chat template (Jinja), rendered as transformers renders it."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ class ChatTemplate:
         tools: list[Any] | None = None,
         *,
         add_generation_prompt: bool = False,
+        thinking: bool = False,
     ) -> str:
         """The text of `messages`.
 
@@ -57,11 +58,13 @@ class ChatTemplate:
                 messages=messages,
                 tools=tools,
                 add_generation_prompt=add_generation_prompt,
-                enable_thinking=False,
+                enable_thinking=thinking,
                 bos_token=self._bos,
                 eos_token=self._eos,
             )
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
             if tools is None:  # some templates want a list, be it empty
-                return self.render(messages, [], add_generation_prompt=add_generation_prompt)
+                return self.render(
+                    messages, [], add_generation_prompt=add_generation_prompt, thinking=thinking
+                )
             raise InputError(f"the model's chat template fails: {error}") from None

@@ -24,6 +24,13 @@ STOCK_CANDIDATES = (
 PLAIN_TEXT = (".txt", ".md")
 _WEIGHT_TYPES = ("F32", "F16", "BF16")
 
+Probe = Literal["near-miss", "absent", "updated", "multi-value", "two-hop", "paraphrased"]
+Task = Literal[
+    "multikey", "single", "near-miss", "absent", "updated", "multi-value", "two-hop", "paraphrased"
+]
+CLUSTERS = 3
+"""Seeds whose spread says how much haystacks differ, at least."""
+
 
 class ConvertRecipe(Strict):
     """What is made of a checkpoint.
@@ -122,23 +129,75 @@ class RetrievalRecipe(Strict):
     """The retrieval check, and the bound that releases.
 
     Attributes:
+        mode: `one-pass`: many needles in one haystack, asked at every length during one prefill;
+            `classic`: one needle a prompt, at each length and depth.
         context_tokens: lengths to check, the longest is the gate; empty: a ladder up to the
             target's own context.
-        needles: hidden in one haystack, each asked once.
+        needles: asked at each length, each hidden once (one-pass).
+        depths: of the needle, shares of the haystack (classic).
+        probes: harder tasks → how many of each are asked at each length (one-pass).
+        gate: tasks whose bounds must hold; empty: the main one, multikey or single.
         digits: of each value.
         seeds: one haystack each.
+        clustered: bounds allow for haystacks of different difficulty; three seeds or more.
         kv_type: of the KV cache; None: the target's.
         minimum_lower_bound: of the hit rate at the longest context, one-sided 95 %; None shows
             the figure and lets everything pass.
+        answer_tokens: limit of an answer of one value.
+        thinking: let the model think before it answers; only what follows counts.
+        near_misses: of a needle, whose log-probability is measured beside that of its own value.
+        forks: questions that are answered side by side.
     """
 
+    mode: Literal["one-pass", "classic"] = "one-pass"
     context_tokens: tuple[Annotated[int, Field(ge=256)], ...] = ()
     needles: int = Field(default=64, ge=1, le=400)
+    depths: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        default=(0.1, 0.5, 0.9), min_length=1
+    )
+    probes: dict[Probe, Annotated[int, Field(ge=1, le=100)]] = Field(default_factory=dict)
+    gate: tuple[Task, ...] = ()
     digits: int = Field(default=5, ge=3, le=12)
     seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
+    clustered: bool = False
     kv_type: KVType | None = None
     minimum_lower_bound: float | None = Field(default=0.90, ge=0, le=1)
     answer_tokens: int = Field(default=24, ge=1)
+    thinking: bool = False
+    near_misses: int = Field(default=3, ge=0, le=16)
+    forks: int = Field(default=4, ge=1, le=64)
+
+    @model_validator(mode="after")
+    def _possible(self) -> RetrievalRecipe:
+        if self.mode == "classic" and self.probes:
+            raise ValueError("probes are asked in one-pass mode only")
+        missing = [task for task in self.gate if task not in self.tasks]
+        if missing:
+            raise ValueError(
+                f"gate: {', '.join(missing)} is not asked; this check asks {', '.join(self.tasks)}"
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds has one twice: the same haystack would count twice")
+        if self.clustered and len(self.seeds) < CLUSTERS:
+            raise ValueError(f"clustered bounds take {CLUSTERS} seeds or more")
+        return self
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What is asked, the main task first."""
+        return ("single",) if self.mode == "classic" else ("multikey", *self.probes)
+
+    @property
+    def gated(self) -> tuple[Task, ...]:
+        """The tasks whose bounds must hold."""
+        return self.gate or self.tasks[:1]
+
+    def trials(self, task: Task) -> int:
+        """How often `task` is asked at one length, all seeds together."""
+        if task == "single":
+            return len(self.depths) * len(self.seeds)
+        each = self.needles if task == "multikey" else self.probes[task]
+        return each * len(self.seeds)
 
 
 class DivergenceRecipe(Strict):

@@ -11,7 +11,8 @@ from quantkit.errors import InputError
 from quantkit.resources import HAYSTACK
 
 _BOUNDARY = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z])")
-MAX_SENTENCE_CHARACTERS = 1500
+MAX_SENTENCE_CHARACTERS = 600
+"""Longer ones are left out: hidden sentences stand between sentences, and shall have the choice."""
 
 
 @functools.cache

@@ -35,6 +35,11 @@ INSTRUCTION = (
     "Some special magic numbers are hidden within the following text. Make sure to memorize "
     "them. I will quiz you about the numbers afterwards."
 )
+SINGLE_INSTRUCTION = (
+    "A special magic number is hidden within the following text. Make sure to memorize it. "
+    "I will quiz you about the number afterwards."
+)
+"""Of prompts with one needle: RULER's `niah_single`."""
 
 
 @dataclass(frozen=True)

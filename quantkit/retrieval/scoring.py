@@ -1,15 +1,80 @@
-"""Whether an answer holds the value that was asked for."""
+"""Whether an answer holds what was asked for; extra words do no harm."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 THINKING_END = "</think>"
+FEWEST_DIGITS = 3
+"""Of a hidden value: what a recipe allows."""
+_RUN = re.compile(r"[0-9]+")
+_GROUPED = re.compile(  # 48,213 and 1 048 213, with one kind of separator
+    r"(?<![0-9])[0-9]{1,3}(?P<separator>[,.'\u2019\u00a0\u2009\u202f ])[0-9]{3}"
+    r"(?:(?P=separator)[0-9]{3})*(?![0-9])"
+)
+_DECLINING = re.compile(
+    r"\b(?:no|none|not|nothing|never|nowhere|neither|unknown|cannot|unable|absent|missing"
+    r"|without)\b|n['\u2019]t\b",
+    re.IGNORECASE,
+)
 
 
-def spoken(answer: str) -> str:
-    """The answer without the model's thinking."""
-    return answer.rpartition(THINKING_END)[2].strip()
+@dataclass(frozen=True)
+class Scored:
+    """Whether all that was asked for was found, and how many values were."""
+
+    hit: bool
+    found: int
 
 
-def is_hit(answer: str, value: str) -> bool:
-    """The value stands in the answer; extra words do no harm."""
-    return value.casefold() in spoken(answer).casefold()
+def spoken(answer: str, *, thinking: bool = False) -> str:
+    """The answer without the model's thinking.
+
+    Args:
+        thinking: the model was to think first: an answer that never ends its thinking says nothing.
+    """
+    _, end, said = answer.rpartition(THINKING_END)
+    return "" if thinking and not end else said.strip()
+
+
+def score(
+    task: str,
+    values: Sequence[str],
+    answer: str,
+    *,
+    thinking: bool = False,
+    digits: int = FEWEST_DIGITS,
+) -> Scored:
+    """Compare an answer with the right values; case does not matter.
+
+    A value counts where it stands as a whole number, with or without thousands separators, and not
+    as a part of a longer one. An absent key (no values) is a hit where the answer declines: it
+    says so, and names no number that could have been hidden. Words that only are no number would
+    let a broken model pass.
+
+    Args:
+        task: `absent`, or any other.
+        digits: of the hidden values.
+    """
+    said = spoken(answer, thinking=thinking).casefold()
+    numbers = _numbers(said)
+    if task == "absent":
+        named = any(len(number) >= digits for number in numbers)
+        return Scored(bool(_DECLINING.search(said)) and not named, 0)
+    found = sum(value.casefold() in numbers for value in values)
+    return Scored(bool(values) and found == len(values), found)
+
+
+def _numbers(text: str) -> set[str]:
+    """All whole numbers, without separators; 123,456 may be one number or two."""
+    numbers = {match.group().replace(match["separator"], "") for match in _GROUPED.finditer(text)}
+    return numbers | set(_RUN.findall(_GROUPED.sub(_ambiguous, text)))
+
+
+def _ambiguous(match: re.Match[str]) -> str:
+    """The text of the match where it may be several numbers, else nothing."""
+    separator = match["separator"]
+    several = separator == " " or len(match.group().partition(separator)[0]) == 3
+    return match.group() if several else ""

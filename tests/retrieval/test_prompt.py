@@ -1,135 +1,296 @@
-"""Prompts: the shared prefix is exactly the prompt that each question would have on its own."""
+"""One-pass prompts: each is exactly the prompt that its question would have on its own."""
 
 from __future__ import annotations
 
-import random
+import itertools
+import re
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-from quantkit.errors import InputError
-from quantkit.retrieval.chat import Frame, frame
-from quantkit.retrieval.haystack import sentences
-from quantkit.retrieval.needles import INSTRUCTION, draw_needles
-from quantkit.retrieval.prompt import Prompt, build_prompt
-
-CHATML = (
-    "{%- for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor -%}"
-    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
-    "{%- if not enable_thinking %}<think></think>{% endif %}{% endif -%}"
+from small_prompts import (
+    ALL_PROBES,
+    BY_CHARACTER,
+    BY_WORDS,
+    CHATML,
+    FRAME,
+    SENTENCES,
+    TOKENIZERS,
+    Tokenizer,
+    build,
+    rung,
+    text_of,
+    whole,
 )
 
+from quantkit.errors import InputError
+from quantkit.recipe import RetrievalRecipe
+from quantkit.retrieval.branches import Prompts
+from quantkit.retrieval.chat import Frame, frame
+from quantkit.retrieval.needles import INSTRUCTION
+from quantkit.retrieval.prompt import one_pass_prompts
 
-def by_character(text: str) -> np.ndarray:
-    """A tokenizer that never looks across a boundary."""
-    return np.frombuffer(text.encode("utf-32-le"), np.int32)
+LENGTHS = (20_000, 30_000, 60_000)
+HIDDEN = re.compile(
+    r"(?:One of the special magic numbers for [a-z-]+ is: [0-9]{5}\."
+    r"|The special magic number for [a-z-]+ has changed: it is now [0-9]{5}\."
+    r"|The special magic number for [a-z-]+ is the same as the one for [a-z-]+\."
+    r"|(?:The|You) [^.]*[0-9]{5}[^.]*\.) ?"
+)
+HAYSTACK = " ".join(SENTENCES)
 
-
-def by_pairs(text: str) -> np.ndarray:
-    """A tokenizer that merges across every boundary: pairs of characters from the start."""
-    padded = text + " " * (len(text) % 2)
-    return np.array(
-        [ord(a) * 65536 + ord(b) for a, b in zip(padded[::2], padded[1::2], strict=True)]
-    )
-
-
-def build(tokenize: object, context: int = 20_000, needles: int = 12, seed: int = 3) -> Prompt:
-    return build_prompt(
-        tokenize,  # type: ignore[arg-type]
-        frame(CHATML),
-        sentences(),
-        context_tokens=context,
-        needles=needles,
-        digits=5,
-        answer_tokens=16,
-        seed=seed,
-    )
+one_of_all = pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda t: t.name)
 
 
-def decode(prompt: Prompt, index: int) -> str:
-    whole = np.concatenate([prompt.prefix, prompt.tails[index]]).astype(np.int32)
-    return whole.tobytes().decode("utf-32-le")
+def context(tokenizer: Tokenizer, prompts: Prompts, context_tokens: int) -> str:
+    """The haystack of one length with what is hidden in it."""
+    text = text_of(tokenizer, prompts, rung(prompts, context_tokens)[0])
+    return text.removeprefix(FRAME.before).rpartition(FRAME.between)[0]
 
 
-def test_every_whole_prompt_is_the_templates_own() -> None:
-    prompt = build(by_character)
-    texts = [decode(prompt, i) for i in range(12)]
-    for text, needle in zip(texts, prompt.needles, strict=True):
-        assert text.startswith(f"<|im_start|>user\n{INSTRUCTION}\n\n")
-        assert text.endswith(
-            f"\n\n{needle.question}<|im_end|>\n<|im_start|>assistant\n<think></think>"
-        )
-        assert text.count(needle.value) == 1
-        assert text.count(needle.sentence) == 1
-    # the prefix is as long as can be: the tails differ in their first token
-    assert len({tail[0] for tail in prompt.tails}) > 1
+@one_of_all
+@pytest.mark.parametrize("seed", [3, 4])
+def test_every_whole_prompt_is_the_templates_own(tokenizer: Tokenizer, seed: int) -> None:
+    prompts = build(tokenizer, seed)
+    assert len(prompts.branches) == 3 * (12 + sum(ALL_PROBES.values()))
+    for length in LENGTHS:
+        shared = context(tokenizer, prompts, length)
+        for branch in rung(prompts, length):
+            text = text_of(tokenizer, prompts, branch)
+            assert np.array_equal(whole(prompts, branch), tokenizer.encode(text))
+            assert text.startswith(f"<|im_start|>user\n{INSTRUCTION}\n\n{shared}\n\n")
+            assert text.endswith("<|im_end|>\n<|im_start|>assistant\n<think></think>")
+            question = text.removeprefix(FRAME.before + shared)
+            if branch.question.task != "paraphrased":
+                assert question.count(branch.question.key) == 1
 
 
-def test_length_is_filled_and_never_exceeded() -> None:
-    prompt = build(by_character)
-    assert 20_000 - 16 - 1600 < prompt.tokens <= 20_000 - 16
+@one_of_all
+def test_branches_leave_the_stream_as_late_as_can_be(tokenizer: Tokenizer) -> None:
+    prompts = build(tokenizer)
+    leaving = [branch.leaves_at for branch in prompts.branches]
+    assert leaving == sorted(leaving)
+    assert leaving[-1] == len(prompts.stream)
+    for length in LENGTHS:
+        branches = rung(prompts, length)
+        (at,) = {branch.leaves_at for branch in branches}
+        following = {int(branch.tokens[0]) for branch in branches}
+        assert len(following | {int(token) for token in prompts.stream[at : at + 1]}) > 1
+        # the haystack is decoded once: what is left is little more than the question
+        assert all(branch.haystack_tokens == 0 for branch in branches)
+        assert max(len(branch.tokens) for branch in branches) < 300
+    assert prompts.prefill_tokens == len(prompts.stream)
+    assert prompts.question_tokens == sum(len(branch.tokens) for branch in prompts.branches)
+    assert prompts.classic_tokens == sum(len(whole(prompts, b)) for b in prompts.branches)
 
 
-@pytest.mark.parametrize("tokenize", [by_character, by_pairs])
-def test_prefix_and_tail_are_the_tokens_of_the_whole(tokenize: object) -> None:
-    prompt = build(tokenize)
-    again = build(by_character)  # the text itself does not depend on where it is cut
-    assert prompt.needles == again.needles
-    reference = [decode(again, i) for i in range(12)] if tokenize is by_character else None
-    for index in range(12):
-        whole = np.concatenate([prompt.prefix, prompt.tails[index]])
-        if reference is not None:
-            assert np.array_equal(whole, by_character(reference[index]))
-        else:
-            text = "".join(chr(t >> 16) + chr(t & 65535) for t in whole)
-            assert np.array_equal(whole, by_pairs(text.rstrip(" ")))
-            assert prompt.needles[index].question in text
+@one_of_all
+def test_context_is_filled_to_the_word(tokenizer: Tokenizer) -> None:
+    prompts = build(tokenizer)
+    for length in LENGTHS:
+        left = [length - b.prompt_tokens - b.question.answer_tokens for b in rung(prompts, length)]
+        assert 0 <= min(left) <= tokenizer.word_tokens
 
 
-@given(seed=st.integers(0, 10**6), needles=st.integers(1, 40))
+@one_of_all
+def test_cuts_are_at_words_of_the_haystack(tokenizer: Tokenizer) -> None:
+    prompts = build(tokenizer)
+    texts = [context(tokenizer, prompts, length) for length in LENGTHS]
+    for text, longer in itertools.pairwise(texts):
+        assert longer.startswith(text + " ")
+    for text in texts:
+        # without the hidden sentences it is the haystack, from some sentence on to some word
+        plain = HIDDEN.sub("", text)
+        assert not re.search("magic number", plain)
+        assert f" {plain} " in f" {HAYSTACK} {HAYSTACK} "
+
+
+@one_of_all
+def test_each_value_is_hidden_once(tokenizer: Tokenizer) -> None:
+    prompts = build(tokenizer)
+    values: list[str] = []
+    for length in LENGTHS:
+        text = context(tokenizer, prompts, length)
+        for branch in rung(prompts, length):
+            assert all(text.count(value) == 1 for value in branch.question.values)
+            assert all(text.count(lure) == 1 for lure in branch.question.lures)
+            values += branch.question.values
+    assert len(values) == len(set(values))
+    assert not any(value in HAYSTACK for value in values)
+
+
+@given(seed=st.integers(0, 10**6), needles=st.integers(1, 60))
 @settings(max_examples=20, deadline=None)
 def test_depths_are_stratified(seed: int, needles: int) -> None:
-    prompt = build(by_character, 60_000, needles, seed)
-    assert list(prompt.depths) == sorted(prompt.depths)
-    for index, depth in enumerate(prompt.depths):
-        assert index / needles - 0.03 <= depth <= (index + 1) / needles + 0.03
+    prompts = build(BY_CHARACTER, seed, needles=needles, probes={})
+    for length in LENGTHS:
+        depths = [branch.question.depth for branch in rung(prompts, length)]
+        assert depths == sorted(depths)
+        near = 700 / length  # a sentence is 600 characters long at most
+        for index, depth in enumerate(depths):
+            assert index / needles - near <= depth <= (index + 1) / needles
 
 
-def test_same_seed_same_prompt() -> None:
-    first, second, other = build(by_character), build(by_character), build(by_character, seed=4)
-    assert np.array_equal(first.prefix, second.prefix)
-    assert not np.array_equal(first.prefix[:4000], other.prefix[:4000])
+def test_most_needles_stand_in_their_stratum() -> None:
+    prompts = build(BY_WORDS, context_tokens=(8_000, 16_000, 60_000), needles=40, probes={})
+    inside = [
+        b.question.index / 40 <= b.question.depth <= (b.question.index + 1) / 40
+        for b in prompts.branches
+    ]
+    assert sum(inside) >= 0.9 * len(inside)
 
 
-def test_what_cannot_be_built_is_said() -> None:
-    with pytest.raises(InputError, match="longer context or fewer needles"):
-        build(by_character, 2_500, 24)
-    with pytest.raises(InputError, match="without repeating"):
-        build_prompt(
-            by_character,
-            Frame("", "\n", ""),
-            [f"Sentence {i}." for i in range(200)],
-            context_tokens=100_000,
-            needles=4,
-            digits=5,
-            answer_tokens=4,
-            seed=1,
-        )
+@one_of_all
+def test_depth_is_where_the_needle_is(tokenizer: Tokenizer) -> None:
+    prompts = build(tokenizer)
+    for length in LENGTHS:
+        text = context(tokenizer, prompts, length)
+        for branch in rung(prompts, length):
+            question = branch.question
+            if question.task == "absent":
+                assert question.depth == 0.5
+                continue
+            places = [text.index(value) / len(text) for value in question.values]
+            assert abs(question.depth - sum(places) / len(places)) < 0.03
 
 
-def test_most_keys_have_a_near_miss() -> None:
-    needles = draw_needles(random.Random(1), 64, 5)
-    keys = [tuple(n.key.split("-")) for n in needles]
-    assert len(set(keys)) == len({n.value for n in needles}) == 64
-    near = [any(a != b and (a[0] == b[0] or a[1] == b[1]) for b in keys) for a in keys]
-    assert sum(near) >= 60
+@one_of_all
+def test_keys_are_counted(tokenizer: Tokenizer) -> None:
+    prompts = build(tokenizer)
+    for length in LENGTHS:
+        text = context(tokenizer, prompts, length)
+        told = re.findall(r"special magic numbers? for ([a-z]+-[a-z]+) (?:is|has)", text)
+        assert prompts.keys[length] == len(set(told))
+    assert prompts.keys[60_000] == 3 * (12 + 3 * 3 + 3 + 2 + 2 * 3)
+
+
+def test_keys_of_different_questions_differ() -> None:
+    prompts = build(probes=ALL_PROBES | {"near-miss": 9, "two-hop": 9})
+    keys = [branch.question.key for branch in prompts.branches]
+    assert len(set(keys)) == len(keys)
+
+
+def test_lures_are_hidden_near_misses() -> None:
+    prompts = build(near_misses=2)
+    for length in LENGTHS:
+        text = context(BY_CHARACTER, prompts, length)
+        told = re.findall(r"for ([a-z]+-[a-z]+) (?:is: |has changed: it is now )(\d+)", text)
+        keys = {value: key for key, value in told}
+        for branch in rung(prompts, length, "multikey"):
+            key, lures = branch.question.key, branch.question.lures
+            words = key.split("-")
+            near = [
+                value
+                for value, other in keys.items()
+                if other != key and set(words) & set(other.split("-"))
+            ]
+            assert len(lures) == len(set(lures)) == min(2, len(near))
+            assert set(lures) <= set(near)
+    assert sum(bool(b.question.lures) for b in rung(prompts, 60_000, "multikey")) >= 10
+    assert not any(branch.question.lures for branch in build(near_misses=0).branches)
+
+
+@pytest.mark.parametrize("tokenizer", [BY_CHARACTER, BY_WORDS], ids=lambda t: t.name)
+def test_candidates_follow_the_prompt(tokenizer: Tokenizer) -> None:
+    spaced = Frame(FRAME.before, FRAME.between, f"{FRAME.after} Answer:", " ")
+    prompts = build(tokenizer, shape=spaced, context_tokens=(9_000, 14_000), needles=5)
+    for branch in prompts.branches:
+        question = branch.question
+        if len(question.values) != 1:
+            assert branch.candidates == ()
+            continue
+        assert len(branch.candidates) == 1 + len(question.lures)
+        for value, tokens in zip(
+            (*question.values, *question.lures), branch.candidates, strict=True
+        ):
+            longer = np.concatenate([whole(prompts, branch), tokens])
+            assert tokenizer.decode(longer).endswith(f"Answer: {value}")
+            assert np.array_equal(longer, tokenizer.encode(tokenizer.decode(longer)))
+
+
+def test_no_candidates_where_they_cannot_follow() -> None:
+    # "<think></think>" and a value are one word to this tokenizer
+    assert not any(branch.candidates for branch in build(BY_WORDS).branches)
+    assert not any(branch.candidates for branch in build(thinking=True).branches)
+
+
+def test_several_values_have_room_for_several() -> None:
+    prompts = build()
+    limits = {b.question.task: b.question.answer_tokens for b in prompts.branches}
+    assert limits.pop("multi-value") == 4 * 16
+    assert set(limits.values()) == {16}
+    thinking = build(thinking=True, answer_tokens=1000)
+    limits = {b.question.task: b.question.answer_tokens for b in thinking.branches}
+    assert limits["multi-value"] == 1000 + 3 * 24
+
+
+def test_bos_comes_first_and_counts() -> None:
+    plain, with_bos = build(), build(bos=1)
+    assert with_bos.stream[0] == 1
+    assert not np.array_equal(plain.stream[:1], with_bos.stream[:1])
+    for length in LENGTHS:
+        for branch in rung(with_bos, length):
+            assert branch.prompt_tokens + branch.question.answer_tokens <= length
+            text = BY_CHARACTER.decode(whole(with_bos, branch)[1:])
+            assert np.array_equal(whole(with_bos, branch)[1:], BY_CHARACTER.encode(text))
+            assert text.startswith(FRAME.before)
+    # the frame begins with it already
+    assert build(bos=ord("<")).digest == plain.digest
+
+
+def test_same_seed_same_prompts() -> None:
+    first, second, other = build(), build(), build(seed=4)
+    assert first.digest == second.digest != other.digest
+    assert first.keys == second.keys
+    assert not np.array_equal(first.stream[:4000], other.stream[:4000])
+    assert build(near_misses=1).digest != first.digest
+
+
+def test_one_length_is_a_ladder_too() -> None:
+    prompts = build(context_tokens=(20_000,), needles=1, probes={})
+    (branch,) = prompts.branches
+    assert prompts.keys == {20_000: 1}
+    assert len(branch.tokens) == 1  # nothing to differ from: the stream is the prompt
+    assert BY_CHARACTER.decode(whole(prompts, branch)).endswith(FRAME.after)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"context_tokens": (2_500,)}, r"2500 tokens leaves \d+ .* take \d+.*fewer needles"),
+        ({"context_tokens": (256, 60_000)}, "256 tokens leaves 0 .*use a longer context"),
+        ({"digits": 3, "needles": 200}, "numbers of 3 digits run out: .*use more digits"),
+        ({"probes": {"paraphrased": 100}, "context_tokens": range(10**6, 10**6 + 8)},
+         "800 paraphrased probes are wanted, 730 can be"),
+        ({"needles": 400, "probes": {}, "context_tokens": range(10**6, 10**6 + 20)},
+         "8000 keys are wanted, 5690 can be told apart"),
+        ({"needles": 1, "probes": {"absent": 1}, "context_tokens": (20_000,)},
+         "whose words occur in the 1 that are hidden; ask for more needles"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_built_is_said(changes: dict[str, object], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        build(**changes)
+
+
+def test_a_short_haystack_is_not_repeated() -> None:
+    short = [f"This is sentence {'abcdefghij'[i % 10]} of a short text." for i in range(2000)]
+    recipe = RetrievalRecipe(context_tokens=(100_000,), needles=4)
+    with pytest.raises(InputError, match=r"fills only \d+ of 100000 tokens without repeating"):
+        one_pass_prompts(BY_CHARACTER.encode, FRAME, short, recipe, 1)
+    with pytest.raises(InputError, match="no sentences"):
+        one_pass_prompts(BY_CHARACTER.encode, FRAME, [], recipe, 1)
 
 
 def test_frames() -> None:
     assert frame(None).after.endswith("Answer:")
+    assert frame(CHATML, thinking=True).after.endswith("assistant\n")
     with pytest.raises(InputError, match="template fails"):
         frame("{{ raise_exception('no') }}")
     with pytest.raises(InputError, match="changes the message"):
         frame("{{ messages[0].content | upper }}")
+    with pytest.raises(InputError, match="no chat template, so it cannot be asked to think"):
+        frame(None, thinking=True)
+    with pytest.raises(InputError, match="changes the message"):
+        Frame("Other words: ", "\n", "").instructing("A special magic number")

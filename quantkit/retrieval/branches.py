@@ -1,0 +1,109 @@
+"""Prompts as tokens: one stream that is decoded once, and the branches that leave it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]
+Tokenize = Callable[[str], Tokens]
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked, and what is right.
+
+    Attributes:
+        context_tokens: the length that prompt and longest answer fill.
+        index: of the question within its seed, length and task, from 0.
+        depth: where the answering sentence begins, 0 (begin) to 1 (end) of the haystack of this
+            length, by tokens counted sentence by sentence; of several the mean; 0.5 where no
+            sentence answers.
+        key: that is asked for.
+        values: right answers; none for a key that is hidden nowhere.
+        lures: hidden values that would be wrong, at most the recipe's `near_misses`: of the closest
+            keys, or the value that was replaced.
+        answer_tokens: limit of the answer.
+    """
+
+    context_tokens: int
+    seed: int
+    task: str
+    index: int
+    depth: float
+    key: str
+    values: tuple[str, ...]
+    lures: tuple[str, ...]
+    answer_tokens: int
+
+
+@dataclass(frozen=True)
+class Branch:
+    """The prompt of one question: `stream[:leaves_at]`, then `tokens`.
+
+    Attributes:
+        leaves_at: tokens of the stream that its prompt begins with.
+        tokens: the rest of its prompt, at least one token.
+        candidates: values[0] and each lure as tokens that follow this prompt; none where there is
+            not exactly one right value, where the model thinks first, or where the tokenizer
+            would join prompt and value.
+        haystack_tokens: how many of `tokens`, from the first on, are still haystack: none in a
+            one-pass prompt but for a few at its cut.
+    """
+
+    leaves_at: int
+    tokens: Tokens
+    question: Question
+    candidates: tuple[Tokens, ...] = ()
+    haystack_tokens: int = 0
+
+    @property
+    def prompt_tokens(self) -> int:
+        """Length of the whole prompt."""
+        return self.leaves_at + len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Prompts:
+    """The prompts of one seed.
+
+    Attributes:
+        stream: as far as any branch goes along with it; BOS first where it was asked for.
+        branches: in the order of `leaves_at`.
+        keys: length → different keys hidden in its haystack.
+    """
+
+    stream: Tokens
+    branches: tuple[Branch, ...]
+    keys: dict[int, int]
+
+    @property
+    def prefill_tokens(self) -> int:
+        """Haystack that is decoded: the stream, and what branches have of their own (classic)."""
+        return len(self.stream) + sum(branch.haystack_tokens for branch in self.branches)
+
+    @property
+    def question_tokens(self) -> int:
+        """What the questions take, each decoded once behind its haystack."""
+        return sum(len(branch.tokens) - branch.haystack_tokens for branch in self.branches)
+
+    @property
+    def classic_tokens(self) -> int:
+        """What one prefill for each question would take."""
+        return sum(branch.prompt_tokens for branch in self.branches)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256, hex, of all tokens and questions: whether saved states are of these prompts."""
+        sha = hashlib.sha256()
+        for tokens in (self.stream, *(branch.tokens for branch in self.branches)):
+            sha.update(len(tokens).to_bytes(8, "little") + tokens.astype("<i4").tobytes())
+        for branch in self.branches:
+            facts = [branch.leaves_at, asdict(branch.question)]
+            sha.update(json.dumps(facts, sort_keys=True).encode())
+        return sha.hexdigest()
