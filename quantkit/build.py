@@ -130,9 +130,10 @@ def check_gate(results: list[LevelResult]) -> None:
     failed = [r for r in results if not r.passed and not r.baseline]
     if failed:
         words = "; ".join(
-            f"{r.name} found {r.lengths[-1][1]} of {r.lengths[-1][2]} needles at "
-            f"{r.lengths[-1][0]} tokens (lower bound {r.lengths[-1][3]:.1%})"
+            f"{r.name} found {s.hits} of {s.trials} {s.name} at {s.context_tokens} tokens (lower "
+            f"bound {s.lower_bound:.1%})"
             for r in failed
+            for s in r.retrieval.gated
         )
         raise GateError(
             f"the retrieval gate failed: {words}; do not release it: give it more bits, or mark it "

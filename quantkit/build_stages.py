@@ -37,6 +37,7 @@ from quantkit.stages.convert import convert
 from quantkit.stages.divergence import measure_divergence
 from quantkit.stages.download import download
 from quantkit.stages.imatrix import collect_imatrix
+from quantkit.stages.integrity import check_artifact
 from quantkit.stages.measure import CostText, chunks_of_text, measure
 from quantkit.stages.niah import CheckSettings, check_retrieval
 from quantkit.stages.place import check_fits
@@ -294,6 +295,8 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         folder, artifact = build.folder(plan), build.artifact(plan)
         outputs = tuple(folder / n for n in ("validation.json", "niah.jsonl", "heatmap.png"))
         settings = CheckSettings(build.placed_devices(plan), kv_type, job.target.ubatch_tokens)
+        metadata, types = build.artifact_metadata(plan), build.types(plan)
+        integrity = check_artifact(artifact, build.source, metadata, types, progress=progress)
         retrieval = check_retrieval(
             artifact, recipe, settings, outputs[1], work, job.haystack, progress
         )
@@ -302,14 +305,13 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
             kept = work / "positions.jsonl"
             found = measure_divergence(build.logits, artifact, kept, build.devices, progress)
             divergence = found.summary()
-        draw_heatmap(retrieval.answers, build.stem(plan), outputs[2])
-        facts = validation_json(retrieval, divergence, recipe, kv_type)
+        draw_heatmap(retrieval.answers, f"{build.stem(plan)}, {retrieval.name}", outputs[2])
+        facts = validation_json(retrieval, divergence, recipe, kv_type, integrity)
         write_json(outputs[0], facts)
-        gate = retrieval.gate
-        words = verdict(facts, baseline=plan.recipe.baseline)
-        detail = (
-            f"{words}: {gate.hits}/{gate.trials} needles at {gate.context_tokens:,} tokens, "
+        detail = f"{verdict(facts, baseline=plan.recipe.baseline)}: " + ", ".join(
+            f"{gate.hits}/{gate.trials} {gate.name} at {gate.context_tokens:,} tokens, "
             f"at least {gate.lower_bound:.1%}"
+            for gate in retrieval.gated(recipe.gated)
         )
         if divergence is not None:
             detail += f", KLD {kld_text(divergence.mean)}"
@@ -325,7 +327,7 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
     name = plan.recipe.name
     logits = ("logits",) if job.recipe.divergence.chunks else ()
     needs = (*logits, f"quantize:{name}", f"place:{name}")
-    return Stage(f"validate:{name}", 3, needs, settings, True, run)
+    return Stage(f"validate:{name}", 4, needs, settings, True, run)
 
 
 def report_stage(
@@ -366,4 +368,4 @@ def report_stage(
         "recipe": job.recipe.model_dump(mode="json"),
         "target": job.target.model_dump(mode="json"),
     }
-    return Stage("report", 7, ("imatrix", "measure", *needs), settings, True, run)
+    return Stage("report", 8, ("imatrix", "measure", *needs), settings, True, run)

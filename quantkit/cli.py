@@ -359,57 +359,159 @@ def quantize(
 
 @app.command()
 def niah(
-    model: Annotated[Path, typer.Argument(help="A GGUF file.")],
-    context: Annotated[
-        list[int] | None, typer.Option("--context", min=256, help="Tokens; may be repeated.")
+    model: Annotated[Path | None, typer.Argument(help="A GGUF file.")] = None,
+    endpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--endpoint",
+            help="Ask a running llama-server instead, as in http://127.0.0.1:8080; its key, if it "
+            "wants one, in LLAMA_API_KEY.",
+        ),
     ] = None,
-    needles: Annotated[int, typer.Option("--needles", min=1, max=400)] = 64,
-    seed: Annotated[list[int] | None, typer.Option("--seed", help="May be repeated.")] = None,
-    kv: Annotated[str, typer.Option("--kv", help="KV cache type: f16, bf16 or q8_0.")] = "q8_0",
+    context: Annotated[
+        list[int] | None,
+        typer.Option("--context", min=256, help="Tokens; may be repeated. 8192 and 32768."),
+    ] = None,
+    needles: Annotated[
+        int, typer.Option("--needles", min=1, max=400, help="Asked at each length.")
+    ] = 64,
+    classic: Annotated[
+        bool, typer.Option("--classic", help="One needle a prompt, at each length and depth.")
+    ] = False,
+    depth: Annotated[
+        list[float] | None,
+        typer.Option("--depth", min=0, max=1, help="With --classic; 0.1, 0.5 and 0.9."),
+    ] = None,
+    probe: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--probe",
+            help="Ask this too: near-miss, absent, updated, multi-value, two-hop, paraphrased or "
+            "all; two-hop=16 for another number than 8. May be repeated.",
+        ),
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        typer.Option("--gate", help="Task whose bound must hold, not multikey; may be repeated."),
+    ] = None,
     minimum: Annotated[
         float, typer.Option("--minimum", min=0, max=1, help="Lower bound that passes.")
     ] = 0.9,
-    haystack: Annotated[Path | None, typer.Option("--haystack", help="Text file.")] = None,
+    seed: Annotated[
+        list[int] | None, typer.Option("--seed", help="Of a haystack; may be repeated. 1.")
+    ] = None,
+    clustered: Annotated[
+        bool,
+        typer.Option(
+            "--clustered", help="Bounds that allow for haystacks of different difficulty."
+        ),
+    ] = False,
+    kv: Annotated[str, typer.Option("--kv", help="KV cache type: f16, bf16 or q8_0.")] = "q8_0",
+    thinking: Annotated[
+        bool, typer.Option("--thinking", help="Let it think; only what follows counts.")
+    ] = False,
+    answer_tokens: Annotated[
+        int, typer.Option("--answer-tokens", min=1, help="Limit of an answer.")
+    ] = 24,
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            help="Compare names, hyperparameters and sampled weights first with what it was made "
+            "from: a folder, a GGUF file, or 'demo'.",
+        ),
+    ] = None,
+    fresh: Annotated[
+        bool,
+        typer.Option("--fresh", help="A prefill for each question, no forks: hours, not minutes."),
+    ] = False,
+    haystack: Annotated[
+        Path | None, typer.Option("--haystack", help="Text file to hide the needles in.")
+    ] = None,
     out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for niah.jsonl and heatmap.png.")
+        Path | None, typer.Option("--out", help="Folder for answers, heatmap and validation.json.")
     ] = None,
     workers: WorkersOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """The retrieval check on any GGUF file; exits 1 when the lower bound is missed."""
+    """The retrieval check on any GGUF file or server; exits 1 when the bound is missed."""
+    from quantkit.commands.niah import Where, probes_of
     from quantkit.commands.niah import niah as run
 
     settings: dict[str, Any] = {
+        "mode": "classic" if classic else "one-pass",
         "context_tokens": tuple(context or (8192, 32768)),
         "needles": needles,
+        "probes": probes_of(probe or []),
+        "gate": tuple(gate or ()),
         "seeds": tuple(seed or (1,)),
+        "clustered": clustered,
         "kv_type": kv,
         "minimum_lower_bound": minimum,
+        "thinking": thinking,
+        "answer_tokens": answer_tokens,
     }
-    run(model, settings, haystack, out, workers, quiet or as_json, as_json)
+    if depth:
+        settings["depths"] = tuple(depth)
+    where = Where(model, endpoint, source, haystack, out, workers, fresh)
+    run(where, settings, quiet or as_json, as_json)
 
 
 @app.command()
 def compare(
-    artifacts: Annotated[list[Path], typer.Argument(help="GGUF files made from the base.")],
-    base: Annotated[Path, typer.Option("--base", help="The GGUF file they are measured against.")],
+    artifacts: Annotated[list[Path], typer.Argument(help="GGUF files made from one base.")],
+    base: Annotated[
+        Path | None,
+        typer.Option("--base", help="What KLD is measured from; the largest by default."),
+    ] = None,
     text: Annotated[
-        Path | None, typer.Option("--text", help="Text file; the haystack by default.")
+        Path | None, typer.Option("--text", help="Text of the KLD; the haystack by default.")
     ] = None,
     chunks: Annotated[int, typer.Option("--chunks", min=1, help="Of the text.")] = 16,
     chunk_tokens: Annotated[
         int, typer.Option("--chunk-tokens", min=32, help="Length of a chunk, half of it counts.")
     ] = 512,
+    context: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--context",
+            min=256,
+            help="Length at which questions are asked; may be repeated. 2048 and 8192 by default, "
+            "as far as the artifacts were trained for them.",
+        ),
+    ] = None,
+    needles: Annotated[
+        int, typer.Option("--needles", min=1, max=400, help="Asked at each length, of each seed.")
+    ] = 32,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option("--seed", help="A haystack; may be repeated. 1, 2 and 3 by default."),
+    ] = None,
+    kv: Annotated[str, typer.Option("--kv", help="KV cache type: f16, bf16 or q8_0.")] = "q8_0",
+    haystack: Annotated[
+        Path | None, typer.Option("--haystack", help="Text file to hide the needles in.")
+    ] = None,
+    no_retrieval: Annotated[
+        bool, typer.Option("--no-retrieval", help="Only size, KLD and the text; no questions.")
+    ] = False,
     workers: WorkersOption = None,
-    out: Annotated[Path | None, typer.Option("--out", help="JSON file for the figures.")] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Folder for page, tables and picture; BASE-compare by default."),
+    ] = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Artifacts of one base side by side: size, KLD, same top token, perplexity."""
+    """Which of several artifacts is better: size, KLD, retrieval, speed, on the same prompts."""
+    from quantkit.commands.compare import Asked
     from quantkit.commands.compare import compare as run
 
-    run(artifacts, base, text, chunks, chunk_tokens, workers, out, quiet, as_json)
+    asked = Asked(
+        tuple(artifacts), base, text, chunks, chunk_tokens, not no_retrieval, tuple(context or ()),
+        needles, tuple(seed or (1, 2, 3)), kv, haystack, workers, out, quiet, as_json,
+    )  # fmt: skip
+    run(asked)
 
 
 @app.command()

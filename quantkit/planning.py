@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from quantkit.card_memory import HOST, CardMemory, layers_of, padded_bytes
 from quantkit.errors import DoesNotFitError, InputError
 from quantkit.fitting import place_exactly, target_budget
@@ -12,7 +10,7 @@ from quantkit.measurement.candidates import admissible, is_quantizable
 from quantkit.native.presets import StockTypes, ask_preset
 from quantkit.planned_model import LevelPlan, PlannedModel
 from quantkit.recipe import MeasureRecipe, Recipe, RetrievalRecipe
-from quantkit.retrieval.statistics import CONFIDENCE, lower_bound
+from quantkit.retrieval.statistics import CONFIDENCE, lower_bound, needed_hits, needed_trials
 from quantkit.sizes import gib_text
 from quantkit.stages.place import check_fits, place
 from quantkit.stages.quantize import artifact_bytes, overhead_bytes
@@ -21,7 +19,7 @@ from quantkit.type_choice import TypeChoice, check_importance
 from quantkit.type_rules import Costs, allowed_types, smallest_bytes, smallest_types
 from quantkit.values import TensorInfo
 
-LADDER = (8192, 32768, 131072)
+LADDER = (8192, 32768, 131072, 262144)
 NOMINAL_GAP = 0.01
 """Of allocations by nominal costs, which show sizes; equal tensors make them slow to prove."""
 SLACK_BYTES = 1 << 16
@@ -197,21 +195,40 @@ def check_gate_is_possible(recipe: RetrievalRecipe) -> None:
     """Raise when even a perfect answer could not pass the gate: known before any work.
 
     Raises:
-        InputError: says how many needles the bound needs.
+        InputError: says how many questions the bound needs.
     """
     bound = recipe.minimum_lower_bound
-    trials = recipe.needles * len(recipe.seeds)
-    best = lower_bound(trials, trials)
-    if bound is None or best >= bound:
+    if bound is None:
         return
-    raise InputError(
-        f"{trials} needles cannot prove a hit rate of {bound:.1%} with 95 % confidence: even "
-        f"{trials}/{trials} proves only {best:.1%}; "
-        + (
-            "ask for less than 100 %"
-            if bound >= 1
-            # all of n hits prove (1 - confidence)^(1/n)
-            else f"ask {math.ceil(math.log(1 - CONFIDENCE) / math.log(bound))} or more "
-            "(needles x seeds)"
+    for task in recipe.gated:
+        trials = recipe.trials(task)
+        best = lower_bound(trials, trials)
+        if best >= bound:
+            continue
+        needed = needed_trials(bound)
+        raise InputError(
+            f"{trials} questions of {task} cannot prove a hit rate of {bound:.1%} with "
+            f"{CONFIDENCE:.0%} confidence: even {trials}/{trials} proves only {best:.1%}; "
+            + (
+                "ask for less than 100 %"
+                if needed is None
+                else f"ask {needed} or more (those of one haystack x seeds)"
+            )
         )
+
+
+def gate_words(recipe: RetrievalRecipe) -> str:
+    """What passes, before anything is asked: `61 of 64 multikey at 32,768 tokens`."""
+    bound = recipe.minimum_lower_bound
+    longest = max(recipe.context_tokens)
+    if not bound:
+        return f"nothing is asked of the hit rate at {longest:,} tokens: it is shown"
+    parts = [
+        f"{needed_hits(trials, bound)} of {trials} {task}"
+        for task, trials in ((task, recipe.trials(task)) for task in recipe.gated)
+    ]
+    spread = ", more where haystacks differ" if recipe.clustered else ""
+    return (
+        f"passes with {' and '.join(parts)} at {longest:,} tokens{spread}: "
+        f"{bound:.0%} or more with {CONFIDENCE:.0%} confidence"
     )

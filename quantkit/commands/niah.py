@@ -1,84 +1,220 @@
-"""`quantkit niah`: the retrieval check on one file."""
+"""`quantkit niah`: the retrieval check on one file, or on a running llama-server."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from quantkit.commands.output_files import check_writable
+from quantkit.commands.retrieval_table import print_retrieval
 from quantkit.console import Console
 from quantkit.errors import GateError, InputError
 from quantkit.machine import worker_count
 
+if TYPE_CHECKING:
+    from quantkit.progress import Progress
+    from quantkit.recipe import RetrievalRecipe
+    from quantkit.retrieval.results import Retrieval
+    from quantkit.stages.integrity import Integrity
 
-def niah(
-    model: Path,
-    settings: dict[str, Any],
-    haystack: Path | None,
-    out: Path | None,
-    workers: int | None,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """The retrieval check on one GGUF file."""
+PROBE_QUESTIONS = 8
+"""Of each probe that is asked for without a number."""
+AS_SERVED = "as served"
+OPTIONS = {
+    "kv_type": "kv", "context_tokens": "context", "minimum_lower_bound": "minimum",
+    "probes": "probe", "depths": "depth", "seeds": "seed", "near_misses": "near-misses",
+    "answer_tokens": "answer-tokens",
+}  # fmt: skip
+"""Fields of the recipe whose option is named otherwise."""
+
+
+@dataclass(frozen=True)
+class Where:
+    """What the check runs on, and how.
+
+    Attributes:
+        model: a GGUF file; None with an endpoint.
+        endpoint: of a running llama-server.
+        source: what the file was made from; its weights are compared first.
+        fresh: each question after a prefill of its own.
+    """
+
+    model: Path | None
+    endpoint: str | None
+    source: str | None
+    haystack: Path | None
+    out: Path | None
+    workers: int | None
+    fresh: bool
+
+
+def niah(where: Where, settings: Mapping[str, Any], quiet: bool, as_json: bool) -> None:
+    """Ask, print, write, and raise when the gate is missed."""
+    from quantkit import planning
+
+    recipe = _recipe(settings)
+    if (where.model is None) == (where.endpoint is None):
+        raise InputError("give a GGUF file, or --endpoint of a running llama-server; one of them")
+    planning.check_gate_is_possible(recipe)
+    console = Console(quiet=quiet)
+    console.note(planning.gate_words(recipe))
+    if where.model is not None:
+        name, folder, found, facts = _on_file(where, where.model, recipe, console)
+    else:
+        name, folder, found, facts = _on_server(where, str(where.endpoint), recipe, console)
+    if as_json:
+        console.json(facts)
+    print_retrieval(console, found)
+    console.line(f"Answers and heatmap: {folder}")
+    if not facts["passed"]:
+        words = "; ".join(
+            f"{s.name} found {s.hits}/{s.trials}, at least {s.lower_bound:.1%}"
+            for s in found.gated(recipe.gated)
+        )
+        raise GateError(
+            f"{name}: at {max(recipe.context_tokens):,} tokens {words}; "
+            f"{recipe.minimum_lower_bound:.1%} is needed"
+        )
+
+
+def probes_of(words: Sequence[str]) -> dict[str, int]:
+    """`near-miss`, `two-hop=16` or `all` as probe → how many questions.
+
+    Raises:
+        InputError: a number is none.
+    """
+    from typing import get_args
+
+    from quantkit.recipe import Probe
+
+    probes: dict[str, int] = {}
+    for word in words:
+        name, given, number = word.partition("=")
+        if given and not number.isdecimal():
+            raise InputError(f"--probe {word}: give NAME or NAME=NUMBER, as in two-hop=16")
+        count = int(number) if given else PROBE_QUESTIONS
+        probes.update(dict.fromkeys(get_args(Probe) if name == "all" else (name,), count))
+    return probes
+
+
+def _recipe(settings: Mapping[str, Any]) -> RetrievalRecipe:
     from pydantic import ValidationError
 
-    from quantkit import planning
+    from quantkit.recipe import RetrievalRecipe
+
+    try:
+        return RetrievalRecipe.model_validate(settings)
+    except ValidationError as error:
+        problems = []
+        for e in error.errors():
+            field = str(e["loc"][0]) if e["loc"] else ""
+            option = f"--{OPTIONS.get(field, field)}: " if field else ""
+            problems.append(option + e["msg"].removeprefix("Value error, "))
+        raise InputError("; ".join(problems)) from None
+
+
+def _on_file(
+    where: Where, model: Path, recipe: RetrievalRecipe, console: Console
+) -> tuple[str, Path, Retrieval, dict[str, Any]]:
     from quantkit.formats.gguf_file import GGUFSource
     from quantkit.native.devices import device_settings
-    from quantkit.native.shared_libraries import library_version
-    from quantkit.receipts import content_id, identity, resumable, write_json
-    from quantkit.recipe import RetrievalRecipe
-    from quantkit.retrieval.heatmap import draw_heatmap
-    from quantkit.retrieval.statistics import needed_hits
+    from quantkit.receipts import identity
     from quantkit.stages.niah import CheckSettings, check_retrieval
     from quantkit.stages.validate import validation_json
 
-    try:
-        recipe = RetrievalRecipe.model_validate(settings)
-    except ValidationError as error:
-        names = {"kv_type": "kv", "context_tokens": "context", "minimum_lower_bound": "minimum"}
-        problems = "; ".join(
-            f"--{names.get(str(e['loc'][0]), e['loc'][0])}: {e['msg']}" for e in error.errors()
-        )
-        raise InputError(problems) from None
     source = GGUFSource(model)  # tells what is wrong with the file before llama.cpp is asked
-    folder = out or Path(f"{model.stem}-niah")
+    integrity = None
+    if where.source is not None:
+        with console.stage("weights") as progress:
+            integrity = _compared(model, where.source, progress)
+    folder = where.out or Path(f"{model.stem}-niah")
     check_writable(folder / "niah.jsonl", source.paths)
-    console = Console(quiet=quiet)
-    planning.check_gate_is_possible(recipe)
     kv_type = recipe.kv_type or "q8_0"
-    trials = recipe.needles * len(recipe.seeds)
-    bound = recipe.minimum_lower_bound or 0.0
-    console.note(
-        f"passes with {needed_hits(trials, bound)} of {trials} needles at "
-        f"{max(recipe.context_tokens):,} tokens"
-    )
-    devices = device_settings(worker_count(workers))
-    parts = {
-        "model": identity(source.paths),
+    devices = device_settings(worker_count(where.workers))
+    settings = CheckSettings(devices, kv_type, fresh=where.fresh)
+    parts = {"model": identity(source.paths), "fresh": where.fresh, **_parts(where, recipe)}
+
+    def run(work: Path) -> tuple[Retrieval, dict[str, Any]]:
+        with console.stage("niah") as progress:
+            found = check_retrieval(
+                model, recipe, settings, folder / "niah.jsonl", work, where.haystack, progress
+            )
+        return found, validation_json(found, None, recipe, kv_type, integrity)
+
+    return model.name, folder, *_written(folder, parts, model.stem, run)
+
+
+def _compared(model: Path, source: str, progress: Progress) -> Integrity:
+    """Names, shapes, hyperparameters and sampled weights of a file against its source's."""
+    from quantkit.models import choose_model, open_source
+    from quantkit.stages.integrity import check_artifact
+
+    choice = choose_model(source)
+    if choice.path is None:
+        raise InputError(
+            f"--source {source} is a repository; download it first: quantkit download {source}"
+        )
+    made_from = open_source(choice, choice.path)
+    prefix = f"{made_from.metadata['general.architecture'].value}."
+    own = {
+        k: v
+        for k, v in made_from.metadata.items()
+        if k.startswith(prefix) or k == "general.architecture"
+    }
+    return check_artifact(model, made_from, own, progress=progress)
+
+
+def _on_server(
+    where: Where, endpoint: str, recipe: RetrievalRecipe, console: Console
+) -> tuple[str, Path, Retrieval, dict[str, Any]]:
+    from quantkit.stages.served_niah import check_served
+    from quantkit.stages.validate import validation_json
+
+    for option, given in (("--fresh", where.fresh), ("--source", where.source is not None)):
+        if given:
+            raise InputError(f"{option} needs the file itself; it cannot be used with --endpoint")
+    folder = where.out or Path("server-niah")
+    check_writable(folder / "niah.jsonl", [])
+
+    def run(work: Path) -> tuple[Retrieval, dict[str, Any]]:
+        with console.stage("niah") as progress:
+            found, served = check_served(
+                endpoint, recipe, folder / "niah.jsonl", work, where.haystack, progress
+            )
+        facts = validation_json(found, None, recipe, AS_SERVED)
+        return found, {**facts, "server": asdict(served)}
+
+    parts = {"endpoint": endpoint, **_parts(where, recipe)}
+    found, facts = _written(folder, parts, endpoint, run)
+    return facts["server"]["model"] or endpoint, folder, found, facts
+
+
+def _parts(where: Where, recipe: RetrievalRecipe) -> dict[str, Any]:
+    """What the kept work of a check belongs to."""
+    from quantkit.native.shared_libraries import library_version
+    from quantkit.receipts import content_id
+
+    return {
         "recipe": recipe.model_dump(mode="json"),
-        "haystack": None if haystack is None else content_id(haystack),
+        "haystack": None if where.haystack is None else content_id(where.haystack),
         "llama-cpp-python": library_version(),
     }
+
+
+def _written(
+    folder: Path,
+    parts: Mapping[str, Any],
+    title: str,
+    run: Callable[[Path], tuple[Retrieval, dict[str, Any]]],
+) -> tuple[Retrieval, dict[str, Any]]:
+    """What `run` found, with its picture and validation.json in `folder`."""
+    from quantkit.receipts import resumable, write_json
+    from quantkit.retrieval.heatmap import draw_heatmap
+
     with resumable(folder / ".work", parts) as work:
-        with console.stage("niah") as progress:
-            settings_here = CheckSettings(devices, kv_type)
-            answers = folder / "niah.jsonl"
-            found = check_retrieval(model, recipe, settings_here, answers, work, haystack, progress)
-        draw_heatmap(found.answers, model.stem, folder / "heatmap.png")
-        facts = validation_json(found, None, recipe, kv_type)
+        found, facts = run(work)
+        draw_heatmap(found.answers, f"{title}, {found.name}", folder / "heatmap.png")
         write_json(folder / "validation.json", facts)
-    if as_json:
-        console.json(facts)
-    for score in found.lengths:
-        console.line(
-            f"{score.context_tokens:>9,} tokens  multikey-{recipe.needles}  "
-            f"{score.hits}/{score.trials}  at least {score.lower_bound:.1%}"
-        )
-    console.line(f"Answers and heatmap: {folder}")
-    if not facts["passed"]:
-        raise GateError(
-            f"{model.name}: lower bound {found.gate.lower_bound:.1%} at "
-            f"{found.gate.context_tokens} tokens, {bound:.1%} is needed"
-        )
+    return found, facts

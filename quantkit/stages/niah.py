@@ -1,45 +1,81 @@
 """artifact → niah.jsonl: the retrieval check at each context length.
 
-One prefill answers every question: the haystack is decoded once on sequence 0, each question on a
-fork of it, and the fork is dropped. The gate is a lower bound of the hit rate at the longest
-context, not the rate itself.
+One prefill answers every question: the longest haystack is decoded once a seed, and where it has
+reached a length that is to be checked, the questions of that length are answered on forks of it.
+Where forks are not exact, each question gets a prefill of its own, and that is said.
 """
 
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from quantkit.errors import EnvironmentFault, InputError
+from quantkit.errors import GateError
 from quantkit.journal import Journal
-from quantkit.native.child import Emit, run_isolated
-from quantkit.native.settings import ContextSettings, DeviceSettings
+from quantkit.native.child import run_isolated
+from quantkit.native.settings import DeviceSettings
 from quantkit.progress import SILENT, Progress, told_to
 from quantkit.receipts import write_text
 from quantkit.recipe import RetrievalRecipe
-from quantkit.retrieval.results import Answer, Retrieval, score_lengths
-from quantkit.retrieval.scoring import is_hit
+from quantkit.retrieval.results import Answer, DeviceUse, Retrieval, Rung, score_tasks
 
-if TYPE_CHECKING:
-    from quantkit.native.llama import Context, Vocabulary
-
-FORK_TEST_TOKENS = 96
-FORK_TEST_TAIL = 8
-FORK_TOLERANCE = 1e-3
+SAVE_SECONDS = 60.0
 
 
 @dataclass(frozen=True)
 class CheckSettings:
-    """What the check runs with: devices, KV cache type, tokens of a physical batch."""
+    """What the check runs with.
+
+    Attributes:
+        kv_type: of the KV cache.
+        ubatch_tokens: of a physical batch.
+        fresh: ask each question after a prefill of its own, as if forks were not exact.
+        save_seconds: between two savings of the prefill, at least; 0 saves after every batch.
+    """
 
     devices: DeviceSettings
     kv_type: str
     ubatch_tokens: int = 512
+    fresh: bool = False
+    save_seconds: float = SAVE_SECONDS
+
+
+@dataclass(frozen=True)
+class RunFacts:
+    """What the process that asked says of itself; the answers are in its journal.
+
+    Attributes:
+        prefill_tokens, question_tokens, classic_tokens: as in `Retrieval`.
+        keys: context length → different keys hidden before its questions, of the first seed.
+    """
+
+    forked: bool
+    fork_difference: float
+    prefill_tokens: int
+    question_tokens: int
+    classic_tokens: int
+    keys: dict[int, int]
+    memory: tuple[DeviceUse, ...]
+
+
+def check_context_length(name: str, recipe: RetrievalRecipe, trained_context_tokens: int) -> None:
+    """Fail a file that says of itself that it was not made for the lengths to be checked.
+
+    llama-server caps a slot at that length, so whoever starts the file as planned gets less.
+
+    Raises:
+        GateError: names both lengths.
+    """
+    longest = max(recipe.context_tokens)
+    if longest > trained_context_tokens:
+        raise GateError(
+            f"{name} has a context_length of {trained_context_tokens} tokens in its metadata, and "
+            f"is to be checked at {longest}: llama-server would cut its context there; make it "
+            "anew from a checkpoint that says more, or check a shorter context"
+        )
 
 
 def check_retrieval(
@@ -51,161 +87,74 @@ def check_retrieval(
     haystack: Path | None = None,
     progress: Progress = SILENT,
 ) -> Retrieval:
-    """Ask `model` for every needle at every context length, and write the answers to `out`.
+    """Ask `model` all questions at every context length, and write the answers to `out`.
 
-    Answers are kept in `work` as they come; a run that was killed asks only the rest.
+    Answers, and now and then the prefill, are kept in `work`; a run that was killed does only the
+    rest.
 
     Raises:
         InputError: llama.cpp cannot load the file, or the haystack is too short.
-        EnvironmentFault: no memory for the context, a crash, or forks are not exact here.
+        EnvironmentFault: no memory for the context, or a crash.
+        GateError: the file's own context_length is shorter than what is to be checked.
     """
-    total = len(recipe.seeds) * sum(n + recipe.needles for n in recipe.context_tokens)
-    progress.start(total, "tokens")
-
-    path, purpose = work / "answers.jsonl", json.dumps(recipe.model_dump(mode="json"))
-    fork_difference: float = run_isolated(
-        "quantkit.stages.niah:ask_in_child",
+    path = work / "answers.jsonl"
+    purpose = json.dumps({**recipe.model_dump(mode="json"), "fresh": settings.fresh})
+    facts: RunFacts = run_isolated(
+        "quantkit.stages.niah_run:ask_in_child",
         {
             "model_path": model,
             "recipe": recipe,
             "settings": settings,
+            "work": work,
             "journal_path": path,
             "purpose": purpose,
             "haystack": haystack,
         },
-        told_to(progress),
+        told_to(progress, "tokens"),
     )
-    lines = Journal(path, purpose).lines
-    answers = sorted(
-        (Answer(**json.loads(line)) for line in lines),
-        key=lambda a: (a.context_tokens, a.seed, a.index),
-    )
+    answers, rungs = read_journal(Journal(path, purpose).lines, facts.keys)
+    order = {task: number for number, task in enumerate(recipe.tasks)}
+    answers.sort(key=lambda a: (a.context_tokens, a.seed, order[a.task], a.index))  # type: ignore[index]
     write_text(out, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers))
-    return Retrieval(tuple(answers), score_lengths(answers), fork_difference)
-
-
-def ask_in_child(
-    model_path: Path,
-    recipe: RetrievalRecipe,
-    settings: CheckSettings,
-    journal_path: Path,
-    purpose: str,
-    haystack: Path | None,
-    emit: Emit,
-) -> float:
-    """Body of the child process of `check_retrieval`: the fork difference."""
-    from quantkit.native.llama import Context, Model
-    from quantkit.retrieval.chat import frame
-    from quantkit.retrieval.haystack import sentences
-    from quantkit.retrieval.prompt import build_prompt
-
-    model = Model(model_path, settings.devices)
-    vocab = model.vocab
-    longest = max(recipe.context_tokens)
-    if longest > model.trained_context_tokens:
-        raise InputError(
-            f"the check asks at {longest} tokens, {model_path.name} was trained for "
-            f"{model.trained_context_tokens}; check a shorter context"
-        )
-    shape = frame(model.chat_template(), vocab.token_text(vocab.bos), vocab.token_text(vocab.eos))
-    sizes = ContextSettings(
-        context_tokens=-(-longest // 256) * 256,
-        batch_tokens=settings.ubatch_tokens,
-        ubatch_tokens=settings.ubatch_tokens,
-        sequences=2,
-        kv_type=settings.kv_type,
+    return Retrieval(
+        mode=recipe.mode,
+        answers=tuple(answers),
+        scores=score_tasks(answers, facts.keys, clustered=recipe.clustered),
+        rungs=rungs,
+        forked=facts.forked,
+        fork_difference=facts.fork_difference,
+        prefill_tokens=facts.prefill_tokens,
+        question_tokens=facts.question_tokens,
+        classic_tokens=facts.classic_tokens,
+        memory=facts.memory,
     )
-    context = Context(model, sizes)
-    difference = _fork_difference(context, vocab.size)
-    if not difference <= FORK_TOLERANCE:
-        raise EnvironmentFault(
-            f"a forked sequence differs from a fresh decode by {difference:.2e} on this device "
-            f"(limit {FORK_TOLERANCE:.0e}): its answers would prove nothing; update "
-            "llama-cpp-python"
-        )
-    journal = Journal(journal_path, purpose)
-    known = (json.loads(line) for line in journal.lines)
-    done = {(a["context_tokens"], a["seed"], a["index"]) for a in known}
-    begins_with_bos = vocab.adds_bos and not shape.before.startswith(vocab.token_text(vocab.bos))
-    for length in sorted(recipe.context_tokens):
-        for seed in recipe.seeds:
-            open_questions = [i for i in range(recipe.needles) if (length, seed, i) not in done]
-            emit(("advance", recipe.needles - len(open_questions)))
-            if not open_questions:
-                emit(("advance", length))
-                continue
-            prompt = build_prompt(
-                vocab.tokenize,
-                shape,
-                sentences(haystack),
-                context_tokens=length - begins_with_bos,
-                needles=recipe.needles,
-                digits=recipe.digits,
-                answer_tokens=recipe.answer_tokens,
-                seed=seed,
-            )
-            prefix = prompt.prefix
-            if begins_with_bos:
-                prefix = np.concatenate([np.array([vocab.bos], np.int32), prefix])
-            context.clear()
-            step = sizes.batch_tokens
-            for at in range(0, len(prefix), step):
-                context.decode(prefix[at : at + step], at)
-                emit(("advance", min(step, len(prefix) - at)))
-            emit(("advance", length - len(prefix)))
-            for index in open_questions:
-                tail, needle = prompt.tails[index], prompt.needles[index]
-                context.fork(0, 1)
-                text, truncated = _greedy(context, vocab, tail, len(prefix), recipe.answer_tokens)
-                context.drop(1)
-                answer = Answer(
-                    context_tokens=length,
-                    prefix_tokens=len(prefix),
-                    seed=seed,
-                    index=index,
-                    depth=round(prompt.depths[index], 6),
-                    key=needle.key,
-                    value=needle.value,
-                    answer=text,
-                    hit=is_hit(text, needle.value),
-                    truncated=truncated,
-                )
-                journal.append(json.dumps(asdict(answer)))
-                emit(("advance", 1))
-    return difference
 
 
-def _greedy(
-    context: Context,
-    vocab: Vocabulary,
-    tail: NDArray[np.int32],
-    position: int,
-    limit: int,
-) -> tuple[str, bool]:
-    """Decode `tail` on sequence 1 and answer greedily: (text, whether the limit cut it off)."""
-    logits = context.decode(tail, position, sequence=1)
-    position += len(tail)
-    tokens: list[int] = []
-    while len(tokens) < limit:
-        token = int(np.argmax(logits))
-        if vocab.is_end(token):
-            return vocab.text(tokens), False
-        tokens.append(token)
-        logits = context.decode(np.array([token], np.int32), position, sequence=1)
-        position += 1
-    return vocab.text(tokens), True
+def read_journal(
+    lines: Sequence[str], keys: dict[int, int]
+) -> tuple[list[Answer], tuple[Rung, ...]]:
+    """Answers, and what each length cost: the sum over seeds and interrupted runs."""
+    answers, rungs = [], dict[int, Rung]()
+    for line in lines:
+        entry: dict[str, Any] = json.loads(line)
+        if "answer" in entry:
+            answers.append(Answer.read(json.dumps(entry["answer"])))
+            continue
+        more = Rung(keys=0, **entry["rung"])
+        there = rungs.get(more.context_tokens)
+        rungs[more.context_tokens] = more if there is None else _summed(there, more)
+    return answers, tuple(replace(rungs[n], keys=keys[n]) for n in sorted(rungs))
 
 
-def _fork_difference(context: Context, vocabulary: int) -> float:
-    """Largest logit difference of a tail on a fork and on a fresh sequence, relative."""
-    tokens = np.random.default_rng(1).integers(0, vocabulary, FORK_TEST_TOKENS, dtype=np.int32)
-    head, tail = tokens[:-FORK_TEST_TAIL], tokens[-FORK_TEST_TAIL:]
-    context.decode(head, 0)
-    context.fork(0, 1)
-    forked = context.decode(tail, len(head), sequence=1)
-    context.drop(1)
-    context.clear()
-    context.decode(head, 0)
-    fresh = context.decode(tail, len(head))
-    context.clear()
-    return float(np.abs(forked - fresh).max() / max(float(np.abs(fresh).max()), 1e-6))
+def _summed(one: Rung, other: Rung) -> Rung:
+    differences = [r.fork_difference for r in (one, other) if r.fork_difference is not None]
+    return Rung(
+        context_tokens=one.context_tokens,
+        keys=one.keys,
+        prefill_tokens=one.prefill_tokens + other.prefill_tokens,
+        prefill_seconds=one.prefill_seconds + other.prefill_seconds,
+        question_tokens=one.question_tokens + other.question_tokens,
+        decode_tokens=one.decode_tokens + other.decode_tokens,
+        decode_seconds=one.decode_seconds + other.decode_seconds,
+        fork_difference=max(differences, default=None),
+    )

@@ -1,4 +1,4 @@
-"""Retrieval and divergence → validation.json: the release gate and its evidence."""
+"""Retrieval, divergence and the artifact's own weights → validation.json: the release gate."""
 
 from __future__ import annotations
 
@@ -8,30 +8,50 @@ from typing import Any
 from quantkit.recipe import RetrievalRecipe
 from quantkit.retrieval.results import Retrieval
 from quantkit.retrieval.statistics import CONFIDENCE
+from quantkit.stages.integrity import Integrity
 from quantkit.values import Divergence
 
 
 def validation_json(
-    retrieval: Retrieval, divergence: Divergence | None, recipe: RetrievalRecipe, kv_type: str
+    retrieval: Retrieval,
+    divergence: Divergence | None,
+    recipe: RetrievalRecipe,
+    kv_type: str,
+    integrity: Integrity | None = None,
 ) -> dict[str, Any]:
-    """The content of validation.json; `passed` is the gate's verdict."""
-    gate = retrieval.gate
+    """The content of validation.json; `passed` is the gate's verdict.
+
+    Args:
+        kv_type: of the check; `as served` where a server has its own.
+        integrity: what was compared with the model that the artifact was made from.
+    """
+    gate = retrieval.gated(recipe.gated)
+    first = gate[0]
     return {
-        "passed": retrieval.passes(recipe.minimum_lower_bound),
+        "passed": retrieval.passes(recipe.gated, recipe.minimum_lower_bound),
         "niah": {
-            "mode": f"multikey-{recipe.needles}",
-            "context_tokens": gate.context_tokens,
-            "trials": gate.trials,
-            "hits": gate.hits,
-            "lower_bound": gate.lower_bound,
+            "mode": first.name,
+            "one_pass": retrieval.mode == "one-pass",
+            "context_tokens": first.context_tokens,
+            "trials": first.trials,
+            "hits": first.hits,
+            "lower_bound": first.lower_bound,
             "confidence": CONFIDENCE,
             "minimum_lower_bound": recipe.minimum_lower_bound,
+            "gate": list(recipe.gated),
             "prefill_tokens": retrieval.prefill_tokens,
-            "seeds": list(recipe.seeds),
-            "kv_type": kv_type,
+            "question_tokens": retrieval.question_tokens,
+            "classic_tokens": retrieval.classic_tokens,
+            "forked": retrieval.forked,
             "fork_difference": retrieval.fork_difference,
-            "truncated": sum(answer.truncated for answer in retrieval.answers),
-            "lengths": [asdict(score) for score in retrieval.lengths],
+            "seeds": list(recipe.seeds),
+            "clustered": recipe.clustered,
+            "kv_type": kv_type,
+            "thinking": recipe.thinking,
+            "tasks": [{"name": score.name, **asdict(score)} for score in retrieval.scores],
+            "rungs": [asdict(rung) for rung in retrieval.rungs],
+            "memory": [asdict(use) for use in retrieval.memory],
         },
         "kld": None if divergence is None else asdict(divergence),
+        "integrity": None if integrity is None else asdict(integrity),
     }

@@ -1,0 +1,89 @@
+"""What is made of answers: scores by task and length, and what the gate looks at."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, replace
+
+import pytest
+
+from quantkit.retrieval.results import Answer, Retrieval, Rung, score_tasks
+from quantkit.retrieval.statistics import hit_rate_bounds, lower_bound
+
+
+def answer(length: int, seed: int, index: int, hit: bool, task: str = "multikey") -> Answer:
+    return Answer(
+        context_tokens=length,
+        prompt_tokens=length - 24,
+        seed=seed,
+        task=task,
+        index=index,
+        depth=0.5,
+        key="blue-bird",
+        values=("48213",),
+        answer="48213" if hit else "",
+        hit=hit,
+        found=int(hit),
+        truncated=False,
+        log_probability=-0.5 if hit else -9.5,
+    )
+
+
+def found(answers: list[Answer]) -> Retrieval:
+    scores = score_tasks(answers, {4: 7, 8: 15})
+    return Retrieval("one-pass", tuple(answers), scores, (), True, 0.0, 8, 2, 90)
+
+
+def test_scores_by_task_and_length() -> None:
+    answers = [answer(8, s, i, i != 0) for s in (1, 2) for i in range(4)]
+    answers += [answer(4, 1, i, True) for i in range(4)]
+    answers += [answer(8, 1, 0, False, "two-hop")]
+    answers[0] = replace(answers[0], truncated=True)  # a miss, because it was cut off
+    answers[1] = replace(answers[1], truncated=True)  # a hit in spite of it
+    scores = score_tasks(answers, {4: 7, 8: 15})
+    assert [(s.name, s.context_tokens, s.hits, s.trials, s.truncated) for s in scores] == [
+        ("multikey-7", 4, 4, 4, 0), ("multikey-15", 8, 6, 8, 1), ("two-hop", 8, 0, 1, 0),
+    ]  # fmt: skip
+    assert scores[1].log_probability == pytest.approx((6 * -0.5 + 2 * -9.5) / 8)
+    assert scores[1].lower_bound == lower_bound(6, 8)
+    assert scores[1].upper_bound == hit_rate_bounds([(3, 4), (3, 4)]).upper
+    silent = [replace(one, log_probability=None) for one in answers]
+    assert score_tasks(silent, {4: 7, 8: 15})[1].log_probability is None
+
+
+def test_clustered_bounds_look_at_seeds() -> None:
+    uneven = [answer(8, s, i, s != 1) for s in (1, 2, 3) for i in range(20)]
+    even = [answer(8, s, i, i < 13) for s in (1, 2, 3) for i in range(20)]
+    keys = {8: 20}
+    plain = score_tasks(uneven, keys)[0].lower_bound
+    assert score_tasks(uneven, keys, clustered=True)[0].lower_bound < plain - 0.2
+    spread = score_tasks(even, keys, clustered=True)[0].lower_bound
+    assert spread == pytest.approx(score_tasks(even, keys)[0].lower_bound)
+
+
+def test_the_gate_looks_at_the_longest_context_and_the_named_tasks() -> None:
+    answers = [answer(8, 1, i, i != 0) for i in range(8)]
+    answers += [answer(4, 1, i, False) for i in range(8)]
+    answers += [answer(8, 1, i, True, "near-miss") for i in range(4)]
+    all_of = found(answers)
+    assert [(s.task, s.context_tokens) for s in all_of.gated(())] == [("multikey", 8)]
+    bound = lower_bound(7, 8)
+    assert all_of.passes((), bound)
+    assert not all_of.passes((), bound + 1e-9)
+    assert all_of.passes((), None)
+    assert all_of.passes(("near-miss",), lower_bound(4, 4))
+    assert not all_of.passes(("near-miss", "multikey"), lower_bound(4, 4) + 0.02)
+    assert not all_of.passes(("absent",), 0.0)  # what was not asked proves nothing
+
+
+def test_an_answer_comes_back_from_its_line() -> None:
+    one = replace(answer(8, 1, 3, True), answer='</script>\u2028\n"', margin=2.5, rank=1)
+    assert Answer.read(json.dumps(asdict(one))) == one
+    assert one.place == (8, 1, "multikey", 3)
+
+
+def test_rates() -> None:
+    rung = Rung(8, 7, 8000, 4.0, 10, 24, 1.5, 0.0)
+    assert (rung.prefill_rate, rung.decode_rate) == (2000.0, 16.0)
+    resumed = replace(rung, prefill_tokens=0, prefill_seconds=0.0, decode_tokens=0)
+    assert (resumed.prefill_rate, resumed.decode_rate) == (None, None)

@@ -1,0 +1,280 @@
+"""The retrieval check on the demo model: forks against fresh prefills, kills, broken artifacts."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from broken_artifacts import mistyped, swapped, with_context_length
+from demo_artifacts import WANTS_BOS, write_demo
+from watched import Watched
+
+from quantkit.errors import EnvironmentFault, GateError, InputError
+from quantkit.models import choose_model, open_source
+from quantkit.native.llama import Context
+from quantkit.native.settings import DeviceSettings
+from quantkit.recipe import RetrievalRecipe
+from quantkit.retrieval.results import Answer, Retrieval
+from quantkit.stages import niah_run
+from quantkit.stages.integrity import check_artifact
+from quantkit.stages.niah import CheckSettings, check_retrieval
+
+DEVICES = DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0)
+SETTINGS = CheckSettings(DEVICES, "f16")
+GRID = {
+    "context_tokens": (1024, 2048),
+    "needles": 6,
+    "probes": {"near-miss": 1, "absent": 1, "multi-value": 1, "two-hop": 1},
+    "minimum_lower_bound": None,
+}
+
+
+def recipe(**changes: Any) -> RetrievalRecipe:  # noqa: ANN401 - fields of every type
+    return RetrievalRecipe.model_validate({**GRID, **changes})
+
+
+def checked(
+    model: Path,
+    folder: Path,
+    settings: CheckSettings = SETTINGS,
+    **changes: Any,  # noqa: ANN401
+) -> Retrieval:
+    folder.mkdir(exist_ok=True)
+    return check_retrieval(model, recipe(**changes), settings, folder / "niah.jsonl", folder)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_demo(tmp_path_factory.mktemp("niah") / "demo.gguf", "Q4_0")
+
+
+@pytest.fixture(scope="module")
+def one_pass(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Retrieval:
+    return checked(model, tmp_path_factory.mktemp("one pass"))
+
+
+def by_place(found: Retrieval) -> dict[tuple[int, int, str, int], Answer]:
+    return {answer.place: answer for answer in found.answers}
+
+
+def test_every_cell_is_as_after_a_prefill_of_its_own(
+    model: Path, one_pass: Retrieval, tmp_path: Path
+) -> None:
+    fresh = checked(model, tmp_path, replace(SETTINGS, fresh=True))
+    assert one_pass.forked
+    assert not fresh.forked
+    expected, found = by_place(fresh), by_place(one_pass)
+    assert len(found) == 2 * (6 + 4)
+    assert found.keys() == expected.keys()
+    for place, answer in found.items():
+        assert answer.hit == expected[place].hit, place
+        assert answer.prompt_tokens == expected[place].prompt_tokens
+        assert answer.prompt_tokens <= answer.context_tokens
+        if answer.task in ("multikey", "near-miss"):
+            assert answer.answer == expected[place].answer
+    assert next(s for s in one_pass.scores if s.task == "multikey").hits == 6
+    # each rung's own costs, and what one prefill a question took
+    assert fresh.classic_tokens == sum(answer.prompt_tokens for answer in fresh.answers)
+    assert sum(rung.prefill_tokens for rung in fresh.rungs) > 8 * one_pass.prefill_tokens
+
+
+def test_one_prefill_answers_all(one_pass: Retrieval) -> None:
+    assert sum(rung.prefill_tokens for rung in one_pass.rungs) == one_pass.prefill_tokens
+    assert 1850 <= one_pass.prefill_tokens <= 2048
+    assert one_pass.fork_difference == 0.0
+    assert [rung.fork_difference for rung in one_pass.rungs] == [0.0, 0.0]
+    assert [rung.context_tokens for rung in one_pass.rungs] == [1024, 2048]
+    assert all(rung.decode_tokens > 0 and rung.prefill_seconds > 0 for rung in one_pass.rungs)
+    (cpu,) = [use for use in one_pass.memory if use.device == "CPU"]
+    assert cpu.context_bytes == cpu.planned_context_bytes > 0
+    assert cpu.compute_bytes == cpu.planned_compute_bytes > 0
+    names = [score.name for score in one_pass.scores if score.context_tokens == 2048]
+    assert names[0].startswith("multikey-")
+    assert int(names[0].removeprefix("multikey-")) > 12  # both rungs' needles and near misses
+    assert names[1:] == ["near-miss", "absent", "multi-value", "two-hop"]
+
+
+def test_log_probabilities_rank_and_margin(one_pass: Retrieval) -> None:
+    needles = [answer for answer in one_pass.answers if answer.task == "multikey"]
+    assert all(-0.1 < answer.log_probability < 0 for answer in needles)  # type: ignore[operator]
+    assert {answer.rank for answer in needles} == {1}
+    assert any(answer.margin is not None for answer in needles)
+    assert all(answer.margin > 5 for answer in needles if answer.margin is not None)
+    others = [a for a in one_pass.answers if a.task in ("absent", "multi-value")]
+    assert {(a.log_probability, a.rank, a.margin) for a in others} == {(None, None, None)}
+    wrong = [a for a in one_pass.answers if a.task == "two-hop"]  # it was never trained to
+    assert all(answer.rank > 1 and not answer.hit for answer in wrong)  # type: ignore[operator]
+
+
+def test_classic_mode_has_one_needle_at_each_depth(model: Path, tmp_path: Path) -> None:
+    found = checked(model, tmp_path, mode="classic", probes={})
+    settings = replace(SETTINGS, fresh=True)
+    fresh = checked(model, tmp_path / "fresh", settings, mode="classic", probes={})
+    assert [(a.context_tokens, a.task, a.hit) for a in found.answers] == [
+        (length, "single", True) for length in (1024, 2048) for _ in range(3)
+    ]
+    assert [a.answer for a in fresh.answers] == [a.answer for a in found.answers]
+    assert [a.depth for a in found.answers[:3]] == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
+    assert {score.name for score in found.scores} == {"single"}
+    paid = sum(rung.prefill_tokens for rung in found.rungs)
+    assert paid == found.prefill_tokens < 0.9 * found.classic_tokens
+
+
+def test_bos_stands_before_the_prompt(tmp_path: Path) -> None:
+    model = write_demo(tmp_path / "bos.gguf", "Q8_0", WANTS_BOS)
+    found = checked(model, tmp_path / "work", probes={}, context_tokens=(512,), needles=3)
+    assert len(found.answers) == 3
+    assert all(answer.prompt_tokens <= 512 - 24 for answer in found.answers)
+
+
+class Killed(Exception):
+    pass
+
+
+class Tokens(Watched):
+    unit = "tokens"
+
+
+class Impatient(Tokens):
+    """Ends the run from outside after so many reports of progress."""
+
+    def __init__(self, reports: int) -> None:
+        super().__init__()
+        self._left = reports
+
+    def advance(self, amount: float) -> None:
+        super().advance(amount)
+        self._left -= 1
+        if not self._left:
+            raise Killed
+
+
+@pytest.mark.parametrize("reports", [2, 4, 7])
+def test_a_killed_run_goes_on_where_it_was(model: Path, tmp_path: Path, reports: int) -> None:
+    saving = replace(SETTINGS, save_seconds=0)
+    lengths = (2560, 4608)
+    whole = checked(model, tmp_path / "whole", saving, context_tokens=lengths, probes={})
+    work = tmp_path / "killed"
+    work.mkdir()
+    out = work / "niah.jsonl"
+    asked = recipe(context_tokens=lengths, probes={})
+    with pytest.raises(Killed):
+        check_retrieval(model, asked, saving, out, work, progress=Impatient(reports))
+    assert not out.exists()
+    watched = Tokens()
+    found = check_retrieval(model, asked, saving, out, work, progress=watched)
+    assert out.read_bytes() == (tmp_path / "whole" / "niah.jsonl").read_bytes()
+    assert found.answers == whole.answers
+    assert any("an earlier run saved" in sentence for sentence in watched.notes)
+    tokens = [rung.prefill_tokens for rung in found.rungs]
+    assert tokens == [rung.prefill_tokens for rung in whole.rungs]
+    # asked once more, it has nothing left to do
+    again = check_retrieval(model, asked, saving, out, work)
+    assert again.answers == whole.answers
+
+
+def test_forks_that_are_not_exact_are_told_and_not_used(
+    model: Path, one_pass: Retrieval, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Context, "fork", lambda self, source, target: self.drop(target))
+    messages: list[Any] = []
+    facts = niah_run.ask_in_child(
+        model, recipe(), SETTINGS, tmp_path, tmp_path / "answers.jsonl", "purpose", None,
+        messages.append,
+    )  # fmt: skip
+    assert not facts.forked
+    assert facts.fork_difference > 0.1
+    notes = [value for kind, value in messages if kind == "note"]
+    assert any("each question gets a prefill of its own" in note for note in notes)
+    lines = (tmp_path / "answers.jsonl").read_text().splitlines()[1:]
+    entries = [json.loads(line) for line in lines]
+    answers = [Answer.read(json.dumps(e["answer"])) for e in entries if "answer" in e]
+    expected = by_place(one_pass)
+    assert len(answers) == len(expected)
+    assert all(answer.hit == expected[answer.place].hit for answer in answers)
+
+
+def test_no_memory_is_told_before_the_weights_are_read(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arguments = (model, recipe(forks=8), SETTINGS, tmp_path, tmp_path / "a.jsonl", "p", None)
+    monkeypatch.setattr(niah_run, "free_memory", lambda: {"CPU": 1 << 20})
+    with pytest.raises(EnvironmentFault, match=r"CPU needs .* MiB and has 1\.0 MiB free"):
+        niah_run.ask_in_child(*arguments, lambda _message: None)
+    sequences: list[int] = []
+    real = niah_run.Seats
+
+    def noted(questions: int, candidates: int) -> object:
+        sequences.append(questions)
+        return real(questions, candidates)
+
+    monkeypatch.setattr(niah_run, "Seats", noted)
+    monkeypatch.setattr(niah_run, "free_memory", lambda: {"CPU": 16 << 20})
+    niah_run.ask_in_child(*arguments, lambda _message: None)
+    assert sequences[0] == 8
+    assert sequences[-1] < 8  # as many as there is memory for
+
+
+@pytest.mark.parametrize("tensor", ["blk.4.ssm_in.weight", "blk.1.ffn_up_exps.weight"])
+def test_a_tensor_of_the_wrong_type_fails_the_gate(
+    model: Path, tmp_path: Path, tensor: str
+) -> None:
+    broken = mistyped(model, tmp_path / "broken.gguf", tensor, "IQ4_NL")
+    gate = {"probes": {}, "context_tokens": (2048,), "needles": 29, "minimum_lower_bound": 0.9}
+    assert checked(model, tmp_path / "whole", **gate).passes((), 0.9)
+    found = checked(broken, tmp_path / "work", **gate)
+    assert not found.passes((), 0.9)
+    mean = found.scores[0].log_probability
+    assert mean is not None
+    assert mean < -5
+
+
+def test_weights_that_are_not_the_models_fail_before_it_is_asked(
+    model: Path, tmp_path: Path
+) -> None:
+    source = open_source(choose_model("demo"))
+    own = {k: v for k, v in source.metadata.items() if k.startswith("nemotron_h_moe.")}
+    whole = check_artifact(model, source, own)
+    assert whole.worst_error < 0.05
+    assert whole.matrices == sum(info.matrices for info in source.tensors)
+    types = {info.name: "Q4_0" if info.type_name == "BF16" else info.type_name
+             for info in source.tensors}  # fmt: skip
+    check_artifact(model, source, own, types)
+    out = tmp_path / "broken.gguf"
+    for tensor in ("blk.1.ffn_up_exps.weight", "blk.6.ffn_down_exps.weight"):
+        swapped(model, out, tensor, 2, 5)
+        with pytest.raises(GateError, match=rf"expert [25] of {tensor}, Q4_0, has a relative"):
+            check_artifact(out, source, own, types)
+    mistyped(model, out, "blk.2.attn_q.weight", "IQ4_NL")
+    with pytest.raises(GateError, match=r"blk\.2\.attn_q\.weight is IQ4_NL, not Q4_0"):
+        check_artifact(out, source, own, types)
+    with pytest.raises(GateError, match="does not hold the model's weights"):
+        check_artifact(out, source, own)
+    with_context_length(model, out, 1024)
+    with pytest.raises(GateError, match="context_length is 1024, not 1048576"):
+        check_artifact(out, source, own)
+    with pytest.raises(GateError, match=r"extra\.weight is missing"):
+        check_artifact(model, source, own, {**types, "extra.weight": "F32"})
+    del types["output.weight"]
+    with pytest.raises(GateError, match=r"output\.weight is not the model's"):
+        check_artifact(model, source, own, types)
+
+
+def test_a_truncated_context_length_fails_the_gate(model: Path, tmp_path: Path) -> None:
+    out = with_context_length(model, tmp_path / "short.gguf", 1024)
+    with pytest.raises(
+        GateError, match="1024 tokens in its metadata, and is to be checked at 2048"
+    ):
+        checked(out, tmp_path / "work")
+
+
+def test_what_cannot_be_asked_is_said(model: Path, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="fewer needles"):
+        checked(model, tmp_path / "many", needles=300)
+    haystack = tmp_path / "short.txt"
+    haystack.write_text("One short sentence. And another one.")
+    with pytest.raises(InputError, match="--haystack"):
+        check_retrieval(model, recipe(), SETTINGS, tmp_path / "out.jsonl", tmp_path, haystack)
