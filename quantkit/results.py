@@ -6,17 +6,57 @@ import json
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from quantkit.native.presets import Fallback
 from quantkit.quant_types import BY_NAME
 from quantkit.receipts import Receipt
+from quantkit.retrieval.results import MAIN_TASKS, Answer, DeviceUse, Rung, TaskScore
 from quantkit.sensitivity import Sensitivity
 from quantkit.stages.allocate import Allocation
+from quantkit.stages.integrity import Integrity
 from quantkit.stages.place import Placement
 from quantkit.values import Divergence, TensorInfo
+
+
+@dataclass(frozen=True)
+class LevelRetrieval:
+    """What a level's validation.json says of retrieval; as in `Retrieval` where not said here.
+
+    Attributes:
+        gate: tasks whose bounds must hold; empty: the main one.
+        clustered: whether bounds allow for haystacks of different difficulty.
+    """
+
+    context_tokens: int
+    confidence: float
+    minimum_lower_bound: float | None
+    gate: tuple[str, ...]
+    scores: tuple[TaskScore, ...]
+    rungs: tuple[Rung, ...]
+    prefill_tokens: int
+    question_tokens: int
+    classic_tokens: int
+    forked: bool
+    fork_difference: float
+    seeds: tuple[int, ...]
+    clustered: bool
+    kv_type: str
+    thinking: bool
+    memory: tuple[DeviceUse, ...]
+
+    @property
+    def longest(self) -> tuple[TaskScore, ...]:
+        """A score a task, at the longest context."""
+        return tuple(s for s in self.scores if s.context_tokens == self.context_tokens)
+
+    @property
+    def gated(self) -> tuple[TaskScore, ...]:
+        """The scores that the gate looks at; the first is the headline."""
+        wanted = self.gate or MAIN_TASKS
+        return tuple(score for score in self.longest if score.task in wanted)
 
 
 @dataclass(frozen=True)
@@ -24,11 +64,11 @@ class LevelResult:
     """One level as the closing table and the report show it.
 
     Attributes:
-        files: relative to the build folder.
-        lengths: (context tokens, hits, trials, lower bound), shortest first.
+        files: relative to the build folder, as are heatmap and answers (niah.jsonl).
         predicted_kld: the sum of the tensors' measured costs; None where there is none.
         fallbacks: of a preset, in words.
         kld: divergence from the base; None when it was not measured.
+        integrity: of the artifact; what was compared with the model that it was made from.
     """
 
     name: str
@@ -41,11 +81,13 @@ class LevelResult:
     card_capacity_bytes: tuple[int, ...]
     context_tokens: int
     command: str
-    lengths: tuple[tuple[int, int, int, float], ...]
+    retrieval: LevelRetrieval
     kld: Divergence | None
     types: dict[str, int]
     heatmap: str
+    answers: str
     verdict: str
+    integrity: Integrity | None = None
     predicted_kld: float | None = None
     fallbacks: str = ""
 
@@ -148,6 +190,32 @@ def read_tensor_split(placement: Path) -> tuple[float, ...]:
     return tuple(float(share) for share in _read(placement)["tensor_split"])
 
 
+def read_answers(path: Path) -> tuple[Answer, ...]:
+    """All answers of a niah.jsonl, in its order."""
+    found = []
+    for line in path.read_text(encoding="utf-8").split("\n"):  # an answer may have any other break
+        if line:
+            fields_of = json.loads(line)
+            found.append(Answer(**fields_of | {"values": tuple(fields_of["values"])}))
+    return tuple(found)
+
+
+def _retrieval(niah: Mapping[str, Any]) -> LevelRetrieval:
+    """The section `niah` of a validation.json; keys that it has besides are left out."""
+    plain = {f.name: niah[f.name] for f in fields(LevelRetrieval) if f.name in niah}
+    scores = [{f.name: task[f.name] for f in fields(TaskScore)} for task in niah["tasks"]]
+    return LevelRetrieval(
+        **plain
+        | {
+            "gate": tuple(niah["gate"]),
+            "seeds": tuple(niah["seeds"]),
+            "scores": tuple(TaskScore(**score) for score in scores),
+            "rungs": tuple(Rung(**rung) for rung in niah["rungs"]),
+            "memory": tuple(DeviceUse(**use) for use in niah["memory"]),
+        }
+    )
+
+
 def read_level(
     build: Path, name: str, quantized: Receipt, parameters: int, *, baseline: bool
 ) -> LevelResult:
@@ -156,7 +224,7 @@ def read_level(
     validation, placement = _read(folder / "validation.json"), _read(folder / "placement.json")
     allocation = _read(folder / "allocation.json")
     size = sum(output.size_bytes for output in quantized.outputs)
-    kld = validation["kld"]
+    kld, integrity = validation["kld"], validation["integrity"]
     return LevelResult(
         name=name,
         baseline=baseline,
@@ -168,14 +236,13 @@ def read_level(
         card_capacity_bytes=tuple(card["capacity_bytes"] for card in placement["cards"]),
         context_tokens=placement["context_tokens"],
         command=placement["command"],
-        lengths=tuple(
-            (s["context_tokens"], s["hits"], s["trials"], s["lower_bound"])
-            for s in validation["niah"]["lengths"]
-        ),
+        retrieval=_retrieval(validation["niah"]),
         kld=None if kld is None else Divergence(**kld),
         types=dict(Counter(e["type"] for e in allocation["tensors"].values()).most_common()),
         heatmap=f"levels/{name}/heatmap.png",
+        answers=f"levels/{name}/niah.jsonl",
         verdict=verdict(validation, baseline=baseline),
+        integrity=None if integrity is None else Integrity(**integrity),
         predicted_kld=allocation["predicted_kld"],
         fallbacks=fallback_text({k: Fallback(**v) for k, v in allocation["fallbacks"].items()}),
     )

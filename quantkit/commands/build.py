@@ -68,7 +68,7 @@ def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:
     )  # fmt: skip
     rows = []
     for r in results:
-        length, hits, trials, bound = r.lengths[-1]
+        gate = r.retrieval.gated[0]
         color = "green" if r.passed else "yellow" if r.baseline else "bold red"
         used, capacity = max(zip(r.card_bytes, r.card_capacity_bytes, strict=True))
         rows.append(
@@ -78,8 +78,8 @@ def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:
                 f"{r.bits_per_weight:.2f}",
                 f"{used / GIB:.1f} GiB\n[dim]of {capacity / GIB:g} GiB[/]",
                 *_divergence_cells(r.kld),
-                f"{hits}/{trials}\n[dim]at {length:,}[/]",
-                f"≥ {bound:.1%}",
+                f"{gate.hits}/{gate.trials}\n[dim]at {gate.context_tokens:,}[/]",
+                f"≥ {gate.lower_bound:.1%}",
                 f"[{color}]{r.verdict}[/]",
             )
         )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import importlib.metadata
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,16 +11,19 @@ from typing import Any
 
 from quantkit import __version__
 from quantkit.coverage import ENOUGH_TOKENS, Coverage, layer_of, percent_text, unseen_text
-from quantkit.positions import kld_text
+from quantkit.pages import cells_data, outcome, page_environment, picture_url, shortened
 from quantkit.receipts import write_text
 from quantkit.recipe import Recipe
-from quantkit.resources import TEMPLATES
-from quantkit.results import LevelResult
-from quantkit.sizes import gb_text, gib_text, tokens_text
+from quantkit.results import LevelResult, LevelRetrieval, read_answers
+from quantkit.retrieval.cells import Grid, grid_of
+from quantkit.retrieval.results import Answer, Rung
+from quantkit.retrieval.words import check_text, cost_text, forks_text, gate_text, rate_text
 from quantkit.target import Target
 
 COVERAGE_PICTURE = "coverage.png"
 VERSIONS_OF = ("llama-cpp-python", "gguf", "numpy", "scipy")
+MISSES_SHOWN = 40
+"""Of a level; the others are in its niah.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -54,29 +56,48 @@ class ReportFacts:
     dearest: tuple[tuple[str, float], ...] = ()
 
 
-def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
-    """Render both files into `folder` and return their paths; pictures lie inside the page."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined, select_autoescape
+@dataclass(frozen=True)
+class LevelPage:
+    """What the page shows of a level's retrieval, in the order of its tasks.
 
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES),
-        undefined=StrictUndefined,
-        autoescape=select_autoescape(["html"]),
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters["gib"] = gib_text
-    environment.filters["gb"] = gb_text
-    environment.filters["percent"] = lambda share: f"{100 * share:.1f} %"
-    environment.filters["length"] = tokens_text
-    environment.filters["kld"] = kld_text
+    Attributes:
+        grids: id of the table → the task's answers.
+        names: id of the table → context tokens → what the task is called there.
+        misses: (answer, outcome, its text), longest context first.
+        missed: how many there are in all.
+        rungs: with (prefill, decode) in tokens a second.
+    """
+
+    grids: dict[str, Grid]
+    names: dict[str, dict[int, str]]
+    misses: tuple[tuple[Answer, str, str], ...]
+    missed: int
+    rungs: tuple[tuple[Rung, float | None, float | None], ...]
+    gate: str
+    cost: str
+    forks: str
+
+
+def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
+    """Render both files into `folder` and return their paths.
+
+    The levels' answers are read from the folder; what the page shows lies inside it.
+    """
+    environment = page_environment()
+    environment.filters["rate"] = rate_text
     versions = {"quantkit": __version__}
     versions |= {name: importlib.metadata.version(name) for name in VERSIONS_OF}
+    levels = {
+        r.name: _level_page(place, r.retrieval, read_answers(folder / r.answers))
+        for place, r in enumerate(facts.results)
+    }
     values = {
         "f": facts,
         "versions": versions,
-        "pictures": {r.name: _data_url(folder / r.heatmap) for r in facts.results},
+        "levels": levels,
+        "what": check_text(facts.recipe.retrieval, facts.kv_type),
+        "tasks": _task_choices(facts.results),
+        "data": {"maps": cells_data({k: v for p in levels.values() for k, v in p.grids.items()})},
         "ruled_out": _grouped(facts.ruled_out),
         "sources": [_source_words(source) for source in facts.imatrix["sources"]],
         "coverage": _coverage_values(facts, folder),
@@ -92,6 +113,36 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
     return tuple(written)
 
 
+def _level_page(place: int, found: LevelRetrieval, answers: Sequence[Answer]) -> LevelPage:
+    grids, names = {}, {}
+    for number, task in enumerate(dict.fromkeys(score.task for score in found.scores)):
+        table = f"map-{place}-{number}"  # a level's name may have signs that an id must not
+        grids[table] = grid_of(answers, task)
+        scores = [score for score in found.scores if score.task == task]
+        names[table] = {s.context_tokens: s.name for s in scores if s.name != task}
+    misses = sorted((a for a in answers if not a.hit), key=lambda a: -a.context_tokens)
+    return LevelPage(
+        grids=grids,
+        names=names,
+        misses=tuple((a, outcome(a), shortened(a.answer)) for a in misses[:MISSES_SHOWN]),
+        missed=len(misses),
+        rungs=tuple((r, r.prefill_rate, r.decode_rate) for r in found.rungs),
+        gate=gate_text(
+            found.gated, found.minimum_lower_bound, found.confidence, clustered=found.clustered
+        ),
+        cost=cost_text(
+            found.prefill_tokens, found.question_tokens, found.classic_tokens, forked=found.forked
+        ),
+        forks=forks_text(found.fork_difference, found.rungs) if found.forked else "",
+    )
+
+
+def _task_choices(results: Sequence[LevelResult]) -> list[tuple[str, str]]:
+    """(task, name at the longest context) of all levels, the main task first."""
+    scores = [score for result in results for score in result.retrieval.longest]
+    return list({score.task: score.name for score in scores}.items())
+
+
 def _source_words(source: Mapping[str, Any]) -> str:
     """`code (12,288 tokens, Apache-2.0 AND MIT)`: as much as is known."""
     tokens, origin = source.get("tokens"), source.get("origin")
@@ -101,10 +152,6 @@ def _source_words(source: Mapping[str, Any]) -> str:
         known.append(licence if origin != "disk" else "a file of the one who built it")
     name = origin if origin is not None and origin.startswith("hf://") else source["name"]
     return f"{name} ({', '.join(known)})" if known else str(name)
-
-
-def _data_url(path: Path) -> str:
-    return "data:image/png;base64," + base64.b64encode(path.read_bytes()).decode("ascii")
 
 
 def _grouped(ruled_out: Mapping[str, list[str]]) -> dict[str, list[str]]:
@@ -148,7 +195,7 @@ def _coverage_values(facts: ReportFacts, folder: Path) -> dict[str, Any] | None:
         "reached": coverage.reached(),
         "reached_share": percent_text(coverage.share()),
         "unseen": unseen_text(coverage.unseen),
-        "picture": _data_url(folder / COVERAGE_PICTURE),
+        "picture": picture_url(folder / COVERAGE_PICTURE),
         "file": COVERAGE_PICTURE,
         "counted": None,
     }
