@@ -19,7 +19,8 @@ from pathlib import Path
 _IMPORTED = (
     "gguf", "matplotlib.backends.backend_agg", "matplotlib.figure", "psutil", "rich.progress",
     "rich.table", "scipy.optimize", "scipy.sparse", "scipy.stats", "yaml", "quantkit.build",
-    "quantkit.cli", "quantkit.native.presets", "quantkit.stages.divergence",
+    "quantkit.cli", "quantkit.comparison.writers", "quantkit.native.presets",
+    "quantkit.stages.divergence",
     *(f"quantkit.commands.{name}" for name in (
         "build", "compare", "convert", "download", "imatrix", "inspect", "measure", "niah", "plan",
         "quantize",

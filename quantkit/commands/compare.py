@@ -1,225 +1,246 @@
-"""`quantkit compare`: artifacts of one base side by side."""
+"""`quantkit compare`: artifacts of one base side by side, on the same text and questions."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-import textwrap
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING
 
-from quantkit.commands.output_files import check_writable
-from quantkit.console import Console, escape
+from quantkit.console import Console
+from quantkit.errors import InputError
 from quantkit.machine import worker_count
-from quantkit.positions import Positions, kld_text
-from quantkit.sizes import bytes_text, gb_text, gib_text
-from quantkit.values import Divergence
+from quantkit.sizes import bytes_text
 
 if TYPE_CHECKING:
-    from quantkit.native.settings import DeviceSettings
-    from quantkit.recipe import DivergenceRecipe
+    from quantkit.comparison.comparison import Comparison
+    from quantkit.formats.gguf_file import GGUFSource
+    from quantkit.recipe import RetrievalRecipe
 
-NAME_COLUMNS = 20
-"""Of a file's name in the table, which then fits a terminal of 100 columns."""
+LENGTHS = (2048, 8192)
+"""Context tokens that are asked by default, as far as all artifacts were trained for them."""
+SHORTEST_TOKENS = 256
 
 
 @dataclass(frozen=True)
-class Compared:
-    """An artifact and what was measured of it.
+class Asked:
+    """What the command line asks for.
 
     Attributes:
-        name: of its file, without `.gguf`; with the folder where two have the same name.
-        positions: paired with those of every other artifact of the table.
+        base: what divergence is measured from; None: the largest artifact.
+        context_tokens: lengths of the retrieval check; empty: `LENGTHS`.
+        retrieval: whether to check it at all.
+        out: folder; None: named by the base, where the command is run.
     """
 
+    artifacts: tuple[Path, ...]
+    base: Path | None
+    text: Path | None
+    chunks: int
+    chunk_tokens: int
+    retrieval: bool
+    context_tokens: tuple[int, ...]
+    needles: int
+    seeds: tuple[int, ...]
+    kv_type: str
+    haystack: Path | None
+    workers: int | None
+    out: Path | None
+    quiet: bool
+    as_json: bool
+
+
+@dataclass(frozen=True)
+class _File:
+    """A GGUF file that was opened."""
+
     path: Path
-    name: str
-    size_bytes: int
-    parameters: int
-    positions: Positions
-    divergence: Divergence
+    source: GGUFSource
 
     @property
-    def bits_per_weight(self) -> float:
-        return 8 * self.size_bytes / self.parameters
+    def size_bytes(self) -> int:
+        return sum(file.stat().st_size for file in self.source.paths)
 
-    def facts(self) -> dict[str, Any]:
-        """The artifact's entry in the JSON."""
-        kld = {**asdict(self.divergence), "perplexity_ratio": self.divergence.perplexity_ratio}
-        return {
-            "file": str(self.path),
-            "size_bytes": self.size_bytes,
-            "bits_per_weight": self.bits_per_weight,
-            "kld": kld,
-        }
-
-
-class Column(NamedTuple):
-    """One column of the table."""
-
-    title: str
-    cell: Callable[[Compared], str]
+    @property
+    def trained_context_tokens(self) -> int:
+        """Raises InputError where the file does not say it."""
+        architecture = self.source.metadata.get("general.architecture")
+        key = f"{architecture.value if architecture else 'general'}.context_length"
+        found = self.source.metadata.get(key)
+        if found is None or not isinstance(found.value, int):
+            raise InputError(
+                f"{self.path.name} has no {key}, so nobody knows at what lengths it can be asked; "
+                "leave the questions out with --no-retrieval"
+            )
+        return found.value
 
 
-def _two_lines(first: str, second: str) -> str:
-    return f"{first}\n[dim]{second}[/]"
+def compare(asked: Asked) -> None:
+    """Measure every artifact, print what tells them apart, and write it into a folder."""
+    from quantkit.commands.compare_table import print_comparison
+    from quantkit.comparison.facts import comparison_facts
+    from quantkit.comparison.writers import write_comparison
+    from quantkit.receipts import build_folder
+
+    files, base = _opened(asked)
+    _check_alike(files, base, asked.retrieval)
+    recipe = _retrieval_recipe(asked, files) if asked.retrieval else None
+    console = Console(quiet=asked.quiet or asked.as_json)
+    if asked.base is None:
+        console.note(f"no --base: {base.path.name}, the largest, is what KLD is measured from")
+    folder = asked.out or Path(f"{base.path.stem}-compare")
+    with build_folder(folder):
+        found = _measured(asked, files, base, recipe, folder / "kept", console)
+        written = write_comparison(found, folder)
+    if asked.as_json:
+        console.json(comparison_facts(found))
+    print_comparison(console, found)
+    console.line(f"Written to {folder}: {', '.join(path.name for path in written)}")
+    size = sum(file.stat().st_size for file in (folder / "kept").rglob("*") if file.is_file())
+    console.line(
+        f"Kept for further artifacts, and may be deleted: {folder / 'kept'} ({bytes_text(size)})"
+    )
 
 
-def _size(a: Compared) -> str:
-    return _two_lines(gib_text(a.size_bytes), gb_text(a.size_bytes))
-
-
-def _kld(a: Compared) -> str:
-    mean = a.divergence.mean
-    return _two_lines(kld_text(mean), f"± {kld_text(a.divergence.mean_error, of=mean)}")
-
-
-def _usual(a: Compared) -> str:
-    return _two_lines(kld_text(a.divergence.median), kld_text(a.divergence.p99))
-
-
-def _worst(a: Compared) -> str:
-    return _two_lines(kld_text(a.divergence.p999), kld_text(a.divergence.maximum))
-
-
-def _same_top(a: Compared) -> str:
-    return _two_lines(f"{a.divergence.same_top:.2%}", f"± {a.divergence.same_top_error:.2%}")
-
-
-def _perplexity(a: Compared) -> str:
-    ratio = a.divergence.perplexity_ratio
-    return _two_lines(f"{ratio:.4f}", f"± {ratio * a.divergence.ln_ratio_error:.4f}")
-
-
-COLUMNS = (
-    Column("file", lambda a: escape(textwrap.fill(a.name, NAME_COLUMNS))),
-    Column("size", _size),
-    Column("bits/w", lambda a: f"{a.bits_per_weight:.2f}"),
-    Column("KLD", _kld),
-    Column("median\n[dim]99 %[/]", _usual),
-    Column("99.9 %\n[dim]largest[/]", _worst),
-    Column("same top", _same_top),
-    Column("PPL ratio", _perplexity),
-)
-
-
-def compare(
-    artifacts: Sequence[Path],
-    base: Path,
-    text: Path | None,
-    chunks: int,
-    chunk_tokens: int,
-    workers: int | None,
-    out: Path | None,
-    quiet: bool,
-    as_json: bool,
-) -> None:
-    """Measure each artifact's divergence from `base`, and print them by size."""
+def _opened(asked: Asked) -> tuple[list[_File], _File]:
+    """The artifacts, each once, and the base, which may be one of them."""
     from quantkit.formats.gguf_file import GGUFSource
-    from quantkit.formats.logits_file import LogitsFile, check_vocabulary, vocabulary_id
+
+    paths = list({path.resolve(): path for path in asked.artifacts}.values())
+    if len(paths) < 2 and asked.base is None:
+        raise InputError(
+            f"{paths[0].name} alone has nothing to be compared with; give a second artifact, or "
+            "the file that it was made from with --base"
+        )
+    files = [_File(path, GGUFSource(path)) for path in paths]
+    if asked.base is None:
+        return files, max(files, key=lambda file: file.size_bytes)
+    same = [file for file in files if file.path.resolve() == asked.base.resolve()]
+    return files, same[0] if same else _File(asked.base, GGUFSource(asked.base))
+
+
+def _check_alike(files: Sequence[_File], base: _File, retrieval: bool) -> None:
+    """Raise InputError unless all see the same tokens and, if asked, the same prompts."""
+    from quantkit.formats.logits_file import check_vocabulary, vocabulary_id
+
+    vocabulary = vocabulary_id(base.source.metadata)
+    for file in files:
+        found = vocabulary_id(file.source.metadata)
+        check_vocabulary(file.path.name, found, base.path.name, vocabulary)
+    if not retrieval:
+        return
+    for key in ("tokenizer.chat_template", "tokenizer.ggml.add_bos_token"):
+        for file in files[1:]:
+            if file.source.metadata.get(key) != files[0].source.metadata.get(key):
+                raise InputError(
+                    f"{file.path.name} has another {key} than {files[0].path.name}, so they would "
+                    "get different prompts; give both the same one, or leave the questions out "
+                    "with --no-retrieval"
+                )
+
+
+def _retrieval_recipe(asked: Asked, files: Sequence[_File]) -> RetrievalRecipe:
+    """What every artifact is asked, at lengths that all of them were trained for."""
+    from pydantic import ValidationError
+
+    from quantkit.recipe import RetrievalRecipe
+    from quantkit.retrieval.haystack import haystack_text
+
+    haystack_text(asked.haystack)
+    shortest = min(files, key=lambda file: file.trained_context_tokens)
+    limit = shortest.trained_context_tokens
+    lengths = asked.context_tokens or tuple(n for n in LENGTHS if n <= limit) or (limit,)
+    if max(lengths) > limit or limit < SHORTEST_TOKENS:
+        raise InputError(
+            f"--context {max(lengths)}: {shortest.path.name} was trained for {limit} tokens; ask "
+            "at shorter contexts, or leave the questions out with --no-retrieval"
+        )
+    try:
+        return RetrievalRecipe(
+            context_tokens=tuple(sorted(set(lengths))),
+            needles=asked.needles,
+            seeds=asked.seeds,
+            kv_type=asked.kv_type,
+            minimum_lower_bound=None,
+            near_misses=0,
+        )
+    except ValidationError as error:
+        options = {"context_tokens": "context", "seeds": "seed", "kv_type": "kv"}
+        problems = [
+            f"--{options.get(str(e['loc'][0]), e['loc'][0])}: {e['msg']}" if e["loc"] else e["msg"]
+            for e in error.errors()
+        ]
+        raise InputError("; ".join(problems)) from None
+
+
+def _measured(
+    asked: Asked,
+    files: Sequence[_File],
+    base: _File,
+    recipe: RetrievalRecipe | None,
+    kept: Path,
+    console: Console,
+) -> Comparison:
+    """Run what is not kept of an earlier run, one artifact after the other."""
+    from quantkit.commands.compare_work import (
+        base_logits,
+        base_positions,
+        positions_of,
+        retrieval_of,
+    )
+    from quantkit.comparison.comparison import Conditions, compared
+    from quantkit.comparison.measured import Measured, names_of
+    from quantkit.formats.logits_file import LogitsFile
     from quantkit.native.devices import device_settings
-    from quantkit.receipts import build_folder, write_json
     from quantkit.recipe import DivergenceRecipe
     from quantkit.stages.base_logits import held_out_text
-    from quantkit.stages.divergence import measure_divergence
 
-    base_source = GGUFSource(base)
-    paths = list(dict.fromkeys(artifacts))
-    sources = [GGUFSource(path) for path in paths]
-    vocabulary = vocabulary_id(base_source.metadata)
-    for path, source in zip(paths, sources, strict=True):
-        check_vocabulary(path.name, vocabulary_id(source.metadata), base.name, vocabulary)
-    held_out_text(text)
-    inputs = [file for source in (base_source, *sources) for file in source.paths]
-    if out is not None:
-        check_writable(out, inputs if text is None else [*inputs, text])
-    recipe = DivergenceRecipe(chunks=chunks, chunk_tokens=chunk_tokens)
-    devices = device_settings(worker_count(workers))
-    console = Console(quiet=quiet or as_json)
-    folder = (Path() if out is None else out.parent) / f"{base.stem}-compare"
-    found = []
-    with build_folder(folder):
-        work = folder / _purpose(base_source.paths, text, recipe)
-        logits = _base_logits(console, base, recipe, text, work, devices)
-        for path, source in zip(paths, sources, strict=True):
-            began = time.monotonic()
-            kept = work / f"{path.stem}-{_short_hash(str(path.resolve()))}.jsonl"
-            with console.stage(path.stem) as progress:
-                positions = measure_divergence(logits, path, kept, devices, progress)
-            divergence = positions.summary()
-            console.done(path.stem, f"KLD {kld_text(divergence.mean)}", time.monotonic() - began)
-            twice = sum(other.name == path.name for other in paths) > 1
-            name = f"{path.parent.name}/{path.stem}" if twice else path.stem
-            size = sum(file.stat().st_size for file in source.paths)
-            parameters = sum(info.elements for info in source.tensors)
-            found.append(Compared(path, name, size, parameters, positions, divergence))
-    found.sort(key=lambda a: -a.size_bytes)
-    header = LogitsFile(logits).header
-    facts = {
-        "base": str(base),
-        "text": header.text,
-        "chunks": header.chunks,
-        "chunk_tokens": header.chunk_tokens,
-        "tokens": header.positions,
-        "base_perplexity": found[0].divergence.base_perplexity,
-        "artifacts": [artifact.facts() for artifact in found],
-    }
-    if out is not None:
-        write_json(out, facts)
-    if as_json:
-        console.json(facts)
-    console.table([c.title for c in COLUMNS], [[c.cell(a) for c in COLUMNS] for a in found])
-    console.line(
-        f"Against {base.name}, perplexity {facts['base_perplexity']:.4f}: {header.positions:,} "
-        f"tokens of {header.text}, from {header.chunks} chunks of {header.chunk_tokens}"
+    held_out_text(asked.text)
+    divergence = DivergenceRecipe(chunks=asked.chunks, chunk_tokens=asked.chunk_tokens)
+    devices = device_settings(worker_count(asked.workers))
+    logits = base_logits(
+        console, base.path, base.source.paths, divergence, asked.text, kept, devices
     )
-    size = sum(file.stat().st_size for file in work.iterdir())
-    console.line(f"Kept for further artifacts, and may be deleted: {work} ({bytes_text(size)})")
-
-
-def _base_logits(
-    console: Console,
-    base: Path,
-    recipe: DivergenceRecipe,
-    text: Path | None,
-    work: Path,
-    devices: DeviceSettings,
-) -> Path:
-    """The base's logits, from an earlier run where they are whole."""
-    from quantkit.stages.base_logits import collect_base_logits
-
-    logits, growing = work / "base.logits", work / ".growing"
-    began = time.monotonic()
-    if logits.exists():
-        console.skipped(base.name, f"up to date ({bytes_text(logits.stat().st_size)})")
-        return logits
-    growing.mkdir(parents=True, exist_ok=True)
-    with console.stage(base.name) as progress:
-        header = collect_base_logits(base, recipe, text, logits, growing, devices, progress)
-    growing.rmdir()
-    detail = f"{header.positions:,} tokens, {bytes_text(logits.stat().st_size)}"
-    console.done(base.name, detail, time.monotonic() - began)
-    return logits
-
-
-def _purpose(base: Sequence[Path], text: Path | None, recipe: DivergenceRecipe) -> str:
-    """The folder's name for what belongs to one base, text and chunking."""
-    from quantkit.formats.logits_file import VERSION
-    from quantkit.native.shared_libraries import library_version
-    from quantkit.receipts import content_id, identity
-
-    parts = {
-        "base": identity(base),
-        "text": None if text is None else content_id(text),
-        "recipe": recipe.model_dump(mode="json"),
-        "format": VERSION,
-        "llama-cpp-python": library_version(),
-    }
-    return _short_hash(json.dumps(parts, sort_keys=True))
-
-
-def _short_hash(text: str) -> str:
-    return hashlib.sha256(text.encode()).hexdigest()[:12]
+    opened = LogitsFile(logits)
+    found = []
+    names = names_of([file.path for file in files])
+    for file, name in zip(files, names, strict=True):
+        positions = (
+            base_positions(opened)
+            if file is base
+            else positions_of(console, logits, file.path, name, devices)
+        )
+        retrieval = None
+        if recipe is not None:
+            retrieval = retrieval_of(
+                console, file.path, file.source.paths, name, recipe, asked.kv_type, asked.haystack,
+                kept, devices,
+            )  # fmt: skip
+        found.append(
+            Measured(
+                path=file.path,
+                name=name,
+                size_bytes=file.size_bytes,
+                parameters=sum(info.elements for info in file.source.tensors),
+                positions=positions,
+                chunks=opened.header.chunks,
+                divergence=positions.summary(),
+                is_base=file is base,
+                retrieval=retrieval,
+            )
+        )
+    header = opened.header
+    conditions = Conditions(
+        base=base.path.name,
+        text=header.text,
+        chunks=header.chunks,
+        chunk_tokens=header.chunk_tokens,
+        tokens=header.positions,
+        base_perplexity=found[0].divergence.base_perplexity,
+        context_tokens=() if recipe is None else recipe.context_tokens,
+        needles=asked.needles,
+        seeds=asked.seeds,
+        kv_type=asked.kv_type,
+        haystack="State of the Union" if asked.haystack is None else asked.haystack.name,
+    )
+    return compared(found, conditions)

@@ -1,0 +1,131 @@
+"""What `quantkit compare` prints: two tables of at most 100 columns, the order, the verdicts."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Callable
+from typing import NamedTuple
+
+from quantkit.comparison.comparison import Comparison
+from quantkit.comparison.measured import (
+    Measured,
+    fine_nats_text,
+)
+from quantkit.console import Console, escape
+from quantkit.positions import kld_text
+from quantkit.retrieval.words import rate_text
+from quantkit.sizes import gb_text, gib_text, tokens_text
+
+NAME_COLUMNS = 20
+"""Of a file's name in the table, which then fits a terminal of 100 columns."""
+TEXT_COLUMNS = 96
+
+
+class Column(NamedTuple):
+    """One column of the first table."""
+
+    title: str
+    cell: Callable[[Measured], str]
+
+
+def _two_lines(first: str, second: str) -> str:
+    return f"{first}\n[dim]{second}[/]"
+
+
+def _name(a: Measured) -> str:
+    return escape(textwrap.fill(a.name, NAME_COLUMNS))
+
+
+def _kld(a: Measured) -> str:
+    mean = a.divergence.mean
+    return _two_lines(kld_text(mean), f"± {kld_text(a.divergence.mean_error, of=mean)}")
+
+
+def _perplexity(a: Measured) -> str:
+    ratio = a.divergence.perplexity_ratio
+    return _two_lines(f"{ratio:.4f}", f"± {ratio * a.divergence.ln_ratio_error:.4f}")
+
+
+COLUMNS = (
+    Column("file", _name),
+    Column("size", lambda a: _two_lines(gib_text(a.size_bytes), gb_text(a.size_bytes))),
+    Column("bits/w", lambda a: f"{a.bits_per_weight:.2f}"),
+    Column("KLD", _kld),
+    Column(
+        "median\n[dim]99 %[/]",
+        lambda a: _two_lines(kld_text(a.divergence.median), kld_text(a.divergence.p99)),
+    ),
+    Column(
+        "99.9 %\n[dim]largest[/]",
+        lambda a: _two_lines(kld_text(a.divergence.p999), kld_text(a.divergence.maximum)),
+    ),
+    Column(
+        "same top",
+        lambda a: _two_lines(
+            f"{a.divergence.same_top:.2%}", f"± {a.divergence.same_top_error:.2%}"
+        ),
+    ),
+    Column("PPL ratio", _perplexity),
+)
+
+
+def print_comparison(console: Console, found: Comparison) -> None:
+    """Tables, order, verdicts."""
+    console.table(
+        [column.title for column in COLUMNS],
+        [[column.cell(artifact) for column in COLUMNS] for artifact in found.artifacts],
+    )
+    conditions = found.conditions
+    _text(
+        console,
+        f"Against {conditions.base}, perplexity {conditions.base_perplexity:.4f}: "
+        f"{conditions.tokens:,} tokens of {conditions.text}, from {conditions.chunks} chunks of "
+        f"{conditions.chunk_tokens}",
+    )
+    if conditions.context_tokens:
+        console.table(
+            ["file", "context", "found", "95 % bounds", "log-prob.", "prefill/s", "decode/s"],
+            _retrieval_rows(found),
+        )
+        _text(
+            console,
+            f"Retrieval: {conditions.needles} needles at each length, {len(conditions.seeds)} "
+            f"haystacks, KV cache {conditions.kv_type}; log-probability of the right answers, "
+            "mean, nats",
+        )
+    console.line("")
+    _text(console, f"Order: {found.ordering.text}", "       ")
+    for relation in found.ordering.beside:
+        _text(console, f"   but {relation.text}", "       ")
+    for verdict in found.verdicts:
+        _text(console, f"{verdict.name}: {verdict.sentence}", "  ")
+    if found.smallest is not None and found.smallest != found.reference:
+        _text(console, f"Smallest without a measurable loss: {found.smallest}")
+    if found.smallest_within_a_percent is not None:
+        _text(console, f"Smallest shown to lose less than 1 %: {found.smallest_within_a_percent}")
+    console.line("")
+
+
+def _retrieval_rows(found: Comparison) -> list[list[str]]:
+    rows = []
+    for artifact in found.artifacts:
+        rungs = {rung.context_tokens: rung for rung in artifact.rungs}
+        for place, score in enumerate(artifact.main_scores):
+            rung = rungs.get(score.context_tokens)
+            rows.append(
+                [
+                    "" if place else _name(artifact),
+                    tokens_text(score.context_tokens),
+                    f"{score.hits}/{score.trials}",
+                    f"{score.lower_bound:.1%} – {score.upper_bound:.1%}",
+                    fine_nats_text(score.log_probability),
+                    rate_text(None if rung is None else rung.prefill_rate),
+                    rate_text(None if rung is None else rung.decode_rate),
+                ]
+            )
+    return rows
+
+
+def _text(console: Console, text: str, indent: str = "") -> None:
+    filled = textwrap.fill(text, TEXT_COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
+    console.line(filled)

@@ -1,0 +1,91 @@
+"""What a comparison found, all together: the artifacts and everything that follows from them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from quantkit.comparison.evidence import Pair, all_pairs
+from quantkit.comparison.measured import Measured
+from quantkit.comparison.ordering import Ordering, order
+from quantkit.comparison.pareto import on_front
+from quantkit.comparison.verdicts import (
+    Verdict,
+    smallest_within_a_percent,
+    smallest_without_loss,
+    verdicts,
+)
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What all artifacts were measured under.
+
+    Attributes:
+        base: name of what the divergence is measured from.
+        text: name of the text of the divergence, `chunks` of `chunk_tokens`, of which `tokens`
+            count.
+        base_perplexity: of that text.
+        context_tokens: lengths of the retrieval check, shortest first; none: it was left out.
+        needles: asked at each length, of each of `seeds`.
+        haystack: name of its text.
+    """
+
+    base: str
+    text: str
+    chunks: int
+    chunk_tokens: int
+    tokens: int
+    base_perplexity: float
+    context_tokens: tuple[int, ...]
+    needles: int
+    seeds: tuple[int, ...]
+    kv_type: str
+    haystack: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Artifacts, the largest first, and what tells them apart.
+
+    Attributes:
+        reference: name of the artifact that verdicts are given against: the base where it is one
+            of them, else the largest.
+        verdicts: by artifact, in their order.
+        front: names of the artifacts that no smaller one beats.
+        smallest: name of the smallest that nothing tells to be worse than the reference.
+        smallest_within_a_percent: of the smallest other one that is shown to lose less than 1 %.
+    """
+
+    conditions: Conditions
+    artifacts: tuple[Measured, ...]
+    reference: str
+    pairs: tuple[Pair, ...]
+    ordering: Ordering
+    verdicts: tuple[Verdict, ...]
+    front: frozenset[str]
+    smallest: str | None
+    smallest_within_a_percent: str | None
+
+
+def compared(artifacts: Sequence[Measured], conditions: Conditions) -> Comparison:
+    """Everything that follows from what was measured.
+
+    Raises:
+        InputError: answers of two artifacts are not to the same questions.
+    """
+    ordered = sorted(artifacts, key=lambda a: (-a.size_bytes, a.name))
+    reference = next((a.name for a in ordered if a.is_base), ordered[0].name)
+    pairs = all_pairs(ordered)
+    found = verdicts(ordered, pairs, reference)
+    return Comparison(
+        conditions=conditions,
+        artifacts=tuple(ordered),
+        reference=reference,
+        pairs=pairs,
+        ordering=order(ordered, pairs),
+        verdicts=found,
+        front=on_front(ordered),
+        smallest=smallest_without_loss(ordered, found),
+        smallest_within_a_percent=smallest_within_a_percent(ordered, found),
+    )

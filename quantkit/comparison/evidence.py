@@ -1,0 +1,158 @@
+"""Every pair of artifacts, and what tells the two apart.
+
+Three kinds of evidence have a vote, because each says what a model is able to do: hits of the
+retrieval check's main task (McNemar), the log-probability of the right answers (permutation), and
+the log-probability of a text's tokens (permutation of chunks). Divergence from the base has none:
+it says how near two artifacts are to the base, and any quantization moves it.
+
+All votes of all pairs share one error rate (Holm): at `LEVEL`, the chance that a comparison of
+artifacts which do not differ calls any two of them different is 5 %.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+
+from quantkit.comparison.measured import Measured, paired_answers
+from quantkit.comparison.paired_tests import RESAMPLES, PairedTest, holm, mcnemar, permutation
+
+LEVEL = 0.05
+RESAMPLES_A_TEST = 200
+"""So that p, times the number of tests, can still be five times below `LEVEL`."""
+
+Kind = Literal["hits", "log-probability", "text"]
+KINDS: tuple[Kind, ...] = ("hits", "log-probability", "text")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """One test of a pair.
+
+    Attributes:
+        corrected_p: of `test.p`, by Holm over all tests of the comparison.
+        best_corrected_p: what it would be if every test came out as clear as it can.
+    """
+
+    test: PairedTest
+    corrected_p: float = 1.0
+    best_corrected_p: float = 1.0
+
+    @property
+    def vote(self) -> int:
+        """1: the second is better; -1: worse; 0: nothing tells."""
+        if self.corrected_p > LEVEL or self.test.difference == 0:
+            return 0
+        return 1 if self.test.difference > 0 else -1
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Two artifacts, by name, the larger first.
+
+    Attributes:
+        evidence: by kind, as far as it was measured; a positive difference: the second is better.
+            Of hits a share, of answers nats an answer, of the text nats a token.
+        nearness: of the base: test of the divergences, nats; negative: the second is nearer.
+            Corrected over all pairs; None where one is the base.
+    """
+
+    first: str
+    second: str
+    evidence: dict[Kind, Evidence]
+    nearness: Evidence | None
+
+    def votes(self, direction: int) -> tuple[Kind, ...]:
+        """The kinds that call the second better (1) or worse (-1)."""
+        return tuple(kind for kind, found in self.evidence.items() if found.vote == direction)
+
+    @property
+    def could_tell(self) -> bool:
+        """Whether any test has the units to tell anything at all."""
+        return any(found.best_corrected_p <= LEVEL for found in self.evidence.values())
+
+    @property
+    def identical(self) -> bool:
+        """Whether no unit of any test differs."""
+        tests = [found.test for found in self.evidence.values()]
+        return not any(test.gained or test.lost for test in tests)
+
+    def seen_from(self, name: str) -> Pair:
+        """This pair with `name` first, signs changed as it takes."""
+        if name == self.first:
+            return self
+        turned = {kind: _turned(found) for kind, found in self.evidence.items()}
+        nearness = None if self.nearness is None else _turned(self.nearness)
+        return Pair(self.second, self.first, turned, nearness)
+
+
+def all_pairs(artifacts: Sequence[Measured]) -> tuple[Pair, ...]:
+    """Every two of `artifacts`, in their order.
+
+    Raises:
+        InputError: their answers are not to the same questions.
+    """
+    combinations = list(itertools.combinations(artifacts, 2))
+    resamples = max(RESAMPLES, RESAMPLES_A_TEST * len(KINDS) * len(combinations))
+    pairs = [_pair(first, second, resamples) for first, second in combinations]
+    tests = [(i, kind) for i, pair in enumerate(pairs) for kind in pair.evidence]
+    found = [pairs[i].evidence[kind].test for i, kind in tests]
+    corrected = _corrected(found)
+    nearness = iter(_corrected([p.nearness.test for p in pairs if p.nearness is not None]))
+    by_pair: list[dict[Kind, Evidence]] = [{} for _ in pairs]
+    for (i, kind), evidence in zip(tests, corrected, strict=True):
+        by_pair[i][kind] = evidence
+    return tuple(
+        replace(
+            pair,
+            evidence=by_pair[i],
+            nearness=None if pair.nearness is None else next(nearness),
+        )
+        for i, pair in enumerate(pairs)
+    )
+
+
+def _corrected(tests: Sequence[PairedTest]) -> list[Evidence]:
+    corrected, best = holm([t.p for t in tests]), holm([t.best_p for t in tests])
+    return [Evidence(t, p, b) for t, p, b in zip(tests, corrected, best, strict=True)]
+
+
+def _pair(first: Measured, second: Measured, resamples: int) -> Pair:
+    evidence: dict[Kind, Evidence] = {}
+    answers = paired_answers(first, second)
+    if answers:
+        hits = mcnemar([a.hit for a, _ in answers], [b.hit for _, b in answers])
+        evidence["hits"] = Evidence(hits)
+    known = [
+        (a.log_probability, b.log_probability)
+        for a, b in answers
+        if a.log_probability is not None and b.log_probability is not None
+    ]
+    if known:
+        mine, others = np.array(known, np.float64).T
+        evidence["log-probability"] = Evidence(permutation(mine, others, resamples))
+    text = permutation(
+        first.chunk_means(-first.positions.nll),
+        second.chunk_means(-second.positions.nll),
+        resamples,
+    )
+    evidence["text"] = Evidence(text)
+    nearness = None
+    if not (first.is_base or second.is_base):
+        mine, others = (one.chunk_means(one.positions.kld) for one in (first, second))
+        nearness = Evidence(permutation(mine, others, resamples))
+    return Pair(first.name, second.name, evidence, nearness)
+
+
+def _turned(found: Evidence) -> Evidence:
+    test = found.test
+    low = None if test.high is None else -test.high
+    high = None if test.low is None else -test.low
+    turned = replace(
+        test, gained=test.lost, lost=test.gained, difference=-test.difference, low=low, high=high
+    )
+    return replace(found, test=turned)

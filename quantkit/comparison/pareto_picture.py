@@ -1,0 +1,139 @@
+"""The picture of size against quality: divergence from the base, and the right answers."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantkit.comparison.measured import Measured
+from quantkit.positions import standard_error
+from quantkit.receipts import atomic
+from quantkit.sizes import unit_of
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+_INK, _SOFT, _FRONT, _OTHER = "#1c2430", "#5d6978", "#2457a6", "#b9682c"
+_ERRORS = 1.96
+"""Standard errors up and down: 95 % of a normal distribution."""
+
+
+@dataclass(frozen=True)
+class _Point:
+    """Less is better in both directions."""
+
+    name: str
+    size: float
+    loss: float
+    error: float
+
+
+def draw_pareto(
+    artifacts: Sequence[Measured], front: Collection[str], title: str, out: Path
+) -> None:
+    """Write a PNG: a panel for KLD, and one for the right answers where they were measured.
+
+    The base itself has no divergence and no place on a logarithmic axis; it is named below.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    unit, scale = unit_of(artifact.size_bytes for artifact in artifacts)
+    panels = [
+        (
+            "mean KLD from the base, nats",
+            [
+                _Point(a.name, a.size_bytes / scale, a.divergence.mean, a.divergence.mean_error)
+                for a in artifacts
+            ],
+        )
+    ]
+    answered = [_answer_point(artifact, scale) for artifact in artifacts]
+    known = [point for point in answered if point is not None]
+    if known:
+        panels.append(("mean −log-probability of right answers, nats", known))
+    figure = Figure(figsize=(0.8 + 5.0 * len(panels), 4.8), dpi=144, layout="constrained")
+    FigureCanvasAgg(figure)
+    all_axes: list[Any] = list(figure.subplots(1, len(panels), squeeze=False)[0])
+    for axes, (label, points) in zip(all_axes, panels, strict=True):
+        _panel(axes, points, front, unit)
+        axes.set_title(label, loc="left", fontsize=10, color=_INK)
+        axes.set_xlabel(f"size, {unit}", fontsize=9.5, color=_INK)
+    all_axes[0].set_ylabel("lower is better", fontsize=9.5, color=_INK)
+    figure.suptitle(title, x=0.01, ha="left", fontsize=12, fontweight="bold", color=_INK)
+    figure.text(
+        0.995, 0.992, "filled: no smaller artifact is as good; bars: 95 %", ha="right", va="top",
+        fontsize=8.5, color=_SOFT,
+    )  # fmt: skip
+    with atomic(out) as partial:
+        # without the software's version in the file, the same figures give the same bytes
+        figure.savefig(partial, format="png", metadata={"Software": None})
+
+
+def _answer_point(artifact: Measured, scale: float) -> _Point | None:
+    values = [a.log_probability for a in artifact.main_answers if a.log_probability is not None]
+    if not values:
+        return None
+    error = standard_error(np.array(values)) if len(values) > 1 else 0.0
+    return _Point(artifact.name, artifact.size_bytes / scale, -sum(values) / len(values), error)
+
+
+def _stairs(points: Sequence[_Point]) -> list[_Point]:
+    """Those that lose less than every smaller one."""
+    found: list[_Point] = []
+    for point in sorted(points, key=lambda p: (p.size, p.loss)):
+        if not found or point.loss < found[-1].loss:
+            found.append(point)
+    return found
+
+
+def _panel(axes: Axes, points: Sequence[_Point], front: Collection[str], unit: str) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    drawn = [point for point in points if point.loss > 0]
+    stairs = _stairs(drawn)
+    axes.step(
+        [p.size for p in stairs], [p.loss for p in stairs], where="post", color=_FRONT, lw=1.5,
+        alpha=0.4,
+    )  # fmt: skip
+    for point in drawn:
+        inside = point.name in front
+        color = _FRONT if inside else _OTHER
+        reach = _ERRORS * point.error
+        axes.vlines(
+            point.size, max(point.loss - reach, point.loss / 4), point.loss + reach, color=color,
+            lw=1.4, alpha=0.7,
+        )  # fmt: skip
+        axes.plot(
+            [point.size], [point.loss], marker="o", ms=7.5, color=color, markeredgewidth=1.6,
+            markerfacecolor=color if inside else "white", zorder=3,
+        )  # fmt: skip
+        axes.annotate(
+            point.name, (point.size, point.loss), xytext=(8, 6), textcoords="offset points",
+            fontsize=9, color=_INK if inside else _OTHER,
+        )  # fmt: skip
+    if drawn:
+        axes.set_yscale("log")
+        wide = max(p.loss for p in drawn) > 300 * min(p.loss for p in drawn)
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    nothing = [f"{p.name} ({p.size:.2f} {unit})" for p in points if p.loss <= 0]
+    if nothing:
+        axes.annotate(
+            f"0: {', '.join(nothing)}", (0.99, 0.015), xycoords="axes fraction", ha="right",
+            va="bottom", fontsize=8.5, color=_SOFT,
+        )  # fmt: skip
+    axes.margins(x=0.2, y=0.14)
+    axes.grid(visible=True, which="major", color="0.91")
+    axes.grid(visible=True, which="minor", axis="y", color="0.96")
+    axes.set_axisbelow(True)
+    axes.tick_params(which="both", colors=_SOFT, labelsize=8.5)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("bottom", "left"):
+        axes.spines[side].set_color("0.75")
