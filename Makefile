@@ -15,10 +15,12 @@ ORACLE_STAMP := $(ORACLE)/.installed
 SOURCE_STAMP := $(ORACLE)/.source
 TOOLS_STAMP := $(ORACLE)/.tools
 TOOLS_BUILD := $(ORACLE)/build
-TOOLS := llama-imatrix llama-quantize llama-perplexity ggml-rpc-server
-# The installed library is a Release build for this CPU too; the rest is what the tools do without.
+TOOLS := llama-imatrix llama-quantize llama-perplexity llama-server ggml-rpc-server
+# The installed library is a Release build for this CPU too; the rest is what the tools do without,
+# the server's web pages among it, which would be downloaded.
 TOOLS_OPTIONS := -DCMAKE_BUILD_TYPE=Release -DGGML_NATIVE=ON -DGGML_RPC=ON -DLLAMA_OPENSSL=OFF \
-	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=OFF -DLLAMA_BUILD_APP=OFF
+	-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_SERVER=ON -DLLAMA_BUILD_APP=OFF \
+	-DLLAMA_BUILD_UI=OFF -DLLAMA_USE_PREBUILT_UI=OFF
 QUANTKIT_LLAMA_CPP ?= $(CURDIR)/$(ORACLE)/llama.cpp
 QUANTKIT_LLAMA_TOOLS ?= $(CURDIR)/$(TOOLS_BUILD)/bin
 QUANTKIT_TORCH_PYTHON ?= $(CURDIR)/$(ORACLE_VENV)/bin/python

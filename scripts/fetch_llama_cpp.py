@@ -17,7 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 CONVERTER = ("convert_hf_to_gguf.py", "conversion", "gguf-py")
-PROGRAMS = ("CMakeLists.txt", "cmake", "common", "ggml", "include", "src", "tools", "vendor")
+PROGRAMS = (
+    "CMakeLists.txt", "cmake", "common", "ggml", "include", "scripts", "src", "tools", "vendor",
+)  # fmt: skip
 NOTICES = ("LICENSE", "licenses", "AUTHORS")
 """What is left out is vocabularies, documents and tests: two thirds of it."""
 

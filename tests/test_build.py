@@ -45,13 +45,26 @@ def run(out: Path, recipe: Path, *more: str) -> subprocess.CompletedProcess[str]
     return quantkit(*command(out, recipe, *more))
 
 
+PAGES = ("report.html", "README.md")
+
+
 def contents(out: Path) -> dict[str, str]:
-    """Hashes of everything that a build leaves, receipts aside (they hold times)."""
-    return {
-        path.relative_to(out).as_posix(): file_sha256(path)
-        for path in sorted(out.rglob("*"))
-        if path.is_file() and "receipts" not in path.parts and path.name != ".lock"
-    }
+    """What a build leaves, times aside: hashes, and validation.json without its seconds.
+
+    Receipts hold times, and the two pages show the check's rates.
+    """
+    found = {}
+    for path in sorted(out.rglob("*")):
+        if path.is_file() and "receipts" not in path.parts and path.name != ".lock":
+            name = path.relative_to(out).as_posix()
+            found[name] = "a page" if name in PAGES else file_sha256(path)
+            if path.name == "validation.json":
+                facts = json.loads(path.read_text())
+                for rung in facts["niah"]["rungs"]:
+                    assert rung.pop("prefill_seconds") > 0
+                    assert rung.pop("decode_seconds") > 0
+                found[name] = json.dumps(facts)
+    return found
 
 
 @pytest.fixture(scope="module")

@@ -66,7 +66,7 @@ def niah(where: Where, settings: Mapping[str, Any], quiet: bool, as_json: bool) 
         name, folder, found, facts = _on_server(where, str(where.endpoint), recipe, console)
     if as_json:
         console.json(facts)
-    print_retrieval(console, found)
+    print_retrieval(console, found, served=where.model is None)
     console.line(f"Answers and heatmap: {folder}")
     if not facts["passed"]:
         words = "; ".join(
@@ -169,26 +169,29 @@ def _compared(model: Path, source: str, progress: Progress) -> Integrity:
 def _on_server(
     where: Where, endpoint: str, recipe: RetrievalRecipe, console: Console
 ) -> tuple[str, Path, Retrieval, dict[str, Any]]:
+    from quantkit.llama_http import Endpoint
+    from quantkit.progress import SILENT
     from quantkit.stages.served_niah import check_served
     from quantkit.stages.validate import validation_json
 
     for option, given in (("--fresh", where.fresh), ("--source", where.source is not None)):
         if given:
             raise InputError(f"{option} needs the file itself; it cannot be used with --endpoint")
+    address = Endpoint(endpoint, SILENT).address  # a password in it is not written down
     folder = where.out or Path("server-niah")
     check_writable(folder / "niah.jsonl", [])
 
     def run(work: Path) -> tuple[Retrieval, dict[str, Any]]:
         with console.stage("niah") as progress:
             found, served = check_served(
-                endpoint, recipe, folder / "niah.jsonl", work, where.haystack, progress
+                address, recipe, folder / "niah.jsonl", work, where.haystack, progress
             )
         facts = validation_json(found, None, recipe, AS_SERVED)
         return found, {**facts, "server": asdict(served)}
 
-    parts = {"endpoint": endpoint, **_parts(where, recipe)}
-    found, facts = _written(folder, parts, endpoint, run)
-    return facts["server"]["model"] or endpoint, folder, found, facts
+    parts = {"endpoint": address, **_parts(where, recipe)}
+    found, facts = _written(folder, parts, address, run)
+    return facts["server"]["model"] or address, folder, found, facts
 
 
 def _parts(where: Where, recipe: RetrievalRecipe) -> dict[str, Any]:

@@ -11,18 +11,18 @@ COLUMNS = (
 )  # fmt: skip
 
 
-def print_retrieval(console: Console, found: Retrieval) -> None:
-    """Print both tables, and what the check cost beside the classic grid."""
+def print_retrieval(console: Console, found: Retrieval, *, served: bool) -> None:
+    """Print both tables, and what the check cost beside the classic grid.
+
+    Args:
+        served: by a server, which has no forks but keeps prefixes.
+    """
     console.table(COLUMNS, [_task_row(score) for score in _by_length(found)])
-    console.table(
-        ("context", "prefill tokens/s", "decode tokens/s", "forks differ by"),
-        [_rung_row(rung) for rung in found.rungs],
-    )
-    console.line(
-        cost_text(
-            found.prefill_tokens, found.question_tokens, found.classic_tokens, forked=found.forked
-        )
-    )
+    columns = ("context", "prefill tokens/s", "decode tokens/s", "forks differ by")
+    shown = len(columns) - served
+    console.table(columns[:shown], [_rung_row(rung)[:shown] for rung in found.rungs])
+    tokens = found.prefill_tokens, found.question_tokens, found.classic_tokens
+    console.line(cost_text(*tokens, forked=found.forked or served))
 
 
 def _by_length(found: Retrieval) -> list[TaskScore]:

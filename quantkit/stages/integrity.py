@@ -71,17 +71,25 @@ def check_artifact(
         errors = _errors(info, source, made, rng)
         matrices += len(errors)
         at = int(errors.argmax())
-        if not errors[at] <= ERROR_LIMIT:  # nan too
-            which = f"expert {at} of {info.name}" if info.matrices > 1 else info.name
+        wrong = np.flatnonzero(~(errors <= ERROR_LIMIT))  # nan too
+        if wrong.size:
             faults.append(
-                f"{which}, {kinds[info.name]}, has a relative squared error of {errors[at]:.2g} "
-                f"(limit {ERROR_LIMIT}): it does not hold the model's weights"
+                f"{_which(info, wrong.tolist())}, {kinds[info.name]}: a relative squared error of "
+                f"{errors[at]:.2g} (limit {ERROR_LIMIT}), so not the model's weights"
             )
         worst = max(worst, (float(errors[at]), info.name))
         progress.advance(len(errors))
     if faults:
         raise _refused(artifact, faults)
     return Integrity(len(source.tensors), matrices, *worst)
+
+
+def _which(info: TensorInfo, wrong: Sequence[int]) -> str:
+    """`experts 0, 1 of blk.3.ffn_up_exps.weight`, or the tensor's name alone."""
+    if info.matrices == 1:
+        return info.name
+    shown = ", ".join(map(str, wrong[:4])) + (", …" if len(wrong) > 4 else "")
+    return f"expert{'s' * (len(wrong) > 1)} {shown} of {info.name}"
 
 
 def _refused(artifact: Path, faults: Sequence[str]) -> GateError:

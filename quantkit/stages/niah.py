@@ -8,10 +8,8 @@ Where forks are not exact, each question gets a prefill of its own, and that is 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from quantkit.errors import GateError
 from quantkit.journal import Journal
@@ -20,7 +18,8 @@ from quantkit.native.settings import DeviceSettings
 from quantkit.progress import SILENT, Progress, told_to
 from quantkit.receipts import write_text
 from quantkit.recipe import RetrievalRecipe
-from quantkit.retrieval.results import Answer, DeviceUse, Retrieval, Rung, score_tasks
+from quantkit.retrieval.journaled import read_journal
+from quantkit.retrieval.results import DeviceUse, Retrieval, score_tasks
 
 SAVE_SECONDS = 60.0
 
@@ -112,9 +111,7 @@ def check_retrieval(
         },
         told_to(progress, "tokens"),
     )
-    answers, rungs = read_journal(Journal(path, purpose).lines, facts.keys)
-    order = {task: number for number, task in enumerate(recipe.tasks)}
-    answers.sort(key=lambda a: (a.context_tokens, a.seed, order[a.task], a.index))  # type: ignore[index]
+    answers, rungs = read_journal(Journal(path, purpose).lines, facts.keys, recipe)
     write_text(out, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers))
     return Retrieval(
         mode=recipe.mode,
@@ -127,34 +124,4 @@ def check_retrieval(
         question_tokens=facts.question_tokens,
         classic_tokens=facts.classic_tokens,
         memory=facts.memory,
-    )
-
-
-def read_journal(
-    lines: Sequence[str], keys: dict[int, int]
-) -> tuple[list[Answer], tuple[Rung, ...]]:
-    """Answers, and what each length cost: the sum over seeds and interrupted runs."""
-    answers, rungs = [], dict[int, Rung]()
-    for line in lines:
-        entry: dict[str, Any] = json.loads(line)
-        if "answer" in entry:
-            answers.append(Answer.read(json.dumps(entry["answer"])))
-            continue
-        more = Rung(keys=0, **entry["rung"])
-        there = rungs.get(more.context_tokens)
-        rungs[more.context_tokens] = more if there is None else _summed(there, more)
-    return answers, tuple(replace(rungs[n], keys=keys[n]) for n in sorted(rungs))
-
-
-def _summed(one: Rung, other: Rung) -> Rung:
-    differences = [r.fork_difference for r in (one, other) if r.fork_difference is not None]
-    return Rung(
-        context_tokens=one.context_tokens,
-        keys=one.keys,
-        prefill_tokens=one.prefill_tokens + other.prefill_tokens,
-        prefill_seconds=one.prefill_seconds + other.prefill_seconds,
-        question_tokens=one.question_tokens + other.question_tokens,
-        decode_tokens=one.decode_tokens + other.decode_tokens,
-        decode_seconds=one.decode_seconds + other.decode_seconds,
-        fork_difference=max(differences, default=None),
     )

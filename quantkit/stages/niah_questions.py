@@ -14,8 +14,7 @@ from quantkit.native.questions import Asked, Questioner, Said, Seats, relative_d
 from quantkit.native.saved_state import SavedState
 from quantkit.recipe import RetrievalRecipe
 from quantkit.retrieval.branches import Branch, Prompts
-from quantkit.retrieval.results import Answer
-from quantkit.retrieval.scoring import score
+from quantkit.retrieval.journaled import answer_line, answer_to
 
 
 @dataclass
@@ -168,33 +167,15 @@ class QuestionRun:
         return (q.context_tokens, q.seed, q.task, q.index) in self._answered
 
     def _write(self, branch: Branch, said: Said) -> None:
-        question = branch.question
-        scored = score(
-            question.task,
-            question.values,
+        answer = answer_to(
+            branch,
+            self._recipe,
             said.text,
-            thinking=self._recipe.thinking,
-            digits=self._recipe.digits,
-        )
-        own, *others = said.log_probabilities or (None,)
-        answer = Answer(
-            context_tokens=question.context_tokens,
-            prompt_tokens=branch.prompt_tokens,
-            seed=question.seed,
-            task=question.task,
-            index=question.index,
-            depth=round(question.depth, 6),
-            key=question.key,
-            values=question.values,
-            answer=said.text,
-            hit=scored.hit,
-            found=scored.found,
+            said.log_probabilities,
+            said.rank,
             truncated=said.truncated,
-            log_probability=own,
-            rank=said.rank,
-            margin=own - max(others) if own is not None and others else None,
         )
-        self._journal.append(json.dumps({"answer": asdict(answer)}))
+        self._journal.append(answer_line(answer))
         self._answered.add(answer.place)
 
     def _close(self, seed: int, context_tokens: int, cost: _Cost) -> None:

@@ -67,7 +67,7 @@ def test_broken_files_fail_the_gate(model: Path, tmp_path: Path) -> None:
     broken = swapped(model, tmp_path / "swapped.gguf", "blk.3.ffn_down_exps.weight", 0, 1)
     short = with_context_length(model, tmp_path / "short.gguf", 512)
     for arguments, words in (
-        ((broken, "--source", "demo"), "expert 0 of blk.3.ffn_down_exps.weight"),
+        ((broken, "--source", "demo"), "experts 0, 1 of blk.3.ffn_down_exps.weight"),
         ((short, "--source", "demo"), "context_length is 512, not 1048576"),
         ((short,), "512 tokens in its metadata, and is to be checked at 1024"),
     ):
