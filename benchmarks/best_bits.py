@@ -103,9 +103,10 @@ def _hits(model: Prepared, types: Mapping[str, str] | None) -> str:
     if types is None:
         return "–"
     path = model.artifact(types, model.importance)
-    recipe = model.recipe.retrieval.model_copy(update={"context_tokens": (RETRIEVAL_TOKENS,)})
+    changes = {"context_tokens": (RETRIEVAL_TOKENS,), "probes": {}}
+    recipe = model.recipe.retrieval.model_copy(update=changes)
     settings = CheckSettings(model.devices, recipe.kv_type or "f16")
     out = path.with_name("niah.jsonl")
-    gate = check_retrieval(path, recipe, settings, out, path.parent).gate
+    (gate,) = check_retrieval(path, recipe, settings, out, path.parent).gated(recipe.gated)
     path.unlink()
     return f"{gate.hits}/{gate.trials}"

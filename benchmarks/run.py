@@ -27,6 +27,7 @@ from importance import importance_table
 from plans import plan_lines
 from prepared import Prepared, prepare
 from quantization import quantization_table
+from retrieval import retrieval_lines
 from scale import scale_lines
 
 from quantkit.machine import describe_machine
@@ -67,32 +68,6 @@ def kernel_table() -> list[str]:
     return lines
 
 
-def fork_ratio(base: Path, devices: DeviceSettings, length: int = 8192, needles: int = 64) -> str:
-    """What one prefill for all needles saves against one for each, worked out from one of each."""
-    model = Model(base, devices)
-    sizes = ContextSettings(length + 512, batch_tokens=512, sequences=2, kv_type="q8_0")
-    context = Context(model, sizes)
-    random = np.random.default_rng(3)
-    prefix = random.integers(5, 2000, length, dtype=np.int32)
-    tail = random.integers(5, 2000, 40, dtype=np.int32)
-    began = time.perf_counter()
-    context.decode(prefix, 0)
-    prefill = time.perf_counter() - began
-
-    def question() -> None:
-        context.fork(0, 1)
-        context.decode(tail, length, sequence=1)
-        context.drop(1)
-
-    asked = median_seconds(question)
-    shared, classic = prefill + needles * asked, needles * (prefill + asked)
-    return (
-        f"- {needles} needles at {length:,} tokens: one prefill and {needles} forks take "
-        f"{shared / classic:.3f} of the time of {needles} prefills (prefill {prefill:.2f} s, "
-        f"question {asked * 1e3:.0f} ms)"
-    )
-
-
 def kv_ratio(base: Path, devices: DeviceSettings, length: int = 8192) -> str:
     """Prefill over a q8_0 cache against one over an f16 cache."""
     model = Model(base, devices)
@@ -127,11 +102,11 @@ class Bench:
 
 
 def demo_lines(bench: Bench) -> list[str]:
-    """Collecting, forking and prefill on the demo model."""
+    """Collecting and prefill on the demo model."""
     base, devices = bench.folder / "base.gguf", bench.devices
     source = open_source(choose_model("demo"))
     convert(source, ConvertRecipe(), base, bench.folder, devices.threads, SILENT)
-    return [*collection_lines(base, devices), fork_ratio(base, devices), kv_ratio(base, devices)]
+    return [*collection_lines(base, devices), kv_ratio(base, devices)]
 
 
 def best_bits_lines(bench: Bench) -> list[str]:
@@ -152,6 +127,7 @@ SECTIONS: dict[str, Callable[[Bench], list[str]]] = {
     "Best bits for the bytes": best_bits_lines,
     "What the importance matrix is worth": lambda b: importance_table(b.models),
     "Quantizing": lambda b: quantization_table(b.folder, b.devices),
+    "Retrieval in one pass": lambda b: retrieval_lines(b.folder, b.devices),
     "Demo model in llama.cpp": demo_lines,
     "Kernels, one core, with an importance matrix": lambda _: kernel_table(),
 }
