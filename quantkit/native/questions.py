@@ -89,25 +89,34 @@ class Questioner:
         self._advance = advance
 
     def ask(
-        self, position: int, asked: Sequence[Asked], on_answer: Callable[[int, Said], None]
+        self,
+        position: int,
+        asked: Sequence[Asked],
+        on_answer: Callable[[int, Said], None],
+        wanted: Callable[[int], bool] = lambda _place: True,
     ) -> None:
         """Ask behind the first `position` tokens of the prefix; answers come in order.
 
         Args:
             on_answer: is given the place in `asked` and what was said.
+            wanted: whether the answer at a place is. Those side by side with it are asked again:
+                how many are decoded together decides how they are rounded.
         """
         stem = _shared([one.tokens for one in asked])
         parent, begin = BASE, position + len(stem)
         if len(stem):
             self._context.fork(BASE, STEM)
             self._context.prefill(stem, position, STEM)
-            self._advance(len(stem) * len(asked))
+            self._advance(len(stem) * sum(map(wanted, range(len(asked)))))
             parent = STEM
         size = self._seats.questions
         for at in range(0, len(asked), size):
             group = asked[at : at + size]
+            if not any(wanted(at + number) for number in range(len(group))):
+                continue
             for number, said in enumerate(self._group(parent, begin, len(stem), group)):
-                on_answer(at + number, said)
+                if wanted(at + number):
+                    on_answer(at + number, said)
         self._context.drop(STEM)
 
     def ask_on_base(self, position: int, asked: Asked) -> Said:

@@ -7,6 +7,7 @@ import json
 import time
 from dataclasses import asdict, dataclass
 
+from quantkit.errors import EnvironmentFault
 from quantkit.journal import Journal
 from quantkit.native.child import Emit
 from quantkit.native.llama import Context, Vocabulary
@@ -15,6 +16,10 @@ from quantkit.native.saved_state import SavedState
 from quantkit.recipe import RetrievalRecipe
 from quantkit.retrieval.branches import Branch, Prompts
 from quantkit.retrieval.journaled import answer_line, answer_to
+
+FORK_LIMIT = 1e-2
+"""Of a question asked again after all others, relative to its largest logit. On a CPU the logits
+are equal to the bit; a device may add up in another order. Another prefix differs by about 1."""
 
 
 @dataclass
@@ -131,15 +136,10 @@ class QuestionRun:
         before = None if classic else self._questioner.probe(at, first.tokens)
         began = time.perf_counter()
         for _, some in itertools.groupby(group, key=lambda b: b.question.task):
-            branches = [branch for branch in some if not self._is_answered(branch)]
-            if branches:
-                self._questioner.ask(
-                    at,
-                    [_asked(branch) for branch in branches],
-                    lambda number, said, of=branches: self._write(of[number], said),  # type: ignore[misc]
-                )
-                cost.question_tokens += sum(len(b.tokens) - b.haystack_tokens for b in branches)
-                cost.prefill_tokens += sum(b.haystack_tokens for b in branches)
+            self._ask_task(at, list(some))
+        # of all, those too that a run asked which was killed before it closed this length
+        cost.question_tokens = sum(len(b.tokens) - b.haystack_tokens for b in group)
+        cost.prefill_tokens += sum(b.haystack_tokens for b in group)
         if before is None:
             cost.prefill_seconds += time.perf_counter() - began
         else:
@@ -152,7 +152,25 @@ class QuestionRun:
             if last:
                 fresh = self._context.decode(first.tokens, at)
                 cost.fork_difference = max(cost.fork_difference, relative_difference(before, fresh))
+            if not cost.fork_difference <= FORK_LIMIT:
+                raise EnvironmentFault(
+                    f"at {first.question.context_tokens:,} tokens a question asked again after all "
+                    f"others differs by {cost.fork_difference:.1e} of its largest logit (limit "
+                    f"{FORK_LIMIT:g}): forks change the prefix here and the answers prove nothing; "
+                    "run it again in another folder with --fresh, or update llama-cpp-python"
+                )
         self._close(seed, first.question.context_tokens, cost)
+
+    def _ask_task(self, at: int, branches: list[Branch]) -> None:
+        """Ask the questions of one task that have no answer yet."""
+
+        def on_answer(place: int, said: Said) -> None:
+            self._write(branches[place], said)
+
+        def wanted(place: int) -> bool:
+            return not self._is_answered(branches[place])
+
+        self._questioner.ask(at, [_asked(b) for b in branches], on_answer, wanted)
 
     def _open(self, seed: int, prompts: Prompts) -> list[Branch]:
         """What is left: questions without an answer, and those of a length that was not closed."""

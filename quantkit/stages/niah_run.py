@@ -59,6 +59,11 @@ def ask_in_child(
     check_context_length(model_path.name, recipe, shape.trained_context_tokens)
     prompts = _prompts(shape, recipe, haystack)
     seats, sizes, planned = _plan(shape, recipe, settings, prompts)
+    if seats.questions < _most(recipe, settings):
+        note(
+            f"memory holds {seats.questions} questions side by side, not {recipe.forks}: it takes "
+            "longer"
+        )
     shape.close()
     model = Model(model_path, settings.devices)
     context = Context(model, sizes)
@@ -119,7 +124,7 @@ def _plan(
     candidates = max(
         (len(b.candidates) for one in prompts.values() for b in one.branches), default=0
     )
-    most = 1 if recipe.mode == "classic" or settings.fresh else recipe.forks
+    most = _most(recipe, settings)
     free = free_memory()
     while True:
         seats = Seats(most, candidates)
@@ -144,6 +149,11 @@ def _plan(
                 "smaller KV cache type, a shorter context or a smaller file"
             )
         most //= 2
+
+
+def _most(recipe: RetrievalRecipe, settings: CheckSettings) -> int:
+    """Questions side by side, at most."""
+    return 1 if recipe.mode == "classic" or settings.fresh else recipe.forks
 
 
 def _taken(device: str, use: DeviceMemory) -> int:

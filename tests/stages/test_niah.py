@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from broken_artifacts import mistyped, swapped, with_context_length
 from demo_artifacts import WANTS_BOS, write_demo
@@ -15,6 +16,7 @@ from watched import Watched
 from quantkit.errors import EnvironmentFault, GateError, InputError
 from quantkit.models import choose_model, open_source
 from quantkit.native.llama import Context
+from quantkit.native.questions import Questioner
 from quantkit.native.settings import DeviceSettings
 from quantkit.recipe import RetrievalRecipe
 from quantkit.retrieval.results import Answer, Retrieval
@@ -152,8 +154,7 @@ class Impatient(Tokens):
             raise Killed
 
 
-@pytest.mark.parametrize("reports", [2, 4, 7])
-def test_a_killed_run_goes_on_where_it_was(model: Path, tmp_path: Path, reports: int) -> None:
+def test_a_killed_run_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
     saving = replace(SETTINGS, save_seconds=0)
     lengths = (2560, 4608)
     whole = checked(model, tmp_path / "whole", saving, context_tokens=lengths, probes={})
@@ -161,9 +162,10 @@ def test_a_killed_run_goes_on_where_it_was(model: Path, tmp_path: Path, reports:
     work.mkdir()
     out = work / "niah.jsonl"
     asked = recipe(context_tokens=lengths, probes={})
-    with pytest.raises(Killed):
-        check_retrieval(model, asked, saving, out, work, progress=Impatient(reports))
-    assert not out.exists()
+    for reports in (2, 3, 3):  # in the first prefill, at its questions, in the second
+        with pytest.raises(Killed):
+            check_retrieval(model, asked, saving, out, work, progress=Impatient(reports))
+        assert not out.exists()
     watched = Tokens()
     found = check_retrieval(model, asked, saving, out, work, progress=watched)
     assert out.read_bytes() == (tmp_path / "whole" / "niah.jsonl").read_bytes()
@@ -172,8 +174,33 @@ def test_a_killed_run_goes_on_where_it_was(model: Path, tmp_path: Path, reports:
     tokens = [rung.prefill_tokens for rung in found.rungs]
     assert tokens == [rung.prefill_tokens for rung in whole.rungs]
     # asked once more, it has nothing left to do
-    again = check_retrieval(model, asked, saving, out, work)
-    assert again.answers == whole.answers
+    assert check_retrieval(model, asked, saving, out, work).answers == whole.answers
+    # and killed between two of those that were answered side by side
+    journal = work / "answers.jsonl"
+    lines = journal.read_text().splitlines(keepends=True)
+    for kept in (3, 1 + 6 + 1 + 5):
+        journal.write_text("".join(lines[:kept]))
+        assert check_retrieval(model, asked, saving, out, work).answers == whole.answers
+
+
+def test_a_prefix_that_forks_change_ends_the_run(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Questioner.ask
+
+    def ask(self: Questioner, position: int, *rest: Any) -> None:  # noqa: ANN401
+        real(self, position, *rest)
+        self._context.clear()
+        self._context.prefill(np.full(position, 7, np.int32), 0)
+
+    monkeypatch.setattr(Questioner, "ask", ask)
+    with pytest.raises(
+        EnvironmentFault, match=r"asked again after all others differs by .*--fresh"
+    ):
+        niah_run.ask_in_child(
+            model, recipe(probes={}), SETTINGS, tmp_path, tmp_path / "a.jsonl", "p", None,
+            lambda _message: None,
+        )  # fmt: skip
 
 
 def test_forks_that_are_not_exact_are_told_and_not_used(
