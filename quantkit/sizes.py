@@ -16,9 +16,14 @@ def bytes_text(size: float) -> str:
     return f"{size:.0f} B"
 
 
-def gib_text(size: float) -> str:
-    """`70.60 GiB`, or MiB below a tenth of one."""
-    return f"{size / GIB:.2f} GiB" if size >= GIB / 10 else f"{size / (1 << 20):.2f} MiB"
+def gib_text(size: float, of: float | None = None) -> str:
+    """`70.60 GiB`, or MiB below a tenth of one.
+
+    Args:
+        of: the largest of a column, which decides its unit: MiB if it is below one GiB.
+    """
+    small = size < GIB / 10 if of is None else of < GIB
+    return f"{size / MIB:.2f} MiB" if small else f"{size / GIB:.2f} GiB"
 
 
 def unit_of(sizes: Iterable[int]) -> tuple[str, int]:
@@ -26,9 +31,10 @@ def unit_of(sizes: Iterable[int]) -> tuple[str, int]:
     return ("GiB", GIB) if max(sizes, default=0) >= GIB / 10 else ("MiB", MIB)
 
 
-def gb_text(size: float) -> str:
-    """`75.81 GB`, or MB below a tenth of one."""
-    return f"{size / GB:.2f} GB" if size >= GB / 10 else f"{size / 10**6:.2f} MB"
+def gb_text(size: float, of: float | None = None) -> str:
+    """`75.81 GB`, or MB below a tenth of one; `of` as in `gib_text`."""
+    small = size < GB / 10 if of is None else of < GIB
+    return f"{size / 10**6:.2f} MB" if small else f"{size / GB:.2f} GB"
 
 
 def seconds_text(seconds: float) -> str:

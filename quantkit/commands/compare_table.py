@@ -36,6 +36,10 @@ def _name(a: Measured) -> str:
     return escape(textwrap.fill(a.name, NAME_COLUMNS))
 
 
+def _size(a: Measured, largest: int) -> str:
+    return _two_lines(gib_text(a.size_bytes, largest), gb_text(a.size_bytes, largest))
+
+
 def _kld(a: Measured) -> str:
     mean = a.divergence.mean
     return _two_lines(kld_text(mean), f"± {kld_text(a.divergence.mean_error, of=mean)}")
@@ -48,7 +52,6 @@ def _perplexity(a: Measured) -> str:
 
 COLUMNS = (
     Column("file", _name),
-    Column("size", lambda a: _two_lines(gib_text(a.size_bytes), gb_text(a.size_bytes))),
     Column("bits/w", lambda a: f"{a.bits_per_weight:.2f}"),
     Column("KLD", _kld),
     Column(
@@ -71,9 +74,12 @@ COLUMNS = (
 
 def print_comparison(console: Console, found: Comparison) -> None:
     """Tables, order, verdicts."""
+    largest = max(artifact.size_bytes for artifact in found.artifacts)
+    size = Column("size", lambda a: _size(a, largest))
+    columns = (COLUMNS[0], size, *COLUMNS[1:])
     console.table(
-        [column.title for column in COLUMNS],
-        [[column.cell(artifact) for column in COLUMNS] for artifact in found.artifacts],
+        [column.title for column in columns],
+        [[column.cell(artifact) for column in columns] for artifact in found.artifacts],
     )
     conditions = found.conditions
     _text(

@@ -52,6 +52,7 @@ def _page_values(found: Comparison, picture: Path) -> dict[str, Any]:
         "c": found,
         "rows": list(zip(found.artifacts, found.verdicts, strict=True)),
         "names": names,
+        "largest": max(artifact.size_bytes for artifact in found.artifacts),
         "units": units_text(found.pairs[0]) if found.pairs else "",
         "picture": picture_url(picture),
         "lengths": [_length_rows(found, name) for name in names],
