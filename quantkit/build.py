@@ -24,6 +24,7 @@ from quantkit.planned_model import PlannedModel
 from quantkit.receipts import build_folder
 from quantkit.results import LevelResult, read_level
 from quantkit.retrieval.haystack import haystack_text
+from quantkit.stages.niah import check_prompts
 from quantkit.stages.ready_imatrix import check_ready
 
 __all__ = ["Job", "build", "check_gate"]
@@ -49,6 +50,7 @@ def build(job: Job, console: Console) -> list[LevelResult]:
             console.note(sentence)
         if context.choice.kind != "gguf":
             pipeline.run(stages.convert_stage(context))
+        _preflight_prompts(context)
         pipeline.run(stages.imatrix_stage(context))
         pipeline.run(stages.measure_stage(context))
         if job.recipe.divergence.chunks:
@@ -88,6 +90,20 @@ def _preflight(context: BuildContext) -> None:
     planning.check_gate_is_possible(context.job.recipe.retrieval)
     if not context.is_whole():
         _preflight_repository(context)
+
+
+def _preflight_prompts(context: BuildContext) -> None:
+    """See that the check's prompts can be made with the model's tokenizer, before the long stages.
+
+    Raises:
+        InputError: a context is too short for what is to be hidden in it, or the haystack is.
+    """
+    pipeline = context.pipeline
+    if all(pipeline.has_run(f"validate:{plan.recipe.name}") for plan in context.levels[0]):
+        return
+    recipe, _ = context.retrieval
+    with pipeline.console.stage("prompts"):
+        check_prompts(context.base, recipe, context.devices, context.job.haystack)
 
 
 def _preflight_repository(context: BuildContext) -> None:

@@ -296,7 +296,9 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         outputs = tuple(folder / n for n in ("validation.json", "niah.jsonl", "heatmap.png"))
         settings = CheckSettings(build.placed_devices(plan), kv_type, job.target.ubatch_tokens)
         metadata, types = build.artifact_metadata(plan), build.types(plan)
-        integrity = check_artifact(artifact, build.source, metadata, types, progress=progress)
+        integrity = check_artifact(
+            artifact, build.source, metadata, types, build.importance, progress=progress
+        )
         retrieval = check_retrieval(
             artifact, recipe, settings, outputs[1], work, job.haystack, progress
         )

@@ -411,7 +411,7 @@ def niah(
         bool, typer.Option("--thinking", help="Let it think; only what follows counts.")
     ] = False,
     answer_tokens: Annotated[
-        int, typer.Option("--answer-tokens", min=1, help="Limit of an answer.")
+        int, typer.Option("--answer-tokens", min=1, help="Limit of an answer, thinking included.")
     ] = 24,
     source: Annotated[
         str | None,

@@ -69,6 +69,10 @@ class Pipeline:
             raise LookupError(f"stage {stage} has not run in {self.folder}")
         return receipt
 
+    def has_run(self, stage: str) -> bool:
+        """Whether a stage has a receipt, be it stale."""
+        return read_receipt(self.folder, stage) is not None
+
     def forget(self, stage: str) -> None:
         """Make a stage run again whatever its receipt says."""
         forget_receipt(self.folder, stage)

@@ -28,6 +28,8 @@ Probe = Literal["near-miss", "absent", "updated", "multi-value", "two-hop", "par
 Task = Literal[
     "multikey", "single", "near-miss", "absent", "updated", "multi-value", "two-hop", "paraphrased"
 ]
+THINKING_TOKENS = 256
+"""Of an answer that begins with thinking, at least."""
 CLUSTERS = 3
 """Seeds whose spread says how much haystacks differ, at least."""
 
@@ -143,7 +145,7 @@ class RetrievalRecipe(Strict):
         kv_type: of the KV cache; None: the target's.
         minimum_lower_bound: of the hit rate at the longest context, one-sided 95 %; None shows
             the figure and lets everything pass.
-        answer_tokens: limit of an answer of one value.
+        answer_tokens: limit of an answer of one value, thinking included.
         thinking: let the model think before it answers; only what follows counts.
         near_misses: of a needle, whose log-probability is measured beside that of its own value.
         forks: questions that are answered side by side.
@@ -178,6 +180,11 @@ class RetrievalRecipe(Strict):
             )
         if len(set(self.seeds)) < len(self.seeds):
             raise ValueError("seeds has one twice: the same haystack would count twice")
+        if self.thinking and self.answer_tokens < THINKING_TOKENS:
+            raise ValueError(
+                f"answer_tokens: {self.answer_tokens} cut off a model that thinks, because the "
+                f"limit counts its thinking too; give {THINKING_TOKENS} or more"
+            )
         if self.clustered and len(self.seeds) < CLUSTERS:
             raise ValueError(f"clustered bounds take {CLUSTERS} seeds or more")
         return self

@@ -71,8 +71,14 @@ def _saved_tokens(state: Path) -> int:
 def record(
     model: Path, out: Path, lengths: Sequence[int], kill_at: int, more: Sequence[str]
 ) -> dict[str, Any]:
-    """Both runs, and what they left."""
+    """Both runs, and what they left.
+
+    Raises:
+        RuntimeError: a run failed, or the folder holds something already.
+    """
     out.mkdir(parents=True, exist_ok=True)
+    if any(out.iterdir()):
+        raise RuntimeError(f"{out} is not empty: what is there would count for this run")
     command = check_command(model, out, lengths, more)
     began = time.monotonic()
     killed_at = run_and_kill(command, out, kill_at, out / "killed.log")
@@ -80,6 +86,8 @@ def record(
     began = time.monotonic()
     with (out / "resumed.log").open("w") as log:
         finished = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, check=False)
+    if finished.returncode not in (0, 1):
+        raise RuntimeError((out / "resumed.log").read_text(encoding="utf-8"))
     facts = json.loads((out / "validation.json").read_text(encoding="utf-8"))
     return {
         "model": model.name,
@@ -118,9 +126,8 @@ def as_markdown(facts: dict[str, Any]) -> str:
         lines.append(
             f"| {score['context_tokens']:,} | {score['name']} | {score['hits']}/{score['trials']} "
             f"| ≥ {score['lower_bound']:.1%} | {'–' if nats is None else f'{nats:.4f}'} "
-            f"| {rung['prefill_tokens'] / rung['prefill_seconds']:,.0f} "
-            f"| {rung['decode_tokens'] / rung['decode_seconds']:,.0f} "
-            f"| {rung['fork_difference']:g} |"
+            f"| {_rate(rung, 'prefill')} | {_rate(rung, 'decode')} "
+            f"| {_number(rung['fork_difference'])} |"
         )
     lines += ["", "| device | planned context + compute | used |", "|---|---|---|"]
     for use in niah["memory"]:
@@ -128,6 +135,15 @@ def as_markdown(facts: dict[str, Any]) -> str:
         used = use["context_bytes"] + use["compute_bytes"]
         lines.append(f"| {use['device']} | {bytes_text(planned)} | {bytes_text(used)} |")
     return "\n".join(lines) + "\n"
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:g}"
+
+
+def _rate(rung: dict[str, Any], what: str) -> str:
+    seconds = rung[f"{what}_seconds"]
+    return f"{rung[f'{what}_tokens'] / seconds:,.0f}" if seconds else "–"
 
 
 def main() -> None:

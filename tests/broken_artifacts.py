@@ -40,6 +40,30 @@ def swapped(path: Path, out: Path, tensor: str, one: int, other: int) -> Path:
     return out
 
 
+def exchanged(path: Path, out: Path, one: str, other: str) -> Path:
+    """Two tensors of one shape and type in each other's place."""
+    data = bytearray(path.read_bytes())
+    a, b = (GGUFFile(path).stored[name] for name in (one, other))
+    assert (a.info.shape, a.info.type_name) == (b.info.shape, b.info.type_name)
+    first, second = (bytes(data[at.offset : at.offset + at.size_bytes]) for at in (a, b))
+    assert first != second
+    data[a.offset : a.offset + a.size_bytes] = second
+    data[b.offset : b.offset + b.size_bytes] = first
+    out.write_bytes(data)
+    return out
+
+
+def with_nan(path: Path, out: Path, tensor: str) -> Path:
+    """An F32 tensor whose numbers are none."""
+    data = bytearray(path.read_bytes())
+    stored = GGUFFile(path).stored[tensor]
+    assert stored.info.type_name == "F32"
+    nan = struct.pack("<f", float("nan"))
+    data[stored.offset : stored.offset + stored.size_bytes] = nan * stored.info.elements
+    out.write_bytes(data)
+    return out
+
+
 def with_context_length(path: Path, out: Path, tokens: int) -> Path:
     """A context_length of `tokens` in the metadata."""
     data = bytearray(path.read_bytes())

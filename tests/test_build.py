@@ -238,6 +238,14 @@ def test_killed_in_every_stage_gives_the_same_bytes(
     assert {n for n in ours if ours[n] != reference[n]} == set()
 
 
+def test_a_check_that_cannot_be_made_is_told_before_the_long_stages(tmp_path: Path) -> None:
+    crowded = {"context_tokens": [384], "needles": 40, "minimum_lower_bound": None}
+    refused = run(tmp_path / "out", write_recipe(tmp_path / "r.yaml", retrieval=crowded))
+    assert refused.returncode == 2
+    assert "a context of 384 tokens" in refused.stderr
+    assert not (tmp_path / "out" / "imatrix.gguf").exists()
+
+
 def test_a_failed_gate_exits_1_and_names_the_level(built: Path, tmp_path: Path) -> None:
     out = tmp_path / "copy"
     subprocess.run(["cp", "-a", str(built), str(out)], check=True)

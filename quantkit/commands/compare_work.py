@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from quantkit import __version__
 from quantkit.console import Console
+from quantkit.native.settings import device_parts
 from quantkit.positions import Positions, kld_text
 from quantkit.receipts import content_id, identity, resumable, write_json
 from quantkit.retrieval.results import MAIN_TASKS, Retrieval
@@ -42,6 +46,7 @@ def base_logits(
         "text": None if text is None else content_id(text),
         "recipe": recipe.model_dump(mode="json"),
         "format": VERSION,
+        "devices": device_parts(devices),
         **_library(),
     }
     folder = kept / f"kld-{_short_hash(parts)}"
@@ -93,7 +98,7 @@ def retrieval_of(
     devices: DeviceSettings,
 ) -> Retrieval:
     """An artifact's retrieval check, from an earlier run where it is finished."""
-    from pydantic import TypeAdapter
+    from pydantic import TypeAdapter, ValidationError
 
     from quantkit.stages.niah import CheckSettings, check_retrieval
 
@@ -102,19 +107,23 @@ def retrieval_of(
         "recipe": recipe.model_dump(mode="json"),
         "kv_type": kv_type,
         "haystack": None if haystack is None else content_id(haystack),
+        "devices": device_parts(devices),
+        "quantkit": __version__,
         **_library(),
     }
-    folder = kept / f"retrieval-{_kept_name(artifact)}"
-    result = folder / f"{_short_hash(parts)}.json"
+    folder, which = kept / f"retrieval-{_kept_name(artifact)}", _short_hash(parts)
+    result = folder / f"{which}.json"
     form = TypeAdapter(Retrieval)
     if result.exists():
-        found = form.validate_json(result.read_bytes())
-        console.skipped(name, f"retrieval is up to date ({_hits_text(found)})")
-        return found
+        shutil.rmtree(folder / ".work", ignore_errors=True)  # of a run killed as it ended
+        with suppress(ValidationError):  # else of another version: asked anew
+            found = form.validate_json(result.read_bytes())
+            console.skipped(name, f"retrieval is up to date ({_hits_text(found)})")
+            return found
     began = time.monotonic()
     settings = CheckSettings(devices, kv_type)
     with resumable(folder / ".work", parts) as work, console.stage(name) as progress:
-        answers = folder / "niah.jsonl"
+        answers = folder / f"{which}.jsonl"
         found = check_retrieval(artifact, recipe, settings, answers, work, haystack, progress)
         write_json(result, asdict(found))
     console.done(name, f"retrieval {_hits_text(found)}", time.monotonic() - began)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,12 +61,15 @@ def niah(where: Where, settings: Mapping[str, Any], quiet: bool, as_json: bool) 
     planning.check_gate_is_possible(recipe)
     console = Console(quiet=quiet)
     console.note(planning.gate_words(recipe))
+    began = time.monotonic()
     if where.model is not None:
         name, folder, found, facts = _on_file(where, where.model, recipe, console)
     else:
         name, folder, found, facts = _on_server(where, str(where.endpoint), recipe, console)
     if as_json:
         console.json(facts)
+    first = found.gated(recipe.gated)[0]
+    console.done("niah", f"{first.hits}/{first.trials} {first.name}", time.monotonic() - began)
     print_retrieval(console, found, served=where.model is None)
     console.line(f"Answers and heatmap: {folder}")
     if not facts["passed"]:
@@ -136,14 +140,14 @@ def _on_file(
     settings = CheckSettings(devices, kv_type, fresh=where.fresh)
     parts = {"model": identity(source.paths), "fresh": where.fresh, **_parts(where, recipe)}
 
-    def run(work: Path) -> tuple[Retrieval, dict[str, Any]]:
+    def run(work: Path) -> tuple[str, Retrieval, dict[str, Any]]:
         with console.stage("niah") as progress:
             found = check_retrieval(
                 model, recipe, settings, folder / "niah.jsonl", work, where.haystack, progress
             )
-        return found, validation_json(found, None, recipe, kv_type, integrity)
+        return model.stem, found, validation_json(found, None, recipe, kv_type, integrity)
 
-    return model.name, folder, *_written(folder, parts, model.stem, run)
+    return model.name, folder, *_written(folder, parts, run)
 
 
 def _compared(model: Path, source: str, progress: Progress) -> Integrity:
@@ -181,16 +185,16 @@ def _on_server(
     folder = where.out or Path("server-niah")
     check_writable(folder / "niah.jsonl", [])
 
-    def run(work: Path) -> tuple[Retrieval, dict[str, Any]]:
+    def run(work: Path) -> tuple[str, Retrieval, dict[str, Any]]:
         with console.stage("niah") as progress:
             found, served = check_served(
                 address, recipe, folder / "niah.jsonl", work, where.haystack, progress
             )
         facts = validation_json(found, None, recipe, AS_SERVED)
-        return found, {**facts, "server": asdict(served)}
+        return served.model or AS_SERVED, found, {**facts, "server": asdict(served)}
 
     parts = {"endpoint": address, **_parts(where, recipe)}
-    found, facts = _written(folder, parts, address, run)
+    found, facts = _written(folder, parts, run)
     return facts["server"]["model"] or address, folder, found, facts
 
 
@@ -209,15 +213,14 @@ def _parts(where: Where, recipe: RetrievalRecipe) -> dict[str, Any]:
 def _written(
     folder: Path,
     parts: Mapping[str, Any],
-    title: str,
-    run: Callable[[Path], tuple[Retrieval, dict[str, Any]]],
+    run: Callable[[Path], tuple[str, Retrieval, dict[str, Any]]],
 ) -> tuple[Retrieval, dict[str, Any]]:
-    """What `run` found, with its picture and validation.json in `folder`."""
+    """What `run` found, with its picture, titled as it says, and validation.json in `folder`."""
     from quantkit.receipts import resumable, write_json
     from quantkit.retrieval.heatmap import draw_heatmap
 
     with resumable(folder / ".work", parts) as work:
-        found, facts = run(work)
+        title, found, facts = run(work)
         draw_heatmap(found.answers, f"{title}, {found.name}", folder / "heatmap.png")
         write_json(folder / "validation.json", facts)
     return found, facts

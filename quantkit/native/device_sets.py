@@ -8,6 +8,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from quantkit.errors import EnvironmentFault
 from quantkit.native.ggml_tensor import base_library
@@ -15,6 +16,7 @@ from quantkit.native.memory import Devices
 from quantkit.native.shared_libraries import load
 from quantkit.native.stand_ins import GPU, StandIns
 
+_CGROUP = Path("/sys/fs/cgroup")
 INTEGRATED_GPU = 2  # GGML_BACKEND_DEVICE_TYPE_IGPU: of DGX Spark, for example
 
 
@@ -42,8 +44,6 @@ def free_memory() -> dict[str, int]:
 
     Of the computer's own memory what the system could give, its caches among it.
     """
-    import psutil
-
     base = base_library()
     base.ggml_backend_dev_name.restype = ctypes.c_char_p
     base.ggml_backend_dev_name.argtypes = (ctypes.c_void_p,)
@@ -55,9 +55,24 @@ def free_memory() -> dict[str, int]:
     for device, kind in _registered().items():
         base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
         is_card = kind in (GPU, INTEGRATED_GPU)
-        own = free.value if is_card else psutil.virtual_memory().available
+        own = free.value if is_card else _available_memory()
         found[base.ggml_backend_dev_name(device).decode()] = own
     return found
+
+
+def _available_memory() -> int:
+    """Of the system, or of the container that this runs in where that is less."""
+    import psutil
+
+    available = int(psutil.virtual_memory().available)
+    try:
+        limit = int((_CGROUP / "memory.max").read_text())  # "max" where there is none
+        used = int((_CGROUP / "memory.current").read_text())
+        lines = (_CGROUP / "memory.stat").read_text().splitlines()
+        cached = dict(line.split() for line in lines).get("inactive_file", "0")
+    except (OSError, ValueError):
+        return available
+    return min(available, max(limit - used + int(cached), 0))
 
 
 def _registered() -> dict[int, int]:

@@ -135,12 +135,13 @@ class Vocabulary:
             begun[0] = self.bos
         return begun
 
-    def text(self, tokens: Sequence[int]) -> str:
-        """The text of `tokens`, special tokens left out."""
+    def text(self, tokens: Sequence[int], kept: Sequence[int] = ()) -> str:
+        """The text of `tokens`, special tokens left out but for those in `kept`."""
         pieces = []
         buffer = ctypes.create_string_buffer(256)
         for token in tokens:
-            size = llama_cpp.llama_token_to_piece(self._handle, int(token), buffer, 256, 0, False)
+            special = token in kept
+            size = llama_cpp.llama_token_to_piece(self._handle, int(token), buffer, 256, 0, special)
             pieces.append(buffer.raw[: max(size, 0)])
         return b"".join(pieces).decode("utf-8", errors="replace")
 
@@ -191,6 +192,7 @@ class Context:
         params.n_seq_max = settings.sequences
         params.n_rs_seq = 0  # rolling back a whole ubatch returned success with wrong logits
         params.kv_unified = settings.shared_cells
+        params.swa_full = False  # as llama-server and the plan have it
         params.n_threads = params.n_threads_batch = model.devices.threads
         params.type_k = params.type_v = KV_TYPES[settings.kv_type]
         if settings.kv_type not in ("f16", "bf16", "f32"):

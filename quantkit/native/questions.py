@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
+from quantkit.errors import GateError
 from quantkit.native.llama import Context, Logits, Span, Tokens, Vocabulary
 
 BASE, STEM, FIRST = 0, 1, 2
@@ -69,6 +71,14 @@ class Seats:
     def sequences(self) -> int:
         return FIRST + self.questions + self.candidates
 
+    def fewer(self) -> Self | None:
+        """Half as many, of questions before candidates; None where it is one of each."""
+        if self.questions > 1:
+            return replace(self, questions=self.questions // 2)
+        if self.candidates > 1:
+            return replace(self, candidates=self.candidates // 2)
+        return None
+
 
 class Questioner:
     """A context whose prefix grows, and the questions that are asked behind it.
@@ -76,6 +86,7 @@ class Questioner:
     Args:
         seats: the context must have as many sequences, cells and outputs.
         advance: is told how many tokens of questions are decoded.
+        kept: special tokens that stay in answers, as text.
     """
 
     def __init__(
@@ -84,9 +95,12 @@ class Questioner:
         vocab: Vocabulary,
         seats: Seats,
         advance: Callable[[int], None] = lambda _tokens: None,
+        kept: Sequence[str] = (),
     ) -> None:
         self._context, self._vocab, self._seats = context, vocab, seats
         self._advance = advance
+        alone = [vocab.tokenize(text) for text in kept]
+        self._kept = [int(tokens[0]) for tokens in alone if len(tokens) == 1]
 
     def ask(
         self,
@@ -122,10 +136,11 @@ class Questioner:
     def ask_on_base(self, position: int, asked: Asked) -> Said:
         """Ask without a fork; the prefix is spent, and candidates are not looked at."""
         logits = self._context.decode(asked.tokens, position, BASE)
+        check_finite([logits])
         self._advance(len(asked.tokens))
         end = position + len(asked.tokens)
         ((tokens, truncated),) = self._greedy([BASE], [end], [asked.answer_tokens], [logits])
-        return Said(self._vocab.text(tokens), truncated, (), None)
+        return Said(self._vocab.text(tokens, self._kept), truncated, (), None)
 
     def probe(self, position: int, tokens: Tokens) -> Logits:
         """Logits behind `tokens` on a fork of the prefix, shape (vocabulary,)."""
@@ -153,6 +168,7 @@ class Questioner:
         seats = [FIRST + number for number in range(len(group))]
         tails = [one.tokens[skipped:] for one in group]
         logits = self._open(parent, position, seats, tails)
+        check_finite(logits)
         ends = [position + len(tail) for tail in tails]
         scored = [
             self._score(seat, end, one.candidates, first)
@@ -163,7 +179,7 @@ class Questioner:
         for seat in seats:
             self._context.drop(seat)
         return [
-            Said(self._vocab.text(tokens), truncated, found, rank)
+            Said(self._vocab.text(tokens, self._kept), truncated, found, rank)
             for (tokens, truncated), (found, rank) in zip(answers, scored, strict=True)
         ]
 
@@ -216,6 +232,7 @@ class Questioner:
             }
             for span in spans:
                 context.drop(span.sequence)
+            check_finite(list(rest.values()))
             for number, tokens in enumerate(group):
                 rows = first[None]
                 if number in rest:
@@ -250,6 +267,19 @@ class Questioner:
             rows = self._context.decode_spans(spans) if spans else []
             following = {n: int(row[0].argmax()) for n, row in zip(numbers, rows, strict=True)}
         return answers
+
+
+def check_finite(logits: Sequence[Logits]) -> None:
+    """Fail a model whose logits are no numbers, before they are taken for an answer.
+
+    Raises:
+        GateError: the file is broken, or this device computes it wrongly.
+    """
+    if not all(np.isfinite(rows).all() for rows in logits):
+        raise GateError(
+            "the model's logits are not numbers: the file is broken, or this device computes it "
+            "wrongly; build it again, or run 'quantkit doctor'"
+        )
 
 
 def log_probability(rows: Logits, tokens: Tokens) -> float:
@@ -308,6 +338,7 @@ def try_forks(context: Context, vocab: Vocabulary, seats: Seats) -> ForkTest:
         context.prefill(head, 0)
         fresh.append(context.decode(tail, len(head)))
     context.clear()
+    check_finite([*fresh, *alone, *together])
     return ForkTest(
         max(map(relative_difference, alone, fresh)), max(map(relative_difference, together, fresh))
     )

@@ -42,23 +42,33 @@ class SavedState:
         self._last, self._cost = time.monotonic(), 0.0
         self._gave_up = False
 
+    def position(self, at_most: int) -> int:
+        """Tokens that the saved prefix seems to have, without reading it; 0 for none."""
+        about = self._read()
+        return 0 if about is None or about["tokens"] > at_most else int(about["tokens"])
+
     def load(self, context: Context, wanted: Tokens) -> tuple[int, dict[str, Any]]:
         """Read the saved prefix into sequence 0 if it is one of `wanted`: (its length, its facts).
 
         The context must be empty, and stays so where nothing fits: (0, {}).
         """
-        try:
-            about = json.loads(self._about.read_text(encoding="utf-8"))
-            same = about["key"] == self._key and about["bytes"] == self._state.stat().st_size
-        except (OSError, ValueError, KeyError, TypeError):
-            return 0, {}
-        if not same or about["tokens"] > len(wanted):
+        about = self._read()
+        if about is None or about["tokens"] > len(wanted):
             return 0, {}
         found = context.load(0, self._state, len(wanted))
         if found is None or not np.array_equal(found, wanted[: len(found)]):
             context.clear()
             return 0, {}
         return len(found), about["facts"]
+
+    def _read(self) -> dict[str, Any] | None:
+        """What lies beside the state; None where that is of something else, or not whole."""
+        try:
+            about: dict[str, Any] = json.loads(self._about.read_text(encoding="utf-8"))
+            same = about["key"] == self._key and about["bytes"] == self._state.stat().st_size
+            return about if same and about["tokens"] >= 0 and "facts" in about else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
 
     def save(self, context: Context, tokens: Tokens, facts: dict[str, Any]) -> None:
         """Save sequence 0, which stands after `tokens`, if it is time; `facts` come back on load.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 
 @dataclass(frozen=True)
@@ -20,6 +20,11 @@ class DeviceSettings:
     use_extra_buffers: bool
     gpu_layers: int = -1
     tensor_split: tuple[float, ...] = ()
+
+
+def device_parts(devices: DeviceSettings) -> dict[str, object]:
+    """What of it decides how numbers are rounded: all but the number of threads."""
+    return {name: value for name, value in asdict(devices).items() if name != "threads"}
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,7 @@ class Branch:
             not exactly one right value, where the model thinks first, or where the tokenizer
             would join prompt and value.
         haystack_tokens: how many of `tokens`, from the first on, are still haystack: none in a
-            one-pass prompt but for a few at its cut.
+            one-pass prompt, whose few at its cut count as the question's.
     """
 
     leaves_at: int

@@ -178,11 +178,8 @@ class Retrieval:
     def gated(self, tasks: Sequence[str]) -> tuple[TaskScore, ...]:
         """Scores that the gate looks at: of `tasks`, or the main one, at the longest context."""
         longest = max(score.context_tokens for score in self.scores)
-        wanted = tasks or MAIN_TASKS
-        return tuple(
-            score for score in self.scores
-            if score.context_tokens == longest and score.task in wanted
-        )  # fmt: skip
+        last = {score.task: score for score in self.scores if score.context_tokens == longest}
+        return tuple(last[task] for task in tasks or MAIN_TASKS if task in last)
 
     def passes(self, tasks: Sequence[str], minimum_lower_bound: float | None) -> bool:
         """Whether each gated task's bound reaches the recipe's; without a minimum all pass."""

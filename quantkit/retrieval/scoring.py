@@ -6,7 +6,9 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-THINKING_END = "</think>"
+THINKING_TAGS = ("<think>", "</think>")
+"""In the text of an answer, also where they are special tokens."""
+THINKING_END = THINKING_TAGS[1]
 FEWEST_DIGITS = 3
 """Of a hidden value: what a recipe allows."""
 _RUN = re.compile(r"[0-9]+")

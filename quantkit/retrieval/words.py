@@ -80,7 +80,7 @@ def forks_text(fork_difference: float, rungs: Iterable[Rung]) -> str:
     worst = max([fork_difference, *again])
     if worst == 0:
         return f"Forks are exact: {compared} gave the same logits, bit for bit."
-    return f"Forks agree to within {worst:.1e} of the logits: {compared}."
+    return f"Forks differ by at most {worst:.1e} of the largest logit: {compared}."
 
 
 def rate_text(per_second: float | None) -> str:

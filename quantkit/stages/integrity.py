@@ -6,11 +6,13 @@ every matrix of the artifact is looked at before the model is asked anything.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.errors import GateError
 from quantkit.formats.gguf_file import GGUFSource
@@ -20,8 +22,13 @@ from quantkit.values import Metadata, TensorInfo
 
 ROWS_OF_A_MATRIX = 4
 ROWS_OF_AN_EXPERT = 1
-ERROR_LIMIT = 0.9
-"""Relative squared error, of a matrix. Zeros would have 1, another expert about 2."""
+MOST_ERROR = 0.9
+"""Relative squared error of a matrix. Zeros would have 1, another expert about 2."""
+MOST_UNSEEN_ERROR = 1.2
+"""Of an expert, where it is not known which columns counted when it was quantized: one that the
+calibration hardly reached is kept in those few, and may lose most of the others."""
+UNWEIGHTED_ERROR = {"F32": 1e-9, "F16": 1e-4, "BF16": 1e-4, "Q8_0": 1e-3}
+"""Of types that take no importance: equal but for rounding."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +51,7 @@ def check_artifact(
     source: TensorSource,
     metadata: Metadata,
     types: Mapping[str, str] | None = None,
+    importance: Mapping[str, NDArray[np.float32]] | None = None,
     seed: int = 1,
     progress: Progress = SILENT,
 ) -> Integrity:
@@ -52,6 +60,8 @@ def check_artifact(
     Args:
         metadata: that it should have; it may have more.
         types: tensor → type that it should have; None: any.
+        importance: tensor → weights of its columns that it was quantized with, shape (columns,) or
+            (experts, columns); errors are weighted so. None: not known.
 
     Raises:
         GateError: names what differs.
@@ -68,20 +78,28 @@ def check_artifact(
     progress.start(sum(info.matrices for info in source.tensors), "matrices", "of the artifact")
     matrices, worst = 0, (0.0, "")
     for info in source.tensors:
-        errors = _errors(info, source, made, rng)
+        weights = None if importance is None else importance.get(info.name)
+        errors = _errors(info, source, made, rng, weights)
         matrices += len(errors)
         at = int(errors.argmax())
-        wrong = np.flatnonzero(~(errors <= ERROR_LIMIT))  # nan too
+        limit = _limit(info, kinds[info.name], known=importance is not None)
+        wrong = np.flatnonzero(~(errors <= limit))  # nan too
         if wrong.size:
             faults.append(
                 f"{_which(info, wrong.tolist())}, {kinds[info.name]}: a relative squared error of "
-                f"{errors[at]:.2g} (limit {ERROR_LIMIT}), so not the model's weights"
+                f"{errors[at]:.2g} (limit {limit:.2g}), so not the model's weights"
             )
         worst = max(worst, (float(errors[at]), info.name))
         progress.advance(len(errors))
     if faults:
         raise _refused(artifact, faults)
     return Integrity(len(source.tensors), matrices, *worst)
+
+
+def _limit(info: TensorInfo, type_name: str, *, known: bool) -> float:
+    if type_name in UNWEIGHTED_ERROR:
+        return UNWEIGHTED_ERROR[type_name]
+    return MOST_UNSEEN_ERROR if info.matrices > 1 and not known else MOST_ERROR
 
 
 def _which(info: TensorInfo, wrong: Sequence[int]) -> str:
@@ -105,7 +123,7 @@ def _metadata_faults(made: Metadata, wanted: Metadata) -> list[str]:
         there = made.get(key)
         if there is None:
             faults.append(f"its metadata has no {key}")
-        elif there != value:
+        elif there.value != value.value:
             words = f"is {there.value}, not {value.value}" if _is_short(value.value) else "differs"
             faults.append(f"its {key} {words}")
     return faults
@@ -136,19 +154,38 @@ def _shape_faults(made: Sequence[TensorInfo], source: Sequence[TensorInfo]) -> l
 
 
 def _errors(
-    info: TensorInfo, source: TensorSource, made: TensorSource, rng: np.random.Generator
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
+    info: TensorInfo,
+    source: TensorSource,
+    made: TensorSource,
+    rng: np.random.Generator,
+    importance: NDArray[np.float32] | None,
+) -> NDArray[np.float64]:
     """Relative squared error of the sampled rows of each matrix, shape (matrices,)."""
     rows = info.rows // info.matrices
     each = min(rows, ROWS_OF_A_MATRIX if info.matrices == 1 else ROWS_OF_AN_EXPERT)
+    weights = np.ones((info.matrices, info.row_elements))
+    if importance is not None:
+        weights = np.broadcast_to(importance.astype(np.float64), weights.shape)
     errors = np.zeros(info.matrices)
     for matrix in range(info.matrices):
-        lost = whole = 0.0
-        for row in rng.choice(rows, each, replace=False):
-            at = matrix * rows + int(row)
-            expected = source.read_rows(info.name, at, at + 1).astype(np.float64)
-            found = made.read_rows(info.name, at, at + 1).astype(np.float64)
-            lost += float(np.square(found - expected).sum())
-            whole += float(np.square(expected).sum())
-        errors[matrix] = lost / whole if whole else float(lost > 0) * np.inf
+        chosen = [matrix * rows + int(row) for row in rng.choice(rows, each, replace=False)]
+        expected, found = (
+            np.concatenate([of.read_rows(info.name, at, at + 1) for at in chosen]).astype(
+                np.float64
+            )
+            for of in (source, made)
+        )
+        errors[matrix] = _relative(found - expected, expected, weights[matrix])
     return errors
+
+
+def _relative(
+    difference: NDArray[np.float64], expected: NDArray[np.float64], weights: NDArray[np.float64]
+) -> float:
+    """Weighted squared difference over the squared values; unweighted where no weight is left."""
+    lost, whole = (float((np.square(x) * weights).sum()) for x in (difference, expected))
+    if whole == 0:
+        lost, whole = (float(np.square(x).sum()) for x in (difference, expected))
+    if whole == 0:
+        return 0.0 if lost == 0 else math.inf
+    return lost / whole

@@ -47,10 +47,12 @@ class RunFacts:
     """What the process that asked says of itself; the answers are in its journal.
 
     Attributes:
+        purpose: of the journal, which names all that its answers depend on.
         prefill_tokens, question_tokens, classic_tokens: as in `Retrieval`.
         keys: context length → different keys hidden before its questions, of the first seed.
     """
 
+    purpose: str
     forked: bool
     fork_difference: float
     prefill_tokens: int
@@ -77,6 +79,20 @@ def check_context_length(name: str, recipe: RetrievalRecipe, trained_context_tok
         )
 
 
+def check_prompts(
+    model: Path, recipe: RetrievalRecipe, devices: DeviceSettings, haystack: Path | None
+) -> None:
+    """Make the first seed's prompts with the tokenizer in `model`, whose weights are not read.
+
+    Raises:
+        InputError: a context is too short for what is to be hidden in it, or the haystack is.
+    """
+    run_isolated(
+        "quantkit.stages.niah_run:try_prompts_in_child",
+        {"model_path": model, "recipe": recipe, "devices": devices, "haystack": haystack},
+    )
+
+
 def check_retrieval(
     model: Path,
     recipe: RetrievalRecipe,
@@ -97,7 +113,6 @@ def check_retrieval(
         GateError: the file's own context_length is shorter than what is to be checked.
     """
     path = work / "answers.jsonl"
-    purpose = json.dumps({**recipe.model_dump(mode="json"), "fresh": settings.fresh})
     facts: RunFacts = run_isolated(
         "quantkit.stages.niah_run:ask_in_child",
         {
@@ -106,12 +121,11 @@ def check_retrieval(
             "settings": settings,
             "work": work,
             "journal_path": path,
-            "purpose": purpose,
             "haystack": haystack,
         },
         told_to(progress, "tokens"),
     )
-    answers, rungs = read_journal(Journal(path, purpose).lines, facts.keys, recipe)
+    answers, rungs = read_journal(Journal(path, facts.purpose).lines, facts.keys, recipe)
     write_text(out, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers))
     return Retrieval(
         mode=recipe.mode,

@@ -16,6 +16,7 @@ from quantkit.native.saved_state import SavedState
 from quantkit.recipe import RetrievalRecipe
 from quantkit.retrieval.branches import Branch, Prompts
 from quantkit.retrieval.journaled import answer_line, answer_to
+from quantkit.retrieval.scoring import THINKING_TAGS
 
 FORK_LIMIT = 1e-2
 """Of a question asked again after all others, relative to its largest logit. On a CPU the logits
@@ -49,7 +50,11 @@ class QuestionRun:
         self._context, self._vocab, self._recipe = context, vocab, recipe
         self._journal, self._emit = journal, emit
         self._questioner = Questioner(
-            context, vocab, seats, lambda tokens: emit(("advance", tokens))
+            context,
+            vocab,
+            seats,
+            lambda tokens: emit(("advance", tokens)),
+            THINKING_TAGS if recipe.thinking else (),
         )
         self._answered: set[tuple[int, int, str, int]] = set()
         self._closed: set[tuple[int, int]] = set()
@@ -58,21 +63,26 @@ class QuestionRun:
             if "answer" in entry:
                 a = entry["answer"]
                 self._answered.add((a["context_tokens"], a["seed"], a["task"], a["index"]))
-            else:
+            elif "rung" in entry:
                 self._closed.add((entry["rung"]["context_tokens"], entry["seed"]))
 
-    def begin(self, prompts: dict[int, Prompts], *, forked: bool) -> None:
-        """Tell how much there is to do, and how much an earlier run did."""
+    def begin(self, prompts: dict[int, Prompts], saved: dict[int, SavedState]) -> None:
+        """Tell how much there is to do, and how much an earlier run did.
+
+        Args:
+            saved: by seed; empty where each question gets a prefill of its own.
+        """
         total = done = 0
         for seed, one in prompts.items():
-            if forked:
-                total += one.prefill_tokens + one.question_tokens
-                if not self._open(seed, one):
-                    done += one.prefill_tokens + one.question_tokens
-            else:
+            answered = [b for b in one.branches if self._is_answered(b)]
+            if not saved:
                 total += one.classic_tokens
-                answered = [b for b in one.branches if self._is_answered(b)]
                 done += sum(b.prompt_tokens for b in answered)
+                continue
+            total += one.prefill_tokens + one.question_tokens
+            done += sum(len(b.tokens) for b in answered)
+            stream = len(one.stream)
+            done += saved[seed].position(stream) if self._open(seed, one) else stream
         self._emit(("start", (done, total)))
 
     def one_pass(self, seed: int, prompts: Prompts, saved: SavedState) -> None:
@@ -80,31 +90,50 @@ class QuestionRun:
         left = self._open(seed, prompts)
         if not left:
             return
-        context, stream = self._context, prompts.stream
+        context = self._context
         context.clear()
-        position, spent = saved.load(context, stream)
+        position, facts = saved.load(context, prompts.stream)
         if position > left[0].leaves_at:  # saved beyond what is still to be asked
             context.clear()
-            position, spent = 0, {}
+            position, facts = 0, {}
         if position:
             self._emit(("note", f"goes on behind {position:,} tokens that an earlier run saved"))
-        asked = [b for b in prompts.branches if self._is_answered(b)]
-        self._emit(("advance", position + sum(len(b.tokens) - b.haystack_tokens for b in asked)))
-        for (at, length), group in itertools.groupby(left, key=_rung):
-            cost = _Cost(**spent)
-            while position < at:
-                step = min(context.settings.batch_tokens, at - position)
-                began = time.perf_counter()
-                context.prefill(stream[position : position + step], position)
-                context.wait()
-                cost.prefill_seconds += time.perf_counter() - began
-                cost.prefill_tokens += step
-                position += step
-                saved.save(context, stream[:position], asdict(cost))
-                self._emit(("advance", step))
-            last = _rung(prompts.branches[-1]) == (at, length)
-            self._ask_all(seed, list(group), cost, last=last)
-            spent = {}
+        paid = max((b.leaves_at for b in prompts.branches if _rung(b) < _rung(left[0])), default=0)
+        self._advance(prompts, position, paid, saved, [], _Cost())  # the journal has its cost
+        position = max(position, paid)
+        for rung, group in itertools.groupby(left, key=_rung):
+            cost = _Cost(**facts["cost"]) if facts.get("rung") == list(rung) else _Cost()
+            self._advance(prompts, position, rung[0], saved, list(rung), cost)
+            position = rung[0]
+            last = _rung(prompts.branches[-1]) == rung
+            if self._recipe.mode == "classic":
+                for branch in group:
+                    self._ask_one(seed, branch, cost)
+                    cost = _Cost()
+            else:
+                self._ask_all(seed, list(group), cost, last=last)
+
+    def _advance(
+        self,
+        prompts: Prompts,
+        start: int,
+        stop: int,
+        saved: SavedState,
+        rung: list[int],
+        cost: _Cost,
+    ) -> None:
+        """Decode the stream from `start` to `stop`, and save it now and then."""
+        size = self._context.settings.batch_tokens
+        for at in range(start, stop, size):
+            piece = prompts.stream[at : min(at + size, stop)]
+            began = time.perf_counter()
+            self._context.prefill(piece, at)
+            self._context.wait()
+            cost.prefill_seconds += time.perf_counter() - began
+            cost.prefill_tokens += len(piece)
+            behind = prompts.stream[: at + len(piece)]
+            saved.save(self._context, behind, {"rung": rung, "cost": asdict(cost)})
+            self._emit(("advance", len(piece)))
 
     def fresh(self, seed: int, prompts: Prompts) -> None:
         """Each question after a prefill of its own."""
@@ -117,49 +146,52 @@ class QuestionRun:
             self._context.prefill(prompts.stream[: branch.leaves_at], 0)
             self._context.wait()
             cost.prefill_seconds = time.perf_counter() - began
-            cost.prefill_tokens = branch.leaves_at
+            cost.prefill_tokens = branch.leaves_at + branch.haystack_tokens
+            cost.question_tokens = len(branch.tokens) - branch.haystack_tokens
             self._emit(("advance", branch.leaves_at))
             said = self._questioner.ask_on_base(branch.leaves_at, _asked(branch))
-            self._write(branch, said)
-            cost.question_tokens = len(branch.tokens)
-            self._close(seed, branch.question.context_tokens, cost)
+            self._write(branch, said, cost)
+
+    def _ask_one(self, seed: int, branch: Branch, cost: _Cost) -> None:
+        """Ask a question whose own part is long: haystack, which counts as such."""
+        if self._is_answered(branch):
+            return
+        said: list[Said] = []
+        began = time.perf_counter()
+        self._questioner.ask(
+            branch.leaves_at, [_asked(branch)], lambda _place, one: said.append(one)
+        )
+        cost.prefill_seconds += time.perf_counter() - began
+        cost.prefill_tokens += branch.haystack_tokens
+        cost.question_tokens = len(branch.tokens) - branch.haystack_tokens
+        self._write(branch, said[0], cost)
 
     def _ask_all(self, seed: int, group: list[Branch], cost: _Cost, *, last: bool) -> None:
         """Ask all that leave the stream here, and see that the stream stayed as it was.
 
         One question is decoded before all others and after them: a fork that changed the prefix
         would show. Behind the last ones the prefix is not needed any more, and the question is
-        decoded on it: a fresh decode at full length.
+        decoded on it, without a fork.
         """
         at, first = group[0].leaves_at, group[0]
-        classic = self._recipe.mode == "classic"  # what follows is long, and of one question
-        before = None if classic else self._questioner.probe(at, first.tokens)
-        began = time.perf_counter()
+        before = self._questioner.probe(at, first.tokens)
         for _, some in itertools.groupby(group, key=lambda b: b.question.task):
             self._ask_task(at, list(some))
         # of all, those too that a run asked which was killed before it closed this length
-        cost.question_tokens = sum(len(b.tokens) - b.haystack_tokens for b in group)
-        cost.prefill_tokens += sum(b.haystack_tokens for b in group)
-        if before is None:
-            cost.prefill_seconds += time.perf_counter() - began
-        else:
-            cost.decode_tokens, cost.decode_seconds = self._questioner.rate(
-                at, int(first.tokens[0])
+        cost.question_tokens = sum(len(b.tokens) for b in group)
+        cost.decode_tokens, cost.decode_seconds = self._questioner.rate(at, int(first.tokens[0]))
+        after = [self._questioner.probe(at, first.tokens)]
+        if last:
+            after.append(self._context.decode(first.tokens, at))
+        cost.fork_difference = max(relative_difference(found, before) for found in after)
+        if not cost.fork_difference <= FORK_LIMIT:
+            raise EnvironmentFault(
+                f"at {first.question.context_tokens:,} tokens a question asked again after all "
+                f"others differs by {cost.fork_difference:.1e} of its largest logit (limit "
+                f"{FORK_LIMIT:g}): forks change the prefix here and the answers prove nothing; "
+                "run it again in another folder with --fresh, or update llama-cpp-python"
             )
-            cost.fork_difference = relative_difference(
-                self._questioner.probe(at, first.tokens), before
-            )
-            if last:
-                fresh = self._context.decode(first.tokens, at)
-                cost.fork_difference = max(cost.fork_difference, relative_difference(before, fresh))
-            if not cost.fork_difference <= FORK_LIMIT:
-                raise EnvironmentFault(
-                    f"at {first.question.context_tokens:,} tokens a question asked again after all "
-                    f"others differs by {cost.fork_difference:.1e} of its largest logit (limit "
-                    f"{FORK_LIMIT:g}): forks change the prefix here and the answers prove nothing; "
-                    "run it again in another folder with --fresh, or update llama-cpp-python"
-                )
-        self._close(seed, first.question.context_tokens, cost)
+        self._journal.append(_rung_line(seed, first.question.context_tokens, cost))
 
     def _ask_task(self, at: int, branches: list[Branch]) -> None:
         """Ask the questions of one task that have no answer yet."""
@@ -184,7 +216,8 @@ class QuestionRun:
         q = branch.question
         return (q.context_tokens, q.seed, q.task, q.index) in self._answered
 
-    def _write(self, branch: Branch, said: Said) -> None:
+    def _write(self, branch: Branch, said: Said, cost: _Cost | None = None) -> None:
+        """Write an answer down, with its cost where that is its own."""
         answer = answer_to(
             branch,
             self._recipe,
@@ -193,12 +226,16 @@ class QuestionRun:
             said.rank,
             truncated=said.truncated,
         )
-        self._journal.append(answer_line(answer))
+        lines = [answer_line(answer)]
+        if cost is not None:
+            lines.append(_rung_line(answer.seed, answer.context_tokens, cost))
+        self._journal.append(*lines)
         self._answered.add(answer.place)
 
-    def _close(self, seed: int, context_tokens: int, cost: _Cost) -> None:
-        rung = {"context_tokens": context_tokens, **asdict(cost)}
-        self._journal.append(json.dumps({"rung": rung, "seed": seed}))
+
+def _rung_line(seed: int, context_tokens: int, cost: _Cost) -> str:
+    """A journal's line of what a length took, or a part of it."""
+    return json.dumps({"rung": {"context_tokens": context_tokens, **asdict(cost)}, "seed": seed})
 
 
 def _rung(branch: Branch) -> tuple[int, int]:

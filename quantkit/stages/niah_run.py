@@ -16,7 +16,7 @@ from quantkit.native.llama import Context, Model
 from quantkit.native.memory import DeviceMemory, used_memory
 from quantkit.native.questions import ForkTest, Seats, try_forks
 from quantkit.native.saved_state import SavedState
-from quantkit.native.settings import ContextSettings
+from quantkit.native.settings import ContextSettings, DeviceSettings, device_parts
 from quantkit.native.shared_libraries import library_version
 from quantkit.receipts import identity
 from quantkit.recipe import RetrievalRecipe
@@ -46,7 +46,6 @@ def ask_in_child(
     settings: CheckSettings,
     work: Path,
     journal_path: Path,
-    purpose: str,
     haystack: Path | None,
     emit: Emit,
 ) -> RunFacts:
@@ -59,10 +58,10 @@ def ask_in_child(
     check_context_length(model_path.name, recipe, shape.trained_context_tokens)
     prompts = _prompts(shape, recipe, haystack)
     seats, sizes, planned = _plan(shape, recipe, settings, prompts)
-    if seats.questions < _most(recipe, settings):
+    if seats != _most(recipe, settings, prompts):
         note(
-            f"memory holds {seats.questions} questions side by side, not {recipe.forks}: it takes "
-            "longer"
+            f"memory holds {seats.questions} questions and {seats.candidates} answers to compare "
+            "side by side, fewer than asked for: it takes longer"
         )
     shape.close()
     model = Model(model_path, settings.devices)
@@ -73,18 +72,23 @@ def ask_in_child(
     if not forked or test.together > TOGETHER_TOLERANCE:
         seats = Seats(1, seats.candidates)
     _tell(note, settings, test, forked, prompts)
-    journal = Journal(journal_path, purpose)
-    run = QuestionRun(context, model.vocab, seats, recipe, journal, emit)
-    run.begin(prompts, forked=forked)
-    of = _state_of(model_path, sizes)
+    every = prompts.values()
+    purpose = _purpose(recipe, settings, prompts, forked=forked)
+    run = QuestionRun(context, model.vocab, seats, recipe, Journal(journal_path, purpose), emit)
+    of = _state_of(model_path, sizes, settings)
+    saved = {
+        seed: SavedState(work, f"{of} {one.digest}", settings.save_seconds, note)
+        for seed, one in prompts.items()
+        if forked
+    }
+    run.begin(prompts, saved)
     for seed, one in prompts.items():
         if forked:
-            saved = SavedState(work, f"{of} {one.digest}", settings.save_seconds, note)
-            run.one_pass(seed, one, saved)
+            run.one_pass(seed, one, saved[seed])
         else:
             run.fresh(seed, one)
-    every = prompts.values()
     return RunFacts(
+        purpose=purpose,
         forked=forked,
         fork_difference=test.alone,
         prefill_tokens=sum(one.prefill_tokens for one in every),
@@ -95,10 +99,39 @@ def ask_in_child(
     )
 
 
-def _state_of(model: Path, sizes: ContextSettings) -> str:
+def try_prompts_in_child(
+    model_path: Path,
+    recipe: RetrievalRecipe,
+    devices: DeviceSettings,
+    haystack: Path | None,
+    emit: Emit,
+) -> None:
+    """Body of the child process of `check_prompts`."""
+    shape = Model(model_path, devices, weightless=True)
+    _prompts(shape, recipe.model_copy(update={"seeds": recipe.seeds[:1]}), haystack)
+
+
+def _purpose(
+    recipe: RetrievalRecipe, settings: CheckSettings, prompts: dict[int, Prompts], *, forked: bool
+) -> str:
+    """All that answers depend on beside the model; what is kept of anything else is forgotten."""
+    return json.dumps(
+        {
+            "recipe": recipe.model_dump(mode="json"),
+            "prompts": [one.digest for one in prompts.values()],
+            "kv_type": settings.kv_type,
+            "ubatch_tokens": settings.ubatch_tokens,
+            "forked": forked,
+            "devices": device_parts(settings.devices),
+        }
+    )
+
+
+def _state_of(model: Path, sizes: ContextSettings, settings: CheckSettings) -> str:
     """All that a saved prefix depends on beside its tokens."""
     made = identity(GGUFSource(model).paths)
-    return json.dumps([made, asdict(sizes), library_version()], sort_keys=True)
+    devices = device_parts(settings.devices)
+    return json.dumps([made, asdict(sizes), devices, library_version()], sort_keys=True)
 
 
 def _prompts(shape: Model, recipe: RetrievalRecipe, haystack: Path | None) -> dict[int, Prompts]:
@@ -121,44 +154,51 @@ def _plan(
     Raises:
         EnvironmentFault: not even one fits; says what is needed and what is free.
     """
-    candidates = max(
-        (len(b.candidates) for one in prompts.values() for b in one.branches), default=0
-    )
-    most = _most(recipe, settings)
+    seats = _most(recipe, settings, prompts)
     free = free_memory()
     while True:
-        seats = Seats(most, candidates)
         sizes = _sizes(prompts, seats, settings)
         context = Context(shape, sizes)
         planned = used_memory(context.handle)
         context.close()
-        short = {
-            device: (_taken(device, use), free[device])
-            for device, use in planned.items()
-            if device in free and _taken(device, use) > free[device]
-        }
+        taken = _taken(planned, free)
+        short = {device: size for device, size in taken.items() if size > free[device]}
         if not short:
             return seats, sizes, planned
-        if most == 1:
+        fewer = seats.fewer()
+        if fewer is None:
             words = "; ".join(
-                f"{device} needs {bytes_text(needed)} and has {bytes_text(there)} free"
-                for device, (needed, there) in short.items()
+                f"{device} needs {bytes_text(size)} and has {bytes_text(free[device])} free"
+                for device, size in short.items()
             )
             raise EnvironmentFault(
-                f"no memory for a check at {max(recipe.context_tokens):,} tokens: {words}; use a "
-                "smaller KV cache type, a shorter context or a smaller file"
+                f"no memory for a check at {max(recipe.context_tokens):,} tokens, which takes "
+                f"{seats.sequences} sequences: {words}; use a smaller KV cache type, a shorter "
+                "context or a smaller file"
             )
-        most //= 2
+        seats = fewer
 
 
-def _most(recipe: RetrievalRecipe, settings: CheckSettings) -> int:
-    """Questions side by side, at most."""
-    return 1 if recipe.mode == "classic" or settings.fresh else recipe.forks
+def _most(recipe: RetrievalRecipe, settings: CheckSettings, prompts: dict[int, Prompts]) -> Seats:
+    """As many side by side as the recipe wants; nothing is compared without forks."""
+    if settings.fresh:
+        return Seats(1, 0)
+    branches = [branch for one in prompts.values() for branch in one.branches]
+    candidates = max((len(branch.candidates) for branch in branches), default=0)
+    return Seats(1 if recipe.mode == "classic" else recipe.forks, candidates)
 
 
-def _taken(device: str, use: DeviceMemory) -> int:
-    """Of a device; weights that are mapped into the computer's memory can be read again."""
-    return use.context + use.compute + (0 if device == "CPU" else use.weights)
+def _taken(planned: dict[str, DeviceMemory], free: dict[str, int]) -> dict[str, int]:
+    """Bytes of each device. Every other buffer lies in the computer's own memory.
+
+    Weights that are mapped into it (`CPU`) are not counted: they can be read again.
+    """
+    taken: dict[str, int] = {}
+    for name, use in planned.items():
+        device = name if name in free else "CPU"
+        size = use.context + use.compute + (0 if name == "CPU" else use.weights)
+        taken[device] = taken.get(device, 0) + size
+    return {device: size for device, size in taken.items() if device in free}
 
 
 def _sizes(prompts: dict[int, Prompts], seats: Seats, settings: CheckSettings) -> ContextSettings:
@@ -219,5 +259,5 @@ def _tell(
             )
         note(
             f"{haystack:,} tokens of haystack and {questions:,} of questions; one prefill a "
-            f"question would take {classic:,}, {classic / (haystack + questions):.0f} times as many"
+            f"question would take {classic:,}, {classic / (haystack + questions):.1f} times as many"
         )

@@ -56,7 +56,7 @@ def test_whether_forks_are_exact() -> None:
     exact = forks_text(0.0, [rung(0.0), rung(0.0)])
     assert "a question asked again after all others at 2 lengths" in exact
     assert "within 2.5e-06 of the logits" in forks_text(0.0, [rung(0.0), rung(2.5e-6)])
-    assert "within 1.0e-03" in forks_text(1e-3, [])
+    assert "at most 1.0e-03" in forks_text(1e-3, [])
 
 
 def test_what_was_asked() -> None:

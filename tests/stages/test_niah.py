@@ -9,16 +9,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from broken_artifacts import mistyped, swapped, with_context_length
+from broken_artifacts import exchanged, mistyped, swapped, with_context_length, with_nan
 from demo_artifacts import WANTS_BOS, write_demo
 from watched import Watched
 
 from quantkit.errors import EnvironmentFault, GateError, InputError
+from quantkit.journal import Journal
 from quantkit.models import choose_model, open_source
 from quantkit.native.llama import Context
 from quantkit.native.questions import Questioner
+from quantkit.native.saved_state import SavedState
 from quantkit.native.settings import DeviceSettings
 from quantkit.recipe import RetrievalRecipe
+from quantkit.retrieval.haystack import sentences
+from quantkit.retrieval.journaled import read_journal
 from quantkit.retrieval.results import Answer, Retrieval
 from quantkit.stages import niah_run
 from quantkit.stages.integrity import check_artifact
@@ -173,14 +177,70 @@ def test_a_killed_run_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
     assert any("an earlier run saved" in sentence for sentence in watched.notes)
     tokens = [rung.prefill_tokens for rung in found.rungs]
     assert tokens == [rung.prefill_tokens for rung in whole.rungs]
+    assert [r.question_tokens for r in found.rungs] == [r.question_tokens for r in whole.rungs]
+    assert watched.done == watched.total
     # asked once more, it has nothing left to do
-    assert check_retrieval(model, asked, saving, out, work).answers == whole.answers
-    # and killed between two of those that were answered side by side
     journal = work / "answers.jsonl"
+    kept = journal.read_bytes()
+    idle = Tokens()
+    again = check_retrieval(model, asked, saving, out, work, progress=idle)
+    assert (again.answers, journal.read_bytes()) == (whole.answers, kept)
+    assert idle.done == idle.total > 0
+    # and killed between two of those that were answered side by side
     lines = journal.read_text().splitlines(keepends=True)
     for kept in (3, 1 + 6 + 1 + 5):
         journal.write_text("".join(lines[:kept]))
         assert check_retrieval(model, asked, saving, out, work).answers == whole.answers
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("mode", ["one-pass", "classic"])
+def test_what_a_killed_run_had_closed_is_not_counted_again(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    asked = recipe(mode=mode, probes={}, context_tokens=(1024, 2560), needles=3)
+    arguments = (model, asked, replace(SETTINGS, save_seconds=0))
+    whole = checked(model, tmp_path / "whole", mode=mode, probes={}, context_tokens=(1024, 2560),
+                    needles=3)  # fmt: skip
+    real = SavedState.save
+    saved: list[int] = []
+
+    def save(self: SavedState, context: Context, tokens: np.ndarray, facts: dict[str, Any]) -> None:
+        if len(tokens) > 1024 and not saved:  # behind the first length, before it is saved
+            saved.append(len(tokens))
+            raise Stopped
+        real(self, context, tokens, facts)
+
+    monkeypatch.setattr(SavedState, "save", save)
+    work, journal = tmp_path, tmp_path / "answers.jsonl"
+    with pytest.raises(Stopped):
+        niah_run.ask_in_child(*arguments, work, journal, None, lambda _message: None)
+    messages: list[Any] = []
+    facts = niah_run.ask_in_child(*arguments, work, journal, None, messages.append)
+    lines = Journal(journal, facts.purpose).lines
+    answers, rungs = read_journal(lines, facts.keys, asked)
+    assert tuple(answers) == whole.answers
+    tokens = [(r.prefill_tokens, r.question_tokens) for r in rungs]
+    assert tokens == [(r.prefill_tokens, r.question_tokens) for r in whole.rungs]
+    assert sum(r.prefill_tokens for r in rungs) == whole.prefill_tokens
+
+
+def test_answers_to_other_questions_are_forgotten(
+    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    few = {"probes": {}, "context_tokens": (768,), "needles": 3}
+    checked(model, tmp_path, **few)
+    haystack = tmp_path / "other.txt"
+    haystack.write_text(" ".join(sentences()[-200:]))
+    watched = Tokens()
+    found = check_retrieval(
+        model, recipe(**few), SETTINGS, tmp_path / "niah.jsonl", tmp_path, haystack, watched
+    )
+    assert watched.total > 700  # nothing of the first run was taken over
+    assert len(found.answers) == 3
 
 
 def test_a_prefix_that_forks_change_ends_the_run(
@@ -198,7 +258,7 @@ def test_a_prefix_that_forks_change_ends_the_run(
         EnvironmentFault, match=r"asked again after all others differs by .*--fresh"
     ):
         niah_run.ask_in_child(
-            model, recipe(probes={}), SETTINGS, tmp_path, tmp_path / "a.jsonl", "p", None,
+            model, recipe(probes={}), SETTINGS, tmp_path, tmp_path / "a.jsonl", None,
             lambda _message: None,
         )  # fmt: skip
 
@@ -209,7 +269,7 @@ def test_forks_that_are_not_exact_are_told_and_not_used(
     monkeypatch.setattr(Context, "fork", lambda self, source, target: self.drop(target))
     messages: list[Any] = []
     facts = niah_run.ask_in_child(
-        model, recipe(), SETTINGS, tmp_path, tmp_path / "answers.jsonl", "purpose", None,
+        model, recipe(), SETTINGS, tmp_path, tmp_path / "answers.jsonl", None,
         messages.append,
     )  # fmt: skip
     assert not facts.forked
@@ -227,22 +287,16 @@ def test_forks_that_are_not_exact_are_told_and_not_used(
 def test_no_memory_is_told_before_the_weights_are_read(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = (model, recipe(forks=8), SETTINGS, tmp_path, tmp_path / "a.jsonl", "p", None)
+    arguments = (model, recipe(forks=8), SETTINGS, tmp_path, tmp_path / "a.jsonl", None)
     monkeypatch.setattr(niah_run, "free_memory", lambda: {"CPU": 1 << 20})
     with pytest.raises(EnvironmentFault, match=r"CPU needs .* MiB and has 1\.0 MiB free"):
         niah_run.ask_in_child(*arguments, lambda _message: None)
-    sequences: list[int] = []
-    real = niah_run.Seats
-
-    def noted(questions: int, candidates: int) -> object:
-        sequences.append(questions)
-        return real(questions, candidates)
-
-    monkeypatch.setattr(niah_run, "Seats", noted)
-    monkeypatch.setattr(niah_run, "free_memory", lambda: {"CPU": 16 << 20})
-    niah_run.ask_in_child(*arguments, lambda _message: None)
-    assert sequences[0] == 8
-    assert sequences[-1] < 8  # as many as there is memory for
+    monkeypatch.setattr(niah_run, "free_memory", lambda: {"CPU": 15 << 20})
+    messages: list[Any] = []
+    niah_run.ask_in_child(*arguments, messages.append)
+    (note,) = [text for kind, text in messages if kind == "note" and "memory holds" in text]
+    questions = int(note.removeprefix("memory holds ").split()[0])
+    assert questions < 8
 
 
 @pytest.mark.parametrize("tensor", ["blk.4.ssm_in.weight", "blk.1.ffn_up_exps.weight"])
@@ -271,6 +325,9 @@ def test_weights_that_are_not_the_models_fail_before_it_is_asked(
              for info in source.tensors}  # fmt: skip
     check_artifact(model, source, own, types)
     out = tmp_path / "broken.gguf"
+    exchanged(model, out, "blk.0.attn_norm.weight", "blk.1.attn_norm.weight")
+    with pytest.raises(GateError, match=r"blk\.0\.attn_norm\.weight, F32: a relative squared"):
+        check_artifact(out, source, own, types)
     for tensor in ("blk.1.ffn_up_exps.weight", "blk.6.ffn_down_exps.weight"):
         swapped(model, out, tensor, 2, 5)
         with pytest.raises(GateError, match=rf"experts 2, 5 of {tensor}, Q4_0: a relative"):
@@ -288,6 +345,12 @@ def test_weights_that_are_not_the_models_fail_before_it_is_asked(
     del types["output.weight"]
     with pytest.raises(GateError, match=r"output\.weight is not the model's"):
         check_artifact(model, source, own, types)
+
+
+def test_logits_that_are_no_numbers_are_the_files_fault(model: Path, tmp_path: Path) -> None:
+    broken = with_nan(model, tmp_path / "nan.gguf", "output_norm.weight")
+    with pytest.raises(GateError, match="not numbers: the file is broken"):
+        checked(broken, tmp_path / "work")
 
 
 def test_a_truncated_context_length_fails_the_gate(model: Path, tmp_path: Path) -> None:
