@@ -14,6 +14,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import ip_address
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -27,10 +28,17 @@ SILENCE_SECONDS = 3600.0
 gone is noticed by TCP's keep-alive."""
 LOADING_SECONDS = 3600.0
 """Longest wait for a model to be loaded: 70 GiB from a slow disk take half of it."""
+UNAVAILABLE_SECONDS = 30.0
+"""Longest wait for a server that says 503 for any other reason: a restart behind a proxy."""
 POLL_SECONDS = 1.0
 IDLE_SECONDS = 2.0
 """A connection that was idle for less is used again; llama-server closes it after five. Thousands
 of short requests over one connection each would use up this machine's ports."""
+WORDS_CHARACTERS = 200
+"""Of a server's own words, as far as they are told: a proxy's are a page of HTML."""
+_LOADING = "loading model"
+"""llama-server's message, in small letters, until its model is there; its `type` is the same for
+all that it cannot do now."""
 _KEEP_ALIVE = {"TCP_KEEPIDLE": 60, "TCP_KEEPINTVL": 15, "TCP_KEEPCNT": 8}
 
 Answer = dict[str, Any]
@@ -57,20 +65,34 @@ class Endpoint:
     def __init__(self, address: str, progress: Progress) -> None:
         try:
             parts = urlsplit(address)
-            port = parts.port
-        except ValueError as error:
-            raise InputError(f"{address} is no address of a llama-server: {error}") from None
-        if parts.scheme not in ("http", "https") or not parts.hostname or "@" in parts.netloc:
-            raise InputError(
-                "the address of a llama-server is http://HOST:PORT, without a user's name; a key "
-                f"goes into {API_KEY_VARIABLE}"
-            )
-        self._host, self._port, self._tls = parts.hostname, port, parts.scheme == "https"
+            host, port = parts.hostname or "", parts.port
+            host.encode("idna")
+        except ValueError:  # its words may hold a part of a password
+            raise _no_address("host or port is not valid") from None
+        if parts.scheme not in ("http", "https") or not host:
+            raise _no_address("http:// or the host is missing")
+        if "@" in parts.netloc:
+            raise _no_address(f"is a user's name, and a key goes into {API_KEY_VARIABLE}")
+        if "?" in address or "#" in address:
+            raise _no_address("is a ? or a #, and what follows would not be sent")
+        if not (host + parts.path).isprintable() or " " in address or not parts.path.isascii():
+            raise _no_address("are characters that none has")
+        self._host, self._tls = host, parts.scheme == "https"
+        # Given always: http.client would look for a missing one in the host, which may be ::1.
+        self._port = (443 if self._tls else 80) if port is None else port
         self._base = parts.path.rstrip("/")
         self.address = f"{parts.scheme}://{parts.netloc}{self._base}"
         self._progress = progress
         self._idle: http.client.HTTPConnection | None = None
         self._idle_since = 0.0
+
+    @property
+    def loopback(self) -> bool:
+        """Whether the server runs on this machine, as its address tells."""
+        try:
+            return ip_address(self._host).is_loopback
+        except ValueError:
+            return self._host == "localhost"
 
     def close(self) -> None:
         """Close the idle connection."""
@@ -119,7 +141,7 @@ class Endpoint:
     ) -> Iterator[http.client.HTTPResponse]:
         """The answer to a request with status 200, after a wait for a server that still loads."""
         content = None if body is None else json.dumps(body).encode()
-        give_up, told = time.monotonic() + LOADING_SECONDS, False
+        since: dict[bool, float] = {}
         while True:
             connection = response = None
             try:
@@ -133,12 +155,37 @@ class Endpoint:
             finally:
                 if connection is not None:
                     self._put_away(connection, response)
-            if status != 503 or time.monotonic() > give_up:
+            if status != 503:
                 raise self._refusal(status, path, said)
-            if not told:
-                self._progress.note(f"{self.address} is loading its model; waiting for it")
-                told = True
-            time.sleep(POLL_SECONDS)
+            self._wait(since, _words(said))
+
+    def _wait(self, since: dict[bool, float], words: str) -> None:
+        """Wait a moment for a server that said 503, or give up.
+
+        Args:
+            since: when that was said first: that it is loading its model, and anything else.
+        """
+        loading, now = _LOADING in words.lower(), time.monotonic()
+        if loading not in since:
+            since[loading] = now
+            self._progress.note(
+                f"{self.address} is loading its model ({words}); waiting for it"
+                if loading
+                else f"{self.address} is not available ({words}); asking again for "
+                f"{UNAVAILABLE_SECONDS:.0f} s"
+            )
+        if loading and now - since[loading] > LOADING_SECONDS:
+            raise EnvironmentFault(
+                f"{self.address} has been loading its model for {LOADING_SECONDS / 60:.0f} "
+                "minutes; look at its log"
+            )
+        if not loading and now - since[loading] > UNAVAILABLE_SECONDS:
+            raise EnvironmentFault(
+                f"{self.address} has not been available for {UNAVAILABLE_SECONDS:.0f} s (status "
+                f"503: {words}); look at its log, or that of a proxy before it, and run the same "
+                "command again; what was answered before is kept"
+            )
+        time.sleep(POLL_SECONDS)
 
     def _sent(
         self, method: str, path: str, content: bytes | None
@@ -173,9 +220,13 @@ class Endpoint:
             response.close()
         connection.close()
 
-    def _connected(self) -> http.client.HTTPConnection:
+    def connection(self) -> http.client.HTTPConnection:
+        """A connection to the server, not opened yet."""
         kind = http.client.HTTPSConnection if self._tls else http.client.HTTPConnection
-        connection = kind(self._host, self._port, timeout=CONNECT_SECONDS)
+        return kind(self._host, self._port, timeout=CONNECT_SECONDS)
+
+    def _connected(self) -> http.client.HTTPConnection:
+        connection = self.connection()
         try:
             connection.connect()
         except OSError as error:
@@ -207,11 +258,6 @@ class Endpoint:
             )
         if status in (404, 405):
             return self.stranger(f"it has no {path}")
-        if status == 503:
-            return EnvironmentFault(
-                f"{self.address} has been loading its model for {LOADING_SECONDS / 60:.0f} "
-                "minutes; look at its log"
-            )
         try:
             error = json.loads(raw)["error"]
         except (ValueError, TypeError, KeyError):
@@ -232,6 +278,22 @@ class Endpoint:
             f"{self.address} failed: {words}; look at its log, and run the same command again; "
             "what was answered before is kept"
         )
+
+
+def _no_address(why: str) -> InputError:
+    """Without the address: it may hold a password."""
+    return InputError(f"the address of a llama-server is http://HOST:PORT; in this one {why}")
+
+
+def _words(raw: bytes) -> str:
+    """What a refusal says: its JSON message, or the beginning of whatever it is."""
+    try:
+        error = json.loads(raw)["error"]
+        text = str(error["message"] if isinstance(error, dict) else error)
+    except (ValueError, TypeError, KeyError):
+        text = raw.decode(errors="replace")
+    printable = "".join(c if c.isprintable() else " " for c in text)
+    return " ".join(printable.split())[:WORDS_CHARACTERS] or "without a word"
 
 
 def _authorization() -> dict[str, str]:

@@ -7,6 +7,7 @@ prompt and answer. How much of a prompt was prefilled, only `timings.prompt_n` s
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
@@ -75,7 +76,8 @@ class Step:
     Attributes:
         log_probability: nats, of a softmax of the model's logits over the whole vocabulary, in F32;
             None where the server did not compute it (speculative decoding), or it underflowed.
-        likeliest: (token, log-probability), from the likeliest down, as many as were asked for.
+        likeliest: (token, log-probability), from the likeliest down, as many as were asked for,
+            but for those that underflowed.
     """
 
     token: int
@@ -118,7 +120,7 @@ class LlamaServer:
 
     def __init__(self, endpoint: str, progress: Progress = SILENT) -> None:
         self._endpoint = Endpoint(endpoint, progress)
-        self.address = self._endpoint.address
+        self.address, self.loopback = self._endpoint.address, self._endpoint.loopback
 
     def __enter__(self) -> Self:
         return self
@@ -144,7 +146,7 @@ class LlamaServer:
             raise self._endpoint.stranger("/props names no n_ctx")
         path = str(got.get("model_path") or "")
         return Props(
-            model=str(got.get("model_alias") or path).rpartition("/")[2],
+            model=file_name(str(got.get("model_alias") or path)),
             model_path=path,
             size_bytes=self._size_bytes(),
             context_tokens=context,
@@ -277,6 +279,11 @@ class LlamaServer:
         return completion
 
 
+def file_name(path: str) -> str:
+    """The last part of a path of the server's machine, which may run Windows."""
+    return re.split(r"[/\\]", path)[-1]
+
+
 def _request(tokens: Tokens, limit: int, likeliest: int, reuse: bool) -> dict[str, object]:
     return {
         **_GREEDY,
@@ -289,7 +296,8 @@ def _request(tokens: Tokens, limit: int, likeliest: int, reuse: bool) -> dict[st
 
 def _step(item: Mapping[str, Any]) -> Step:
     """One entry of completion_probabilities; its list is empty where nothing was computed."""
-    likeliest = tuple((int(c["id"]), float(c["logprob"])) for c in item["top_logprobs"])
+    computed = [(int(c["id"]), float(c["logprob"])) for c in item["top_logprobs"]]
     value = float(item["logprob"])
-    known = bool(likeliest) and value > _UNLIKELY
+    known = bool(computed) and value > _UNLIKELY
+    likeliest = tuple((token, nats) for token, nats in computed if nats > _UNLIKELY)
     return Step(int(item["id"]), value if known else None, likeliest)

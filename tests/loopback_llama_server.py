@@ -25,6 +25,7 @@ from quantkit.native.selftest import working_settings
 CHECKPOINT_OFFSET = 4
 SLOT, FIRST_CHECKPOINT, CHECKPOINTS = 0, 1, 3
 PIECE_TOKENS = 64
+LOWEST_FLOAT = -3.4028234663852886e38
 _TASKS = "loopback_llama_server"
 
 
@@ -43,6 +44,7 @@ class Faults:
 
     Attributes:
         loading: how often 503 is answered before the model is there.
+        unavailable: how often 503 is answered for another reason, with these bytes.
         stop_after: completions, from the first on, before the connection is closed without a word
             at each further one.
         hang_up: the connection is closed after each answer, and the answer does not say so.
@@ -54,10 +56,14 @@ class Faults:
         speculative: no probabilities behind the first token.
         forgetful: nothing of a prompt is kept for the next one.
         confused: what is reused of a prompt is not what the model had seen.
+        underflowed: the last of the likeliest has a probability of 0, whose logarithm llama-server
+            writes as the lowest float.
+        certain: all of the likeliest have a probability of 1.
         fail: the next completions fail, with this message.
     """
 
     loading: int = 0
+    unavailable: tuple[int, bytes] = (0, b"")
     stop_after: int | None = None
     hang_up: bool = False
     cut_streams: bool = False
@@ -68,6 +74,8 @@ class Faults:
     speculative: bool = False
     forgetful: bool = False
     confused: bool = False
+    underflowed: bool = False
+    certain: bool = False
     fail: str = ""
 
 
@@ -137,6 +145,10 @@ class _Handler(BaseHTTPRequestHandler):
             if side.faults.loading:
                 side.faults.loading -= 1
                 self.refuse(503, "unavailable_error", "Loading model")
+            elif side.faults.unavailable[0]:
+                left, words = side.faults.unavailable
+                side.faults.unavailable = (left - 1, words)
+                self.send(503, words, "text/html")
             elif side.key is not None and self.headers["Authorization"] != f"Bearer {side.key}":
                 self.refuse(401, "authentication_error", "Invalid API Key")
             elif self.path in side.faults.malformed:
@@ -223,6 +235,12 @@ class _Handler(BaseHTTPRequestHandler):
         if faults.speculative:
             for step in result.get("completion_probabilities", [])[1:]:
                 step.update(logprob=0.0, top_logprobs=[])
+        for step in result.get("completion_probabilities", []):
+            if faults.underflowed:
+                step["top_logprobs"][-1]["logprob"] = LOWEST_FLOAT
+            if faults.certain:
+                for candidate in step["top_logprobs"]:
+                    candidate["logprob"] = 0.0
         side.served.append(Served(prompt, result["timings"]["prompt_n"], body))
         if streamed:  # all tokens, here in one event of their own, and then what they took
             told = ("content", "tokens", "completion_probabilities")

@@ -14,8 +14,8 @@ from loopback_llama_server import Faults, LoopbackServer, llama_server
 
 from quantkit import llama_http
 from quantkit.errors import EnvironmentFault, InputError
-from quantkit.llama_http import API_KEY_VARIABLE, Refused
-from quantkit.llama_server import LlamaServer, Props
+from quantkit.llama_http import API_KEY_VARIABLE, Endpoint, Refused
+from quantkit.llama_server import LlamaServer, Props, file_name
 from quantkit.progress import SILENT, Progress
 
 CONTEXT_TOKENS = 512
@@ -143,6 +143,23 @@ def test_what_was_not_computed_is_not_known(server: LlamaServer, side: LoopbackS
     assert [step.rank for step in others] == [None, None]
 
 
+def test_the_logarithm_of_0_is_no_number(server: LlamaServer, side: LoopbackServer) -> None:
+    tokens = prompt(server)
+    whole = server.complete(tokens, 1, likeliest=5).steps[0]
+    side.faults = Faults(underflowed=True)
+    step = server.complete(tokens, 1, likeliest=5).steps[0]
+    assert [token for token, _ in step.likeliest] == [token for token, _ in whole.likeliest[:4]]
+    assert (step.rank, len(whole.likeliest)) == (1, 5)
+
+
+@pytest.mark.parametrize(
+    "path", ["/models/sub dir/tiny.gguf", r"C:\models\tiny.gguf", "C:/models/tiny.gguf"]
+)
+def test_no_folder_of_the_server_is_told(side: LoopbackServer, path: str) -> None:
+    side.props = {"model_alias": path}
+    assert props_of(side.address).model == file_name(path) == "tiny.gguf"
+
+
 def test_connections_are_used_again(
     server: LlamaServer, side: LoopbackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -162,7 +179,46 @@ def test_waits_for_a_model_that_is_being_loaded(side: LoopbackServer) -> None:
     side.faults = Faults(loading=3)
     assert props_of(side.address, notes).context_tokens == CONTEXT_TOKENS
     assert len(notes.sentences) == 1
-    assert "is loading its model" in notes.sentences[0]
+    assert "is loading its model (Loading model)" in notes.sentences[0]
+
+
+@pytest.mark.parametrize(
+    ("said", "words"),
+    [
+        (b'{"error":{"code":503,"message":"no slot","type":"unavailable_error"}}', "(no slot)"),
+        (b'{"error": "busy"}', "(busy)"),
+        (b"<html>\r\n<h1>\x1b[31mBad day</h1>" + b"." * 500, "(<html> <h1> [31mBad day</h1>..."),
+        (b"", "(without a word)"),
+    ],
+)
+def test_other_reasons_to_wait(
+    side: LoopbackServer, monkeypatch: pytest.MonkeyPatch, said: bytes, words: str
+) -> None:
+    notes = Notes()
+    side.faults = Faults(unavailable=(2, said))
+    assert props_of(side.address, notes).context_tokens == CONTEXT_TOKENS
+    (note,) = notes.sentences
+    assert f"is not available {words}" in note
+    assert len(note) < 400
+    monkeypatch.setattr(llama_http, "UNAVAILABLE_SECONDS", 0.05)
+    side.faults = Faults(unavailable=(100_000, said))
+    with pytest.raises(EnvironmentFault, match=r"not been available.*503.*run the same") as given:
+        props_of(side.address)
+    assert words[1:-1] in str(given.value)
+
+
+def test_a_proxy_waits_for_a_server_that_loads(
+    side: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The short wait is for what is not the loading of a model, which takes longer."""
+    monkeypatch.setattr(llama_http, "UNAVAILABLE_SECONDS", 0.05)
+    notes = Notes()
+    side.faults = Faults(unavailable=(1, b"Bad Gateway"), loading=20)
+    assert props_of(side.address, notes).context_tokens == CONTEXT_TOKENS
+    assert [("loading" in s, "Bad Gateway" in s) for s in notes.sentences] == [
+        (True, False),
+        (False, True),
+    ]
 
 
 def test_loading_without_an_end(side: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,12 +257,43 @@ def test_nobody_answers() -> None:
 @pytest.mark.parametrize(
     "address",
     ["127.0.0.1:8080", "ftp://127.0.0.1", "http://", "http://me:secret@127.0.0.1:8080",
-     "http://127.0.0.1:99999"],
+     "http://127.0.0.1:99999", "http://me:secret@h:99999", "http://me:se/cret@h", "http://[::1",
+     "http://me:secret@\u2100", "http://a..b:80", f"http://{'a' * 70}:80", "http://h/?key=secret",
+     "http://h/#secret", "http://h?", "http://h/a b", "http://h/\u00fc", "http://h\u200b"],
 )  # fmt: skip
 def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(InputError, match="address of a llama-server") as refused:
+    with pytest.raises(InputError, match=r"address of a llama-server is http://HOST:PORT") as given:
         LlamaServer(address)
-    assert "secret" not in str(refused.value)
+    assert "secret" not in str(given.value)
+    assert "cret" not in str(given.value)
+
+
+@pytest.mark.parametrize(
+    ("address", "host", "port", "loopback"),
+    [
+        ("http://[::1]", "::1", 80, True),
+        ("https://[::1]/", "::1", 443, True),
+        ("http://[fe80::7]:8080/api", "fe80::7", 8080, False),
+        ("http://localhost", "localhost", 80, True),
+        ("http://127.8.0.1:0", "127.8.0.1", 0, True),
+        ("https://b\u00fccher.example", "b\u00fccher.example", 443, False),
+        ("http://localhost.example", "localhost.example", 80, False),
+    ],
+)
+def test_what_an_address_means(address: str, host: str, port: int, loopback: bool) -> None:
+    endpoint = Endpoint(address, SILENT)
+    connection = endpoint.connection()
+    assert (connection.host, connection.port, endpoint.loopback) == (host, port, loopback)
+    assert endpoint.address == address.rstrip("/")
+
+
+def test_an_ipv6_address_without_a_port() -> None:
+    """http.client takes its last part for a port, and asks ':' then."""
+    with (
+        LlamaServer("http://[::1]") as server,
+        pytest.raises(EnvironmentFault, match=r"http://\[::1\] cannot be reached"),
+    ):
+        server.props()
 
 
 @pytest.mark.parametrize(

@@ -77,9 +77,11 @@ def niah(where: Where, settings: Mapping[str, Any], quiet: bool, as_json: bool) 
             f"{s.name} found {s.hits}/{s.trials}, at least {s.lower_bound:.1%}"
             for s in found.gated(recipe.gated)
         )
+        cut = sum(s.truncated for s in found.gated(recipe.gated))
+        advice = f"; {cut} were cut off: try a larger --answer-tokens" if cut else ""
         raise GateError(
             f"{name}: at {max(recipe.context_tokens):,} tokens {words}; "
-            f"{recipe.minimum_lower_bound:.1%} is needed"
+            f"{recipe.minimum_lower_bound:.1%} is needed{advice}"
         )
 
 

@@ -151,7 +151,7 @@ class Retrieval:
         scores: by task, in the order of asking, then by length.
         forked: whether questions were asked on forks, or each after a prefill of its own.
         fork_difference: of the self-test: largest relative logit difference between a fork and a
-            fresh decode.
+            fresh decode; of a server: of log-probabilities, in nats.
         prefill_tokens: haystack tokens that answering all takes, decoded once each.
         question_tokens: of the questions' own parts.
         classic_tokens: what one prefill a question would take.

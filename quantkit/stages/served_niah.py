@@ -15,7 +15,7 @@ from pathlib import Path
 
 from quantkit.errors import InputError
 from quantkit.journal import Journal
-from quantkit.llama_server import LlamaServer, Props, Tokens
+from quantkit.llama_server import LlamaServer, Props, Tokens, file_name
 from quantkit.progress import SILENT, Progress
 from quantkit.receipts import write_text
 from quantkit.recipe import RetrievalRecipe
@@ -26,7 +26,7 @@ from quantkit.retrieval.journaled import read_journal
 from quantkit.retrieval.prompt import prompts_of
 from quantkit.retrieval.results import Retrieval, score_tasks
 from quantkit.retrieval.writing import STOP
-from quantkit.stages.served_run import Run, tested_of
+from quantkit.stages.served_run import TEST_LIKELIEST, Run, tests_of
 
 NOTED_RATIO = 2
 """Of tokens that were prefilled to those that are needed; more are worth a note."""
@@ -36,10 +36,12 @@ CACHED_CHARACTERS = 5000
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What answered, and what it cost.
+    """What answered, and what it cost; without paths and addresses, for these are published.
 
     Attributes:
+        loopback: whether it ran on the machine of the check.
         model: its alias, or its file's name.
+        file: its file's name.
         context_tokens: of one slot.
         build: of llama.cpp.
         chat_template: whether it has one; otherwise prompts are plain.
@@ -48,9 +50,9 @@ class ServerFacts:
             prefill_tokens + question_tokens of `Retrieval`.
     """
 
-    endpoint: str
+    loopback: bool
     model: str
-    model_path: str
+    file: str
     size_bytes: int | None
     context_tokens: int
     slots: int
@@ -92,10 +94,11 @@ def check_served(
             "recipe": recipe.model_dump(mode="json"),
             "model": [props.model, props.model_path, props.size_bytes, props.build],
             "prompts": [one.digest for one in prompts],
+            "likeliest": TEST_LIKELIEST[0],
         }
         journal = Journal(work / "answers.jsonl", json.dumps(purpose))
         Run(server, recipe, journal, progress).ask_all(prompts)
-    keys, tested = prompts[0].keys, tested_of(journal.lines)
+    keys, tests = prompts[0].keys, tests_of(journal.lines)
     answers, rungs = read_journal(journal.lines, keys, recipe)
     write_text(out, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers))
     retrieval = Retrieval(
@@ -104,7 +107,7 @@ def check_served(
         scores=score_tasks(answers, keys, clustered=recipe.clustered),
         rungs=rungs,
         forked=False,
-        fork_difference=tested.difference,
+        fork_difference=max(one.difference for one in tests),
         prefill_tokens=sum(rung.prefill_tokens for rung in rungs),
         question_tokens=sum(rung.question_tokens for rung in rungs),
         classic_tokens=sum(one.classic_tokens for one in prompts),
@@ -117,15 +120,15 @@ def check_served(
             "ask it meanwhile, or it keeps no checkpoints (--ctx-checkpoints)"
         )
     facts = ServerFacts(
-        endpoint=server.address,
+        loopback=server.loopback,
         model=props.model,
-        model_path=props.model_path,
+        file=file_name(props.model_path),
         size_bytes=props.size_bytes,
         context_tokens=props.context_tokens,
         slots=props.slots,
         build=props.build,
         chat_template=props.chat_template is not None,
-        log_probabilities=tested.forces,
+        log_probabilities=all(one.forces for one in tests),
         one_pass_tokens=one_pass,
     )
     return retrieval, facts

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 
@@ -26,14 +27,26 @@ TEST_TAIL = 64
 """Tokens of the test's question that are its own, at most."""
 TEST_LIKELIEST = (32, 256)
 """Candidates of the fresh answer that are looked for among those of the other."""
-TEST_TOLERANCE = 0.1
-"""Of log-probabilities, relative to the largest: batches of other sizes round otherwise; a state
-that is not that of the prefix differs by as much as the log-probabilities."""
+TEST_FLOOR = -10.0
+"""Nats: the self-test compares candidates that are likelier. Others hardly touch an answer, and
+their logits may be rounded more coarsely."""
+TEST_TOLERANCE = 0.25
+"""Nats: batches of other sizes round otherwise, by up to 0.028 in llama-server on a CPU (of
+candidates down to -15 nats; BF16, Q8_0, Q5_0, Q4_0); a state that is not that of the prefix differs
+by 3.5."""
+SAME_TOLERANCE = 0.02
+"""Nats, of all known candidates: where one token is nearly certain, only the others tell files
+apart. On a CPU the same file with the same options gave the same bits; Q8_0 differed from BF16 by
+0.026 and more, Q4_0 from Q5_0 by 0.4, and a file with other options (KV type, batch size) from
+itself by up to 0.066."""
 TESTED = "tested"
 """Key of the journal's lines that hold a `Tested`."""
 RANKED = 1000
 """Candidates that a rank is counted among."""
 THINKING_TAGS = ("<think>", "</think>")
+
+Likeliest = tuple[tuple[int, float], ...]
+"""(token, log-probability), from the likeliest down."""
 
 
 @dataclass(frozen=True)
@@ -41,34 +54,46 @@ class Tested:
     """What the self-test found.
 
     Attributes:
-        difference: of log-probabilities after a reused prefix from those after a fresh prefill,
-            relative to the largest of them.
+        difference: nats, of log-probabilities after a reused prefix from those after a fresh
+            prefill, at most.
         forces: whether the server can be made to say given tokens, and tells their probability.
+        likeliest: (token, log-probability) after the fresh prefill: what tells files apart.
     """
 
     difference: float
     forces: bool
+    likeliest: Likeliest
 
 
-def tested_of(lines: Sequence[str]) -> Tested:
-    """The worst of what a journal's self-tests found."""
-    found = [Tested(**entry[TESTED]) for entry in map(json.loads, lines) if TESTED in entry]
-    return Tested(max(one.difference for one in found), all(one.forces for one in found))
+def tests_of(lines: Sequence[str]) -> list[Tested]:
+    """A journal's self-tests, each of the same prompt."""
+    found = [entry[TESTED] for entry in map(json.loads, lines) if TESTED in entry]
+    return [
+        Tested(one["difference"], one["forces"], tuple((t, nats) for t, nats in one["likeliest"]))
+        for one in found
+    ]
 
 
-def _difference(fresh: Completion, again: Completion) -> float:
-    """Largest difference of what `fresh` found likeliest; infinite where it cannot be told."""
-    if not fresh.steps or not again.steps:
-        return float("inf")
-    found = dict(again.steps[0].likeliest)
-    expected = dict(fresh.steps[0].likeliest)
-    if not expected:
-        return float("inf")
-    largest = max(map(abs, expected.values()))
-    return max(
-        abs(value - found[token]) / largest if token in found else float("inf")
-        for token, value in expected.items()
-    )
+def largest_difference(expected: Likeliest, found: Likeliest, floor: float) -> float:
+    """Largest difference of log-probabilities, in nats, of what was `expected`.
+
+    Args:
+        floor: nats; candidates are compared that are likelier.
+
+    Infinite where it cannot be told: a candidate was not found, none is left, or these are no
+    logarithms of probabilities, whose sum is 1 at most.
+    """
+    compared = {token: nats for token, nats in expected if nats > floor}
+    if not compared or sum(math.exp(min(nats, 1.0)) for nats in compared.values()) > 1.01:
+        return math.inf
+    others = {token: nats for token, nats in found if nats > -math.inf}  # no NaN either
+    return max(abs(nats - others.get(token, -math.inf)) for token, nats in compared.items())
+
+
+def _words(difference: float, limit: float) -> str:
+    if math.isinf(difference):
+        return "are not of the same tokens, or are none"
+    return f"differ by {difference:.2g} nats (limit {limit})"
 
 
 def _log_probability(said: Completion, tokens: Sequence[int]) -> float | None:
@@ -119,7 +144,10 @@ class _Cost:
 
 
 class Run:
-    """Asks what is not answered yet, and writes down what is."""
+    """Asks what is not answered yet, and writes down what is.
+
+    Answers that were kept of another model are asked for anew.
+    """
 
     def __init__(
         self, server: LlamaServer, recipe: RetrievalRecipe, journal: Journal, progress: Progress
@@ -136,66 +164,87 @@ class Run:
         """Ask every seed's questions; the first of them is the self-test too."""
         haystack = sum(one.prefill_tokens for one in prompts)
         questions = sum(one.question_tokens for one in prompts)
-        self._progress.start(
-            haystack + questions,
-            "tokens",
-            done=sum(len(b.tokens) for one in prompts for b in one.branches if self._done(b)),
-        )
+        self._start(prompts)
         self._progress.note(
             f"{haystack:,} tokens of haystack and {questions:,} of questions, as far as the server "
             f"keeps a prefix; one prefill a question would take "
             f"{sum(one.classic_tokens for one in prompts):,}"
         )
-        tested = None
+        forces, tested_at = self._test(prompts), prompts[0].branches[0].leaves_at
         for one in prompts:
-            position = 0
+            position = tested_at if one is prompts[0] else 0
             for at, group in itertools.groupby(one.branches, key=lambda b: b.leaves_at):
                 left = [branch for branch in group if not self._done(branch)]
-                if left and tested is None:
-                    tested = self._test(one, left[0], at - position)
-                    position = at
                 if left:
                     self._reach(one, at, at - position, left[0].question.context_tokens)
                 else:
                     self._progress.advance(at - position)
                 for branch in left:
-                    self._ask(one, branch, forces=tested is not None and tested.forces)
+                    self._ask(one, branch, forces=forces)
                 position = at
 
-    def _test(self, prompts: Prompts, branch: Branch, stride: int) -> Tested:
+    def _start(self, prompts: Sequence[Prompts]) -> None:
+        self._progress.start(
+            sum(one.prefill_tokens + one.question_tokens for one in prompts),
+            "tokens",
+            done=sum(len(b.tokens) for one in prompts for b in one.branches if self._done(b)),
+        )
+
+    def _test(self, prompts: Sequence[Prompts]) -> bool:
         """Ask a question afresh, and again behind a prefix that another one was asked behind.
 
-        Args:
-            stride: of the stream, that the question's prompt begins with.
+        It is the same question in each run, so the fresh answer also tells whether kept answers
+        are of the file that is served now; if they are not, they are forgotten.
+
+        Returns:
+            Whether the server can be made to say given tokens.
 
         Raises:
             EnvironmentFault: the answers differ by more than rounding does.
         """
-        server, prompt = self._server, _prompt(prompts, branch)
+        branch, kept = prompts[0].branches[0], tests_of(self._journal.lines)
+        server, prompt = self._server, _prompt(prompts[0], branch)
         head, tail = np.split(prompt, [max(branch.leaves_at, len(prompt) - TEST_TAIL)])
         cost, few, many = _Cost(branch.question.context_tokens), *TEST_LIKELIEST
-        fresh = server.prefill(prompt, self._advancing(stride), likeliest=few, reuse=False)
+        on_share = self._advancing(branch.leaves_at)
+        fresh = server.prefill(prompt, on_share, likeliest=many, reuse=False)
         cost.add(fresh, 0)
+        found = _first_likeliest(fresh)
+        if kept:
+            self._compare(kept[0].likeliest, found, prompts)
         cost.add(server.prefill(head, lambda share: None), 0)
         cost.add(server.complete(np.concatenate([head, tail[::-1]]), 1), 0)
         again = server.complete(prompt, 1, likeliest=many)
         cost.add(again, 0)
-        difference = _difference(fresh, again)
+        difference = largest_difference(found[:few], _first_likeliest(again), TEST_FLOOR)
         if not difference <= TEST_TOLERANCE:
             raise EnvironmentFault(
                 f"{server.address} answers differently where it reuses a prompt's beginning: its "
-                f"log-probabilities differ by {difference:.1e} of the largest (limit "
-                f"{TEST_TOLERANCE}), so answers would prove nothing. Update llama-server, or check "
-                "the file itself: quantkit niah FILE"
+                f"log-probabilities {_words(difference, TEST_TOLERANCE)}, so answers would prove "
+                "nothing. Update llama-server, or check the file itself: quantkit niah FILE"
             )
-        tested = Tested(difference, self._forces(prompt, cost))
+        tested = Tested(difference, self._forces(prompt, cost), found[:few])
         self._journal.append(json.dumps({TESTED: asdict(tested)}), cost.line(branch.question.seed))
         if not tested.forces:
             self._progress.note(
                 f"{server.address} cannot be made to say given tokens: answers are scored, their "
                 "log-probabilities are not known"
             )
-        return tested
+        return tested.forces
+
+    def _compare(self, kept: Likeliest, found: Likeliest, prompts: Sequence[Prompts]) -> None:
+        """Begin anew where kept answers are of another model than that which is served now."""
+        difference = largest_difference(kept, found, -math.inf)
+        if not difference <= SAME_TOLERANCE:
+            self._progress.note(
+                f"{self._server.address} answers otherwise than when the kept answers were given: "
+                f"its log-probabilities {_words(difference, SAME_TOLERANCE)}, as those of another "
+                "file or other options; all questions are asked anew"
+            )
+            self._journal.forget()
+            self._answered.clear()
+            self._start(prompts)
+            self._progress.advance(prompts[0].branches[0].leaves_at)
 
     def _forces(self, prompt: Tokens, cost: _Cost) -> bool:
         middle = len(prompt) // 2  # haystack: tokens that end no answer, which a grammar would mind
@@ -257,6 +306,10 @@ class Run:
     def _done(self, branch: Branch) -> bool:
         q = branch.question
         return (q.context_tokens, q.seed, q.task, q.index) in self._answered
+
+
+def _first_likeliest(said: Completion) -> Likeliest:
+    return said.steps[0].likeliest if said.steps else ()
 
 
 def _prompt(prompts: Prompts, branch: Branch) -> Tokens:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import signal
 import socket
 import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from quantkit.recipe import RetrievalRecipe
 from quantkit.retrieval.results import Answer, Retrieval
 from quantkit.stages.niah import CheckSettings, check_retrieval
 from quantkit.stages.served_niah import ServerFacts, check_served
+from quantkit.stages.served_run import TEST_FLOOR, Likeliest, largest_difference
 
 CONTEXT_TOKENS = 1024
 SELF_TEST_COMPLETIONS = 5
@@ -121,6 +123,8 @@ def test_finds_what_the_native_check_finds(
     assert served.classic_tokens == native.classic_tokens
     assert facts.one_pass_tokens == native.prefill_tokens + native.question_tokens
     assert (facts.model, facts.context_tokens, facts.chat_template) == ("tiny.gguf", 1024, True)
+    assert (facts.file, facts.loopback) == ("tiny.gguf", True)
+    assert not any(word in str(facts) for word in ("/models", "127.0.0.1", side.address))
     assert facts.log_probabilities
     assert not served.forked
     assert served.fork_difference < 1e-3
@@ -167,13 +171,15 @@ def test_goes_on_after_a_stop(side: LoopbackServer, tmp_path: Path) -> None:
     again, _, watcher = check(side, tmp_path / "parts")
     assert plain(again) == plain(whole)
     assert len(side.served) < needed
+    assert not any("anew" in note for note in watcher.notes)
     assert watcher.done == pytest.approx(watcher.total)
     prefilled = sum(one.prefilled_tokens for one in [*first, *side.served])
     unfinished = prefilled - again.prefill_tokens - again.question_tokens
     assert 0 <= unfinished < CONTEXT_TOKENS / 4  # of the question that was not answered
     side.recover()
-    check(side, tmp_path / "parts")
-    assert side.served == []
+    _, _, watcher = check(side, tmp_path / "parts")
+    assert len(side.served) == SELF_TEST_COMPLETIONS  # whether it is the same model still
+    assert watcher.done == pytest.approx(watcher.total)
 
 
 def plain(found: Retrieval) -> list[Answer]:
@@ -196,13 +202,70 @@ def test_another_model_begins_anew(side: LoopbackServer, tmp_path: Path) -> None
     assert len(side.served) == needed
 
 
-def test_a_confused_server_proves_nothing(side: LoopbackServer, tmp_path: Path) -> None:
-    side.faults = Faults(confused=True)
+@pytest.mark.parametrize("stop_after", [SELF_TEST_COMPLETIONS + 6, None])
+def test_another_file_under_the_same_name_begins_anew(
+    side: LoopbackServer, tmp_path: Path, stop_after: int | None
+) -> None:
+    """Alias, path, size and build are the same; only what it says differs."""
+    side.faults = Faults(stop_after=stop_after)
+    with nullcontext() if stop_after is None else pytest.raises(EnvironmentFault):
+        check(side, tmp_path)
+    with llama_server(write_demo(tmp_path / "demo.gguf", "Q4_0"), CONTEXT_TOKENS) as other:
+        other.facts["size_bytes"] = side.facts["size_bytes"]
+        found, _, watcher = check(other, tmp_path)
+        asked = len(other.served)
+        whole, _, _ = check(other, tmp_path / "whole")
+        assert asked == len(other.served) - asked
+    assert sum("asked anew" in note for note in watcher.notes) == 1
+    assert plain(found) == plain(whole)
+    assert found.prefill_tokens == whole.prefill_tokens
+    assert watcher.done == pytest.approx(watcher.total)
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [Faults(confused=True), Faults(confused=True, underflowed=True), Faults(certain=True)],
+)
+def test_a_confused_server_proves_nothing(
+    side: LoopbackServer, tmp_path: Path, faults: Faults
+) -> None:
+    side.faults = faults
     with pytest.raises(
         EnvironmentFault, match=r"answers differently.*prove nothing.*quantkit niah"
     ):
         check(side, tmp_path)
     assert not (tmp_path / "niah.jsonl").exists()
+
+
+def test_one_candidate_without_probability_spoils_no_test(
+    side: LoopbackServer, tmp_path: Path
+) -> None:
+    side.faults = Faults(underflowed=True)
+    served, _, _ = check(side, tmp_path)
+    assert served.fork_difference < 1e-3
+
+
+FRESH = ((1, -0.5), (2, -2.0), (3, -9.5), (4, -14.0))
+
+
+@pytest.mark.parametrize(
+    ("found", "difference"),
+    [
+        (FRESH, 0.0),
+        (((1, -0.75), (2, -2.0), (3, -9.5)), 0.25),  # the fourth is too unlikely to count
+        (((2, -2.0), (1, -0.5), (3, -8.5), (4, -99.0)), 1.0),  # 10 % of the largest allowed it
+        (((1, -0.5), (2, -2.0)), math.inf),
+        (((1, math.nan), (2, -2.0), (3, -9.5)), math.inf),
+        ((), math.inf),
+    ],
+)
+def test_difference_in_nats(found: Likeliest, difference: float) -> None:
+    assert largest_difference(FRESH, found, TEST_FLOOR) == pytest.approx(difference)
+
+
+def test_difference_of_what_is_none() -> None:
+    for values in ((), ((1, 0.0), (2, 0.0)), ((1, 1e6),), ((1, -20.0),)):
+        assert largest_difference(values, values, TEST_FLOOR) == math.inf
 
 
 @pytest.mark.parametrize("faults", [Faults(no_token_grammars=True), Faults(speculative=True)])
