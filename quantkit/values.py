@@ -83,4 +83,8 @@ class Divergence:
 
     @property
     def perplexity_ratio(self) -> float:
-        return math.exp(self.ln_ratio)
+        """Infinite of a broken model, where it is beyond what a float holds."""
+        try:
+            return math.exp(self.ln_ratio)
+        except OverflowError:
+            return math.inf

@@ -10,6 +10,8 @@ from quantkit.comparison.comparison import Comparison
 from quantkit.comparison.measured import (
     Measured,
     fine_nats_text,
+    ratio_error_text,
+    ratio_text,
 )
 from quantkit.console import Console, escape
 from quantkit.positions import kld_text
@@ -46,8 +48,8 @@ def _kld(a: Measured) -> str:
 
 
 def _perplexity(a: Measured) -> str:
-    ratio = a.divergence.perplexity_ratio
-    return _two_lines(f"{ratio:.4f}", f"± {ratio * a.divergence.ln_ratio_error:.4f}")
+    ratio = ratio_text(a.divergence.perplexity_ratio)
+    return _two_lines(ratio, f"± {ratio_error_text(a.divergence)}")
 
 
 COLUMNS = (
@@ -90,14 +92,22 @@ def print_comparison(console: Console, found: Comparison) -> None:
     )
     if conditions.context_tokens:
         console.table(
-            ["file", "context", "found", "95 % bounds", "log-prob.", "prefill/s", "decode/s"],
+            [
+                "file",
+                "context",
+                "found",
+                "bounds, 95 %\neach side",
+                "log-prob.",
+                "prefill/s",
+                "decode/s",
+            ],
             _retrieval_rows(found),
         )
         _text(
             console,
             f"Retrieval: {conditions.needles} needles at each length, {len(conditions.seeds)} "
-            f"haystacks, KV cache {conditions.kv_type}; log-probability of the right answers, "
-            "mean, nats",
+            f"haystack{'s' if len(conditions.seeds) != 1 else ''}, KV cache {conditions.kv_type}; "
+            "log-probability of the right answers, mean, nats; speeds were measured once",
         )
     console.line("")
     _text(console, f"Order: {found.ordering.text}", "       ")
@@ -107,8 +117,12 @@ def print_comparison(console: Console, found: Comparison) -> None:
         _text(console, f"{verdict.name}: {verdict.sentence}", "  ")
     if found.smallest is not None and found.smallest != found.reference:
         _text(console, f"Smallest without a measurable loss: {found.smallest}")
-    if found.smallest_within_a_percent is not None:
-        _text(console, f"Smallest shown to lose less than 1 %: {found.smallest_within_a_percent}")
+    _text(
+        console,
+        "This holds for these "
+        + ("haystacks and this text: questions and " if conditions.context_tokens else "texts: ")
+        + "chunks are taken as independent",
+    )
     console.line("")
 
 

@@ -7,7 +7,7 @@ from quantkit.retrieval.results import Retrieval, Rung, TaskScore
 from quantkit.retrieval.words import cost_text, nats_text, rate_text
 
 COLUMNS = (
-    "context", "task", "found", "proven (95 %)", "log-probability", "cut off",
+    "context", "task", "found", "bounds, 95 % each side", "log-probability", "cut off",
 )  # fmt: skip
 
 

@@ -9,12 +9,7 @@ from quantkit.comparison.evidence import Pair, all_pairs
 from quantkit.comparison.measured import Measured
 from quantkit.comparison.ordering import Ordering, order
 from quantkit.comparison.pareto import on_front
-from quantkit.comparison.verdicts import (
-    Verdict,
-    smallest_within_a_percent,
-    smallest_without_loss,
-    verdicts,
-)
+from quantkit.comparison.verdicts import Verdict, smallest_without_loss, verdicts
 
 
 @dataclass(frozen=True)
@@ -50,11 +45,11 @@ class Comparison:
 
     Attributes:
         reference: name of the artifact that verdicts are given against: the base where it is one
-            of them, else the largest.
+            of them, else the largest, and of several as large the one nearest to the base.
         verdicts: by artifact, in their order.
         front: names of the artifacts that no smaller one beats.
-        smallest: name of the smallest that nothing tells to be worse than the reference.
-        smallest_within_a_percent: of the smallest other one that is shown to lose less than 1 %.
+        smallest: name of the smallest that nothing tells to be worse than the reference, though
+            all that was measured could have.
     """
 
     conditions: Conditions
@@ -65,7 +60,6 @@ class Comparison:
     verdicts: tuple[Verdict, ...]
     front: frozenset[str]
     smallest: str | None
-    smallest_within_a_percent: str | None
 
 
 def compared(artifacts: Sequence[Measured], conditions: Conditions) -> Comparison:
@@ -73,19 +67,23 @@ def compared(artifacts: Sequence[Measured], conditions: Conditions) -> Compariso
 
     Raises:
         InputError: answers of two artifacts are not to the same questions.
+        ValueError: two artifacts have one name, or one has none.
     """
-    ordered = sorted(artifacts, key=lambda a: (-a.size_bytes, a.name))
-    reference = next((a.name for a in ordered if a.is_base), ordered[0].name)
-    pairs = all_pairs(ordered)
-    found = verdicts(ordered, pairs, reference)
+    names = [artifact.name for artifact in artifacts]
+    if len(set(names)) < len(names) or not all(names):
+        raise ValueError(f"artifacts need different names, not {names}")
+    ordered = sorted(artifacts, key=lambda a: (-a.size_bytes, a.divergence.mean, a.name))
+    reference = next((a for a in ordered if a.is_base), ordered[0])
+    others = [artifact for artifact in ordered if artifact is not reference]
+    pairs = all_pairs([reference, *others])
+    found = verdicts(ordered, pairs, reference.name)
     return Comparison(
         conditions=conditions,
         artifacts=tuple(ordered),
-        reference=reference,
+        reference=reference.name,
         pairs=pairs,
         ordering=order(ordered, pairs),
         verdicts=found,
         front=on_front(ordered),
         smallest=smallest_without_loss(ordered, found),
-        smallest_within_a_percent=smallest_within_a_percent(ordered, found),
     )

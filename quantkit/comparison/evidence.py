@@ -6,7 +6,9 @@ the log-probability of a text's tokens (permutation of chunks). Divergence from 
 it says how near two artifacts are to the base, and any quantization moves it.
 
 All votes of all pairs share one error rate (Holm): at `LEVEL`, the chance that a comparison of
-artifacts which do not differ calls any two of them different is 5 %.
+artifacts which do not differ calls any two of them different is 5 %. That holds for the haystacks
+and texts that were asked: questions and chunks count as independent, and what a few haystacks have
+in common is not seen.
 """
 
 from __future__ import annotations
@@ -19,7 +21,14 @@ from typing import Literal
 import numpy as np
 
 from quantkit.comparison.measured import Measured, paired_answers
-from quantkit.comparison.paired_tests import RESAMPLES, PairedTest, holm, mcnemar, permutation
+from quantkit.comparison.paired_tests import (
+    CONFIDENCE,
+    RESAMPLES,
+    PairedTest,
+    holm,
+    mcnemar,
+    permutation,
+)
 
 LEVEL = 0.05
 RESAMPLES_A_TEST = 200
@@ -35,7 +44,8 @@ class Evidence:
 
     Attributes:
         corrected_p: of `test.p`, by Holm over all tests of the comparison.
-        best_corrected_p: what it would be if every test came out as clear as it can.
+        best_corrected_p: of `test.best_p`, times the number of tests: what it is at most if this
+            one alone comes out as clear as it can.
     """
 
     test: PairedTest
@@ -49,10 +59,15 @@ class Evidence:
             return 0
         return 1 if self.test.difference > 0 else -1
 
+    @property
+    def could_tell(self) -> bool:
+        """Whether there are units enough to show that the second lost all."""
+        return self.best_corrected_p <= LEVEL
+
 
 @dataclass(frozen=True)
 class Pair:
-    """Two artifacts, by name, the larger first.
+    """Two artifacts, by name: the reference first, of others the larger.
 
     Attributes:
         evidence: by kind, as far as it was measured; a positive difference: the second is better.
@@ -71,9 +86,14 @@ class Pair:
         return tuple(kind for kind, found in self.evidence.items() if found.vote == direction)
 
     @property
-    def could_tell(self) -> bool:
-        """Whether any test has the units to tell anything at all."""
-        return any(found.best_corrected_p <= LEVEL for found in self.evidence.values())
+    def unable(self) -> tuple[Kind, ...]:
+        """The kinds that cannot tell anything, whatever the second lost."""
+        return tuple(kind for kind, found in self.evidence.items() if not found.could_tell)
+
+    @property
+    def without_loss(self) -> bool:
+        """Whether nothing calls the second worse, and everything that was measured could have."""
+        return not self.unable and not self.votes(-1)
 
     @property
     def identical(self) -> bool:
@@ -81,24 +101,19 @@ class Pair:
         tests = [found.test for found in self.evidence.values()]
         return not any(test.gained or test.lost for test in tests)
 
-    def seen_from(self, name: str) -> Pair:
-        """This pair with `name` first, signs changed as it takes."""
-        if name == self.first:
-            return self
-        turned = {kind: _turned(found) for kind, found in self.evidence.items()}
-        nearness = None if self.nearness is None else _turned(self.nearness)
-        return Pair(self.second, self.first, turned, nearness)
-
 
 def all_pairs(artifacts: Sequence[Measured]) -> tuple[Pair, ...]:
-    """Every two of `artifacts`, in their order.
+    """Every two of `artifacts`, in their order, which has the reference first.
+
+    Intervals hold for one artifact against all others together (Bonferroni).
 
     Raises:
         InputError: their answers are not to the same questions.
     """
     combinations = list(itertools.combinations(artifacts, 2))
     resamples = max(RESAMPLES, RESAMPLES_A_TEST * len(KINDS) * len(combinations))
-    pairs = [_pair(first, second, resamples) for first, second in combinations]
+    confidence = 1 - (1 - CONFIDENCE) / max(1, len(artifacts) - 1)
+    pairs = [_pair(first, second, resamples, confidence) for first, second in combinations]
     tests = [(i, kind) for i, pair in enumerate(pairs) for kind in pair.evidence]
     found = [pairs[i].evidence[kind].test for i, kind in tests]
     corrected = _corrected(found)
@@ -117,11 +132,14 @@ def all_pairs(artifacts: Sequence[Measured]) -> tuple[Pair, ...]:
 
 
 def _corrected(tests: Sequence[PairedTest]) -> list[Evidence]:
-    corrected, best = holm([t.p for t in tests]), holm([t.best_p for t in tests])
-    return [Evidence(t, p, b) for t, p, b in zip(tests, corrected, best, strict=True)]
+    corrected = holm([test.p for test in tests])
+    return [
+        Evidence(test, p, min(1.0, len(tests) * test.best_p))
+        for test, p in zip(tests, corrected, strict=True)
+    ]
 
 
-def _pair(first: Measured, second: Measured, resamples: int) -> Pair:
+def _pair(first: Measured, second: Measured, resamples: int, confidence: float) -> Pair:
     evidence: dict[Kind, Evidence] = {}
     answers = paired_answers(first, second)
     if answers:
@@ -134,25 +152,16 @@ def _pair(first: Measured, second: Measured, resamples: int) -> Pair:
     ]
     if known:
         mine, others = np.array(known, np.float64).T
-        evidence["log-probability"] = Evidence(permutation(mine, others, resamples))
+        evidence["log-probability"] = Evidence(permutation(mine, others, resamples, confidence))
     text = permutation(
         first.chunk_means(-first.positions.nll),
         second.chunk_means(-second.positions.nll),
         resamples,
+        confidence,
     )
     evidence["text"] = Evidence(text)
     nearness = None
     if not (first.is_base or second.is_base):
         mine, others = (one.chunk_means(one.positions.kld) for one in (first, second))
-        nearness = Evidence(permutation(mine, others, resamples))
+        nearness = Evidence(permutation(mine, others, resamples, confidence))
     return Pair(first.name, second.name, evidence, nearness)
-
-
-def _turned(found: Evidence) -> Evidence:
-    test = found.test
-    low = None if test.high is None else -test.high
-    high = None if test.low is None else -test.low
-    turned = replace(
-        test, gained=test.lost, lost=test.gained, difference=-test.difference, low=low, high=high
-    )
-    return replace(found, test=turned)

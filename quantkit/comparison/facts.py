@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import math
 from dataclasses import asdict
 from typing import Any
 
@@ -40,6 +41,7 @@ def comparison_facts(found: Comparison) -> dict[str, Any]:
         "retrieval": retrieval,
         "level": LEVEL,
         "interval_confidence": INTERVAL_CONFIDENCE,
+        "interval_comparisons": max(1, len(found.artifacts) - 1),
         "ordering": {
             "text": found.ordering.text,
             "names": list(found.ordering.names),
@@ -47,7 +49,6 @@ def comparison_facts(found: Comparison) -> dict[str, Any]:
             "beside": [_relation(one) for one in found.ordering.beside],
         },
         "smallest_without_measurable_loss": found.smallest,
-        "smallest_within_one_percent": found.smallest_within_a_percent,
         "artifacts": [
             _artifact(artifact, verdict, artifact.name in found.front)
             for artifact, verdict in zip(found.artifacts, found.verdicts, strict=True)
@@ -63,7 +64,7 @@ def comparison_csv(found: Comparison) -> str:
         divergence = artifact.divergence
         row: dict[str, Any] = {
             "name": artifact.name,
-            "file": str(artifact.path),
+            "file": artifact.path.name,
             "size_bytes": artifact.size_bytes,
             "bits_per_weight": artifact.bits_per_weight,
             "kld_mean_nats": divergence.mean,
@@ -102,13 +103,15 @@ def comparison_csv(found: Comparison) -> str:
 
 
 def _artifact(artifact: Measured, verdict: Verdict, front: bool) -> dict[str, Any]:
-    kld = {
+    figures = {
         **asdict(artifact.divergence),
         "perplexity_ratio": artifact.divergence.perplexity_ratio,
     }
+    # JSON has no infinity, which a broken model's perplexity may be
+    kld = {name: value if math.isfinite(value) else None for name, value in figures.items()}
     return {
         "name": artifact.name,
-        "file": str(artifact.path),
+        "file": artifact.path.name,
         "is_base": artifact.is_base,
         "size_bytes": artifact.size_bytes,
         "bits_per_weight": artifact.bits_per_weight,
@@ -119,7 +122,6 @@ def _artifact(artifact: Measured, verdict: Verdict, front: bool) -> dict[str, An
             "against": verdict.reference,
             "outcome": verdict.outcome,
             "sentence": verdict.sentence,
-            "within_one_percent": verdict.within_a_percent,
         },
     }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from quantkit.positions import Positions
 from quantkit.retrieval.results import MAIN_TASKS, Answer, Retrieval, Rung, TaskScore
 from quantkit.values import Divergence
 
-_SHARD = re.compile(r"-00001-of-\d{5}$")
+_SHARD = re.compile(r"(?<=.)-00001-of-\d{5}$")
 
 
 @dataclass(frozen=True)
@@ -90,13 +91,29 @@ def fine_nats_text(nats: float | None) -> str:
     return text.replace("-", "−")
 
 
+def ratio_text(ratio: float) -> str:
+    """`1.0023` of perplexities, and `∞` of a model that is broken."""
+    return f"{ratio:.4f}" if math.isfinite(ratio) else "∞"
+
+
+def ratio_error_text(divergence: Divergence) -> str:
+    """Standard error of the perplexity ratio; `–` where that is infinite."""
+    ratio = divergence.perplexity_ratio
+    return ratio_text(ratio * divergence.ln_ratio_error) if math.isfinite(ratio) else "–"
+
+
 def names_of(paths: Sequence[Path]) -> list[str]:
     """A name for each of different files: its own, with as many folders as tell them apart.
 
     What all names begin with, up to a hyphen, is left out, and so is the number of a shard:
-    `x-Q4_K_M` and `x-Q4_K_S` are called Q4_K_M and Q4_K_S.
+    `x-Q4_K_M` and `x-Q4_K_S` are called Q4_K_M and Q4_K_S. Either stays where two names would be
+    alike without it, or one be empty.
     """
     parts = [path.with_name(_SHARD.sub("", path.stem)).parts for path in paths]
+    if len(set(parts)) < len(parts):
+        parts = [path.with_name(path.stem).parts for path in paths]
+    if len(set(parts)) < len(parts):  # `m.gguf` and `m.bin`
+        parts = [path.parts for path in paths]
     names = []
     for mine in parts:
         depth = 1
@@ -107,7 +124,8 @@ def names_of(paths: Sequence[Path]) -> list[str]:
         return names
     both = zip(min(names), max(names), strict=False)  # what these two share, all do
     shared = "".join(a for a, _ in itertools.takewhile(lambda pair: pair[0] == pair[1], both))
-    return [name[shared.rfind("-") + 1 :] for name in names]
+    cut = [name[shared.rfind("-") + 1 :] for name in names]
+    return cut if all(cut) else names
 
 
 def paired_answers(first: Measured, second: Measured) -> list[tuple[Answer, Answer]]:

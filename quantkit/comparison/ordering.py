@@ -58,8 +58,10 @@ class Ordering:
 
 def relation(pairs: Sequence[Pair], left: str, right: str) -> Relation:
     """What the evidence of a pair says, whichever of the two is first in it."""
-    pair = next(p for p in pairs if {p.first, p.second} == {left, right}).seen_from(left)
-    worse, better = pair.votes(-1), pair.votes(1)  # the right one, of the left
+    pair = next(p for p in pairs if {p.first, p.second} == {left, right})
+    worse, better = pair.votes(-1), pair.votes(1)  # the second, of the first
+    if left != pair.first:
+        worse, better = better, worse
     sign: Sign = "≷" if worse and better else ">" if worse else "<" if better else "≈"
     return Relation(left, sign, right, worse + better)
 

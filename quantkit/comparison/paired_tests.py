@@ -33,9 +33,10 @@ class PairedTest:
         units: pairs of values.
         gained, lost: units where the second's value is higher, lower.
         difference: mean of the second's values less the first's.
-        low, high: t interval of it at `CONFIDENCE`; None of hits, and of a single unit.
+        low, high: t interval of it; None of hits, and of a single unit.
         p: two-sided: how likely at least such a difference is where there is none.
-        best_p: what `p` would be if all units differed in one direction.
+        can_lose: units that the second can lose: all, but of hits those that the first has.
+        best_p: what `p` would be if it lost these and gained nothing.
     """
 
     units: int
@@ -45,6 +46,7 @@ class PairedTest:
     low: float | None
     high: float | None
     p: float
+    can_lose: int
     best_p: float
 
 
@@ -61,14 +63,21 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
     units = len(first)
     p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
     difference = (gained - lost) / units
-    return PairedTest(units, gained, lost, difference, None, None, float(p), _best(units))
+    can_lose = sum(first)
+    best = _best(can_lose)
+    return PairedTest(units, gained, lost, difference, None, None, float(p), can_lose, best)
 
 
-def permutation(first: F64, second: F64, resamples: int = RESAMPLES) -> PairedTest:
+def permutation(
+    first: F64, second: F64, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
+) -> PairedTest:
     """Paired permutation test of two means: signs of differences are as likely as their opposites.
 
     Exact where there are no more than `resamples` ways to change signs, 2^units; else by as many
     random ones, and p is then never below 2 / (resamples + 1).
+
+    Args:
+        confidence: of the interval, two-sided.
     """
     from scipy.special import stdtrit
     from scipy.stats import permutation_test
@@ -78,7 +87,7 @@ def permutation(first: F64, second: F64, resamples: int = RESAMPLES) -> PairedTe
     mean = float(differences.mean())
     gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
     if units == 1:  # its sign is as likely as the other
-        return PairedTest(1, gained, lost, mean, None, None, 1.0, 1.0)
+        return PairedTest(1, gained, lost, mean, None, None, 1.0, 1, 1.0)
     tested = permutation_test(
         (differences,),
         _mean,
@@ -89,10 +98,10 @@ def permutation(first: F64, second: F64, resamples: int = RESAMPLES) -> PairedTe
         rng=np.random.default_rng(SEED),
     )
     error = float(differences.std(ddof=1) / np.sqrt(units))
-    reach = float(stdtrit(units - 1, (1 + CONFIDENCE) / 2)) * error
+    reach = float(stdtrit(units - 1, (1 + confidence) / 2)) * error
     best = _best(units) if 2**units <= resamples else 2 / (resamples + 1)
     p = float(tested.pvalue)
-    return PairedTest(units, gained, lost, mean, mean - reach, mean + reach, p, best)
+    return PairedTest(units, gained, lost, mean, mean - reach, mean + reach, p, units, best)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -113,10 +122,11 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def p_text(p: float) -> str:
-    """`p = 1.00`, `p = 0.41`, `p = 0.0040`, `p < 0.0001`."""
+    """`p = 1.00`, `p = 0.41`, `p = 0.050`, `p = 0.0040`, `p < 0.0001`."""
     if p < 1e-4:
         return "p < 0.0001"
-    return f"p = {p:.2f}" if p >= 0.01 else f"p = {p:.4f}"
+    digits = 2 if p >= 0.1 else 3 if p >= 0.01 else 4
+    return f"p = {p:.{digits}f}"
 
 
 def _mean(values: F64, axis: int) -> F64:

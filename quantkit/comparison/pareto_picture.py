@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +17,14 @@ from quantkit.sizes import unit_of
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.transforms import Bbox
 
 _INK, _SOFT, _FRONT, _OTHER = "#1c2430", "#5d6978", "#2457a6", "#b9682c"
+_DOT = 10
+"""Half of a point's width, pixels, with room around it."""
+_LABEL_COLUMNS = 26
+_LABEL_PLACES = tuple((x, y) for y in (6, -14, 20, -28, 34, -42, 48, -56, 62) for x in (8, -8))
+"""Offsets of a label that are tried, points; on the left it ends there."""
 _ERRORS = 1.96
 """Standard errors up and down: 95 % of a normal distribution."""
 
@@ -69,6 +76,10 @@ def draw_pareto(
         0.995, 0.992, "filled: no smaller artifact is as good; bars: 95 %", ha="right", va="top",
         fontsize=8.5, color=_SOFT,
     )  # fmt: skip
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # labels are put where nothing moves any more
+    for axes, (_, points) in zip(all_axes, panels, strict=True):
+        _name_points(axes, points, front)
     with atomic(out) as partial:
         # without the software's version in the file, the same figures give the same bytes
         figure.savefig(partial, format="png", metadata={"Software": None})
@@ -91,6 +102,37 @@ def _stairs(points: Sequence[_Point]) -> list[_Point]:
     return found
 
 
+def _name_points(axes: Axes, points: Sequence[_Point], front: Collection[str]) -> None:
+    """A label beside each point, at the first place that covers no other label and no point."""
+    from matplotlib.transforms import Bbox
+
+    drawn = [point for point in points if point.loss > 0]
+    dots = [axes.transData.transform((point.size, point.loss)) for point in drawn]
+    taken = [Bbox.from_bounds(x - _DOT, y - _DOT, 2 * _DOT, 2 * _DOT) for x, y in dots]
+    inside = axes.get_window_extent()
+    for point in drawn:
+        label = axes.annotate(
+            textwrap.fill(point.name, _LABEL_COLUMNS), (point.size, point.loss),
+            xytext=_LABEL_PLACES[0], textcoords="offset points", fontsize=9, linespacing=1.0,
+            color=_INK if point.name in front else _OTHER,
+        )  # fmt: skip
+        costs = []
+        for place in _LABEL_PLACES:
+            label.set_position(place)
+            label.set_horizontalalignment("left" if place[0] > 0 else "right")
+            box = label.get_window_extent()
+            covered = sum(_area(Bbox.intersection(box, other)) for other in taken)
+            costs.append(covered + _area(box) - _area(Bbox.intersection(box, inside)))
+        best = _LABEL_PLACES[costs.index(min(costs))]
+        label.set_position(best)
+        label.set_horizontalalignment("left" if best[0] > 0 else "right")
+        taken.append(label.get_window_extent())
+
+
+def _area(box: Bbox | None) -> float:
+    return 0.0 if box is None else box.width * box.height
+
+
 def _panel(axes: Axes, points: Sequence[_Point], front: Collection[str], unit: str) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
@@ -111,10 +153,6 @@ def _panel(axes: Axes, points: Sequence[_Point], front: Collection[str], unit: s
         axes.plot(
             [point.size], [point.loss], marker="o", ms=7.5, color=color, markeredgewidth=1.6,
             markerfacecolor=color if inside else "white", zorder=3,
-        )  # fmt: skip
-        axes.annotate(
-            point.name, (point.size, point.loss), xytext=(8, 6), textcoords="offset points",
-            fontsize=9, color=_INK if inside else _OTHER,
         )  # fmt: skip
     if drawn:
         axes.set_yscale("log")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,10 +22,6 @@ SHORT: dict[Outcome, str] = {
     "too few": "too few to tell",
 }
 
-
-SMALL_NATS = 0.01
-"""Right answers, and a text's tokens, are then 1 % less likely."""
-
 UNITS: dict[Kind, str] = {
     "hits": "answers",
     "log-probability": "nats an answer",
@@ -40,17 +35,17 @@ class Verdict:
 
     Attributes:
         outcome: `same`: no unit differs; `mixed`: worse by one kind of evidence, better by
-            another; `too few`: no test could have told anything.
+            another; `too few`: nothing tells a difference, and one kind of evidence at least
+            could not have told any.
         sentence: with the numbers that it rests on; p-values are corrected ones.
-        within_a_percent: whether every interval of a loss ends before `SMALL_NATS`: not only that
-            no more is seen, but that more would have been.
+        without_loss: whether nothing calls it worse, and everything that was measured could have.
     """
 
     name: str
     reference: str
     outcome: Outcome
     sentence: str
-    within_a_percent: bool
+    without_loss: bool
 
     @property
     def short(self) -> str:
@@ -66,20 +61,10 @@ def verdicts(
 
 
 def smallest_without_loss(artifacts: Sequence[Measured], found: Sequence[Verdict]) -> str | None:
-    """Name of the smallest artifact that nothing tells to be worse; None: nothing could tell."""
-    fine = {verdict.name for verdict in found if verdict.outcome in ("same", "no loss", "better")}
-    return _smallest(artifacts, fine)
-
-
-def smallest_within_a_percent(
-    artifacts: Sequence[Measured], found: Sequence[Verdict]
-) -> str | None:
-    """Name of the smallest artifact that is shown to lose less than 1 %; None: none is."""
-    return _smallest(artifacts, {verdict.name for verdict in found if verdict.within_a_percent})
-
-
-def _smallest(artifacts: Sequence[Measured], names: AbstractSet[str]) -> str | None:
-    chosen = [artifact for artifact in artifacts if artifact.name in names]
+    """Name of the smallest artifact without a measurable loss; None: there is none, or units were
+    too few to tell."""
+    fine = {verdict.name for verdict in found if verdict.without_loss}
+    chosen = [artifact for artifact in artifacts if artifact.name in fine]
     smallest = min(chosen, key=lambda artifact: artifact.size_bytes, default=None)
     return None if smallest is None else smallest.name
 
@@ -87,32 +72,47 @@ def _smallest(artifacts: Sequence[Measured], names: AbstractSet[str]) -> str | N
 def _verdict(name: str, pairs: Sequence[Pair], reference: str) -> Verdict:
     if name == reference:
         return Verdict(name, reference, "reference", "what the others are held against", False)
-    pair = next(p for p in pairs if {p.first, p.second} == {name, reference}).seen_from(reference)
+    pair = next(p for p in pairs if (p.first, p.second) == (reference, name))
     worse, better = pair.votes(-1), pair.votes(1)
-    small = _loses_less_than_a_percent(pair)
+    counted = units_text(pair)
     if worse or better:
-        little = ", but by less than 1 %" if small else ""
         outcome: Outcome = "mixed" if worse and better else "worse" if worse else "better"
         parts = [
-            f"{word} than {reference}{tail}: {'; '.join(_found(kind, pair) for kind in kinds)}"
-            for word, kinds, tail in (("worse", worse, little), ("better", better, ""))
+            f"{word} than {reference}: {'; '.join(_found(kind, pair) for kind in kinds)}"
+            for word, kinds in (("worse", worse), ("better", better))
             if kinds
         ]
-        return Verdict(name, reference, outcome, "; but ".join(parts), small)
-    counted = units_text(pair)
-    if not pair.could_tell:
-        best = min(found.best_corrected_p for found in pair.evidence.values())
-        sentence = (
-            f"nothing can be said against {reference} at {counted}: even if all of them differed, "
-            f"{p_text(best)} at best"
-        )
-        return Verdict(name, reference, "too few", sentence, small)
-    if pair.identical:
+        sentence = "; but ".join(parts)
+        if pair.unable and not worse:
+            sentence += f"; {_too_few(pair)}"
+    elif pair.unable:
+        outcome = "too few"
+        sentence = f"nothing tells it from {reference} at {counted}, but {_too_few(pair)}"
+    elif pair.identical:
+        outcome = "same"
         sentence = f"cannot be told from {reference}: no difference at all at {counted}"
-        return Verdict(name, reference, "same", sentence, small)
-    values = ", ".join(f"{kind} {p_text(e.corrected_p)}" for kind, e in pair.evidence.items())
-    sentence = f"no measurable loss against {reference} at {counted} ({values})"
-    return Verdict(name, reference, "no loss", sentence + _ruled_out(pair), small)
+    else:
+        outcome = "no loss"
+        values = ", ".join(f"{kind} {p_text(e.corrected_p)}" for kind, e in pair.evidence.items())
+        sentence = f"no measurable loss against {reference} at {counted} ({values})"
+    if not pair.identical:
+        sentence += _interval(pair)
+    return Verdict(name, reference, outcome, sentence, pair.without_loss)
+
+
+def _too_few(pair: Pair) -> str:
+    """Why kinds of evidence that are silent say nothing."""
+    reasons = []
+    for kind in pair.unable:
+        evidence = pair.evidence[kind]
+        if kind == "hits" and not evidence.test.can_lose:
+            reasons.append(f"hits tell nothing, because {pair.first} has none")
+            continue
+        units = "chunks" if kind == "text" else "questions"
+        lost = f"all {evidence.test.can_lose} hits" if kind == "hits" else "all"
+        best = p_text(evidence.best_corrected_p)
+        reasons.append(f"too few {units} to tell by {kind}: were {lost} lost, {best} at best")
+    return "; ".join(reasons)
 
 
 def units_text(pair: Pair) -> str:
@@ -144,23 +144,16 @@ def _found(kind: Kind, pair: Pair) -> str:
     return f"{kind} {difference_text(kind, evidence)} ({p_text(evidence.corrected_p)})"
 
 
-def _loses_less_than_a_percent(pair: Pair) -> bool:
-    """Of log-probabilities by their intervals; hits must not be told to be fewer."""
-    lows = [found.test.low for kind, found in pair.evidence.items() if kind != "hits"]
-    return (
-        pair.could_tell
-        and "hits" not in pair.votes(-1)
-        and all(low is not None and low > -SMALL_NATS for low in lows)
-    )
-
-
-def _ruled_out(pair: Pair) -> str:
-    """How large a loss could still be there unseen: the interval's end, of answers if asked."""
+def _interval(pair: Pair) -> str:
+    """Between what the mean loss lies, of answers if asked; below 0 it is a gain."""
     kind: Kind = "log-probability" if "log-probability" in pair.evidence else "text"
-    low = pair.evidence[kind].test.low
-    if low is None or low >= 0:
+    test = pair.evidence[kind].test
+    if test.low is None or test.high is None:
         return ""
-    return f"; a loss of {-low:.2g} {UNITS[kind]} or more is unlikely"
+    least, most = (f"{0.0 - loss:.2g}".replace("-", "−") for loss in (test.high, test.low))
+    return (
+        f"; mean loss between {least} and {most} {UNITS[kind]} (95 %, for all artifacts together)"
+    )
 
 
 def _signed(value: float, form: str) -> str:

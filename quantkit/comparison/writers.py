@@ -10,7 +10,7 @@ from quantkit import __version__
 from quantkit.comparison.comparison import Comparison
 from quantkit.comparison.evidence import Evidence, Pair
 from quantkit.comparison.facts import comparison_csv, comparison_facts
-from quantkit.comparison.measured import fine_nats_text
+from quantkit.comparison.measured import fine_nats_text, ratio_error_text, ratio_text
 from quantkit.comparison.ordering import Relation, relation
 from quantkit.comparison.paired_tests import p_text
 from quantkit.comparison.pareto_picture import draw_pareto
@@ -33,7 +33,13 @@ def write_comparison(found: Comparison, folder: Path) -> tuple[Path, ...]:
     )
     values = _page_values(found, picture)
     environment = page_environment()
-    environment.filters |= {"rate": rate_text, "fine_nats": fine_nats_text}
+    environment.filters |= {
+        "rate": rate_text,
+        "fine_nats": fine_nats_text,
+        "ratio": ratio_text,
+        "ratio_error": ratio_error_text,
+        "in_table": lambda text: text.replace("|", "\\|"),
+    }
     page, card = folder / "compare.html", folder / "compare.md"
     for path in (page, card):
         write_text(path, environment.get_template(path.name).render(values))

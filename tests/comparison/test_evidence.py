@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made import CHUNKS, CONDITIONS, answers, ladder, measured, retrieval
+from compared_artifacts import CHUNKS, CONDITIONS, answers, ladder, measured, retrieval
 
 from quantkit.comparison.comparison import compared
 from quantkit.comparison.evidence import LEVEL, Evidence, Kind, Pair, all_pairs
@@ -15,11 +15,7 @@ from quantkit.comparison.measured import Measured, names_of, paired_answers
 from quantkit.comparison.ordering import order, relation
 from quantkit.comparison.paired_tests import PairedTest, holm
 from quantkit.comparison.pareto import on_front
-from quantkit.comparison.verdicts import (
-    smallest_within_a_percent,
-    smallest_without_loss,
-    verdicts,
-)
+from quantkit.comparison.verdicts import smallest_without_loss, verdicts
 from quantkit.errors import InputError
 
 
@@ -46,8 +42,7 @@ def test_a_ladder_is_put_in_order() -> None:
     assert "hits" not in found[2].sentence  # log-probability tells it before an answer flips
     assert "hits −192 of 192 answers (p < 0.0001)" in found[3].sentence
     assert smallest_without_loss(artifacts, found) == "Q6"
-    assert [verdict.within_a_percent for verdict in found] == [False, True, False, False]
-    assert smallest_within_a_percent(artifacts, found) == "Q6"
+    assert [verdict.without_loss for verdict in found] == [False, True, False, False]
 
 
 def test_a_loss_may_be_certain_and_tiny() -> None:
@@ -56,11 +51,49 @@ def test_a_loss_may_be_certain_and_tiny() -> None:
     near = measured("near", 8, kld=0.0003, asked=answers(0.004, noise=0), stream=1)
     found = verdicts([q8, near], all_pairs([q8, near]), "Q8")
     assert found[1].outcome == "worse"
-    assert found[1].sentence.startswith(
-        "worse than Q8, but by less than 1 %: log-probability −0.00"
-    )
+    assert found[1].sentence.startswith("worse than Q8: log-probability −0.00")
+    assert "; mean loss between 0.002" in found[1].sentence
+    assert "less than 1 %" not in found[1].sentence
     assert smallest_without_loss([q8, near], found) is None
-    assert smallest_within_a_percent([q8, near], found) == "near"
+
+
+def test_a_text_lends_no_power_to_five_questions() -> None:
+    few = {"needles": 5, "seeds": (1,), "lengths": (2048,)}
+    q8, q6, lost = (
+        measured(name, size, kld=0.01, asked=answers(loss, **few))  # type: ignore[arg-type]
+        for name, size, loss in (("Q8", 9, 0.0), ("Q6", 8, 0.0), ("IQ1", 2, 9.0))
+    )
+    assert (q8.hits, lost.hits) == (5, 0)
+    found = compared([q8, q6, lost], CONDITIONS)
+    assert [verdict.outcome for verdict in found.verdicts] == ["reference", "too few", "too few"]
+    assert found.smallest is None
+    sentence = found.verdicts[2].sentence
+    assert "too few questions to tell by hits: were all 5 hits lost, p = 0.56 at best" in sentence
+    assert "no measurable loss" not in sentence
+
+
+def test_hits_tell_nothing_where_the_reference_has_none() -> None:
+    q8, small = (
+        measured(name, size, kld=0.01, asked=answers(9.0, noise=0))
+        for name, size in (("Q8", 9), ("small", 2))
+    )
+    assert q8.hits == 0
+    found = compared([q8, small], CONDITIONS)
+    assert found.verdicts[1].outcome == "too few"
+    assert "hits tell nothing, because Q8 has none" in found.verdicts[1].sentence
+    assert found.smallest is None
+    # what the log-probability tells, it tells all the same
+    worse = measured("small", 2, kld=0.01, asked=answers(12.0, noise=0))
+    assert compared([q8, worse], CONDITIONS).verdicts[1].outcome == "worse"
+
+
+def test_intervals_hold_for_all_artifacts_together() -> None:
+    q8, q6, *rest = ladder()
+    alone = all_pairs([q8, q6])[0].evidence["text"].test
+    among = all_pairs([q8, q6, *rest])[0].evidence["text"].test
+    assert alone.low is not None
+    assert among.low is not None
+    assert among.low < alone.low
 
 
 def test_the_same_file_twice() -> None:
@@ -101,8 +134,10 @@ def test_too_few_to_tell_anything() -> None:
     outcome, sentence = judged(pieces, "good")["bad"]
     assert outcome == "too few"
     assert sentence == (
-        "nothing can be said against good at n = 1 question, 1 chunk of text: even if all of "
-        "them differed, p = 1.00 at best"
+        "nothing tells it from good at n = 1 question, 1 chunk of text, but too few questions to "
+        "tell by hits: were all 1 hits lost, p = 1.00 at best; too few questions to tell by "
+        "log-probability: were all lost, p = 1.00 at best; too few chunks to tell by text: were "
+        "all lost, p = 1.00 at best"
     )
     assert smallest_without_loss(pieces, verdicts(pieces, all_pairs(pieces), "good")) is None
 
@@ -110,17 +145,17 @@ def test_too_few_to_tell_anything() -> None:
 def test_swapping_two_artifacts_turns_everything() -> None:
     q8, _, q4, _ = ladder()
     (one,), (other,) = all_pairs([q8, q4]), all_pairs([q4, q8])
-    turned = other.seen_from("Q8")
-    assert (turned.first, turned.second) == ("Q8", "Q4")
+    assert (other.first, other.second) == ("Q4", "Q8")
     for kind, evidence in one.evidence.items():
-        mine, others = evidence.test, turned.evidence[kind].test
-        assert others.difference == pytest.approx(mine.difference)
+        mine, others = evidence.test, other.evidence[kind].test
+        assert others.difference == pytest.approx(-mine.difference)
         assert others.p == pytest.approx(mine.p, abs=2e-3)  # of other random changes of signs
-        assert (others.gained, others.lost) == (mine.gained, mine.lost)
+        assert (others.gained, others.lost) == (mine.lost, mine.gained)
+    assert relation([one], "Q8", "Q4") == relation([other], "Q8", "Q4")
     assert one.nearness is not None
     assert one.nearness.vote == 1  # of divergence, more
-    assert turned.nearness is not None
-    assert turned.nearness.vote == 1
+    assert other.nearness is not None
+    assert other.nearness.vote == -1
 
 
 def test_all_votes_share_one_error_rate() -> None:
@@ -138,9 +173,9 @@ def test_all_votes_share_one_error_rate() -> None:
 def pair(left: str, right: str, votes: dict[Kind, int]) -> Pair:
     """A pair whose evidence votes so for the right one."""
     evidence = {
-        kind: Evidence(PairedTest(9, 0, 0, float(vote), None, None, 0.5, 0.001), 1e-3, 1e-3)
+        kind: Evidence(PairedTest(9, 0, 0, float(vote), None, None, 0.5, 9, 0.001), 1e-3, 1e-3)
         if vote
-        else Evidence(PairedTest(9, 1, 1, 0.0, None, None, 1.0, 0.001), 1.0, 1e-3)
+        else Evidence(PairedTest(9, 1, 1, 0.0, None, None, 1.0, 9, 0.001), 1.0, 1e-3)
         for kind, vote in votes.items()
     }
     return Pair(left, right, evidence, None)
@@ -218,13 +253,32 @@ def test_reference_is_the_base_or_the_largest() -> None:
     assert compared(artifacts[::-1], CONDITIONS).reference == "Q8"
     assert compared(artifacts[::-1], CONDITIONS).artifacts[0].name == "Q8"
     base = measured("base", 1_000, asked=answers())
-    assert compared([*artifacts, base], CONDITIONS).reference == "base"
+    found = compared([*artifacts, base], CONDITIONS)
+    assert found.reference == "base"
+    assert [pair.first for pair in found.pairs][:4] == ["base"] * 4
+    assert len(found.verdicts) == 5
+    # of equal sizes the one that is nearest to the base, whatever it is called
+    broken, twin = (
+        measured(name, 9, kld=kld, asked=answers()) for name, kld in (("a", 1.4), ("b", 0.01))
+    )
+    assert compared([broken, twin], CONDITIONS).reference == "b"
+
+
+def test_names_must_tell_artifacts_apart() -> None:
+    q8 = ladder()[0]
+    for names in (("x", "x"), ("", "x")):
+        with pytest.raises(ValueError, match="different names"):
+            compared([replace(q8, name=name) for name in names], CONDITIONS)
 
 
 def test_names() -> None:
     paths = ["a/b/x.gguf", "a/c/x.gguf", "y.gguf", "d/c/x.gguf", "v1.5-Q4.gguf"]
     assert names_of([Path(path) for path in paths]) == ["b/x", "a/c/x", "y", "d/c/x", "v1.5-Q4"]
     assert names_of([Path("x.gguf"), Path("a/x.gguf")]) == ["x", "a/x"]
+    shards = [Path("m.gguf"), Path("m-00001-of-00002.gguf")]
+    assert names_of(shards) == ["m", "m-00001-of-00002"]
+    assert names_of([Path("q-.gguf"), Path("q-x.gguf")]) == ["q-", "q-x"]
+    assert names_of([Path("m.gguf"), Path("m.bin")]) == ["m.gguf", "m.bin"]
     levels = [Path(f"a/my-model-{level}.gguf") for level in ("Q4_K_M", "Q4_K_S", "IQ1-x")]
     assert names_of(levels) == ["Q4_K_M", "Q4_K_S", "IQ1-x"]
     assert names_of(levels[:2]) == ["Q4_K_M", "Q4_K_S"]

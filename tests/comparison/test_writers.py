@@ -5,13 +5,14 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from made import CONDITIONS, compared_ladder, ladder, measured
+from compared_artifacts import CONDITIONS, compared_ladder, ladder, measured
 
 from quantkit.commands.compare_table import print_comparison
 from quantkit.comparison.comparison import compared
@@ -98,6 +99,13 @@ def test_the_page_stands_for_itself(tmp_path: Path) -> None:
     assert text.count('class="heat"') == 4
     assert page.text.count("better p") + page.text.count("worse p") == 2 * 5  # of 6 pairs
     assert str(tmp_path) not in text
+    assert "bounds, 95 % each side" in page.text
+    assert (
+        "That holds for these haystacks and texts, with questions and chunks taken as" in page.text
+    )
+    assert "The rows of KLD are corrected among themselves" in page.text
+    assert "Speeds were measured once" in page.text
+    assert "less than 1 %" not in page.text
 
 
 def test_a_table_for_a_model_card(tmp_path: Path) -> None:
@@ -145,3 +153,23 @@ def test_the_terminal_has_100_columns(capsys: pytest.CaptureFixture[str]) -> Non
     assert max(len(line.rstrip()) for line in lines) <= 100
     assert any(line.startswith("Order: ") for line in lines)
     assert sum("192" in line or "96/96" in line for line in lines) >= 10
+
+
+def test_a_broken_model_is_written_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    artifacts = ladder()
+    lost = replace(artifacts[3].divergence, ln_ratio=800.0, perplexity=math.inf)
+    artifacts[3] = replace(artifacts[3], divergence=lost, name="a|b")
+    found = compared(artifacts, replace(CONDITIONS, seeds=(1,)))
+    write_comparison(found, tmp_path)
+    facts = json.loads(json.dumps(comparison_facts(found), allow_nan=False))
+    assert facts["artifacts"][3]["kld"]["perplexity_ratio"] is None
+    assert facts["artifacts"][3]["kld"]["perplexity"] is None
+    assert "∞" in Page((tmp_path / "compare.html").read_text()).text
+    card = (tmp_path / "compare.md").read_text()
+    assert "| a\\|b |" in card
+    assert "∞ |" in card
+    print_comparison(Console(), found)
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "∞" in printed
+    assert "1 haystack, KV cache" in printed
+    assert "measured once" in printed
