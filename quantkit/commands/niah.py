@@ -54,11 +54,14 @@ class Where:
 def niah(where: Where, settings: Mapping[str, Any], quiet: bool, as_json: bool) -> None:
     """Ask, print, write, and raise when the gate is missed."""
     from quantkit import planning
+    from quantkit.formats.gguf_file import GGUFSource
 
     recipe = _recipe(settings)
     if (where.model is None) == (where.endpoint is None):
         raise InputError("give a GGUF file, or --endpoint of a running llama-server; one of them")
     planning.check_gate_is_possible(recipe)
+    if where.model is not None:
+        GGUFSource(where.model)  # tells what is wrong with the file before anything is printed
     console = Console(quiet=quiet)
     console.note(planning.gate_words(recipe))
     began = time.monotonic()
@@ -130,7 +133,7 @@ def _on_file(
     from quantkit.stages.niah import CheckSettings, check_retrieval
     from quantkit.stages.validate import validation_json
 
-    source = GGUFSource(model)  # tells what is wrong with the file before llama.cpp is asked
+    source = GGUFSource(model)
     integrity = None
     if where.source is not None:
         with console.stage("weights") as progress:

@@ -92,7 +92,7 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
         for place, r in enumerate(facts.results)
     }
     values = {
-        "largest": max(result.size_bytes for result in facts.results),
+        "largest": max((result.size_bytes for result in facts.results), default=0),
         "f": facts,
         "versions": versions,
         "levels": levels,

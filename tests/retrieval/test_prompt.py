@@ -212,7 +212,7 @@ def test_candidates_follow_the_prompt(tokenizer: Tokenizer) -> None:
 def test_no_candidates_where_they_cannot_follow() -> None:
     # "<think></think>" and a value are one word to this tokenizer
     assert not any(branch.candidates for branch in build(BY_WORDS).branches)
-    assert not any(branch.candidates for branch in build(thinking=True).branches)
+    assert not any(branch.candidates for branch in build(thinking=True, answer_tokens=256).branches)
 
 
 def test_several_values_have_room_for_several() -> None:
