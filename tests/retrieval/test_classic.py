@@ -108,4 +108,7 @@ def test_candidates_follow() -> None:
     for branch in prompts.branches:
         (value,) = branch.candidates
         assert BY_CHARACTER.decode(value) == branch.question.values[0]
-    assert not any(b.candidates for b in build(BY_CHARACTER, thinking=True, answer_tokens=256, **CLASSIC).branches)
+    assert not any(
+        b.candidates
+        for b in build(BY_CHARACTER, thinking=True, answer_tokens=256, **CLASSIC).branches
+    )

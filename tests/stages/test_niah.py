@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from broken_artifacts import exchanged, mistyped, swapped, with_context_length, with_nan
 from demo_artifacts import WANTS_BOS, write_demo
+from small_haystack import small_haystack
 from watched import Watched
 
 from quantkit.errors import EnvironmentFault, GateError, InputError
@@ -28,10 +29,10 @@ from quantkit.stages import niah_run
 from quantkit.stages.integrity import check_artifact
 from quantkit.stages.niah import CheckSettings, check_retrieval
 
-DEVICES = DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0)
+DEVICES = DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0)
 SETTINGS = CheckSettings(DEVICES, "f16")
 GRID = {
-    "context_tokens": (1024, 2048),
+    "context_tokens": (896, 1408),
     "needles": 6,
     "probes": {"near-miss": 1, "absent": 1, "multi-value": 1, "two-hop": 1},
     "minimum_lower_bound": None,
@@ -49,7 +50,9 @@ def checked(
     **changes: Any,  # noqa: ANN401
 ) -> Retrieval:
     folder.mkdir(exist_ok=True)
-    return check_retrieval(model, recipe(**changes), settings, folder / "niah.jsonl", folder)
+    return check_retrieval(
+        model, recipe(**changes), settings, folder / "niah.jsonl", folder, small_haystack()
+    )
 
 
 @pytest.fixture(scope="module")
@@ -89,15 +92,15 @@ def test_every_cell_is_as_after_a_prefill_of_its_own(
 
 def test_one_prefill_answers_all(one_pass: Retrieval) -> None:
     assert sum(rung.prefill_tokens for rung in one_pass.rungs) == one_pass.prefill_tokens
-    assert 1850 <= one_pass.prefill_tokens <= 2048
+    assert 1200 <= one_pass.prefill_tokens <= 1408
     assert one_pass.fork_difference == 0.0
     assert [rung.fork_difference for rung in one_pass.rungs] == [0.0, 0.0]
-    assert [rung.context_tokens for rung in one_pass.rungs] == [1024, 2048]
+    assert [rung.context_tokens for rung in one_pass.rungs] == [896, 1408]
     assert all(rung.decode_tokens > 0 and rung.prefill_seconds > 0 for rung in one_pass.rungs)
     (cpu,) = [use for use in one_pass.memory if use.device == "CPU"]
     assert cpu.context_bytes == cpu.planned_context_bytes > 0
     assert cpu.compute_bytes == cpu.planned_compute_bytes > 0
-    names = [score.name for score in one_pass.scores if score.context_tokens == 2048]
+    names = [score.name for score in one_pass.scores if score.context_tokens == 1408]
     assert names[0].startswith("multikey-")
     assert int(names[0].removeprefix("multikey-")) > 12  # both rungs' needles and near misses
     assert names[1:] == ["near-miss", "absent", "multi-value", "two-hop"]
@@ -120,7 +123,7 @@ def test_classic_mode_has_one_needle_at_each_depth(model: Path, tmp_path: Path) 
     settings = replace(SETTINGS, fresh=True)
     fresh = checked(model, tmp_path / "fresh", settings, mode="classic", probes={})
     assert [(a.context_tokens, a.task, a.hit) for a in found.answers] == [
-        (length, "single", True) for length in (1024, 2048) for _ in range(3)
+        (length, "single", True) for length in (896, 1408) for _ in range(3)
     ]
     assert [a.answer for a in fresh.answers] == [a.answer for a in found.answers]
     assert [a.depth for a in found.answers[:3]] == pytest.approx([0.1, 0.5, 0.9], abs=0.05)
@@ -160,7 +163,7 @@ class Impatient(Tokens):
 
 def test_a_killed_run_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
     saving = replace(SETTINGS, save_seconds=0)
-    lengths = (2560, 4608)
+    lengths = (2304, 3072)
     whole = checked(model, tmp_path / "whole", saving, context_tokens=lengths, probes={})
     work = tmp_path / "killed"
     work.mkdir()
@@ -168,10 +171,10 @@ def test_a_killed_run_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
     asked = recipe(context_tokens=lengths, probes={})
     for reports in (2, 3, 3):  # in the first prefill, at its questions, in the second
         with pytest.raises(Killed):
-            check_retrieval(model, asked, saving, out, work, progress=Impatient(reports))
+            check_retrieval(model, asked, saving, out, work, small_haystack(), Impatient(reports))
         assert not out.exists()
     watched = Tokens()
-    found = check_retrieval(model, asked, saving, out, work, progress=watched)
+    found = check_retrieval(model, asked, saving, out, work, small_haystack(), watched)
     assert out.read_bytes() == (tmp_path / "whole" / "niah.jsonl").read_bytes()
     assert found.answers == whole.answers
     assert any("an earlier run saved" in sentence for sentence in watched.notes)
@@ -183,14 +186,15 @@ def test_a_killed_run_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
     journal = work / "answers.jsonl"
     kept = journal.read_bytes()
     idle = Tokens()
-    again = check_retrieval(model, asked, saving, out, work, progress=idle)
+    again = check_retrieval(model, asked, saving, out, work, small_haystack(), idle)
     assert (again.answers, journal.read_bytes()) == (whole.answers, kept)
     assert idle.done == idle.total > 0
     # and killed between two of those that were answered side by side
     lines = journal.read_text().splitlines(keepends=True)
-    for kept in (3, 1 + 6 + 1 + 5):
-        journal.write_text("".join(lines[:kept]))
-        assert check_retrieval(model, asked, saving, out, work).answers == whole.answers
+    journal.write_text("".join(lines[: 1 + 6 + 1 + 5]))
+    assert (
+        check_retrieval(model, asked, saving, out, work, small_haystack()).answers == whole.answers
+    )
 
 
 class Stopped(Exception):
@@ -217,9 +221,9 @@ def test_what_a_killed_run_had_closed_is_not_counted_again(
     monkeypatch.setattr(SavedState, "save", save)
     work, journal = tmp_path, tmp_path / "answers.jsonl"
     with pytest.raises(Stopped):
-        niah_run.ask_in_child(*arguments, work, journal, None, lambda _message: None)
+        niah_run.ask_in_child(*arguments, work, journal, small_haystack(), lambda _message: None)
     messages: list[Any] = []
-    facts = niah_run.ask_in_child(*arguments, work, journal, None, messages.append)
+    facts = niah_run.ask_in_child(*arguments, work, journal, small_haystack(), messages.append)
     lines = Journal(journal, facts.purpose).lines
     answers, rungs = read_journal(lines, facts.keys, asked)
     assert tuple(answers) == whole.answers
@@ -258,7 +262,7 @@ def test_a_prefix_that_forks_change_ends_the_run(
         EnvironmentFault, match=r"asked again after all others differs by .*--fresh"
     ):
         niah_run.ask_in_child(
-            model, recipe(probes={}), SETTINGS, tmp_path, tmp_path / "a.jsonl", None,
+            model, recipe(probes={}), SETTINGS, tmp_path, tmp_path / "a.jsonl", small_haystack(),
             lambda _message: None,
         )  # fmt: skip
 
@@ -269,7 +273,7 @@ def test_forks_that_are_not_exact_are_told_and_not_used(
     monkeypatch.setattr(Context, "fork", lambda self, source, target: self.drop(target))
     messages: list[Any] = []
     facts = niah_run.ask_in_child(
-        model, recipe(), SETTINGS, tmp_path, tmp_path / "answers.jsonl", None,
+        model, recipe(), SETTINGS, tmp_path, tmp_path / "answers.jsonl", small_haystack(),
         messages.append,
     )  # fmt: skip
     assert not facts.forked
@@ -287,7 +291,7 @@ def test_forks_that_are_not_exact_are_told_and_not_used(
 def test_no_memory_is_told_before_the_weights_are_read(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = (model, recipe(forks=8), SETTINGS, tmp_path, tmp_path / "a.jsonl", None)
+    arguments = (model, recipe(forks=8), SETTINGS, tmp_path, tmp_path / "a.jsonl", small_haystack())
     monkeypatch.setattr(niah_run, "free_memory", lambda: {"CPU": 1 << 20})
     with pytest.raises(EnvironmentFault, match=r"CPU needs .* MiB and has 1\.0 MiB free"):
         niah_run.ask_in_child(*arguments, lambda _message: None)
@@ -304,10 +308,10 @@ def test_a_tensor_of_the_wrong_type_fails_the_gate(
     model: Path, tmp_path: Path, tensor: str
 ) -> None:
     broken = mistyped(model, tmp_path / "broken.gguf", tensor, "IQ4_NL")
-    gate = {"probes": {}, "context_tokens": (2048,), "needles": 29, "minimum_lower_bound": 0.9}
-    assert checked(model, tmp_path / "whole", **gate).passes((), 0.9)
+    gate = {"probes": {}, "context_tokens": (768,), "needles": 10, "minimum_lower_bound": 0.7}
+    assert checked(model, tmp_path / "whole", **gate).passes((), 0.7)
     found = checked(broken, tmp_path / "work", **gate)
-    assert not found.passes((), 0.9)
+    assert not found.passes((), 0.7)
     mean = found.scores[0].log_probability
     assert mean is not None
     assert mean < -5
@@ -356,7 +360,7 @@ def test_logits_that_are_no_numbers_are_the_files_fault(model: Path, tmp_path: P
 def test_a_truncated_context_length_fails_the_gate(model: Path, tmp_path: Path) -> None:
     out = with_context_length(model, tmp_path / "short.gguf", 1024)
     with pytest.raises(
-        GateError, match="1024 tokens in its metadata, and is to be checked at 2048"
+        GateError, match="1024 tokens in its metadata, and is to be checked at 1408"
     ):
         checked(out, tmp_path / "work")
 
