@@ -17,6 +17,7 @@ from watched import Watched
 from quantkit.errors import EnvironmentFault, GateError, InputError
 from quantkit.journal import Journal
 from quantkit.models import choose_model, open_source
+from quantkit.native.child import Emit
 from quantkit.native.llama import Context
 from quantkit.native.questions import Questioner
 from quantkit.native.saved_state import SavedState
@@ -25,7 +26,7 @@ from quantkit.recipe import RetrievalRecipe
 from quantkit.retrieval.haystack import sentences
 from quantkit.retrieval.journaled import read_journal
 from quantkit.retrieval.results import Answer, Retrieval
-from quantkit.stages import niah_run
+from quantkit.stages import niah, niah_run
 from quantkit.stages.integrity import check_artifact
 from quantkit.stages.niah import CheckSettings, check_retrieval
 
@@ -37,6 +38,18 @@ GRID = {
     "probes": {"near-miss": 1, "absent": 1, "multi-value": 1, "two-hop": 1},
     "minimum_lower_bound": None,
 }
+
+
+@pytest.fixture(autouse=True)
+def in_this_process(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Most checks need no process of their own, whose start takes as long as they do."""
+    if "isolated" not in request.keywords:
+        monkeypatch.setattr(niah, "run_isolated", called)
+
+
+def called(task: str, arguments: dict[str, Any], on_message: Emit) -> Any:  # noqa: ANN401
+    assert task == "quantkit.stages.niah_run:ask_in_child"
+    return niah_run.ask_in_child(**arguments, emit=on_message)
 
 
 def recipe(**changes: Any) -> RetrievalRecipe:  # noqa: ANN401 - fields of every type
@@ -161,6 +174,7 @@ class Impatient(Tokens):
             raise Killed
 
 
+@pytest.mark.isolated
 def test_a_killed_run_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
     saving = replace(SETTINGS, save_seconds=0)
     lengths = (2304, 3072)
