@@ -13,7 +13,7 @@ from quantkit.native.child import run_isolated
 from quantkit.recipe import RetrievalRecipe
 from quantkit.retrieval.needles import INSTRUCTION, SINGLE_INSTRUCTION
 
-LENGTHS = (2048, 8192)
+LENGTHS = (2048, 8192, 32768)
 LADDER = RetrievalRecipe(context_tokens=LENGTHS, needles=8, probes=dict.fromkeys(ALL_PROBES, 1))
 KEYS = 8 + 3 + 1 + 1 + 2
 """Hidden for one length; an absent key is not, and a paraphrase has none."""
@@ -41,7 +41,7 @@ def prompts(
 def test_ladder(demo: Path, bos: bool) -> None:
     seen, keys, digest = prompts(demo, LADDER, bos=bos)
     assert len(seen) == 3 * (8 + len(ALL_PROBES))
-    assert keys[8192] == 2 * KEYS > keys[2048] >= KEYS
+    assert keys[32768] == 3 * KEYS > keys[8192] > keys[2048] >= KEYS
     assert all(one.exact and one.longer_exact for one in seen)
     for length in LENGTHS:
         some = [one for one in seen if one.question.context_tokens == length]
