@@ -99,7 +99,7 @@ def _preflight_prompts(context: BuildContext) -> None:
         InputError: a context is too short for what is to be hidden in it, or the haystack is.
     """
     pipeline = context.pipeline
-    if all(pipeline.has_run(f"validate:{plan.recipe.name}") for plan in context.levels[0]):
+    if pipeline.has_run("imatrix"):  # an earlier run has seen it
         return
     recipe, _ = context.retrieval
     with pipeline.console.stage("prompts"):

@@ -13,12 +13,15 @@ import pytest
 from demo_artifacts import write_demo
 from forked import quantkit
 from models import write_llama
+from small_haystack import small_haystack
 
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.values import MetaValue
 
 FEW = ("--chunks", 4, "--chunk-tokens", 128)
-QUESTIONS = ("--context", 512, "--needles", 6, "--seed", 1, "--seed", 2)
+QUESTIONS = (
+    "--context", 512, "--needles", 6, "--seed", 1, "--seed", 2, "--haystack", small_haystack(),
+)  # fmt: skip
 
 
 def compare(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:

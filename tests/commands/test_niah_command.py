@@ -10,6 +10,7 @@ import pytest
 from broken_artifacts import swapped, with_context_length
 from demo_artifacts import write_demo
 from forked import quantkit
+from small_haystack import small_haystack
 
 from quantkit.commands.niah import probes_of
 from quantkit.errors import InputError
@@ -24,7 +25,10 @@ def niah(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return quantkit("niah", *arguments, cwd=cwd)
 
 
-SMALL = ("--context", 1024, "--needles", 6, "--kv", "f16", "--minimum", 0.5)
+SMALL = (
+    "--context", 1024, "--needles", 6, "--kv", "f16", "--minimum", 0.5,
+    "--haystack", small_haystack(),
+)  # fmt: skip
 
 
 def test_a_check_that_passes(model: Path, tmp_path: Path) -> None:

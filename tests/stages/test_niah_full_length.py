@@ -59,7 +59,7 @@ def test_one_pass_at_516096_tokens_killed_and_resumed(tmp_path: Path) -> None:
     assert 516_096 - 100 < niah["prefill_tokens"] + 24 + 40 <= 516_096 + 40
     paid = niah["prefill_tokens"] + niah["question_tokens"]
     assert paid <= 1.05 * niah["context_tokens"]
-    assert niah["classic_tokens"] > 8 * sum(LADDER)
+    assert niah["classic_tokens"] > 8 * (sum(LADDER) - 5 * 300)
     answers = (tmp_path / "niah" / "niah.jsonl").read_text().splitlines()
     assert len(answers) == len(LADDER) * 8
     for use in niah["memory"]:
