@@ -192,12 +192,8 @@ def read_tensor_split(placement: Path) -> tuple[float, ...]:
 
 def read_answers(path: Path) -> tuple[Answer, ...]:
     """All answers of a niah.jsonl, in its order."""
-    found = []
-    for line in path.read_text(encoding="utf-8").split("\n"):  # an answer may have any other break
-        if line:
-            fields_of = json.loads(line)
-            found.append(Answer(**fields_of | {"values": tuple(fields_of["values"])}))
-    return tuple(found)
+    lines = path.read_text(encoding="utf-8").split("\n")  # an answer may have any other break
+    return tuple(Answer.read(line) for line in lines if line)
 
 
 def _retrieval(niah: Mapping[str, Any]) -> LevelRetrieval:

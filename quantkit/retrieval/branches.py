@@ -41,6 +41,11 @@ class Question:
     lures: tuple[str, ...]
     answer_tokens: int
 
+    @property
+    def place(self) -> tuple[int, int, str, int]:
+        """(length, seed, task, index), as of its `Answer`."""
+        return self.context_tokens, self.seed, self.task, self.index
+
 
 @dataclass(frozen=True)
 class Branch:

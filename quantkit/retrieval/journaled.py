@@ -59,6 +59,12 @@ def answer_line(answer: Answer) -> str:
     return json.dumps({"answer": asdict(answer)})
 
 
+def answered_places(lines: Sequence[str]) -> set[tuple[int, int, str, int]]:
+    """Which questions a journal holds answers to, as their `place`."""
+    kept = (json.loads(line).get("answer") for line in lines)
+    return {(a["context_tokens"], a["seed"], a["task"], a["index"]) for a in kept if a is not None}
+
+
 def read_journal(
     lines: Sequence[str], keys: dict[int, int], recipe: RetrievalRecipe
 ) -> tuple[list[Answer], tuple[Rung, ...]]:

@@ -15,7 +15,7 @@ from quantkit.native.questions import Asked, Questioner, Said, Seats, relative_d
 from quantkit.native.saved_state import SavedState
 from quantkit.recipe import RetrievalRecipe
 from quantkit.retrieval.branches import Branch, Prompts
-from quantkit.retrieval.journaled import answer_line, answer_to
+from quantkit.retrieval.journaled import answer_line, answer_to, answered_places
 from quantkit.retrieval.scoring import THINKING_TAGS
 
 FORK_LIMIT = 1e-2
@@ -56,14 +56,11 @@ class QuestionRun:
             lambda tokens: emit(("advance", tokens)),
             THINKING_TAGS if recipe.thinking else (),
         )
-        self._answered: set[tuple[int, int, str, int]] = set()
+        self._answered = answered_places(journal.lines)
         self._closed: set[tuple[int, int]] = set()
         for line in journal.lines:
             entry = json.loads(line)
-            if "answer" in entry:
-                a = entry["answer"]
-                self._answered.add((a["context_tokens"], a["seed"], a["task"], a["index"]))
-            elif "rung" in entry:
+            if "rung" in entry:
                 self._closed.add((entry["rung"]["context_tokens"], entry["seed"]))
 
     def begin(self, prompts: dict[int, Prompts], saved: dict[int, SavedState]) -> None:
@@ -213,8 +210,7 @@ class QuestionRun:
         ]
 
     def _is_answered(self, branch: Branch) -> bool:
-        q = branch.question
-        return (q.context_tokens, q.seed, q.task, q.index) in self._answered
+        return branch.question.place in self._answered
 
     def _write(self, branch: Branch, said: Said, cost: _Cost | None = None) -> None:
         """Write an answer down, with its cost where that is its own."""

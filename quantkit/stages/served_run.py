@@ -21,7 +21,8 @@ from quantkit.llama_server import Completion, LlamaServer, Tokens
 from quantkit.progress import Progress
 from quantkit.recipe import RetrievalRecipe
 from quantkit.retrieval.branches import Branch, Prompts
-from quantkit.retrieval.journaled import answer_line, answer_to
+from quantkit.retrieval.journaled import answer_line, answer_to, answered_places
+from quantkit.retrieval.scoring import THINKING_TAGS
 
 TEST_TAIL = 64
 """Tokens of the test's question that are its own, at most."""
@@ -43,7 +44,6 @@ TESTED = "tested"
 """Key of the journal's lines that hold a `Tested`."""
 RANKED = 1000
 """Candidates that a rank is counted among."""
-THINKING_TAGS = ("<think>", "</think>")
 
 Likeliest = tuple[tuple[int, float], ...]
 """(token, log-probability), from the likeliest down."""
@@ -154,11 +154,7 @@ class Run:
     ) -> None:
         self._server, self._recipe = server, recipe
         self._journal, self._progress = journal, progress
-        self._answered = {
-            (a["context_tokens"], a["seed"], a["task"], a["index"])
-            for a in (json.loads(line).get("answer") for line in journal.lines)
-            if a is not None
-        }
+        self._answered = answered_places(journal.lines)
 
     def ask_all(self, prompts: Sequence[Prompts]) -> None:
         """Ask every seed's questions; the first of them is the self-test too."""
@@ -304,8 +300,7 @@ class Run:
         self._progress.advance(len(branch.tokens))
 
     def _done(self, branch: Branch) -> bool:
-        q = branch.question
-        return (q.context_tokens, q.seed, q.task, q.index) in self._answered
+        return branch.question.place in self._answered
 
 
 def _first_likeliest(said: Completion) -> Likeliest:
