@@ -21,7 +21,7 @@ from quantkit.families.geometry import ModelGeometry, geometry_of
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.formats.ready_tensors import FinishedFile
 from quantkit.formats.source import TensorSource
-from quantkit.hub import Hub
+from quantkit.hub.reading import Hub
 from quantkit.machine import nvidia_cards
 from quantkit.models import choose_model, model_files, open_source
 from quantkit.pipeline import Pipeline, Stage

@@ -16,8 +16,8 @@ from quantkit.calibration import ENDINGS, CalibrationSource
 from quantkit.downloads.record import STATE, is_whole
 from quantkit.downloads.remote_files import RemoteFiles
 from quantkit.errors import EnvironmentFault, InputError
-from quantkit.hub import Hub, HubFile, Listing
-from quantkit.hub_answers import is_commit
+from quantkit.hub.answers import is_commit
+from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.progress import Progress
 from quantkit.receipts import write_json
 from quantkit.sizes import bytes_text

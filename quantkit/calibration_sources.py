@@ -8,7 +8,7 @@ from pathlib import Path
 from quantkit.calibration import ENDINGS, CalibrationSource
 from quantkit.calibration_datasets import DatasetAddress, bring, is_dataset
 from quantkit.errors import InputError
-from quantkit.hub import Hub
+from quantkit.hub.reading import Hub
 from quantkit.progress import SILENT, Progress
 from quantkit.recipe import ImatrixRecipe
 from quantkit.resources import resource

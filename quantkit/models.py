@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from quantkit.errors import InputError
 from quantkit.formats.source import TensorSource
-from quantkit.hub import Hub
+from quantkit.hub.reading import Hub
 from quantkit.progress import SILENT, Progress
 from quantkit.resources import DEMO_MODEL
 

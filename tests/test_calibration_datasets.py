@@ -20,7 +20,7 @@ from quantkit.calibration_datasets import LIMIT_BYTES, DatasetAddress, chosen_fi
 from quantkit.calibration_sources import resolve_sources
 from quantkit.downloads.record import STATE
 from quantkit.errors import EnvironmentFault, InputError
-from quantkit.hub import Hub, HubFile, Listing
+from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.progress import SILENT
 from quantkit.recipe import ImatrixRecipe
 

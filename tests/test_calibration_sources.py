@@ -11,7 +11,7 @@ from loopback_hub import hub
 
 from quantkit.calibration_sources import local_sources, resolve_sources, shipped_texts
 from quantkit.errors import InputError
-from quantkit.hub import Hub
+from quantkit.hub.reading import Hub
 from quantkit.recipe import ImatrixRecipe
 
 FOLDER = Path(__file__).parents[1] / "calibration"

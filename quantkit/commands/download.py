@@ -18,7 +18,7 @@ def download(model: str, out: Path | None, quiet: bool, as_json: bool) -> None:
     from quantkit.downloads.survey import survey
     from quantkit.families.geometry import geometry_of
     from quantkit.families.registry import family_for
-    from quantkit.hub import Hub
+    from quantkit.hub.reading import Hub
     from quantkit.recipe import recipe_for
     from quantkit.stages.download import download as run
 

@@ -32,7 +32,7 @@ def open_shapes(
 
     if choice.kind != "repository":
         return open_source(choice, keep_prediction=keep_prediction, on_shape=on_shape)
-    from quantkit.hub import Hub
+    from quantkit.hub.reading import Hub
 
     with console.stage("headers") as progress:
         return open_headers(

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from quantkit.errors import EnvironmentFault
-from quantkit.hub import HubFile
+from quantkit.hub.reading import HubFile
 from quantkit.receipts import HASH_CHUNK_BYTES
 
 

@@ -33,8 +33,8 @@ from quantkit.formats.safetensors_header import (
     header_bytes,
     parse_header,
 )
-from quantkit.hub import Hub, HubFile
-from quantkit.hub_answers import is_commit
+from quantkit.hub.answers import is_commit
+from quantkit.hub.reading import Hub, HubFile
 from quantkit.progress import Progress
 from quantkit.receipts import atomic, resumable, write_json
 from quantkit.user_cache import cache_folder

@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from quantkit.hub import HubFile
+from quantkit.hub.reading import HubFile
 from quantkit.journal import Journal
 
 STATE = ".quantkit"

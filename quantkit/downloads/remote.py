@@ -16,7 +16,7 @@ from quantkit.downloads.remote_files import RemoteFiles
 from quantkit.errors import InputError
 from quantkit.families.base import without_prediction
 from quantkit.families.registry import family_for
-from quantkit.hub import Hub, HubFile, Listing
+from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.progress import SILENT, Progress
 
 CONFIG = "config.json"

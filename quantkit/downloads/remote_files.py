@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from quantkit.hub import HubFile, Listing
+from quantkit.hub.reading import HubFile, Listing
 
 
 @dataclass(frozen=True, kw_only=True)

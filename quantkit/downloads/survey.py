@@ -12,7 +12,7 @@ from quantkit.downloads.record import STATE, Kept, Record, read_record
 from quantkit.downloads.remote_files import RemoteFiles
 from quantkit.downloads.space import free_bytes
 from quantkit.errors import InputError
-from quantkit.hub import HubFile
+from quantkit.hub.reading import HubFile
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from quantkit.downloads.survey import (
 )
 from quantkit.downloads.threads import run_all
 from quantkit.errors import EnvironmentFault, InputError
-from quantkit.hub import Hub, HubFile
+from quantkit.hub.reading import Hub, HubFile
 from quantkit.progress import Progress
 from quantkit.receipts import build_folder, publish
 from quantkit.sizes import bytes_text

@@ -24,7 +24,7 @@ from quantkit.errors import EnvironmentFault, InputError
 from quantkit.families.checkpoint import open_checkpoint
 from quantkit.formats.safetensors_header import header_bytes
 from quantkit.formats.source import TensorSource
-from quantkit.hub import Hub
+from quantkit.hub.reading import Hub
 from quantkit.models import choose_model, open_headers
 
 REPO = "someone/Model-BF16"
@@ -415,7 +415,7 @@ def test_killed_in_between_only_the_rest_comes(
     code = (
         "import sys; from pathlib import Path\n"
         "from quantkit.downloads.headers import fetch_headers\n"
-        "from quantkit.hub import Hub\nfrom quantkit.progress import SILENT\n"
+        "from quantkit.hub.reading import Hub\nfrom quantkit.progress import SILENT\n"
         "fetch_headers(lambda: Hub(sys.argv[1], token=False), sys.argv[2], None, SILENT,"
         " Path(sys.argv[3]))"
     )

@@ -26,7 +26,7 @@ from quantkit.downloads.remote import look_up, wanted_files
 from quantkit.downloads.space import HEADER_BYTES, SpaceNeeded, check_space, space_needed
 from quantkit.downloads.survey import survey
 from quantkit.errors import EnvironmentFault, InputError
-from quantkit.hub import Hub, HubFile, Listing
+from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.levels import PRESETS
 from quantkit.native.presets import stock_types
 from quantkit.receipts import file_sha256, publish

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 
 from quantkit.errors import EnvironmentFault
-from quantkit.hub_errors import Asked
+from quantkit.hub.errors import Asked
 
 LICENCE_CHARACTERS = 200
 _COMMIT = re.compile("[0-9a-f]{40}")
@@ -42,6 +42,18 @@ def licence_of(card: object) -> str | None:
     words = [f"other ({own})" if tag == "other" and own else tag for tag in tags]
     shown = "".join(c for c in ", ".join(filter(None, words)) if c.isprintable())
     return shown[:LICENCE_CHARACTERS] or None
+
+
+def card_of(card: object) -> dict[str, object]:
+    """The metadata at the head of a README.md as plain values; empty where there is none."""
+    as_plain = getattr(card, "to_dict", None)
+    found = as_plain() if callable(as_plain) else None
+    return found if isinstance(found, dict) else {}
+
+
+def gating_of(gated: object) -> str | bool | None:
+    """How access is granted: `auto`, `manual`, or False; None for anything else."""
+    return gated if isinstance(gated, bool) or gated in ("auto", "manual") else None
 
 
 def first_byte_offset(status: int, headers: Mapping[str, str], position: int) -> int:

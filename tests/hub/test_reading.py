@@ -13,7 +13,7 @@ import pytest
 from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
 
 from quantkit.errors import EnvironmentFault, InputError, QuantkitError
-from quantkit.hub import Hub, HubFile, Listing
+from quantkit.hub.reading import Hub, HubFile, Listing
 
 SIZE = 3_000_000
 WEIGHTS = "model.safetensors"
@@ -233,7 +233,7 @@ def test_the_hub_is_waited_for_as_long_as_it_asks(
 ) -> None:
     waited: list[float] = []
     reader, listing, file = weights(loopback)
-    monkeypatch.setattr("quantkit.hub.time.sleep", waited.append)
+    monkeypatch.setattr("quantkit.hub.connection.time.sleep", waited.append)
     loopback.api_faults = [Fault(429, limited_s=260), Fault(429, retry_after_s=9), Fault(503)]
     assert reader.listing("someone/demo").commit == COMMIT
     assert waited == [261, 9, 0.01]
@@ -397,7 +397,7 @@ def test_no_network_is_a_fault_of_the_machine() -> None:
 
 def test_offline_mode_is_named(loopback: LoopbackHub) -> None:
     code = (
-        "import sys; from quantkit.hub import Hub\n"
+        "import sys; from quantkit.hub.reading import Hub\n"
         "try: Hub(token=False).listing('someone/demo')\n"
         "except Exception as error: print(type(error).__name__, error)"
     )

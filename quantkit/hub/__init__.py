@@ -1,0 +1,1 @@
+"""The Hugging Face Hub: the only importer of huggingface_hub."""

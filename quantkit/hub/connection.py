@@ -1,0 +1,183 @@
+"""A connection to the Hub: address, token, waits, and our words for the client's errors."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from quantkit.hub.errors import (
+    Asked,
+    Refusal,
+    failed,
+    no_address,
+    no_token,
+    offline,
+    refusal_error,
+)
+
+if TYPE_CHECKING:
+    from huggingface_hub import HfApi
+
+DELAYS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
+"""Waits between attempts that brought nothing; three minutes outlast a router's restart."""
+LONGEST_WAIT_S = 300.0
+"""Longest wait that a server is granted; the Hub counts requests in windows of five minutes."""
+_HUB_HOSTS = ("huggingface.co", "hf.co")
+_TOKEN = re.compile(r"[\x21-\x7e]+")
+
+
+def ignore(sentence: str) -> None:
+    """Nobody is told."""
+
+
+class Connection:
+    """What reading and writing share; safe to use from several threads.
+
+    Args:
+        endpoint: address; HF_ENDPOINT or huggingface.co by default.
+        token: an access token; None for the one that `hf auth login` or HF_TOKEN left, False for
+            none.
+        timeout_s: longest silence of the server, seconds; HF_HUB_DOWNLOAD_TIMEOUT by default.
+        delays_s: waits before each further attempt when an attempt brought nothing.
+
+    Raises:
+        InputError: `endpoint` is no address, or the token holds what no token does.
+    """
+
+    def __init__(
+        self,
+        endpoint: str | None = None,
+        token: str | bool | None = None,
+        timeout_s: float | None = None,
+        delays_s: Sequence[float] = DELAYS_S,
+    ) -> None:
+        for address in (os.environ.get("HF_ENDPOINT"), endpoint):
+            _check_address(address)  # first: the client fails on importing it
+        from huggingface_hub import constants
+        from huggingface_hub.utils._headers import build_hf_headers  # utils names it in no __all__
+
+        from quantkit import __version__
+
+        # its warnings would run into the progress bar
+        logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
+        self.timeout_s = timeout_s or constants.HF_HUB_DOWNLOAD_TIMEOUT
+        self.delays_s = tuple(delays_s)
+        try:
+            headers = build_hf_headers(
+                token=token, library_name="quantkit", library_version=__version__
+            )
+        except ValueError:  # the file of the token is not text
+            raise no_token() from None
+        self._token = headers.get("authorization", "").removeprefix("Bearer ")
+        if self._token and not _TOKEN.fullmatch(self._token):
+            raise no_token()
+        # compressed answers know no Range
+        self.headers = headers | {"Accept-Encoding": "identity"}
+
+    @property
+    def has_token(self) -> bool:
+        return bool(self._token)
+
+    def api(self) -> HfApi:
+        """The client itself, with this address and token."""
+        from huggingface_hub import HfApi
+
+        return HfApi(endpoint=self.endpoint, token=self._token or False)
+
+    @contextmanager
+    def explained(self, asked: Asked) -> Iterator[None]:
+        """Turn the client's errors into ours."""
+        import httpx2
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        try:
+            yield
+        except OfflineModeIsEnabled:
+            raise offline(asked) from None
+        except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
+            refusal = self.refusal(error)
+            if refusal is None:
+                raise failed(self.words(error), asked) from None
+            raise refusal_error(refusal, asked) from None
+
+    def wait(self, error: Exception, delay_s: float | None, on_wait: Callable[[str], None]) -> None:
+        """Wait before another attempt, or raise `error` where there is to be none."""
+        if not self.is_transient(error) or delay_s is None:
+            raise error
+        refusal = self.refusal(error)
+        if refusal is not None:
+            delay_s = max(delay_s, refusal.asked_wait_s)
+        on_wait(f"{self.words(error)}; trying again in {delay_s:g} s")
+        time.sleep(delay_s)
+
+    def is_transient(self, error: Exception) -> bool:
+        """Whether the same request may succeed later: a fault of the network or a busy server."""
+        import httpx2
+
+        refusal = self.refusal(error)
+        if refusal is not None:
+            return refusal.is_transient
+        if isinstance(error, httpx2.UnsupportedProtocol):
+            return False
+        return isinstance(error, httpx2.TransportError) or type(error) is OSError
+
+    def refusal(self, error: Exception) -> Refusal | None:
+        """What the server answered, where it answered at all."""
+        import httpx2
+        from huggingface_hub.errors import HfHubHTTPError
+
+        if not isinstance(error, HfHubHTTPError):
+            return None
+        answer, home = error.response, httpx2.URL(self.endpoint)
+        host = answer.url.host
+        return Refusal(
+            status=answer.status_code,
+            code=answer.headers.get("X-Error-Code", ""),
+            message=self.without_token(answer.headers.get("X-Error-Message", "")),
+            address=str(answer.url.copy_with(query=None)),
+            is_hub=(host, answer.url.port) == (home.host, home.port) or host in _HUB_HOSTS,
+            asked_wait_s=_asked_wait_s(answer.headers),
+        )
+
+    def words(self, error: Exception) -> str:
+        """An error in a few words: the client's own take several lines."""
+        refusal = self.refusal(error)
+        if refusal is not None:
+            return f"HTTP {refusal.status}"
+        lines = self.without_token(str(error)).strip().splitlines()
+        return lines[0] if lines else type(error).__name__
+
+    def without_token(self, text: str) -> str:
+        return text.replace(self._token, "<token>") if self._token else text
+
+
+def _check_address(address: str | None) -> None:
+    import httpx2
+
+    if not address:
+        return
+    try:
+        url = httpx2.URL(address)
+    except httpx2.InvalidURL:
+        raise no_address(address) from None
+    if url.scheme not in ("http", "https") or not url.host:
+        raise no_address(address)
+
+
+def _asked_wait_s(headers: Mapping[str, str]) -> float:
+    """For how long the server wants to be left alone, in the form of all servers or the Hub's."""
+    from huggingface_hub.utils._http import parse_ratelimit_headers
+
+    asked = headers.get("Retry-After", "")
+    if asked.isdecimal():
+        return min(float(asked), LONGEST_WAIT_S)
+    limit = parse_ratelimit_headers(headers)
+    if limit is None or limit.remaining > 0:  # said with every answer
+        return 0.0
+    return min(limit.reset_in_seconds + 1.0, LONGEST_WAIT_S)
