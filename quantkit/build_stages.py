@@ -21,13 +21,13 @@ from quantkit.positions import kld_text
 from quantkit.progress import Progress
 from quantkit.receipts import content_id, file_sha256, identity, write_json
 from quantkit.recipe import ImatrixRecipe
+from quantkit.report_facts import CALIBRATION, VERSIONS, installed_versions, report_facts
 from quantkit.resources import HAYSTACK
 from quantkit.results import (
     LevelResult,
     allocation_json,
     fallback_text,
     placement_json,
-    read_ruled_out,
     verdict,
 )
 from quantkit.retrieval.heatmap import draw_heatmap
@@ -43,7 +43,7 @@ from quantkit.stages.niah import CheckSettings, check_retrieval
 from quantkit.stages.place import check_fits
 from quantkit.stages.quantize import artifact_names, quantize
 from quantkit.stages.ready_imatrix import take_ready
-from quantkit.stages.report import COVERAGE_PICTURE, ReportFacts, write_report
+from quantkit.stages.report import COVERAGE_PICTURE, write_report
 from quantkit.stages.validate import validation_json
 from quantkit.type_choice import TypeChoice, check_importance
 
@@ -149,7 +149,7 @@ def _ready_imatrix_stage(build: BuildContext, path: Path) -> Stage:
         return _imatrix_done(facts, out)
 
     settings = {"ready": [path.name, content_id(path)]}
-    return Stage("imatrix", 4, ("checkpoint",), settings, False, run)
+    return Stage("imatrix", 5, ("checkpoint",), settings, False, run)
 
 
 def _imatrix_done(facts: dict[str, Any], out: Path) -> Done:
@@ -335,31 +335,25 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
 def report_stage(
     build: BuildContext, levels: Sequence[LevelPlan], results: Sequence[LevelResult]
 ) -> Stage:
-    """Everything → report.html and README.md, with coverage.png and calibration.json."""
+    """Everything → report.html and README.md, with coverage.png and what they are made from."""
     job = build.job
 
     def run(work: Path, progress: Progress) -> Done:
-        calibration = job.out / "calibration.json"
         collected = build.pipeline.receipt("imatrix").facts
-        write_json(calibration, {k: v for k, v in collected.items() if k != "detail"})
-        outputs = [calibration]
+        outputs = [job.out / CALIBRATION, job.out / VERSIONS]
+        write_json(outputs[0], {k: v for k, v in collected.items() if k != "detail"})
+        write_json(outputs[1], installed_versions())
         if coverage_of(build.imatrix).experts:
             outputs.append(job.out / COVERAGE_PICTURE)
             draw_coverage(build.imatrix, build.choice.name, outputs[-1])
-        facts = ReportFacts(
-            model=build.choice.name,
-            architecture=build.geometry.architecture,
-            parameters=build.parameters,
-            target=job.target,
-            recipe=job.recipe,
-            results=tuple(results),
-            imatrix=collected,
-            kv_type=build.retrieval[0].kv_type or job.target.kv_type,
-            ruled_out=read_ruled_out(build.folder(levels[0]) / "allocation.json"),
-            coverage=coverage_of(build.imatrix),
-            counts_are_exact=build.imatrix.counts_are_exact,
-            unweighted=tuple(n for n in build.sensitivity.errors if n not in build.imatrix.entries),
-            dearest=tuple(build.sensitivity.dearest()),
+        facts = report_facts(
+            job.out,
+            build.choice.name,
+            build.geometry.architecture,
+            build.parameters,
+            job.target,
+            job.recipe,
+            results,
         )
         pages = write_report(facts, job.out)
         return Done((*pages, *outputs), "report.html, README.md", {})
@@ -370,4 +364,4 @@ def report_stage(
         "recipe": job.recipe.model_dump(mode="json"),
         "target": job.target.model_dump(mode="json"),
     }
-    return Stage("report", 8, ("imatrix", "measure", *needs), settings, True, run)
+    return Stage("report", 9, ("imatrix", "measure", *needs), settings, True, run)

@@ -19,7 +19,7 @@ from quantkit.positions import kld_text
 from quantkit.resources import TEMPLATES
 from quantkit.retrieval.cells import Cell, Grid
 from quantkit.retrieval.results import Answer
-from quantkit.retrieval.words import nats_text
+from quantkit.retrieval.words import nats_text, rate_text
 from quantkit.sizes import gb_text, gib_text, tokens_text
 
 if TYPE_CHECKING:
@@ -49,6 +49,7 @@ def page_environment() -> Environment:
         "length_text": tokens_text,
         "kld": kld_text,
         "nats": nats_text,
+        "rate": rate_text,
         "parameters": parameters_text,
         "count": lambda number: f"{number:,}",
         "share_color": share_color,

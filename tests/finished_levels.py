@@ -13,10 +13,10 @@ from quantkit.coverage import coverage_of
 from quantkit.formats.imatrix_file import Imatrix
 from quantkit.receipts import Output, Receipt
 from quantkit.recipe import RetrievalRecipe, recipe_for
+from quantkit.report_facts import ReportFacts
 from quantkit.results import LevelResult, read_level
 from quantkit.retrieval.results import Answer, DeviceUse, Retrieval, Rung, score_tasks
 from quantkit.stages.integrity import Integrity
-from quantkit.stages.report import ReportFacts
 from quantkit.stages.validate import validation_json
 from quantkit.target import load_target
 from quantkit.values import Divergence
@@ -129,7 +129,7 @@ def report_facts(results: Sequence[LevelResult], **changes: object) -> ReportFac
         "model": "Some-Model-120B", "architecture": "nemotron_h_moe", "parameters": 120_670_000_000,
         "target": load_target("4x3090"), "recipe": recipe.model_copy(update={"retrieval": asked}),
         "results": tuple(results), "kv_type": "q8_0", "ruled_out": {}, "coverage": coverage,
-        "counts_are_exact": True, "unweighted": (),
+        "counts_are_exact": True, "unweighted": (), "versions": {"quantkit": "0.1.0"},
         "imatrix": {"tokens": 204800, "weights": 1, "ready": None, "sources": ()},
         "dearest": (("token_embd.weight", 0.02), ("blk.0.ssm_in.weight", 0.001)),
     }  # fmt: skip

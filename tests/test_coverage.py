@@ -23,7 +23,8 @@ from quantkit.coverage_picture import draw_coverage
 from quantkit.errors import InputError
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
 from quantkit.recipe import recipe_for
-from quantkit.stages.report import ReportFacts, write_report
+from quantkit.report_facts import ReportFacts
+from quantkit.stages.report import write_report
 from quantkit.target import load_target
 
 DATA = Path(__file__).parent / "data" / "imatrix"
@@ -155,7 +156,7 @@ def report(folder: Path, found: Imatrix, unweighted: tuple[str, ...]) -> tuple[s
         model="m", architecture="a", parameters=1, target=load_target("4x3090"),
         recipe=recipe_for("demo", None), results=(), imatrix=collected, kv_type="f16",
         ruled_out={}, coverage=coverage_of(found), counts_are_exact=found.counts_are_exact,
-        unweighted=unweighted,
+        unweighted=unweighted, versions={"quantkit": "0.1.0"},
     )  # fmt: skip
     page, readme = write_report(facts, folder)
     return page.read_text(), readme.read_text()

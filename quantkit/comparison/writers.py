@@ -19,7 +19,6 @@ from quantkit.pages import cells_data, page_environment, picture_url
 from quantkit.receipts import write_json, write_text
 from quantkit.retrieval.cells import Grid, grid_of
 from quantkit.retrieval.results import MAIN_TASKS
-from quantkit.retrieval.words import rate_text
 
 VERSIONS_OF = ("llama-cpp-python", "numpy", "scipy")
 SIGN_WORDS = {">": "better", "<": "worse", "≷": "mixed", "≈": "≈"}
@@ -34,7 +33,6 @@ def write_comparison(found: Comparison, folder: Path) -> tuple[Path, ...]:
     values = _page_values(found, picture)
     environment = page_environment()
     environment.filters |= {
-        "rate": rate_text,
         "fine_nats": fine_nats_text,
         "ratio": ratio_text,
         "ratio_error": ratio_error_text,

@@ -2,58 +2,24 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from quantkit import __version__
-from quantkit.coverage import ENOUGH_TOKENS, Coverage, layer_of, percent_text, unseen_text
+from quantkit.coverage import ENOUGH_TOKENS, layer_of, percent_text, unseen_text
 from quantkit.pages import cells_data, outcome, page_environment, picture_url, shortened
 from quantkit.receipts import write_text
-from quantkit.recipe import Recipe
+from quantkit.report_facts import ReportFacts
 from quantkit.results import LevelResult, LevelRetrieval, read_answers
 from quantkit.retrieval.cells import Grid, grid_of
 from quantkit.retrieval.results import Answer, Rung
-from quantkit.retrieval.words import check_text, cost_text, forks_text, gate_text, rate_text
-from quantkit.target import Target
+from quantkit.retrieval.words import check_text, cost_text, forks_text, gate_text
 
 COVERAGE_PICTURE = "coverage.png"
-VERSIONS_OF = ("llama-cpp-python", "gguf", "numpy", "scipy")
 MISSES_SHOWN = 40
 """Of a level; the others are in its niah.jsonl."""
-
-
-@dataclass(frozen=True)
-class ReportFacts:
-    """What the templates show.
-
-    Attributes:
-        kv_type: of the retrieval check.
-        imatrix: chunks, tokens, weights, unseen_experts, sources; ready, the name of the file
-            that was taken instead of collecting.
-        ruled_out: tensors whose row length excludes some types → those types.
-        coverage: of the imatrix; its picture is in the folder where there are experts.
-        counts_are_exact: whether its tokens are, or only whether there were any.
-        unweighted: quantized tensors without statistics.
-        dearest: all that costs were measured of, with the KLD of an error of 1 %; dearest first.
-    """
-
-    model: str
-    architecture: str
-    parameters: int
-    target: Target
-    recipe: Recipe
-    results: tuple[LevelResult, ...]
-    imatrix: Mapping[str, Any]
-    kv_type: str
-    ruled_out: Mapping[str, list[str]]
-    coverage: Coverage
-    counts_are_exact: bool
-    unweighted: tuple[str, ...]
-    dearest: tuple[tuple[str, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -83,18 +49,30 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
 
     The levels' answers are read from the folder; what the page shows lies inside it.
     """
-    environment = page_environment()
-    environment.filters["rate"] = rate_text
-    versions = {"quantkit": __version__}
-    versions |= {name: importlib.metadata.version(name) for name in VERSIONS_OF}
+    written = []
+    values = _values(facts, folder)
+    for template, name in (("report.html", "report.html"), ("artifacts.md", "README.md")):
+        path = folder / name
+        write_text(path, page_environment().get_template(template).render(values))
+        written.append(path)
+    return tuple(written)
+
+
+def report_page(facts: ReportFacts, folder: Path) -> str:
+    """report.html, of what lies in `folder`."""
+    return page_environment().get_template("report.html").render(_values(facts, folder))
+
+
+def _values(facts: ReportFacts, folder: Path) -> dict[str, Any]:
+    """What the templates are given."""
     levels = {
         r.name: _level_page(place, r.retrieval, read_answers(folder / r.answers))
         for place, r in enumerate(facts.results)
     }
-    values = {
+    return {
         "largest": max((result.size_bytes for result in facts.results), default=0),
         "f": facts,
-        "versions": versions,
+        "versions": facts.versions,
         "levels": levels,
         "what": check_text(facts.recipe.retrieval, facts.kv_type),
         "tasks": _task_choices(facts.results),
@@ -106,12 +84,6 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
         "costs": _cost_values(facts.dearest),
         "presets": [level.name for level in facts.recipe.levels if level.preset is not None],
     }
-    written = []
-    for template, name in (("report.html", "report.html"), ("artifacts.md", "README.md")):
-        path = folder / name
-        write_text(path, environment.get_template(template).render(values))
-        written.append(path)
-    return tuple(written)
 
 
 def _level_page(place: int, found: LevelRetrieval, answers: Sequence[Answer]) -> LevelPage:
