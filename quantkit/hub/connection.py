@@ -65,6 +65,7 @@ class Connection:
 
         # its warnings would run into the progress bar
         logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+        # the token is a secret: `without_token` takes it out of what others say
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self.timeout_s = timeout_s or constants.HF_HUB_DOWNLOAD_TIMEOUT
         self.delays_s = tuple(delays_s)
@@ -74,21 +75,21 @@ class Connection:
             )
         except ValueError:  # the file of the token is not text
             raise no_token() from None
-        self._token = headers.get("authorization", "").removeprefix("Bearer ")
-        if self._token and not _TOKEN.fullmatch(self._token):
+        self.token = headers.get("authorization", "").removeprefix("Bearer ")
+        if self.token and not _TOKEN.fullmatch(self.token):
             raise no_token()
         # compressed answers know no Range
         self.headers = headers | {"Accept-Encoding": "identity"}
 
     @property
     def has_token(self) -> bool:
-        return bool(self._token)
+        return bool(self.token)
 
     def api(self) -> HfApi:
         """The client itself, with this address and token."""
         from huggingface_hub import HfApi
 
-        return HfApi(endpoint=self.endpoint, token=self._token or False)
+        return HfApi(endpoint=self.endpoint, token=self.token or False)
 
     @contextmanager
     def explained(self, asked: Asked) -> Iterator[None]:
@@ -154,7 +155,7 @@ class Connection:
         return lines[0] if lines else type(error).__name__
 
     def without_token(self, text: str) -> str:
-        return text.replace(self._token, "<token>") if self._token else text
+        return text.replace(self.token, "<token>") if self.token else text
 
 
 def _check_address(address: str | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Literal
 
@@ -11,7 +12,12 @@ RepositoryKind = Literal["model", "dataset"]
 
 _BAD_TOKEN = "Invalid credentials in Authorization header"
 _DISABLED = "Access to this resource is disabled."
+_NO_ROOM = re.compile(r"storage limit|quota|storage (?:is )?full|payment", re.IGNORECASE)
 _LOG_IN = "log in with 'hf auth login' or set HF_TOKEN"
+
+
+class NotThereError(InputError):
+    """No such repository or revision, as far as the token shows."""
 
 
 @dataclass(frozen=True)
@@ -45,19 +51,36 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was wanted: of which repository and revision, from where, and whether with a token."""
+    """What was wanted: of which repository and revision, from where, and whether with a token.
+
+    Attributes:
+        writes: whether something was to be changed there.
+    """
 
     endpoint: str
     repository: str
     revision: str | None
     has_token: bool
     kind: RepositoryKind = "model"
+    writes: bool = False
 
     @property
     def page(self) -> str:
         """The repository's address for people."""
         folder = "" if self.kind == "model" else f"{self.kind}s/"
         return f"{self.endpoint}/{folder}{self.repository}"
+
+    @property
+    def doing(self) -> str:
+        """The beginning of a sentence."""
+        return "publishing" if self.writes else "downloading"
+
+    @property
+    def kept(self) -> str:
+        """Why to run again is to go on."""
+        if self.writes:
+            return "what was uploaded is kept, and nothing is visible before all of it is there"
+        return "finished files are kept"
 
     @property
     def name(self) -> str:
@@ -70,17 +93,57 @@ def refusal_error(refusal: Refusal, asked: Asked) -> QuantkitError:
     if refusal.status == 429:
         return EnvironmentFault(
             f"{asked.endpoint} limits how often it may be asked (429), and still did after all "
-            "attempts; run again in some minutes: finished files are kept"
+            f"attempts; run again in some minutes: {asked.kept}"
             + ("" if asked.has_token else f"; to be granted more, {_LOG_IN}")
         )
     if not refusal.is_hub and refusal.status < 500 and refusal.status not in (408, 416):
         return EnvironmentFault(
-            f"downloading {asked.name} failed: the content network refused "
+            f"{asked.doing} {asked.name} failed: the content network refused "
             f"({refusal.status}) {refusal.address}, although each attempt asked {asked.endpoint} "
-            "for a new address; check this machine's clock and its proxy, then run again: finished "
-            "files are kept"
+            "for a new address; check this machine's clock and its proxy, then run again: "
+            f"{asked.kept}"
         )
-    return _hub_error(refusal, asked) or failed(f"HTTP {refusal.status}", asked)
+    known = _write_error(refusal, asked) if asked.writes else None
+    words = f"HTTP {refusal.status}" + (f": {refusal.message}" if refusal.message else "")
+    return known or _hub_error(refusal, asked) or failed(words, asked)
+
+
+def _write_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
+    """What stands in the way of a change, where it is not what stands in the way of reading."""
+    said = f" ({refusal.status}: {refusal.message})" if refusal.message else f" ({refusal.status})"
+    if refusal.status == 402 or _NO_ROOM.search(refusal.message):
+        return InputError(
+            f"the Hub has no room for {asked.repository}{said}; make room or get more at "
+            f"{asked.endpoint}/settings/billing, or publish without --private; {asked.kept}"
+        )
+    if refusal.status == 401 and refusal.message != _BAD_TOKEN:
+        return no_write_token(asked.endpoint)
+    if refusal.status == 403:
+        owner = asked.repository.partition("/")[0]
+        return InputError(
+            f"the Hub refuses to let you write to {asked.repository}{said}: the token needs write "
+            f"access to {owner}, and its account a right to write there; see "
+            f"{asked.endpoint}/settings/tokens, then {_LOG_IN}"
+        )
+    if refusal.status == 409:
+        return EnvironmentFault(
+            f"something else is being done to {asked.repository} at this moment{said}; run again: "
+            f"{asked.kept}"
+        )
+    if refusal.status == 413:
+        return EnvironmentFault(
+            f"the Hub finds a request to {asked.repository} too large{said}; publish fewer levels "
+            "at a time with --levels"
+        )
+    return None
+
+
+def no_write_token(endpoint: str) -> InputError:
+    """What is said where publishing was asked for and nobody is logged in."""
+    return InputError(
+        f"publishing takes an access token with the right to write, and there is none: make one at "
+        f"{endpoint}/settings/tokens, then {_LOG_IN}"
+    )
 
 
 def _hub_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
@@ -95,7 +158,7 @@ def _hub_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
             )
         )
     if refusal.code == "RevisionNotFound":
-        return InputError(
+        return NotThereError(
             f"{repository} has no revision {asked.revision!r}; its branches and tags are at "
             f"{page}/tree/main"
         )
@@ -107,7 +170,7 @@ def _hub_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
             f"one at {asked.endpoint}/settings/tokens, then {_LOG_IN}"
         )
     if refusal.code == "RepoNotFound" or refusal.status == 401:
-        return InputError(
+        return NotThereError(
             f"no {'repository' if asked.kind == 'model' else asked.kind} {asked.repository} for "
             "you: check the name"
             + (
@@ -132,14 +195,15 @@ def _hub_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
 def failed(words: str, asked: Asked) -> EnvironmentFault:
     """What is said of a fault that nothing more is known of."""
     return EnvironmentFault(
-        f"downloading {asked.name} from {asked.endpoint} failed ({words}); check the "
-        "network, then run again: finished files are kept"
+        f"{asked.doing} {asked.name} {'to' if asked.writes else 'from'} {asked.endpoint} failed "
+        f"({words}); check the network, then run again: {asked.kept}"
     )
 
 
 def offline(asked: Asked) -> EnvironmentFault:
     return EnvironmentFault(
-        f"{asked.name} cannot be downloaded while HF_HUB_OFFLINE is set; unset it"
+        f"{asked.name} cannot be {'published' if asked.writes else 'downloaded'} while "
+        "HF_HUB_OFFLINE is set; unset it"
     )
 
 

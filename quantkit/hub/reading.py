@@ -55,6 +55,7 @@ class Listing:
         licence: the tags of its card, as they are there; None where it states none.
         card: the metadata at the head of its README.md; anybody may have written it.
         gated: how access is granted, `auto` or `manual`; False: to all; None: not known.
+        private: whether only its owner sees it.
     """
 
     repository: str
@@ -64,6 +65,7 @@ class Listing:
     licence: str | None = None
     card: Mapping[str, object] = field(default_factory=dict)
     gated: str | bool | None = None
+    private: bool = False
 
 
 class Hub:
@@ -133,6 +135,7 @@ class Hub:
             licence_of(info.card_data),
             card_of(info.card_data),
             gating_of(info.gated),
+            bool(info.private),
         )
 
     def commit(

@@ -1,0 +1,196 @@
+"""Writing to the Hub through the real client, to a hub on loopback that also misbehaves."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from loopback_hub import GOOD_TOKEN, READ_TOKEN, LoopbackHub, UploadFault, hub
+
+from quantkit.errors import EnvironmentFault, InputError, QuantkitError
+from quantkit.hub.connection import Connection
+from quantkit.hub.writing import ConflictError, HubWriter, LocalFile, Upload
+
+# how the client 2.4 hands a file to httpx2
+pytestmark = pytest.mark.filterwarnings("ignore:Use .content=.*:DeprecationWarning")
+
+REPOSITORY = "someone/model-GGUF"
+BATCH = ("POST", r"/objects/batch")
+COMMIT = ("POST", r"/commit/main")
+PUT = ("PUT", "")
+
+
+@pytest.fixture
+def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    from huggingface_hub import close_session, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    # the client's own waits between attempts
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    with hub({}, storage=tmp_path / "hub") as served:
+        served.write(REPOSITORY, {"notes.txt": b"somebody's"})
+        yield served
+    close_session()
+
+
+def connection(loopback: LoopbackHub, token: str | bool = GOOD_TOKEN) -> Connection:
+    return Connection(loopback.address, token, timeout_s=2, delays_s=(0.01,) * 3)
+
+
+def writer(loopback: LoopbackHub, token: str | bool = GOOD_TOKEN) -> HubWriter:
+    return HubWriter(connection(loopback, token))
+
+
+def local(folder: Path, name: str, content: bytes) -> LocalFile:
+    path = folder / name.replace("/", "_")
+    path.write_bytes(content)
+    return LocalFile(name, path, len(content), hashlib.sha256(content).hexdigest())
+
+
+def files(folder: Path) -> list[LocalFile]:
+    return [
+        local(folder, "model.gguf", b"GGUF" + os.urandom(300_000)),
+        local(folder, "levels/Q4/heatmap.png", b"\x89PNG\0" + os.urandom(5_000)),
+        local(folder, "README.md", b"---\nlicense: mit\n---\n# words\n"),
+    ]
+
+
+def upload(loopback: LoopbackHub, *, propose: bool = False) -> Upload:
+    return writer(loopback).upload(REPOSITORY, "main", propose=propose)
+
+
+def head(loopback: LoopbackHub) -> str:
+    return loopback.repository(REPOSITORY).branches["main"].id
+
+
+def test_large_files_go_first_and_a_commit_shows_all(loopback: LoopbackHub, tmp_path: Path) -> None:
+    sent, before, counted = files(tmp_path), head(loopback), []
+    doing = upload(loopback)
+    doing.send(sent, counted.append)
+    assert sum(counted) == sum(file.size_bytes for file in sent)
+    assert head(loopback) == before  # nothing is to be seen yet
+    assert loopback.received[sent[0].sha256] == sent[0].size_bytes
+    made = doing.commit(["notes.txt"], before, "a title", "a text")
+    commit = loopback.commit(REPOSITORY)
+    assert commit is not None
+    assert made.commit == commit.id == head(loopback)
+    assert (commit.title, commit.parent and commit.parent.id) == ("a title", before)
+    assert set(commit.names()) == {file.name for file in sent} | {".gitattributes"}
+    for file in sent:
+        assert (commit.folder / file.name).read_bytes() == file.path.read_bytes()
+
+
+def test_what_is_there_is_not_sent_again(loopback: LoopbackHub, tmp_path: Path) -> None:
+    sent = files(tmp_path)
+    upload(loopback).send(sent, lambda size: None)  # killed before its commit
+    counted: list[int] = []
+    doing = upload(loopback)
+    doing.send(sent, counted.append)
+    doing.commit([], head(loopback), "t", "")
+    assert loopback.received[sent[0].sha256] == sent[0].size_bytes
+    assert sum(counted) == sum(file.size_bytes for file in sent)
+
+
+def test_parts_that_fail_are_sent_again_and_count_once(
+    loopback: LoopbackHub, tmp_path: Path
+) -> None:
+    loopback.part_bytes = 100_000
+    loopback.upload_faults[PUT] = [UploadFault(), 503, UploadFault(cut_after=50_000), 500]
+    counted: list[int] = []
+    sent = files(tmp_path)[:1]
+    doing = upload(loopback)
+    doing.send(sent, counted.append)
+    assert sum(counted) == sent[0].size_bytes
+    made = doing.commit([], head(loopback), "t", "")
+    commit = loopback.commit(REPOSITORY, made.commit)
+    assert commit is not None
+    assert (commit.folder / "model.gguf").read_bytes() == sent[0].path.read_bytes()
+
+
+def test_a_pull_request_is_opened_and_found_again(loopback: LoopbackHub, tmp_path: Path) -> None:
+    before = head(loopback)
+    assert writer(loopback).proposal(REPOSITORY, "a title", "someone") is None
+    doing = upload(loopback, propose=True)
+    doing.send(files(tmp_path), lambda size: None)
+    made = doing.commit([], before, "a title", "")
+    assert head(loopback) == before
+    assert made.proposal == "refs/pr/1"
+    assert made.address.endswith("/discussions/1")
+    assert writer(loopback).proposal(REPOSITORY, "a title", "someone") == "refs/pr/1"
+    assert writer(loopback).proposal(REPOSITORY, "a title", "another") is None
+    assert writer(loopback).proposal(REPOSITORY, "another title", "someone") is None
+
+
+def test_a_repository_and_a_branch_are_made_once(loopback: LoopbackHub) -> None:
+    for _ in range(2):
+        writer(loopback).create("someone/new-GGUF", private=True)
+        writer(loopback).create_branch("someone/new-GGUF", "next")
+    assert set(loopback.repository("someone/new-GGUF").branches) == {"main", "next"}
+    assert "someone/new-GGUF" in loopback.private
+
+
+def test_whose_token_it_is(loopback: LoopbackHub) -> None:
+    account = writer(loopback).account()
+    assert (account.name, account.reads_only) == ("someone", False)
+    assert "lab" in account.organizations
+    assert writer(loopback, READ_TOKEN).account().reads_only
+    with pytest.raises(InputError, match=r"there is none: make one .* HF_TOKEN"):
+        writer(loopback, False).account()
+    with pytest.raises(InputError, match=r"refuses your access token \(401\)"):
+        writer(loopback, "hf_wrong").account()
+
+
+def test_somebody_s_commit_before_ours_is_a_conflict(loopback: LoopbackHub, tmp_path: Path) -> None:
+    doing, before = upload(loopback), head(loopback)
+    doing.send(files(tmp_path), lambda size: None)
+    loopback.write(REPOSITORY, {"notes.txt": b"changed"})
+    with pytest.raises(ConflictError, match="somebody committed"):
+        doing.commit([], before, "t", "")
+
+
+@pytest.mark.parametrize(
+    ("where", "fault", "kind", "words"),
+    [
+        (BATCH, UploadFault(403, "Private repository storage limit reached, please upgrade"),
+         InputError, r"no room for .*storage limit reached.*settings/billing"),
+        (BATCH, UploadFault(402, "Payment required"), InputError, "no room for .*Payment required"),
+        (COMMIT, UploadFault(403, "Forbidden: pass a token with write scope"), InputError,
+         r"refuses to let you write to someone/model-GGUF \(403: Forbidden.*write access to some"),
+        (COMMIT, UploadFault(401), InputError, "takes an access token with the right to write"),
+        (COMMIT, UploadFault(404, "Repository not found", "RepoNotFound"), InputError,
+         "no repository someone/model-GGUF for you"),
+        (COMMIT, UploadFault(409, "Another commit is in progress"), EnvironmentFault,
+         r"something else is being done to .* \(409: Another commit"),
+        (COMMIT, UploadFault(413, "Payload too large"), EnvironmentFault, "--levels"),
+        (COMMIT, UploadFault(429), EnvironmentFault, "limits how often .* what was uploaded is"),
+        (COMMIT, UploadFault(500, "Internal"), EnvironmentFault,
+         r"publishing someone/model-GGUF to .* failed \(HTTP 500.*what was uploaded is kept"),
+        (COMMIT, UploadFault(cut_after=10), EnvironmentFault, "publishing .* failed"),
+    ],
+)  # fmt: skip
+def test_each_refusal_is_told_in_its_own_words(
+    loopback: LoopbackHub,
+    tmp_path: Path,
+    where: tuple[str, str],
+    fault: UploadFault,
+    kind: type[QuantkitError],
+    words: str,
+) -> None:
+    doing = upload(loopback)
+    loopback.upload_faults[where] = [fault] * 20
+    before = head(loopback)
+    with pytest.raises(kind, match=words) as told:  # noqa: PT012 - any step may be refused
+        doing.send(files(tmp_path), lambda size: None)
+        doing.commit([], before, "t", "")
+    assert GOOD_TOKEN not in str(told.value)
+    assert head(loopback) == before
+
+
+def test_a_file_that_changes_meanwhile_is_told(loopback: LoopbackHub, tmp_path: Path) -> None:
+    sent = files(tmp_path)
+    sent[0].path.write_bytes(b"GGUF shorter")
+    with pytest.raises(EnvironmentFault, match=r"model\.gguf changed while it was published"):
+        upload(loopback).send(sent, lambda size: None)
