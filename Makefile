@@ -4,6 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 DEMO_OUT ?= build/demo
+# The Hub's own reader of GGUF, which the tests there run on Node.
+READERS := tests/readers
+READERS_STAMP := $(READERS)/node_modules/.installed
 # Words of the titles of those sections that `make bench` is to run; all without.
 ONLY ?=
 
@@ -36,6 +39,15 @@ $(STAMP): pyproject.toml constraints.txt
 	@"$(BIN)/python" -m pip install --disable-pip-version-check -q -c constraints.txt -e . --group dev
 	@touch "$(STAMP)"
 
+# Without npm nothing is made, so that it is looked for again the next time.
+$(READERS_STAMP): $(READERS)/package.json $(READERS)/package-lock.json $(READERS)/.npmrc
+	@if command -v npm >/dev/null; then \
+		npm ci --prefix "$(READERS)" --no-audit --no-fund --ignore-scripts --loglevel=error >/dev/null && \
+		touch "$(READERS_STAMP)"; \
+	else \
+		echo "no npm on PATH: the tests in $(READERS), which need it, will be skipped"; \
+	fi
+
 $(ORACLE_VENV):
 	@$(PYTHON) -m venv "$(ORACLE_VENV)"
 
@@ -66,7 +78,7 @@ oracle-tools: $(TOOLS_STAMP)
 demo: $(STAMP)
 	@"$(BIN)/quantkit" build --target 4x3090 --model demo --out "$(DEMO_OUT)"
 
-test: $(STAMP)
+test: $(STAMP) $(READERS_STAMP)
 	"$(BIN)/python" -m pytest
 
 check: $(STAMP)
@@ -85,4 +97,4 @@ bench: $(STAMP) $(ORACLE_STAMP) $(TOOLS_STAMP)
 	PYTHONPATH=scripts "$(BIN)/python" benchmarks/run.py $(ONLY)
 
 clean:
-	rm -rf "$(VENV)" "$(ORACLE)" build
+	rm -rf "$(VENV)" "$(ORACLE)" "$(READERS)/node_modules" build
