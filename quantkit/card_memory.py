@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 
 from quantkit.errors import InputError
 from quantkit.families.geometry import ModelGeometry
-from quantkit.formats.gguf_file import DEFAULT_ALIGNMENT
+from quantkit.formats.gguf_header import DEFAULT_ALIGNMENT
 from quantkit.native.memory import DRAFT_KV_TYPE, DRAFTED_TOKENS
 from quantkit.quant_types import BY_NAME
 from quantkit.sizes import GIB

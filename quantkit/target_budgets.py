@@ -68,7 +68,7 @@ def budgets_of(
         InputError: llama.cpp refuses the model.
     """
     contexts = contexts_for(model)
-    refused = [_refused(model, target) for target in targets]
+    refused = [why_refused(model, target) for target in targets]
     usable = [target for target, why in zip(targets, refused, strict=True) if why is None]
     asked, estimated = ask_ladders(model.metadata, model.tensors, model.geometry, usable, contexts)
     ladders = iter(asked)
@@ -89,7 +89,8 @@ def budgets_of(
     return found, estimated
 
 
-def _refused(model: PlannedModel, target: Target) -> str | None:
+def why_refused(model: PlannedModel, target: Target) -> str | None:
+    """Why llama.cpp cannot run the model on the target, whatever its size; None: it can."""
     try:
         check_cards(target)
         check_draft(model.geometry, target)

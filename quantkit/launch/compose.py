@@ -14,7 +14,7 @@ _HEADER = """\
 #
 #   docker compose up -d        serves on 127.0.0.1:{port}; PORT=9000 chooses another
 #
-# The file lies beside the model; MODELS_DIR is another folder with it. For other cards than these,
+# {where}; MODELS_DIR is another folder with it. For other cards than these,
 # change device_ids and CUDA_VISIBLE_DEVICES, which counts from 0 inside the container, in
 # nvidia-smi's order. It needs the NVIDIA Container Toolkit. `docker compose pull` first: an older
 # image may not know the model.
@@ -43,7 +43,7 @@ def compose_file(launch: Launch) -> str:
         "volumes": [
             {
                 "type": "bind",
-                "source": "${MODELS_DIR:-.}",
+                "source": f"${{MODELS_DIR:-{launch.model_folder}}}",
                 "target": "/models",
                 "read_only": True,
                 "bind": {"create_host_path": False},
@@ -64,8 +64,12 @@ def compose_file(launch: Launch) -> str:
     project = "quantkit-" + re.sub(r"[^a-z0-9_-]+", "-", launch.model_name.lower())
     document = {"name": project, "services": {"llama-server": service}}
     comments = "".join(f"# {line}\n" for line in summary(launch))
+    beside = launch.model_folder == "."
+    where = (
+        "The file lies beside the model" if beside else f"The model lies in {launch.model_folder}"
+    )
     body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000)
-    return comments + _HEADER.format(port=PORT) + body
+    return comments + _HEADER.format(port=PORT, where=where) + body
 
 
 def _inside(devices: Sequence[str]) -> str:

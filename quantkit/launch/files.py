@@ -1,8 +1,9 @@
-"""The launch files of a model, written beside it."""
+"""The launch files of a model: their texts, and how they are written."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import NamedTuple
 
 from quantkit.launch.compose import compose_file
 from quantkit.launch.llama_cpp import cli_script, server_script
@@ -18,21 +19,35 @@ MODELFILE = "Modelfile"
 SYSTEMD_UNIT = "llama-server.service"
 
 
-def write_launch_files(launch: Launch, folder: Path) -> tuple[Path, ...]:
-    """Write every way to start the model into `folder`, where its GGUF file lies.
+class LaunchText(NamedTuple):
+    """What a launch file says, and whether it is a program."""
 
-    The same bytes wherever the folder is: nothing in them names it.
+    text: str
+    executable: bool
+
+
+def launch_texts(launch: Launch) -> dict[str, LaunchText]:
+    """Name → every way to start the model, for a folder from which it lies in `model_folder`.
+
+    The same wherever that folder is: nothing in them names it.
     """
-    scripts = {SERVER_SCRIPT: server_script(launch), CLI_SCRIPT: cli_script(launch)}
-    texts = {
-        COMPOSE_FILE: compose_file(launch),
-        MODELFILE: modelfile(launch),
-        SYSTEMD_UNIT: systemd_unit(launch),
+    return {
+        SERVER_SCRIPT: LaunchText(server_script(launch), executable=True),
+        CLI_SCRIPT: LaunchText(cli_script(launch), executable=True),
+        COMPOSE_FILE: LaunchText(compose_file(launch), executable=False),
+        MODELFILE: LaunchText(modelfile(launch), executable=False),
+        SYSTEMD_UNIT: LaunchText(systemd_unit(launch), executable=False),
     }
-    for name, script in scripts.items():
-        with atomic(folder / name) as partial:
-            partial.write_text(script, encoding="utf-8")
-            partial.chmod(0o755)
-    for name, text in texts.items():
-        write_text(folder / name, text)
-    return tuple(folder / name for name in (*scripts, *texts))
+
+
+def write_launch_files(launch: Launch, folder: Path) -> tuple[Path, ...]:
+    """Write every way to start the model into `folder`."""
+    texts = launch_texts(launch)
+    for name, (text, executable) in texts.items():
+        if executable:
+            with atomic(folder / name) as partial:
+                partial.write_text(text, encoding="utf-8")
+                partial.chmod(0o755)
+        else:
+            write_text(folder / name, text)
+    return tuple(folder / name for name in texts)

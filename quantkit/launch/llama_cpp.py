@@ -86,13 +86,13 @@ def _command(launch: Launch, program: str, arguments: Sequence[str]) -> str:
 
 
 def server_script(launch: Launch) -> str:
-    """A shell script that lies beside the model."""
+    """A shell script, for a folder from which the model lies in `launch.model_folder`."""
     arguments = (*server_arguments(launch), "--host", HOST, "--port", str(PORT))
     return _script(launch, "llama-server", arguments)
 
 
 def cli_script(launch: Launch) -> str:
-    """A shell script that lies beside the model."""
+    """A shell script, for a folder from which the model lies in `launch.model_folder`."""
     return _script(replace(launch, sequences=1), "llama-cli", cli_arguments(launch))
 
 
@@ -100,8 +100,9 @@ def _script(launch: Launch, program: str, arguments: Sequence[str]) -> str:
     variable = program.upper().replace("-", "_")
     shown = environment(launch)
     defaults = " ".join(f'"${{{name}={value}}}"' for name, value in shown.items())
+    there = "" if launch.model_folder == "." else f"{launch.model_folder}/"
     # "$folder" instead of a change of folder: paths in "$@" stay what they are for the caller
-    lines = [f'-m "$folder"/{shlex.quote(launch.model_file)}', *_lines(arguments[2:])]
+    lines = [f'-m "$folder"/{there}{shlex.quote(launch.model_file)}', *_lines(arguments[2:])]
     return "\n".join(
         [
             "#!/bin/sh",

@@ -20,8 +20,8 @@ def modelfile(launch: Launch) -> str:
     comments = "\n#\n".join("\n".join(f"# {line}" for line in part) for part in parts if part)
     lines = [
         comments,
-        # "./" also keeps Ollama from reading ~ or a quote at the beginning of the name
-        f"FROM ./{launch.merged_file}",
+        # a folder before it also keeps Ollama from reading ~ or a quote at the beginning
+        f"FROM {launch.path_to(launch.merged_file)}",
         f"PARAMETER num_ctx {launch.context_tokens}",
         f"PARAMETER num_gpu {ALL_LAYERS}",
         "# Ollama takes num_batch for the logical and the physical batch.",
@@ -63,7 +63,8 @@ def _use(launch: Launch) -> list[str]:
 def _shards(launch: Launch) -> list[str]:
     if len(launch.files) < 2:
         return []
-    merge = ("llama-gguf-split", "--merge", f"./{launch.model_file}", f"./{launch.merged_file}")
+    files = (launch.path_to(launch.model_file), launch.path_to(launch.merged_file))
+    merge = ("llama-gguf-split", "--merge", *files)
     return [
         f"Ollama opens one file, and this model has {len(launch.files)}. Merge them first:",
         f"  {shlex.join(merge)}",
@@ -101,7 +102,7 @@ def _context(launch: Launch) -> list[str]:
         return []
     key = f"{launch.architecture}.context_length"
     tokens = str(launch.trained_context_tokens)
-    change = ("gguf-set-metadata", f"./{launch.merged_file}", key, tokens)
+    change = ("gguf-set-metadata", launch.path_to(launch.merged_file), key, tokens)
     return [
         f"Ollama cuts num_ctx to the file's {key}, {launch.gguf_context_tokens},",
         "and cannot override it. Change the file before `ollama create`, with a program of the",

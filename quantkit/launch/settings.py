@@ -11,6 +11,7 @@ MAX_SPLIT_CARDS = 15
 """`-ts` refuses as many shares as `llama_max_devices()`, which is 16."""
 _SHARD = re.compile(r"(?P<stem>.+)-00001-of-(?P<count>\d{5})\.gguf")
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_FOLDER = re.compile(r"\.\.|[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,8 @@ class Launch:
         pipeline: cards work on different batches at once; otherwise they take less memory.
         drafted_tokens: that the model's own prediction layers (MTP) draft at a time; 0: none.
         draft_kv_type: of the KV cache of those layers.
+        model_folder: where the model lies, from the folder that holds what starts it: `.`, or
+            names of folders and `..` between slashes.
 
     Raises:
         InputError: a name that cannot be written, or more cards than llama.cpp takes.
@@ -55,6 +58,7 @@ class Launch:
     devices: tuple[str, ...] = ()
     drafted_tokens: int = 0
     draft_kv_type: str = "f16"
+    model_folder: str = "."
 
     def __post_init__(self) -> None:
         _check_text("the GGUF file's name", self.model_file)
@@ -65,6 +69,13 @@ class Launch:
             raise InputError(
                 f"{self.model_file!r} is not the name of a GGUF file; it must end in .gguf, and "
                 "have no folder"
+            )
+        parts = () if self.model_folder == "." else self.model_folder.split("/")
+        if not all(map(_FOLDER.fullmatch, parts)):
+            raise InputError(
+                f"the model's folder {self.model_folder!r} cannot be written into launch files: it "
+                "must be relative, and its parts .. or names of letters, digits, _, . and - that "
+                "begin with a letter or digit"
             )
         kinds = (("KV type", self.kv_type), ("KV type for drafts", self.draft_kv_type))
         for what, word in (("architecture", self.architecture), *kinds):
@@ -124,6 +135,13 @@ class Launch:
         """What the shards are called when they are one file."""
         match = _SHARD.fullmatch(self.model_file)
         return self.model_file if match is None or len(self.files) < 2 else f"{match['stem']}.gguf"
+
+    def path_to(self, file: str) -> str:
+        """`file`, beside the model, as a path from the folder that holds what starts it.
+
+        It begins with a folder, so nothing takes its first character for more than a name's.
+        """
+        return f"{self.model_folder}/{file}"
 
     @property
     def needs_longer_context(self) -> bool:

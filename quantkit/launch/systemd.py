@@ -73,7 +73,7 @@ WantedBy=multi-user.target
 
 
 def systemd_unit(launch: Launch, program: str = PROGRAM) -> str:
-    """A unit that runs `program` with the model in MODELS_FOLDER."""
+    """A unit that runs `program` with the model in MODELS_FOLDER, wherever it lies now."""
     arguments = (*server_arguments(launch), "--host", HOST, "--port", str(PORT))
     return _UNIT.format(
         # a backslash at its end would take the next line into the comment

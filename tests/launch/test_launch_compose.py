@@ -92,6 +92,16 @@ def check(launch: Launch) -> None:
     assert [interpolated(word) for word in command] == wanted
 
 
+@pytest.mark.parametrize("folder", ["../..", "../../Q4_K_S"])
+def test_the_model_s_folder_is_mounted(folder: str) -> None:
+    launch = dataclasses.replace(FLAGSHIP, model_folder=folder)
+    (volume,) = service(launch)["volumes"]
+    assert interpolated(volume["source"]) == folder
+    assert service(launch) | {"volumes": []} == service(FLAGSHIP) | {"volumes": []}
+    assert f"# The model lies in {folder}; MODELS_DIR is another folder" in compose_file(launch)
+    assert "# The file lies beside the model; MODELS_DIR" in compose_file(FLAGSHIP)
+
+
 @pytest.mark.parametrize("name", AWKWARD)
 def test_the_command_is_llama_servers(name: str) -> None:
     check(named(name))

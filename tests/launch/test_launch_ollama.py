@@ -92,6 +92,20 @@ def test_shards_are_merged_first(name: str) -> None:
     assert commands(text)[0] == ("FROM", f"./{name}.gguf")
 
 
+@pytest.mark.parametrize("name", AWKWARD)
+def test_a_model_that_lies_elsewhere(name: str) -> None:
+    one = dataclasses.replace(named(name), model_folder="../..", gguf_context_tokens=4096)
+    text = modelfile(one)
+    assert commands(text)[0] == ("FROM", f"../../{name}.gguf")
+    change = shlex.split(comment(text, "gguf-set-metadata"))
+    assert change[1] == f"../../{name}.gguf"
+    shards = dataclasses.replace(named(f"{name}-00001-of-00003"), model_folder="../../Q4")
+    text = modelfile(shards)
+    assert commands(text)[0] == ("FROM", f"../../Q4/{name}.gguf")
+    first, merged = shlex.split(comment(text, "llama-gguf-split"))[2:]
+    assert (first, merged) == (f"../../Q4/{name}-00001-of-00003.gguf", f"../../Q4/{name}.gguf")
+
+
 @given(PRINTABLE)
 def test_any_name(name: str) -> None:
     launch = named(name.replace("/", "_"), SINGLE)

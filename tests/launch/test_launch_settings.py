@@ -28,6 +28,22 @@ def test_only_a_gguf_file_without_a_folder(file: str) -> None:
         dataclasses.replace(SINGLE, model_file=file)
 
 
+@pytest.mark.parametrize("folder", [".", "..", "../..", "../../Q4", "Q4", "a/../b_c-d.e"])
+def test_the_model_may_lie_elsewhere(folder: str) -> None:
+    launch = dataclasses.replace(SINGLE, model_folder=folder)
+    assert launch.path_to("-x.gguf") == f"{folder}/-x.gguf"
+
+
+@pytest.mark.parametrize(
+    "folder",
+    ["", "/", "/srv", "../", "./..", "a//b", "~", "-a", "a b", "$HOME", "a}", "..\n", "a\n", "é",
+     "../...", ".a", "a:b", 'a"', "a" * 101],
+)  # fmt: skip
+def test_only_a_plain_relative_folder(folder: str) -> None:
+    with pytest.raises(InputError, match="the model's folder"):
+        dataclasses.replace(SINGLE, model_folder=folder)
+
+
 @pytest.mark.parametrize("word", ["a,b", "a=int:1", "a b", "", "a;b", "x" * 101, "a\n"])
 def test_words_of_options_are_plain(word: str) -> None:
     with pytest.raises(InputError, match="cannot be given"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import shutil
@@ -156,6 +157,11 @@ def test_what_it_may_do() -> None:
     assert "PrivateDevices" not in found  # it would hide the cards
     cards = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1,2,3"
     assert found["Environment"][0] == cards
+
+
+def test_the_unit_has_a_folder_of_its_own() -> None:
+    elsewhere = dataclasses.replace(FLAGSHIP, model_folder="../../Q4")
+    assert systemd_unit(elsewhere) == systemd_unit(FLAGSHIP)
 
 
 def test_rules_of_the_parser_here() -> None:

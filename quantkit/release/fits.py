@@ -1,0 +1,119 @@
+"""Which card sets hold a published level, and at which context: a model card's table."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from quantkit.asked_memory import asked_memories
+from quantkit.card_memory import CardMemory, planned_tokens
+from quantkit.families.geometry import geometry_of
+from quantkit.fitting import place_exactly
+from quantkit.headroom import possible_kv
+from quantkit.planned_model import PlannedModel
+from quantkit.progress import SILENT, Progress
+from quantkit.target import Target, known_targets, load_target
+from quantkit.target_budgets import why_refused
+from quantkit.values import Metadata, TensorInfo
+from quantkit.what_if import CONTEXTS
+
+
+@dataclass(frozen=True)
+class TargetFits:
+    """What a target holds of a model's levels, with its own KV cache type.
+
+    Attributes:
+        levels: name → tokens of the longest context at which the level fits; None: at none.
+        refused: why the target cannot run the model at all; None: it can.
+    """
+
+    target: Target
+    levels: Mapping[str, int | None]
+    refused: str | None = None
+
+
+def targets_of(own: Target) -> list[Target]:
+    """The targets that ship, and `own`, which a build was for: instead of one of its name.
+
+    It has no devices: they are those of the builder's machine.
+    """
+    shipped = {name: load_target(name) for name in known_targets()}
+    return list((shipped | {own.name: own.model_copy(update={"devices": ()})}).values())
+
+
+def contexts_of(metadata: Metadata) -> tuple[int, ...]:
+    """Those of CONTEXTS that the model was trained for, tokens; else what it was trained for."""
+    longest = geometry_of(metadata).trained_context_tokens
+    return tuple(n for n in CONTEXTS if n <= longest) or (longest,)
+
+
+def fits_of(
+    metadata: Metadata,
+    levels: Mapping[str, Sequence[TensorInfo]],
+    targets: Sequence[Target],
+    progress: Progress = SILENT,
+) -> tuple[list[TargetFits], str | None]:
+    """The longest of `contexts_of` the model, and of its own context, at which a target holds each.
+
+    Each context is planned as `quantkit plan` does: llama.cpp is asked for all even cuts at once,
+    then for the exact cut of those that fit so, the longest first. The question costs a start of
+    llama.cpp each time, unless this is called within `native.memory.asking()`.
+
+    Args:
+        metadata: of the artifacts, as far as llama.cpp plans by it: the architecture's.
+        levels: name → every tensor, as the artifact stores it; at least one level.
+        progress: told of cells, a target and a level each.
+
+    Returns:
+        The targets in their order, and why the memory is only estimated, if it is.
+
+    Raises:
+        InputError: llama.cpp refuses the model.
+    """
+    models = {name: PlannedModel.of(name, metadata, infos) for name, infos in levels.items()}
+    any_level = next(iter(models.values()))
+    refused = [_refused(any_level, target) for target in targets]
+    ways = [
+        _at_contexts(any_level, target) if why is None else []
+        for target, why in zip(targets, refused, strict=True)
+    ]
+    # of one level for all: an even cut's buffers do not depend on the weights' types
+    asked, estimated = asked_memories(
+        metadata, any_level.tensors, any_level.geometry, [way for some in ways for way in some]
+    )
+    memories = iter(asked)
+    progress.start(len(models) * sum(map(bool, ways)), "cells")
+    found = []
+    for target, why, some in zip(targets, refused, ways, strict=True):
+        planned = [(way, next(memories)) for way in some]
+        longest: dict[str, int | None] = dict.fromkeys(models)
+        for name, model in models.items() if planned else ():
+            longest[name] = _longest(model, planned)
+            progress.advance(1)
+        found.append(TargetFits(target, longest, why))
+    return found, estimated
+
+
+def _at_contexts(model: PlannedModel, target: Target) -> list[Target]:
+    """The target at each context that it is asked for, the longest first."""
+    tokens = {*contexts_of(model.metadata), planned_tokens(model.geometry, target)}
+    return [target.changed(context_tokens=n) for n in sorted(tokens, reverse=True)]
+
+
+def _longest(model: PlannedModel, planned: Sequence[tuple[Target, CardMemory]]) -> int | None:
+    """The first of the contexts at which the cards hold the model as llama.cpp cuts it."""
+    types = {info.name: info.type_name for info in model.tensors}
+    for target, memory in planned:
+        if place_exactly(model, types, target, memory).fits:
+            return target.context_tokens
+    return None
+
+
+def _refused(model: PlannedModel, target: Target) -> str | None:
+    why = why_refused(model, target)
+    if why is None and not possible_kv(model, [target.kv_type]):
+        return (
+            f"target {target.name} has a {target.kv_type} KV cache, whose blocks do not divide the "
+            "model's heads; give it kv_type: f16"
+        )
+    return why

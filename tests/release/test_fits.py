@@ -1,0 +1,259 @@
+"""Which card sets hold a level: the longest context of a column is the last that a plan takes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import flagship
+import pytest
+from checkpoints import write_llama, write_nemotron
+
+from quantkit.asked_memory import asked_memories
+from quantkit.errors import DoesNotFitError, EnvironmentFault, InputError
+from quantkit.families.checkpoint import open_checkpoint
+from quantkit.fitting import place_exactly
+from quantkit.headroom import LARGEST
+from quantkit.native import memory
+from quantkit.native.memory import asking
+from quantkit.native.presets import ask_preset
+from quantkit.plan_sheet import plan_types
+from quantkit.planned_model import PlannedModel
+from quantkit.planning import nominal_costs
+from quantkit.progress import Silent
+from quantkit.recipe import MeasureRecipe
+from quantkit.release.fits import contexts_of, fits_of, targets_of
+from quantkit.sizes import GIB
+from quantkit.stages.place import place
+from quantkit.stages.quantize import artifact_bytes
+from quantkit.target import CardSpec, Target, known_targets, load_target
+from quantkit.type_rules import smallest_types
+from quantkit.values import Metadata, MetaValue, TensorInfo
+from quantkit.what_if import CONTEXTS
+
+Levels = dict[str, Sequence[TensorInfo]]
+
+HYBRID = {
+    "hybrid_override_pattern": "M*EM*E",
+    "head_dim": 64,
+    "hidden_size": 256,
+    "n_routed_experts": 32,
+    "moe_intermediate_size": 96,
+    "moe_latent_size": 128,
+    "moe_shared_expert_intermediate_size": 2048,
+}
+"""1.5 MiB in its smallest types, 17 MiB in F32: as much as some ten thousand tokens of context."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_child() -> Iterator[None]:
+    with asking():
+        yield
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> PlannedModel:
+    folder = write_nemotron(tmp_path_factory.mktemp("m") / "tiny", **HYBRID)
+    source = open_checkpoint(folder)
+    return PlannedModel.of("tiny", source.metadata, source.tensors)
+
+
+@pytest.fixture(scope="module")
+def levels(model: PlannedModel) -> Levels:
+    """The smallest types and the largest."""
+    smallest = smallest_types(model.tensors, nominal_costs(model, MeasureRecipe()), LARGEST)
+    return {
+        "small": [dataclasses.replace(i, type_name=smallest[i.name]) for i in model.tensors],
+        "large": [dataclasses.replace(i, type_name="F32") for i in model.tensors],
+    }
+
+
+def target(*mib: float, **changes: object) -> Target:
+    cards = [{"name": f"{m} MiB", "memory_gib": m / 1024, "reserve_gib": 0.001} for m in mib]
+    given = {"name": "mine", "cards": cards, "context_tokens": 50_000, "ubatch_tokens": 64}
+    return Target.model_validate(given | changes)
+
+
+def exactly(metadata: Metadata, tensors: Sequence[TensorInfo], one: Target) -> bool:
+    """Whether the cards hold it at the target's context, of which alone llama.cpp is asked."""
+    of = PlannedModel.of("level", metadata, tensors)
+    (asked,), _ = asked_memories(metadata, tensors, of.geometry, [one])
+    types = {info.name: info.type_name for info in tensors}
+    return place_exactly(of, types, one, asked).fits
+
+
+def planned(metadata: Metadata, tensors: Sequence[TensorInfo], one: Target) -> bool:
+    """Whether `quantkit plan` finds that the artifact fits."""
+    of = PlannedModel.of("level", metadata, tensors)
+    types = {info.name: info.type_name for info in tensors}
+    try:
+        plan_types("level", types, one, of, 1 << 20, nominal_costs(of, MeasureRecipe()))
+    except DoesNotFitError:
+        return False
+    return True
+
+
+TARGETS = (
+    target(70, 70, kv_type="f16"),
+    target(100, 30, name="uneven"),
+    target(300, name="one", kv_type="f16", context_tokens=200_000),
+    target(120, 90, 80, name="three", layers="in_order", kv_type="bf16", pipeline=False),
+    target(46, 46, name="small"),
+)
+
+
+def test_the_longest_is_the_last_that_fits(model: PlannedModel, levels: Levels) -> None:
+    found, why = fits_of(model.metadata, levels, TARGETS)
+    assert why is None
+    assert tuple(one.target for one in found) == TARGETS
+    seen = []
+    for one in found:
+        assert one.refused is None
+        assert list(one.levels) == ["small", "large"]
+        for name, tensors in levels.items():
+            tokens = sorted({*CONTEXTS, one.target.context_tokens})
+            ways = [one.target.changed(context_tokens=n) for n in tokens]
+            fitting = [way.context_tokens for way in ways if exactly(model.metadata, tensors, way)]
+            assert one.levels[name] == (fitting[-1] if fitting else None)
+            seen.append(one.levels[name])
+    assert seen[:2] == [65_536, 50_000]
+    assert seen[4:6] == [262_144, 200_000]
+    assert seen[-2:] == [32_768, None]
+
+
+def test_it_is_the_exact_cut_that_must_fit(model: PlannedModel, levels: Levels) -> None:
+    """Where the buffers of an even cut would leave room, and those of its own do not."""
+    one = target(34.6, 34.6, 34.6, kv_type="f16", context_tokens=32_768)
+    (even,), _ = asked_memories(model.metadata, levels["small"], model.geometry, [one])
+    types = {info.name: info.type_name for info in levels["small"]}
+    assert place(levels["small"], types, even, one).fits
+    (found,), _ = fits_of(model.metadata, levels, [one])
+    assert found.levels["small"] is None
+    assert not planned(model.metadata, levels["small"], one)
+
+
+def test_a_plan_says_the_same(model: PlannedModel, levels: Levels) -> None:
+    one = TARGETS[0]
+    (found,), _ = fits_of(model.metadata, levels, [one])
+    for name, tensors in levels.items():
+        longest = found.levels[name]
+        assert longest is not None
+        longer = min(n for n in CONTEXTS if n > longest)
+        assert planned(model.metadata, tensors, one.changed(context_tokens=longest))
+        assert not planned(model.metadata, tensors, one.changed(context_tokens=longer))
+
+
+def test_buffers_of_an_even_cut_are_those_of_any_types(model: PlannedModel, levels: Levels) -> None:
+    """So one level's question stands for all."""
+    asked = [
+        [m.compute for m in asked_memories(model.metadata, some, model.geometry, TARGETS)[0]]
+        for some in (*levels.values(), model.tensors)
+    ]
+    assert asked[0] == asked[1] == asked[2]
+    assert not any(buffers.estimated for buffers in asked[0])
+
+
+def test_the_flagship_as_it_was_published() -> None:
+    """Its 70.6 GiB lie on four cards of 24 GiB at 504K, and not on three."""
+    metadata, tensors = flagship.metadata(), flagship.tensors()
+    stock = ask_preset(metadata, tensors, "Q4_K_S", has_imatrix=True).types
+    q4 = [dataclasses.replace(info, type_name=stock[info.name]) for info in tensors]
+    assert artifact_bytes("q4", metadata, tensors, stock) / GIB == pytest.approx(70.6, abs=0.05)
+    names = ("2x3090", "3x3090", "4x3090", "1xA100-80")
+    found, why = fits_of(metadata, {"Q4": q4}, [load_target(name) for name in names])
+    assert why is None
+    assert [one.levels["Q4"] for one in found] == [None, None, 516_096, 1 << 20]
+    assert exactly(metadata, q4, load_target("4x3090"))
+    assert not exactly(metadata, q4, load_target("4x3090").changed(context_tokens=1 << 20))
+    assert not exactly(metadata, q4, load_target("3x3090").changed(context_tokens=32_768))
+
+
+class Counted(Silent):
+    total = done = 0.0
+
+    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
+        self.total = total
+
+    def advance(self, amount: float) -> None:
+        self.done += amount
+
+
+def test_targets_that_cannot_run_the_model_do_not_spoil_the_others(
+    model: PlannedModel, levels: Levels
+) -> None:
+    many = target(*(100,) * 16, name="many")
+    targets = [many, target(400, 400), target(400, name="drafting", draft="mtp")]
+    progress = Counted()
+    (first, second, third), why = fits_of(model.metadata, levels, targets, progress)
+    assert why is None
+    assert first.refused is not None
+    assert "target many has 16 cards" in first.refused
+    assert third.refused is not None
+    assert "prediction layers" in third.refused
+    assert first.levels == third.levels == {"small": None, "large": None}
+    assert second.refused is None
+    assert None not in second.levels.values()
+    assert progress.done == progress.total == 2
+
+
+def test_a_cache_that_llama_cpp_refuses_is_one_target_s_fault(tmp_path: Path) -> None:
+    """Asked for a q8_0 cache of heads of 80, it would answer for no other target either."""
+    folder = write_llama(tmp_path / "m", head_dim=80, max_position_embeddings=65_536)
+    source = open_checkpoint(folder)
+    levels = {"Q8": source.tensors}
+    quantized, plain = target(400, kv_type="q8_0"), target(400, kv_type="f16", name="plain")
+    (first, second), _ = fits_of(source.metadata, levels, [quantized, plain])
+    assert first.levels == {"Q8": None}
+    assert first.refused is not None
+    assert "q8_0 KV cache" in first.refused
+    assert second.refused is None
+    assert second.levels == {"Q8": 65_536}
+    with pytest.raises(InputError, match="q8_0"):
+        exactly(source.metadata, source.tensors, quantized)
+
+
+def trained_for(metadata: Metadata, tokens: int) -> Metadata:
+    name = f"{metadata['general.architecture'].value}.context_length"
+    return {**metadata, name: MetaValue("u32", tokens)}
+
+
+def test_contexts_are_those_that_the_model_was_trained_for(
+    model: PlannedModel, levels: Levels
+) -> None:
+    assert contexts_of(model.metadata) == CONTEXTS
+    assert contexts_of(trained_for(model.metadata, (1 << 20) - 1)) == CONTEXTS[:5]
+    assert contexts_of(trained_for(model.metadata, 32_768)) == (32_768,)
+    assert contexts_of(trained_for(model.metadata, 8192)) == (8192,)
+    large = target(400, 400, context_tokens=131_072)
+    for trained, longest in ((8192, 8192), (40_000, 40_000), (262_143, 131_072)):
+        metadata = trained_for(model.metadata, trained)
+        (found,), _ = fits_of(metadata, levels, [large])
+        assert set(found.levels.values()) == {longest}
+
+
+def test_where_llama_cpp_cannot_be_asked_it_says_so(
+    model: PlannedModel, levels: Levels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(questions: object) -> object:
+        raise EnvironmentFault("no breakdown here")
+
+    monkeypatch.setattr(memory, "_answers", {})
+    monkeypatch.setattr(memory, "ask_of_files", refuse)
+    (found, *_), why = fits_of(model.metadata, levels, TARGETS)
+    assert why == "compute buffers are estimated: no breakdown here"
+    assert found.levels["small"] is not None
+
+
+def test_the_build_s_own_target_is_among_those_that_ship() -> None:
+    shipped = [load_target(name) for name in known_targets()]
+    assert targets_of(load_target("4x3090")) == shipped
+    mine = target(100, devices=("GPU-96ca9e2d",))
+    assert targets_of(mine) == [*shipped, target(100)]
+    changed = load_target("4x3090").changed(kv_type="f16", context_tokens=65_536)
+    found = targets_of(changed)
+    assert [one.name for one in found] == known_targets()
+    assert changed in found
+    spec = CardSpec(name="RTX 3060", memory_gib=12)
+    another = Target(name="8x3090", cards=(spec,), context_tokens=8192)
+    assert [one for one in targets_of(another) if one.name == "8x3090"] == [another]
