@@ -3,67 +3,55 @@
 Two servers, as on the Hub: one for the API and small files, and one for large files, to which the
 first redirects, and which refuses an access token as signed addresses do. Files are served from
 disk, in pieces.
+
+With `storage` it can be written to as well (loopback_uploads.py), through huggingface_hub with
+HF_HUB_DISABLE_XET, or by the test itself with `write`. Files are served by loopback_files.py, what
+the API tells is in loopback_listings.py, and what is kept in loopback_store.py.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import threading
-import time
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cache
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import ThreadingHTTPServer
 from pathlib import Path
-from urllib.parse import unquote
+
+from loopback_commits import Commit, Recorded, is_large, record
+from loopback_files import Fault, Files, Served
+from loopback_requests import STORAGE_FULL, Account, UploadFault
+from loopback_store import Change, Repository, Store
+from loopback_uploads import Uploads
+
+__all__ = [
+    "COMMIT",
+    "GOOD_TOKEN",
+    "READ_TOKEN",
+    "STORAGE_FULL",
+    "Account",
+    "Fault",
+    "LoopbackHub",
+    "Recorded",
+    "UploadFault",
+    "commit_of",
+    "hub",
+    "record",
+]
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GOOD_TOKEN = "hf_good"
-PIECE_BYTES = 1 << 16
-_REPO = "(?P<repo>(?:datasets/)?[^/]+/[^/]+)"
-_API = re.compile(rf"^/api/(?:models/|(?=datasets/)){_REPO}(/revision/(?P<revision>.+))?$")
-_FILE = re.compile(rf"^/{_REPO}/resolve/(?P<revision>[^/]+)/(?P<file>.+)$")
-_LARGE = re.compile(rf"^/large/{_REPO}/(?P<revision>[^/]+)/(?P<file>.+)$")
+READ_TOKEN = "hf_read"
 
 
-@dataclass(frozen=True)
-class Fault:
-    """How one answer with a file goes wrong.
-
-    Attributes:
-        status: this instead of the file; with Retry-After where `retry_after_s` is given, and
-            with the Hub's own header of that meaning where `limited_s` is.
-        at_hub: the status comes from the first host, instead of its redirect.
-        cut_after: the connection is closed after so many bytes.
-        stall_after: nothing more comes after so many bytes, and the connection stays open.
-        corrupt: the first byte is another one.
-        ignore_range: the whole file is sent, whatever was asked for.
-        claimed_start: the answer says to begin there, and sends the file's first bytes.
-        extra_bytes: more than was asked for.
-    """
-
-    status: int | None = None
-    retry_after_s: int | None = None
-    cut_after: int | None = None
-    stall_after: int | None = None
-    corrupt: bool = False
-    ignore_range: bool = False
-    at_hub: bool = False
-    limited_s: int | None = None
-    claimed_start: int | None = None
-    extra_bytes: int = 0
-
-
-@dataclass
-class Served:
-    """One answer with a file's bytes: from where, and how many were sent."""
-
-    name: str
-    start: int
-    sent_bytes: int = 0
+def _accounts() -> dict[str, Account]:
+    return {
+        GOOD_TOKEN: Account("someone", orgs={"lab": "write", "readers": "read"}),
+        READ_TOKEN: Account("someone", role="read"),
+    }
 
 
 @dataclass
@@ -75,13 +63,23 @@ class LoopbackHub:
             default, and has the commit COMMIT. Datasets are datasets/OWNER/NAME.
         cards: repository → the metadata of its card.
         gated: repositories whose files nobody may read.
-        private: repositories that only GOOD_TOKEN sees.
+        private: repositories that only their owner's accounts see.
         faults: file name → what goes wrong with its next answers, one after another.
         always: file name → what goes wrong with each of its answers.
         api_faults: what goes wrong with the next answers of the API; a number is a status.
         echo_token: the refusals of the API repeat the token that came.
         claims: file name → size in the record, instead of its own.
         bytes_per_second: of each answer; None for all that the machine can do.
+        store: what can be written to; None: nothing.
+        accounts: token → whose it is.
+        gates: repository → "auto" or "manual", which its record says of it.
+        part_bytes: large files beyond this size arrive in parts of it; None: in one.
+        upload_bytes_per_second: of each body that arrives.
+        upload_faults: method and a regular expression of the address, query included → what goes
+            wrong with the next such requests, one after another; a number is a status.
+        received: SHA-256 of a large file → bytes of it that arrived.
+        commits_made: how many were, through the API.
+        requests: all of them, as "METHOD ADDRESS".
         asked: how often the API was.
         served: every answer with a file, in order of beginning.
         together: most answers under way at a time.
@@ -97,6 +95,15 @@ class LoopbackHub:
     echo_token: bool = False
     claims: dict[str, int] = field(default_factory=dict)
     bytes_per_second: float | None = None
+    store: Store | None = None
+    accounts: dict[str, Account] = field(default_factory=_accounts)
+    gates: dict[str, str] = field(default_factory=dict)
+    part_bytes: int | None = None
+    upload_bytes_per_second: float | None = None
+    upload_faults: dict[tuple[str, str], list[int | UploadFault]] = field(default_factory=dict)
+    received: Counter[str] = field(default_factory=Counter)
+    commits_made: int = 0
+    requests: list[str] = field(default_factory=list)
     asked: int = 0
     served: list[Served] = field(default_factory=list)
     together: int = 0
@@ -114,6 +121,59 @@ class LoopbackHub:
         """Names of the files served."""
         return [served.name for served in self.served]
 
+    def repository(self, name: str) -> Repository:
+        """A repository's branches, commits and pull requests."""
+        if self.store and name in self.store.repositories:
+            return self.store.repositories[name]
+        only_read = Repository(name, Path())
+        for revision, folder in self.repos[name].items():
+            only_read.adopt(revision, Commit(commit_of(revision), folder))
+        return only_read
+
+    def commit(self, name: str, revision: str = "main") -> Commit | None:
+        """A revision's commit: its id, its folder with all files, what came before it."""
+        return self.repository(name).revision(revision)
+
+    def write(
+        self,
+        name: str,
+        files: Mapping[str, bytes | None],
+        title: str = "somebody else's",
+        ref: str = "main",
+        author: str = "somebody-else",
+    ) -> str:
+        """Commit `files` (None: gone) without a request, to a new repository where there is none.
+
+        Returns:
+            The commit.
+        """
+        assert self.store is not None
+        if name not in self.store.repositories:
+            self.store.create(name)
+        repository, changes = self.store.repositories[name], []
+        for path, content in files.items():
+            if content is None:
+                changes.append(Change(path, deleted=True))
+            elif is_large(path):
+                changes.append(Change(path, oid=repository.add(content)))
+            else:
+                changes.append(Change(path, content))
+        return repository.commit(ref, changes, title, author=author).id
+
+    def names_of_repositories(self) -> list[str]:
+        """Everything that is there."""
+        return [*self.repos, *(self.store.repositories if self.store else ())]
+
+    def next_upload_fault(self, method: str, address: str) -> UploadFault:
+        """What goes wrong with this request."""
+        with self.lock:
+            self.requests.append(f"{method} {address}")
+            for (wanted, pattern), faults in self.upload_faults.items():
+                if faults and wanted == method and re.search(pattern, address):
+                    fault = faults.pop(0)
+                    return UploadFault(fault) if isinstance(fault, int) else fault
+        return UploadFault()
+
 
 def commit_of(revision: str) -> str:
     """The commit of a revision: commits are their own, `main` is COMMIT."""
@@ -122,202 +182,32 @@ def commit_of(revision: str) -> str:
     return COMMIT if revision == "main" else hashlib.sha1(revision.encode()).hexdigest()
 
 
-@cache
-def _hashes(path: Path, size: int, modified_ns: int) -> tuple[str, str]:
-    """SHA-256, and the git object id, of a file."""
-    sha256, git = hashlib.sha256(), hashlib.sha1(f"blob {size}\0".encode())
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            sha256.update(piece)
-            git.update(piece)
-    return sha256.hexdigest(), git.hexdigest()
-
-
-def record(folder: Path, name: str, claims: dict[str, int]) -> dict[str, object]:
-    """A file as the API lists it: with an LFS record where it is large."""
-    path = folder / name
-    stat = path.stat()
-    size = claims.get(name, stat.st_size)
-    sha256, git = _hashes(path, stat.st_size, stat.st_mtime_ns)
-    entry: dict[str, object] = {"rfilename": name, "size": size, "blobId": git}
-    if _is_large(name):
-        pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
-        entry["blobId"] = hashlib.sha1(f"blob {len(pointer)}\0{pointer}".encode()).hexdigest()
-        entry["lfs"] = {"sha256": sha256, "size": size, "pointerSize": len(pointer)}
-    return entry
-
-
-def _is_large(name: str) -> bool:
-    return name.endswith((".safetensors", ".bin", ".model", ".gguf", ".parquet"))
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-    hub: LoopbackHub
-
-    def log_message(self, *arguments: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        path, _, query = self.path.partition("?")
-        path = unquote(path)
-        if match := _LARGE.match(path):
-            if "Authorization" in self.headers:
-                self.refuse(400, message="Only one auth mechanism allowed")
-            else:
-                self.send_file(match)
-            return
-        match = _API.match(path) or _FILE.match(path)
-        self.hub.asked += path.startswith("/api/")
-        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
-        if token not in ("", GOOD_TOKEN):
-            self.refuse(401, message="Invalid credentials in Authorization header")
-        elif match is None or self.spelled(match["repo"]) not in self.hub.repos:
-            self.refuse(404 if token else 401, "RepoNotFound" if token else "")
-        elif match["repo"] in self.hub.private and not token:
-            self.refuse(401)
-        elif match.re is _API and self.hub.api_faults:
-            fault = self.hub.api_faults.pop(0)
-            fault = Fault(fault) if isinstance(fault, int) else fault
-            message = f"no, {token}" if self.hub.echo_token else ""
-            self.refuse(fault.status or 500, "", message, fault)
-        elif (match["revision"] or "main") not in self.revisions(match["repo"]):
-            self.refuse(404, "RevisionNotFound", f"Invalid rev id: {match['revision']}")
-        elif match.re is _API:
-            repo = self.spelled(match["repo"])
-            self.send_record(repo, match["revision"] or "main", "blobs=" in query)
-        elif match["repo"] in self.hub.gated:
-            self.refuse(403 if token else 401, "GatedRepo")
-        elif not (self.revisions(match["repo"])[match["revision"]] / match["file"]).is_file():
-            self.refuse(404, "EntryNotFound")
-        elif (fault := self.hub.always.get(match["file"], Fault())).at_hub:
-            self.refuse(fault.status or 500, fault=fault)
-        elif _is_large(match["file"]):
-            self.send_response(302)
-            place = f"{match['repo']}/{match['revision']}/{match['file']}"
-            self.send_header("Location", f"{self.hub.large_address}/large/{place}?signature=x")
-            self.send_header("Content-Length", "0")
-            self.end_headers()
-        else:
-            self.send_file(match)
-
-    def revisions(self, repo: str) -> dict[str, Path]:
-        """Names and commits → folder."""
-        named = self.hub.repos[self.spelled(repo)]
-        return named | {commit_of(name): folder for name, folder in named.items()}
-
-    def spelled(self, repo: str) -> str:
-        """A repository's name as it was given: the Hub takes capitals for small letters."""
-        return next((name for name in self.hub.repos if name.lower() == repo.lower()), "")
-
-    def refuse(
-        self, status: int, code: str = "", message: str = "", fault: Fault | None = None
-    ) -> None:
-        fault = fault or Fault()
-        body = json.dumps({"error": message or code}).encode()
-        self.send_response(status)
-        self.send_header("Content-Length", str(len(body)))
-        if code:
-            self.send_header("X-Error-Code", code)
-        if message:
-            self.send_header("X-Error-Message", message)
-        if fault.retry_after_s is not None:
-            self.send_header("Retry-After", str(fault.retry_after_s))
-        if fault.limited_s is not None:
-            self.send_header("RateLimit", f'"resolvers";r=0;t={fault.limited_s}')
-            self.send_header("RateLimit-Policy", '"fixed window";"resolvers";q=3000;w=300')
-        self.end_headers()
-        self.wfile.write(body)
-
-    def send_record(self, repo: str, revision: str, blobs: bool) -> None:
-        folder = self.revisions(repo)[revision]
-        names = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        siblings = [
-            record(folder, name, self.hub.claims) if blobs else {"rfilename": name}
-            for name in names
-        ]
-        content = {"id": repo.removeprefix("datasets/"), "sha": commit_of(revision)}
-        content |= {"siblings": siblings, "tags": [], "cardData": self.hub.cards.get(repo)}
-        body = json.dumps(content).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def send_file(self, match: re.Match[str]) -> None:
-        hub, name = self.hub, match["file"]
-        path = self.revisions(match["repo"])[match["revision"]] / name
-        fault = hub.always.get(name, Fault())
-        with hub.lock:
-            if hub.faults.get(name):
-                fault = hub.faults[name].pop(0)
-        if fault.status is not None:
-            self.refuse(fault.status, fault=fault)
-            return
-        size = path.stat().st_size
-        wanted = re.match(r"bytes=(\d+)-(\d*)", self.headers.get("Range", ""))
-        start, stop = 0, size
-        if wanted and not fault.ignore_range:
-            start = int(wanted[1])
-            stop = min(int(wanted[2] or size) + 1, size)
-            if start >= size:
-                self.refuse(416)
-                return
-            self.send_response(206)
-            claimed = start if fault.claimed_start is None else fault.claimed_start
-            end = stop + fault.extra_bytes
-            self.send_header("Content-Range", f"bytes {claimed}-{claimed + end - start - 1}/{size}")
-        else:
-            self.send_response(200)
-        if fault.claimed_start is not None:
-            start, stop = 0, stop - start
-        self.send_header("Content-Length", str(stop - start + fault.extra_bytes))
-        self.end_headers()
-        served = Served(name, start)
-        with hub.lock:
-            hub.served.append(served)
-            hub.under_way += 1
-            hub.together = max(hub.together, hub.under_way)
-        try:
-            self.send_content(path, served, stop, fault)
-        finally:
-            with hub.lock:
-                hub.under_way -= 1
-
-    def send_content(self, path: Path, served: Served, stop: int, fault: Fault) -> None:
-        limits = [n for n in (fault.cut_after, fault.stall_after) if n is not None]
-        end = min([stop, *(served.start + n for n in limits)])
-        with path.open("rb") as file:
-            file.seek(served.start)
-            position = served.start
-            while position < end and not self.hub.closing.is_set():
-                piece = file.read(min(PIECE_BYTES, end - position))
-                position += len(piece)
-                if fault.corrupt and served.sent_bytes == 0:
-                    piece = bytes([piece[0] ^ 1]) + piece[1:]
-                self.wfile.write(piece)
-                served.sent_bytes += len(piece)
-                if self.hub.bytes_per_second:
-                    time.sleep(len(piece) / self.hub.bytes_per_second)
-        self.wfile.write(b"x" * fault.extra_bytes)
-        self.wfile.flush()
-        if fault.stall_after is not None:
-            self.hub.closing.wait(20)
-        if limits:
-            self.close_connection = True
-
-
 class _Server(ThreadingHTTPServer):
     def handle_error(self, request: object, client_address: object) -> None:
         pass  # clients go away in the middle of an answer: that is what they are tested for
 
 
 @contextmanager
-def hub(repos: dict[str, Path | dict[str, Path]], **settings: object) -> Iterator[LoopbackHub]:
-    """Serve `repos` (OWNER/NAME → folder, or revision → folder); see LoopbackHub for `settings`."""
+def hub(
+    repos: Mapping[str, Path | dict[str, Path]],
+    storage: Path | None = None,
+    **settings: object,
+) -> Iterator[LoopbackHub]:
+    """Serve `repos` (OWNER/NAME → folder, or revision → folder); see LoopbackHub for `settings`.
+
+    Args:
+        storage: a folder for what is written, which makes `repos` writable as well; their own
+            folders stay as they are.
+    """
     named = {n: f if isinstance(f, dict) else {"main": f} for n, f in repos.items()}
     served = LoopbackHub(named, **settings)  # type: ignore[arg-type]
-    handler = type("Handler", (_Handler,), {"hub": served})
+    if storage is not None:
+        served.store = Store(storage)
+        for name in named:
+            repository = served.repository(name)
+            repository.folder = storage / name
+            served.store.repositories[name] = repository
+    handler = type("Handler", (Uploads, Files), {"hub": served})
     servers = [_Server(("127.0.0.1", 0), handler) for _ in range(2)]
     served.address, served.large_address = (
         f"http://127.0.0.1:{server.server_port}" for server in servers

@@ -1,0 +1,624 @@
+"""The writable hub of the tests, through the client that everybody has."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx2
+import pytest
+from huggingface_hub import (
+    CommitOperationAdd,
+    CommitOperationDelete,
+    HfApi,
+    close_session,
+    constants,
+    hf_hub_download,
+    set_client_factory,
+    snapshot_download,
+)
+from huggingface_hub.errors import (
+    BadRequestError,
+    EntryNotFoundError,
+    HfHubHTTPError,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils._http import default_client_factory, hf_request_event_hook
+from loopback_hub import (
+    COMMIT,
+    GOOD_TOKEN,
+    READ_TOKEN,
+    STORAGE_FULL,
+    Account,
+    LoopbackHub,
+    Recorded,
+    UploadFault,
+    hub,
+)
+
+REPO = "someone/new"
+STRANGER = "hf_stranger"
+COMMITS = ("POST", "/commit/")
+PUTS = ("PUT", "^/lfs/")
+WEIGHTS = b"GGUF" + bytes(range(256)) * 400
+CARD = "---\nlicense: other\nlicense_name: open-model\nbase_model: nvidia/base\ntags:\n- imatrix\n"
+CARD += "base_model_relation: quantized\nlanguage: en\n---\n# A model\n"
+
+# the client's own way of sending files
+pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
+
+
+@pytest.fixture(autouse=True)
+def _settings(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    yield
+    close_session()
+
+
+@pytest.fixture
+def served(tmp_path: Path) -> Iterator[LoopbackHub]:
+    with hub({}, storage=tmp_path / "hub") as served:
+        served.accounts[STRANGER] = Account("stranger")
+        yield served
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What the client would have waited, in seconds."""
+    waited: list[float] = []
+    monkeypatch.setattr("time.sleep", waited.append)
+    return waited
+
+
+@pytest.fixture
+def release(tmp_path: Path) -> Path:
+    folder = tmp_path / "release"
+    (folder / "levels/Q4").mkdir(parents=True)
+    (folder / "model Q4.gguf").write_bytes(WEIGHTS)
+    (folder / "imatrix.dat").write_bytes(b"\0" + os.urandom(999))
+    (folder / "README.md").write_text(CARD)
+    (folder / "levels/Q4/allocation.json").write_text("{}")
+    (folder / "empty.bin").write_bytes(b"")
+    return folder
+
+
+def client(served: LoopbackHub, token: str = GOOD_TOKEN) -> HfApi:
+    return HfApi(endpoint=served.address, token=token)
+
+
+def created(served: LoopbackHub, **settings: bool) -> HfApi:
+    api = client(served)
+    api.create_repo(REPO, **settings)  # type: ignore[arg-type]
+    return api
+
+
+def put(
+    api: HfApi,
+    content: bytes | Path = WEIGHTS,
+    name: str = "a.gguf",
+    **settings: Any,  # noqa: ANN401 - the client's own
+) -> str:
+    """Upload one file; the commit."""
+    made = api.upload_file(
+        path_or_fileobj=content,
+        path_in_repo=name,
+        repo_id=REPO,
+        **settings,
+    )
+    return str(made.oid)
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    paths = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+
+
+def oid(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def test_whose_a_token_is(served: LoopbackHub) -> None:
+    served.accounts["hf_fine"] = Account(
+        "someone", role="fineGrained", scopes={REPO: ("repo.content.read", "repo.write")}
+    )
+    described = client(served).whoami()
+    assert (described["type"], described["name"]) == ("user", "someone")
+    assert [(org["name"], org["roleInOrg"]) for org in described["orgs"]] == [
+        ("lab", "write"), ("readers", "read")
+    ]  # fmt: skip
+    roles = {t: client(served, t).whoami()["auth"]["accessToken"]["role"] for t in served.accounts}
+    assert roles == {
+        GOOD_TOKEN: "write", READ_TOKEN: "read", STRANGER: "write", "hf_fine": "fineGrained"
+    }  # fmt: skip
+    with pytest.raises(HfHubHTTPError, match="Invalid user token") as caught:
+        client(served, "hf_bad").whoami()
+    assert caught.value.response.status_code == 401
+    assert httpx2.get(f"{served.address}/api/whoami-v2").status_code == 401
+    fine = client(served, "hf_fine")
+    fine.create_repo(REPO)
+    with pytest.raises(HfHubHTTPError, match=r'create a model under the namespace "someone"'):
+        fine.create_repo("someone/else")
+
+
+def test_a_new_repository_is_its_owners(served: LoopbackHub) -> None:
+    api = created(served, private=True)
+    assert api.list_repo_files(REPO) == [".gitattributes"]
+    assert [c.title for c in api.list_repo_commits(REPO)] == ["initial commit"]
+    assert api.model_info(REPO).private
+    with pytest.raises(HfHubHTTPError, match="409") as caught:
+        api.create_repo(REPO)
+    assert "already created this model repo" in str(caught.value)
+    assert str(api.create_repo("someone/NEW", exist_ok=True)) == f"{served.address}/{REPO}"
+    with pytest.raises(RepositoryNotFoundError):
+        client(served, STRANGER).model_info(REPO)
+    assert httpx2.get(f"{served.address}/api/models/{REPO}").status_code == 401
+    assert client(served, READ_TOKEN).model_info(REPO).sha == api.model_info(REPO).sha
+    api.create_repo("lab/shared")
+    assert not client(served, STRANGER).model_info("lab/shared").private
+    api.create_repo("someone/rows", repo_type="dataset")
+    rows = [CommitOperationAdd("a.json", b"{}")]
+    api.create_commit("someone/rows", rows, commit_message="rows", repo_type="dataset")
+    assert "a.json" in api.list_repo_files("someone/rows", repo_type="dataset")
+
+
+@pytest.mark.parametrize(
+    ("token", "name", "owner"),
+    [
+        (GOOD_TOKEN, "nobody/new", "nobody"),
+        (GOOD_TOKEN, "readers/new", "readers"),
+        (READ_TOKEN, REPO, "someone"),
+    ],
+)
+def test_a_repository_elsewhere_is_refused(
+    served: LoopbackHub, token: str, name: str, owner: str
+) -> None:
+    words = f'You don\'t have the rights to create a model under the namespace "{owner}"'
+    with pytest.raises(HfHubHTTPError, match=words) as caught:
+        client(served, token).create_repo(name, exist_ok=True)
+    assert caught.value.response.status_code == 403
+
+
+def test_what_was_uploaded_is_what_comes_back(
+    served: LoopbackHub, release: Path, tmp_path: Path
+) -> None:
+    api = created(served)
+    made = api.upload_folder(repo_id=REPO, folder_path=release, commit_message="Q4")
+    assert made.commit_url == f"{served.address}/{REPO}/commit/{made.oid}"
+    came = snapshot_download(
+        REPO, endpoint=served.address, cache_dir=tmp_path / "cache", token=False
+    )
+    found = files_of(Path(came))
+    attributes = found.pop(".gitattributes").decode()
+    assert found == files_of(release)
+    one = hf_hub_download(
+        REPO, "model Q4.gguf", endpoint=served.address, cache_dir=tmp_path / "one", token=False
+    )
+    assert Path(one).read_bytes() == WEIGHTS
+    assert attributes.splitlines()[-2:] == [
+        "imatrix.dat filter=lfs diff=lfs merge=lfs -text",
+        "model[[:space:]]Q4.gguf filter=lfs diff=lfs merge=lfs -text",
+    ]
+    first, second = api.list_repo_commits(REPO)
+    assert (first.commit_id, first.title, first.authors) == (made.oid, "Q4", ["someone"])
+    assert api.list_repo_files(REPO, revision=second.commit_id) == [".gitattributes"]
+
+
+def test_the_record_is_gits(served: LoopbackHub, release: Path) -> None:
+    api = created(served)
+    api.upload_folder(repo_id=REPO, folder_path=release)
+    siblings = api.model_info(REPO, files_metadata=True).siblings or []
+    large = {sibling.rfilename for sibling in siblings if sibling.lfs}
+    assert large == {"model Q4.gguf", "imatrix.dat"}
+    contents = files_of(release)
+    for sibling in siblings:
+        content = contents.get(sibling.rfilename)
+        if content is None:
+            assert sibling.rfilename == ".gitattributes"
+            continue
+        if sibling.lfs:
+            assert (sibling.lfs.sha256, sibling.lfs.size) == (oid(content), len(content))
+            content = (
+                "version https://git-lfs.github.com/spec/v1\n"
+                f"oid sha256:{oid(content)}\nsize {len(content)}\n"
+            ).encode()
+            assert sibling.lfs.pointer_size == len(content)
+        git = ["git", "hash-object", "--stdin"]
+        blob = subprocess.run(git, input=content, capture_output=True, check=True).stdout
+        assert sibling.blob_id == blob.decode().strip()
+    entries = api.list_repo_tree(REPO, recursive=True)
+    blobs = {e.path: e.blob_id for e in entries if hasattr(e, "blob_id")}
+    assert blobs == {sibling.rfilename: sibling.blob_id for sibling in siblings}
+    assert [f.path for f in api.get_paths_info(REPO, ["README.md", "none"])] == ["README.md"]
+    assert {e.path for e in api.list_repo_tree(REPO, "levels")} == {"levels/Q4"}
+
+
+def test_the_same_again_sends_nothing(served: LoopbackHub, release: Path) -> None:
+    api = created(served)
+    made = api.upload_folder(repo_id=REPO, folder_path=release)
+    assert (served.commits_made, served.received[oid(WEIGHTS)]) == (1, len(WEIGHTS))
+    sent = dict(served.received)
+    again = api.upload_folder(repo_id=REPO, folder_path=release)
+    assert (again.oid, served.commits_made, served.received) == (made.oid, 1, sent)
+    put(api, b"GGUF2", "model Q4.gguf")
+    assert served.commits_made == 2
+    attributes = (served.repository(REPO).branches["main"].folder / ".gitattributes").read_text()
+    assert attributes.count("gguf") == 1
+
+
+def test_large_files_arrive_in_parts(served: LoopbackHub, tmp_path: Path) -> None:
+    api, served.part_bytes = created(served), 40_000
+    path = tmp_path / "weights.gguf"
+    path.write_bytes(WEIGHTS)
+    put(api, path)
+    put(api, b"GGUF", "small.gguf")
+    puts = [request for request in served.requests if request.startswith("PUT")]
+    assert [request.partition("?")[0].rpartition("/")[2] for request in puts] == [
+        "1", "2", "3", oid(b"GGUF")
+    ]  # fmt: skip
+    assert served.received[oid(WEIGHTS)] == len(WEIGHTS)
+    folder = served.repository(REPO).branches["main"].folder
+    assert (folder / "a.gguf").read_bytes() == WEIGHTS
+
+
+def test_other_bytes_than_announced_are_refused(served: LoopbackHub) -> None:
+    created(served)
+    address = f"{served.large_address}/lfs/{REPO}/{oid(WEIGHTS)}"
+    assert httpx2.put(address, content=b"other").status_code == 400
+    assert served.repository(REPO).object(oid(WEIGHTS)) is None
+    headers = {"Authorization": f"Bearer {GOOD_TOKEN}"}
+    assert httpx2.put(address, content=WEIGHTS, headers=headers).status_code == 400
+    complete = f"{served.address}/api/complete_multipart/{REPO}/{oid(WEIGHTS)}/up"
+    part = httpx2.put(f"{address}/up/1", content=b"other")
+    for etag in ('"0"', part.headers["ETag"]):
+        parts = {"oid": oid(WEIGHTS), "parts": [{"partNumber": 1, "etag": etag}]}
+        assert httpx2.post(complete, json=parts).status_code == 400
+    assert httpx2.put(address, content=WEIGHTS).status_code == 200
+    assert served.repository(REPO).object(oid(WEIGHTS)) is not None
+    assert not list((served.repository(REPO).folder / "incoming").iterdir())
+
+
+def test_what_was_uploaded_before_the_commit_stays(served: LoopbackHub) -> None:
+    api = created(served)
+    other = WEIGHTS[::-1]
+    served.upload_faults["PUT", oid(other)] = [UploadFault(403, "no")]
+    for _ in range(2):
+        files = [CommitOperationAdd("a.gguf", WEIGHTS), CommitOperationAdd("b.gguf", other)]
+        if served.upload_faults["PUT", oid(other)]:
+            with pytest.raises(RuntimeError, match=r"Error while uploading 'b\.gguf'"):
+                api.preupload_lfs_files(REPO, files, num_threads=1)
+        else:
+            api.preupload_lfs_files(REPO, files)
+    assert served.received == {oid(WEIGHTS): len(WEIGHTS), oid(other): len(other)}
+    assert api.list_repo_files(REPO) == [".gitattributes"]
+    api.create_commit(REPO, files, commit_message="both")
+    assert set(api.list_repo_files(REPO)) == {".gitattributes", "a.gguf", "b.gguf"}
+    assert sum(request.startswith("PUT") for request in served.requests) == 3
+
+
+def test_a_killed_upload_goes_on_with_what_is_missing(served: LoopbackHub, release: Path) -> None:
+    api = created(served)
+    (release / "other.gguf").write_bytes(WEIGHTS[::-1])
+    script = (
+        "import sys; from huggingface_hub import CommitOperationAdd, HfApi\n"
+        "api, repo = HfApi(endpoint=sys.argv[1], token=sys.argv[2]), sys.argv[3]\n"
+        "for name in ('model Q4.gguf', 'other.gguf'):\n"
+        "    api.preupload_lfs_files(repo, [CommitOperationAdd(name, name)])\n"
+    )
+    served.upload_bytes_per_second = 200_000
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, served.address, GOOD_TOKEN, REPO],
+        cwd=release,
+        env=os.environ | {"HF_HUB_DISABLE_XET": "1", "PYTHONWARNINGS": "ignore"},
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while not served.received[oid(WEIGHTS[::-1])]:
+            assert process.poll() is None
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    served.upload_bytes_per_second, before = None, served.received.copy()
+    assert before[oid(WEIGHTS)] == len(WEIGHTS)
+    assert before[oid(WEIGHTS[::-1])] < len(WEIGHTS)
+    api.upload_folder(repo_id=REPO, folder_path=release)
+    assert served.received[oid(WEIGHTS)] == len(WEIGHTS)
+    assert served.received[oid(WEIGHTS[::-1])] >= len(WEIGHTS)
+
+
+def test_branches(served: LoopbackHub) -> None:
+    api = created(served)
+    first = str(api.model_info(REPO).sha)
+    api.create_branch(REPO, branch="next")
+    made = put(api, revision="next")
+    assert (api.model_info(REPO).sha, api.model_info(REPO, revision="next").sha) == (first, made)
+    with pytest.raises(HfHubHTTPError, match="Reference already exists"):
+        api.create_branch(REPO, branch="next")
+    api.create_branch(REPO, branch="next", exist_ok=True)
+    with pytest.raises(BadRequestError, match="Invalid reference"):
+        api.create_branch(REPO, branch="refs/pr/5")
+    with pytest.raises(RevisionNotFoundError):
+        api.create_branch(REPO, branch="third", revision="second")
+    with pytest.raises(HfHubHTTPError, match="you must use a write token"):
+        client(served, READ_TOKEN).create_branch(REPO, branch="third")
+    refs = api.list_repo_refs(REPO)
+    assert {b.name: b.target_commit for b in refs.branches} == {"main": first, "next": made}
+    assert refs.pull_requests is None
+    with pytest.raises(RevisionNotFoundError):
+        put(api, revision="third")
+
+
+def test_a_pull_request_leaves_main_as_it_is(served: LoopbackHub, tmp_path: Path) -> None:
+    api = created(served)
+    first = str(api.model_info(REPO).sha)
+    made = api.create_commit(
+        REPO,
+        [CommitOperationAdd("a.gguf", WEIGHTS)],
+        commit_message="Add Q4",
+        commit_description="as measured",
+        create_pr=True,
+    )
+    assert (made.pr_num, made.pr_revision) == (1, "refs/pr/1")
+    assert made.pr_url == f"{served.address}/{REPO}/discussions/1"
+    assert api.model_info(REPO).sha == first
+    assert api.model_info(REPO, revision="refs/pr/1").sha == made.oid
+    second = put(api, b"{}", "b.json", revision="refs/pr/1")
+    refs = api.list_repo_refs(REPO, include_pull_requests=True).pull_requests or []
+    assert [(ref.ref, ref.target_commit) for ref in refs] == [("refs/pr/1", second)]
+    details = api.get_discussion_details(REPO, 1)
+    assert (details.title, details.target_branch) == ("Add Q4", "refs/heads/main")
+    assert [getattr(event, "oid", None) for event in details.events] == [made.oid, second]
+    settings: Any = {"endpoint": served.address, "cache_dir": tmp_path / "cache", "token": False}
+    came = snapshot_download(REPO, revision="refs/pr/1", **settings)
+    assert (Path(came) / "a.gguf").read_bytes() == WEIGHTS
+    path = hf_hub_download(REPO, "b.json", revision="refs/pr/1", **settings)
+    assert Path(path).read_bytes() == b"{}"
+
+
+def test_pull_requests_are_found_by_author_and_status(served: LoopbackHub) -> None:
+    api, stranger = created(served), client(served, STRANGER)
+    for number in range(11):
+        put(stranger, b"{}", f"{number}.json", create_pr=True, commit_message=f"no. {number}")
+    put(api, create_pr=True)
+    stranger.create_discussion(REPO, "Why?")
+    served.repository(REPO).discussions[2].status = "closed"
+
+    def numbers(**wanted: str) -> list[int]:
+        return [d.num for d in api.get_repo_discussions(REPO, **wanted)]  # type: ignore[arg-type]
+
+    assert numbers() == list(range(13, 0, -1))
+    assert numbers(author="someone") == [12]
+    wanted = {"author": "stranger", "discussion_type": "pull_request", "discussion_status": "open"}
+    assert numbers(**wanted) == [11, 10, 9, 8, 7, 6, 5, 4, 3, 1]
+    assert numbers(discussion_status="closed") == [2]
+    assert numbers(discussion_type="discussion") == [13]
+    put(stranger, b"[]", "0.json", revision="refs/pr/1")
+    with pytest.raises(HfHubHTTPError, match="pass `create_pr=1` as a query parameter"):
+        put(stranger, b"[]", "0.json", revision="refs/pr/12")
+    with pytest.raises(HfHubHTTPError, match="pass `create_pr=1` as a query parameter"):
+        put(stranger, b"[]", "0.json")
+    with pytest.raises(HfHubHTTPError, match="Authorization error"):
+        put(stranger, create_pr=True)  # large files only in one's own repositories
+    with pytest.raises(HfHubHTTPError, match="you must use a write token"):
+        put(client(served, READ_TOKEN))
+
+
+def test_a_commit_since_is_noticed(served: LoopbackHub) -> None:
+    api = created(served)
+    head = str(api.model_info(REPO).sha)
+    theirs: list[str] = []
+    served.upload_faults[COMMITS] = [
+        UploadFault(before=lambda: theirs.append(served.write(REPO, {"theirs.gguf": b"GGUF"})))
+    ]
+    with pytest.raises(HfHubHTTPError, match="A commit has happened since") as caught:
+        put(api, parent_commit=head)
+    assert caught.value.response.status_code == 412
+    assert api.model_info(REPO).sha == theirs[0]
+    assert set(api.list_repo_files(REPO)) == {".gitattributes", "theirs.gguf"}
+    put(api, parent_commit=theirs[0])
+    assert set(api.list_repo_files(REPO)) == {".gitattributes", "theirs.gguf", "a.gguf"}
+    assert served.received[oid(WEIGHTS)] == len(WEIGHTS)
+    assert api.list_repo_commits(REPO)[1].authors == ["somebody-else"]
+
+
+def test_files_go_with_a_commit_or_not_at_all(served: LoopbackHub, release: Path) -> None:
+    api = created(served)
+    api.upload_folder(repo_id=REPO, folder_path=release)
+    gone = [CommitOperationDelete("levels/"), CommitOperationDelete("imatrix.dat")]
+    made = api.create_commit(REPO, gone, commit_message="fewer")
+    names = {".gitattributes", "README.md", "empty.bin", "model Q4.gguf"}
+    assert set(api.list_repo_files(REPO)) == names
+    with pytest.raises(EntryNotFoundError, match="A file with this name doesn't exist"):
+        api.create_commit(
+            REPO,
+            [CommitOperationAdd("new.txt", b"x"), CommitOperationDelete("none.txt")],
+            commit_message="no",
+        )
+    missing = CommitOperationAdd("b.gguf", b"GGUF")
+    missing._upload_mode, missing._is_uploaded = "lfs", True
+    with pytest.raises(BadRequestError, match="LFS pointer pointed to a file that does not exist"):
+        api.create_commit(REPO, [missing], commit_message="no")
+    assert (api.model_info(REPO).sha, set(api.list_repo_files(REPO))) == (made.oid, names)
+    assert len(list((served.repository(REPO).folder / "commits").iterdir())) == 3
+
+
+def test_a_card_is_looked_at_first(served: LoopbackHub, release: Path) -> None:
+    api = created(served)
+    for wrong, words in (
+        ("license: [mit\n", "while parsing"),
+        ("license: NVIDIA\n", '"license" must be one of'),
+        ("base_model: /tmp/x\n", '"base_model" with value "/tmp/x" is not valid'),
+        ("license: other\nlicense_name: My Own\n", '"license_name" fails to match'),
+        ("model-index:\n- name: x\n  results:\n  - task: {type: t}\n", r"dataset\.name. is requ"),
+    ):
+        with pytest.raises(ValueError, match=rf"(?s)Invalid metadata in README\.md.*{words}"):
+            put(api, f"---\n{wrong}---\n".encode(), "README.md")
+    with pytest.warns(UserWarning, match="empty or missing yaml metadata"):
+        put(api, b"# none\n", "README.md")
+    assert api.model_info(REPO).card_data is None
+    api.upload_folder(repo_id=REPO, folder_path=release)
+    served.gates[REPO] = "manual"
+    info = api.model_info(REPO)
+    assert (info.gated, info.card_data.base_model) == ("manual", "nvidia/base")  # type: ignore[union-attr]
+    assert info.tags == [
+        "gguf", "imatrix", "en", "base_model:nvidia/base", "base_model:quantized:nvidia/base",
+        "license:other",
+    ]  # fmt: skip
+    only = api.model_info(REPO, expand=["sha", "gated"])
+    assert (only.sha, only.gated, only.siblings, only.tags) == (info.sha, "manual", None, None)
+
+
+@pytest.mark.parametrize("status", [401, 402, 404, 409, 412, 413, 500, 503])
+def test_a_commit_that_is_refused(served: LoopbackHub, status: int) -> None:
+    api = created(served)
+    served.upload_faults[COMMITS] = [UploadFault(status, f"no, {status}")]
+    with pytest.raises(HfHubHTTPError, match=f"no, {status}") as caught:
+        put(api)
+    assert (caught.value.response.status_code, served.commits_made) == (status, 0)
+    put(api)
+    assert served.commits_made == 1
+    assert served.received[oid(WEIGHTS)] == len(WEIGHTS)
+
+
+def test_no_room(served: LoopbackHub) -> None:
+    api = created(served, private=True)
+    served.upload_faults["POST", "objects/batch"] = [STORAGE_FULL]
+    with pytest.raises(HfHubHTTPError, match="Private repository storage limit reached, please up"):
+        put(api)
+
+
+def test_faults_that_pass_are_waited_for(served: LoopbackHub, waits: list[float]) -> None:
+    api = created(served)
+    served.upload_faults["POST", "/preupload/"] = [UploadFault(429, headers={"Retry-After": "7"})]
+    served.upload_faults[PUTS] = [503, UploadFault(cut_after=70_000), UploadFault(cut_after=0)]
+    served.upload_faults["POST", "objects/verify"] = [500]
+    put(api)
+    assert waits == [8.0, 1, 2, 4, 1]
+    assert served.received[oid(WEIGHTS)] == len(WEIGHTS) + 70_000
+    assert served.commits_made == 1
+
+
+def test_an_upload_that_stalls(served: LoopbackHub) -> None:
+    def impatient() -> httpx2.Client:
+        hooks = {"request": [hf_request_event_hook]}
+        return httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=0.2)
+
+    api = created(served)
+    served.upload_faults[COMMITS] = [UploadFault(stall_after=0), UploadFault(stall_after=100)]
+    set_client_factory(impatient)
+    try:
+        for _ in range(2):
+            with pytest.raises(httpx2.TimeoutException):
+                put(api)
+    finally:
+        set_client_factory(default_client_factory)
+    assert served.commits_made == 0
+
+
+def test_an_answer_that_is_lost(served: LoopbackHub) -> None:
+    api = created(served)
+    served.upload_faults[COMMITS] = [
+        UploadFault(afterwards=True),
+        UploadFault(500, "afterwards", afterwards=True),
+        UploadFault(cut_after=50),
+    ]
+    for count, expected in ((1, httpx2.RemoteProtocolError), (2, HfHubHTTPError)):
+        with pytest.raises(expected):
+            put(api, os.urandom(100), "a.json")
+        assert served.commits_made == count
+    with pytest.raises(httpx2.TransportError):
+        put(api, os.urandom(100_000), "a.json")
+    assert len(api.list_repo_commits(REPO)) == 3
+
+
+def test_a_record_that_is_wrong_afterwards(served: LoopbackHub) -> None:
+    api = created(served)
+    served.upload_faults[COMMITS] = [
+        UploadFault(recorded={"a.gguf": Recorded(hash="0" * 64), "b.json": Recorded(size=9)})
+    ]
+    files = {"a.gguf": WEIGHTS, "b.json": b"{}"}
+    operations = [CommitOperationAdd(name, content) for name, content in files.items()]
+    api.create_commit(REPO, operations, commit_message="two")
+
+    def recorded() -> tuple[object, ...]:
+        siblings = api.model_info(REPO, files_metadata=True).siblings or []
+        return tuple(s.lfs.sha256 if s.lfs else s.size for s in siblings[1:])
+
+    assert recorded() == ("0" * 64, 9)
+    put(api)
+    assert recorded() == (oid(WEIGHTS), 9)
+
+
+def test_ranges_one_after_another(served: LoopbackHub) -> None:
+    api = created(served, private=True)
+    put(api)
+    address = f"{served.address}/{REPO}/resolve/main/a.gguf"
+    headers = {"Authorization": f"Bearer {GOOD_TOKEN}"}
+    with httpx2.Client() as session:
+        head = session.head(address, headers=headers)
+        assert head.headers["X-Linked-Etag"] == f'"{oid(WEIGHTS)}"'
+        assert int(head.headers["X-Linked-Size"]) == len(WEIGHTS)
+        assert head.headers["X-Repo-Commit"] == api.model_info(REPO).sha
+        large = head.headers["Location"]
+        assert large.startswith(served.large_address)
+        assert int(session.head(large).headers["Content-Length"]) == len(WEIGHTS)
+        for start in (0, 24, 24 + 8, 90_000):
+            answer = session.get(large, headers={"Range": f"bytes={start}-{start + 7}"})
+            assert (answer.status_code, answer.content) == (206, WEIGHTS[start : start + 8])
+            assert answer.headers["Accept-Ranges"] == "bytes"
+            expected = f"bytes {start}-{start + 7}/{len(WEIGHTS)}"
+            assert answer.headers["Content-Range"] == expected
+        assert session.get(large, headers={"Range": "bytes=-5"}).content == WEIGHTS[-5:]
+        beyond = session.get(large, headers={"Range": f"bytes={len(WEIGHTS)}-"})
+        assert beyond.status_code == 416
+        assert beyond.headers["Content-Range"] == f"bytes */{len(WEIGHTS)}"
+
+
+def test_a_folder_is_written_over_without_a_change_to_it(release: Path, tmp_path: Path) -> None:
+    before = files_of(release)
+    with hub({REPO: release}, storage=tmp_path / "hub") as served:
+        api = client(served)
+        assert api.model_info(REPO).sha == COMMIT
+        put(api, b"GGUF", "model Q4.gguf", parent_commit=COMMIT)
+        assert api.model_info(REPO, revision=COMMIT).sha == COMMIT
+        folder = served.repository(REPO).branches["main"].folder
+        after = files_of(folder)
+        attributes = b"model[[:space:]]Q4.gguf filter=lfs diff=lfs merge=lfs -text\n"
+        assert after == before | {"model Q4.gguf": b"GGUF", ".gitattributes": attributes}
+    assert files_of(release) == before
+
+
+def test_commits_at_the_same_time_are_all_there(served: LoopbackHub) -> None:
+    api = created(served)
+
+    def work(number: int) -> None:
+        for i in range(3):
+            put(api, b"{}", f"{number}-{i}.json")
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert (served.commits_made, len(api.list_repo_files(REPO))) == (12, 13)
+    assert len({commit.commit_id for commit in api.list_repo_commits(REPO)}) == 13
+
+
+def test_without_storage_there_is_nothing_to_write_to(release: Path) -> None:
+    with hub({REPO: {"main": release, "v2": release}}) as served:
+        api = client(served)
+        refs = api.list_repo_refs(REPO, include_pull_requests=True)
+        assert {branch.name for branch in refs.branches} == {"main", "v2"}
+        assert (refs.pull_requests, list(api.get_repo_discussions(REPO))) == ([], [])
+        for act in (lambda: api.create_branch(REPO, branch="v3"), lambda: put(api)):
+            with pytest.raises(HfHubHTTPError, match="405"):
+                act()
