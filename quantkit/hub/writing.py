@@ -19,10 +19,13 @@ from quantkit.hub.connection import Connection, ignore
 from quantkit.hub.errors import Asked, no_write_token
 
 if TYPE_CHECKING:
+    import httpx2
     from huggingface_hub import CommitOperationAdd
 
 LARGE_BYTES = 32 << 20
 """From here on files are uploaded one by one: a killed run leaves one unfinished at most."""
+SILENCE_S = 300.0
+"""Longest silence of the Hub; it takes a minute for a commit of very many files."""
 _WRITE_ATTEMPTS = 5
 _Answer = TypeVar("_Answer")
 
@@ -171,9 +174,11 @@ class HubWriter:
     """Changes repositories on the Hub; the token is that of `connection`."""
 
     def __init__(self, connection: Connection) -> None:
+        from huggingface_hub import set_client_factory
         from huggingface_hub.utils.tqdm import disable_progress_bars
 
         disable_progress_bars()  # they would run into ours
+        set_client_factory(_client)
         self._connection = connection
 
     def account(self) -> Account:
@@ -262,6 +267,15 @@ class HubWriter:
             on_wait: told, in a sentence, why and for how long is waited before another attempt.
         """
         return Upload(self._connection, repository, revision, propose=propose, on_wait=on_wait)
+
+
+def _client() -> httpx2.Client:
+    """The client's own session, which by default waits for ever."""
+    from huggingface_hub.utils._http import default_client_factory
+
+    session = default_client_factory()
+    session.timeout = SILENCE_S
+    return session
 
 
 def _trying(

@@ -194,3 +194,17 @@ def test_a_file_that_changes_meanwhile_is_told(loopback: LoopbackHub, tmp_path: 
     sent[0].path.write_bytes(b"GGUF shorter")
     with pytest.raises(EnvironmentFault, match=r"model\.gguf changed while it was published"):
         upload(loopback).send(sent, lambda size: None)
+
+
+def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(
+    loopback: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import close_session
+
+    monkeypatch.setattr("quantkit.hub.writing.SILENCE_S", 0.3)
+    close_session()
+    doing = upload(loopback)
+    doing.send(files(tmp_path), lambda size: None)
+    loopback.upload_faults[COMMIT] = [UploadFault(stall_after=10)]
+    with pytest.raises(EnvironmentFault, match=r"publishing .* failed \(.*timed out"):
+        doing.commit([], head(loopback), "t", "")
