@@ -12,7 +12,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import numpy as np
 from numpy.typing import NDArray
@@ -250,12 +250,14 @@ def chunk_order(
 
     Until a domain has no chunk left, the first k chunks hold less than one chunk more or less of
     each domain than its share of k: the chairman assignment of Tijdeman (1980), which takes the
-    domain whose next chunk is due first. The seed decides between equals. Then the others go on in
-    the same way, by their shares of what is left.
+    domain whose next chunk is due first. The seed decides between equals, by their names without
+    folders: the order does not depend on where texts lie. Then the others go on in the same way, by
+    their shares of what is left.
     """
 
     def rank(name: str) -> bytes:
-        return hashlib.sha256(f"{seed} {name}".encode()).digest()
+        plain = name if name.startswith("hf://") else PurePath(name).name
+        return hashlib.sha256(f"{seed} {plain}".encode()).digest()
 
     left = {name: room[name] for name in sorted(shares, key=rank) if room[name] > 0}
     order: list[str] = []

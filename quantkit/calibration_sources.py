@@ -77,13 +77,17 @@ def shipped_texts() -> dict[str, ShippedText]:
     return {name: validated(ShippedText, entry, path) for name, entry in read_yaml(path).items()}
 
 
+def shipped_name(name: str) -> str | None:
+    """The file of calibration/ that a recipe's source names, with or without its ending."""
+    return next((f for f in (name, f"{name}.txt", f"{name}.jsonl") if f in shipped_texts()), None)
+
+
 def _local_source(name: str) -> CalibrationSource:
     """A text of calibration/ with or without its ending, a file, or a folder's files."""
-    shipped = shipped_texts()
-    for file in (name, f"{name}.txt", f"{name}.jsonl"):
-        if file in shipped:
-            path = resource("calibration") / file
-            return CalibrationSource(name, (path,), "quantkit", shipped[file].licence)
+    shipped, file = shipped_texts(), shipped_name(name)
+    if file is not None:
+        path = resource("calibration") / file
+        return CalibrationSource(name, (path,), "quantkit", shipped[file].licence)
     return CalibrationSource(name, _files_at(Path(name), shipped), "disk", None)
 
 

@@ -166,6 +166,15 @@ def test_what_runs_out_leaves_its_share_to_the_others(
     assert len(order) == min(chunks, sum(room.values()))
 
 
+def test_the_order_does_not_depend_on_where_texts_lie() -> None:
+    def order(folder: str) -> list[str]:
+        shares = {f"{folder}{name}": 1.0 for name in ("a.txt", "b.txt", "c.txt")}
+        found = chunk_order(shares, dict.fromkeys(shares, 9), 6, 1)
+        return [name.removeprefix(folder) for name in found]
+
+    assert order("") == order("./") == order("/home/me/texts/") == order("elsewhere/")
+
+
 def test_the_seed_orders_equal_shares() -> None:
     shares = dict.fromkeys("abcdef", 1.0)
     orders = {tuple(chunk_order(shares, dict.fromkeys(shares, 9), 6, seed)) for seed in range(9)}

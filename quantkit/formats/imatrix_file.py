@@ -8,6 +8,7 @@ dimensions of 1 are left out at the front, so a dense weight has `[row]` and `[1
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +17,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.errors import InputError
-from quantkit.formats.gguf_file import MAGIC, GGUFFile
+from quantkit.formats.gguf_file import GGUFFile
+from quantkit.formats.gguf_header import MAGIC
 from quantkit.formats.gguf_writer import lay_out, open_shard
 from quantkit.formats.imatrix_legacy import LegacyEntry, parse_legacy
 from quantkit.values import Metadata, MetaValue, TensorInfo
@@ -83,9 +85,13 @@ class Imatrix:
 
     @property
     def dataset_names(self) -> tuple[str, ...]:
-        """`datasets` without folders: llama-imatrix writes paths of the machine that it ran on."""
+        """`datasets` without folders: llama-imatrix writes paths of the machine that it ran on.
+
+        A dataset of the Hub keeps its address. Any other, such as `file:///home/me/a.txt`, is
+        shortened like a path.
+        """
         return tuple(
-            name if "://" in name else name.replace("\\", "/").rpartition("/")[2]
+            name if name.startswith("hf://") else re.split(r"[/\\]", name.rstrip("/\\"))[-1]
             for name in self.datasets
         )
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import shutil
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import InputError
-from quantkit.formats.gguf_file import MAGIC
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix, write_imatrix
 from quantkit.measurement.candidates import is_quantizable
 from quantkit.receipts import atomic
@@ -59,17 +58,17 @@ def check_ready(path: Path, tensors: Sequence[TensorInfo]) -> ReadyImatrix:
 
 
 def take_ready(path: Path, tensors: Sequence[TensorInfo], out: Path) -> ReadyImatrix:
-    """Check `path` and bring it to `out`: a GGUF as it is, a `.dat` in the GGUF form.
+    """Check `path` and write what it holds to `out`, as a GGUF: sums and counts bit for bit.
+
+    It is not copied: llama-imatrix stores the path of its text as it was given, and another
+    program may have put anything into a GGUF's metadata. `out` is published, so it gets what is
+    known of an imatrix, and of the texts their names only.
 
     Raises:
         InputError: as `check_ready`.
     """
     ready = check_ready(path, tensors)
+    named = dataclasses.replace(ready.imatrix, datasets=ready.imatrix.dataset_names)
     with atomic(out) as partial:
-        with path.open("rb") as file:
-            as_it_is = file.read(len(MAGIC)) == MAGIC
-        if as_it_is:
-            shutil.copyfile(path, partial)
-        else:
-            write_imatrix(partial, ready.imatrix)
-    return ready
+        write_imatrix(partial, named)
+    return dataclasses.replace(ready, imatrix=named)

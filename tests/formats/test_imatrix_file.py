@@ -47,10 +47,24 @@ def test_round_trip_and_layout(tmp_path: Path) -> None:
     assert [list(t.shape) for t in reader.tensors] == [[4], [1], [4, 3], [1, 3]]
 
 
-def test_names_of_datasets_have_no_folders() -> None:
-    datasets = ("/home/me/calib.txt", "C:\\me\\b.txt", "c.txt", "hf://datasets/a/b@c0ffee")
-    named = dataclasses.replace(example(), datasets=datasets).dataset_names
-    assert named == ("calib.txt", "b.txt", "c.txt", "hf://datasets/a/b@c0ffee")
+@pytest.mark.parametrize(
+    ("stored", "name"),
+    [
+        ("c.txt", "c.txt"),
+        ("/home/me/calib.txt", "calib.txt"),
+        ("../texts/calib.txt", "calib.txt"),
+        ("C:\\me\\b.txt", "b.txt"),
+        ("C:\\me/mixed\\b.txt", "b.txt"),
+        ("\\\\nas\\share\\b.txt", "b.txt"),
+        ("/home/me/texts/", "texts"),
+        ("file:///home/me/calib.txt", "calib.txt"),
+        ("http://nas.local/me/calib.txt", "calib.txt"),
+        ("hf://datasets/a/b@c0ffee", "hf://datasets/a/b@c0ffee"),
+        ("", ""),
+    ],
+)
+def test_names_of_datasets_have_no_folders(stored: str, name: str) -> None:
+    assert dataclasses.replace(example(), datasets=(stored,)).dataset_names == (name,)
 
 
 def test_unseen_expert_gets_the_mean_of_the_others() -> None:

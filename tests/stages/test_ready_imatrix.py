@@ -1,17 +1,22 @@
-"""A ready importance matrix is taken as it is, and held against the model first."""
+"""A ready importance matrix: held against the model first, taken without the paths in it."""
 
 from __future__ import annotations
 
+import dataclasses
+import struct
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from quantkit.errors import InputError
+from quantkit.formats.gguf_file import GGUFFile
+from quantkit.formats.gguf_writer import lay_out, open_shard
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
 from quantkit.models import choose_model, open_source
 from quantkit.receipts import file_sha256
 from quantkit.stages.ready_imatrix import check_ready, take_ready
+from quantkit.values import MetaValue
 
 DATA = Path(__file__).parents[1] / "data" / "imatrix"
 TENSORS = open_source(choose_model("demo")).tensors
@@ -27,7 +32,7 @@ def written(path: Path, **entries: ImatrixEntry) -> Path:
     return path
 
 
-def test_a_gguf_is_taken_byte_for_byte(tmp_path: Path) -> None:
+def test_what_llama_imatrix_wrote_keeps_its_bytes(tmp_path: Path) -> None:
     given, out = DATA / "demo-4x512.imatrix.gguf", tmp_path / "imatrix.gguf"
     ready = take_ready(given, TENSORS, out)
     assert ready.notes == ()
@@ -49,6 +54,56 @@ def test_a_dat_becomes_a_gguf_that_still_says_what_it_does_not_know(tmp_path: Pa
         np.testing.assert_allclose(
             taken.entries[name].importance()[seen], expected.importance()[seen], rtol=1e-5
         )
+
+
+@pytest.mark.parametrize(
+    "folder", ["/home/me/texts/", "C:\\Users\\me\\", "\\\\nas\\share\\", "file:///home/me/"]
+)
+@pytest.mark.parametrize("form", ["gguf", "dat"])
+def test_a_text_loses_its_folder_and_the_statistics_no_bit(
+    form: str, folder: str, tmp_path: Path
+) -> None:
+    given, out = tmp_path / f"given.{form}", tmp_path / "imatrix.gguf"
+    stored = f"{folder}calib.txt"
+    if form == "gguf":
+        rng = np.random.default_rng(5)
+        found = read_imatrix(DATA / "demo-4x512.imatrix.gguf")
+        odd = {
+            name: ImatrixEntry(
+                e.sums * rng.random(e.sums.shape, np.float32) * np.float32(1e-39), e.counts
+            )
+            for name, e in found.entries.items()
+        }  # subnormal numbers among them
+        write_imatrix(given, dataclasses.replace(found, entries=odd, datasets=(stored, "b.txt")))
+    else:
+        raw = (DATA / "demo-4x512.imatrix.dat").read_bytes()
+        name, path = b"demo-4x512.txt", stored.encode()
+        assert raw.endswith(struct.pack("<i", len(name)) + name)
+        given.write_bytes(raw[: -4 - len(name)] + struct.pack("<i", len(path)) + path)
+    ready = take_ready(given, TENSORS, out)
+    names = ("calib.txt", "b.txt") if form == "gguf" else ("calib.txt",)
+    assert read_imatrix(out).datasets == ready.imatrix.datasets == names
+    assert stored.encode() not in out.read_bytes()
+    rows = {info.name: info.row_elements for info in TENSORS}
+    before, after = read_imatrix(given, rows), read_imatrix(out)
+    assert (after.chunks, after.chunk_tokens) == (before.chunks, before.chunk_tokens)
+    assert sorted(after.entries) == sorted(before.entries)
+    for name, entry in before.entries.items():
+        assert after.entries[name].sums.tobytes() == entry.sums.tobytes()
+        assert after.entries[name].counts.tobytes() == entry.counts.tobytes()
+
+
+def test_what_else_a_gguf_says_stays_behind(tmp_path: Path) -> None:
+    given, out = tmp_path / "given.gguf", tmp_path / "imatrix.gguf"
+    file = GGUFFile(DATA / "demo-4x512.imatrix.gguf")
+    metadata = file.metadata | {"general.description": MetaValue("str", "made in /home/me")}
+    (layout,) = lay_out("given", metadata, [at.info for at in file.stored.values()])
+    with open_shard(given, layout) as writer:
+        for name in file.stored:
+            writer.write(name, file.tensor_bytes(name))
+    take_ready(given, TENSORS, out)
+    assert b"/home/me" in given.read_bytes()
+    assert file_sha256(out) == file_sha256(DATA / "demo-4x512.imatrix.gguf")
 
 
 def test_what_it_does_not_cover_is_said(tmp_path: Path) -> None:

@@ -1,0 +1,179 @@
+"""recipe.yaml and target.yaml of a release: what `quantkit build` takes to make it again.
+
+Every field is written, whether it has its default or not: a later version may have others. What
+belongs to the builder's machine is left out: paths of calibration texts and of the model, and the
+devices of the cards.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from quantkit import __version__
+from quantkit.calibration_datasets import is_dataset
+from quantkit.calibration_sources import shipped_name
+from quantkit.recipe import Recipe
+from quantkit.release.names import RECIPE, TARGET
+from quantkit.target import Target
+
+_REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?:@[\w.-]+)?", re.ASCII)
+_DEMO = "demo"
+_NO_NAME = "calibration"
+"""What a text is called whose path ends in no name, such as `..`."""
+
+
+def public_recipe(recipe: Recipe, calibration: Mapping[str, Any] | None = None) -> Recipe:
+    """`recipe` without paths: a file or folder of calibration texts keeps its name only.
+
+    The names are looked for where `quantkit build` is run. One that a shipped text has gets `./`
+    in front, and of two equal names the second lies in a folder `2`. `model` stays where it is
+    OWNER/NAME or `demo`.
+
+    Args:
+        calibration: the build's calibration.json, which knows the name of a folder that the
+            recipe calls `.` or `..`.
+    """
+    names = _public_names(recipe, calibration)
+    given = recipe.imatrix
+    mixture = {names[name]: share for name, share in given.mixture.items()}
+    # texts that are not read, because there is a mixture, have no record
+    texts = tuple(names.get(name) or _public_name(name, name) for name in given.texts)
+    imatrix = given.model_copy(update={"mixture": mixture, "texts": texts})
+    model = recipe.model if recipe.model is not None and _is_public(recipe.model) else None
+    return recipe.model_copy(update={"imatrix": imatrix, "model": model})
+
+
+def recipe_document(
+    recipe: Recipe,
+    calibration: Mapping[str, Any] | None = None,
+    *,
+    model: str | None = None,
+    imatrix: str | None = None,
+) -> str:
+    """recipe.yaml: a recipe that builds the same artifacts, without the builder's paths.
+
+    Args:
+        calibration: the build's calibration.json. From it are the hashes of the texts that
+            whoever remakes the artifacts must have.
+        model: what was built, OWNER/NAME@COMMIT; where it is a path, or None, the recipe's own.
+        imatrix: name of the importance matrix beside the document, which a build may take
+            instead of collecting it.
+    """
+    public = public_recipe(recipe, calibration)
+    named = next((m for m in (model, public.model) if m is not None and _is_public(m)), "MODEL")
+    command = f"quantkit build --model {named} --recipe {RECIPE} --target {TARGET}"
+    lines = [f"Made by quantkit {__version__}. Build it again in the folder of this file:", ""]
+    lines += [f"  {command}", ""]
+    ready = (calibration or {}).get("ready")
+    if imatrix is not None:
+        taken = f"was taken from the file {_quoted(str(ready))}" if ready else "is in this folder"
+        lines += [
+            f"The importance matrix {taken}.",
+            f"With --imatrix {_quoted(imatrix)} it is not collected again.",
+            "",
+        ]
+    lines += _own_texts(recipe, public, calibration)
+    return _document(lines, public.model_dump(mode="json"))
+
+
+def public_target(target: Target) -> Target:
+    """`target` without `devices`: numbers and UUIDs of the builder's own cards."""
+    return target.model_copy(update={"devices": ()})
+
+
+def target_document(target: Target) -> str:
+    """target.yaml: the cards, and how they are used."""
+    lines = [
+        f"Made by quantkit {__version__}. The cards that the artifacts were built for:",
+        "",
+        f"  quantkit build --model MODEL --recipe {RECIPE} --target {TARGET}",
+        "",
+    ]
+    return _document(lines, public_target(target).model_dump(mode="json", exclude={"devices"}))
+
+
+def _document(comments: Sequence[str], content: Mapping[str, Any]) -> str:
+    import yaml
+
+    class Dumper(yaml.SafeDumper):
+        """A plain or single-quoted scalar would lose line breaks such as U+0085."""
+
+    def text(dumper: Dumper, value: str) -> yaml.ScalarNode:
+        style = None if value.isprintable() else '"'
+        return dumper.represent_scalar("tag:yaml.org,2002:str", value, style)
+
+    Dumper.add_representer(str, text)
+    head = "".join(f"# {line}".rstrip() + "\n" for line in comments).removesuffix("#\n")
+    body: str = yaml.dump(
+        dict(content), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100
+    )
+    return head + body
+
+
+def _is_public(model: str) -> bool:
+    return model == _DEMO or _REPOSITORY.fullmatch(model) is not None
+
+
+def _is_own(name: str) -> bool:
+    """Whether a source is a file or a folder of the builder's."""
+    return not is_dataset(name) and shipped_name(name) is None
+
+
+def _public_names(recipe: Recipe, calibration: Mapping[str, Any] | None) -> dict[str, str]:
+    """Source → what it is called without folders; each gets a name of its own."""
+    sources = dict.fromkeys(recipe.imatrix.sources)
+    recorded = _recorded(recipe, calibration)
+    taken = {name for name in sources if not _is_own(name)}
+    found = {}
+    for name in sources:
+        public = plain = _public_name(name, str(recorded.get(name, {}).get("name", name)))
+        number = 1
+        while _is_own(name) and public in taken:
+            number += 1
+            public = f"{number}/{plain.removeprefix('./')}"
+        taken.add(public)
+        found[name] = public
+    return found
+
+
+def _public_name(name: str, recorded: str) -> str:
+    if not _is_own(name):
+        return name
+    last = re.split(r"[/\\]", recorded.rstrip("/\\"))[-1]
+    if last in ("", ".", "..", "~"):
+        last = _NO_NAME
+    return f"./{last}" if shipped_name(last) is not None else last
+
+
+def _recorded(
+    recipe: Recipe, calibration: Mapping[str, Any] | None
+) -> dict[str, Mapping[str, Any]]:
+    """Source → what calibration.json says of it; empty where the imatrix was not collected."""
+    if calibration is None or calibration.get("ready"):
+        return {}
+    return dict(zip(recipe.imatrix.sources, calibration["sources"], strict=True))
+
+
+def _own_texts(recipe: Recipe, public: Recipe, calibration: Mapping[str, Any] | None) -> list[str]:
+    """Which texts must lie beside the document, with the hashes of their files."""
+    recorded = _recorded(recipe, calibration)
+    lines = []
+    for name, called in _public_names(recipe, calibration).items():
+        if not _is_own(name):
+            continue
+        lines.append(f"  {_quoted(called)}")
+        for file in recorded.get(name, {}).get("files", ()):
+            lines.append(f"    {_quoted(file['name'])} SHA-256 {_quoted(file['sha256'])}")
+    if not lines:
+        return []
+    return ["These calibration texts are the builder's own. Put them beside this file:", *lines, ""]
+
+
+def _quoted(text: str) -> str:
+    """`text` on one line: quoted where it has more than letters, digits and a few signs."""
+    if re.fullmatch(r"[\w.+/@-]+", text):
+        return text
+    return json.dumps(text, ensure_ascii=not text.isprintable())

@@ -1,0 +1,281 @@
+"""recipe.yaml and target.yaml of a release load again to the same build, and name no path."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from quantkit import __version__
+from quantkit.calibration import chunk_order
+from quantkit.calibration_sources import local_sources
+from quantkit.levels import LevelRecipe
+from quantkit.recipe import ImatrixRecipe, MeasureRecipe, Recipe, known_recipes, load_recipe
+from quantkit.release.documents import (
+    public_recipe,
+    public_target,
+    recipe_document,
+    target_document,
+)
+from quantkit.stages.imatrix import FileRead, SourceRead
+from quantkit.target import CardSpec, Target, known_targets, load_target
+
+LEVELS = (LevelRecipe(name="Q4", bits_per_weight=4.5),)
+ODD = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
+"""Line breaks of every kind, quotes, colons, signs of YAML: all that a name may have."""
+WRITES_A_FILE = settings(
+    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+def of_texts(*texts: str, model: str | None = None) -> Recipe:
+    return Recipe(name="own", model=model, levels=LEVELS, imatrix=ImatrixRecipe(texts=texts))
+
+
+def of_mixture(**shares: float) -> Recipe:
+    return Recipe(name="own", levels=LEVELS, imatrix=ImatrixRecipe(mixture=shares))
+
+
+def loaded(document: str, folder: Path) -> Recipe:
+    path = folder / "recipe.yaml"
+    path.write_text(document, encoding="utf-8")
+    return load_recipe(path)
+
+
+def loaded_target(document: str, folder: Path) -> Target:
+    path = folder / "target.yaml"
+    path.write_text(document, encoding="utf-8")
+    return load_target(str(path))
+
+
+def comments(document: str) -> str:
+    return "".join(line for line in document.splitlines(True) if line.startswith("#"))
+
+
+def calibration_of(recipe: Recipe) -> dict[str, Any]:
+    """calibration.json of a build whose texts lie here."""
+    sources = [
+        SourceRead(
+            Path(source.name).resolve().name if source.origin == "disk" else source.name,
+            source.origin,
+            source.licence,
+            None,
+            tuple(
+                FileRead(p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest())
+                for p in source.files
+            ),
+        )
+        for source in local_sources(recipe.imatrix)
+    ]
+    return {"chunks": 2, "ready": None, "sources": [asdict(source) for source in sources]}
+
+
+@pytest.mark.parametrize("name", known_recipes())
+def test_a_shipped_recipe_comes_back_whole(name: str, tmp_path: Path) -> None:
+    recipe = load_recipe(known_recipes()[name])
+    document = recipe_document(recipe)
+    assert loaded(document, tmp_path) == recipe
+    assert list(loaded(document, tmp_path).imatrix.mixture) == list(recipe.imatrix.mixture)
+    assert document == recipe_document(recipe)
+    content = yaml.safe_load(document)
+    assert list(content) == list(Recipe.model_fields)
+    assert list(content["imatrix"]) == list(ImatrixRecipe.model_fields)
+    assert list(content["measure"]) == list(MeasureRecipe.model_fields)
+    head = comments(document)
+    assert document.startswith(head)
+    assert f"quantkit {__version__}" in head
+    model = recipe.model or "MODEL"
+    assert f"quantkit build --model {model} --recipe recipe.yaml --target target.yaml" in head
+
+
+@pytest.mark.parametrize("name", known_targets())
+def test_a_shipped_target_comes_back_whole(name: str, tmp_path: Path) -> None:
+    target = load_target(name)
+    document = target_document(target)
+    assert loaded_target(document, tmp_path) == target
+    assert list(yaml.safe_load(document)) == [f for f in Target.model_fields if f != "devices"]
+
+
+def test_a_target_loses_its_devices_and_nothing_else(tmp_path: Path) -> None:
+    uuids = ("GPU-7f1ac5d2-0000-1111-2222-333344445555", "GPU-8f1ac5d2-0000-1111-2222-333344445555")
+    target = Target(
+        name="2xmine", cards=(CardSpec(name="RTX", memory_gib=24, reserve_gib=0.25, count=2),),
+        context_tokens=1000, kv_type="bf16", ubatch_tokens=256, sequences=3, flash_attention=False,
+        pipeline=False, draft="mtp", devices=uuids, layers="in_order", weight_budget_gib=12.125,
+    )  # fmt: skip
+    document = target_document(target)
+    assert not any(uuid in document for uuid in uuids)
+    assert loaded_target(document, tmp_path) == public_target(target)
+    assert public_target(target) == target.model_copy(update={"devices": ()})
+
+
+@pytest.mark.parametrize(
+    "name", ["a\x85b", "a\u2028b\u2029", " a\n\n b ", "\ufeffa", "yes", "1.5", ""]
+)
+def test_names_that_yaml_would_change_come_back(name: str, tmp_path: Path) -> None:
+    recipe = Recipe(name=name, levels=LEVELS)
+    assert loaded(recipe_document(recipe), tmp_path).name == name
+
+
+def test_paths_of_texts_become_names_with_their_hashes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home = tmp_path / "home" / "me"
+    (home / "texts").mkdir(parents=True)
+    for name in ("mine.txt", "texts/a.md", "texts/b.txt"):
+        (home / name).write_text(name)
+    recipe = of_mixture(
+        **{str(home / "mine.txt"): 1.0, "chat": 2.0, str(home / "texts"): 1.5},
+        **{"hf://datasets/someone/talks@main/a.txt": 0.25},
+    )
+    calibration = calibration_of(of_mixture(**dict(list(recipe.imatrix.mixture.items())[:3])))
+    calibration["sources"].append({"name": "hf://datasets/someone/talks@main/a.txt", "files": []})
+    document = recipe_document(recipe, calibration, model="someone/model@c0ffee")
+    assert str(tmp_path) not in document
+    assert "home" not in document
+    again = loaded(document, tmp_path)
+    assert again.imatrix.mixture == {
+        "mine.txt": 1.0, "chat": 2.0, "texts": 1.5, "hf://datasets/someone/talks@main/a.txt": 0.25,
+    }  # fmt: skip
+    assert again == public_recipe(recipe)
+    head = comments(document)
+    assert "--model someone/model@c0ffee " in head
+    for name in ("mine.txt", "texts/a.md", "texts/b.txt"):
+        file = Path(name).name
+        assert f"{file} SHA-256 {hashlib.sha256(name.encode()).hexdigest()}" in head
+    assert "chat" not in head
+
+    # beside the texts, which `quantkit build` looks for where it is run, all of them are found
+    monkeypatch.chdir(home)
+    found = local_sources(again.imatrix)
+    assert [source.origin for source in found] == ["disk", "quantkit", "disk"]
+    assert [path.read_text() for path in found[2].files] == ["texts/a.md", "texts/b.txt"]
+
+
+def test_a_text_called_like_a_shipped_one_stays_the_builders_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = tmp_path / "english-prose.txt"
+    own.write_text("not what ships")
+    again = loaded(recipe_document(of_texts("english-prose.txt", str(own))), tmp_path)
+    assert again.imatrix.texts == ("english-prose.txt", "./english-prose.txt")
+    monkeypatch.chdir(tmp_path)
+    shipped, mine = local_sources(again.imatrix)
+    assert shipped.origin == "quantkit"
+    assert mine.files[0].read_text() == "not what ships"
+
+
+def test_two_texts_of_one_name_stay_two(tmp_path: Path) -> None:
+    recipe = of_mixture(**{"/home/me/a.txt": 1, "/home/me/old/a.txt": 2, "b/chat": 3, "chat": 4})
+    again = loaded(recipe_document(recipe), tmp_path)
+    assert again.imatrix.mixture == {"a.txt": 1, "2/a.txt": 2, "./chat": 3, "chat": 4}
+    assert public_recipe(of_texts("x/a.txt", "x/a.txt")).imatrix.texts == ("a.txt", "a.txt")
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_chunks_keep_their_order_under_the_new_names(seed: int) -> None:
+    paths = ("/home/me/a.txt", "/home/me/old/a.txt", "b/chat.jsonl", "/x/texts/", "chat", "code")
+    before = dict.fromkeys(paths, 1.0)
+    after = public_recipe(of_mixture(**before)).imatrix.mixture
+    called = dict(zip(before, after, strict=True))
+    assert called["b/chat.jsonl"] == "./chat.jsonl"
+    order = chunk_order(before, dict.fromkeys(before, 9), 20, seed)
+    assert [called[name] for name in order] == chunk_order(after, dict.fromkeys(after, 9), 20, seed)
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [
+        ("texts/mine.txt", "mine.txt"),
+        ("~/mine.txt", "mine.txt"),
+        ("C:\\Users\\me\\mine.txt", "mine.txt"),
+        ("\\\\nas\\share\\mine.txt", "mine.txt"),
+        ("/home/me/texts/", "texts"),
+        ("..", "calibration"),
+        ("/", "calibration"),
+    ],
+)
+def test_a_path_keeps_its_last_part(path: str, name: str) -> None:
+    assert public_recipe(of_texts(path)).imatrix.texts == (name,)
+
+
+def test_a_folder_without_a_name_has_the_one_that_was_recorded() -> None:
+    recorded = {"ready": None, "sources": [{"name": "texts", "files": []}]}
+    assert public_recipe(of_texts("."), recorded).imatrix.texts == ("texts",)
+
+
+def test_texts_that_are_not_read_lose_their_path_too() -> None:
+    imatrix = ImatrixRecipe(texts=("/home/me/a.txt",), mixture={"chat": 1.0})
+    recipe = Recipe(name="own", levels=LEVELS, imatrix=imatrix)
+    recorded = {"ready": None, "sources": [{"name": "chat", "files": []}]}
+    document = recipe_document(recipe, recorded)
+    assert "/home/me" not in document
+    assert "builder's own" not in document
+
+
+def test_a_ready_imatrix_is_told_and_its_texts_are_not_taken_for_the_recipes() -> None:
+    recorded = {"ready": "theirs.gguf", "sources": [{"name": "a.txt"}, {"name": "b.txt"}]}
+    document = recipe_document(of_texts("chat"), recorded, imatrix="m-imatrix.gguf")
+    assert "The importance matrix was taken from the file theirs.gguf." in comments(document)
+    assert "With --imatrix m-imatrix.gguf it is not collected again." in comments(document)
+    assert "a.txt" not in document
+    collected = recipe_document(of_texts("chat"), imatrix="m-imatrix.gguf")
+    assert "The importance matrix is in this folder." in comments(collected)
+
+
+@pytest.mark.parametrize("model", ["/home/me/model", "~/model", "./model", "models/mine/BF16"])
+def test_a_model_that_is_a_path_is_left_out(model: str, tmp_path: Path) -> None:
+    document = recipe_document(of_texts("chat", model=model), model=model)
+    assert loaded(document, tmp_path).model is None
+    assert model not in document
+    assert "--model MODEL " in document
+
+
+@pytest.mark.parametrize("model", ["demo", "someone/Some_Model-1.5B", "someone/model@main"])
+def test_a_repository_stays(model: str, tmp_path: Path) -> None:
+    document = recipe_document(of_texts("chat", model=model), model="/home/me/copy")
+    assert loaded(document, tmp_path).model == model
+    assert f"--model {model} " in document
+    assert "/home/me" not in document
+
+
+@WRITES_A_FILE
+@given(name=ODD, key=ODD, share=st.floats(1e-300, 1e300), pattern=ODD)
+def test_names_of_any_letters_come_back(
+    name: str, key: str, share: float, pattern: str, tmp_path: Path
+) -> None:
+    recipe = Recipe(
+        name=name,
+        levels=(LevelRecipe(name="Q4", pin={re.escape(pattern): "Q8_0"}),),
+        imatrix=ImatrixRecipe(mixture={key: share, f"/home/me/{key}": 1.0}),
+    )
+    recorded = {
+        "ready": None,
+        "sources": [
+            {"name": key, "files": [{"name": pattern, "sha256": "0" * 64}]} for _ in range(2)
+        ],
+    }
+    document = recipe_document(recipe, recorded)
+    again = loaded(document, tmp_path)
+    assert again == public_recipe(recipe, recorded)
+    assert (again.name, len(again.imatrix.mixture)) == (name, 2)
+    assert sorted(again.imatrix.mixture.values()) == sorted([share, 1.0])
+
+
+@WRITES_A_FILE
+@given(name=ODD, description=ODD, card=ODD, gib=st.floats(0.001, 1e6), budget=st.floats(0.01, 1e9))
+def test_targets_of_any_words_come_back(
+    name: str, description: str, card: str, gib: float, budget: float, tmp_path: Path
+) -> None:
+    cards = (CardSpec(name=card, memory_gib=gib), CardSpec(name=card, memory_gib=gib, count=3))
+    target = Target(
+        name=name, description=description, cards=cards, context_tokens=7, weight_budget_gib=budget
+    )
+    assert loaded_target(target_document(target), tmp_path) == target
