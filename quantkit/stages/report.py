@@ -79,7 +79,7 @@ def _values(facts: ReportFacts, folder: Path) -> dict[str, Any]:
         "data": {"maps": cells_data({k: v for p in levels.values() for k, v in p.grids.items()})},
         "ruled_out": _grouped(facts.ruled_out),
         "sources": [_source_words(source) for source in facts.imatrix["sources"]],
-        "coverage": _coverage_values(facts, folder),
+        "coverage": coverage_values(facts, folder),
         "unweighted": _by_layer(facts.unweighted),
         "costs": _cost_values(facts.dearest),
         "presets": [level.name for level in facts.recipe.levels if level.preset is not None],
@@ -157,7 +157,7 @@ def _cost_values(dearest: Sequence[tuple[str, float]]) -> dict[str, Any] | None:
     }
 
 
-def _coverage_values(facts: ReportFacts, folder: Path) -> dict[str, Any] | None:
+def coverage_values(facts: ReportFacts, folder: Path) -> dict[str, Any] | None:
     """Figures, unseen experts and picture; None for a model without experts."""
     coverage = facts.coverage
     if not coverage.experts:

@@ -1,0 +1,186 @@
+"""The model card in a browser, as a site shows it: Markdown made HTML, and the release's files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from urllib.parse import unquote
+
+import pytest
+from finished_levels import KEYS, PROBES, answers_of
+from huggingface_hub import ModelCard
+from markdown_it import MarkdownIt
+from playwright.sync_api import Browser, Page
+from small_cards import MODEL, SOURCE, card_facts, card_level
+
+from quantkit.launch.files import CLI_SCRIPT, COMPOSE_FILE, MODELFILE, SERVER_SCRIPT, SYSTEMD_UNIT
+from quantkit.release.card.text import CardFacts, card_text
+from quantkit.retrieval.heatmap import draw_heatmap
+
+STYLE = """
+body { font: 16px/1.5 sans-serif; max-width: 952px; margin: 0 auto; padding: 24px; }
+table { display: block; width: max-content; max-width: 100%; overflow: auto;
+        border-collapse: collapse; }
+th, td { padding: 6px 13px; border: 1px solid #ddd; }
+img { max-width: 100%; }
+pre { overflow: auto; font-size: 85%; }
+"""
+"""As far as it decides about widths: that of GitHub, which the Hub's is like."""
+FILES = (
+    "validation.json", "niah.jsonl", "allocation.json", "placement.json", SERVER_SCRIPT,
+    CLI_SCRIPT, COMPOSE_FILE, MODELFILE, SYSTEMD_UNIT,
+)  # fmt: skip
+
+
+def lay_out(facts: CardFacts, folder: Path, picture: bytes) -> Path:
+    """A folder with the files of a release, all but the card empty; the card's page in it."""
+    paths = [file for level in facts.levels for file in level.files]
+    paths += [f"levels/{level.result.name}/{file}" for level in facts.levels for file in FILES]
+    paths += [facts.imatrix_file, "report.html", "SHA256SUMS", "release.json", "recipe.yaml"]
+    paths += ["target.yaml", "checkpoint.json", "calibration.json", "sensitivity.json"]
+    for path in paths:
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).touch()
+    for level in facts.levels:
+        (folder / f"levels/{level.result.name}/heatmap.png").write_bytes(picture)
+    (folder / "coverage.png").write_bytes(picture)
+    body = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
+    page = folder / "index.html"
+    text = body.render(ModelCard(card_text(facts)).text)
+    page.write_text(f"<!doctype html><meta charset=utf-8><style>{STYLE}</style>{text}", "utf-8")
+    return page
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> bytes:
+    """A real heatmap."""
+    path = tmp_path_factory.mktemp("picture") / "heatmap.png"
+    draw_heatmap(answers_of(0.1), f"{MODEL}-Q4", path)
+    return path.read_bytes()
+
+
+Open = Callable[[CardFacts], Page]
+
+
+@pytest.fixture
+def open_card(browser: Browser, tmp_path: Path, picture: bytes) -> Iterator[Open]:
+    """Opens a card with all that it folds away, 1,000 pixels wide."""
+    pages = []
+
+    def opened(facts: CardFacts) -> Page:
+        page = browser.new_page(viewport={"width": 1000, "height": 900})
+        pages.append(page)
+        folder = tmp_path / "release"
+        folder.mkdir()
+        page.goto(lay_out(facts, folder, picture).as_uri())
+        page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
+        return page
+
+    yield opened
+    for page in pages:
+        page.close()
+
+
+def three_levels(build: Path) -> CardFacts:
+    """One in two shards, one without KLD, one that failed, and one that was left out."""
+    levels = [
+        card_level(build, "Q6", bits=6.6, shards=2),
+        card_level(build, "Q4_K_M", kld=None),
+        card_level(build, "Q2", 0.5, bits=2.6, kld=0.31),
+    ]
+    return card_facts(levels, [card_level(build, "IQ1_S", 0.9, baseline=True).result])
+
+
+def check(page: Page) -> None:
+    """Links lead to files or sections, pictures are whole, nothing is wider than the window."""
+    folder = Path(unquote(page.url.removeprefix("file://"))).parent
+    addresses = page.evaluate("[...document.links].map(a => a.getAttribute('href'))")
+    assert addresses
+    headings = page.evaluate("[...document.querySelectorAll('h2')].map(h => h.innerText)")
+    sections = {"#" + heading.lower().replace(" ", "-") for heading in headings}
+    for address in addresses:
+        if address.startswith("#"):
+            assert address in sections
+        elif not address.startswith("https://"):
+            assert (folder / unquote(address)).is_file(), address
+    pictures = page.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth, i.alt])")
+    assert pictures
+    assert all(whole and width > 0 and words for whole, width, words in pictures)
+    widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
+    assert widths[0] <= widths[1]
+
+
+def rows(page: Page, head: str) -> list[list[str]]:
+    """The rows of the table whose first head is `head`, as they are seen."""
+    found: list[list[list[str]]] = page.evaluate(
+        """() => [...document.querySelectorAll('table')].map(
+            t => [...t.rows].map(r => [...r.cells].map(c => c.innerText.trim())))"""
+    )
+    (table,) = [table for table in found if table[0][0] == head]
+    return table
+
+
+def test_a_card_of_three_levels(tmp_path: Path, open_card: Open) -> None:
+    facts = three_levels(tmp_path)
+    page = open_card(facts)
+    check(page)
+    hidden = page.evaluate(
+        "[...document.querySelectorAll('table')].map(t => t.scrollWidth - t.clientWidth)"
+    )
+    assert max(hidden) <= 0
+    main = page.locator("table").first
+    assert main.locator("tbody tr").count() == 3
+    assert main.locator("tbody tr").nth(2).inner_text().split("\t")[-1] == "FAILED"
+    assert [row[0] for row in rows(page, "multikey")] == ["multikey", "Q6", "Q4_K_M", "Q2"]
+    for task in PROBES:
+        assert len(rows(page, task)) == 4
+        assert len(rows(page, task)[0]) == 1 + len(KEYS)
+    targets = rows(page, "target")
+    assert [row[0] for row in targets[1:]] == [fits.target.name for fits in facts.fits]
+    assert len({len(row) for row in targets}) == 1
+    assert page.locator("img").count() == 3
+    assert page.locator("summary").all_inner_texts()[0].startswith("Harder questions")
+    page.set_viewport_size({"width": 400, "height": 900})
+    check(page)
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_one_level_or_eight(tmp_path: Path, open_card: Open, count: int) -> None:
+    levels = [card_level(tmp_path, f"Q{n}", bits=n) for n in range(2, 2 + count)]
+    page = open_card(card_facts(levels))
+    check(page)
+    assert page.locator("table").first.locator("tbody tr").count() == count
+    assert page.locator("img").count() == count
+    table = page.evaluate(
+        "[...document.querySelectorAll('table')].map(t => t.scrollWidth - t.clientWidth)"
+    )
+    assert max(table) <= 0
+
+
+def test_a_card_of_which_little_is_known(tmp_path: Path, open_card: Open) -> None:
+    facts = card_facts([card_level(tmp_path, "Q4", kld=None)], fits=(), coverage=None)
+    source = replace(
+        SOURCE, repository=None, commit=None, licence=None, licence_name=None, licence_link=None,
+        gated=None,
+    )  # fmt: skip
+    page = open_card(replace(facts, source=source))
+    check(page)
+    assert page.locator("h2").all_inner_texts() == [
+        "Which file?", "Retrieval by length and depth", "Run it", "How it was checked",
+        "How it was made", "Make it again, byte for byte", "Verify", "Licence and attribution",
+    ]  # fmt: skip
+
+
+def test_words_of_others_stay_words(tmp_path: Path, open_card: Open) -> None:
+    evil = "a|b <img src=x onerror=window.broken=1> [x](javascript:1) **z** <script>1</script>"
+    facts = three_levels(tmp_path)
+    source = replace(SOURCE, licence_name=evil)
+    calibration = dict(facts.calibration) | {
+        "sources": [{"name": evil, "origin": "disk", "licence": evil, "tokens": 7}]
+    }
+    page = open_card(replace(facts, source=source, calibration=calibration))
+    check(page)
+    assert rows(page, "text")[1] == [f"{evil}, a file of the publisher", "7", evil]
+    assert page.locator("img[src=x], script").count() == 0
+    assert page.evaluate("window.broken") is None

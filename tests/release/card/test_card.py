@@ -1,0 +1,420 @@
+"""The model card: figures, links, commands and front matter, and words of others in it."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from dataclasses import replace
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+from finished_levels import KEYS, PROBES, answer, finish_level
+from huggingface_hub import ModelCard
+from huggingface_hub.utils import filter_repo_objects
+from markdown_it import MarkdownIt
+from small_cards import (
+    CALIBRATION,
+    COMMIT,
+    COVERAGE,
+    MODEL,
+    REPOSITORY,
+    SOURCE,
+    card_facts,
+    card_level,
+    small_recipe,
+)
+
+from quantkit.recipe import RetrievalRecipe
+from quantkit.release.card.commands import download_command, hub_source
+from quantkit.release.card.header import card_tags
+from quantkit.release.card.source_card import SourceCard
+from quantkit.release.card.text import CardLevel, card_text
+from quantkit.retrieval.statistics import hit_rate_bounds
+
+UNKNOWN = SourceCard(None, None, None, None, None, (), (), None)
+
+
+def tables(card: str) -> list[list[str]]:
+    """The rows of all tables, without the spaces that hold figures together."""
+    lines = [line.strip() for line in card.splitlines() if line.lstrip().startswith("|")]
+    rows = [re.split(r"(?<!\\)\|", line)[1:-1] for line in lines]
+    return [[cell.replace("\u00a0", " ").strip() for cell in row] for row in rows]
+
+
+def blocks(card: str) -> list[list[list[str]]]:
+    """The commands of all blocks, as a shell divides them into words."""
+    found = re.findall(r"^```sh\n(.*?)\n```$", card, re.DOTALL | re.MULTILINE)
+    joined = [block.replace("\\\n", " ").splitlines() for block in found]
+    return [[shlex.split(line, comments=True) for line in lines] for lines in joined]
+
+
+def test_a_row_a_level_with_all_its_figures(tmp_path: Path) -> None:
+    levels = [
+        card_level(tmp_path, "Q6", bits=6.6, kld=0.002),
+        card_level(tmp_path, "Q4", shards=2, kld=None),
+    ]
+    card = card_text(card_facts(levels))
+    bound = hit_rate_bounds([(32, 32)], clustered=False).lower
+    proven = f"32/32, ≥ {100 * bound:.1f} %"
+    assert [
+        f"**[Q6]({MODEL}-Q6.gguf)**", "92.20 GiB", "99.00 GB", "6.60", "0.00200 ± 0.00010",
+        "99.8 %", "× 1.000", proven, "passed",
+    ] in tables(card)  # fmt: skip
+    assert [
+        f"**[Q4](Q4/{MODEL}-Q4-00001-of-00002.gguf)** 2 files", "64.26 GiB", "69.00 GB", "4.60",
+        "–", "–", "–", proven, "passed",
+    ] in tables(card)  # fmt: skip
+    assert "multikey-64 at 504K" in card
+
+
+def test_without_kld_nothing_is_said_of_it(tmp_path: Path) -> None:
+    card = card_text(card_facts([card_level(tmp_path, "Q4", kld=None)]))
+    assert "KLD" not in card
+    assert "erplexity" not in card
+    rows = tables(card)
+    assert len(rows[0]) == len(rows[1]) == len(rows[2]) == 6
+
+
+def test_every_length_and_task_of_every_level(tmp_path: Path) -> None:
+    levels = [card_level(tmp_path, "Q6"), card_level(tmp_path, "Q3", 0.3, kld=0.1)]
+    card = card_text(card_facts(levels))
+    heads = [f"{length}, {KEYS[tokens]} keys" for tokens, length in zip(
+        KEYS, ("8K", "32K", "128K", "504K"), strict=True)]  # fmt: skip
+    assert ["multikey", *heads] in tables(card)
+    for task in PROBES:
+        assert [task, "8K", "32K", "128K", "504K"] in tables(card)
+    for level in levels:
+        for task in ("multikey", *PROBES):
+            scores = [s for s in level.result.retrieval.scores if s.task == task]
+            cells = [f"{s.hits}/{s.trials}, ≥ {100 * s.lower_bound:.1f} %" for s in scores]
+            assert [level.result.name, *cells] in tables(card)
+
+
+def test_one_length_and_no_probes(tmp_path: Path) -> None:
+    answers = [answer("multikey", 32768, i, 32) for i in range(32)]
+    level = CardLevel(finish_level(tmp_path, "Q4", answers), (f"{MODEL}-Q4.gguf",))
+    card = card_text(card_facts([level]))
+    assert ["multikey", "32K, 32 keys"] in tables(card)
+    assert "Harder questions" not in card
+    assert "<details>" in card  # launch files for other targets
+    assert "retrieval at up to 32K tokens" in card
+    assert 'width="100%"' in card
+
+
+def test_a_classic_check(tmp_path: Path) -> None:
+    answers = [
+        answer("single", context, number, 3, depth=depth, hit=depth != 0.5)
+        for context in KEYS
+        for number, depth in enumerate((0.1, 0.5, 0.9))
+    ]
+    recipe = RetrievalRecipe(mode="classic", context_tokens=tuple(KEYS), minimum_lower_bound=None)
+    result = finish_level(tmp_path, "Q4", answers, recipe=recipe)
+    facts = card_facts([CardLevel(result, (f"{MODEL}-Q4.gguf",))])
+    card = card_text(replace(facts, recipe=facts.recipe.model_copy(update={"retrieval": recipe})))
+    assert ["single", "8K", "32K", "128K", "504K"] in tables(card)
+    assert "single at 504K" in card
+    assert "No gate was set" in card
+
+
+def test_a_failed_level_cannot_be_overlooked(tmp_path: Path) -> None:
+    levels = [card_level(tmp_path, "Q6"), card_level(tmp_path, "Q2", 0.6)]
+    card = card_text(card_facts(levels))
+    assert "> **Q2 FAILED its gate**" in card
+    (row,) = [row for row in tables(card) if row[0].startswith("**[Q2]")]
+    assert row[-1] == "**FAILED**"
+    assert "FAILED" not in card_text(card_facts(levels[:1]))
+
+
+def test_a_failed_level_is_recommended_nowhere(tmp_path: Path) -> None:
+    levels = [card_level(tmp_path, "Q6", 0.6, bits=6.6), card_level(tmp_path, "Q4")]
+    card = card_text(card_facts(levels))
+    assert ["**4x3090**", "Four GeForce RTX 3090, the published 504K run", "1M", "1M",
+            "Q4 at 504K"] in tables(card)  # fmt: skip
+
+
+def test_what_was_left_out_and_why(tmp_path: Path) -> None:
+    left_out = [
+        card_level(tmp_path, "IQ2_XXS", 0.6, baseline=True, kld=0.23).result,
+        card_level(tmp_path, "Q2", 0.6, kld=0.1).result,
+        card_level(tmp_path, "Q5").result,
+    ]
+    card = card_text(card_facts([card_level(tmp_path, "Q4")], left_out))
+    reasons = {row[0]: row[-1] for row in tables(card) if row[0] in ("IQ2_XXS", "Q2", "Q5")}
+    assert reasons["IQ2_XXS"] == "a baseline, built to be compared with"
+    assert reasons["Q5"] == "not chosen for this release"
+    gated = left_out[1].retrieval.gated[0]
+    assert reasons["Q2"].startswith(f"failed its gate (multikey-64 at 504K: {gated.hits}/32, ≥ ")
+    assert "not published" not in card_text(card_facts([card_level(tmp_path, "Q8")]))
+
+
+def test_what_fits_where(tmp_path: Path) -> None:
+    levels = [card_level(tmp_path, "Q6", bits=6.6), card_level(tmp_path, "Q4", shards=2)]
+    facts = card_facts(levels)
+    card = card_text(facts)
+    assert ["2x3090", "Two GeForce RTX 3090", "–", "256K", "Q4 at 256K"] in tables(card)
+    assert ["**4x3090**", "Four GeForce RTX 3090, the published 504K run", "1M", "1M",
+            "Q6 at 504K"] in tables(card)  # fmt: skip
+    assert "32K, 128K and 1M tokens" in card
+    assert "with the KV cache in q8_0" in card
+    assert "llama.cpp's own numbers" in card
+    assert "dgx-spark cannot run it: no such &lt;card&gt;." in card
+    planned = [
+        words for block in blocks(card) for words in block if words[:2] == ["quantkit", "plan"]
+    ]
+    assert planned == [
+        ["quantkit", "plan", "--model", f"{MODEL}/Q4/{MODEL}-Q4-00001-of-00002.gguf", "--target",
+         "2x3090", "--launch", f"{MODEL}/Q4"]
+    ]  # fmt: skip
+    estimated = replace(facts, fits_estimated="compute buffers are estimated: no llama.cpp")
+    assert "llama.cpp's own numbers" not in card_text(estimated)
+    assert "Here compute buffers are estimated: no llama.cpp." in card_text(estimated)
+    assert "What fits where" not in card_text(replace(facts, fits=()))
+    other = replace(facts.fits[0], target=facts.fits[0].target.changed(kv_type="f16"))
+    mixed = card_text(replace(facts, fits=(other, *facts.fits[1:])))
+    assert ["2x3090", "Two GeForce RTX 3090", "f16", "–", "256K", "Q4 at 256K"] in tables(mixed)
+
+
+def test_commands_of_each_level(tmp_path: Path) -> None:
+    levels = [card_level(tmp_path, "Q6"), card_level(tmp_path, "Q4", shards=2)]
+    found = blocks(card_text(card_facts(levels)))
+    options = ["-ngl", "999", "-sm", "layer", "-ts", "2,2,2,2", "-c", "516096", "-fa", "on"]
+    for name, pattern, file in (
+        ("Q6", f"{MODEL}-Q6.gguf", f"{MODEL}-Q6.gguf"),
+        ("Q4", "Q4/*", f"Q4/{MODEL}-Q4-00001-of-00002.gguf"),
+    ):
+        assert [
+            ["hf", "download", REPOSITORY, "--include", pattern, "--include", f"levels/{name}/*",
+             "--include", "SHA256SUMS", "--local-dir", MODEL],
+            ["sh", f"{MODEL}/levels/{name}/run-llama-server.sh"],
+        ] in found  # fmt: skip
+        assert [["llama-server", "-m", f"{MODEL}/{file}", *options]] in found
+        assert [["llama-server", "-hf", f"{REPOSITORY}:{name}", *options]] in found
+
+
+def test_a_command_keeps_its_choice_of_cards(tmp_path: Path) -> None:
+    level = card_level(tmp_path, "Q4")
+    chosen = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=2,3 llama-server -m x.gguf -c 8"
+    facts = card_facts([replace(level, result=replace(level.result, command=chosen))])
+    start = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=2,3 llama-server"
+    assert f"{start} -m {MODEL}/{MODEL}-Q4.gguf" in card_text(facts).replace(" \\\n  ", " ")
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_a_download_brings_the_level_and_nothing_else(tmp_path: Path, shards: int) -> None:
+    """As huggingface_hub itself chooses files by patterns."""
+    levels = [card_level(tmp_path, name, shards=shards) for name in ("Q4", "IQ4", "Q4_K")]
+    files = [file for level in levels for file in level.files]
+    files += [f"levels/{level.result.name}/niah.jsonl" for level in levels]
+    files += ["README.md", "SHA256SUMS", "release.json", f"{MODEL}-imatrix.gguf"]
+    words = download_command(REPOSITORY, "Q4", levels[0].files, MODEL)
+    patterns = [after for word, after in pairwise(words) if word == "--include"]
+    assert sorted(filter_repo_objects(files, allow_patterns=patterns)) == sorted(
+        [*levels[0].files, "levels/Q4/niah.jsonl", "SHA256SUMS"]
+    )
+
+
+def test_llama_cpp_finds_a_level_by_its_name_or_is_told_the_file() -> None:
+    files = {"Q4": ["m-Q4.gguf"], "IQ4": ["m-IQ4.gguf"], "Q6": ["Q6/m-Q6-00001-of-00002.gguf"]}
+    assert hub_source("o/m", "Q6", files) == ("-hf", "o/m:Q6")
+    assert hub_source("o/m", "IQ4", files) == ("-hf", "o/m:IQ4")
+    # "Q4." is in m-IQ4.gguf too
+    assert hub_source("o/m", "Q4", files) == ("-hf", "o/m", "-hff", "m-Q4.gguf")
+    # Q6 without a case is in the model's own name
+    assert hub_source("o/m", "Q6", {"Q6": ["a-q6-b-Q6.gguf"], "Q8": ["a-q6-b-Q8.gguf"]}) == (
+        "-hf", "o/m", "-hff", "a-q6-b-Q6.gguf",
+    )  # fmt: skip
+    assert hub_source("o/m", "Q6", {"Q6": ["mtp-Q6.gguf"]})[2:] == ("-hff", "mtp-Q6.gguf")
+
+
+def test_what_it_was_made_from(tmp_path: Path) -> None:
+    level = card_level(tmp_path, "Q4")
+    card = card_text(card_facts([level]))
+    page = "https://huggingface.co/nvidia/Some-Model-120B"
+    assert (
+        f"[nvidia/Some-Model-120B]({page}) at commit [0123456789ab]({page}/tree/{COMMIT})" in card
+    )
+    assert "Licence: [nvidia-open-model-license](https://www.nvidia.com/licence)" in card
+    assert "gated: its terms are to be accepted" in card
+    model = f"nvidia/Some-Model-120B@{COMMIT}"
+    words = [words for block in blocks(card) for words in block]
+    assert ["quantkit", "build", "--model", model, "--target", "target.yaml", "--recipe",
+            "recipe.yaml"] in words  # fmt: skip
+    assert ["pip", "install", "quantkit-gguf==0.1.0", "llama-cpp-python==0.3.36",
+            "gguf==0.19.0"] in words  # fmt: skip
+    assert ["quantkit", "quantize", "--model", f"original/{MODEL}", "--types",
+            "levels/Q4/allocation.json", "--imatrix", f"{MODEL}-imatrix.gguf",
+            "--out", "Q4-again.gguf"] in words  # fmt: skip
+    assert ["sha256sum", "Q4-again*.gguf"] in words
+    verified = [["quantkit", "verify", REPOSITORY],
+                ["quantkit", "download", model, "--out", f"original/{MODEL}"],
+                ["quantkit", "verify", REPOSITORY, "--source", f"original/{MODEL}"]]  # fmt: skip
+    assert verified in blocks(card)
+    mirrored = card_text(card_facts([level], endpoint="https://hub.example.org"))
+    assert "](https://hub.example.org/nvidia/Some-Model-120B)" in mirrored
+
+
+def test_forks_of_the_worst_level(tmp_path: Path) -> None:
+    levels = [card_level(tmp_path, "Q6"), card_level(tmp_path, "Q4")]
+    assert "Forks are exact: " in card_text(card_facts(levels))
+    found = replace(levels[1].result.retrieval, fork_difference=2.5e-4)
+    levels[1] = replace(levels[1], result=replace(levels[1].result, retrieval=found))
+    assert "Forks differ by at most 2.5e-04" in card_text(card_facts(levels))
+
+
+def test_nothing_known_of_the_source(tmp_path: Path) -> None:
+    card = card_text(card_facts([card_level(tmp_path, "Q4")], source=UNKNOWN, coverage=None))
+    assert "**Some-Model-120B** as GGUF" in card
+    assert "states none" in card
+    assert "gated" not in card
+    assert f"--model original/{MODEL}" in card
+    assert "[checkpoint.json](checkpoint.json)" in card
+    assert "Experts" not in card
+    assert "None" not in card
+    data = ModelCard(card).data
+    assert (data.base_model, data.license) == (None, None)
+    assert "base_model_relation" not in data
+
+
+def test_what_cannot_be_repeated_is_not_promised(tmp_path: Path) -> None:
+    level = card_level(tmp_path, "Q4")
+    recipe = small_recipe(["Q4"])
+    own = recipe.model_copy(update={"imatrix": recipe.imatrix.calibrated_on(["mine.txt"])})
+    card = card_text(card_facts([level], recipe=own))
+    assert "quantkit build" not in card
+    assert "quantkit quantize" in card
+    ready = CALIBRATION | {"ready": "their.dat", "sources": []}
+    card = card_text(card_facts([level], calibration=ready))
+    (build,) = [words for block in blocks(card) for words in block if words[1:2] == ["build"]]
+    assert build[-2:] == ["--imatrix", f"{MODEL}-imatrix.gguf"]
+    assert "their.dat" not in card
+
+
+def test_the_model_that_comes_with_quantkit(tmp_path: Path) -> None:
+    recipe = small_recipe(["Q4"]).model_copy(update={"model": "demo"})
+    facts = card_facts([card_level(tmp_path, "Q4")], source=UNKNOWN, recipe=recipe)
+    words = [words for block in blocks(card_text(replace(facts, model="quantkit-demo")))
+             for words in block]  # fmt: skip
+    assert ["quantkit", "verify", REPOSITORY, "--source", "demo"] in words
+    assert ["quantkit", "download"] not in [some[:2] for some in words]
+    # another model, built by that recipe
+    assert "--source demo" not in card_text(facts)
+
+
+def test_calibration_and_experts(tmp_path: Path) -> None:
+    card = card_text(card_facts([card_level(tmp_path, "Q4")]))
+    assert ["code, which comes with quantkit", "4,800", "MIT"] in tables(card)
+    page = f"https://huggingface.co/datasets/a/b/tree/{COMMIT}"
+    assert [f"[a/b]({page})", "200,000", "not stated"] in tables(card)
+    assert "20,400 of 20,480 experts (99.6 %), and 98.0 % of all with 100 tokens or more" in card
+    uncounted = card_facts([card_level(tmp_path, "Q5")], coverage=COVERAGE | {"counted": None})
+    assert "of all with" not in card_text(uncounted)
+
+
+def test_types_chosen_by_a_preset_and_by_measurement(tmp_path: Path) -> None:
+    levels = [card_level(tmp_path, "Q6"), card_level(tmp_path, "Q4_K_M")]
+    recipe = small_recipe(["Q6"]).model_dump()
+    recipe["levels"] = [{"name": "Q6"}, {"name": "Q4_K_M", "preset": "Q4_K_M"}]
+    card = card_text(card_facts(levels, recipe=type(small_recipe(["Q6"])).model_validate(recipe)))
+    assert "Q4_K_M has those of llama.cpp's Q4_K_M. In the others each tensor" in card
+
+
+def test_the_front_matter(tmp_path: Path) -> None:
+    levels = [card_level(tmp_path, "Q6", kld=0.001), card_level(tmp_path, "Q3", 0.2, kld=0.05)]
+    data = ModelCard(card_text(card_facts(levels))).data
+    assert data.base_model == "nvidia/Some-Model-120B"
+    assert (data.license, data.license_name) == ("other", "nvidia-open-model-license")
+    assert data.tags == ["nvidia", "reasoning", "GGUF", "imatrix", "quantkit", "llama.cpp"]
+    assert data["quantized_by"] == "someone"
+    results = {(r.dataset_config, r.metric_name): r for r in data.eval_results or ()}
+    scores = {s.task: s for s in levels[1].result.retrieval.longest}
+    for task, score in scores.items():
+        found = results[f"{score.name}-516096", "Q3 hit rate"]
+        assert found.metric_value == pytest.approx(score.hits / score.trials, abs=1e-6), task
+        assert found.metric_args["lower_bound"] == pytest.approx(score.lower_bound, abs=1e-6)
+    kld = [r for r in results.values() if r.metric_type == "kl_divergence"]
+    assert [r.metric_value for r in kld] == [0.001, 0.05]
+    assert len(results) == 2 * len(scores) + 2
+
+
+def test_tags_are_the_models_own_and_not_the_hubs() -> None:
+    assert card_tags(
+        ("Transformers", "safetensors", "base_model:x", "arxiv:2307.1", "code", "code", "GGUF")
+    ) == ("code", "GGUF", "imatrix", "quantkit", "llama.cpp")
+
+
+@pytest.mark.parametrize(
+    ("licence", "tag", "name"),
+    [("Apache-2.0", "apache-2.0", None), ("My Licence 3", "other", "my-licence-3"),
+     ("mit,unheard-of", "other", "mit-unheard-of"), ("§", "other", "other")],
+)  # fmt: skip
+def test_a_licence_that_the_hub_would_refuse(
+    tmp_path: Path, licence: str, tag: str, name: str | None
+) -> None:
+    source = replace(UNKNOWN, licence=licence)
+    data = ModelCard(card_text(card_facts([card_level(tmp_path, "Q4")], source=source))).data
+    assert (data.license, data.license_name) == (tag, name)
+
+
+def test_words_of_others_are_no_markup(tmp_path: Path) -> None:
+    evil = (
+        "a|b `c` <img src=x onerror=alert(1)> [x](javascript:alert(1))\n# y\u202e **z** {{ 7*7 }}"
+    )
+    source = replace(
+        SOURCE,
+        licence_name=evil,
+        licence_link="https://x.org/a)(b",
+        tags=(evil,),
+        languages=(evil,),
+    )
+    calibration = CALIBRATION | {
+        "sources": [{"name": evil, "origin": "quantkit", "licence": evil, "tokens": 7}]
+    }
+    target = card_facts([card_level(tmp_path, "Q4")]).target.model_copy(
+        update={"name": "own", "description": evil}
+    )
+    facts = card_facts(
+        [card_level(tmp_path, "Q5")], source=source, calibration=calibration, target=target,
+        model="M|x", versions={"quantkit": evil},
+    )  # fmt: skip
+    body = ModelCard(card_text(facts)).text
+    tokens = MarkdownIt("commonmark", {"html": True}).enable("table").parse(body)
+    parts = [part for token in tokens for part in (token, *(token.children or ()))]
+    markup = "".join(part.content for part in parts if part.type.startswith("html_"))
+    assert set(re.findall(r"<(\w+)", markup)) <= {"a", "img", "details", "summary", "b", "code"}
+    assert "onerror" not in markup
+    addresses = [part.attrs["href"] for part in parts if part.type == "link_open"]
+    assert all(re.match(r"https://|#|[A-Za-z0-9][\w./|%-]*$", str(a)) for a in addresses)
+    assert "https://x.org/a%29%28b" in addresses
+    heads = [after.content for head, after in pairwise(tokens) if head.type == "heading_open"]
+    assert "y" not in heads
+    shown = "".join(part.content for part in parts if part.type == "text")
+    assert "\u202e" not in shown
+    assert "a|b `c` <img src=x onerror=alert(1)> [x](javascript:alert(1)) # y **z** {{ 7*7 }}" in (
+        shown
+    )
+    (row,) = [row for row in tables(body) if row[-1].startswith("a\\|b")]
+    assert len(row) == 3
+
+
+def test_eight_levels(tmp_path: Path) -> None:
+    names = [f"Q{n}" for n in range(2, 10)]
+    levels = [card_level(tmp_path, name, bits=n + 2) for n, name in enumerate(names)]
+    card = card_text(card_facts(levels))
+    assert [row[0] for row in tables(card) if row[0].startswith("**[")] == [
+        f"**[{name}]({MODEL}-{name}.gguf)**" for name in names
+    ]
+    assert card.count("<summary><b>") == 8
+    assert card.count("<details open>") == 1
+    assert card.count("<details") == card.count("</details>")
+    assert len(re.findall(r"<img ", card)) == 8
+    # as many levels leave no room for the targets' descriptions
+    assert ["**4x3090**", *["1M"] * 8, "Q9 at 504K"] in tables(card)
+
+
+def test_the_body_leaves_no_gaps(tmp_path: Path) -> None:
+    for levels in ([card_level(tmp_path, "Q4")], [card_level(tmp_path, n) for n in ("Q6", "Q3")]):
+        card = card_text(card_facts(levels))
+        assert "\n\n\n" not in card
+        assert card.endswith("\n")
+        assert not re.search(r"[^\n]\n(?:## |```sh|<details)", card)
