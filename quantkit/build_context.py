@@ -23,7 +23,7 @@ from quantkit.formats.ready_tensors import FinishedFile
 from quantkit.formats.source import TensorSource
 from quantkit.hub.reading import Hub
 from quantkit.machine import nvidia_cards
-from quantkit.models import choose_model, model_files, open_source
+from quantkit.models import choose_model, imatrix_name, model_files, open_source
 from quantkit.pipeline import Pipeline, Stage
 from quantkit.planned_model import LevelPlan, PlannedModel
 from quantkit.progress import Progress
@@ -146,7 +146,8 @@ class BuildContext:
 
     def artifact_metadata(self, plan: LevelPlan) -> Metadata:
         preset = plan.recipe.preset
-        return artifact_metadata(self.source.metadata, self.imatrix, "imatrix.gguf", preset)
+        imatrix = imatrix_name(self.choice.name)
+        return artifact_metadata(self.source.metadata, self.imatrix, imatrix, preset)
 
     @functools.cached_property
     def sensitivity(self) -> Sensitivity:

@@ -120,7 +120,7 @@ def imatrix_stage(build: BuildContext) -> Stage:
         return _imatrix_done({**asdict(facts), "ready": None}, out)
 
     settings = {**recipe.model_dump(mode="json"), "files": _texts(recipe)}
-    return Stage("imatrix", 4, (build.base_stage,), settings, True, run)
+    return Stage("imatrix", 5, (build.base_stage,), settings, True, run)
 
 
 def _texts(recipe: ImatrixRecipe) -> list[list[str]]:
@@ -230,7 +230,7 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         "target": target.model_dump(mode="json", exclude={"description"}),
     }
     needs = ("checkpoint", "imatrix", "measure")
-    return Stage(f"allocate:{plan.recipe.name}", 3, needs, settings, True, run)
+    return Stage(f"allocate:{plan.recipe.name}", 4, needs, settings, True, run)
 
 
 def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
@@ -279,7 +279,7 @@ def quantize_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         return Done(tuple(files), detail, {"size_bytes": size})
 
     needs = ("checkpoint", "imatrix", f"allocate:{plan.recipe.name}")
-    stage = Stage(f"quantize:{plan.recipe.name}", 1, needs, {}, True, run)
+    stage = Stage(f"quantize:{plan.recipe.name}", 2, needs, {}, True, run)
     return stage
 
 

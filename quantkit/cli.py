@@ -102,6 +102,16 @@ def build(
         Path | None,
         typer.Option("--imatrix", help="A ready importance matrix: GGUF or legacy .dat."),
     ] = None,
+    publish_to: Annotated[
+        str | None,
+        typer.Option(
+            "--publish",
+            help="Publish what passed to the Hub: OWNER, or OWNER/NAME; see 'quantkit publish'.",
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="With --publish: only you see the new repository.")
+    ] = False,
     workers: WorkersOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -118,6 +128,8 @@ def build(
         haystack,
         calibration,
         ready_imatrix,
+        publish_to,
+        private,
         workers,
         quiet or as_json,
         as_json,
@@ -515,6 +527,67 @@ def compare(
 
 
 @app.command()
+def publish(
+    folder: Annotated[Path, typer.Argument(help="The folder of a finished build.")],
+    to: Annotated[
+        str, typer.Option("--to", help="OWNER or OWNER/NAME on the Hub; -GGUF is added.")
+    ],
+    levels: Annotated[
+        str | None,
+        typer.Option(
+            "--levels", help="Only these, as in Q6,Q4; all that passed, without baselines."
+        ),
+    ] = None,
+    private: Annotated[
+        bool, typer.Option("--private", help="Only you see the new repository.")
+    ] = False,
+    dry_run: Annotated[
+        bool,
+        typer.Option("--dry-run", help="Show what would be done, and leave the card to be read."),
+    ] = False,
+    branch: Annotated[
+        str | None, typer.Option("--branch", help="Commit to this branch instead of main.")
+    ] = None,
+    pr: Annotated[bool, typer.Option("--pr", help="Open a pull request instead.")] = False,
+    allow_failed: Annotated[
+        bool,
+        typer.Option("--allow-failed", help="Levels whose gate failed too; their card says so."),
+    ] = False,
+    replace: Annotated[
+        bool,
+        typer.Option(
+            "--replace",
+            help="Overwrite files of others, and remove those of an earlier release.",
+        ),
+    ] = False,
+    base_model: Annotated[
+        str | None,
+        typer.Option(
+            "--base-model",
+            help="OWNER/NAME that was built, where it came from a folder: for card and licence.",
+        ),
+    ] = None,
+    exact_name: Annotated[
+        bool, typer.Option("--exact-name", help="Do not add -GGUF to the repository's name.")
+    ] = False,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """A finished build to the Hub, with its evidence: what passed, verified there afterwards."""
+    from quantkit.commands.publish import publish as run
+    from quantkit.release.publish import PublishJob
+
+    if pr and branch is not None:
+        raise InputError("--pr opens a pull request to main; leave it or --branch")
+    named = None if levels is None else tuple(name.strip() for name in levels.split(","))
+    job = PublishJob(
+        folder, to, exact_name, named, private, branch, pr, allow_failed, replace, base_model,
+        dry_run,
+    )  # fmt: skip
+    run(job, quiet or as_json, as_json)
+
+
+@app.command()
 def inspect(
     file: Annotated[Path, typer.Argument(help="A GGUF file.")], as_json: JsonOption = False
 ) -> None:
@@ -522,6 +595,37 @@ def inspect(
     from quantkit.commands.inspect import inspect as run
 
     run(file, as_json)
+
+
+@app.command()
+def verify(
+    release: Annotated[
+        str,
+        typer.Argument(
+            help="A downloaded release, the folder of a build, or OWNER/NAME[@REVISION] on the Hub."
+        ),
+    ],
+    source: Annotated[
+        str | None,
+        typer.Option(
+            "--source",
+            help="Compare the weights with those of what it was made from: a folder, a GGUF file, "
+            "or 'demo'.",
+        ),
+    ] = None,
+    full: Annotated[
+        bool, typer.Option("--full", help="All rows, not a sample, and all of the source's hashes.")
+    ] = False,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Chooses the sampled rows.")] = 1,
+    workers: WorkersOption = None,
+    quiet: QuietOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """A release against its own claims: hashes, tensors, types, verdicts, and the source."""
+    from quantkit.commands.verify import Asked
+    from quantkit.commands.verify import verify as run
+
+    run(Asked(release, source, full, seed, workers, quiet, as_json))
 
 
 @app.command()

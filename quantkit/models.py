@@ -68,6 +68,14 @@ def artifact_name(name: str) -> str:
     return re.sub(r"[^\w.-]+", "-", plain).strip("-.") or "model"
 
 
+def imatrix_name(model: str) -> str:
+    """What a model's importance matrix is called where it is published.
+
+    Artifacts say so, so that one that is made again with the published file is the same.
+    """
+    return f"{model}-imatrix.gguf"
+
+
 def model_files(choice: ModelChoice, path: Path) -> list[Path]:
     """The files that the model at `path` consists of: what a build of it depends on."""
     if choice.kind == "gguf":

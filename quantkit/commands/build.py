@@ -25,11 +25,17 @@ def build(
     haystack: Path | None,
     calibration: Sequence[str] | None,
     imatrix: Path | None,
+    publish_to: str | None,
+    private: bool,
     workers: int | None,
     quiet: bool,
     as_json: bool,
 ) -> None:
-    """Run the whole pipeline, print the closing table, and raise GateError where a level failed."""
+    """Run the whole pipeline, print the closing table, and publish what passed.
+
+    Raises:
+        GateError: a level that is meant for release failed; the others are published before.
+    """
     from quantkit.build import Job, check_gate
     from quantkit.build import build as run
     from quantkit.models import choose_model
@@ -45,8 +51,15 @@ def build(
     if calibration:
         changed = chosen.imatrix.calibrated_on(calibration)
         chosen = chosen.model_copy(update={"imatrix": changed})
-    folder = out or Path("build") / f"{choose_model(model).name}-{card_set.name}"
+    name = choose_model(model).name
+    folder = out or Path("build") / f"{name}-{card_set.name}"
     console = Console(quiet=quiet)
+    if publish_to is not None:
+        from quantkit.release.place import check_access
+
+        check_access(publish_to, name)  # hours of work later is too late
+    elif private:
+        raise InputError("--private says how to publish: give --publish too")
     job = Job(model, chosen, card_set, folder, worker_count(workers), haystack, imatrix)
     results = run(job, console)
     if as_json:
@@ -58,6 +71,11 @@ def build(
         path = shlex.quote(str(folder / best.files[0]))
         command = best.command.replace(Path(best.files[0]).name, path, 1)
         console.line(f"Run it:  {command}")
+    if publish_to is not None and best is not None:
+        from quantkit.commands.publish import publish
+        from quantkit.release.publish import PublishJob
+
+        publish(PublishJob(folder, publish_to, private=private), quiet, as_json=False)
     check_gate(results)
 
 

@@ -44,11 +44,6 @@ def repository_name(to: str, model: str, *, exact: bool = False) -> str:
     return whole
 
 
-def imatrix_name(model: str) -> str:
-    """The importance matrix of a repository."""
-    return f"{model}-imatrix.gguf"
-
-
 def artifact_names(level: str, files: Sequence[str]) -> tuple[str, ...]:
     """Where a level's files lie: one file at the top, shards in a folder of the level."""
     return tuple(files) if len(files) == 1 else tuple(f"{level}/{name}" for name in files)

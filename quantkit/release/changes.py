@@ -1,0 +1,110 @@
+"""What a release changes in a repository: what is new there, there already, or in the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from quantkit.downloads.digest import FileDigest, pieces
+from quantkit.errors import InputError
+from quantkit.hub.reading import HubFile
+from quantkit.hub.writing import LocalFile
+from quantkit.release.names import CARD, SUMS
+
+SHOWN = 4
+"""Files that a message names."""
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a commit has to do.
+
+    Attributes:
+        sent: files that are not there, or others of that name.
+        kept: names of files that are there as they are here.
+        removed: names of files of an earlier release that this one does not have.
+    """
+
+    sent: tuple[LocalFile, ...]
+    kept: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    @property
+    def nothing(self) -> bool:
+        return not self.sent and not self.removed
+
+
+def is_same(local: LocalFile, remote: HubFile) -> bool:
+    """Whether the Hub's record says that `remote` has the bytes of `local`."""
+    if local.size_bytes != remote.size_bytes:
+        return False
+    if remote.sha256 is not None:
+        return remote.sha256 == local.sha256
+    digest = FileDigest(remote)
+    for piece in pieces(local.path):
+        digest.update(piece)
+    return digest.is_right
+
+
+def changes_to(
+    repository: str,
+    files: Sequence[LocalFile],
+    there: Collection[HubFile],
+    earlier: Mapping[str, str],
+    sha256: Callable[[HubFile], str],
+    is_empty_card: Callable[[HubFile], bool],
+    *,
+    replace: bool,
+) -> Changes:
+    """Compare a release with what a repository holds.
+
+    What somebody else put or changed there is never overwritten unasked, and what an earlier
+    release had is never removed unasked.
+
+    Args:
+        there: the repository's files.
+        earlier: name → SHA-256 as the repository's own SHA256SUMS has it; empty without one.
+        sha256: of a file there; asked only where it decides.
+        is_empty_card: whether a README.md there says nothing but metadata.
+        replace: overwrite and remove.
+
+    Raises:
+        InputError: something is in the way, and `replace` is not given.
+    """
+    by_name = {file.name: file for file in there}
+    sent, kept, foreign = [], [], []
+    for file in files:
+        remote = by_name.get(file.name)
+        if remote is not None and is_same(file, remote):
+            kept.append(file.name)
+            continue
+        sent.append(file)
+        if remote is None or file.name == SUMS:
+            continue
+        known = earlier.get(file.name)
+        ours = known is not None and known == (remote.sha256 or sha256(remote))
+        if not ours and not (file.name == CARD and is_empty_card(remote)):
+            foreign.append(file.name)
+    ours_now = {file.name for file in files}
+    left = sorted(name for name in earlier if name in by_name and name not in ours_now)
+    if (foreign or left) and not replace:
+        raise InputError(_in_the_way(repository, foreign, left))
+    return Changes(tuple(sent), tuple(kept), tuple(left))
+
+
+def _in_the_way(repository: str, foreign: Sequence[str], left: Sequence[str]) -> str:
+    reasons = []
+    if foreign:
+        reasons.append(f"{_some(foreign)} there, not as quantkit left it")
+    if left:
+        reasons.append(f"{_some(left)} there, of an earlier release that this one does not replace")
+    return (
+        f"{repository} is not changed: {'; '.join(reasons)}; publish to another repository or "
+        "--branch, or give --replace to overwrite and remove them (the Hub keeps them in the "
+        "repository's history)"
+    )
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more} {'is' if len(names) == 1 else 'are'}"

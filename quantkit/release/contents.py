@@ -1,0 +1,280 @@
+"""Which files of a finished build are published, and whether each is what its receipt says."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from quantkit.errors import GateError, InputError
+from quantkit.formats.gguf_file import GGUFFile
+from quantkit.progress import Progress
+from quantkit.receipts import HASH_CHUNK_BYTES, Output, Receipt, read_receipt
+from quantkit.recipe import Recipe
+from quantkit.release.names import artifact_names, evidence_folder
+from quantkit.report_facts import CALIBRATION, VERSIONS
+from quantkit.results import LevelResult, read_level
+from quantkit.stages.report import COVERAGE_PICTURE
+from quantkit.target import Target
+from quantkit.values import Metadata, TensorInfo
+
+EVIDENCE = (
+    "allocation.json", "placement.json", "validation.json", "niah.jsonl", "heatmap.png"
+)  # fmt: skip
+"""Of a level, published as they are."""
+STEPS = ("allocate", "place", "quantize", "validate")
+_SHARED = ("checkpoint", "imatrix", "measure")
+
+
+@dataclass(frozen=True)
+class BuiltLevel:
+    """A level of a build.
+
+    Attributes:
+        files: where the artifact's files are published → where they are.
+    """
+
+    result: LevelResult
+    files: Mapping[str, Path]
+
+    @property
+    def name(self) -> str:
+        return self.result.name
+
+
+@dataclass(frozen=True)
+class Build:
+    """A finished build, as its receipts describe it.
+
+    Attributes:
+        model: what artifacts are called after.
+        source: what `--model` was: OWNER/NAME[@REVISION], or a name.
+        commit: of the source, where it came from the Hub.
+        prediction: `keep` or `drop`: whether prediction layers (MTP) are in the artifacts.
+        levels: all, in the order of the recipe.
+        receipts: by stage.
+    """
+
+    folder: Path
+    model: str
+    source: str
+    commit: str | None
+    parameters: int
+    prediction: str
+    recipe: Recipe
+    target: Target
+    levels: tuple[BuiltLevel, ...]
+    receipts: Mapping[str, Receipt]
+
+    def header(self, level: BuiltLevel) -> tuple[Metadata, tuple[TensorInfo, ...]]:
+        """Metadata and tensors of a level's artifact, all shards together."""
+        files = [GGUFFile(path) for path in level.files.values()]
+        tensors = tuple(stored.info for file in files for stored in file.stored.values())
+        plain = {k: v for k, v in files[0].metadata.items() if not k.startswith("split.")}
+        return plain, tensors
+
+    def outputs(self, levels: Iterable[BuiltLevel]) -> list[Output]:
+        """Every file that a release of `levels` is made from, as its stage wrote it."""
+        stages = [*_SHARED, "report", *(f"{s}:{level.name}" for level in levels for s in STEPS)]
+        return [output for stage in stages for output in self.receipts[stage].outputs]
+
+
+def read_build(folder: Path) -> Build:
+    """The finished build in `folder`; its files are not hashed yet.
+
+    Raises:
+        InputError: it is no build, an unfinished one, or one whose stages do not belong together.
+    """
+    report = read_receipt(folder, "report")
+    if report is None:
+        raise InputError(
+            f"{folder} holds no finished build (receipts/report.json is missing or broken): give "
+            "the folder of 'quantkit build', and run that to its end first"
+        )
+    try:
+        settings = report.parts["settings"]
+        recipe = Recipe.model_validate(settings["recipe"])
+        target = Target.model_validate(settings["target"])
+        checkpoint = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
+        source, commit = str(checkpoint["model"]), checkpoint["commit"]
+    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
+        raise _unreadable(folder, error) from None
+    names = [level.name for level in recipe.levels]
+    stages = [*_SHARED, *(f"{step}:{name}" for name in names for step in STEPS)]
+    receipts = {"report": report} | {stage: _receipt(folder, stage) for stage in stages}
+    _check_chain(folder, receipts)
+    baselines = {level.name for level in recipe.levels if level.baseline}
+    try:
+        parameters = int(receipts["checkpoint"].facts["parameters"])
+        prediction = str(receipts["checkpoint"].parts["settings"]["mtp"])
+        levels = tuple(
+            _level(folder, name, receipts, parameters, baseline=name in baselines) for name in names
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(folder, error) from None
+    first = Path(receipts[f"quantize:{names[0]}"].outputs[0].path).name
+    model = re.sub(rf"-{re.escape(names[0])}(-\d{{5}}-of-\d{{5}})?\.gguf$", "", first)
+    return Build(
+        folder, model, source, commit, parameters, prediction, recipe, target, levels, receipts
+    )
+
+
+def _unreadable(folder: Path, error: Exception) -> InputError:
+    words = str(error).strip().splitlines()
+    return InputError(
+        f"the build in {folder} is not readable by this version of quantkit "
+        f"({type(error).__name__}: {words[0] if words else ''}); run 'quantkit build' again: what "
+        "is still right is kept"
+    )
+
+
+def _receipt(folder: Path, stage: str) -> Receipt:
+    receipt = read_receipt(folder, stage)
+    if receipt is None:
+        raise InputError(
+            f"the build in {folder} is not finished: stage {stage} has no receipt; run 'quantkit "
+            "build' to its end first"
+        )
+    return receipt
+
+
+def _check_chain(folder: Path, receipts: Mapping[str, Receipt]) -> None:
+    """See that each stage was made from what the stages before it wrote last.
+
+    A build that was changed and stopped has new artifacts beside the checks of old ones.
+    """
+    for stage, receipt in receipts.items():
+        for name, hashes in receipt.parts.items():
+            needed = receipts.get(name)
+            if needed is not None and hashes != needed.output_hashes:
+                raise InputError(
+                    f"the build in {folder} is not finished: {stage} was made before {name} ran "
+                    "last; run 'quantkit build' to its end first"
+                )
+
+
+def _level(
+    folder: Path, name: str, receipts: Mapping[str, Receipt], parameters: int, *, baseline: bool
+) -> BuiltLevel:
+    quantized = receipts[f"quantize:{name}"]
+    result = read_level(folder, name, quantized, parameters, baseline=baseline)
+    paths = [folder / output.path for output in quantized.outputs]
+    places = artifact_names(name, [path.name for path in paths])
+    return BuiltLevel(result, dict(zip(places, paths, strict=True)))
+
+
+def chosen(
+    build: Build, names: Sequence[str] | None, *, allow_failed: bool = False
+) -> tuple[BuiltLevel, ...]:
+    """The levels that are published: those named, or all that are meant for release.
+
+    Args:
+        names: of levels; None: all but baselines and those whose gate failed.
+        allow_failed: those whose gate failed too.
+
+    Raises:
+        InputError: a name that the build does not have.
+        GateError: a named level failed its gate, or nothing is left.
+    """
+    by_name = {level.name: level for level in build.levels}
+    unknown = [name for name in names or () if name not in by_name]
+    if unknown:
+        raise InputError(
+            f"the build in {build.folder} has no level {unknown[0]!r}; it has {', '.join(by_name)}"
+        )
+    if names is None:
+        wanted = [level for level in build.levels if not level.result.baseline]
+        found = [level for level in wanted if level.result.passed or allow_failed]
+    else:
+        wanted = found = [by_name[name] for name in dict.fromkeys(names)]
+    failed = [level for level in wanted if not level.result.passed]
+    if failed and not allow_failed and (names is not None or not found):
+        raise GateError(
+            f"not published: {'; '.join(map(_failure, failed))}; build it with more bits, or give "
+            "--allow-failed: its card then says so"
+        )
+    if not found:
+        raise GateError(
+            f"the build in {build.folder} has only baselines, which are not meant for release; "
+            "name one with --levels to publish it all the same"
+        )
+    return tuple(found)
+
+
+def _failure(level: BuiltLevel) -> str:
+    result = level.result
+    scores = ", ".join(
+        f"{s.hits} of {s.trials} {s.name} at {s.context_tokens:,} tokens, at least "
+        f"{s.lower_bound:.1%}"
+        for s in result.retrieval.gated
+    )
+    return f"{result.name} failed its gate ({scores})"
+
+
+def check_outputs(build: Build, levels: Iterable[BuiltLevel], progress: Progress) -> None:
+    """Hash every file that a release of `levels` is made from, and compare it with its receipt.
+
+    Raises:
+        InputError: one is missing, or is not what its stage wrote.
+    """
+    outputs = build.outputs(levels)
+    progress.start(sum(output.size_bytes for output in outputs), "B", "compared with receipts")
+    for output in outputs:
+        path = build.folder / output.path
+        try:
+            if path.stat().st_size != output.size_bytes:
+                raise _changed(path, f"it has {path.stat().st_size} bytes")
+            found = _sha256(path, progress)
+        except OSError as error:
+            raise _changed(path, str(error.strerror)) from None
+        if found != output.sha256:
+            raise _changed(path, f"its SHA-256 is {found}")
+
+
+def _sha256(path: Path, progress: Progress) -> str:
+    import hashlib
+
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while piece := file.read(HASH_CHUNK_BYTES):
+            digest.update(piece)
+            progress.advance(len(piece))
+    return digest.hexdigest()
+
+
+def _changed(path: Path, how: str) -> InputError:
+    return InputError(
+        f"{path} is not what its stage wrote, by its receipt ({how}); nothing was published: run "
+        "'quantkit build' again, which makes it anew"
+    )
+
+
+def published_as(build: Build, levels: Iterable[BuiltLevel], imatrix: str) -> dict[str, Output]:
+    """Where each file that is published as it is goes → what its stage wrote.
+
+    Args:
+        imatrix: what the importance matrix is called there.
+    """
+    written = {output.path: output for output in build.outputs(levels)}
+    found = {name: written[name] for name in ("checkpoint.json", CALIBRATION, "sensitivity.json")}
+    found[imatrix] = written["imatrix.gguf"]
+    if COVERAGE_PICTURE in written:
+        found[COVERAGE_PICTURE] = written[COVERAGE_PICTURE]
+    for level in levels:
+        for place, path in level.files.items():
+            found[place] = written[path.relative_to(build.folder).as_posix()]
+        for name in EVIDENCE:
+            place = f"{evidence_folder(level.name)}/{name}"
+            found[place] = written[place]
+    return found
+
+
+def versions_of(build: Build) -> dict[str, str]:
+    """Program or package → the version that the build was made with."""
+    found: dict[str, Any] = json.loads((build.folder / VERSIONS).read_text(encoding="utf-8"))
+    return {name: str(version) for name, version in found.items()}

@@ -1,0 +1,209 @@
+"""A finished build → a revision on the Hub: checked first, and visible at once at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.console import Console
+from quantkit.errors import InputError
+from quantkit.hub.reading import Hub
+from quantkit.hub.writing import HubWriter, LocalFile
+from quantkit.release.card.source_card import SourceCard, from_card, from_metadata
+from quantkit.release.changes import Changes
+from quantkit.release.contents import Build, BuiltLevel, check_outputs, chosen, read_build
+from quantkit.release.fits import contexts_of, fits_of, targets_of
+from quantkit.release.names import repository_name
+from quantkit.release.place import PROPOSALS, Place, Proposal, check_account, look
+from quantkit.release.sending import Sender
+from quantkit.release.staging import Fits, check_stage, stage
+
+
+@dataclass(frozen=True)
+class PublishJob:
+    """What a person chooses.
+
+    Attributes:
+        to: OWNER, or OWNER/NAME.
+        exact_name: `to` as it is, without `-GGUF`.
+        levels: names; None: all that are meant for release and passed.
+        private: of a repository that is made.
+        branch: to commit to; None: main.
+        propose: open a pull request instead.
+        allow_failed: levels whose gate failed too, and their cards say so.
+        replace: overwrite and remove what is in the way.
+        base_model: OWNER/NAME[@REVISION] of the source, where the build does not know it.
+        dry_run: show what would be done, and change nothing.
+    """
+
+    folder: Path
+    to: str
+    exact_name: bool = False
+    levels: tuple[str, ...] | None = None
+    private: bool = False
+    branch: str | None = None
+    propose: bool = False
+    allow_failed: bool = False
+    replace: bool = False
+    base_model: str | None = None
+    dry_run: bool = False
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A release that was checked, and is on this disk.
+
+    Attributes:
+        place: where it goes, as it is before.
+        changes: what that takes.
+    """
+
+    build: Build
+    source: SourceCard
+    levels: tuple[BuiltLevel, ...]
+    files: tuple[LocalFile, ...]
+    place: Place
+    changes: Changes
+    sender: Sender
+
+
+@dataclass(frozen=True)
+class Published:
+    """What came of it.
+
+    Attributes:
+        commit: that the release is in.
+        made: whether this run made it; else it was there.
+        proposal: the pull request's revision, where there is one.
+    """
+
+    commit: str
+    made: bool
+    address: str
+    proposal: str | None
+
+
+def prepare(job: PublishJob, console: Console) -> Prepared:
+    """Check the build of `job`, put its release together on this disk, and look where it goes.
+
+    Nothing is changed on the Hub. Without a token it looks as anybody does.
+
+    Raises:
+        GateError: a level failed its gate.
+        InputError: an unfinished or changed build, private words in it, no access, or files of
+            somebody else in the way.
+        EnvironmentFault: the network, the Hub or the disk failed.
+    """
+    build = read_build(job.folder)
+    repository = repository_name(job.to, build.model, exact=job.exact_name)
+    hub = Hub()
+    writer = HubWriter(hub.connection)
+    account = None if job.dry_run and not hub.connection.has_token else writer.account()
+    if account is not None and not job.propose:
+        check_account(account, repository)
+    title = f"{build.model} GGUF by quantkit"
+    with console.stage("look up"):
+        proposal = Proposal(writer, title, account.name) if job.propose and account else None
+        place = look(hub, repository, job.branch, proposal)
+        source = _source(build, job, hub)
+    _check_place(place, source, job)
+    levels = _levels(build, job, place, console)
+    with console.stage("hash") as progress:
+        check_outputs(build, levels, progress)
+    fits = _fits(build, levels, console)
+    files = stage(build, levels, source, fits, place.repository, hub.connection.endpoint)
+    check_stage(build.folder, files, hub.connection)
+    text = f"Levels: {', '.join(level.name for level in levels)}"
+    sender = Sender(hub, writer, console, files, job.replace, job.private, title, text)
+    return Prepared(build, source, levels, files, place, sender.changes(place), sender)
+
+
+def send(prepared: Prepared, job: PublishJob) -> Published:
+    """Bring the release to the Hub, as far as it is not there.
+
+    Raises:
+        InputError: no access, no room, or somebody else's files in the way.
+        EnvironmentFault: the network or the Hub failed, or recorded something else.
+    """
+    sender, place = prepared.sender, prepared.place
+    endpoint = sender.hub.connection.endpoint
+
+    def look_again() -> Place:
+        proposal = None
+        if job.propose:
+            proposal = Proposal(sender.writer, sender.title, sender.writer.account().name)
+        return look(sender.hub, place.repository, job.branch, proposal)
+
+    after, made = sender.send(look_again, place)
+    proposal = after.revision if after.revision.startswith(PROPOSALS) else None
+    if made is not None:
+        proposal = made.proposal or proposal
+        return Published(made.commit, True, _address(endpoint, after, proposal), proposal)
+    assert after.listing is not None
+    # a commit whose answer was lost is this run's all the same
+    ours = not prepared.changes.nothing
+    return Published(after.listing.commit, ours, _address(endpoint, after, proposal), proposal)
+
+
+def _address(endpoint: str, place: Place, proposal: str | None) -> str:
+    """The release's page."""
+    page = f"{endpoint}/{place.repository}"
+    if proposal is not None:
+        return f"{page}/discussions/{proposal.rpartition('/')[2]}"
+    return page if place.revision == "main" else f"{page}/tree/{place.revision}"
+
+
+def _check_place(place: Place, source: SourceCard, job: PublishJob) -> None:
+    name = place.repository
+    if source.repository is not None and source.repository.lower() == name.lower():
+        raise InputError(f"{name} is the model's own repository; publish to another")
+    if job.private and place.listing is not None and not place.listing.private:
+        raise InputError(f"{name} exists, and is public: leave --private out, or choose another")
+
+
+def _source(build: Build, job: PublishJob, hub: Hub) -> SourceCard:
+    """What the model's card says, asked of the Hub where it came from there."""
+    name, _, revision = (job.base_model or build.source).partition("@")
+    if "/" not in name:
+        metadata, _tensors = build.header(build.levels[0])
+        return from_metadata(metadata)
+    commit = None if job.base_model else build.commit
+    listing = hub.listing(name, commit or revision or None)
+    return from_card(listing.repository, listing.commit, listing.card, listing.gated)
+
+
+def _levels(
+    build: Build, job: PublishJob, place: Place, console: Console
+) -> tuple[BuiltLevel, ...]:
+    """The levels of the release: those asked for, and those of this build that are there."""
+    found = chosen(build, job.levels, allow_failed=job.allow_failed)
+    if place.listing is None:
+        return found
+    hashes = {file.name: file.sha256 for file in place.listing.files}
+    written = {output.path: output.sha256 for output in build.outputs(build.levels)}
+
+    def is_there(level: BuiltLevel) -> bool:
+        return all(
+            hashes.get(name) == written[path.relative_to(build.folder).as_posix()]
+            for name, path in level.files.items()
+        )
+
+    others = [level for level in build.levels if level not in found]
+    there = [o for o in others if (o.result.passed or job.allow_failed) and is_there(o)]
+    if there:
+        names = ", ".join(level.name for level in there)
+        console.note(f"{names} of this build is there already, and stays on the card")
+    return tuple(level for level in build.levels if level in found or level in there)
+
+
+def _fits(build: Build, levels: Sequence[BuiltLevel], console: Console) -> Fits:
+    """Which targets hold which level, as llama.cpp plans it."""
+    from quantkit.native.memory import asking
+
+    headers = {level.name: build.header(level) for level in levels}
+    metadata, _tensors = next(iter(headers.values()))
+    tensors = {name: infos for name, (_metadata, infos) in headers.items()}
+    with asking(), console.stage("targets") as progress:
+        found, why = fits_of(metadata, tensors, targets_of(build.target), progress)
+    return Fits(tuple(found), contexts_of(metadata), why)

@@ -1,0 +1,260 @@
+"""BUILD_DIR/release/: a release as it will be downloaded, made before a byte is uploaded.
+
+What a build wrote is linked, not copied; what a release has besides is made here. The same build
+gives the same bytes each time, so that publishing again finds nothing to do.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from quantkit.errors import EnvironmentFault, InputError
+from quantkit.families.geometry import geometry_of
+from quantkit.hub.connection import Connection
+from quantkit.hub.writing import LocalFile
+from quantkit.launch.files import launch_texts
+from quantkit.models import imatrix_name
+from quantkit.release.card.source_card import SourceCard
+from quantkit.release.card.text import CardFacts, CardLevel, card_text
+from quantkit.release.contents import Build, BuiltLevel, published_as, versions_of
+from quantkit.release.documents import (
+    public_recipe,
+    public_target,
+    recipe_document,
+    target_document,
+)
+from quantkit.release.fits import TargetFits
+from quantkit.release.launches import launch_from
+from quantkit.release.names import (
+    CARD,
+    MANIFEST,
+    RECIPE,
+    REPORT,
+    SUMS,
+    TARGET,
+    evidence_folder,
+    model_folder,
+)
+from quantkit.release.privacy import find_private, this_machine
+from quantkit.release.sums import parse_sums, sums_text
+from quantkit.report_facts import CALIBRATION, report_facts
+from quantkit.stages.report import coverage_values, report_page
+
+FOLDER = "release"
+FORMAT = 1
+"""Of release.json."""
+
+
+@dataclass(frozen=True)
+class Fits:
+    """Which targets hold which level.
+
+    Attributes:
+        contexts: that were planned for, tokens.
+        estimated: why the memory is only estimated; None: it is llama.cpp's own.
+    """
+
+    targets: tuple[TargetFits, ...]
+    contexts: tuple[int, ...]
+    estimated: str | None
+
+
+def stage(
+    build: Build,
+    levels: Sequence[BuiltLevel],
+    source: SourceCard,
+    fits: Fits,
+    repository: str,
+    endpoint: str,
+) -> tuple[LocalFile, ...]:
+    """Make the release of `levels` in the build's folder; returns its files by name.
+
+    What the last one left there goes, and nothing else.
+
+    Args:
+        repository: OWNER/NAME, which the card's commands name.
+        endpoint: address of the Hub, which the card's links begin with.
+
+    Raises:
+        EnvironmentFault: the disk failed, or something else stands in the way.
+    """
+    place = build.folder / FOLDER
+    model = imatrix_name(build.model)
+    written = published_as(build, levels, model)
+    texts = _texts(build, levels, source, fits, repository, endpoint)
+    try:
+        _clear(place)
+        hashes = {name: output.sha256 for name, output in written.items()}
+        sizes = {name: output.size_bytes for name, output in written.items()}
+        for name, output in written.items():
+            _link(place / name, build.folder / output.path)
+        for name, (text, executable) in texts.items():
+            content = text.encode()
+            hashes[name], sizes[name] = sha256(content).hexdigest(), len(content)
+            _write(place / name, content, executable=executable)
+        sums = sums_text(hashes).encode()
+        hashes[SUMS], sizes[SUMS] = sha256(sums).hexdigest(), len(sums)
+        _write(place / SUMS, sums, executable=False)
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot write {error.filename or place}: {error.strerror}; make room or move it away, "
+            "then run again"
+        ) from None
+    return tuple(LocalFile(n, place / n, sizes[n], hashes[n]) for n in sorted(hashes))
+
+
+def _texts(
+    build: Build,
+    levels: Sequence[BuiltLevel],
+    source: SourceCard,
+    fits: Fits,
+    repository: str,
+    endpoint: str,
+) -> dict[str, tuple[str, bool]]:
+    """Name → what is made for the release, and whether it is a program."""
+    folder = build.folder
+    calibration = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
+    recipe, target = public_recipe(build.recipe, calibration), public_target(build.target)
+    imatrix, versions = imatrix_name(build.model), versions_of(build)
+    metadata, _tensors = build.header(levels[0])
+    geometry = geometry_of(metadata)
+    results = [level.result for level in levels]
+    facts = report_facts(
+        folder, build.model, geometry.architecture, build.parameters, target, recipe, results
+    )
+    manifest = {
+        "format": FORMAT,
+        "model": build.model,
+        "architecture": geometry.architecture,
+        "parameters": build.parameters,
+        "source": {"repository": source.repository, "commit": source.commit},
+        "mtp": build.prediction,
+        "imatrix": imatrix,
+        "versions": versions,
+        "levels": {level.name: _manifest_entry(level) for level in levels},
+    }
+    card = CardFacts(
+        repository=repository,
+        model=build.model,
+        architecture=geometry.architecture,
+        parameters=build.parameters,
+        source=source,
+        target=target,
+        recipe=recipe,
+        levels=tuple(CardLevel(level.result, tuple(level.files)) for level in levels),
+        left_out=tuple(level.result for level in build.levels if level not in levels),
+        fits=fits.targets,
+        fits_contexts=fits.contexts,
+        fits_estimated=fits.estimated,
+        calibration=calibration,
+        coverage=coverage_values(facts, folder),
+        versions=versions,
+        imatrix_file=imatrix,
+        endpoint=endpoint,
+    )
+    texts = {
+        CARD: card_text(card),
+        MANIFEST: json.dumps(manifest, indent=1, ensure_ascii=False) + "\n",
+        RECIPE: recipe_document(build.recipe, calibration, model=_pinned(source), imatrix=imatrix),
+        TARGET: target_document(build.target),
+        REPORT: report_page(facts, folder),
+    }
+    made = {name: (text, False) for name, text in texts.items()}
+    for level in levels:
+        made |= _launch_files(build, level, geometry.trained_context_tokens)
+    return made
+
+
+def _pinned(source: SourceCard) -> str | None:
+    """What `--model` takes to have the source's very files."""
+    if source.repository is None or source.commit is None:
+        return source.repository
+    return f"{source.repository}@{source.commit}"
+
+
+def _manifest_entry(level: BuiltLevel) -> dict[str, Any]:
+    result = level.result
+    return {
+        "files": list(level.files),
+        "evidence": evidence_folder(level.name),
+        "passed": result.passed,
+        "baseline": result.baseline,
+        "size_bytes": result.size_bytes,
+        "bits_per_weight": result.bits_per_weight,
+    }
+
+
+def _launch_files(
+    build: Build, level: BuiltLevel, gguf_context_tokens: int
+) -> dict[str, tuple[str, bool]]:
+    """What starts the level where the release's files lie."""
+    placement = json.loads(
+        (build.folder / evidence_folder(level.name) / "placement.json").read_text(encoding="utf-8")
+    )
+    metadata, _tensors = build.header(level)
+    names = tuple(level.files)
+    launch = launch_from(
+        placement,
+        names[0].rpartition("/")[2],
+        f"{build.model}-{level.name}",
+        geometry_of(metadata).architecture,
+        gguf_context_tokens,
+        model_folder(names),
+    )
+    return {
+        f"{evidence_folder(level.name)}/{name}": (text.text, text.executable)
+        for name, text in launch_texts(launch).items()
+    }
+
+
+def _clear(place: Path) -> None:
+    """Remove what an earlier release left, and nothing that somebody put there."""
+    sums = place / SUMS
+    try:
+        names = [*parse_sums(sums.read_text(encoding="utf-8")), SUMS]
+    except (OSError, ValueError, InputError):
+        return
+    for name in names:
+        (place / name).unlink(missing_ok=True)
+
+
+def _link(path: Path, to: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_room(path)
+    path.symlink_to(os.path.relpath(to, path.parent))
+
+
+def _write(path: Path, content: bytes, *, executable: bool) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _make_room(path)
+    path.write_bytes(content)
+    path.chmod(0o755 if executable else 0o644)
+
+
+def _make_room(path: Path) -> None:
+    """Remove a link or file of ours that a killed run left without its SHA256SUMS."""
+    if path.is_symlink() or path.is_file():
+        path.unlink()
+
+
+def check_stage(build: Path, files: Sequence[LocalFile], connection: Connection) -> None:
+    """See that nothing in the release gives this machine away.
+
+    Raises:
+        InputError: names what does.
+    """
+    machine = this_machine(build, connection.token or None)
+    found = find_private({file.name: file.path for file in files}, machine)
+    if found:
+        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+        shown = "; ".join(f"{one.file}, {one.where}: {one.what}" for one in found[:3])
+        raise InputError(
+            f"nothing was published: the release would name what is this machine's own: {shown}"
+            f"{more}; build again with names that may be published"
+        )

@@ -1,0 +1,134 @@
+"""Which files of a build are published, and builds that are refused."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from finished_builds import LEVELS, change_json, copied, divide, fail
+
+from quantkit.errors import GateError, InputError
+from quantkit.progress import SILENT
+from quantkit.receipts import file_sha256
+from quantkit.release.contents import Build, check_outputs, chosen, published_as, read_build
+
+
+@pytest.fixture
+def own(finished_build: Path, tmp_path: Path) -> Path:
+    return copied(finished_build, tmp_path / "own")
+
+
+def names(found: Build, *arguments: object, **options: bool) -> list[str]:
+    wanted = arguments[0] if arguments else None
+    return [level.name for level in chosen(found, wanted, **options)]  # type: ignore[arg-type]
+
+
+def test_a_build_is_what_its_receipts_say(finished_build: Path) -> None:
+    found = read_build(finished_build)
+    assert (found.model, found.source, found.commit) == ("quantkit-demo", "quantkit-demo", None)
+    assert (found.prediction, found.target.name) == ("drop", "4x3090")
+    assert [level.name for level in found.levels] == [level["name"] for level in LEVELS]
+    assert found.parameters == sum(info.elements for info in found.header(found.levels[0])[1])
+    check_outputs(found, found.levels, SILENT)
+
+
+def test_all_that_passed_is_chosen_but_no_baseline(own: Path) -> None:
+    assert names(read_build(own)) == ["Q8", "Q4"]
+    assert names(read_build(own), ["Q4_0"]) == ["Q4_0"]
+    fail(own, "Q8")
+    failed = read_build(own)
+    assert names(failed) == ["Q4"]
+    assert names(failed, allow_failed=True) == ["Q8", "Q4"]
+    assert names(failed, ["Q8"], allow_failed=True) == ["Q8"]
+    with pytest.raises(GateError, match=r"Q8 failed its gate \(1 of 4 multikey-4 at 384 tokens"):
+        names(failed, ["Q8", "Q4"])
+    with pytest.raises(InputError, match=r"has no level 'Q6'; it has Q8, Q4, Q4_0"):
+        names(failed, ["Q6"])
+    fail(own, "Q4")
+    with pytest.raises(GateError, match=r"Q8 failed its gate .*; Q4 failed its gate .*--allow"):
+        names(read_build(own))
+
+
+def test_each_file_is_published_from_the_stage_that_wrote_it(own: Path) -> None:
+    shards = divide(own, "Q4")
+    found = read_build(own)
+    levels = chosen(found, ["Q4"])
+    files = published_as(found, levels, "quantkit-demo-imatrix.gguf")
+    assert {f"Q4/{path.name}" for path in shards} < files.keys()
+    assert "levels/Q4/niah.jsonl" in files
+    assert not any("Q8" in name or "base" in name for name in files)
+    for output in files.values():
+        assert output.sha256 == file_sha256(own / output.path)
+    assert files["quantkit-demo-imatrix.gguf"].path == "imatrix.gguf"
+    metadata, tensors = found.header(levels[0])
+    assert not any(key.startswith("split.") for key in metadata)
+    assert len(tensors) == len(found.header(found.levels[0])[1])
+
+
+def flip(path: Path) -> None:
+    """Change one byte, and neither size nor time of change."""
+    stat = path.stat()
+    with path.open("r+b") as file:
+        file.seek(-100, 2)
+        byte = file.read(1)
+        file.seek(-100, 2)
+        file.write(bytes([byte[0] ^ 1]))
+    os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["levels/Q4/quantkit-demo-Q4.gguf", "imatrix.gguf", "levels/Q4/niah.jsonl", "checkpoint.json"],
+)
+def test_what_is_not_as_its_stage_wrote_it_is_refused(own: Path, name: str) -> None:
+    flip(own / name)
+    found = read_build(own)
+    with pytest.raises(InputError, match=rf"{name} is not what its stage wrote.*SHA-256.*nothing"):
+        check_outputs(found, chosen(found, ["Q4"]), SILENT)
+    if name.startswith("levels"):  # another level's is nobody's concern
+        check_outputs(found, chosen(found, ["Q8"]), SILENT)
+
+
+def gone(path: Path) -> None:
+    path.unlink()
+
+
+def changed(path: Path) -> None:
+    def another(content: dict[str, dict[str, dict[str, str]]]) -> None:
+        content["parts"]["quantize:Q4"] = {"levels/Q4/quantkit-demo-Q4.gguf": 64 * "0"}
+
+    change_json(path, another)
+
+
+@pytest.mark.parametrize(
+    ("receipt", "damage", "words"),
+    [
+        ("report", gone, r"holds no finished build \(receipts/report.json is missing"),
+        ("validate.Q4", gone, "not finished: stage validate:Q4 has no receipt"),
+        ("validate.Q4", changed, "not finished: validate:Q4 was made before quantize:Q4 ran last"),
+        ("report", changed, "not finished: report was made before quantize:Q4 ran last"),
+    ],
+)
+def test_an_unfinished_build_is_refused(
+    own: Path, receipt: str, damage: Callable[[Path], None], words: str
+) -> None:
+    """A check of an earlier artifact is no check of this one."""
+    damage(own / "receipts" / f"{receipt}.json")
+    with pytest.raises(InputError, match=words):
+        read_build(own)
+
+
+def test_a_folder_that_is_no_build_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no finished build"):
+        read_build(tmp_path)
+
+
+def test_a_build_of_another_version_is_refused(own: Path) -> None:
+    def unknown(content: dict[str, dict[str, dict[str, object]]]) -> None:
+        content["parts"]["settings"]["recipe"] = {"name": "x", "unknown": 1}
+
+    change_json(own / "receipts" / "report.json", unknown)
+    with pytest.raises(InputError, match="not readable by this version of quantkit"):
+        read_build(own)

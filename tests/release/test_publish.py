@@ -1,0 +1,337 @@
+"""Publishing a finished build through the real client, to a hub on loopback that misbehaves."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import subprocess
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+from finished_builds import change_json, copied, divide, fail, rewrite
+from loopback_hub import GOOD_TOKEN, READ_TOKEN, Fault, LoopbackHub, Recorded, UploadFault, hub
+
+from quantkit.console import Console
+from quantkit.errors import EnvironmentFault, GateError, InputError, QuantkitError
+from quantkit.hub.reading import Hub
+from quantkit.release.publish import Prepared, Published, PublishJob, prepare, send
+
+# how the client 2.4 hands a file to httpx2
+pytestmark = pytest.mark.filterwarnings("ignore:Use .content=.*:DeprecationWarning")
+
+TO = "someone/quantkit-demo"
+REPOSITORY = f"{TO}-GGUF"
+SOURCE = "nvidia/a-model"
+CARD = {
+    "license": "other", "license_name": "a-licence", "license_link": "LICENSE",
+    "language": ["en", "de"], "tags": ["mamba"], "pipeline_tag": "text-generation",
+}  # fmt: skip
+COMMITS = ("POST", "/commit/")
+
+
+@pytest.fixture
+def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LoopbackHub]:
+    from huggingface_hub import close_session, constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda seconds: None)
+    monkeypatch.setattr("quantkit.hub.connection.DELAYS_S", (0.01, 0.01))
+    # of one target: llama.cpp takes seconds for all of them
+    monkeypatch.setattr("quantkit.release.publish.targets_of", lambda own: [own])
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "config.json").write_text("{}")
+    with hub({SOURCE: source}, storage=tmp_path / "hub", cards={SOURCE: CARD}) as served:
+        monkeypatch.setattr("quantkit.release.publish.Hub", partial(Hub, served.address))
+        monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
+        yield served
+    close_session()
+
+
+@pytest.fixture
+def own(finished_build: Path, tmp_path: Path) -> Path:
+    return copied(finished_build, tmp_path / "own")
+
+
+def ready(build: Path, to: str = TO, **options: Any) -> tuple[PublishJob, Prepared]:  # noqa: ANN401
+    job = PublishJob(build, to, **options)
+    return job, prepare(job, Console(quiet=True))
+
+
+def publish(build: Path, to: str = TO, **options: Any) -> Published:  # noqa: ANN401
+    job, prepared = ready(build, to, **options)
+    return send(prepared, job)
+
+
+def files_at(loopback: LoopbackHub, revision: str = "main") -> dict[str, bytes]:
+    commit = loopback.commit(REPOSITORY, revision)
+    assert commit is not None
+    return {name: (commit.folder / name).read_bytes() for name in commit.names()}
+
+
+def test_what_is_published_is_what_lies_in_the_release_folder(
+    loopback: LoopbackHub, own: Path
+) -> None:
+    done = publish(own)
+    assert done.made
+    assert done.address == f"{loopback.address}/{REPOSITORY}"
+    there = files_at(loopback)
+    here = own / "release"
+    names = {p.relative_to(here).as_posix() for p in here.rglob("*") if not p.is_dir()}
+    assert names == there.keys() - {".gitattributes"}
+    for name in names:
+        assert there[name] == (here / name).read_bytes()
+    assert {"quantkit-demo-Q8.gguf", "quantkit-demo-Q4.gguf", "README.md", "recipe.yaml"} < names
+    assert not any("Q4_0" in name for name in names)  # a baseline
+    lines = there["SHA256SUMS"].decode().splitlines()
+    sums = dict(reversed(line.split("  ")) for line in lines)
+    assert sums == {
+        name: hashlib.sha256(there[name]).hexdigest() for name in names - {"SHA256SUMS"}
+    }
+    checked = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=here, check=False)
+    assert checked.returncode == 0
+    manifest = json.loads(there["release.json"])
+    assert manifest["levels"]["Q4"]["files"] == ["quantkit-demo-Q4.gguf"]
+    assert manifest["levels"]["Q4"]["size_bytes"] == len(there["quantkit-demo-Q4.gguf"])
+
+
+def test_a_second_time_makes_no_commit_and_sends_nothing(loopback: LoopbackHub, own: Path) -> None:
+    first = publish(own)
+    received, made = dict(loopback.received), loopback.commits_made
+    second = publish(own)
+    assert (second.commit, second.made) == (first.commit, False)
+    assert (dict(loopback.received), loopback.commits_made) == (received, made)
+
+
+def test_a_dry_run_changes_nothing_and_needs_no_token(
+    loopback: LoopbackHub, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(own / "none"))
+    _, prepared = ready(own, dry_run=True)
+    assert prepared.place.listing is None
+    assert len(prepared.changes.sent) == len(prepared.files)
+    assert (own / "release" / "README.md").read_text().startswith("---")
+    assert not any(request.startswith(("POST", "PUT")) for request in loopback.requests)
+    with pytest.raises(InputError, match="takes an access token with the right to write"):
+        publish(own)
+
+
+def test_levels_come_one_after_another(loopback: LoopbackHub, own: Path) -> None:
+    publish(own, levels=("Q8",))
+    assert "quantkit-demo-Q4.gguf" not in files_at(loopback)
+    _, second = ready(own, levels=("Q4",))
+    assert [level.name for level in second.levels] == ["Q8", "Q4"]  # Q8 stays on the card
+    assert "quantkit-demo-Q8.gguf" in second.changes.kept
+    publish(own, levels=("Q4",))
+    assert {"quantkit-demo-Q8.gguf", "quantkit-demo-Q4.gguf"} < files_at(loopback).keys()
+
+
+def test_a_level_that_is_given_up_goes_only_when_asked(loopback: LoopbackHub, own: Path) -> None:
+    publish(own)
+    fail(own, "Q8")
+    with pytest.raises(InputError, match=r"of an earlier release .*--replace"):
+        publish(own)
+    publish(own, replace=True)
+    assert not any("Q8" in name for name in files_at(loopback))
+
+
+def test_a_failed_level_is_published_with_its_failure(loopback: LoopbackHub, own: Path) -> None:
+    fail(own, "Q4")
+    with pytest.raises(GateError, match="Q4 failed its gate"):
+        publish(own, levels=("Q4",))
+    assert not loopback.store or REPOSITORY not in loopback.store.repositories
+    publish(own, allow_failed=True)
+    there = files_at(loopback)
+    assert b"FAILED" in there["README.md"]
+    assert json.loads(there["release.json"])["levels"]["Q4"]["passed"] is False
+
+
+def test_shards_lie_in_a_folder_and_their_launch_files_find_them(
+    loopback: LoopbackHub, own: Path, tmp_path: Path
+) -> None:
+    shards = divide(own, "Q4")
+    publish(own, levels=("Q4",))
+    there = files_at(loopback)
+    assert {f"Q4/{shard.name}" for shard in shards} < there.keys()
+    folder = tmp_path / "down loaded"
+    for name, content in there.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    server = tmp_path / "llama-server"
+    server.write_text('#!/bin/sh\ntest -f "$2" && echo "$2"\n')
+    server.chmod(0o755)
+    script = folder / "levels" / "Q4" / "run-llama-server.sh"
+    found = subprocess.run(
+        ["sh", script], env={"LLAMA_SERVER": str(server), "PATH": "/usr/bin:/bin"},
+        capture_output=True, text=True, check=True, cwd="/",
+    )  # fmt: skip
+    assert Path(found.stdout.strip()).samefile(folder / "Q4" / shards[0].name)
+
+
+def test_the_card_says_where_it_comes_from(loopback: LoopbackHub, own: Path) -> None:
+    from huggingface_hub import ModelCard
+
+    loopback.gates[SOURCE] = "manual"
+    _, prepared = ready(own, base_model=SOURCE)
+    source = prepared.source
+    assert (source.repository, source.licence, source.gated) == (SOURCE, "other", "manual")
+    card = ModelCard((own / "release" / "README.md").read_text())
+    data = card.data.to_dict()
+    assert (data["base_model"], data["base_model_relation"]) == (SOURCE, "quantized")
+    assert (data["license"], data["license_name"]) == ("other", "a-licence")
+    assert data["license_link"].startswith("https://huggingface.co/nvidia/a-model/blob/")
+    assert data["language"] == ["en", "de"]
+    assert {"gguf", "mamba"} <= set(data["tags"])
+    assert json.loads((own / "release/release.json").read_text())["source"]["repository"] == SOURCE
+
+
+def test_the_source_s_own_repository_is_refused(loopback: LoopbackHub, own: Path) -> None:
+    loopback.accounts[GOOD_TOKEN] = type(loopback.accounts[GOOD_TOKEN])("nvidia")
+    with pytest.raises(InputError, match="is the model's own repository"):
+        publish(own, SOURCE, exact_name=True, base_model=SOURCE)
+
+
+def test_a_pull_request_is_opened_once(loopback: LoopbackHub, own: Path) -> None:
+    with pytest.raises(InputError, match="to open a pull request in; publish without --pr"):
+        publish(own, propose=True)
+    loopback.write(REPOSITORY, {"notes.txt": b"somebody's"})
+    before = loopback.commit(REPOSITORY)
+    first = publish(own, levels=("Q8",), propose=True)
+    assert (first.made, first.proposal) == (True, "refs/pr/1")
+    assert first.address.endswith(f"{REPOSITORY}/discussions/1")
+    assert loopback.commit(REPOSITORY) == before
+    assert "quantkit-demo-Q8.gguf" in files_at(loopback, "refs/pr/1")
+    again = publish(own, levels=("Q8",), propose=True)
+    assert (again.made, again.proposal, again.commit) == (False, "refs/pr/1", first.commit)
+    more = publish(own, propose=True)  # into the same pull request
+    assert (more.made, more.proposal) == (True, "refs/pr/1")
+    assert "quantkit-demo-Q4.gguf" in files_at(loopback, "refs/pr/1")
+
+
+def test_a_branch_is_made_and_found_again(loopback: LoopbackHub, own: Path) -> None:
+    first = publish(own, branch="next")
+    assert first.address.endswith("/tree/next")
+    assert files_at(loopback).keys() == {".gitattributes"}
+    assert "quantkit-demo-Q8.gguf" in files_at(loopback, "next")
+    assert not publish(own, branch="next").made
+
+
+def test_private_is_of_new_repositories(loopback: LoopbackHub, own: Path) -> None:
+    publish(own, private=True)
+    assert REPOSITORY in loopback.private
+    assert not publish(own, private=True).made
+    loopback.write("someone/open-GGUF", {})
+    with pytest.raises(InputError, match="exists, and is public"):
+        publish(own, "someone/open", private=True)
+
+
+def test_an_edited_card_is_not_overwritten(loopback: LoopbackHub, own: Path) -> None:
+    publish(own, levels=("Q8",))
+    loopback.write(REPOSITORY, {"README.md": b"---\nlicense: mit\n---\nmy own words\n"})
+    with pytest.raises(InputError, match=r"README\.md is there, not as quantkit left it"):
+        publish(own)
+    publish(own, replace=True)
+    assert b"my own words" not in files_at(loopback)["README.md"]
+
+
+def test_somebody_s_commit_in_between_is_kept(loopback: LoopbackHub, own: Path) -> None:
+    loopback.write(REPOSITORY, {"notes.txt": b"one"})
+    between = UploadFault(before=lambda: loopback.write(REPOSITORY, {"notes.txt": b"two"}))
+    loopback.upload_faults[COMMITS] = [between]
+    assert publish(own).made
+    there = files_at(loopback)
+    assert there["notes.txt"] == b"two"
+    assert "quantkit-demo-Q4.gguf" in there
+    assert loopback.commits_made == 1
+
+
+def test_a_lost_answer_is_no_second_commit(loopback: LoopbackHub, own: Path) -> None:
+    loopback.upload_faults[COMMITS] = [UploadFault(500, "lost", afterwards=True)]
+    done = publish(own)
+    commit = loopback.commit(REPOSITORY)
+    assert commit is not None
+    assert (done.commit, loopback.commits_made) == (commit.id, 1)
+
+
+def test_what_the_hub_recorded_is_compared(loopback: LoopbackHub, own: Path) -> None:
+    wrong = {"quantkit-demo-Q4.gguf": Recorded(hash=64 * "0")}
+    loopback.upload_faults[COMMITS] = [UploadFault(recorded=wrong)]
+    with pytest.raises(EnvironmentFault, match=r"another size or hash of quantkit-demo-Q4\.gguf"):
+        publish(own)
+
+
+def test_what_was_uploaded_before_a_failure_is_not_sent_again(
+    loopback: LoopbackHub, own: Path
+) -> None:
+    loopback.upload_faults[COMMITS] = [UploadFault(403, "no")]
+    with pytest.raises(InputError, match=r"refuses to let you write .*403: no"):
+        publish(own)
+    assert files_at(loopback).keys() == {".gitattributes"}  # nothing is to be seen
+    received = dict(loopback.received)
+    assert received
+    assert publish(own).made
+    assert dict(loopback.received) == received
+
+
+@pytest.mark.parametrize(
+    ("to", "token", "words"),
+    [
+        ("nobody/x", GOOD_TOKEN, r"someone cannot publish as nobody: .* a member of lab"),
+        (TO, READ_TOKEN, "the access token of someone may only read"),
+        (TO, "hf_wrong", r"refuses your access token \(401\)"),
+        ("readers/x", GOOD_TOKEN, r"refuses to let you write to readers/x-GGUF \(403"),
+    ],
+)
+def test_who_may_not_publish_is_told_before_an_upload(
+    loopback: LoopbackHub,
+    own: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    to: str,
+    token: str,
+    words: str,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", token)
+    with pytest.raises(InputError, match=words) as told:
+        publish(own, to)
+    assert token not in str(told.value)
+    assert not loopback.received
+
+
+def test_an_organization_s_member_may(loopback: LoopbackHub, own: Path) -> None:
+    assert publish(own, "lab/quantkit-demo").made
+
+
+def test_a_path_of_this_machine_is_not_published(loopback: LoopbackHub, own: Path) -> None:
+    def name_a_path(content: Any) -> None:  # noqa: ANN401
+        content["sources"][0]["name"] = f"{own}/text.txt"
+
+    change_json(own / "calibration.json", name_a_path)
+    rewrite(own, "report")
+    with pytest.raises(InputError, match=r"nothing was published: .*calibration\.json, sources"):
+        publish(own)
+    assert not loopback.received
+
+
+def test_a_hub_that_is_away_is_told(
+    loopback: LoopbackHub, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loopback.api_faults += [Fault(500)] * 20
+    loopback.write(REPOSITORY, {})
+    with pytest.raises(QuantkitError, match="HTTP 500") as told:
+        publish(own)
+    assert told.value.exit_code == 3
+
+
+def test_what_somebody_put_into_the_release_folder_stays(loopback: LoopbackHub, own: Path) -> None:
+    ready(own, dry_run=True)
+    (own / "release" / "mine.txt").write_text("mine")
+    _, prepared = ready(own, levels=("Q8",), dry_run=True)
+    names = {file.name for file in prepared.files}
+    left = {p.name for p in (own / "release").rglob("*.gguf")}
+    assert "quantkit-demo-Q4.gguf" not in left
+    assert (own / "release" / "mine.txt").read_text() == "mine"
+    assert "mine.txt" not in names
