@@ -78,8 +78,9 @@ oracle-tools: $(TOOLS_STAMP)
 demo: $(STAMP)
 	@"$(BIN)/quantkit" build --target 4x3090 --model demo --out "$(DEMO_OUT)"
 
+# A file's tests stay together: they share what took long to make.
 test: $(STAMP) $(READERS_STAMP)
-	"$(BIN)/python" -m pytest
+	"$(BIN)/python" -m pytest -n logical --maxprocesses 4 --dist loadfile
 
 check: $(STAMP)
 	"$(BIN)/ruff" check .

@@ -137,6 +137,10 @@ class Console:
     def done(self, name: str, detail: str, seconds: float) -> None:
         self._line("[green]✓[/]", escape(name), escape(detail), seconds_text(seconds))
 
+    def failed(self, name: str, detail: str, seconds: float) -> None:
+        """A step that found what should not be."""
+        self._line("[red]✗[/]", escape(name), escape(detail), seconds_text(seconds))
+
     def skipped(self, name: str, reason: str) -> None:
         words = f"[dim]skipped: {escape(reason)}[/]"
         self._line("[dim]·[/]", f"[dim]{escape(name):<18}[/]", words, "")

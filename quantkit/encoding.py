@@ -246,22 +246,51 @@ class _Encoder:
         return stop - start
 
     def _made(self, block: _Block) -> NDArray[np.uint8]:
-        info, rows = block.info, (block.start, block.stop)
-        if self.stored_types[info.name] == info.type_name:
-            stored = self.source.read_stored(info.name, *rows)
-            if stored is not None:
-                return stored
-        kind = BY_NAME[info.type_name]
-        weights = self.importance.get(info.name)
-        column = None if weights is None else weights[block.matrix]
-        values = self.source.read_rows(info.name, *rows)
-        if not kind.is_quantized or _is_tame(values):  # ggml aborts the process over some others
-            with np.errstate(over="ignore"):  # what is infinite as F16 is told below
-                made = kernels.quantize(kind, values, column if kind.is_quantized else None)
-            if kernels.is_finite(kind, made):
-                return made
-        raise InputError(
-            f"rows {block.start} to {block.stop - 1} of {info.name} are not finite as "
-            f"{kind.name}: the model holds NaN, infinities, or weights too large for that "
-            "type; use another checkpoint of it, or another type"
+        stored_type = self.stored_types[block.info.name]
+        rows = (block.start, block.stop)
+        return encode_rows(
+            self.source, block.info, block.matrix, rows, self.importance, stored_type
         )
+
+
+def encode_rows(
+    source: TensorSource,
+    info: TensorInfo,
+    matrix: int,
+    rows: tuple[int, int],
+    importance: Importance,
+    stored_type: str,
+) -> NDArray[np.uint8]:
+    """The bytes of some rows of a tensor in an artifact, shape (rows, bytes a row).
+
+    They are the same whatever other rows are encoded with them. `kernels.prepare` comes first
+    where several threads do this.
+
+    Args:
+        info: the tensor in its type there.
+        matrix: of the tensor, in which the rows lie.
+        rows: [start, stop) of the whole tensor.
+        importance: of all tensors that have one.
+        stored_type: of the tensor in `source`; where it is the same, bytes are taken as they are.
+
+    Raises:
+        InputError: a weight is not finite, or too large for the type.
+    """
+    if stored_type == info.type_name:
+        stored = source.read_stored(info.name, *rows)
+        if stored is not None:
+            return stored
+    kind = BY_NAME[info.type_name]
+    weights = importance.get(info.name)
+    column = None if weights is None else weights[matrix]
+    values = source.read_rows(info.name, *rows)
+    if not kind.is_quantized or _is_tame(values):  # ggml aborts the process over some others
+        with np.errstate(over="ignore"):  # what is infinite as F16 is told below
+            made = kernels.quantize(kind, values, column if kind.is_quantized else None)
+        if kernels.is_finite(kind, made):
+            return made
+    raise InputError(
+        f"rows {rows[0]} to {rows[1] - 1} of {info.name} are not finite as {kind.name}: the model "
+        "holds NaN, infinities, or weights too large for that type; use another checkpoint of it, "
+        "or another type"
+    )

@@ -23,7 +23,7 @@ _IMPORTED = (
     "quantkit.stages.divergence",
     *(f"quantkit.commands.{name}" for name in (
         "build", "compare", "convert", "download", "imatrix", "inspect", "measure", "niah", "plan",
-        "quantize",
+        "quantize", "verify",
     )),
 )  # fmt: skip
 """Not huggingface_hub, which reads the environment when it is imported, and no native library."""

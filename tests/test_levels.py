@@ -148,9 +148,11 @@ def test_presets_and_sizes_are_built(tmp_path: Path) -> None:
         assert json.loads((folder / "placement.json").read_text())["fits"]
     again = tmp_path / "again.gguf"
     preset = out / "levels" / "Q4_K_M"
+    published = tmp_path / "quantkit-demo-imatrix.gguf"  # artifacts name it so
+    published.write_bytes((out / "imatrix.gguf").read_bytes())
     quantized = quantkit(
         "quantize", "--model", "demo", "--types", preset / "allocation.json",
-        "--imatrix", out / "imatrix.gguf", "--out", again,
+        "--imatrix", published, "--out", again,
     )  # fmt: skip
     assert quantized.returncode == 0, quantized.stderr
     assert "3 tensors fell back" in quantized.stdout

@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.formats.gguf_file import (
+from quantkit.formats.gguf_header import (
     ARRAY_KIND,
     DEFAULT_ALIGNMENT,
     KINDS,

@@ -1,0 +1,237 @@
+"""The header of a GGUF file: a strict parser, of a mapping or of first bytes from elsewhere.
+
+Written for hostile input: every count and length is checked against the size of the file before
+anything is allocated. Layout: ggml's `docs/gguf.md`, version 3 (and 2, which has the same layout).
+"""
+
+from __future__ import annotations
+
+import math
+import mmap
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import cast
+
+from quantkit.errors import InputError
+from quantkit.quant_types import BY_ID, BY_NAME
+from quantkit.values import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
+
+MAGIC = b"GGUF"
+DEFAULT_ALIGNMENT = 32
+MAX_NAME_BYTES = 64 * 1024  # llama.cpp caps tensor names at 64; keys at 65535
+MAX_DIMENSIONS = 4
+
+KINDS: tuple[MetaKind | None, ...] = (
+    "u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "str", None, "u64", "i64", "f64",
+)  # fmt: skip
+ARRAY_KIND = 9
+SCALAR_FORMATS: dict[str, str] = {
+    "u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "f32": "f",
+    "bool": "?", "u64": "Q", "i64": "q", "f64": "d",
+}  # fmt: skip
+FIRST_BYTES = 64 << 10
+"""Of a file that is elsewhere, read at first: more than a header without a vocabulary has."""
+MOST_BYTES = 256 << 20
+"""Of such a header: a vocabulary of a quarter million tokens with its merges takes about 10 MB."""
+_LENGTH = struct.Struct("<Q")
+
+
+@dataclass(frozen=True)
+class StoredAt:
+    """Where a tensor's bytes lie: offset from the start of the file, and length."""
+
+    info: TensorInfo
+    offset: int
+    size_bytes: int
+
+
+@dataclass(frozen=True)
+class GGUFHeader:
+    """What a file says before its data.
+
+    Attributes:
+        stored: tensor name → where its bytes lie, in the order of the table.
+        data_start: where the data begins, a multiple of `alignment`.
+        size_bytes: of the whole file.
+    """
+
+    metadata: Metadata
+    stored: Mapping[str, StoredAt]
+    alignment: int
+    data_start: int
+    size_bytes: int
+
+
+class _Unread(Exception):
+    """The header goes on behind the bytes that are there, at least to byte `needed`."""
+
+    def __init__(self, needed: int) -> None:
+        self.needed = needed
+
+
+class _Cursor:
+    """Reads little-endian values from a file's first bytes and refuses to go past its end."""
+
+    def __init__(self, buffer: mmap.mmap | bytes, size_bytes: int, name: str) -> None:
+        self.buffer, self.size_bytes, self.name, self.at = buffer, size_bytes, name, 0
+
+    def fail(self, what: str) -> InputError:
+        return InputError(
+            f"{self.name} is not a readable GGUF file: {what} at byte {self.at} of "
+            f"{self.size_bytes}; download or convert it again"
+        )
+
+    def take(self, size: int) -> bytes:
+        if size < 0 or self.at + size > self.size_bytes:
+            raise self.fail(f"needs {size} more bytes, has {self.size_bytes - self.at}")
+        if self.at + size > len(self.buffer):
+            raise _Unread(self.at + size)
+        chunk = self.buffer[self.at : self.at + size]
+        self.at += size
+        return chunk
+
+    def number(self, code: str) -> int:
+        return cast(int, struct.unpack("<" + code, self.take(struct.calcsize(code)))[0])
+
+    def count(self, smallest_item_bytes: int, what: str) -> int:
+        """A u64 count of items that each take at least `smallest_item_bytes`."""
+        value = self.number("Q")
+        if value * smallest_item_bytes > self.size_bytes - self.at:
+            raise self.fail(f"{what} claims {value} items, more than the file can hold,")
+        return value
+
+    def text(self, limit: int | None = None) -> str:
+        size = self.count(1, "a string")
+        if limit is not None and size > limit:
+            raise self.fail(f"a name of {size} bytes (limit {limit})")
+        return self.take(size).decode("utf-8", errors="surrogateescape")
+
+    def texts(self, count: int) -> tuple[str, ...]:
+        """So many strings; a vocabulary has hundreds of thousands, so none costs a call."""
+        buffer, unpack, end = self.buffer, _LENGTH.unpack_from, len(self.buffer)
+        found, at = [], self.at
+        for _ in range(count):
+            begin = at + _LENGTH.size
+            stop = begin + unpack(buffer, at)[0] if begin <= end else begin
+            if stop > end:
+                self.at = at
+                self.text()  # says what is wrong, or how much is not read yet
+            found.append(buffer[begin:stop].decode("utf-8", "surrogateescape"))
+            at = stop
+        self.at = at
+        return tuple(found)
+
+    def value(self) -> MetaValue:
+        kind_id = self.number("I")
+        if kind_id != ARRAY_KIND:
+            kind = self.kind(kind_id)
+            return MetaValue(kind, self.scalar(kind))
+        kind = self.kind(self.number("I"))
+        if kind == "str":
+            count = self.count(8, "an array of strings")
+            return MetaValue(kind, self.texts(count))
+        code = SCALAR_FORMATS[kind]
+        count = self.count(struct.calcsize(code), "an array")
+        return MetaValue(
+            kind, struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code)))
+        )
+
+    def kind(self, kind_id: int) -> MetaKind:
+        kind = KINDS[kind_id] if kind_id < len(KINDS) else None
+        if kind is None:
+            raise self.fail(f"unknown value type {kind_id}")
+        return kind
+
+    def scalar(self, kind: MetaKind) -> MetaScalar:
+        if kind == "str":
+            return self.text()
+        code = SCALAR_FORMATS[kind]
+        return cast(MetaScalar, struct.unpack("<" + code, self.take(struct.calcsize(code)))[0])
+
+
+def parse_header(buffer: mmap.mmap | bytes, name: str, size_bytes: int | None = None) -> GGUFHeader:
+    """The header of the file that begins with `buffer`.
+
+    Args:
+        name: of the file, for messages.
+        size_bytes: of the whole file, where `buffer` is only its beginning.
+
+    Raises:
+        InputError: it is not GGUF, is truncated, or contradicts itself.
+        _Unread: the header does not end in `buffer`.
+    """
+    cursor = _Cursor(buffer, len(buffer) if size_bytes is None else size_bytes, name)
+    if cursor.take(min(4, cursor.size_bytes)) != MAGIC:
+        raise InputError(f"{name} is not a GGUF file: it does not begin with 'GGUF'")
+    version = cursor.number("I")
+    if version not in (2, 3):
+        raise cursor.fail(f"version {version}, quantkit reads 2 and 3 (little-endian),")
+    tensor_count = cursor.count(24, "the tensor table")
+    metadata_count = cursor.count(12, "the metadata table")
+    metadata: Metadata = {}
+    for _ in range(metadata_count):
+        key = cursor.text(MAX_NAME_BYTES)
+        metadata[key] = cursor.value()
+    infos = [_tensor(cursor) for _ in range(tensor_count)]
+    alignment = _alignment(cursor, metadata)
+    data_start = -(-cursor.at // alignment) * alignment
+    stored: dict[str, StoredAt] = {}
+    for info, offset in infos:
+        kind = BY_NAME[info.type_name]
+        size = info.rows * kind.size_bytes(info.row_elements)
+        at = data_start + offset
+        if at + size > cursor.size_bytes:
+            raise InputError(
+                f"{name} is cut short: tensor {info.name} ends at byte {at + size}, the file "
+                f"has {cursor.size_bytes}; download or convert it again"
+            )
+        if info.name in stored:
+            raise cursor.fail(f"tensor {info.name} is listed twice")
+        stored[info.name] = StoredAt(info, at, size)
+    return GGUFHeader(metadata, stored, alignment, data_start, cursor.size_bytes)
+
+
+def read_header(read: Callable[[int, int], bytes], size_bytes: int, name: str) -> GGUFHeader:
+    """The header of a file that is elsewhere, by as few readings as its length allows.
+
+    Args:
+        read: gives the bytes [start, stop) of the file.
+
+    Raises:
+        InputError: as `parse_header`, or the header is longer than `MOST_BYTES`.
+    """
+    content = read(0, min(FIRST_BYTES, size_bytes))
+    while True:
+        try:
+            return parse_header(content, name, size_bytes)
+        except _Unread as unread:
+            if unread.needed > MOST_BYTES:
+                raise InputError(
+                    f"{name}: its header takes {unread.needed} bytes or more, {MOST_BYTES} are the "
+                    "limit; download the file to read it"
+                ) from None
+            stop = min(max(unread.needed, 4 * len(content)), MOST_BYTES, size_bytes)
+            content += read(len(content), stop)
+
+
+def _tensor(cursor: _Cursor) -> tuple[TensorInfo, int]:
+    name = cursor.text(MAX_NAME_BYTES)
+    n_dims = cursor.number("I")
+    if not 1 <= n_dims <= MAX_DIMENSIONS:
+        raise cursor.fail(f"tensor {name} has {n_dims} dimensions")
+    ne = struct.unpack(f"<{n_dims}Q", cursor.take(8 * n_dims))
+    type_id, offset = cursor.number("I"), cursor.number("Q")
+    kind = BY_ID.get(type_id)
+    if kind is None:
+        raise cursor.fail(f"tensor {name} has unknown type {type_id}")
+    if not kind.fits_row(ne[0]) or math.prod(ne) >= 1 << 62:
+        raise cursor.fail(f"tensor {name} has shape {ne}, impossible for {kind.name},")
+    return TensorInfo(name, tuple(reversed(ne)), kind.name), offset
+
+
+def _alignment(cursor: _Cursor, metadata: Metadata) -> int:
+    value = metadata.get("general.alignment", MetaValue("u32", DEFAULT_ALIGNMENT)).value
+    if not isinstance(value, int) or value <= 0 or value & (value - 1):
+        raise cursor.fail(f"general.alignment is {value!r}, not a power of two")
+    return value

@@ -1,0 +1,226 @@
+"""An artifact against what it was made from: rows encoded again, and compared byte for byte.
+
+The code that encodes is the one that quantizes (`encoding.encode_rows`), with the release's own
+importance matrix. Sampled rows or all of them; the source is on this disk, the artifact need not
+be.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from quantkit.downloads.threads import run_all
+from quantkit.encoding import Importance, encode_rows
+from quantkit.formats.imatrix_file import Imatrix
+from quantkit.formats.source import TensorSource
+from quantkit.native import kernels
+from quantkit.progress import SILENT, Progress
+from quantkit.quant_types import BY_NAME
+from quantkit.release.verifying.claims import shown
+from quantkit.release.verifying.sampling import Sampling, Span, spans
+from quantkit.release.verifying.structure import Artifact
+from quantkit.stages.quantize import PRESET_FILE_TYPES, artifact_metadata
+from quantkit.values import Metadata, MetaValue, TensorInfo
+
+NEVER_MADE = frozenset({"I8", "I16", "I32", "I64", "F64"})
+"""Types that tensors only keep: ggml ends the process over a request to make one."""
+FILE_TYPE = "general.file_type"
+
+Read = Callable[[str, int, int], bytes]
+"""Gives the bytes [start, stop) of a file of the artifact."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """What was compared, of all that there is; `faults` is what differs."""
+
+    tensors: int = 0
+    matrices: int = 0
+    all_matrices: int = 0
+    rows: int = 0
+    all_rows: int = 0
+    size_bytes: int = 0
+    faults: tuple[str, ...] = ()
+
+
+@dataclass
+class _Tally:
+    """One tensor's differences."""
+
+    rows: int = 0
+    size_bytes: int = 0
+    wrong_rows: int = 0
+    wrong_bytes: int = 0
+    first: tuple[int, int] | None = None
+    matrices: set[int] = field(default_factory=set)
+
+    def add(self, span: Span, made: bytes, there: bytes) -> None:
+        self.rows += span.stop - span.start
+        self.size_bytes += len(made)
+        self.matrices.add(span.matrix)
+        if made == there:
+            return
+        shape = (span.stop - span.start, span.row_bytes)
+        one, other = (np.frombuffer(data, np.uint8).reshape(shape) for data in (made, there))
+        differs = (one != other).sum(axis=1)
+        wrong = np.flatnonzero(differs)
+        self.wrong_rows += len(wrong)
+        self.wrong_bytes += int(differs.sum())
+        place = (span.matrix, span.start + int(wrong[0]))
+        self.first = place if self.first is None else min(self.first, place)
+
+    def fault(self, level: str, info: TensorInfo) -> str | None:
+        if self.first is None:
+            return None
+        matrix, row = self.first
+        each = info.rows // info.matrices
+        where = f"row {row - matrix * each}"
+        where += f" of expert {matrix}" if info.matrices > 1 else ""
+        return (
+            f"{level}: {shown(info.name)}, {info.type_name}, is not what the source gives in "
+            f"{self.wrong_rows} of {self.rows} rows, {self.wrong_bytes} of {self.size_bytes} "
+            f"bytes; the first is {where}"
+        )
+
+
+def metadata_faults(
+    level: str,
+    artifact: Metadata,
+    source: Metadata,
+    imatrix: Imatrix,
+    imatrix_file: str,
+    *preset: str | None,
+) -> list[str]:
+    """How the artifact's metadata differs from what quantkit writes for the source.
+
+    Args:
+        imatrix_file: the name that builds give the importance matrix.
+        preset: that allocation.json names; left out where it is not known.
+    """
+    expected = artifact_metadata(source, imatrix, imatrix_file)
+    expected.pop("general.alignment", None)  # files have the default
+    if not preset and FILE_TYPE in artifact:
+        expected[FILE_TYPE] = artifact[FILE_TYPE]
+    elif preset and preset[0] in PRESET_FILE_TYPES:
+        expected[FILE_TYPE] = MetaValue("u32", PRESET_FILE_TYPES[preset[0]])
+    faults = []
+    for key in dict.fromkeys((*expected, *artifact)):
+        if key not in artifact:
+            faults.append(f"{level}: its metadata has no {shown(key)}")
+        elif key not in expected:
+            faults.append(f"{level}: its metadata has {shown(key)}, which the source does not give")
+        elif expected[key] != artifact[key]:
+            faults.append(f"{level}: its metadata's {shown(key)} is not what the source gives")
+    return faults
+
+
+def shape_faults(
+    level: str, artifact: Artifact, source: TensorSource, imatrix: Imatrix
+) -> dict[str, str]:
+    """Tensor → why its rows cannot be compared with the source's; none where all can."""
+    there = {info.name: info for info in artifact.infos}
+    faults = {}
+    for wanted in source.tensors:
+        info = there.get(wanted.name)
+        entry = imatrix.entries.get(wanted.name)
+        shape = (wanted.matrices, wanted.row_elements)
+        if info is None:
+            reason = "is missing"
+        elif info.shape != wanted.shape:
+            reason = f"has the shape {info.shape}, not {wanted.shape}"
+        elif info.type_name == wanted.type_name:
+            continue  # taken as it is
+        elif info.type_name in NEVER_MADE:
+            reason = f"is {info.type_name}, the source's is {wanted.type_name}"
+        elif entry is None and BY_NAME[info.type_name].needs_imatrix:
+            reason = f"is {info.type_name}, which needs importance, and the imatrix has none for it"
+        elif entry is not None and entry.sums.shape != shape:
+            reason = f"has importance of the shape {entry.sums.shape}, not {shape}"
+        else:
+            continue
+        faults[wanted.name] = f"{level}: {shown(wanted.name)} {reason}"
+    known = {info.name for info in source.tensors}
+    for name in sorted(there.keys() - known):
+        faults[name] = f"{level}: {shown(name)} is not a tensor of the source"
+    return faults
+
+
+def compare(
+    level: str,
+    artifact: Artifact,
+    read: Read,
+    source: TensorSource,
+    imatrix: Imatrix,
+    sampling: Sampling,
+    workers: int,
+    progress: Progress = SILENT,
+) -> Compared:
+    """Encode rows of `source` as `artifact` has them, and compare the bytes.
+
+    Args:
+        workers: threads, each of which reads, encodes and compares.
+
+    Raises:
+        InputError: the source's weights are not finite.
+    """
+    unlike = shape_faults(level, artifact, source, imatrix)
+    places = artifact.tensors
+    stored_types = {info.name: info.type_name for info in source.tensors}
+    infos = [info for info in artifact.infos if info.name not in unlike]
+    importance: Importance = {
+        name: entry.importance()
+        for name, entry in imatrix.entries.items()
+        if name in places and name not in unlike
+    }
+    for kind in {BY_NAME[info.type_name] for info in infos}:
+        if kind.is_quantized:
+            kernels.prepare(kind)
+    tallies = {info.name: _Tally() for info in infos}
+    lock = threading.Lock()
+
+    def work(span: Span) -> None:
+        info = span.info
+        made = encode_rows(
+            source, info, span.matrix, (span.start, span.stop), importance, stored_types[info.name]
+        )
+        file, at = places[info.name]
+        start, stop = (at.offset + row * span.row_bytes for row in (span.start, span.stop))
+        there = read(file, start, stop)
+        with lock:
+            tallies[info.name].add(span, made.tobytes(), there)
+            progress.advance(stop - start)
+
+    if sampling.full:
+        progress.start(sum(places[info.name][1].size_bytes for info in infos), "B", level)
+    for batch in spans(infos, sampling):
+        if not sampling.full:
+            total = sum((span.stop - span.start) * span.row_bytes for span in batch)
+            progress.start(total, "B", level)
+        run_all(work, batch, workers, threading.Event())
+    found = [tallies[info.name].fault(level, info) for info in infos]
+    return Compared(
+        tensors=len(infos),
+        matrices=sum(len(tally.matrices) for tally in tallies.values()),
+        all_matrices=sum(info.matrices for info in artifact.infos),
+        rows=sum(tally.rows for tally in tallies.values()),
+        all_rows=sum(info.rows for info in artifact.infos),
+        size_bytes=sum(tally.size_bytes for tally in tallies.values()),
+        faults=(*unlike.values(), *(fault for fault in found if fault is not None)),
+    )
+
+
+def together(found: Sequence[Compared]) -> Compared:
+    """What was compared of several artifacts."""
+    return Compared(
+        tensors=sum(one.tensors for one in found),
+        matrices=sum(one.matrices for one in found),
+        all_matrices=sum(one.all_matrices for one in found),
+        rows=sum(one.rows for one in found),
+        all_rows=sum(one.all_rows for one in found),
+        size_bytes=sum(one.size_bytes for one in found),
+        faults=tuple(fault for one in found for fault in one.faults),
+    )

@@ -1,0 +1,247 @@
+"""The files of a release wherever they are: in a folder, or in a repository on the Hub."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Protocol
+
+from quantkit.downloads.digest import FileDigest, wrong_twice
+from quantkit.downloads.remote import read_small
+from quantkit.errors import InputError
+from quantkit.formats.file_bytes import FileBytes
+from quantkit.formats.gguf_header import GGUFHeader, read_header
+from quantkit.hub.reading import Hub, HubFile, Listing
+from quantkit.receipts import HASH_CHUNK_BYTES
+from quantkit.release.verifying.claims import shown
+
+MOST_SMALL_BYTES = 64 << 20
+"""Of a file that is read as a whole: JSON, SHA256SUMS, answers."""
+MOST_IMATRIX_BYTES = 4 << 30
+"""The flagship's importance matrix has 0.3 GB."""
+SKIPPED_FOLDERS = frozenset({".git", ".cache", ".quantkit"})
+"""What git, the Hub's client and quantkit keep beside what they bring."""
+SKIPPED_FILES = frozenset({".gitattributes", ".gitignore", ".lock"})
+HUB_READS = 8
+"""Ranges that are asked for at a time."""
+NOTE_EVERY_SECONDS = 10.0
+"""Between two sentences about waiting for the Hub."""
+
+
+class ReleaseFiles(Protocol):
+    """A release's files by name; safe to use from several threads.
+
+    Attributes:
+        where: what it is, for messages.
+        sizes: name → bytes of every file, but for those that git and downloads keep.
+        is_remote: every reading is a request.
+        reads_at_once: how many readings are worth having under way at a time.
+    """
+
+    where: str
+    sizes: Mapping[str, int]
+    is_remote: bool
+    reads_at_once: int
+
+    def sha256(self, name: str, on_bytes: Callable[[int], None]) -> str:
+        """SHA-256 of a file: of what is there, or as the Hub records it for large files.
+
+        Args:
+            on_bytes: told of bytes as they are dealt with, the file's size in all.
+        """
+        ...
+
+    def content(self, name: str) -> bytes:
+        """A whole small file.
+
+        Raises:
+            InputError: it is not there, or larger than `MOST_SMALL_BYTES`.
+        """
+        ...
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file."""
+        ...
+
+    def header(self, name: str) -> GGUFHeader:
+        """The header of a GGUF file.
+
+        Raises:
+            InputError: it is none, or contradicts itself.
+        """
+        ...
+
+    def path(self, name: str) -> AbstractContextManager[Path]:
+        """The file on this disk, while the context lasts."""
+        ...
+
+
+class FolderFiles:
+    """A downloaded release, or a build's own folder.
+
+    Links may lead to files below the folder, below the build where it is a build's `release`, and
+    to the blobs of the Hub's cache where it is a snapshot there.
+
+    Args:
+        skipped: folders at the top that are not looked into.
+
+    Raises:
+        InputError: a link leads elsewhere, or the folder cannot be read.
+    """
+
+    is_remote = False
+
+    def __init__(
+        self, folder: Path, skipped: frozenset[str] = frozenset(), workers: int = 1
+    ) -> None:
+        self.where, self._folder, self.reads_at_once = str(folder), folder, workers
+        self._roots = _roots(folder.resolve())
+        self.sizes: Mapping[str, int] = dict(self._walked(skipped))
+
+    def _walked(self, skipped: frozenset[str]) -> Iterator[tuple[str, int]]:
+        def refuse(error: OSError) -> None:
+            raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
+
+        for place, folders, files in os.walk(self._folder, onerror=refuse):
+            here = Path(place)
+            at_top = here == self._folder
+            folders[:] = sorted(
+                f for f in folders if f not in SKIPPED_FOLDERS and not (at_top and f in skipped)
+            )
+            for name in sorted(files):
+                path = here / name
+                if name not in SKIPPED_FILES and self._is_file(path):
+                    yield path.relative_to(self._folder).as_posix(), path.stat().st_size
+
+    def _is_file(self, path: Path) -> bool:
+        """Whether it is a file; pipes and dangling links are none."""
+        if path.is_symlink() and path.exists():
+            target = path.resolve()
+            if not any(target.is_relative_to(root) for root in self._roots):
+                raise InputError(
+                    f"{path} is a link to {target}, out of the release; replace it by the file"
+                )
+        return path.is_file()
+
+    def sha256(self, name: str, on_bytes: Callable[[int], None]) -> str:
+        digest = hashlib.sha256()
+        with (self._folder / name).open("rb") as file:
+            while piece := file.read(HASH_CHUNK_BYTES):
+                digest.update(piece)
+                on_bytes(len(piece))
+        return digest.hexdigest()
+
+    def content(self, name: str) -> bytes:
+        _check_small(self, name, MOST_SMALL_BYTES)
+        return self.read(name, 0, self.sizes[name])
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        return FileBytes(self._folder / name).read(start, stop - start).tobytes()
+
+    def header(self, name: str) -> GGUFHeader:
+        return _header(self, name)
+
+    @contextmanager
+    def path(self, name: str) -> Iterator[Path]:
+        _check_small(self, name, MOST_IMATRIX_BYTES)
+        yield self._folder / name
+
+
+def _roots(folder: Path) -> tuple[Path, ...]:
+    """Where links of a folder may lead."""
+    build = folder.parent
+    if folder.name == "release" and (build / "receipts").is_dir():
+        return folder, build
+    if build.name == "snapshots":  # the Hub's cache: models--OWNER--NAME/snapshots/COMMIT
+        return folder, build.parent / "blobs"
+    return (folder,)
+
+
+class HubFiles:
+    """A repository at one commit. Small files are verified against the Hub's own record of them."""
+
+    is_remote = True
+    reads_at_once = HUB_READS
+
+    def __init__(
+        self, hub: Hub, listing: Listing, on_wait: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._hub, self._listing, self._tell = hub, listing, on_wait
+        self._lock, self._told_at = threading.Lock(), -math.inf
+        self.where = f"{listing.repository}@{listing.commit[:12]}"
+        self._files: dict[str, HubFile] = {
+            f.name: f for f in listing.files if f.name.rpartition("/")[2] not in SKIPPED_FILES
+        }
+        self.sizes: Mapping[str, int] = {n: f.size_bytes for n, f in self._files.items()}
+        self._contents: dict[str, bytes] = {}
+
+    def sha256(self, name: str, on_bytes: Callable[[int], None]) -> str:
+        file = self._files[name]
+        found = file.sha256 or hashlib.sha256(self.content(name)).hexdigest()
+        on_bytes(file.size_bytes)
+        return found
+
+    def content(self, name: str) -> bytes:
+        _check_small(self, name, MOST_SMALL_BYTES)
+        if name not in self._contents:
+            self._contents[name] = read_small(self._hub, self._listing, self._files[name], None)
+        return self._contents[name]
+
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        file = self._files[name]
+        return b"".join(self._hub.read(self._listing, file, start, self._on_wait, stop))
+
+    def header(self, name: str) -> GGUFHeader:
+        return _header(self, name)
+
+    @contextmanager
+    def path(self, name: str) -> Iterator[Path]:
+        """Brought into a temporary folder, and verified against the record.
+
+        Raises:
+            EnvironmentFault: it came wrong twice.
+        """
+        _check_small(self, name, MOST_IMATRIX_BYTES)
+        with tempfile.TemporaryDirectory(prefix="quantkit-verify-") as folder:
+            path = Path(folder) / "file.gguf"
+            found = self._brought(name, path)
+            if not found.is_right:
+                found = self._brought(name, path)
+            if not found.is_right:
+                raise wrong_twice(self._files[name], found.identity)
+            yield path
+
+    def _on_wait(self, sentence: str) -> None:
+        """One sentence now and then: all readings are refused at the same moment."""
+        with self._lock:
+            if time.monotonic() - self._told_at >= NOTE_EVERY_SECONDS:
+                self._told_at = time.monotonic()
+                self._tell(sentence)
+
+    def _brought(self, name: str, path: Path) -> FileDigest:
+        """Write a file to `path`; the hash of what came."""
+        digest = FileDigest(self._files[name])
+        with path.open("wb") as out:
+            for piece in self._hub.read(self._listing, self._files[name], 0, self._on_wait):
+                digest.update(piece)
+                out.write(piece)
+        return digest
+
+
+def _check_small(files: ReleaseFiles, name: str, limit: int) -> None:
+    size = files.sizes.get(name)
+    if size is None:
+        raise InputError(f"{files.where} has no {shown(name)}")
+    if size > limit:
+        raise InputError(f"{files.where}: {shown(name)} has {size} bytes, {limit} are the limit")
+
+
+def _header(files: ReleaseFiles, name: str) -> GGUFHeader:
+    return read_header(lambda start, stop: files.read(name, start, stop), files.sizes[name], name)

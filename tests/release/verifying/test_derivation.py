@@ -1,0 +1,228 @@
+"""Artifacts against their source, byte for byte: what is compared, found and refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from pathlib import Path
+
+import broken_artifacts
+import numpy as np
+import pytest
+from demo_artifacts import write_demo
+from small_release import EXPERTS, STACK, SmallRelease
+
+from quantkit.formats.gguf_file import GGUFFile, GGUFSource
+from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix
+from quantkit.models import choose_model, open_source
+from quantkit.release.verifying.derivation import (
+    Compared,
+    compare,
+    metadata_faults,
+    shape_faults,
+)
+from quantkit.release.verifying.origin import version_words
+from quantkit.release.verifying.sampling import Sampling, spans
+from quantkit.release.verifying.structure import Artifact
+from quantkit.stages.quantize import artifact_metadata, quantize
+from quantkit.values import MetaValue, TensorInfo
+
+FULL = Sampling(full=True)
+FILE = "tiny-imatrix.gguf"
+
+
+def artifact_of(*paths: Path) -> Artifact:
+    return Artifact({path.name: GGUFFile(path).header for path in paths})
+
+
+def compared(
+    release: SmallRelease,
+    path: Path,
+    sampling: Sampling = FULL,
+    source: Path | None = None,
+    imatrix: Imatrix | None = None,
+) -> Compared:
+    """The one-file artifact at `path` against the release's source and importance matrix."""
+
+    def read(file: str, start: int, stop: int) -> bytes:
+        assert file == path.name
+        return path.read_bytes()[start:stop]
+
+    known = imatrix or read_imatrix(release.path("tiny-imatrix.gguf"))
+    model = GGUFSource(source or release.source)
+    return compare("Q4", artifact_of(path), read, model, known, sampling, 2)
+
+
+def q4(release: SmallRelease) -> Path:
+    return release.path("tiny-Q4.gguf")
+
+
+def test_every_row_is_what_the_source_gives(whole_release: SmallRelease) -> None:
+    found = compared(whole_release, q4(whole_release))
+    source = GGUFSource(whole_release.source)
+    assert found.faults == ()
+    assert found.tensors == len(source.tensors)
+    assert found.rows == found.all_rows == sum(info.rows for info in source.tensors)
+    assert found.matrices == found.all_matrices == len(source.tensors) - 1 + EXPERTS
+    stored = GGUFFile(q4(whole_release)).stored.values()
+    assert found.size_bytes == sum(at.size_bytes for at in stored)
+
+
+def test_a_sample_has_every_matrix_and_every_expert(whole_release: SmallRelease) -> None:
+    found = compared(whole_release, q4(whole_release), Sampling(seed=3))
+    assert found.faults == ()
+    assert found.matrices == found.all_matrices
+    matrices = sum(len(info.shape) == 2 for info in GGUFSource(whole_release.source).tensors)
+    vectors = found.tensors - matrices - 1
+    assert found.rows == vectors + 4 * matrices + EXPERTS
+
+
+def test_the_seed_chooses_the_rows() -> None:
+    infos = [TensorInfo("a", (64, 32), "F32"), TensorInfo("s", (8, 16, 32), "F32")]
+
+    def rows(sampling: Sampling) -> list[tuple[str, int, int]]:
+        (batch,) = spans(infos, sampling)
+        return [(span.info.name, span.start, span.stop) for span in batch]
+
+    assert rows(Sampling(seed=1)) == rows(Sampling(seed=1))
+    assert rows(Sampling(seed=1)) != rows(Sampling(seed=2))
+    assert all(16 * n <= start < 16 * (n + 1) for n, (_, start, _) in enumerate(
+        row for row in rows(Sampling(seed=5)) if row[0] == "s"))  # fmt: skip
+
+
+def test_requests_are_bounded_where_the_artifact_is_elsewhere() -> None:
+    stacks = [TensorInfo(f"s{n}", (512, 16, 32), "Q8_0") for n in range(10)]
+    infos = [TensorInfo("a", (64, 32), "Q8_0"), *stacks]
+    (batch,) = spans(infos, Sampling(most_requests=301))
+    assert len(batch) == 301
+    assert (batch[0].stop - batch[0].start) == 4  # rows of a matrix in one request
+    for stack in stacks:
+        experts = [span.matrix for span in batch if span.info is stack]
+        assert len(set(experts)) == 30
+        assert all(span.start // 16 == span.matrix for span in batch if span.info is stack)
+    (few,) = spans(infos, Sampling(most_requests=1))
+    assert len(few) == 11  # no tensor is left out
+
+
+@pytest.mark.parametrize("sampling", [FULL, Sampling(seed=1)], ids=["all", "sampled"])
+def test_experts_in_each_other_s_place(
+    release: SmallRelease, tmp_path: Path, sampling: Sampling
+) -> None:
+    path = broken_artifacts.swapped(q4(release), tmp_path / "tiny-Q4.gguf", STACK, 2, 5)
+    (fault,) = compared(release, path, sampling).faults
+    assert fault.startswith(f"Q4: {STACK}, Q4_K, is not what the source gives in ")
+    assert "of expert 2" in fault
+    if sampling.full:
+        assert "in 512 of 4096 rows" in fault
+
+
+def test_one_flipped_bit(release: SmallRelease, tmp_path: Path) -> None:
+    path = tmp_path / "tiny-Q4.gguf"
+    shutil.copyfile(q4(release), path)
+    at = GGUFFile(path).stored["blk.0.ffn_down.weight"]
+    row_bytes = at.size_bytes // at.info.rows
+    with path.open("r+b") as file:
+        file.seek(at.offset + 100 * row_bytes + 20)
+        (byte,) = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte ^ 1]))
+    (fault,) = compared(release, path).faults
+    assert fault == (
+        "Q4: blk.0.ffn_down.weight, Q4_K, is not what the source gives in 1 of 256 rows, 1 of "
+        f"{at.size_bytes} bytes; the first is row 100"
+    )
+
+
+def test_another_importance_matrix_gives_other_bytes(whole_release: SmallRelease) -> None:
+    known = read_imatrix(whole_release.path("tiny-imatrix.gguf"))
+    entry = known.entries[STACK]
+    turned = ImatrixEntry(np.ascontiguousarray(entry.sums[:, ::-1]), entry.counts)
+    other = dataclasses.replace(known, entries={**known.entries, STACK: turned})
+    (fault,) = compared(whole_release, q4(whole_release), imatrix=other).faults
+    assert STACK in fault
+
+
+def test_what_cannot_be_encoded_again_is_told_before_ggml_is_asked(
+    release: SmallRelease, tmp_path: Path
+) -> None:
+    """ggml ends the process over some types, and refuses others without importance."""
+    q, norm = "blk.0.attn_q.weight", "blk.0.attn_norm.weight"
+    integers = broken_artifacts.mistyped(q4(release), tmp_path / "tiny-Q4.gguf", norm, "I32")
+    (fault,) = compared(release, integers).faults
+    assert fault == f"Q4: {norm} is I32, the source's is F32"
+    known = read_imatrix(release.path("tiny-imatrix.gguf"))
+    header = GGUFFile(q4(release)).header
+    kind = dataclasses.replace(header.stored[q].info, type_name="IQ2_XXS")
+    stored = {**header.stored, q: dataclasses.replace(header.stored[q], info=kind)}
+    starved = Artifact({"tiny-Q4.gguf": dataclasses.replace(header, stored=stored)})
+    entries = {name: entry for name, entry in known.entries.items() if name != q}
+    source, less = GGUFSource(release.source), dataclasses.replace(known, entries=entries)
+    assert shape_faults("Q4", starved, source, less) == {
+        q: f"Q4: {q} is IQ2_XXS, which needs importance, and the imatrix has none for it"
+    }
+    stack = known.entries[STACK]
+    flat = ImatrixEntry(stack.sums[:1], stack.counts[:1])
+    few = dataclasses.replace(known, entries={**known.entries, STACK: flat})
+    (fault,) = compared(release, q4(release), imatrix=few).faults
+    assert f"has importance of the shape (1, 256), not ({EXPERTS}, 256)" in fault
+
+
+def test_metadata_is_what_quantkit_writes(whole_release: SmallRelease) -> None:
+    imatrix = read_imatrix(whole_release.path("tiny-imatrix.gguf"))
+    source = GGUFSource(whole_release.source).metadata
+    made = artifact_of(q4(whole_release)).metadata
+    assert metadata_faults("Q4", made, source, imatrix, FILE, None) == []
+    assert metadata_faults("Q4", made, source, imatrix, FILE) == []
+    template = {**made, "tokenizer.chat_template": MetaValue("str", "{{ evil }}")}
+    assert metadata_faults("Q4", template, source, imatrix, FILE, None) == [
+        "Q4: its metadata's tokenizer.chat_template is not what the source gives"
+    ]
+    more = {**made, "tokenizer.chat_template.tool": MetaValue("str", "x")}
+    assert (
+        "which the source does not give"
+        in metadata_faults("Q4", more, source, imatrix, FILE, None)[0]
+    )
+    less = {k: v for k, v in made.items() if k != "llama.context_length"}
+    assert metadata_faults("Q4", less, source, imatrix, FILE, None) == [
+        "Q4: its metadata has no llama.context_length"
+    ]
+    preset = artifact_metadata(source, imatrix, FILE, "Q4_K_M")
+    assert metadata_faults("Q4", preset, source, imatrix, FILE, "Q4_K_M") == []
+    assert "general.file_type" in metadata_faults("Q4", preset, source, imatrix, FILE, "Q4_K_S")[0]
+    assert (
+        "general.file_type" in metadata_faults("Q4", preset, source, imatrix, FILE, "nonsense")[0]
+    )
+    assert metadata_faults("Q4", preset, source, imatrix, FILE) == []  # it is not known
+
+
+def test_a_checkpoint_gives_the_bytes_that_a_gguf_of_it_holds(tmp_path: Path) -> None:
+    """The demo: stacked experts, types that are kept, values that conversion changes."""
+    source = open_source(choose_model("demo"))
+    types = {
+        info.name: "Q5_0" if info.type_name == "BF16" else info.type_name for info in source.tensors
+    }
+    none = Imatrix({}, 512, 0, ())
+    (path,) = quantize(source, source.metadata, types, {}, tmp_path, tmp_path, "demo", 1)
+    artifact = artifact_of(path)
+    content = path.read_bytes()
+
+    def found(source_path: Path | None) -> Compared:
+        model = source if source_path is None else GGUFSource(source_path)
+        return compare(
+            "Q5", artifact, lambda _, start, stop: content[start:stop], model, none, FULL, 1
+        )
+
+    of_checkpoint = found(None)
+    assert of_checkpoint.faults == ()
+    assert of_checkpoint.matrices > of_checkpoint.tensors
+    assert found(write_demo(tmp_path / "base.gguf")).faults == ()
+    lossy = found(write_demo(tmp_path / "lossy.gguf", "Q8_0"))
+    assert len(lossy.faults) == sum(info.type_name == "BF16" for info in source.tensors)
+
+
+def test_what_may_explain_a_difference() -> None:
+    here = {"quantkit": "0.2.0", "llama-cpp-python": "0.3.36"}
+    assert "here is 0.3.36" in version_words({"llama-cpp-python": "0.3.35"}, here)
+    words = version_words({"llama-cpp-python": "0.3.36", "gguf": "1"}, here)
+    assert "another CPU" in words
+    assert "llama-cpp-python 0.3.36" in words

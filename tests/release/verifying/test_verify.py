@@ -1,0 +1,488 @@
+"""Whole releases: good ones pass, and each thing that can be wrong with one is found and named."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import struct
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import broken_artifacts
+import pytest
+from loopback_hub import Fault, LoopbackHub, hub
+from small_release import EXPERTS, STACK, SmallRelease
+
+from quantkit.errors import EnvironmentFault, InputError
+from quantkit.formats.gguf_file import GGUFFile
+from quantkit.hub.reading import Hub
+from quantkit.models import choose_model
+from quantkit.release.verifying.description import describe_release, open_folder
+from quantkit.release.verifying.files import HubFiles, ReleaseFiles
+from quantkit.release.verifying.origin import Origin
+from quantkit.release.verifying.verify import Verified, verify
+
+Q4 = "tiny-Q4.gguf"
+
+
+def verified(folder: Path, source: Path | None = None, *, full: bool = False) -> Verified:
+    files, said = open_folder(folder, 2)
+    origin = None if source is None else Origin(choose_model(str(source)), full=full)
+    return verify(files, said, origin, workers=2)
+
+
+def faults(release: SmallRelease) -> tuple[str, ...]:
+    """Without the source."""
+    return verified(release.folder).faults
+
+
+def change_bytes(path: Path, at: int, value: bytes) -> None:
+    with path.open("r+b") as file:
+        file.seek(at)
+        file.write(value)
+
+
+def fact(found: Verified, check: str, name: str) -> Any:  # noqa: ANN401
+    (facts,) = (c.facts for c in found.checks if c.name == check)
+    return facts[name]
+
+
+def test_a_good_release_passes_and_says_what_was_compared(whole_release: SmallRelease) -> None:
+    found = verified(whole_release.folder, whole_release.source, full=True)
+    assert found.faults == ()
+    assert [check.name for check in found.checks] == [
+        "files", "structure", "types", "claims", "source",
+    ]  # fmt: skip
+    every = [p for p in whole_release.folder.rglob("*") if p.is_file()]
+    assert fact(found, "files", "files") == len(every) - 1  # not SHA256SUMS
+    gguf = whole_release.files("Q4") + whole_release.files("Q8")
+    assert fact(found, "structure", "files") == len(gguf)
+    tensors = len(GGUFFile(whole_release.source).stored)
+    for check in ("structure", "types", "source"):
+        assert fact(found, check, "tensors") == 2 * tensors
+    lines = sum(
+        len(whole_release.path(f"levels/{level}/niah.jsonl").read_text().splitlines())
+        for level in ("Q4", "Q8")
+    )
+    assert fact(found, "claims", "answers") == lines
+    assert fact(found, "source", "rows") == fact(found, "source", "all_rows")
+    assert (found.not_here, found.not_covered) == ((), ())
+
+
+def test_one_level_of_a_release_is_enough(release: SmallRelease) -> None:
+    shutil.rmtree(release.path("Q8"))
+    shutil.rmtree(release.path("levels/Q8"))
+    release.path("README.md").unlink()
+    found = verified(release.folder, release.source)
+    assert found.faults == ()
+    assert fact(found, "structure", "levels") == 1
+    assert {"README.md", "levels/Q8/niah.jsonl", *release.files("Q8")} <= set(found.not_here)
+
+
+def test_without_the_importance_matrix_no_weights_are_called_verified(
+    release: SmallRelease,
+) -> None:
+    release.path("tiny-imatrix.gguf").unlink()
+    assert faults(release) == ()
+    with pytest.raises(InputError, match=r"without tiny-imatrix\.gguf: download it too"):
+        verified(release.folder, release.source)
+    with hub({"someone/tiny-GGUF": release.folder}) as served:
+        found = of_hub(served, release.source).faults
+        assert len(found) == 2
+        assert any("has no tiny-imatrix.gguf" in fault for fault in found)
+
+
+def test_no_level_of_a_release_is_not_enough(release: SmallRelease) -> None:
+    shutil.rmtree(release.path("Q8"))
+    release.path(Q4).unlink()
+    assert faults(release) == ("no GGUF file of any level is here",)
+
+
+def test_what_no_hash_covers_is_named(release: SmallRelease) -> None:
+    release.path("notes.txt").write_text("mine")
+    release.path(".gitattributes").write_text("*.gguf filter=lfs\n")
+    (release.path(".cache") / "huggingface").mkdir(parents=True)
+    (release.path(".cache") / "huggingface" / "x.lock").touch()
+    found = verified(release.folder)
+    assert (found.faults, found.not_covered) == ((), ("notes.txt",))
+
+
+def test_a_missing_shard(release: SmallRelease) -> None:
+    second = release.files("Q8")[1]
+    release.path(second).unlink()
+    count = len(release.files("Q8"))
+    assert faults(release) == (f"Q8: 1 of {count} files are missing: {second}",)
+
+
+def test_a_flipped_byte_of_weights(release: SmallRelease) -> None:
+    at = GGUFFile(release.path(Q4)).stored[STACK]
+    change_bytes(release.path(Q4), at.offset + at.size_bytes - 1, b"\xaa")
+    (fault,) = faults(release)
+    assert fault.startswith(f"{Q4} has the SHA-256 ")
+    release.sign()
+    assert faults(release) == ()  # what signs it can sign anything
+    (fault,) = verified(release.folder, release.source, full=True).faults
+    assert f"Q4: {STACK}, Q4_K, is not what the source gives in 1 of " in fault
+
+
+def test_experts_in_each_other_s_place_are_found_by_a_sample(
+    release: SmallRelease, tmp_path: Path
+) -> None:
+    broken = broken_artifacts.swapped(release.path(Q4), tmp_path / "b.gguf", STACK, 0, EXPERTS - 1)
+    os.replace(broken, release.path(Q4))
+    release.sign()
+    assert faults(release) == ()
+    found = verified(release.folder, release.source)
+    (fault,) = found.faults
+    assert f"{STACK}, Q4_K, is not what the source gives in 2 of {EXPERTS} rows" in fault
+    assert any("another CPU" in note for note in found.notes)
+
+
+def test_another_type_than_was_allocated(release: SmallRelease, tmp_path: Path) -> None:
+    norm = "blk.0.attn_norm.weight"
+    broken = broken_artifacts.mistyped(release.path(Q4), tmp_path / "b.gguf", norm, "I32")
+    os.replace(broken, release.path(Q4))
+    release.sign()
+    assert faults(release) == (f"Q4: {norm} is I32, allocation.json says F32",)
+
+
+def test_bytes_after_the_last_tensor(release: SmallRelease) -> None:
+    with release.path(Q4).open("ab") as file:
+        file.write(b"payload" * 10)
+    release.sign()
+    found = faults(release)
+    assert f"{Q4}: 70 bytes after the last tensor belong to none" in found
+    assert any(fault.startswith("Q4: its files have ") for fault in found)
+
+
+def test_a_file_that_is_cut_or_none_is_a_fault_beside_others(release: SmallRelease) -> None:
+    os.truncate(release.path(Q4), 100_000)
+    release.path("tiny-imatrix.gguf").write_bytes(b"<html>")
+    shard = release.files("Q8")[0]
+    change_bytes(release.path(shard), 0, b"GGML")
+    text = "\n".join(faults(release))
+    assert f"{Q4} is cut short" in text
+    assert "tiny-imatrix.gguf is not a GGUF file" in text
+    assert f"{shard} is not a GGUF file" in text
+    assert text.count("has the SHA-256") == 3
+
+
+def test_tensors_with_a_gap(release: SmallRelease) -> None:
+    """The last tensor moved on by 32 bytes, with the file."""
+    data = bytearray(release.path(Q4).read_bytes())
+    last = list(GGUFFile(release.path(Q4)).stored.values())[-1]
+    name = last.info.name.encode()
+    entry = data.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
+    at = entry + 4 + 8 * len(last.info.shape) + 4
+    (offset,) = struct.unpack_from("<Q", data, at)
+    struct.pack_into("<Q", data, at, offset + 32)
+    data[last.offset : last.offset] = b"x" * 32
+    release.path(Q4).write_bytes(data)
+    release.sign()
+    assert f"{Q4}: 32 bytes before {last.info.name} belong to no tensor" in faults(release)
+
+
+def test_hyperparameters_that_are_not_the_source_s(release: SmallRelease, tmp_path: Path) -> None:
+    broken = broken_artifacts.with_context_length(release.path(Q4), tmp_path / "b.gguf", 4096)
+    os.replace(broken, release.path(Q4))
+    release.sign()
+    assert faults(release) == ()
+    assert verified(release.folder, release.source).faults == (
+        "Q4: its metadata's llama.context_length is not what the source gives",
+    )
+
+
+def test_another_source(release: SmallRelease, tmp_path: Path) -> None:
+    other = tmp_path / release.source.name
+    at = GGUFFile(release.source).stored["blk.0.attn_q.weight"]
+    shutil.copyfile(release.source, other)
+    change_bytes(other, at.offset, b"\0\0\x80\x3f" * 2000)
+    found = verified(release.folder, other, full=True).faults
+    assert f"the source's {other.name} is not the file that checkpoint.json lists" in found
+    assert sum("blk.0.attn_q.weight" in fault for fault in found) == 2  # of each level
+    assert len(found) == 3
+    os.truncate(other, other.stat().st_size - 32)
+    with pytest.raises(InputError, match="cut short"):
+        verified(release.folder, other)
+    elsewhere = tmp_path / "elsewhere" / "renamed.gguf"
+    elsewhere.parent.mkdir()
+    shutil.copyfile(release.source, elsewhere)
+    (fault,) = verified(release.folder, elsewhere).faults
+    assert fault == f"the source has no {release.source.name}, which checkpoint.json lists"
+
+
+def _set(*keys: Any, to: Any) -> Callable[[Any], None]:  # noqa: ANN401
+    def change(content: Any) -> None:  # noqa: ANN401
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = to
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "fault"),
+    [
+        ("levels/Q4/validation.json", _set("passed", to=True), "passed is True in validation.json"),
+        ("levels/Q4/validation.json", _set("niah", "hits", to=32), "niah.hits is 32"),
+        ("levels/Q4/allocation.json", _set("total_bytes", to=1), "allocation.json says 1"),
+        ("release.json", _set("levels", "Q4", "passed", to=True), "True in release.json"),
+        ("release.json", _set("levels", "Q4", "size_bytes", to=5), "bytes, not 5"),
+        ("release.json", _set("levels", "Q4", "bits_per_weight", to=3.9), "weight, not 3.9000"),
+        ("release.json", _set("levels", "Q4", "files", to=["tiny-imatrix.gguf"]),
+         "Q4: tiny-imatrix.gguf is a file of the importance matrix too"),
+        ("release.json", _set("parameters", to=7), "parameters, not 7"),
+        ("release.json", _set("architecture", to="qwen3"), "architecture is llama, not qwen3"),
+        ("release.json", _set("imatrix", to=Q4), "general.type is not 'imatrix'"),
+        ("release.json", lambda c: c["levels"].pop("Q4"), f"{Q4} is of no level in release.json"),
+    ],
+)  # fmt: skip
+def test_claims_that_do_not_agree(
+    release: SmallRelease, name: str, change: Callable[[Any], None], fault: str
+) -> None:
+    release.edit_json(name, change)
+    found = faults(release)
+    assert any(fault in one for one in found), found
+
+
+def test_answers_that_were_made_better(release: SmallRelease) -> None:
+    path = release.path("levels/Q4/niah.jsonl")
+    text = path.read_text()
+    assert '"hit": false' in text
+    path.write_text(text.replace('"hit": false', '"hit": true'))
+    release.sign()
+    found = faults(release)
+    assert any("counts" in fault and "for what they are not" in fault for fault in found)
+    assert any("hits is" in fault and "by niah.jsonl" in fault for fault in found)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("release.json", "[]", "release.json: the file: "),
+        ("release.json", "{", "release.json: the file: "),
+        ("release.json", '{"format": 2}', "release.json: format: "),
+        ("release.json", '{"format": 1, "model": 3}', "release.json: model: "),
+        ("release.json", "[" * 100_000, "release.json: the file: "),
+    ],
+)
+def test_a_manifest_of_the_wrong_shape(
+    release: SmallRelease, name: str, content: str, words: str
+) -> None:
+    release.path(name).write_text(content)
+    with pytest.raises(InputError) as refused:
+        verified(release.folder)
+    assert str(refused.value).startswith(words)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("levels/Q4/validation.json", "{}", "levels/Q4/validation.json: passed: "),
+        ("levels/Q4/allocation.json", '{"total_bytes": "1"}', "allocation.json: total_bytes: "),
+        ("levels/Q4/niah.jsonl", '{"seed": 1}\n', "levels/Q4/niah.jsonl, line 1: "),
+        ("levels/Q4/niah.jsonl", "\xff\n", "levels/Q4/niah.jsonl, line 1: "),
+    ],
+)
+def test_evidence_of_the_wrong_shape_is_a_fault_with_file_and_key(
+    release: SmallRelease, name: str, content: str, words: str
+) -> None:
+    release.path(name).write_bytes(content.encode("latin-1"))
+    release.sign()
+    assert any(words in fault for fault in faults(release)), faults(release)
+
+
+def test_a_small_file_that_is_none(release: SmallRelease) -> None:
+    os.truncate(release.path("levels/Q4/niah.jsonl"), 65 << 20)
+    release.sign()
+    (fault,) = faults(release)
+    assert "levels/Q4/niah.jsonl has 68157440 bytes, 67108864 are the limit" in fault
+
+
+def test_names_that_lead_elsewhere(release: SmallRelease, tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("s")
+    sums = release.path("SHA256SUMS")
+    text = sums.read_text()
+    sums.write_text(text + "0" * 64 + "  ../secret\n")
+    with pytest.raises(InputError, match="has a part that is no name"):
+        verified(release.folder)
+    sums.write_text(text)
+    for key, name in (("files", ["../secret"]), ("files", ["/etc/passwd"])):
+        release.edit_json("release.json", _set("levels", "Q4", key, to=name))
+        with pytest.raises(InputError, match=f"levels.Q4.{key} names {name[0]}, which is not in"):
+            verified(release.folder)
+    release.edit_json("release.json", _set("levels", "Q4", "files", to=[Q4]))
+    release.edit_json("release.json", _set("levels", "Q4", "evidence", to="../../../etc"))
+    with pytest.raises(InputError, match=r"levels\.Q4\.evidence gives \.\./\.\./\.\./etc/alloc"):
+        verified(release.folder)
+    release.edit_json("release.json", _set("levels", "Q4", "evidence", to="levels/Q4"))
+    release.edit_json("release.json", _set("model", to="x\x1b[2J"))
+    with pytest.raises(InputError, match=r"x\\u001b\[2J"):
+        verified(release.folder)
+
+
+def test_links_that_lead_elsewhere(release: SmallRelease, tmp_path: Path) -> None:
+    outside = tmp_path / "secret.json"
+    outside.write_text("{}")
+    release.path("notes.json").symlink_to(outside)
+    with pytest.raises(InputError, match=r"notes\.json is a link to .*secret\.json, out of"):
+        verified(release.folder)
+    release.path("notes.json").unlink()
+    release.path("README.md").unlink()
+    release.path("README.md").symlink_to("checkpoint.json")
+    assert faults(release) == (
+        f"README.md has the SHA-256 {_sum(release, 'checkpoint.json')[:12]}…, SHA256SUMS says "
+        f"{_sum(release, 'README.md')[:12]}…",
+    )
+
+
+def _sum(release: SmallRelease, name: str) -> str:
+    lines = release.path("SHA256SUMS").read_text().splitlines()
+    return next(line.split("  ")[0] for line in lines if line.endswith(f"  {name}"))
+
+
+@pytest.mark.timeout(60)
+def test_what_is_no_file_is_not_opened(release: SmallRelease) -> None:
+    os.mkfifo(release.path("pipe"))
+    release.path("gone").symlink_to("nowhere")
+    release.path("README.md").unlink()
+    os.mkfifo(release.path("README.md"))
+    found = verified(release.folder)
+    assert found.faults == ()
+    assert (found.not_here, found.not_covered) == (("README.md",), ())
+
+
+def test_links_of_a_build_and_of_the_hub_s_cache(release: SmallRelease, tmp_path: Path) -> None:
+    """BUILD_DIR/release links to the build; a snapshot of the cache links to its blobs."""
+    build = tmp_path / "build"
+    cache = tmp_path / "models--a--b"
+    for folder, kept in ((build / "release", build), (cache / "snapshots" / "c", cache / "blobs")):
+        (build / "receipts").mkdir(parents=True, exist_ok=True)
+        kept.mkdir(parents=True, exist_ok=True)
+        for number, path in enumerate(p for p in release.folder.rglob("*") if p.is_file()):
+            link = folder / path.relative_to(release.folder)
+            link.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, kept / str(number))
+            link.symlink_to(os.path.relpath(kept / str(number), link.parent))
+        assert verified(folder).faults == ()
+        (folder / "more").symlink_to(release.source)
+        with pytest.raises(InputError, match="is a link to"):
+            verified(folder)
+
+
+def test_a_folder_that_is_no_release(tmp_path: Path, release: SmallRelease) -> None:
+    with pytest.raises(InputError, match="neither a release"):
+        verified(tmp_path)
+    release.path("release.json").unlink()
+    with pytest.raises(InputError, match=r"has no release\.json"):
+        verified(release.folder)
+    (tmp_path / "receipts").mkdir()
+    with pytest.raises(InputError, match="run the build again"):
+        verified(tmp_path)
+
+
+def opened(served: LoopbackHub) -> ReleaseFiles:
+    client = Hub(served.address, delays_s=(0.0,), token=False)
+    return HubFiles(client, client.listing("someone/tiny-GGUF"))
+
+
+def of_hub(served: LoopbackHub, source: Path | None = None) -> Verified:
+    files = opened(served)
+    origin = None if source is None else Origin(choose_model(str(source)))
+    return verify(files, describe_release(files), origin)
+
+
+def test_a_repository_is_verified_without_its_weights(release: SmallRelease) -> None:
+    (release.path(".gitattributes")).write_text("*.gguf filter=lfs\n")
+    artifacts = [*release.files("Q4"), *release.files("Q8")]
+    size = release.path(Q4).stat().st_size
+    with hub({"someone/tiny-GGUF": release.folder}) as served:
+        found = of_hub(served)
+        assert found.faults == ()
+        assert (found.not_here, found.not_covered) == ((), ())
+        headers = {name: served.sent_bytes(name) for name in artifacts}
+        assert headers[Q4] == 64 << 10 < size / 10
+        assert all(sent <= 64 << 10 for sent in headers.values())
+        assert served.names().count(Q4) == 1
+        found = of_hub(served, release.source)
+        assert found.faults == ()
+        assert fact(found, "source", "matrices") == fact(found, "source", "all_matrices")
+        rows = served.sent_bytes(Q4) - 2 * headers[Q4]
+        assert 0 < rows < size / 50
+
+
+def test_a_repository_that_does_not_agree(release: SmallRelease, tmp_path: Path) -> None:
+    broken = broken_artifacts.swapped(release.path(Q4), tmp_path / "b.gguf", STACK, 3, 4)
+    os.replace(broken, release.path(Q4))
+    release.path("levels/Q4/placement.json").write_text("{}")
+    release.path("README.md").unlink()
+    release.path("extra.bin").write_bytes(b"x")
+    with hub({"someone/tiny-GGUF": release.folder}) as served:
+        found = of_hub(served)
+        assert len(found.faults) == 3
+        assert "README.md is in SHA256SUMS, not in the repository" in found.faults
+        assert served.sent_bytes(Q4) < release.path(Q4).stat().st_size / 10
+        for name in (Q4, "levels/Q4/placement.json"):
+            assert any(fault.startswith(f"{name} has the SHA-256 ") for fault in found.faults)
+        assert found.not_covered == ("extra.bin",)
+        release.sign()
+    with hub({"someone/tiny-GGUF": release.folder}) as served:
+        (fault,) = of_hub(served, release.source).faults
+        assert f"Q4: {STACK}, Q4_K, is not what the source gives in 2 of" in fault
+
+
+def test_a_repository_that_lost_a_shard(release: SmallRelease) -> None:
+    lost = release.files("Q8")[2]
+    release.path(lost).unlink()
+    with hub({"someone/tiny-GGUF": release.folder}) as served:
+        assert of_hub(served).faults == (
+            f"{lost} is in SHA256SUMS, not in the repository",
+            f"Q8: 1 of {len(release.files('Q8'))} files are missing: {lost}",
+        )
+
+
+def test_small_files_that_arrive_wrong_are_fetched_again(release: SmallRelease) -> None:
+    with hub({"someone/tiny-GGUF": release.folder}) as served:
+        served.faults = {"release.json": [Fault(corrupt=True)]}
+        assert of_hub(served).faults == ()
+
+
+def test_an_importance_matrix_that_arrives_wrong_is_no_fault_of_the_release(
+    release: SmallRelease,
+) -> None:
+    name = "tiny-imatrix.gguf"
+    with hub({"someone/tiny-GGUF": release.folder}) as served:
+        served.faults = {name: [Fault(), Fault(corrupt=True)]}  # after its header
+        assert of_hub(served, release.source).faults == ()
+        served.faults = {name: [Fault(), *[Fault(corrupt=True)] * 2]}
+        with pytest.raises(EnvironmentFault, match=f"{name} arrived wrong twice"):
+            of_hub(served, release.source)
+
+
+def test_a_repository_that_is_no_release(tmp_path: Path) -> None:
+    (tmp_path / "README.md").write_text("# x")
+    with (
+        hub({"someone/tiny-GGUF": tmp_path}) as served,
+        pytest.raises(InputError, match="someone/tiny-GGUF@0123456789ab has no SHA256SUMS"),
+    ):
+        of_hub(served)
+
+
+def test_what_a_person_did_not_download_is_no_json(release: SmallRelease) -> None:
+    """Without evidence, types and verdicts cannot be compared, and that is no fault."""
+    shutil.rmtree(release.path("levels"))
+    found = verified(release.folder)
+    assert found.faults == ()
+    assert fact(found, "types", "levels") == 0
+    assert fact(found, "claims", "validations") == 0
+    assert len([name for name in found.not_here if name.startswith("levels/")]) == 8
+
+
+def test_json_numbers_are_not_taken_from_text(release: SmallRelease) -> None:
+    content = json.loads(release.path("release.json").read_text())
+    content["parameters"] = str(content["parameters"])
+    release.path("release.json").write_text(json.dumps(content))
+    with pytest.raises(InputError, match="parameters: Input should be a valid integer"):
+        verified(release.folder)
