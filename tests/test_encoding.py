@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import signal
 import subprocess
@@ -190,6 +191,7 @@ def test_nothing_writes_any_more_after_an_error(
     monkeypatch.setattr(encoding, "ROWS_BYTES", 512)
     source = GGUFSource(write_gguf(tmp_path / "s.gguf", llama_metadata(), llama_arrays()))
     layouts = lay_out("m", source.metadata, source.tensors)
+    gc.collect()  # files that earlier tests left open are closed now, and not meanwhile
     open_descriptors = set(os.listdir("/proc/self/fd"))
     late: list[str] = []
     write = ShardWriter.write
