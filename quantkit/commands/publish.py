@@ -41,8 +41,6 @@ def publish(job: PublishJob, quiet: bool, as_json: bool) -> None:
 
 def _show(prepared: Prepared, job: PublishJob, console: Console) -> None:
     place, changes = prepared.place, prepared.changes
-    heading = f"quantkit publish {job.folder} → {place.repository}"
-    console.heading(heading + (" (dry run: nothing is changed)" if job.dry_run else ""))
     if place.listing is None:
         where = f"new repository, {'private' if job.private else 'public'}"
     else:

@@ -97,6 +97,8 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     """
     build = read_build(job.folder)
     repository = repository_name(job.to, build.model, exact=job.exact_name)
+    dry = " (dry run: nothing is changed)" if job.dry_run else ""
+    console.heading(f"quantkit publish {job.folder} → {repository}{dry}")
     hub = Hub()
     writer = HubWriter(hub.connection)
     account = None if job.dry_run and not hub.connection.has_token else writer.account()

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from urllib.parse import unquote
 
 import pytest
+from card_pages import check, write_card_page
 from finished_levels import KEYS, PROBES, answers_of
-from huggingface_hub import ModelCard
-from markdown_it import MarkdownIt
 from playwright.sync_api import Browser, Page
 from small_cards import MODEL, SOURCE, card_facts, card_level
 
@@ -18,15 +16,6 @@ from quantkit.launch.files import CLI_SCRIPT, COMPOSE_FILE, MODELFILE, SERVER_SC
 from quantkit.release.card.text import CardFacts, card_text
 from quantkit.retrieval.heatmap import draw_heatmap
 
-STYLE = """
-body { font: 16px/1.5 sans-serif; max-width: 952px; margin: 0 auto; padding: 24px; }
-table { display: block; width: max-content; max-width: 100%; overflow: auto;
-        border-collapse: collapse; }
-th, td { padding: 6px 13px; border: 1px solid #ddd; }
-img { max-width: 100%; }
-pre { overflow: auto; font-size: 85%; }
-"""
-"""As far as it decides about widths: that of GitHub, which the Hub's is like."""
 FILES = (
     "validation.json", "niah.jsonl", "allocation.json", "placement.json", SERVER_SCRIPT,
     CLI_SCRIPT, COMPOSE_FILE, MODELFILE, SYSTEMD_UNIT,
@@ -45,11 +34,8 @@ def lay_out(facts: CardFacts, folder: Path, picture: bytes) -> Path:
     for level in facts.levels:
         (folder / f"levels/{level.result.name}/heatmap.png").write_bytes(picture)
     (folder / "coverage.png").write_bytes(picture)
-    body = MarkdownIt("commonmark", {"html": True}).enable(["table", "strikethrough"])
-    page = folder / "index.html"
-    text = body.render(ModelCard(card_text(facts)).text)
-    page.write_text(f"<!doctype html><meta charset=utf-8><style>{STYLE}</style>{text}", "utf-8")
-    return page
+    (folder / "README.md").write_text(card_text(facts), encoding="utf-8")
+    return write_card_page(folder)
 
 
 @pytest.fixture(scope="module")
@@ -90,25 +76,6 @@ def three_levels(build: Path) -> CardFacts:
         card_level(build, "Q2", 0.5, bits=2.6, kld=0.31),
     ]
     return card_facts(levels, [card_level(build, "IQ1_S", 0.9, baseline=True).result])
-
-
-def check(page: Page) -> None:
-    """Links lead to files or sections, pictures are whole, nothing is wider than the window."""
-    folder = Path(unquote(page.url.removeprefix("file://"))).parent
-    addresses = page.evaluate("[...document.links].map(a => a.getAttribute('href'))")
-    assert addresses
-    headings = page.evaluate("[...document.querySelectorAll('h2')].map(h => h.innerText)")
-    sections = {"#" + heading.lower().replace(" ", "-") for heading in headings}
-    for address in addresses:
-        if address.startswith("#"):
-            assert address in sections
-        elif not address.startswith("https://"):
-            assert (folder / unquote(address)).is_file(), address
-    pictures = page.evaluate("[...document.images].map(i => [i.complete, i.naturalWidth, i.alt])")
-    assert pictures
-    assert all(whole and width > 0 and words for whole, width, words in pictures)
-    widths = page.evaluate("[document.documentElement.scrollWidth, innerWidth]")
-    assert widths[0] <= widths[1]
 
 
 def rows(page: Page, head: str) -> list[list[str]]:

@@ -17,6 +17,7 @@ dimensions, types and places. These differences of representation are removed, a
 from __future__ import annotations
 
 import math
+import os
 import struct
 import sys
 import time
@@ -31,7 +32,9 @@ import make_shape
 import numpy as np
 import pytest
 from demo_artifacts import write_demo
-from loopback_hub import LoopbackHub, hub
+from finished_builds import copied, divide
+from forked import quantkit
+from loopback_hub import GOOD_TOKEN, LoopbackHub, hub
 
 from quantkit.encoding import write_shards
 from quantkit.formats.gguf_file import GGUFFile
@@ -247,6 +250,29 @@ def test_three_readers_find_the_same_in_one_file(node: NodeRun, artifacts: Path)
         assert ranges(served, name) == [(0, min(path.stat().st_size, FETCHED_BYTES))]
     largest = max(artifacts.glob("*.gguf"), key=lambda path: path.stat().st_size)
     assert largest.stat().st_size > 12 * served.sent_bytes(largest.name)
+
+
+def test_three_readers_find_the_same_in_a_published_release(
+    node: NodeRun, finished_build: Path, tmp_path: Path
+) -> None:
+    own = copied(finished_build, tmp_path / "own")
+    divide(own, "Q4")
+    with hub({}, storage=tmp_path / "hub") as served:
+        env = dict(os.environ) | {
+            "HF_ENDPOINT": served.address, "HF_TOKEN": GOOD_TOKEN, "HF_HUB_DISABLE_XET": "1",
+        }  # fmt: skip
+        done = quantkit("publish", own, "--to", "someone", env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        there = served.commit("someone/quantkit-demo-GGUF")
+        assert there is not None
+        names = [name for name in there.names() if name.endswith(".gguf")]
+        firsts = [name for name in names if "-00002-of-" not in name]
+        address = f"{served.address}/someone/quantkit-demo-GGUF/resolve/main"
+        found = node("read_gguf.mjs", *(f"{address}/{name}" for name in firsts))
+    read = {file["url"].partition("/main/")[2]: file for one in found for file in one["files"]}
+    assert read.keys() == set(names) >= {"quantkit-demo-Q8.gguf", "quantkit-demo-imatrix.gguf"}
+    for name, file in read.items():
+        assert_the_same(there.folder / name, file)
 
 
 def test_three_readers_find_the_same_in_shards(node: NodeRun, artifacts: Path) -> None:
