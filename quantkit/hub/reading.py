@@ -72,11 +72,7 @@ class Hub:
     """A client of the Hub at `endpoint`; safe to use from several threads.
 
     Args:
-        endpoint: address; HF_ENDPOINT or huggingface.co by default.
-        token: an access token; None for the one that `hf auth login` or HF_TOKEN left, False for
-            none.
-        timeout_s: longest silence of the server, seconds; HF_HUB_DOWNLOAD_TIMEOUT by default.
-        delays_s: waits before each further attempt when an attempt brought nothing.
+        endpoint, token, timeout_s, delays_s: as `Connection` takes them.
         request_bytes: most bytes to ask for at once.
 
     Raises:

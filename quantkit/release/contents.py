@@ -29,6 +29,7 @@ EVIDENCE = (
 """Of a level, published as they are."""
 STEPS = ("allocate", "place", "quantize", "validate")
 _SHARED = ("checkpoint", "imatrix", "measure")
+_LICENCE = re.compile(r"(?:LICEN[SC]E|NOTICE)[\w.-]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -58,6 +59,7 @@ class Build:
         prediction: `keep` or `drop`: whether prediction layers (MTP) are in the artifacts.
         levels: all, in the order of the recipe.
         receipts: by stage.
+        licences: texts of licences and notices, as they came with a source from the Hub.
     """
 
     folder: Path
@@ -70,6 +72,7 @@ class Build:
     target: Target
     levels: tuple[BuiltLevel, ...]
     receipts: Mapping[str, Receipt]
+    licences: tuple[Output, ...]
 
     def header(self, level: BuiltLevel) -> tuple[Metadata, tuple[TensorInfo, ...]]:
         """Metadata and tensors of a level's artifact, all shards together."""
@@ -81,7 +84,8 @@ class Build:
     def outputs(self, levels: Iterable[BuiltLevel]) -> list[Output]:
         """Every file that a release of `levels` is made from, as its stage wrote it."""
         stages = [*_SHARED, "report", *(f"{s}:{level.name}" for level in levels for s in STEPS)]
-        return [output for stage in stages for output in self.receipts[stage].outputs]
+        written = [output for stage in stages for output in self.receipts[stage].outputs]
+        return [*written, *self.licences]
 
 
 def read_build(folder: Path) -> Build:
@@ -102,6 +106,7 @@ def read_build(folder: Path) -> Build:
         target = Target.model_validate(settings["target"])
         checkpoint = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         source, commit = str(checkpoint["model"]), checkpoint["commit"]
+        licences = _licences(checkpoint["files"]) if commit is not None else ()
     except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
         raise _unreadable(folder, error) from None
     names = [level.name for level in recipe.levels]
@@ -120,7 +125,17 @@ def read_build(folder: Path) -> Build:
     first = Path(receipts[f"quantize:{names[0]}"].outputs[0].path).name
     model = re.sub(rf"-{re.escape(names[0])}(-\d{{5}}-of-\d{{5}})?\.gguf$", "", first)
     return Build(
-        folder, model, source, commit, parameters, prediction, recipe, target, levels, receipts
+        folder, model, source, commit, parameters, prediction, recipe, target, levels, receipts,
+        licences,
+    )  # fmt: skip
+
+
+def _licences(files: Mapping[str, Any]) -> tuple[Output, ...]:
+    """Licences want their text passed on with the weights; it came with the checkpoint."""
+    return tuple(
+        Output(f"checkpoint/{name}", entry["size_bytes"], 0, entry["sha256"])
+        for name, entry in files.items()
+        if _LICENCE.fullmatch(name)
     )
 
 
@@ -263,6 +278,7 @@ def published_as(build: Build, levels: Iterable[BuiltLevel], imatrix: str) -> di
     written = {output.path: output for output in build.outputs(levels)}
     found = {name: written[name] for name in ("checkpoint.json", CALIBRATION, "sensitivity.json")}
     found[imatrix] = written["imatrix.gguf"]
+    found |= {output.path.rpartition("/")[2]: output for output in build.licences}
     if COVERAGE_PICTURE in written:
         found[COVERAGE_PICTURE] = written[COVERAGE_PICTURE]
     for level in levels:

@@ -17,7 +17,7 @@ from quantkit.release.fits import contexts_of, fits_of, targets_of
 from quantkit.release.names import repository_name
 from quantkit.release.place import PROPOSALS, Place, Proposal, check_account, look
 from quantkit.release.sending import Sender
-from quantkit.release.staging import Fits, check_stage, stage
+from quantkit.release.staging import Fits, Release, check_stage, stage
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     with console.stage("hash") as progress:
         check_outputs(build, levels, progress)
     fits = _fits(build, levels, console)
-    files = stage(build, levels, source, fits, place.repository, hub.connection.endpoint)
+    release = Release(build, levels, source, fits, place.repository, hub.connection.endpoint)
+    files = stage(release)
     check_stage(build.folder, files, hub.connection)
     text = f"Levels: {', '.join(level.name for level in levels)}"
     sender = Sender(hub, writer, console, files, job.replace, job.private, title, text)

@@ -65,29 +65,37 @@ class Fits:
     estimated: str | None
 
 
-def stage(
-    build: Build,
-    levels: Sequence[BuiltLevel],
-    source: SourceCard,
-    fits: Fits,
-    repository: str,
-    endpoint: str,
-) -> tuple[LocalFile, ...]:
-    """Make the release of `levels` in the build's folder; returns its files by name.
+@dataclass(frozen=True)
+class Release:
+    """All that a release is made from.
 
-    What the last one left there goes, and nothing else.
-
-    Args:
+    Attributes:
+        source: what the model's own card says.
         repository: OWNER/NAME, which the card's commands name.
         endpoint: address of the Hub, which the card's links begin with.
+    """
+
+    build: Build
+    levels: tuple[BuiltLevel, ...]
+    source: SourceCard
+    fits: Fits
+    repository: str
+    endpoint: str
+
+
+def stage(release: Release) -> tuple[LocalFile, ...]:
+    """Make the release in the build's folder; returns its files by name.
+
+    What the last one left there goes, and nothing else.
 
     Raises:
         EnvironmentFault: the disk failed, or something else stands in the way.
     """
+    build = release.build
     place = build.folder / FOLDER
     model = imatrix_name(build.model)
-    written = published_as(build, levels, model)
-    texts = _texts(build, levels, source, fits, repository, endpoint)
+    written = published_as(build, release.levels, model)
+    texts = _texts(release)
     try:
         _clear(place)
         hashes = {name: output.sha256 for name, output in written.items()}
@@ -109,15 +117,9 @@ def stage(
     return tuple(LocalFile(n, place / n, sizes[n], hashes[n]) for n in sorted(hashes))
 
 
-def _texts(
-    build: Build,
-    levels: Sequence[BuiltLevel],
-    source: SourceCard,
-    fits: Fits,
-    repository: str,
-    endpoint: str,
-) -> dict[str, tuple[str, bool]]:
+def _texts(release: Release) -> dict[str, tuple[str, bool]]:
     """Name → what is made for the release, and whether it is a program."""
+    build, levels, source, fits = release.build, release.levels, release.source, release.fits
     folder = build.folder
     calibration = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
     recipe, target = public_recipe(build.recipe, calibration), public_target(build.target)
@@ -140,7 +142,7 @@ def _texts(
         "levels": {level.name: _manifest_entry(level) for level in levels},
     }
     card = CardFacts(
-        repository=repository,
+        repository=release.repository,
         model=build.model,
         architecture=geometry.architecture,
         parameters=build.parameters,
@@ -156,7 +158,8 @@ def _texts(
         coverage=coverage_values(facts, folder),
         versions=versions,
         imatrix_file=imatrix,
-        endpoint=endpoint,
+        endpoint=release.endpoint,
+        licence_files=tuple(output.path.rpartition("/")[2] for output in build.licences),
     )
     texts = {
         CARD: card_text(card),

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from finished_builds import LEVELS, change_json, copied, divide, fail
+from finished_builds import LEVELS, change_json, copied, divide, fail, rewrite
 
 from quantkit.errors import GateError, InputError
 from quantkit.progress import SILENT
@@ -132,3 +134,31 @@ def test_a_build_of_another_version_is_refused(own: Path) -> None:
     change_json(own / "receipts" / "report.json", unknown)
     with pytest.raises(InputError, match="not readable by this version of quantkit"):
         read_build(own)
+
+
+def test_the_licence_of_a_source_from_the_hub_goes_with_it(own: Path) -> None:
+    texts = {"LICENSE": b"Do as you like.", "NOTICE.txt": b"By us."}
+    (own / "checkpoint").mkdir()
+    for name, text in texts.items():
+        (own / "checkpoint" / name).write_bytes(text)
+
+    def from_the_hub(content: dict[str, Any]) -> None:
+        content["commit"] = 40 * "0"
+        content["files"] |= {
+            name: {"size_bytes": len(text), "sha256": hashlib.sha256(text).hexdigest()}
+            for name, text in texts.items()
+        }
+
+    assert not read_build(own).licences  # of a folder: nobody knows where it is by now
+    change_json(own / "checkpoint.json", from_the_hub)
+    rewrite(own, "checkpoint")
+    found = read_build(own)
+    levels = chosen(found, ["Q4"])
+    files = published_as(found, levels, "imatrix.gguf")
+    assert {name: files[name].path for name in texts} == {
+        name: f"checkpoint/{name}" for name in texts
+    }
+    check_outputs(found, levels, SILENT)
+    (own / "checkpoint" / "LICENSE").write_bytes(b"Do as we like..")
+    with pytest.raises(InputError, match="LICENSE is not what its stage wrote"):
+        check_outputs(found, levels, SILENT)

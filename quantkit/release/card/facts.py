@@ -42,6 +42,7 @@ class CardFacts:
         versions: package → version, quantkit first.
         imatrix_file: its path in the repository.
         endpoint: of the Hub that the links lead to.
+        licence_files: texts of the source's licence and notices, which are published with it.
     """
 
     repository: str
@@ -61,3 +62,4 @@ class CardFacts:
     versions: Mapping[str, str]
     imatrix_file: str
     endpoint: str = "https://huggingface.co"
+    licence_files: tuple[str, ...] = ()
