@@ -579,7 +579,11 @@ def publish(
 
     if pr and branch is not None:
         raise InputError("--pr opens a pull request to main; leave it or --branch")
-    named = None if levels is None else tuple(name.strip() for name in levels.split(","))
+    named = None
+    if levels is not None:
+        named = tuple(name.strip() for name in levels.split(",") if name.strip())
+        if not named:
+            raise InputError("--levels names none; give levels of the build, as in Q6,Q4")
     job = PublishJob(
         folder, to, exact_name, named, private, branch, pr, allow_failed, replace, base_model,
         dry_run,

@@ -97,9 +97,17 @@ def read_receipt(folder: Path, stage: str) -> Receipt | None:
     try:
         raw = json.loads(_receipt_path(folder, stage).read_text(encoding="utf-8"))
         outputs = tuple(Output(**item) for item in raw["outputs"])
-        return Receipt(raw["stage"], raw["parts"], outputs, raw["seconds"], raw["facts"])
+        receipt = Receipt(raw["stage"], raw["parts"], outputs, raw["seconds"], raw["facts"])
+        return receipt if _is_well_formed(receipt) else None
     except (OSError, ValueError, KeyError, TypeError):
         return None
+
+
+def _is_well_formed(receipt: Receipt) -> bool:
+    """Whether a receipt has the kinds of values that one has: anybody may have edited it."""
+    paths = all(isinstance(output.path, str) for output in receipt.outputs)
+    sizes = all(isinstance(output.size_bytes, int) for output in receipt.outputs)
+    return paths and sizes and isinstance(receipt.parts, dict) and isinstance(receipt.facts, dict)
 
 
 def finished_receipts(folder: Path, prefix: str) -> list[Receipt]:
@@ -273,8 +281,11 @@ def _locked(path: Path, refusal: str) -> Iterator[None]:
 
 
 @contextmanager
-def build_folder(path: Path) -> Iterator[Path]:
+def build_folder(path: Path, advice: str = "choose another with --out") -> Iterator[Path]:
     """Make the build folder, check that it can be written, and keep other builds out of it.
+
+    Args:
+        advice: what a person may do where it cannot be used.
 
     Raises:
         InputError: it cannot be made or written, or another build is using it.
@@ -284,9 +295,7 @@ def build_folder(path: Path) -> Iterator[Path]:
         path.mkdir(parents=True, exist_ok=True)
         (path / ".lock").touch()
     except OSError as error:
-        raise InputError(
-            f"cannot write to the output folder {path}: {error.strerror}; choose another with --out"
-        ) from None
-    refusal = f"another run is writing to {path}; wait for it, or choose another --out"
+        raise InputError(f"cannot write to the folder {path}: {error.strerror}; {advice}") from None
+    refusal = f"another run is writing to {path}; wait for it, or {advice}"
     with _locked(path / ".lock", refusal):
         yield path

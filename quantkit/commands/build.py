@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from quantkit.console import Console
-from quantkit.errors import InputError
+from quantkit.errors import InputError, QuantkitError
 from quantkit.machine import worker_count
 from quantkit.positions import kld_text
 from quantkit.results import LevelResult
@@ -57,13 +57,16 @@ def build(
     if publish_to is not None:
         from quantkit.release.place import check_access
 
-        check_access(publish_to, name)  # hours of work later is too late
+        if all(level.baseline for level in chosen.levels):
+            raise InputError(
+                "--publish: all levels are baselines, which are not meant for release; 'quantkit "
+                "publish --levels' publishes one all the same"
+            )
+        check_access(publish_to, name, private=private)  # hours of work later is too late
     elif private:
         raise InputError("--private says how to publish: give --publish too")
     job = Job(model, chosen, card_set, folder, worker_count(workers), haystack, imatrix)
     results = run(job, console)
-    if as_json:
-        console.json({"folder": str(folder), "levels": [asdict(r) for r in results]})
     _closing_table(console, results)
     best = next((r for r in results if r.passed), None)
     console.line(f"Report: {folder / 'report.html'}")
@@ -71,12 +74,27 @@ def build(
         path = shlex.quote(str(folder / best.files[0]))
         command = best.command.replace(Path(best.files[0]).name, path, 1)
         console.line(f"Run it:  {command}")
-    if publish_to is not None and best is not None:
-        from quantkit.commands.publish import publish
-        from quantkit.release.publish import PublishJob
-
-        publish(PublishJob(folder, publish_to, private=private), quiet, as_json=False)
+    published = None
+    if publish_to is not None and any(r.passed and not r.baseline for r in results):
+        published = _published(folder, publish_to, private, console)
+    if as_json:
+        facts = {"folder": str(folder), "levels": [asdict(r) for r in results]}
+        console.json(facts if published is None else facts | {"published": published})
     check_gate(results)
+
+
+def _published(folder: Path, to: str, private: bool, console: Console) -> dict[str, object]:
+    """Publish a finished build; what went wrong is told with how to go on."""
+    from quantkit.commands.publish import publish
+    from quantkit.release.publish import PublishJob
+
+    try:
+        return publish(PublishJob(folder, to, private=private), console.quiet, as_json=False)
+    except QuantkitError:
+        more = " --private" if private else ""
+        command = f"quantkit publish {shlex.quote(str(folder))} --to {shlex.quote(to)}{more}"
+        console.error(f"the build is finished, and not published; to go on: {command}")
+        raise
 
 
 def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from quantkit.console import Console
-from quantkit.sizes import GIB, bytes_text, gb_text, gib_text
+from quantkit.sizes import bytes_text, gb_text, gib_text
 
 if TYPE_CHECKING:
     from quantkit.release.card.source_card import SourceCard
@@ -17,13 +17,15 @@ SHOWN = 6
 """Names of files that a line has."""
 
 
-def publish(job: PublishJob, quiet: bool, as_json: bool) -> None:
-    """Show what a release consists of, bring it to the Hub, and say where it is."""
+def publish(job: PublishJob, quiet: bool, as_json: bool) -> dict[str, object]:
+    """Show what a release consists of, bring it to the Hub, say where it is; returns the facts."""
     from quantkit.receipts import build_folder
+    from quantkit.release.contents import read_build
     from quantkit.release.publish import prepare, send
 
     console = Console(quiet=quiet)
-    with build_folder(job.folder):
+    read_build(job.folder)  # a folder that is no build is not written to
+    with build_folder(job.folder, "copy the build to where it can be"):
         prepared = prepare(job, console)
         _show(prepared, job, console)
         began = time.monotonic()
@@ -35,8 +37,10 @@ def publish(job: PublishJob, quiet: bool, as_json: bool) -> None:
             f"Nothing was changed. The release lies in {job.folder / 'release'}; its card is "
             "README.md."
         )
+    facts = _facts(prepared, done)
     if as_json:
-        console.json(_facts(prepared, done))
+        console.json(facts)
+    return facts
 
 
 def _show(prepared: Prepared, job: PublishJob, console: Console) -> None:
@@ -95,9 +99,7 @@ def _levels_table(prepared: Prepared, console: Console) -> None:
         rows.append(
             (
                 result.name,
-                gib_text(result.size_bytes)
-                if result.size_bytes >= GIB / 10
-                else gb_text(result.size_bytes),
+                f"{gib_text(result.size_bytes)}\n[dim]{gb_text(result.size_bytes)}[/]",
                 f"{gate.hits}/{gate.trials} at {gate.context_tokens:,}",
                 f"≥ {gate.lower_bound:.1%}",
                 f"[{color}]{result.verdict}[/]",

@@ -24,7 +24,6 @@ from pathlib import Path
 from urllib.parse import quote
 
 from quantkit.downloads.remote import READ_BY_CONVERSION, RemoteCheckpoint, look_up, read_small
-from quantkit.downloads.threads import run_all
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.formats.safetensors_files import SafetensorsHeader
 from quantkit.formats.safetensors_header import (
@@ -37,6 +36,7 @@ from quantkit.hub.answers import is_commit
 from quantkit.hub.reading import Hub, HubFile
 from quantkit.progress import Progress
 from quantkit.receipts import atomic, resumable, write_json
+from quantkit.threads import run_all
 from quantkit.user_cache import cache_folder
 
 FIRST_BYTES = 256 << 10

@@ -9,6 +9,7 @@ from typing import Literal
 from quantkit.errors import EnvironmentFault, InputError, QuantkitError
 
 RepositoryKind = Literal["model", "dataset"]
+Purpose = Literal["download", "look up", "publish"]
 
 _BAD_TOKEN = "Invalid credentials in Authorization header"
 _DISABLED = "Access to this resource is disabled."
@@ -54,7 +55,7 @@ class Asked:
     """What was wanted: of which repository and revision, from where, and whether with a token.
 
     Attributes:
-        writes: whether something was to be changed there.
+        purpose: of asking; what stands in its way is told in its words.
     """
 
     endpoint: str
@@ -62,7 +63,7 @@ class Asked:
     revision: str | None
     has_token: bool
     kind: RepositoryKind = "model"
-    writes: bool = False
+    purpose: Purpose = "download"
 
     @property
     def page(self) -> str:
@@ -73,14 +74,23 @@ class Asked:
     @property
     def doing(self) -> str:
         """The beginning of a sentence."""
-        return "publishing" if self.writes else "downloading"
+        return {"download": "downloading", "look up": "looking up", "publish": "publishing"}[
+            self.purpose
+        ]
+
+    @property
+    def way(self) -> str:
+        """What stands before the endpoint."""
+        return {"download": "from", "look up": "at", "publish": "to"}[self.purpose]
 
     @property
     def kept(self) -> str:
         """Why to run again is to go on."""
-        if self.writes:
-            return "what was uploaded is kept, and nothing is visible before all of it is there"
-        return "finished files are kept"
+        return {
+            "download": "finished files are kept",
+            "look up": "nothing was changed there",
+            "publish": "what was uploaded is kept, and nothing is visible before all is there",
+        }[self.purpose]
 
     @property
     def name(self) -> str:
@@ -103,7 +113,7 @@ def refusal_error(refusal: Refusal, asked: Asked) -> QuantkitError:
             "for a new address; check this machine's clock and its proxy, then run again: "
             f"{asked.kept}"
         )
-    known = _write_error(refusal, asked) if asked.writes else None
+    known = _write_error(refusal, asked) if asked.purpose == "publish" else None
     words = f"HTTP {refusal.status}" + (f": {refusal.message}" if refusal.message else "")
     return known or _hub_error(refusal, asked) or failed(words, asked)
 
@@ -130,12 +140,24 @@ def _write_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
             f"something else is being done to {asked.repository} at this moment{said}; run again: "
             f"{asked.kept}"
         )
+    if refusal.status == 400:
+        return InputError(
+            f"the Hub does not take what is published to {asked.repository}{said}; {asked.kept}"
+        )
     if refusal.status == 413:
         return EnvironmentFault(
             f"the Hub finds a request to {asked.repository} too large{said}; publish fewer levels "
             "at a time with --levels"
         )
     return None
+
+
+def refused_card(words: str) -> InputError:
+    """What is said of metadata of a model card that the Hub does not take."""
+    return InputError(
+        f"the Hub does not take the card's metadata: {words}; they are from the source's own card: "
+        "name another source with --base-model, or see to its card"
+    )
 
 
 def no_write_token(endpoint: str) -> InputError:
@@ -195,15 +217,14 @@ def _hub_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
 def failed(words: str, asked: Asked) -> EnvironmentFault:
     """What is said of a fault that nothing more is known of."""
     return EnvironmentFault(
-        f"{asked.doing} {asked.name} {'to' if asked.writes else 'from'} {asked.endpoint} failed "
+        f"{asked.doing} {asked.name} {asked.way} {asked.endpoint} failed "
         f"({words}); check the network, then run again: {asked.kept}"
     )
 
 
 def offline(asked: Asked) -> EnvironmentFault:
     return EnvironmentFault(
-        f"{asked.name} cannot be {'published' if asked.writes else 'downloaded'} while "
-        "HF_HUB_OFFLINE is set; unset it"
+        f"{asked.doing} {asked.name} needs the Hub, and HF_HUB_OFFLINE is set; unset it"
     )
 
 

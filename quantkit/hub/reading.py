@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.hub.answers import card_of, commit_of, first_byte_offset, gating_of, licence_of
 from quantkit.hub.connection import DELAYS_S, Connection, ignore
-from quantkit.hub.errors import Asked, RepositoryKind
+from quantkit.hub.errors import Asked, Purpose, RepositoryKind
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
@@ -74,6 +74,7 @@ class Hub:
     Args:
         endpoint, token, timeout_s, delays_s: as `Connection` takes them.
         request_bytes: most bytes to ask for at once.
+        purpose: what faults are told in the words of.
 
     Raises:
         InputError: `endpoint` is no address, or the token holds what no token does.
@@ -86,7 +87,9 @@ class Hub:
         timeout_s: float | None = None,
         delays_s: Sequence[float] = DELAYS_S,
         request_bytes: int = REQUEST_BYTES,
+        purpose: Purpose = "download",
     ) -> None:
+        self._purpose = purpose
         self.connection = Connection(endpoint, token, timeout_s, delays_s)
         self._request_bytes = request_bytes
 
@@ -106,9 +109,7 @@ class Hub:
             InputError: no such repository or revision, or the Hub refuses; says what to do.
             EnvironmentFault: the network or the Hub failed.
         """
-        asked = Asked(
-            self.connection.endpoint, repository, revision, self.connection.has_token, kind
-        )
+        asked = self._asked(repository, revision, kind)
         delays_s = self.connection.delays_s[: _LISTING_ATTEMPTS - 1]
         info = self._described(
             asked, self.connection.timeout_s, delays_s, on_wait, files_metadata=True
@@ -152,7 +153,7 @@ class Hub:
             InputError: no such repository or revision, or the Hub refuses; says what to do.
             EnvironmentFault: the network or the Hub failed.
         """
-        asked = Asked(self.connection.endpoint, repository, revision, self.connection.has_token)
+        asked = self._asked(repository, revision)
         timeout_s = (
             min(self.connection.timeout_s, COMMIT_TIMEOUT_S)
             if at_once
@@ -161,6 +162,12 @@ class Hub:
         delays_s = () if at_once else self.connection.delays_s[: _LISTING_ATTEMPTS - 1]
         info = self._described(asked, timeout_s, delays_s, on_wait, expand=["sha"])
         return commit_of(info.sha, asked)
+
+    def _asked(
+        self, repository: str, revision: str | None, kind: RepositoryKind = "model"
+    ) -> Asked:
+        endpoint, has_token = self.connection.endpoint, self.connection.has_token
+        return Asked(endpoint, repository, revision, has_token, kind, self._purpose)
 
     def _described(
         self,
@@ -221,13 +228,7 @@ class Hub:
 
         position, delays_s = start, iter(self.connection.delays_s)
         end = file.size_bytes if stop is None else min(stop, file.size_bytes)
-        asked = Asked(
-            self.connection.endpoint,
-            listing.repository,
-            listing.commit,
-            self.connection.has_token,
-            listing.kind,
-        )
+        asked = self._asked(listing.repository, listing.commit, listing.kind)
         with self.connection.explained(asked):
             while position < end:
                 before = position

@@ -6,8 +6,11 @@ run sent it. They become visible with the commit that names them.
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,7 +19,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from quantkit.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.hub.connection import Connection, ignore
-from quantkit.hub.errors import Asked, no_write_token
+from quantkit.hub.errors import Asked, Purpose, no_write_token, refused_card
+from quantkit.threads import run_all
 
 if TYPE_CHECKING:
     import httpx2
@@ -50,12 +54,47 @@ class Account:
 
 @dataclass(frozen=True)
 class LocalFile:
-    """A file to be published: its name there, and its bytes here."""
+    """A file to be published: its name there, and its bytes here, as they were when it was checked.
+
+    Attributes:
+        blob_id: git's object id of the same bytes; None of a large file, which git never holds.
+    """
 
     name: str
     path: Path
     size_bytes: int
     sha256: str
+    blob_id: str | None = None
+
+    def content(self) -> bytes:
+        """The bytes that were checked.
+
+        Raises:
+            EnvironmentFault: the file has others by now.
+        """
+        content = self.path.read_bytes()
+        if hashlib.sha256(content).hexdigest() != self.sha256:
+            raise self.changed()
+        return content
+
+    def changed(self) -> EnvironmentFault:
+        return EnvironmentFault(f"{self.path} changed while it was published; run again")
+
+
+def local_file(name: str, path: Path, size_bytes: int, sha256: str) -> LocalFile:
+    """A file whose SHA-256 is known; a small one is read, and must have it.
+
+    Raises:
+        EnvironmentFault: it has another.
+        OSError: it cannot be read.
+    """
+    file = LocalFile(name, path, size_bytes, sha256)
+    if size_bytes >= LARGE_BYTES:
+        return file
+    content = file.content()
+    blob = hashlib.sha1(b"blob %d\0" % len(content), usedforsecurity=False)
+    blob.update(content)
+    return dataclasses.replace(file, blob_id=blob.hexdigest())
 
 
 @dataclass(frozen=True)
@@ -64,12 +103,10 @@ class Committed:
 
     Attributes:
         proposal: the revision of the pull request that it opened, such as refs/pr/3.
-        address: of the commit or the pull request, for people.
     """
 
     commit: str
     proposal: str | None
-    address: str
 
 
 class Upload:
@@ -98,15 +135,47 @@ class Upload:
             InputError: access is refused, or there is no room.
             EnvironmentFault: the network or the Hub failed, or a file changed meanwhile.
         """
+        self._check_storage()
         small = [file for file in files if file.size_bytes < LARGE_BYTES]
         large = [[file] for file in files if file.size_bytes >= LARGE_BYTES]
+        stop = threading.Event()
         for batch in (small, *large):
             if batch:
-                self._send(batch, on_bytes)
+                # in a thread of its own: the client's threads do not end on ctrl-C
+                run_all(lambda files: self._send(files, on_bytes, stop), [batch], 1, stop)
+                stop.clear()
 
-    def _send(self, files: Sequence[LocalFile], on_bytes: Callable[[int], None]) -> None:
-        counted = [_Counted(file.size_bytes, on_bytes) for file in files]
-        added = [_addition(file, count.reached) for file, count in zip(files, counted, strict=True)]
+    def _check_storage(self) -> None:
+        """Ask for access to the Hub's newer storage, where the client uses it.
+
+        Its own errors do not say what the Hub answered; this request's do.
+        """
+        from huggingface_hub.utils._runtime import is_xet_available
+
+        if not is_xet_available():
+            return
+        from huggingface_hub import get_session, hf_raise_for_status
+        from huggingface_hub.utils._xet import XetTokenType, xet_connection_info_refresh_url
+
+        address = xet_connection_info_refresh_url(
+            token_type=XetTokenType.WRITE,
+            repo_id=self._repository,
+            repo_type="model",
+            revision=self._revision,
+            endpoint=self._connection.endpoint,
+        )
+        params = {"create_pr": "1"} if self._propose else {}
+        self._trying(
+            lambda: hf_raise_for_status(
+                get_session().get(address, headers=self._connection.headers, params=params)
+            )
+        )
+
+    def _send(
+        self, files: Sequence[LocalFile], on_bytes: Callable[[int], None], stop: threading.Event
+    ) -> None:
+        counted = [_Counted(file.size_bytes, on_bytes, stop) for file in files]
+        added = [_addition(file, count) for file, count in zip(files, counted, strict=True)]
         api = self._connection.api()
         self._trying(
             lambda: api.preupload_lfs_files(
@@ -117,7 +186,10 @@ class Upload:
                 free_memory=False,
             )
         )
-        for count in counted:
+        for file, count, addition in zip(files, counted, added, strict=True):
+            # what was really sent; with Xet the client hashes on its way
+            if addition.upload_info.is_hashed and addition.upload_info.sha256.hex() != file.sha256:
+                raise file.changed()
             count.reached(count.size_bytes)
         self._added += added
 
@@ -156,9 +228,7 @@ class Upload:
                         "again to see what has changed: what was uploaded is kept"
                     ) from None
                 raise
-        proposal = made.pr_revision if self._propose else None
-        address = (made.pr_url if self._propose else None) or made.commit_url
-        return Committed(made.oid, proposal, str(address))
+        return Committed(made.oid, made.pr_revision if self._propose else None)
 
     def _trying(self, act: Callable[[], None]) -> None:
         with self._explained():
@@ -191,7 +261,7 @@ class HubWriter:
         connection = self._connection
         if not connection.has_token:
             raise no_write_token(connection.endpoint)
-        with _explained(connection, "your account", None):
+        with _explained(connection, "your account", None, "look up"):
             found = _trying(connection, lambda: connection.api().whoami(), ignore)
         try:
             organizations = tuple(str(one["name"]) for one in found.get("orgs") or ())
@@ -230,7 +300,7 @@ class HubWriter:
     def branches(self, repository: str) -> tuple[str, ...]:
         """Names of all branches."""
         api = self._connection.api()
-        with _explained(self._connection, repository, None):
+        with _explained(self._connection, repository, None, "look up"):
             found = _trying(self._connection, lambda: api.list_repo_refs(repository), ignore)
         return tuple(ref.name for ref in found.branches)
 
@@ -248,10 +318,36 @@ class HubWriter:
                 )
             )
 
-        with _explained(self._connection, repository, None):
+        with _explained(self._connection, repository, None, "look up"):
             found = _trying(self._connection, look, ignore)
         numbers = [one.num for one in found if one.title == title]
         return f"refs/pr/{max(numbers)}" if numbers else None
+
+    def check_card(self, repository: str, text: str) -> None:
+        """Ask the Hub whether it takes the metadata of a README.md, before hours of upload.
+
+        Raises:
+            InputError: it does not; says what it said.
+            EnvironmentFault: the network or the Hub failed.
+        """
+        from huggingface_hub import get_session, hf_raise_for_status
+
+        def ask() -> list[str]:
+            answer = get_session().post(
+                f"{self._connection.endpoint}/api/validate-yaml",
+                json={"content": text, "repoType": "model"},
+                headers=self._connection.headers,
+            )
+            if answer.status_code != 400:
+                hf_raise_for_status(answer)
+                return []
+            errors = answer.json().get("errors") or [{"message": "it gives no reason"}]
+            return [str(one.get("message")) for one in errors]
+
+        with _explained(self._connection, repository, None, "look up"):
+            refused = _trying(self._connection, ask, ignore)
+        if refused:
+            raise refused_card(self._connection.without_token("; ".join(refused)))
 
     def upload(
         self,
@@ -298,12 +394,17 @@ def _trying(
 
 
 @contextmanager
-def _explained(connection: Connection, repository: str, revision: str | None) -> Iterator[None]:
+def _explained(
+    connection: Connection,
+    repository: str,
+    revision: str | None,
+    purpose: Purpose = "publish",
+) -> Iterator[None]:
     """Turn the client's errors into ours, those of writing among them."""
     import httpx2
-    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
-    asked = Asked(connection.endpoint, repository, revision, connection.has_token, writes=True)
+    asked = Asked(connection.endpoint, repository, revision, connection.has_token, purpose=purpose)
     with connection.explained(asked):
         try:
             yield
@@ -312,6 +413,8 @@ def _explained(connection: Connection, repository: str, revision: str | None) ->
                 f"{repository!r} is no name of a repository; give OWNER/NAME "
                 f"({connection.words(error)})"
             ) from None
+        except HfHubHTTPError:
+            raise  # some are a ValueError as well
         except (RuntimeError, ValueError, KeyError) as error:
             cause = error.__cause__
             if isinstance(cause, httpx2.HTTPError | OSError | QuantkitError):
@@ -322,37 +425,56 @@ def _explained(connection: Connection, repository: str, revision: str | None) ->
             ) from None
 
 
+class StoppedError(Exception):
+    """The person stopped the run."""
+
+
 class _Counted:
     """Counts how far a file was sent; a part that is sent twice counts once."""
 
-    def __init__(self, size_bytes: int, on_bytes: Callable[[int], None]) -> None:
-        self.size_bytes, self._on_bytes, self._farthest = size_bytes, on_bytes, 0
+    def __init__(
+        self, size_bytes: int, on_bytes: Callable[[int], None], stop: threading.Event
+    ) -> None:
+        self.size_bytes, self._on_bytes, self._stop = size_bytes, on_bytes, stop
+        self._farthest = 0
 
     def reached(self, position: int) -> None:
+        if self._stop.is_set():
+            raise StoppedError
         if position > self._farthest:
             self._on_bytes(position - self._farthest)
             self._farthest = position
 
 
-def _addition(file: LocalFile, on_position: Callable[[int], None]) -> CommitOperationAdd:
-    """The client's operation for `file`; it tells how far it was read, and hashes nothing again."""
+def _addition(file: LocalFile, count: _Counted) -> CommitOperationAdd:
+    """The client's operation for `file`, which tells how far it was read.
+
+    A small file is its bytes as they were checked. A large one is read as it is sent: the plain
+    storage compares it with the hash that is known; for the other the client makes a hash of its
+    own, which is compared.
+    """
     from huggingface_hub import CommitOperationAdd
+    from huggingface_hub.utils._runtime import is_xet_available
 
     class Watched(io.BufferedReader):
         def read(self, size: int | None = -1, /) -> bytes:
             data = super().read(size)
-            on_position(self.tell())
+            count.reached(self.tell())
             return data
 
     class Addition(CommitOperationAdd):
         @contextmanager
         def as_file(self, with_tqdm: bool = False) -> Iterator[Any]:
+            if isinstance(self.path_or_fileobj, bytes):
+                yield io.BytesIO(self.path_or_fileobj)
+                return
             with Watched(io.FileIO(file.path)) as opened:
                 if os.fstat(opened.fileno()).st_size != file.size_bytes:
-                    raise EnvironmentFault(f"{file.path} changed while it was published; run again")
+                    raise file.changed()
                 yield opened
 
-    added = Addition(path_in_repo=file.name, path_or_fileobj=file.path)
-    # known already; the Hub checks what it gets against it
-    added.upload_info.sha256 = bytes.fromhex(file.sha256)
+    is_small = file.size_bytes < LARGE_BYTES
+    added = Addition(file.name, file.content() if is_small else file.path)
+    if not is_small and not is_xet_available():
+        added.upload_info.sha256 = bytes.fromhex(file.sha256)
     return added

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from quantkit.downloads.digest import FileDigest, pieces
 from quantkit.errors import InputError
 from quantkit.hub.reading import HubFile
 from quantkit.hub.writing import LocalFile
-from quantkit.release.names import CARD, SUMS
+from quantkit.release.names import CARD
 
 SHOWN = 4
 """Files that a message names."""
@@ -35,15 +34,12 @@ class Changes:
 
 
 def is_same(local: LocalFile, remote: HubFile) -> bool:
-    """Whether the Hub's record says that `remote` has the bytes of `local`."""
+    """Whether the Hub's record says that `remote` has the bytes that `local` had when checked."""
     if local.size_bytes != remote.size_bytes:
         return False
     if remote.sha256 is not None:
         return remote.sha256 == local.sha256
-    digest = FileDigest(remote)
-    for piece in pieces(local.path):
-        digest.update(piece)
-    return digest.is_right
+    return local.blob_id is not None and remote.blob_id == local.blob_id
 
 
 def changes_to(
@@ -63,7 +59,8 @@ def changes_to(
 
     Args:
         there: the repository's files.
-        earlier: name → SHA-256 as the repository's own SHA256SUMS has it; empty without one.
+        earlier: name → SHA-256 of what an earlier release put there, its SHA256SUMS too; empty
+            where there is none.
         sha256: of a file there; asked only where it decides.
         is_empty_card: whether a README.md there says nothing but metadata.
         replace: overwrite and remove.
@@ -79,17 +76,22 @@ def changes_to(
             kept.append(file.name)
             continue
         sent.append(file)
-        if remote is None or file.name == SUMS:
+        if remote is None:
             continue
         known = earlier.get(file.name)
         ours = known is not None and known == (remote.sha256 or sha256(remote))
         if not ours and not (file.name == CARD and is_empty_card(remote)):
             foreign.append(file.name)
     ours_now = {file.name for file in files}
-    left = sorted(name for name in earlier if name in by_name and name not in ours_now)
+    left = sorted(n for n in earlier if n in by_name and n not in ours_now and not _is_hidden(n))
     if (foreign or left) and not replace:
         raise InputError(_in_the_way(repository, foreign, left))
     return Changes(tuple(sent), tuple(kept), tuple(left))
+
+
+def _is_hidden(name: str) -> bool:
+    """No release has such a file; .gitattributes is the Hub's."""
+    return any(part.startswith(".") for part in name.split("/"))
 
 
 def _in_the_way(repository: str, foreign: Sequence[str], left: Sequence[str]) -> str:
@@ -97,11 +99,14 @@ def _in_the_way(repository: str, foreign: Sequence[str], left: Sequence[str]) ->
     if foreign:
         reasons.append(f"{_some(foreign)} there, not as quantkit left it")
     if left:
-        reasons.append(f"{_some(left)} there, of an earlier release that this one does not replace")
+        reasons.append(
+            f"{_some(left)} there, of an earlier release that this one does not replace (--levels "
+            "and --allow-failed say which levels it has)"
+        )
     return (
-        f"{repository} is not changed: {'; '.join(reasons)}; publish to another repository or "
-        "--branch, or give --replace to overwrite and remove them (the Hub keeps them in the "
-        "repository's history)"
+        f"{repository} is not changed: {'; '.join(reasons)}; publish to another repository, or "
+        "give --replace to overwrite and remove them (the Hub keeps them in the repository's "
+        "history)"
     )
 
 

@@ -29,6 +29,16 @@ EVIDENCE = (
 """Of a level, published as they are."""
 STEPS = ("allocate", "place", "quantize", "validate")
 _SHARED = ("checkpoint", "imatrix", "measure")
+_WRITTEN = {
+    "checkpoint": ("checkpoint.json",),
+    "imatrix": ("imatrix.gguf",),
+    "measure": ("sensitivity.json",),
+    "report": (CALIBRATION, VERSIONS),
+    "allocate": EVIDENCE[:1],
+    "place": EVIDENCE[1:2],
+    "validate": EVIDENCE[2:],
+}
+"""Step → what a release takes from it."""
 _LICENCE = re.compile(r"(?:LICEN[SC]E|NOTICE)[\w.-]*", re.IGNORECASE)
 
 
@@ -113,6 +123,7 @@ def read_build(folder: Path) -> Build:
     stages = [*_SHARED, *(f"{step}:{name}" for name in names for step in STEPS)]
     receipts = {"report": report} | {stage: _receipt(folder, stage) for stage in stages}
     _check_chain(folder, receipts)
+    _check_outputs(folder, receipts)
     baselines = {level.name for level in recipe.levels if level.baseline}
     try:
         parameters = int(receipts["checkpoint"].facts["parameters"])
@@ -171,6 +182,20 @@ def _check_chain(folder: Path, receipts: Mapping[str, Receipt]) -> None:
                     f"the build in {folder} is not finished: {stage} was made before {name} ran "
                     "last; run 'quantkit build' to its end first"
                 )
+
+
+def _check_outputs(folder: Path, receipts: Mapping[str, Receipt]) -> None:
+    """See that the stages wrote what a release takes from them."""
+    for stage, receipt in receipts.items():
+        step = stage.partition(":")[0]
+        written = {Path(output.path).name for output in receipt.outputs}
+        missing = set(_WRITTEN.get(step, ())) - written
+        if missing or not written:
+            raise InputError(
+                f"the build in {folder} was made by an older quantkit: stage {stage} has not "
+                f"written {min(missing, default='anything')}; run 'quantkit build' again: what is "
+                "still right is kept"
+            )
 
 
 def _level(

@@ -20,6 +20,10 @@ _MOST_CHARACTERS = 96
 _PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 
 
+_COMMIT = re.compile("[0-9a-f]{40}")
+_BRANCH_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?(?<!\.lock)")
+
+
 def repository_name(to: str, model: str, *, exact: bool = False) -> str:
     """OWNER/NAME from what `--to` says: OWNER alone, or OWNER/NAME, with `-GGUF` at the end.
 
@@ -58,3 +62,19 @@ def model_folder(files: Sequence[str]) -> str:
     """The folder of a level's artifact, seen from its evidence."""
     folder = files[0].rpartition("/")[0]
     return f"../../{folder}" if folder else "../.."
+
+
+def check_branch(name: str) -> None:
+    """See that `name` can be a branch.
+
+    Raises:
+        InputError: git or the Hub would take it for something else, or not at all.
+    """
+    parts = name.split("/")
+    means_another = name == "HEAD" or parts[0] == "refs" or _COMMIT.fullmatch(name)
+    wrong = ".." in name or not all(_BRANCH_PART.fullmatch(part) for part in parts)
+    if means_another or wrong or len(name) > _MOST_CHARACTERS:
+        raise InputError(
+            f"{name!r} is no name of a branch: give letters, digits, '-', '_', '.' and '/', "
+            f"{_MOST_CHARACTERS} characters at most"
+        )

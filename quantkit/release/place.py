@@ -33,50 +33,78 @@ class Place:
     opens: bool = False
 
 
-def check_access(to: str, model: str) -> str:
-    """See that publishing can succeed, before hours of work; returns the repository's name.
+def check_access(to: str, model: str, *, private: bool) -> None:
+    """See that publishing can succeed, before hours of work.
 
     Raises:
-        InputError: no token, one that cannot write, or no name of a repository.
+        InputError: no token, one that cannot write, no name of a repository, or a public one
+            where a private one was asked for.
         EnvironmentFault: the Hub cannot be reached.
     """
-    repository = repository_name(to, model)
-    check_account(HubWriter(Hub().connection).account(), repository)
-    return repository
+    hub = Hub(purpose="look up")
+    writer = HubWriter(hub.connection)
+    repository = owned(writer.account(), repository_name(to, model))
+    place = look(hub, writer, repository, None)
+    if private and place.listing is not None and not place.listing.private:
+        raise is_public(place.repository)
 
 
-def check_account(account: Account, repository: str) -> None:
-    """See that the account may write to the repository's owner.
+def is_public(repository: str) -> InputError:
+    """What is said of a repository that was to be private."""
+    return InputError(f"{repository} exists, and is public: leave --private out, or choose another")
+
+
+def check_writes(account: Account) -> None:
+    """See that the token is not one that only reads.
 
     Raises:
-        InputError: its token only reads, or it is of somebody else.
+        InputError: it is.
     """
-    owner = repository.partition("/")[0]
     if account.reads_only:
         raise InputError(
             f"the access token of {account.name} may only read; make one that writes, log in with "
             "'hf auth login' or set HF_TOKEN, then run again"
         )
-    known = (account.name, *account.organizations)
-    if owner.lower() not in (name.lower() for name in known):
+
+
+def owned(account: Account, repository: str) -> str:
+    """`repository` with its owner as the Hub spells it, to whom the account may write.
+
+    Raises:
+        InputError: the token only reads, or it is of somebody else.
+    """
+    check_writes(account)
+    owner, _, name = repository.partition("/")
+    known = {one.lower(): one for one in (account.name, *account.organizations)}
+    if owner.lower() not in known:
         member = ", ".join(account.organizations)
         raise InputError(
             f"{account.name} cannot publish as {owner}: the token is of {account.name}"
             + (f", a member of {member}" if member else "")
             + f"; give --to {account.name}, or log in with another account"
         )
+    return f"{known[owner.lower()]}/{name}"
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """How a pull request that is open already is found."""
+    """How a pull request that is open already is found.
 
-    writer: HubWriter
+    Attributes:
+        author: of it; None: nobody is logged in, so none is looked for.
+    """
+
     title: str
-    author: str
+    author: str | None
 
 
-def look(hub: Hub, repository: str, branch: str | None, proposal: Proposal | None = None) -> Place:
+def look(
+    hub: Hub,
+    writer: HubWriter,
+    repository: str,
+    branch: str | None,
+    proposal: Proposal | None = None,
+) -> Place:
     """What is there now.
 
     Args:
@@ -97,13 +125,14 @@ def look(hub: Hub, repository: str, branch: str | None, proposal: Proposal | Non
         return Place(repository, branch or MAIN, None, exists=branch in (None, MAIN))
     name = main.repository
     if proposal is not None:
-        known = proposal.writer.proposal(name, proposal.title, proposal.author)
+        known = None
+        if proposal.author is not None:
+            known = writer.proposal(name, proposal.title, proposal.author)
         if known is None:
             return Place(name, MAIN, main, opens=True)
         return Place(name, known, hub.listing(name, known))
-    if branch in (None, MAIN):
+    if branch is None or branch == MAIN:
         return Place(name, MAIN, main)
-    try:
-        return Place(name, branch, hub.listing(name, branch))
-    except NotThereError:
+    if branch not in writer.branches(name):
         return Place(name, branch, main, exists=False)
+    return Place(name, branch, hub.listing(name, branch))

@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 from quantkit.console import Console
 from quantkit.errors import InputError
+from quantkit.hub.errors import NotThereError
 from quantkit.hub.reading import Hub
 from quantkit.hub.writing import HubWriter, LocalFile
 from quantkit.release.card.source_card import SourceCard, from_card, from_metadata
 from quantkit.release.changes import Changes
 from quantkit.release.contents import Build, BuiltLevel, check_outputs, chosen, read_build
 from quantkit.release.fits import contexts_of, fits_of, targets_of
-from quantkit.release.names import repository_name
-from quantkit.release.place import PROPOSALS, Place, Proposal, check_account, look
+from quantkit.release.names import CARD, check_branch, repository_name
+from quantkit.release.place import (
+    PROPOSALS,
+    Place,
+    Proposal,
+    check_writes,
+    is_public,
+    look,
+    owned,
+)
 from quantkit.release.sending import Sender
 from quantkit.release.staging import Fits, Release, check_stage, stage
+
+_SOURCE = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?")
 
 
 @dataclass(frozen=True)
@@ -66,6 +79,7 @@ class Prepared:
     place: Place
     changes: Changes
     sender: Sender
+    proposal: Proposal | None
 
 
 @dataclass(frozen=True)
@@ -97,18 +111,22 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     """
     build = read_build(job.folder)
     repository = repository_name(job.to, build.model, exact=job.exact_name)
+    if job.branch is not None:
+        check_branch(job.branch)
     dry = " (dry run: nothing is changed)" if job.dry_run else ""
     console.heading(f"quantkit publish {job.folder} → {repository}{dry}")
-    hub = Hub()
+    hub = Hub(purpose="look up")
     writer = HubWriter(hub.connection)
     account = None if job.dry_run and not hub.connection.has_token else writer.account()
-    if account is not None and not job.propose:
-        check_account(account, repository)
+    if account is not None and job.propose:
+        check_writes(account)  # a proposal may be to anybody
+    elif account is not None:
+        repository = owned(account, repository)
     title = f"{build.model} GGUF by quantkit"
+    proposal = Proposal(title, account.name if account else None) if job.propose else None
     with console.stage("look up"):
-        proposal = Proposal(writer, title, account.name) if job.propose and account else None
-        place = look(hub, repository, job.branch, proposal)
-        source = _source(build, job, hub)
+        place = look(hub, writer, repository, job.branch, proposal)
+        source = _source(build, job, hub, console)
     _check_place(place, source, job)
     levels = _levels(build, job, place, console)
     with console.stage("hash") as progress:
@@ -119,7 +137,11 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     check_stage(build.folder, files, hub.connection)
     text = f"Levels: {', '.join(level.name for level in levels)}"
     sender = Sender(hub, writer, console, files, job.replace, job.private, title, text)
-    return Prepared(build, source, levels, files, place, sender.changes(place), sender)
+    changes = sender.changes(place)
+    if account is not None and not changes.nothing:
+        card = next(file for file in files if file.name == CARD)
+        writer.check_card(place.repository, card.content().decode())
+    return Prepared(build, source, levels, files, place, changes, sender, proposal)
 
 
 def send(prepared: Prepared, job: PublishJob) -> Published:
@@ -133,10 +155,7 @@ def send(prepared: Prepared, job: PublishJob) -> Published:
     endpoint = sender.hub.connection.endpoint
 
     def look_again() -> Place:
-        proposal = None
-        if job.propose:
-            proposal = Proposal(sender.writer, sender.title, sender.writer.account().name)
-        return look(sender.hub, place.repository, job.branch, proposal)
+        return look(sender.hub, sender.writer, place.repository, job.branch, prepared.proposal)
 
     after, made = sender.send(look_again, place)
     proposal = after.revision if after.revision.startswith(PROPOSALS) else None
@@ -151,10 +170,10 @@ def send(prepared: Prepared, job: PublishJob) -> Published:
 
 def _address(endpoint: str, place: Place, proposal: str | None) -> str:
     """The release's page."""
-    page = f"{endpoint}/{place.repository}"
+    page, revision = f"{endpoint}/{place.repository}", quote(place.revision, safe="")
     if proposal is not None:
         return f"{page}/discussions/{proposal.rpartition('/')[2]}"
-    return page if place.revision == "main" else f"{page}/tree/{place.revision}"
+    return page if place.revision == "main" else f"{page}/tree/{revision}"
 
 
 def _check_place(place: Place, source: SourceCard, job: PublishJob) -> None:
@@ -162,17 +181,32 @@ def _check_place(place: Place, source: SourceCard, job: PublishJob) -> None:
     if source.repository is not None and source.repository.lower() == name.lower():
         raise InputError(f"{name} is the model's own repository; publish to another")
     if job.private and place.listing is not None and not place.listing.private:
-        raise InputError(f"{name} exists, and is public: leave --private out, or choose another")
+        raise is_public(name)
 
 
-def _source(build: Build, job: PublishJob, hub: Hub) -> SourceCard:
-    """What the model's card says, asked of the Hub where it came from there."""
-    name, _, revision = (job.base_model or build.source).partition("@")
+def _source(build: Build, job: PublishJob, hub: Hub, console: Console) -> SourceCard:
+    """What the model's card says, asked of the Hub where it came from there.
+
+    What the artifacts have kept of it has to do where the Hub does not show it any more.
+    """
+    named = job.base_model
+    if named is not None and not _SOURCE.fullmatch(named):
+        raise InputError(f"--base-model {named!r} is not OWNER/NAME or OWNER/NAME@REVISION")
+    name, _, revision = (named or build.source).partition("@")
+    metadata, _tensors = build.header(build.levels[0])
     if "/" not in name:
-        metadata, _tensors = build.header(build.levels[0])
         return from_metadata(metadata)
-    commit = None if job.base_model else build.commit
-    listing = hub.listing(name, commit or revision or None)
+    commit = None if named else build.commit
+    try:
+        listing = hub.listing(name, commit or revision or None)
+    except NotThereError as error:
+        if named is not None:
+            raise
+        console.note(
+            f"the source cannot be seen: {error}. Its licence and tags are those that the "
+            "artifacts carry; whether it is gated is not known"
+        )
+        return from_metadata(metadata, name, commit)
     return from_card(listing.repository, listing.commit, listing.card, listing.gated)
 
 

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from quantkit.console import Console
-from quantkit.errors import EnvironmentFault, InputError
+from quantkit.errors import EnvironmentFault, InputError, QuantkitError
+from quantkit.hub.errors import NotThereError
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.hub.writing import Committed, ConflictError, HubWriter, LocalFile
 from quantkit.release.changes import Changes, changes_to, is_same
-from quantkit.release.names import SUMS
-from quantkit.release.place import Place
+from quantkit.release.names import MANIFEST, SUMS
+from quantkit.release.place import Place, is_public
 from quantkit.release.sums import parse_sums
 
 ATTEMPTS = 4
 """At a commit that others come before."""
 SMALL_BYTES = 64 << 20
 """Limit of a text that is read from the repository: its SHA256SUMS, its card."""
-_FRONT_MATTER = re.compile(r"\A\s*(---\r?\n.*?\n---\s*)?\Z", re.DOTALL)
+_FRONT_MATTER = re.compile(r"\s*(?:---\r?\n(?:(?!---).*\r?\n)*---\s*)?")
 
 
 @dataclass(frozen=True)
@@ -85,17 +88,36 @@ class Sender:
                     raise
                 place = look()
                 self.console.note(f"somebody committed to {place.repository} first; looking again")
-            except EnvironmentFault:
-                # the answer may be all that was lost
-                place = look()
-                if self.changes(place).nothing:
-                    return place, None
+            except EnvironmentFault as fault:
+                after = self._after(fault, look)
+                if self.changes(after).nothing:
+                    return after, None
                 raise
             else:
-                revision = made.proposal or made.commit
-                self.check(self.hub.listing(place.repository, revision))
+                self.check(self._recorded(place.repository, made))
                 return place, made
         raise AssertionError("unreachable")
+
+    def _after(self, fault: EnvironmentFault, look: Callable[[], Place]) -> Place:
+        """What is there after a commit whose answer may be all that was lost."""
+        try:
+            return look()
+        except QuantkitError:
+            raise fault from None
+
+    def _recorded(self, repository: str, made: Committed) -> Listing:
+        """What the Hub lists of the commit; it may take it a moment."""
+        for delay_s in (*self.hub.connection.delays_s, None):
+            try:
+                return self.hub.listing(repository, made.proposal or made.commit)
+            except NotThereError:
+                if delay_s is None:
+                    break
+                time.sleep(delay_s)
+        raise EnvironmentFault(
+            f"commit {made.commit[:12]} was made in {repository}, and the Hub does not list it "
+            "yet; run again in a minute, to compare what it has recorded"
+        )
 
     def check(self, listing: Listing) -> None:
         """Compare every file with what the Hub has recorded of it.
@@ -118,7 +140,12 @@ class Sender:
             self.writer.create(place.repository, private=self.private)
         if not place.exists:
             self.writer.create_branch(place.repository, place.revision)
-        return look() if place.listing is None or not place.exists else place
+        if place.listing is not None and place.exists:
+            return place
+        place = look()
+        if self.private and place.listing is not None and not place.listing.private:
+            raise is_public(place.repository)
+        return place
 
     def _commit(self, place: Place, changes: Changes) -> Committed:
         listing = place.listing
@@ -134,21 +161,28 @@ class Sender:
             return upload.commit(changes.removed, listing.commit, self.title, self.text)
 
     def _earlier(self, listing: Listing, there: Mapping[str, HubFile]) -> dict[str, str]:
-        """What the repository's own SHA256SUMS says; nothing where it is no such file."""
-        file = there.get(SUMS)
-        if file is None or file.size_bytes > SMALL_BYTES:
+        """What an earlier release put there, by its SHA256SUMS; empty where there was none.
+
+        Others have a SHA256SUMS too: ours has a release.json in it, which lies there as it says.
+        """
+        file, manifest = there.get(SUMS), there.get(MANIFEST)
+        if file is None or manifest is None:
             return {}
+        if max(file.size_bytes, manifest.size_bytes) > SMALL_BYTES:
+            return {}
+        content = self._content(listing, file)
         try:
-            return parse_sums(self._content(listing, file).decode("utf-8", "replace"))
+            found = parse_sums(content.decode("utf-8", "replace"))
         except InputError:
             return {}
+        if found.get(MANIFEST) != (manifest.sha256 or self._sha256(listing, manifest)):
+            return {}
+        return found | {SUMS: hashlib.sha256(content).hexdigest()}
 
     def _content(self, listing: Listing, file: HubFile) -> bytes:
         return b"".join(self.hub.read(listing, file))
 
     def _sha256(self, listing: Listing, file: HubFile) -> str:
-        import hashlib
-
         digest = hashlib.sha256()
         for piece in self.hub.read(listing, file):
             digest.update(piece)

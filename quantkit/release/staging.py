@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Sequence
+import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
@@ -17,9 +18,10 @@ from typing import Any
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.families.geometry import geometry_of
 from quantkit.hub.connection import Connection
-from quantkit.hub.writing import LocalFile
+from quantkit.hub.writing import LocalFile, local_file
 from quantkit.launch.files import launch_texts
 from quantkit.models import imatrix_name
+from quantkit.receipts import file_sha256
 from quantkit.release.card.source_card import SourceCard
 from quantkit.release.card.text import CardFacts, CardLevel, card_text
 from quantkit.release.contents import Build, BuiltLevel, published_as, versions_of
@@ -92,29 +94,37 @@ def stage(release: Release) -> tuple[LocalFile, ...]:
         EnvironmentFault: the disk failed, or something else stands in the way.
     """
     build = release.build
-    place = build.folder / FOLDER
     model = imatrix_name(build.model)
+    place, making = build.folder / FOLDER, build.folder / f"{FOLDER}.partial"
     written = published_as(build, release.levels, model)
     texts = _texts(release)
     try:
-        _clear(place)
+        shutil.rmtree(making, ignore_errors=True)
         hashes = {name: output.sha256 for name, output in written.items()}
         sizes = {name: output.size_bytes for name, output in written.items()}
-        for name, output in written.items():
-            _link(place / name, build.folder / output.path)
         for name, (text, executable) in texts.items():
             content = text.encode()
             hashes[name], sizes[name] = sha256(content).hexdigest(), len(content)
-            _write(place / name, content, executable=executable)
+            _write(making / name, content, executable=executable)
         sums = sums_text(hashes).encode()
         hashes[SUMS], sizes[SUMS] = sha256(sums).hexdigest(), len(sums)
-        _write(place / SUMS, sums, executable=False)
+        _write(making / SUMS, sums, executable=False)
+        _check_old(place, build.folder, hashes)
+        _clear(place, build.folder)
+        for name in sorted(hashes):
+            (place / name).parent.mkdir(parents=True, exist_ok=True)
+            if name in written:
+                target = build.folder / written[name].path
+                (place / name).symlink_to(os.path.relpath(target, (place / name).parent))
+            else:
+                os.replace(making / name, place / name)
+        shutil.rmtree(making, ignore_errors=True)
+        return tuple(local_file(n, place / n, sizes[n], hashes[n]) for n in sorted(hashes))
     except OSError as error:
         raise EnvironmentFault(
             f"cannot write {error.filename or place}: {error.strerror}; make room or move it away, "
             "then run again"
         ) from None
-    return tuple(LocalFile(n, place / n, sizes[n], hashes[n]) for n in sorted(hashes))
 
 
 def _texts(release: Release) -> dict[str, tuple[str, bool]]:
@@ -216,34 +226,59 @@ def _launch_files(
     }
 
 
-def _clear(place: Path) -> None:
+def _check_old(place: Path, build: Path, hashes: Mapping[str, str]) -> None:
+    """See that nothing of somebody else stands where the release goes.
+
+    Raises:
+        InputError: names it.
+    """
+    folders = {place, *(place / parent for name in hashes for parent in Path(name).parents)}
+    for folder in sorted(folders):
+        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
+            raise InputError(f"{folder} is no folder of its own; move it away, then run again")
+    ours = _ours(place, build)
+    for name, expected in hashes.items():
+        path = place / name
+        if not os.path.lexists(path) or path in ours:
+            continue
+        # a run that was killed left it without its SHA256SUMS
+        if not (path.is_file() and file_sha256(path) == expected):
+            raise InputError(
+                f"{path} was changed after it was made, and is made anew each time; move it away, "
+                "then run again"
+            )
+
+
+def _clear(place: Path, build: Path) -> None:
     """Remove what an earlier release left, and nothing that somebody put there."""
-    sums = place / SUMS
+    for path in _ours(place, build):
+        path.unlink()
+
+
+def _ours(place: Path, build: Path) -> set[Path]:
+    """What an earlier release made: links into the build, and files as its SHA256SUMS has them."""
     try:
-        names = [*parse_sums(sums.read_text(encoding="utf-8")), SUMS]
+        sums = parse_sums((place / SUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError, InputError):
-        return
-    for name in names:
-        (place / name).unlink(missing_ok=True)
-
-
-def _link(path: Path, to: Path) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _make_room(path)
-    path.symlink_to(os.path.relpath(to, path.parent))
+        sums = {}
+    found = set()
+    for path in place.rglob("*"):
+        name = path.relative_to(place).as_posix()
+        if path.is_symlink():
+            if path.resolve().is_relative_to(build.resolve()):
+                found.add(path)
+        elif path.is_file() and (
+            (name == SUMS and MANIFEST in sums)
+            or (name in sums and file_sha256(path) == sums[name])
+        ):
+            found.add(path)
+    return found
 
 
 def _write(path: Path, content: bytes, *, executable: bool) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    _make_room(path)
     path.write_bytes(content)
     path.chmod(0o755 if executable else 0o644)
-
-
-def _make_room(path: Path) -> None:
-    """Remove a link or file of ours that a killed run left without its SHA256SUMS."""
-    if path.is_symlink() or path.is_file():
-        path.unlink()
 
 
 def check_stage(build: Path, files: Sequence[LocalFile], connection: Connection) -> None:

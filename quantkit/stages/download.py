@@ -24,12 +24,12 @@ from quantkit.downloads.survey import (
     partial_path,
     survey,
 )
-from quantkit.downloads.threads import run_all
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.hub.reading import Hub, HubFile
 from quantkit.progress import Progress
 from quantkit.receipts import build_folder, publish
 from quantkit.sizes import bytes_text
+from quantkit.threads import run_all
 
 WORKERS = 8
 """Files at a time; one connection seldom fills a fast line."""

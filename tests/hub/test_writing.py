@@ -12,7 +12,7 @@ from loopback_hub import GOOD_TOKEN, READ_TOKEN, LoopbackHub, UploadFault, hub
 
 from quantkit.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.hub.connection import Connection
-from quantkit.hub.writing import ConflictError, HubWriter, LocalFile, Upload
+from quantkit.hub.writing import ConflictError, HubWriter, LocalFile, Upload, local_file
 
 # how the client 2.4 hands a file to httpx2
 pytestmark = pytest.mark.filterwarnings("ignore:Use .content=.*:DeprecationWarning")
@@ -47,7 +47,7 @@ def writer(loopback: LoopbackHub, token: str | bool = GOOD_TOKEN) -> HubWriter:
 def local(folder: Path, name: str, content: bytes) -> LocalFile:
     path = folder / name.replace("/", "_")
     path.write_bytes(content)
-    return LocalFile(name, path, len(content), hashlib.sha256(content).hexdigest())
+    return local_file(name, path, len(content), hashlib.sha256(content).hexdigest())
 
 
 def files(folder: Path) -> list[LocalFile]:
@@ -118,7 +118,6 @@ def test_a_pull_request_is_opened_and_found_again(loopback: LoopbackHub, tmp_pat
     made = doing.commit([], before, "a title", "")
     assert head(loopback) == before
     assert made.proposal == "refs/pr/1"
-    assert made.address.endswith("/discussions/1")
     assert writer(loopback).proposal(REPOSITORY, "a title", "someone") == "refs/pr/1"
     assert writer(loopback).proposal(REPOSITORY, "a title", "another") is None
     assert writer(loopback).proposal(REPOSITORY, "another title", "someone") is None

@@ -56,7 +56,9 @@ def answer_of(folder: Path, level: str) -> str:
     script = ["sh", str(folder / "levels" / level / "run-llama-server.sh"), "-c", "4096"]
     script += ["-ngl", "0", "-sm", "none", "-ctk", "f16", "-ctv", "f16", "--port", str(port)]
     env = dict(os.environ) | {"LLAMA_SERVER": str(server)}
-    process = subprocess.Popen(script, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    log = folder.parent / "server.log"
+    with log.open("wb") as errors:
+        process = subprocess.Popen(script, env=env, stdout=subprocess.DEVNULL, stderr=errors)
     try:
         request = urllib.request.Request(
             f"http://127.0.0.1:{port}/completion",
@@ -64,7 +66,7 @@ def answer_of(folder: Path, level: str) -> str:
             {"Content-Type": "application/json"},
         )
         for _ in range(600):
-            assert process.poll() is None, process.stderr and process.stderr.read()[-2000:]
+            assert process.poll() is None, log.read_bytes()[-2000:]
             try:
                 with urllib.request.urlopen(request, timeout=60) as answer:
                     return str(json.load(answer)["content"])

@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from quantkit.downloads.threads import run_all
 from quantkit.encoding import Importance, encode_rows
 from quantkit.formats.imatrix_file import Imatrix
 from quantkit.formats.source import TensorSource
@@ -24,6 +23,7 @@ from quantkit.release.verifying.claims import shown
 from quantkit.release.verifying.sampling import Sampling, Span, spans
 from quantkit.release.verifying.structure import Artifact
 from quantkit.stages.quantize import PRESET_FILE_TYPES, artifact_metadata
+from quantkit.threads import run_all
 from quantkit.values import Metadata, MetaValue, TensorInfo
 
 NEVER_MADE = frozenset({"I8", "I16", "I32", "I64", "F64"})

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quantkit.downloads.threads import run_all
 from quantkit.errors import InputError
 from quantkit.progress import SILENT, Progress
 from quantkit.release.names import SUMS
@@ -28,6 +27,7 @@ from quantkit.release.verifying.structure import (
     type_faults,
 )
 from quantkit.sizes import bytes_text
+from quantkit.threads import run_all
 
 
 @dataclass(frozen=True)
