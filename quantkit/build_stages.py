@@ -21,7 +21,7 @@ from quantkit.positions import kld_text
 from quantkit.progress import Progress
 from quantkit.receipts import content_id, file_sha256, identity, write_json
 from quantkit.recipe import ImatrixRecipe
-from quantkit.report_facts import CALIBRATION, VERSIONS, installed_versions, report_facts
+from quantkit.report_facts import BUILT, CALIBRATION, built_json, report_facts
 from quantkit.resources import HAYSTACK
 from quantkit.results import (
     LevelResult,
@@ -120,6 +120,7 @@ def imatrix_stage(build: BuildContext) -> Stage:
         return _imatrix_done({**asdict(facts), "ready": None}, out)
 
     settings = {**recipe.model_dump(mode="json"), "files": _texts(recipe)}
+    settings["sources"] = list(recipe.sources)  # receipts sort a mixture, whose order is kept
     return Stage("imatrix", 5, (build.base_stage,), settings, True, run)
 
 
@@ -308,7 +309,9 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
             found = measure_divergence(build.logits, artifact, kept, build.devices, progress)
             divergence = found.summary()
         draw_heatmap(retrieval.answers, f"{build.stem(plan)}, {retrieval.name}", outputs[2])
-        facts = validation_json(retrieval, divergence, recipe, kv_type, integrity)
+        hashes = build.pipeline.receipt(f"quantize:{plan.recipe.name}").output_hashes
+        asked = {Path(name).name: sha256 for name, sha256 in hashes.items()}
+        facts = validation_json(retrieval, divergence, recipe, kv_type, integrity, asked)
         write_json(outputs[0], facts)
         detail = f"{verdict(facts, baseline=plan.recipe.baseline)}: " + ", ".join(
             f"{gate.hits}/{gate.trials} {gate.name} at {gate.context_tokens:,} tokens, "
@@ -329,7 +332,7 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
     name = plan.recipe.name
     logits = ("logits",) if job.recipe.divergence.chunks else ()
     needs = (*logits, f"quantize:{name}", f"place:{name}")
-    return Stage(f"validate:{name}", 4, needs, settings, True, run)
+    return Stage(f"validate:{name}", 5, needs, settings, True, run)
 
 
 def report_stage(
@@ -340,9 +343,9 @@ def report_stage(
 
     def run(work: Path, progress: Progress) -> Done:
         collected = build.pipeline.receipt("imatrix").facts
-        outputs = [job.out / CALIBRATION, job.out / VERSIONS]
+        outputs = [job.out / CALIBRATION, job.out / BUILT]
         write_json(outputs[0], {k: v for k, v in collected.items() if k != "detail"})
-        write_json(outputs[1], installed_versions())
+        write_json(outputs[1], built_json(job.recipe, job.target))
         if coverage_of(build.imatrix).experts:
             outputs.append(job.out / COVERAGE_PICTURE)
             draw_coverage(build.imatrix, build.choice.name, outputs[-1])
@@ -364,4 +367,4 @@ def report_stage(
         "recipe": job.recipe.model_dump(mode="json"),
         "target": job.target.model_dump(mode="json"),
     }
-    return Stage("report", 9, ("imatrix", "measure", *needs), settings, True, run)
+    return Stage("report", 10, ("imatrix", "measure", *needs), settings, True, run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -620,7 +621,14 @@ def verify(
     full: Annotated[
         bool, typer.Option("--full", help="All rows, not a sample, and all of the source's hashes.")
     ] = False,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Chooses the sampled rows.")] = 1,
+    seed: Annotated[
+        int | None,
+        typer.Option(
+            "--seed",
+            min=0,
+            help="Chooses the sampled rows; without it, others each time. The seed is printed.",
+        ),
+    ] = None,
     workers: WorkersOption = None,
     quiet: QuietOption = False,
     as_json: JsonOption = False,
@@ -668,6 +676,9 @@ def targets(
 
 def main() -> None:
     """Entry point: our own errors become one line and an exit code, bugs keep their traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # not every terminal has our signs
     try:
         app()
     except QuantkitError as error:

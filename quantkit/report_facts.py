@@ -18,7 +18,8 @@ from quantkit.sensitivity import Sensitivity
 from quantkit.target import Target
 
 CALIBRATION = "calibration.json"
-VERSIONS = "versions.json"
+BUILT = "build.json"
+"""What was built, in the recipe's own order: receipts sort, and the order of a mixture counts."""
 VERSIONS_OF = ("llama-cpp-python", "gguf", "numpy", "scipy")
 
 
@@ -60,6 +61,38 @@ def installed_versions() -> dict[str, str]:
     return versions | {name: importlib.metadata.version(name) for name in VERSIONS_OF}
 
 
+@dataclass(frozen=True)
+class Built:
+    """What build.json says."""
+
+    recipe: Recipe
+    target: Target
+    versions: Mapping[str, str]
+
+
+def built_json(recipe: Recipe, target: Target) -> dict[str, Any]:
+    """The content of build.json."""
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "target": target.model_dump(mode="json"),
+        "versions": installed_versions(),
+    }
+
+
+def read_built(folder: Path) -> Built:
+    """What was built in `folder`.
+
+    Raises:
+        OSError, ValueError, KeyError: there is no such file, or it is none of this version.
+    """
+    content = json.loads((folder / BUILT).read_text(encoding="utf-8"))
+    return Built(
+        Recipe.model_validate(content["recipe"]),
+        Target.model_validate(content["target"]),
+        {str(name): str(version) for name, version in content["versions"].items()},
+    )
+
+
 def report_facts(
     folder: Path,
     model: str,
@@ -90,6 +123,6 @@ def report_facts(
         coverage=coverage_of(imatrix),
         counts_are_exact=imatrix.counts_are_exact,
         unweighted=tuple(n for n in sensitivity.errors if n not in imatrix.entries),
-        versions=json.loads((folder / VERSIONS).read_text(encoding="utf-8")),
+        versions=read_built(folder).versions,
         dearest=tuple(sensitivity.dearest()),
     )

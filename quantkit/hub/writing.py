@@ -462,11 +462,17 @@ def _addition(file: LocalFile, count: _Counted) -> CommitOperationAdd:
             count.reached(self.tell())
             return data
 
+    class WatchedBytes(io.BytesIO):
+        def read(self, size: int | None = -1, /) -> bytes:
+            data = super().read(size)
+            count.reached(self.tell())
+            return data
+
     class Addition(CommitOperationAdd):
         @contextmanager
         def as_file(self, with_tqdm: bool = False) -> Iterator[Any]:
             if isinstance(self.path_or_fileobj, bytes):
-                yield io.BytesIO(self.path_or_fileobj)
+                yield WatchedBytes(self.path_or_fileobj)
                 return
             with Watched(io.FileIO(file.path)) as opened:
                 if os.fstat(opened.fileno()).st_size != file.size_bytes:

@@ -14,10 +14,11 @@ from pydantic import ValidationError
 from quantkit.errors import GateError, InputError
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.progress import Progress
-from quantkit.receipts import HASH_CHUNK_BYTES, Output, Receipt, read_receipt
+from quantkit.receipts import HASH_CHUNK_BYTES, Output, Receipt, file_sha256, read_receipt
 from quantkit.recipe import Recipe
 from quantkit.release.names import artifact_names, evidence_folder
-from quantkit.report_facts import CALIBRATION, VERSIONS
+from quantkit.report_facts import BUILT, CALIBRATION, read_built
+from quantkit.resources import DEMO_MODEL
 from quantkit.results import LevelResult, read_level
 from quantkit.stages.report import COVERAGE_PICTURE
 from quantkit.target import Target
@@ -33,7 +34,7 @@ _WRITTEN = {
     "checkpoint": ("checkpoint.json",),
     "imatrix": ("imatrix.gguf",),
     "measure": ("sensitivity.json",),
-    "report": (CALIBRATION, VERSIONS),
+    "report": (CALIBRATION, BUILT),
     "allocate": EVIDENCE[:1],
     "place": EVIDENCE[1:2],
     "validate": EVIDENCE[2:],
@@ -68,7 +69,9 @@ class Build:
         commit: of the source, where it came from the Hub.
         prediction: `keep` or `drop`: whether prediction layers (MTP) are in the artifacts.
         levels: all, in the order of the recipe.
+        versions: program or package → the version that it was made with.
         receipts: by stage.
+        source_files: names of the source's files.
         licences: texts of licences and notices, as they came with a source from the Hub.
     """
 
@@ -80,9 +83,19 @@ class Build:
     prediction: str
     recipe: Recipe
     target: Target
+    versions: Mapping[str, str]
     levels: tuple[BuiltLevel, ...]
     receipts: Mapping[str, Receipt]
+    source_files: tuple[str, ...]
     licences: tuple[Output, ...]
+
+    @property
+    def is_demo(self) -> bool:
+        """Whether it was made of the model that ships with quantkit, by its weights' hash."""
+        weights = DEMO_MODEL / "model.safetensors"
+        found = json.loads((self.folder / "checkpoint.json").read_text(encoding="utf-8"))["files"]
+        known = found.get(weights.name, {}).get("sha256")
+        return weights.is_file() and known == file_sha256(weights)
 
     def header(self, level: BuiltLevel) -> tuple[Metadata, tuple[TensorInfo, ...]]:
         """Metadata and tensors of a level's artifact, all shards together."""
@@ -111,9 +124,9 @@ def read_build(folder: Path) -> Build:
             "the folder of 'quantkit build', and run that to its end first"
         )
     try:
-        settings = report.parts["settings"]
-        recipe = Recipe.model_validate(settings["recipe"])
-        target = Target.model_validate(settings["target"])
+        _check_outputs(folder, {"report": report})
+        built = read_built(folder)
+        recipe = built.recipe
         checkpoint = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
         source, commit = str(checkpoint["model"]), checkpoint["commit"]
         licences = _licences(checkpoint["files"]) if commit is not None else ()
@@ -136,8 +149,8 @@ def read_build(folder: Path) -> Build:
     first = Path(receipts[f"quantize:{names[0]}"].outputs[0].path).name
     model = re.sub(rf"-{re.escape(names[0])}(-\d{{5}}-of-\d{{5}})?\.gguf$", "", first)
     return Build(
-        folder, model, source, commit, parameters, prediction, recipe, target, levels, receipts,
-        licences,
+        folder, model, source, commit, parameters, prediction, recipe, built.target,
+        built.versions, levels, receipts, tuple(checkpoint["files"]), licences,
     )  # fmt: skip
 
 
@@ -313,9 +326,3 @@ def published_as(build: Build, levels: Iterable[BuiltLevel], imatrix: str) -> di
             place = f"{evidence_folder(level.name)}/{name}"
             found[place] = written[place]
     return found
-
-
-def versions_of(build: Build) -> dict[str, str]:
-    """Program or package → the version that the build was made with."""
-    found: dict[str, Any] = json.loads((build.folder / VERSIONS).read_text(encoding="utf-8"))
-    return {name: str(version) for name, version in found.items()}

@@ -24,7 +24,7 @@ from quantkit.models import imatrix_name
 from quantkit.receipts import file_sha256
 from quantkit.release.card.source_card import SourceCard
 from quantkit.release.card.text import CardFacts, CardLevel, card_text
-from quantkit.release.contents import Build, BuiltLevel, published_as, versions_of
+from quantkit.release.contents import Build, BuiltLevel, published_as
 from quantkit.release.documents import (
     public_recipe,
     public_target,
@@ -133,7 +133,7 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
     folder = build.folder
     calibration = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
     recipe, target = public_recipe(build.recipe, calibration), public_target(build.target)
-    imatrix, versions = imatrix_name(build.model), versions_of(build)
+    imatrix, versions = imatrix_name(build.model), build.versions
     metadata, _tensors = build.header(levels[0])
     geometry = geometry_of(metadata)
     results = [level.result for level in levels]
@@ -169,12 +169,16 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
         versions=versions,
         imatrix_file=imatrix,
         endpoint=release.endpoint,
+        is_demo=build.is_demo,
+        source_files=build.source_files,
         licence_files=tuple(output.path.rpartition("/")[2] for output in build.licences),
     )
     texts = {
         CARD: card_text(card),
         MANIFEST: json.dumps(manifest, indent=1, ensure_ascii=False) + "\n",
-        RECIPE: recipe_document(build.recipe, calibration, model=_pinned(source), imatrix=imatrix),
+        RECIPE: recipe_document(
+            build.recipe, calibration, model=_again(build, source), imatrix=imatrix
+        ),
         TARGET: target_document(build.target),
         REPORT: report_page(facts, folder),
     }
@@ -184,8 +188,10 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
     return made
 
 
-def _pinned(source: SourceCard) -> str | None:
-    """What `--model` takes to have the source's very files."""
+def _again(build: Build, source: SourceCard) -> str | None:
+    """What `--model` takes to have the source's very files; None where nobody knows."""
+    if build.is_demo:
+        return "demo"
     if source.repository is None or source.commit is None:
         return source.repository
     return f"{source.repository}@{source.commit}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
@@ -18,10 +19,13 @@ def validation_json(
     recipe: RetrievalRecipe,
     kv_type: str,
     integrity: Integrity | None = None,
+    artifact: Mapping[str, str] | None = None,
 ) -> dict[str, Any]:
     """The content of validation.json; `passed` is the gate's verdict.
 
     Args:
+        artifact: name of each of its files → SHA-256, so that the verdict is of no other; None
+            where they are not known.
         kv_type: of the check; `as served` where a server has its own.
         integrity: what was compared with the model that the artifact was made from.
     """
@@ -54,4 +58,5 @@ def validation_json(
         },
         "kld": None if divergence is None else asdict(divergence),
         "integrity": None if integrity is None else asdict(integrity),
+        "artifact": None if artifact is None else dict(artifact),
     }

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from finished_builds import copied, fail
 from forked import quantkit, start
-from loopback_hub import GOOD_TOKEN, READ_TOKEN, LoopbackHub, hub
+from loopback_hub import GOOD_TOKEN, READ_TOKEN, LoopbackHub, UploadFault, hub
 from small_recipes import write_recipe
 
 TO = "someone/quantkit-demo"
@@ -129,6 +129,9 @@ def test_what_a_person_sees(loopback: LoopbackHub, own: Path) -> None:
     assert "Q4 failed its gate (1 of 4 multikey-4" in refused.stderr
     both = quantkit("publish", own, "--to", TO, "--pr", "--branch", "x", env=env)
     assert both.returncode == 2
+    typo = quantkit("publish", own.parent / "typo", "--to", TO, env=env)
+    assert typo.returncode == 2
+    assert not (own.parent / "typo").exists()
     nothing = quantkit("publish", own.parent, "--to", TO, env=env)
     assert nothing.returncode == 2
     assert "holds no finished build" in nothing.stderr
@@ -146,16 +149,77 @@ def test_the_token_is_in_nothing_that_is_written(loopback: LoopbackHub, own: Pat
             assert GOOD_TOKEN.encode() not in path.read_bytes(), path
 
 
-def test_a_build_publishes_what_passed(loopback: LoopbackHub, tmp_path: Path) -> None:
+def test_ctrl_c_ends_it_although_an_upload_is_under_way(loopback: LoopbackHub, own: Path) -> None:
+    loopback.upload_bytes_per_second = 300_000  # all of it would take half a minute
+    program = [sys.executable, "-c", "from quantkit.cli import main; main()"]
+    command = [*program, "publish", str(own), "--to", TO, "--quiet"]
+    started = subprocess.Popen(command, env=environment(loopback), stderr=subprocess.DEVNULL)
+    while not sum(loopback.received.values()):
+        assert started.poll() is None
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    assert started.wait(120) == 130
+    assert sum(loopback.received.values()) < 8_000_000
+    assert loopback.commits_made == 0
+
+
+def quick_recipe(folder: Path, **changes: object) -> Path:
     gate = {"context_tokens": [384], "needles": 4, "answer_tokens": 8, "minimum_lower_bound": 0.4}
-    unmeasured = {"candidates": ["Q8_0", "Q4_0", "Q2_K"], "sample_rows": 16, "cost_chunks": 0}
-    recipe = write_recipe(
-        tmp_path / "tiny.yaml",
-        levels=[{"name": "Q4", "bits_per_weight": 4.6}],
-        retrieval=gate,
-        measure=unmeasured,
-        divergence={"chunks": 0},
+    content: dict[str, object] = {
+        "levels": [{"name": "Q4", "bits_per_weight": 4.6}],
+        "retrieval": gate,
+        "measure": {"candidates": ["Q8_0", "Q4_0", "Q2_K"], "sample_rows": 16, "cost_chunks": 0},
+        "divergence": {"chunks": 0},
+    }
+    return write_recipe(folder / "tiny.yaml", **content | changes)
+
+
+def test_a_release_is_built_again_byte_for_byte(loopback: LoopbackHub, tmp_path: Path) -> None:
+    """Of a mixture whose order is not that of its names, with a text of one's own."""
+    (tmp_path / "zz.txt").write_text(
+        "One and two make three, and three and four make seven. " * 200
     )
+    mixture = {"zz.txt": 1.0, "english-prose": 2.0, "code": 1.0}
+    imatrix = {"chunks": 4, "chunk_tokens": 128, "mixture": mixture}
+    recipe, out = quick_recipe(tmp_path, imatrix=imatrix), tmp_path / "out"
+    built = quantkit(
+        "build", "--target", "1x3090", "--model", "demo", "--recipe", recipe, "--out", out,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout + built.stderr
+    env = environment(loopback)
+    shown = quantkit("publish", out, "--to", "someone", "--dry-run", env=env)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    release = out / "release"
+    assert str(tmp_path) not in (release / "recipe.yaml").read_text()
+    again = quantkit(
+        "build", "--target", release / "target.yaml", "--model", "demo",
+        "--recipe", release / "recipe.yaml", "--out", tmp_path / "again", cwd=tmp_path,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stdout + again.stderr
+    for name in ("imatrix.gguf", "levels/Q4/quantkit-demo-Q4.gguf", "levels/Q4/allocation.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def test_what_a_build_that_publishes_refuses_first(loopback: LoopbackHub, tmp_path: Path) -> None:
+    recipe = quick_recipe(tmp_path)
+    command = (
+        "build", "--target", "1x3090", "--model", "demo", "--recipe", recipe,
+        "--out", tmp_path / "out", "--publish", "someone",
+    )  # fmt: skip
+    loopback.write(REPOSITORY, {})
+    for more, words in (
+        (("--private",), "exists, and is public"),
+        (("--levels", "Q4_0"), "all levels are baselines"),
+    ):
+        early = quantkit(*command, *more, env=environment(loopback))
+        assert early.returncode == 2
+        assert words in early.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_build_publishes_what_passed(loopback: LoopbackHub, tmp_path: Path) -> None:
+    recipe = quick_recipe(tmp_path)
     command = (
         "build", "--target", "1x3090", "--model", "demo", "--recipe", recipe,
         "--out", tmp_path / "out", "--publish", "someone",
@@ -165,7 +229,15 @@ def test_a_build_publishes_what_passed(loopback: LoopbackHub, tmp_path: Path) ->
         assert early.returncode == 2
         assert "token" in early.stderr
         assert not (tmp_path / "out").exists()  # told before hours of work
-    done = quantkit(*command, env=environment(loopback))
+    loopback.upload_faults["POST", "/commit/"] = [UploadFault(403, "not today")]
+    failed = quantkit(*command, env=environment(loopback))
+    assert failed.returncode == 2
+    assert "not today" in failed.stderr
+    words = " ".join(failed.stderr.split())
+    assert "the build is finished, and not published; to go on: quantkit publish" in words
+    done = quantkit(*command, "--json", env=environment(loopback))
     assert done.returncode == 0, done.stdout + done.stderr
-    assert f"Release: {loopback.address}/{REPOSITORY}" in done.stdout
-    assert head(loopback) is not None
+    facts = json.loads(done.stdout)
+    assert facts["published"]["commit"] == head(loopback)
+    assert facts["published"]["address"] == f"{loopback.address}/{REPOSITORY}"
+    assert facts["levels"][0]["name"] == "Q4"

@@ -127,11 +127,27 @@ def test_a_folder_that_is_no_build_is_refused(tmp_path: Path) -> None:
         read_build(tmp_path)
 
 
-def test_a_build_of_another_version_is_refused(own: Path) -> None:
-    def unknown(content: dict[str, dict[str, dict[str, object]]]) -> None:
-        content["parts"]["settings"]["recipe"] = {"name": "x", "unknown": 1}
+def test_a_build_of_an_older_version_is_refused(own: Path) -> None:
+    (own / "build.json").unlink()
+    rewrite(own, "report", [own / "report.html", own / "calibration.json"])
+    with pytest.raises(InputError, match=r"older quantkit: stage report has not written build\.js"):
+        read_build(own)
 
-    change_json(own / "receipts" / "report.json", unknown)
+
+def test_receipts_of_another_kind_are_refused(own: Path) -> None:
+    def odd(content: dict[str, Any]) -> None:
+        content["parts"] = ["a list"]
+
+    change_json(own / "receipts" / "validate.Q4.json", odd)
+    with pytest.raises(InputError, match="validate:Q4 has no receipt"):
+        read_build(own)
+
+
+def test_a_build_of_another_version_is_refused(own: Path) -> None:
+    def unknown(content: dict[str, dict[str, object]]) -> None:
+        content["recipe"] = {"name": "x", "unknown": 1}
+
+    change_json(own / "build.json", unknown)
     with pytest.raises(InputError, match="not readable by this version of quantkit"):
         read_build(own)
 

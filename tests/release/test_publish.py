@@ -335,3 +335,189 @@ def test_what_somebody_put_into_the_release_folder_stays(loopback: LoopbackHub, 
     assert "quantkit-demo-Q4.gguf" not in left
     assert (own / "release" / "mine.txt").read_text() == "mine"
     assert "mine.txt" not in names
+
+
+def flip(path: Path) -> None:
+    """Change a byte, and no more."""
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_what_was_checked_is_what_is_sent(loopback: LoopbackHub, own: Path) -> None:
+    place = own / "levels" / "Q4" / "niah.jsonl"
+    before = place.read_bytes()
+    job, prepared = ready(own)
+    loopback.upload_faults["POST", "/preupload/"] = [UploadFault(before=lambda: flip(place))]
+    assert send(prepared, job).made
+    assert files_at(loopback)["levels/Q4/niah.jsonl"] == before
+
+
+@pytest.mark.parametrize("name", ["niah.jsonl", "quantkit-demo-Q4.gguf"])
+def test_a_file_that_changes_before_it_is_sent_is_refused(
+    loopback: LoopbackHub, own: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    monkeypatch.setattr("quantkit.hub.writing.LARGE_BYTES", 3_000_000)  # and the artifact is large
+    job, prepared = ready(own)
+    flip(own / "levels" / "Q4" / name)
+    with pytest.raises(EnvironmentFault):
+        send(prepared, job)
+    assert loopback.commits_made == 0
+
+
+@pytest.mark.parametrize("link", ["release", "release/levels"])
+def test_nothing_is_written_through_a_link(
+    loopback: LoopbackHub, own: Path, tmp_path: Path, link: str
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (elsewhere / "disc.iso").write_bytes(b"mine")
+    (elsewhere / "SHA256SUMS").write_text(f"{hashlib.sha256(b'mine').hexdigest()}  disc.iso\n")
+    (own / link).parent.mkdir(exist_ok=True)
+    (own / link).symlink_to(own / "levels" if link != "release" else elsewhere)
+    before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    with pytest.raises(InputError, match=rf"{link} is no folder of its own"):
+        ready(own, dry_run=True)
+    assert {path.name for path in elsewhere.iterdir()} == {"disc.iso", "SHA256SUMS"}
+    assert all(path.read_bytes() == content for path, content in before.items())
+
+
+def test_an_edited_release_folder_is_not_overwritten(loopback: LoopbackHub, own: Path) -> None:
+    ready(own, dry_run=True)
+    card = own / "release" / "README.md"
+    card.write_text(card.read_text() + "my own words\n")
+    with pytest.raises(InputError, match=r"README\.md was changed after it was made.*move it away"):
+        ready(own, dry_run=True)
+    assert "my own words" in card.read_text()
+    card.unlink()
+    (own / "release" / "SHA256SUMS").unlink()  # as a run leaves it that was killed
+    ready(own, dry_run=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("README.md", b"---\nlicense: mit\n---\nMy words\n---\n"),
+        ("README.md", b"My words\n"),
+        ("SHA256SUMS", b"-----BEGIN PGP SIGNED MESSAGE-----\n"),
+        ("SHA256SUMS", b"0" * 64 + b"  disc.iso\n"),
+    ],
+)
+def test_somebody_s_own_files_are_never_overwritten_unasked(
+    loopback: LoopbackHub, own: Path, name: str, content: bytes
+) -> None:
+    loopback.write(REPOSITORY, {name: content, "disc.iso": b"theirs"})
+    with pytest.raises(InputError, match=rf"{name} is there, not as quantkit left it"):
+        publish(own)
+    publish(own, replace=True)
+    assert files_at(loopback)["disc.iso"] == b"theirs"  # of another's SHA256SUMS nothing goes
+
+
+def test_a_card_with_nothing_but_metadata_is_overwritten(loopback: LoopbackHub, own: Path) -> None:
+    loopback.write(REPOSITORY, {"README.md": b"---\nlicense: mit\n---\n"})
+    assert publish(own).made
+
+
+def test_the_hub_s_own_words_of_a_bad_request_are_told(loopback: LoopbackHub, own: Path) -> None:
+    loopback.upload_faults[COMMITS] = [UploadFault(400, "your push was rejected because of X")]
+    with pytest.raises(InputError, match=r"does not take .*\(400: your push was rejected because"):
+        publish(own)
+
+
+def test_metadata_that_the_hub_refuses_is_told_before_an_upload(
+    loopback: LoopbackHub, own: Path
+) -> None:
+    loopback.cards[SOURCE] = CARD | {"license": "weird-licence"}
+    with pytest.raises(InputError, match=r"does not take the card's metadata: .*license"):
+        publish(own, base_model=SOURCE)
+    assert not loopback.received
+
+
+def test_a_record_that_comes_late_is_waited_for(loopback: LoopbackHub, own: Path) -> None:
+    late = UploadFault(404, "Invalid rev id", "RevisionNotFound")
+    loopback.upload_faults["GET", r"/revision/[0-9a-f]{40}"] = [late]
+    assert publish(own).made
+    loopback.upload_faults["GET", r"/revision/[0-9a-f]{40}"] = [late] * 9
+    with pytest.raises(EnvironmentFault, match=r"was made in .*does not list it yet; run again"):
+        publish(own, "someone/another")
+
+
+def test_what_was_to_be_private_is_never_public(loopback: LoopbackHub, own: Path) -> None:
+    first = UploadFault(before=lambda: loopback.write(REPOSITORY, {}))
+    loopback.upload_faults["POST", "/repos/create"] = [first]
+    with pytest.raises(InputError, match="exists, and is public"):
+        publish(own, private=True)
+    assert not loopback.received
+
+
+def test_a_hub_that_dies_at_the_end_is_told_as_what_failed(
+    loopback: LoopbackHub, own: Path
+) -> None:
+    loopback.write(REPOSITORY, {})
+    job, prepared = ready(own)
+    loopback.upload_faults[COMMITS] = [UploadFault(500, "out of order")] * 9
+    loopback.upload_faults["GET", ""] = [UploadFault(500)] * 99
+    with pytest.raises(EnvironmentFault, match=r"publishing .*out of order.*what was uploaded is"):
+        send(prepared, job)
+
+
+def test_a_source_that_is_gone_is_told_and_no_end(
+    loopback: LoopbackHub, own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def from_the_hub(content: Any) -> None:  # noqa: ANN401
+        content |= {"model": "nvidia/gone", "commit": 40 * "a"}
+
+    change_json(own / "checkpoint.json", from_the_hub)
+    rewrite(own, "checkpoint")
+    prepared = prepare(PublishJob(own, TO, dry_run=True), Console())
+    assert (prepared.source.repository, prepared.source.licence) == ("nvidia/gone", "apache-2.0")
+    assert "the source cannot be seen: no repository nvidia/gone" in capsys.readouterr().out
+    with pytest.raises(InputError, match="no repository nvidia/nowhere"):
+        publish(own, base_model="nvidia/nowhere")
+    with pytest.raises(InputError, match="--base-model 'foo' is not OWNER/NAME"):
+        publish(own, base_model="foo")
+
+
+@pytest.mark.parametrize(
+    "branch", ["", "a b", "../x", "refs/heads/main", "refs/pr/3", "HEAD", 40 * "a", "-x", "x.lock"]
+)
+def test_what_is_no_branch_is_told_first(loopback: LoopbackHub, own: Path, branch: str) -> None:
+    with pytest.raises(InputError, match="is no name of a branch"):
+        publish(own, branch=branch)
+    assert not loopback.requests
+
+
+def test_the_owner_is_spelled_as_the_hub_does(loopback: LoopbackHub, own: Path) -> None:
+    assert publish(own, "SomeOne/quantkit-demo").address.endswith(f"/{REPOSITORY}")
+    assert not publish(own).made
+
+
+def test_a_reader_may_not_propose_either(
+    loopback: LoopbackHub, own: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loopback.write(REPOSITORY, {})
+    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
+    with pytest.raises(InputError, match="may only read"):
+        publish(own, propose=True)
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (UploadFault(403, "Private repository storage limit reached"), "has no room for"),
+        (UploadFault(403, "Forbidden"), "refuses to let you write to"),
+        (UploadFault(401, "Invalid credentials in Authorization header"), "refuses your access t"),
+    ],
+)
+def test_the_newer_storage_s_refusals_are_told_as_the_others(
+    loopback: LoopbackHub,
+    own: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    fault: UploadFault,
+    words: str,
+) -> None:
+    """With Xet, which is the default, and asks for a token of its own."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_DISABLE_XET", False)
+    loopback.upload_faults["GET", "/xet-write-token/"] = [fault]
+    with pytest.raises(InputError, match=words):
+        publish(own)
