@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from quantkit import __version__
@@ -59,24 +60,40 @@ def recipe_document(
         calibration: the build's calibration.json. From it are the hashes of the texts that
             whoever remakes the artifacts must have.
         model: what was built, OWNER/NAME@COMMIT; where it is a path, or None, the recipe's own.
-        imatrix: name of the importance matrix beside the document, which a build may take
-            instead of collecting it.
+        imatrix: name of the importance matrix beside the document: a build that took a ready one
+            takes it again, and another may take it instead of collecting it.
     """
     public = public_recipe(recipe, calibration)
     named = next((m for m in (model, public.model) if m is not None and _is_public(m)), "MODEL")
+    ready = bool((calibration or {}).get("ready"))
     command = f"quantkit build --model {named} --recipe {RECIPE} --target {TARGET}"
+    file = "FILE" if imatrix is None else _quoted(imatrix)
+    if ready:
+        command += f" --imatrix {file}"
     lines = [f"Made by quantkit {__version__}. Build it again in the folder of this file:", ""]
     lines += [f"  {command}", ""]
-    ready = (calibration or {}).get("ready")
-    if imatrix is not None:
-        taken = f"was taken from the file {_quoted(str(ready))}" if ready else "is in this folder"
+    if ready:
+        lines += [f"{file} is the importance matrix, a ready one that was given to the build.", ""]
+    elif imatrix is not None:
         lines += [
-            f"The importance matrix {taken}.",
-            f"With --imatrix {_quoted(imatrix)} it is not collected again.",
+            "The importance matrix is in this folder.",
+            f"With --imatrix {file} it is not collected again.",
             "",
         ]
-    lines += _own_texts(recipe, public, calibration)
+    lines += _own_texts(recipe, calibration)
     return _document(lines, public.model_dump(mode="json"))
+
+
+def own_texts(recipe: Recipe, *, ready: bool) -> tuple[str, ...]:
+    """The calibration texts that a build reads and that are the builder's own.
+
+    Args:
+        ready: the build takes a ready importance matrix; then the texts are read only for what
+            errors cost.
+    """
+    if ready and not recipe.measure.cost_chunks:
+        return ()
+    return tuple(name for name in dict.fromkeys(recipe.imatrix.sources) if _is_own(name))
 
 
 def public_target(target: Target) -> Target:
@@ -151,20 +168,29 @@ def _public_name(name: str, recorded: str) -> str:
 def _recorded(
     recipe: Recipe, calibration: Mapping[str, Any] | None
 ) -> dict[str, Mapping[str, Any]]:
-    """Source → what calibration.json says of it; empty where the imatrix was not collected."""
+    """Source → what calibration.json says of it; empty where the imatrix was not collected.
+
+    A name that one source and one record have is both's. What is left, texts of equal names and
+    folders such as `.`, is told apart by its order.
+    """
     if calibration is None or calibration.get("ready"):
         return {}
-    return dict(zip(recipe.imatrix.sources, calibration["sources"], strict=True))
+    sources, records = list(recipe.imatrix.sources), list(calibration["sources"])
+    called = [(_is_own(name), Path(name).name if _is_own(name) else name) for name in sources]
+    said = [(record.get("origin") == "disk", record["name"]) for record in records]
+    unique = {key for key in called if called.count(key) == said.count(key) == 1}
+    found = {sources[called.index(key)]: records[said.index(key)] for key in unique}
+    others = [name for name, key in zip(sources, called, strict=True) if key not in unique]
+    left = [record for record, key in zip(records, said, strict=True) if key not in unique]
+    return found | dict(zip(others, left, strict=True))
 
 
-def _own_texts(recipe: Recipe, public: Recipe, calibration: Mapping[str, Any] | None) -> list[str]:
+def _own_texts(recipe: Recipe, calibration: Mapping[str, Any] | None) -> list[str]:
     """Which texts must lie beside the document, with the hashes of their files."""
-    recorded = _recorded(recipe, calibration)
+    recorded, called = _recorded(recipe, calibration), _public_names(recipe, calibration)
     lines = []
-    for name, called in _public_names(recipe, calibration).items():
-        if not _is_own(name):
-            continue
-        lines.append(f"  {_quoted(called)}")
+    for name in own_texts(recipe, ready=bool((calibration or {}).get("ready"))):
+        lines.append(f"  {_quoted(called[name])}")
         for file in recorded.get(name, {}).get("files", ()):
             lines.append(f"    {_quoted(file['name'])} SHA-256 {_quoted(file['sha256'])}")
     if not lines:

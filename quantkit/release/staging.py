@@ -192,6 +192,8 @@ def _again(build: Build, source: SourceCard) -> str | None:
     """What `--model` takes to have the source's very files; None where nobody knows."""
     if build.is_demo:
         return "demo"
+    if any(name.endswith(".gguf") for name in build.source_files):
+        return None  # the repository that its header names holds another file
     if source.repository is None or source.commit is None:
         return source.repository
     return f"{source.repository}@{source.commit}"

@@ -19,6 +19,7 @@ from quantkit.calibration_sources import local_sources
 from quantkit.levels import LevelRecipe
 from quantkit.recipe import ImatrixRecipe, MeasureRecipe, Recipe, known_recipes, load_recipe
 from quantkit.release.documents import (
+    own_texts,
     public_recipe,
     public_target,
     recipe_document,
@@ -179,6 +180,56 @@ def test_two_texts_of_one_name_stay_two(tmp_path: Path) -> None:
     assert public_recipe(of_texts("x/a.txt", "x/a.txt")).imatrix.texts == ("a.txt", "a.txt")
 
 
+def hashes_of(document: str) -> dict[str, str]:
+    """What each own text of one file is called → the hash that the comment has for it."""
+    found = re.findall(r"^#   (\S+)\n#     \S+ SHA-256 (\w+)$", comments(document), re.MULTILINE)
+    return dict(found)
+
+
+def sha256_of(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def own_files(folder: Path, *names: str) -> dict[str, Path]:
+    """Texts, each with its own content."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"text of {name}")
+    return {name: folder / name for name in names}
+
+
+def test_an_unsorted_mixture_keeps_its_hashes(tmp_path: Path) -> None:
+    """Also where the recipe comes sorted by name, as receipts have it."""
+    files = own_files(tmp_path, "zz.txt", "aa.txt")
+    true = of_mixture(**{str(files["zz.txt"]): 1.0, "chat": 3.0, str(files["aa.txt"]): 2.0})
+    order = sorted(true.imatrix.mixture.items())
+    for recipe in (true, of_mixture(**dict(order)), of_mixture(**dict(reversed(order)))):
+        document = recipe_document(recipe, calibration_of(true))
+        assert hashes_of(document) == {name: sha256_of(path) for name, path in files.items()}
+        again = loaded(document, tmp_path).imatrix.mixture
+        assert again == {"zz.txt": 1.0, "chat": 3.0, "aa.txt": 2.0}
+
+
+def test_texts_of_one_name_have_the_hashes_of_their_order(tmp_path: Path) -> None:
+    files = own_files(tmp_path, "zz/a.txt", "b.txt", "aa/a.txt", "own/chat")
+    recipe = of_mixture(**dict.fromkeys(map(str, files.values()), 1.0), chat=1.0)
+    document = recipe_document(recipe, calibration_of(recipe))
+    first, b, second, chat = map(sha256_of, files.values())
+    assert hashes_of(document) == {"a.txt": first, "b.txt": b, "2/a.txt": second, "./chat": chat}
+
+
+def test_a_folder_without_a_name_has_the_hash_that_is_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = own_files(tmp_path, "here/x.txt", "b.txt")
+    monkeypatch.chdir(tmp_path / "here")
+    recipe = of_mixture(**{".": 1.0, str(files["b.txt"]): 2.0})
+    recorded = calibration_of(recipe)
+    assert [source["name"] for source in recorded["sources"]] == ["here", "b.txt"]
+    found = hashes_of(recipe_document(recipe, recorded))
+    assert found == {"here": sha256_of(files["here/x.txt"]), "b.txt": sha256_of(files["b.txt"])}
+
+
 @pytest.mark.parametrize("seed", [1, 2, 3])
 def test_chunks_keep_their_order_under_the_new_names(seed: int) -> None:
     paths = ("/home/me/a.txt", "/home/me/old/a.txt", "b/chat.jsonl", "/x/texts/", "chat", "code")
@@ -220,14 +271,34 @@ def test_texts_that_are_not_read_lose_their_path_too() -> None:
     assert "builder's own" not in document
 
 
-def test_a_ready_imatrix_is_told_and_its_texts_are_not_taken_for_the_recipes() -> None:
-    recorded = {"ready": "theirs.gguf", "sources": [{"name": "a.txt"}, {"name": "b.txt"}]}
-    document = recipe_document(of_texts("chat"), recorded, imatrix="m-imatrix.gguf")
-    assert "The importance matrix was taken from the file theirs.gguf." in comments(document)
-    assert "With --imatrix m-imatrix.gguf it is not collected again." in comments(document)
+READY = {"ready": "imatrix.gguf", "sources": [{"name": "a.txt"}, {"name": "b.txt"}]}
+
+
+def test_a_ready_imatrix_is_part_of_the_command() -> None:
+    document = recipe_document(of_texts("chat", model="demo"), READY, imatrix="m-imatrix.gguf")
+    command = "quantkit build --model demo --recipe recipe.yaml --target target.yaml"
+    assert f"#   {command} --imatrix m-imatrix.gguf\n" in document
+    assert "m-imatrix.gguf is the importance matrix, a ready one" in comments(document)
+    assert "not collected again" not in document
+    # the builder's name for it, and what somebody else collected it on
+    assert " imatrix.gguf" not in document
     assert "a.txt" not in document
-    collected = recipe_document(of_texts("chat"), imatrix="m-imatrix.gguf")
-    assert "The importance matrix is in this folder." in comments(collected)
+    collected = comments(recipe_document(of_texts("chat", model="demo"), imatrix="m-imatrix.gguf"))
+    assert f"#   {command}\n" in collected
+    assert "The importance matrix is in this folder." in collected
+    assert "With --imatrix m-imatrix.gguf it is not collected again." in collected
+
+
+def test_own_texts_are_asked_for_where_a_build_reads_them() -> None:
+    """With a ready matrix that is for what errors cost, if at all."""
+    recipe = of_texts("/home/me/mine.txt")
+    assert recipe.measure.cost_chunks
+    assert "#   mine.txt\n" in recipe_document(recipe, READY)
+    unread = recipe.model_copy(update={"measure": MeasureRecipe(cost_chunks=0)})
+    assert "mine.txt" not in comments(recipe_document(unread, READY))
+    assert "#   mine.txt\n" in recipe_document(unread)
+    assert own_texts(recipe, ready=True) == own_texts(unread, ready=False) == ("/home/me/mine.txt",)
+    assert own_texts(unread, ready=True) == ()
 
 
 @pytest.mark.parametrize("model", ["/home/me/model", "~/model", "./model", "models/mine/BF16"])

@@ -7,18 +7,27 @@ import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
 from quantkit.launch.files import SERVER_SCRIPT
-from quantkit.release.names import SUMS, evidence_folder
+from quantkit.release.names import MANIFEST, SUMS, evidence_folder
+
+_CHECKPOINT = "checkpoint.json"
 
 # common/download.cpp: what gguf_filename_is_model takes for something else than a model
 _NO_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 
 
-def download_command(repository: str, level: str, files: Sequence[str], folder: str) -> list[str]:
-    """Brings a level with its launch files, its evidence and the checksums into `folder`."""
-    wanted = files[0] if len(files) == 1 else f"{level}/*"
-    patterns = (wanted, f"{evidence_folder(level)}/*", SUMS)
+def get_command(repository: str, patterns: Iterable[str], folder: str) -> list[str]:
+    """Brings the repository's files of these names or patterns into `folder`."""
     included = [word for pattern in patterns for word in ("--include", pattern)]
     return ["hf", "download", repository, *included, "--local-dir", folder]
+
+
+def download_command(
+    repository: str, level: str, files: Sequence[str], imatrix: str, folder: str
+) -> list[str]:
+    """Brings a level with its launch files and all that `quantkit verify` reads into `folder`."""
+    wanted = files[0] if len(files) == 1 else f"{level}/*"
+    evidence = f"{evidence_folder(level)}/*"
+    return get_command(repository, (wanted, evidence, imatrix, MANIFEST, _CHECKPOINT, SUMS), folder)
 
 
 def script_command(level: str, folder: str) -> list[str]:

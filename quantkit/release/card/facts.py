@@ -43,6 +43,8 @@ class CardFacts:
         imatrix_file: its path in the repository.
         endpoint: of the Hub that the links lead to.
         licence_files: texts of the source's licence and notices, which are published with it.
+        source_files: names of the source's files, as checkpoint.json has them.
+        is_demo: the source is the model that comes with quantkit.
     """
 
     repository: str
@@ -63,3 +65,5 @@ class CardFacts:
     imatrix_file: str
     endpoint: str = "https://huggingface.co"
     licence_files: tuple[str, ...] = ()
+    source_files: tuple[str, ...] = ()
+    is_demo: bool = False

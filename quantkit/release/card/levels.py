@@ -81,7 +81,9 @@ def _row(facts: CardFacts, level: CardLevel, files: Mapping[str, Sequence[str]])
             "100%" if len(facts.levels) == 1 else "49%",
         ),
         get=shell(
-            wrapped(download_command(facts.repository, name, level.files, folder)),
+            wrapped(
+                download_command(facts.repository, name, level.files, facts.imatrix_file, folder)
+            ),
             wrapped(script_command(name, folder)),
         ),
         plan=shell(wrapped(local_command(result.command, first, folder))),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Sequence
 
 from quantkit.hub.card_text import readme_text
@@ -11,7 +12,7 @@ from quantkit.release.card.facts import CardFacts, CardLevel
 from quantkit.release.card.fits import cards_text, fit_rows, plan_commands
 from quantkit.release.card.header import card_header
 from quantkit.release.card.levels import level_rows, local_folder, score_text, why_left_out
-from quantkit.release.card.markdown import code, listed, plain, shell, tight, wrapped
+from quantkit.release.card.markdown import code, listed, plain, shell, tight
 from quantkit.release.card.retrieval import gate_rule, task_tables
 from quantkit.release.card.words import (
     access_words,
@@ -19,6 +20,7 @@ from quantkit.release.card.words import (
     licence_words,
     source_rows,
     source_words,
+    texts_licence_words,
     types_words,
     versions_words,
 )
@@ -64,13 +66,13 @@ def card_text(facts: CardFacts) -> str:
         measured=[result.kld for result in results if result.kld is not None],
         checked=[result for result in results if result.integrity is not None],
         texts=source_rows(facts.calibration),
+        texts_licence=texts_licence_words(facts.calibration),
         types=types_words(facts),
         again=again_words(facts),
         own_cards=cards_text(facts.target),
         versions=versions_words(facts.versions),
         sums=shell(
-            wrapped(["cd", local_folder(facts.model)]),
-            f"sha256sum --ignore-missing -c {SUMS}",
+            f"(cd {shlex.quote(local_folder(facts.model))} && sha256sum --ignore-missing -c {SUMS})"
         ),
     )
     header = card_header(facts.repository, facts.model, facts.source, results)

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.calibration_datasets import is_dataset
-from quantkit.calibration_sources import shipped_name
+from quantkit.release.card.commands import get_command
 from quantkit.release.card.facts import CardFacts
 from quantkit.release.card.levels import local_folder
 from quantkit.release.card.markdown import code, link, plain, shell, wrapped
+from quantkit.release.documents import own_texts
 from quantkit.release.names import RECIPE, TARGET, evidence_folder
 
 _DEMO = "demo"
@@ -77,6 +77,21 @@ def source_rows(calibration: Mapping[str, Any]) -> list[tuple[str, str, str]]:
     return rows
 
 
+def texts_licence_words(calibration: Mapping[str, Any]) -> str:
+    """What the table of `source_rows` says of licences; empty: there is no text in it."""
+    stated = [source.get("licence") is not None for source in calibration["sources"]]
+    if not stated:
+        return ""
+    if all(stated):
+        return "The calibration texts have the licences above."
+    if any(stated):
+        return (
+            "The calibration texts have the licences above; where the table says so, none is "
+            "stated."
+        )
+    return "Of the calibration texts no licence is stated."
+
+
 def types_words(facts: CardFacts) -> str:
     """How the levels' types were chosen."""
     published = {level.result.name for level in facts.levels}
@@ -103,9 +118,13 @@ def types_words(facts: CardFacts) -> str:
 class Again:
     """How the files are made and verified again; blocks of commands.
 
+    All of them go from the folder that the reader is in, so that one shell can run them in order.
+
     Attributes:
         build: the whole build; empty where a calibration text is not published.
         quantize: one level, from its types and the importance matrix.
+        verify: the repository, and what was downloaded.
+        compare: the same, against the original.
         model: a sentence on what the commands call the model; empty where it speaks for itself.
     """
 
@@ -113,6 +132,7 @@ class Again:
     build: str
     quantize: str
     verify: str
+    compare: str
     model: str
 
 
@@ -122,39 +142,32 @@ def again_words(facts: CardFacts) -> Again:
     types = f"{evidence_folder(level)}/allocation.json"
     packages = (f"{_PACKAGES.get(name, name)}=={text}" for name, text in facts.versions.items())
     ready = facts.calibration["ready"] is not None
-    matrix = ["--imatrix", facts.imatrix_file]
+    matrix = ["--imatrix", f"{folder}/{facts.imatrix_file}"]
     mtp = ["--mtp", "keep"] if facts.recipe.convert.mtp == "keep" else []
-    here = _here(facts)
-    download = [["quantkit", "download", model_again(facts), "--out", here]]
-    if facts.source.repository is None:
-        download = []
-    build = ["quantkit", "build", "--model", model_again(facts), "--target", TARGET]
-    build += ["--recipe", RECIPE, *(matrix if ready else [])]
-    quantize = ["quantkit", "quantize", "--model", here, "--types", types, *matrix, *mtp]
-    quantize += ["--out", f"{level}-again.gguf"]
-    quantized = [_get(facts, facts.imatrix_file, types), ["cd", folder], *download, quantize]
-    verify = ["quantkit", "verify", facts.repository]
-    own = any(
-        not is_dataset(name) and shipped_name(name) is None for name in facts.recipe.imatrix.sources
-    )
-    model = ""
-    if _is_demo(facts):
-        model = "`demo` is the model that comes with quantkit."
-    elif facts.source.repository is None:
-        model = (
-            f"{code(here)} is the model that these files were made from, a folder or a GGUF file: "
-            "[checkpoint.json](checkpoint.json) has the size and the SHA-256 of each of its files."
-        )
+    here, repository = _here(facts), _repository(facts)
+    download = [] if repository is None else [["quantkit", "download", repository, "--out", here]]
+    build = ["quantkit", "build", "--model", repository or here]
+    build += ["--target", f"{folder}/{TARGET}", "--recipe", f"{folder}/{RECIPE}"]
+    build += matrix if ready else []
+    quantize = ["quantkit", "quantize", "--model", here, "--types", f"{folder}/{types}"]
+    quantize += [*matrix, *mtp, "--out", f"{level}-again.gguf"]
+    quantized = [_get(facts, facts.imatrix_file, types), *download, quantize]
+    verify = ["quantkit", "verify"]
     brought = _get(facts, RECIPE, TARGET, *([facts.imatrix_file] if ready else []))
     return Again(
         install=_block(["pip", "install", *packages]),
-        build="" if own else _block(brought, ["cd", folder], build),
+        build="" if own_texts(facts.recipe, ready=ready) else _block(brought, build),
         quantize=shell(
             *map(wrapped, quantized),
             f"sha256sum {level}-again*.gguf",
         ),
-        verify=_block(verify, *download, [*verify, "--source", here]),
-        model=model,
+        verify=_block([*verify, facts.repository], [*verify, folder]),
+        compare=_block(
+            *download,
+            [*verify, facts.repository, "--source", here],
+            [*verify, folder, "--source", here, "--full"],
+        ),
+        model=_model_words(facts),
     )
 
 
@@ -163,28 +176,53 @@ def _block(*commands: list[str]) -> str:
 
 
 def _get(facts: CardFacts, *files: str) -> list[str]:
-    included = [word for file in files for word in ("--include", file)]
-    folder = local_folder(facts.model)
-    return ["hf", "download", facts.repository, *included, "--local-dir", folder]
+    return get_command(facts.repository, files, local_folder(facts.model))
 
 
-def model_again(facts: CardFacts) -> str:
-    """What `--model` is for `quantkit build`."""
+def _model_words(facts: CardFacts) -> str:
+    """What the commands call the model, where the reader has to bring it."""
+    if facts.is_demo:
+        return "`demo` is the model that comes with quantkit."
+    if _repository(facts) is not None:
+        return ""
+    here, files = code(_here(facts)), _gguf_files(facts)
+    listed = "[checkpoint.json](checkpoint.json) has"
+    if len(files) > 1:
+        return (
+            f"{here} is the first of the {len(files)} GGUF files that these files were made from, "
+            f"the others lie beside it: {listed} the name, the size and the SHA-256 of each, and "
+            "the names count too."
+        )
+    if files:
+        return (
+            f"{here} is the GGUF file that these files were made from: {listed} its size and its "
+            "SHA-256, and its name counts too."
+        )
+    return (
+        f"{here} is the folder of the model that these files were made from: {listed} the size and "
+        "the SHA-256 of each of its files."
+    )
+
+
+def _repository(facts: CardFacts) -> str | None:
+    """OWNER/NAME@COMMIT that has the very files of the source; None: no repository is known to."""
     source = facts.source
-    if source.repository is None:
-        return _here(facts)
+    # a GGUF file tells which repository its weights are of, not where the file itself lies
+    if source.repository is None or facts.is_demo or _gguf_files(facts):
+        return None
     return source.repository + ("" if source.commit is None else f"@{source.commit}")
 
 
 def _here(facts: CardFacts) -> str:
     """The model on the reader's disk; its own name goes into the headers of artifacts."""
-    return _DEMO if _is_demo(facts) else f"original/{facts.model}"
+    if facts.is_demo:
+        return _DEMO
+    return f"original/{next(iter(_gguf_files(facts)), facts.model)}"
 
 
-def _is_demo(facts: CardFacts) -> bool:
-    """Whether it is the model that comes with quantkit, and not a repository's."""
-    known = facts.source.repository is not None
-    return not known and (facts.recipe.model, facts.model) == (_DEMO, "quantkit-demo")
+def _gguf_files(facts: CardFacts) -> tuple[str, ...]:
+    """The source's files where they are GGUF, the first shard first."""
+    return tuple(name for name in facts.source_files if name.endswith(".gguf"))
 
 
 def versions_words(versions: Mapping[str, str]) -> str:

@@ -185,7 +185,8 @@ def test_commands_of_each_level(tmp_path: Path) -> None:
     ):
         assert [
             ["hf", "download", REPOSITORY, "--include", pattern, "--include", f"levels/{name}/*",
-             "--include", "SHA256SUMS", "--local-dir", MODEL],
+             "--include", f"{MODEL}-imatrix.gguf", "--include", "release.json", "--include",
+             "checkpoint.json", "--include", "SHA256SUMS", "--local-dir", MODEL],
             ["sh", f"{MODEL}/levels/{name}/run-llama-server.sh"],
         ] in found  # fmt: skip
         assert [["llama-server", "-m", f"{MODEL}/{file}", *options]] in found
@@ -206,11 +207,12 @@ def test_a_download_brings_the_level_and_nothing_else(tmp_path: Path, shards: in
     levels = [card_level(tmp_path, name, shards=shards) for name in ("Q4", "IQ4", "Q4_K")]
     files = [file for level in levels for file in level.files]
     files += [f"levels/{level.result.name}/niah.jsonl" for level in levels]
-    files += ["README.md", "SHA256SUMS", "release.json", f"{MODEL}-imatrix.gguf"]
-    words = download_command(REPOSITORY, "Q4", levels[0].files, MODEL)
+    verified = ["SHA256SUMS", "checkpoint.json", "release.json", f"{MODEL}-imatrix.gguf"]
+    files += ["README.md", "report.html", "recipe.yaml", *verified]
+    words = download_command(REPOSITORY, "Q4", levels[0].files, verified[-1], MODEL)
     patterns = [after for word, after in pairwise(words) if word == "--include"]
     assert sorted(filter_repo_objects(files, allow_patterns=patterns)) == sorted(
-        [*levels[0].files, "levels/Q4/niah.jsonl", "SHA256SUMS"]
+        [*levels[0].files, "levels/Q4/niah.jsonl", *verified]
     )
 
 
@@ -238,18 +240,16 @@ def test_what_it_was_made_from(tmp_path: Path) -> None:
     assert "gated: its terms are to be accepted" in card
     model = f"nvidia/Some-Model-120B@{COMMIT}"
     words = [words for block in blocks(card) for words in block]
-    assert ["quantkit", "build", "--model", model, "--target", "target.yaml", "--recipe",
-            "recipe.yaml"] in words  # fmt: skip
+    assert ["quantkit", "build", "--model", model, "--target", f"{MODEL}/target.yaml",
+            "--recipe", f"{MODEL}/recipe.yaml"] in words  # fmt: skip
     assert ["pip", "install", "quantkit-gguf==0.1.0", "llama-cpp-python==0.3.36",
             "gguf==0.19.0"] in words  # fmt: skip
     assert ["quantkit", "quantize", "--model", f"original/{MODEL}", "--types",
-            "levels/Q4/allocation.json", "--imatrix", f"{MODEL}-imatrix.gguf",
+            f"{MODEL}/levels/Q4/allocation.json", "--imatrix", f"{MODEL}/{MODEL}-imatrix.gguf",
             "--out", "Q4-again.gguf"] in words  # fmt: skip
     assert ["sha256sum", "Q4-again*.gguf"] in words
-    verified = [["quantkit", "verify", REPOSITORY],
-                ["quantkit", "download", model, "--out", f"original/{MODEL}"],
-                ["quantkit", "verify", REPOSITORY, "--source", f"original/{MODEL}"]]  # fmt: skip
-    assert verified in blocks(card)
+    assert "gives the same GGUF files" in card
+    assert "The last line prints what [SHA256SUMS](SHA256SUMS) has for Q4." in card
     mirrored = card_text(card_facts([level], endpoint="https://hub.example.org"))
     assert "](https://hub.example.org/nvidia/Some-Model-120B)" in mirrored
 
@@ -284,21 +284,27 @@ def test_what_cannot_be_repeated_is_not_promised(tmp_path: Path) -> None:
     assert "quantkit build" not in card
     assert "quantkit quantize" in card
     ready = CALIBRATION | {"ready": "their.dat", "sources": []}
+    # errors cost is measured on the text all the same, or it is not read at all
+    assert "quantkit build" not in card_text(card_facts([level], recipe=own, calibration=ready))
+    unread = own.model_copy(update={"measure": own.measure.model_copy(update={"cost_chunks": 0})})
+    assert "quantkit build" in card_text(card_facts([level], recipe=unread, calibration=ready))
     card = card_text(card_facts([level], calibration=ready))
     (build,) = [words for block in blocks(card) for words in block if words[1:2] == ["build"]]
-    assert build[-2:] == ["--imatrix", f"{MODEL}-imatrix.gguf"]
+    assert build[-2:] == ["--imatrix", f"{MODEL}/{MODEL}-imatrix.gguf"]
     assert "their.dat" not in card
 
 
 def test_the_model_that_comes_with_quantkit(tmp_path: Path) -> None:
-    recipe = small_recipe(["Q4"]).model_copy(update={"model": "demo"})
-    facts = card_facts([card_level(tmp_path, "Q4")], source=UNKNOWN, recipe=recipe)
-    words = [words for block in blocks(card_text(replace(facts, model="quantkit-demo")))
-             for words in block]  # fmt: skip
+    """Whatever recipe it was built by, and no other model that was built by its recipe."""
+    facts = card_facts([card_level(tmp_path, "Q4")], source=UNKNOWN, model="quantkit-demo")
+    card = card_text(replace(facts, is_demo=True))
+    words = [words for block in blocks(card) for words in block]
     assert ["quantkit", "verify", REPOSITORY, "--source", "demo"] in words
+    assert "--model demo --types" in card.replace(" \\\n  ", " ")
     assert ["quantkit", "download"] not in [some[:2] for some in words]
-    # another model, built by that recipe
-    assert "--source demo" not in card_text(facts)
+    assert "original/" not in card
+    recipe = small_recipe(["Q4"]).model_copy(update={"model": "demo"})
+    assert "--source demo" not in card_text(replace(facts, recipe=recipe))
 
 
 def test_calibration_and_experts(tmp_path: Path) -> None:
@@ -309,6 +315,26 @@ def test_calibration_and_experts(tmp_path: Path) -> None:
     assert "20,400 of 20,480 experts (99.6 %), and 98.0 % of all with 100 tokens or more" in card
     uncounted = card_facts([card_level(tmp_path, "Q5")], coverage=COVERAGE | {"counted": None})
     assert "of all with" not in card_text(uncounted)
+
+
+@pytest.mark.parametrize(
+    ("licences", "said"),
+    [
+        (("MIT", "CC0-1.0"), "The calibration texts have the licences above. "),
+        (("MIT", None), "licences above; where the table says so, none is stated. "),
+        ((None, None), "Of the calibration texts no licence is stated. "),
+        ((), ""),
+    ],
+)
+def test_licences_of_calibration_texts(
+    tmp_path: Path, licences: tuple[str | None, ...], said: str
+) -> None:
+    texts = [{"name": f"{n}", "licence": licence} for n, licence in enumerate(licences)]
+    facts = card_facts([card_level(tmp_path, "Q4")], calibration=CALIBRATION | {"sources": texts})
+    card = card_text(facts)
+    last = card[card.index("## Licence and attribution") :]
+    assert f"{said}The wording of the questions" in last
+    assert last.count("calibration texts") == bool(said)
 
 
 def test_types_chosen_by_a_preset_and_by_measurement(tmp_path: Path) -> None:
