@@ -22,11 +22,15 @@ from quantkit.encoding import write_shards
 from quantkit.formats.gguf_file import GGUFSource
 from quantkit.formats.gguf_writer import lay_out
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
+from quantkit.models import choose_model
 from quantkit.native.shared_libraries import library_version
 from quantkit.progress import SILENT
 from quantkit.quant_types import BY_NAME
 from quantkit.receipts import file_sha256
 from quantkit.release.sums import sums_text
+from quantkit.release.verifying.description import open_folder
+from quantkit.release.verifying.origin import Origin
+from quantkit.release.verifying.verify import Verified, verify
 from quantkit.stages.quantize import artifact_metadata, overhead_bytes
 from quantkit.values import MetaValue, TensorInfo
 
@@ -55,11 +59,22 @@ class SmallRelease:
     def files(self, level: str) -> list[str]:
         return list(json.loads(self.path("release.json").read_text())["levels"][level]["files"])
 
+    def sum_of(self, name: str) -> str:
+        """What SHA256SUMS says of a file."""
+        lines = self.path("SHA256SUMS").read_text().splitlines()
+        return next(line.split("  ")[0] for line in lines if line.endswith(f"  {name}"))
+
     def edit_json(self, name: str, change: Callable[[Any], None]) -> None:
         """Change a JSON file, with a hash that agrees."""
         content = json.loads(self.path(name).read_text())
         change(content)
         self.path(name).write_text(json.dumps(content))
+        self.sign()
+
+    def forge(self) -> None:
+        """Make all hashes agree with what is there, those of what was asked too."""
+        for level in LEVELS:
+            _say_what_was_asked(self.folder, level, self.files(level))
         self.sign()
 
     def sign(self) -> None:
@@ -68,6 +83,28 @@ class SmallRelease:
         names = [p.relative_to(self.folder) for p in self.folder.rglob("*") if p.is_file()]
         hashes = {name.as_posix(): file_sha256(self.folder / name) for name in names}
         self.path("SHA256SUMS").write_text(sums_text(hashes))
+
+
+def verified(folder: Path, source: Path | None = None, *, full: bool = False) -> Verified:
+    files, said = open_folder(folder, 2)
+    origin = None if source is None else Origin(choose_model(str(source)), 1, full)
+    return verify(files, said, origin, workers=2)
+
+
+def faults(release: SmallRelease) -> tuple[str, ...]:
+    """Without the source."""
+    return verified(release.folder).faults
+
+
+def set_to(*keys: Any, to: Any) -> Callable[[Any], None]:  # noqa: ANN401
+    """A change of a JSON file: the value at the end of `keys`."""
+
+    def change(content: Any) -> None:  # noqa: ANN401
+        for key in keys[:-1]:
+            content = content[key]
+        content[keys[-1]] = to
+
+    return change
 
 
 def write_small_release(folder: Path, source: Path) -> SmallRelease:
@@ -96,6 +133,7 @@ def write_small_release(folder: Path, source: Path) -> SmallRelease:
         result = finish_level(folder, level, answers)
         files = _write_level(folder, level, kind, model, imatrix)
         size = sum((folder / file).stat().st_size for file in files)
+        _say_what_was_asked(folder, level, files)
         levels[level] = {
             "files": files, "evidence": f"levels/{level}", "passed": result.passed,
             "baseline": False, "size_bytes": size, "bits_per_weight": 8 * size / elements,
@@ -143,6 +181,12 @@ def _write_level(
     allocation = {"total_bytes": total, "preset": None, "tensors": tensors}
     (folder / "levels" / level / "allocation.json").write_text(json.dumps(allocation))
     return [path.relative_to(folder).as_posix() for path in paths]
+
+
+def _say_what_was_asked(folder: Path, level: str, files: list[str]) -> None:
+    path = folder / "levels" / level / "validation.json"
+    hashes = {Path(file).name: file_sha256(folder / file) for file in files}
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"artifact": hashes}))
 
 
 def _type(info: TensorInfo, kind: str) -> str:

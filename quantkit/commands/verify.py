@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,12 +34,13 @@ class Asked:
         release: a folder, or OWNER/NAME[@REVISION] on the Hub.
         source: what it was made from: a folder, a GGUF file, or `demo`.
         full: all rows, not a sample.
+        seed: chooses the rows; None draws one, which nobody who wrote the release can know.
     """
 
     release: str
     source: str | None
     full: bool
-    seed: int
+    seed: int | None
     workers: int | None
     quiet: bool
     as_json: bool
@@ -68,7 +70,7 @@ def verify(asked: Asked) -> None:
         count, told = len(found.faults), "; ".join(found.faults[:FAULTS_TOLD])
         more = f"; and {count - FAULTS_TOLD} more" if count > FAULTS_TOLD else ""
         raise GateError(f"{found.where} is not what it says it is: {told}{more}")
-    console.line("Verified: everything that was compared agrees." + _unasked(asked))
+    console.line(_verdict(found) + _unasked(asked))
 
 
 def _origin(asked: Asked) -> Origin | None:
@@ -85,7 +87,8 @@ def _origin(asked: Asked) -> Origin | None:
             f"--source {asked.source} is a repository; download it first: quantkit download "
             f"{asked.source}"
         )
-    return Origin(choice, asked.seed, asked.full)
+    seed = secrets.randbits(32) if asked.seed is None else asked.seed
+    return Origin(choice, seed, asked.full)
 
 
 def _opened(asked: Asked, progress: Progress) -> tuple[ReleaseFiles, Description]:
@@ -115,6 +118,9 @@ def _opened(asked: Asked, progress: Progress) -> tuple[ReleaseFiles, Description
 
 
 def _print(console: Console, check: Check) -> None:
+    if check.agrees is None and not check.faults:
+        console.skipped(check.name, f"nothing to be compared: {check.compared}")
+        return
     if not check.faults:
         console.done(check.name, f"{check.compared}: {check.agrees}", check.seconds)
         return
@@ -129,10 +135,9 @@ def _print(console: Console, check: Check) -> None:
 def _print_rest(console: Console, found: Verified) -> None:
     from quantkit.release.verifying.claims import shown
 
-    covered = "which no hash covers" if found.description.kind == "release" else "of no receipt"
     for names, words in (
         (found.not_here, "not here, so not checked"),
-        (found.not_covered, covered),
+        (found.not_covered, _uncovered(found)),
     ):
         if names:
             some = ", ".join(map(shown, names[:NAMES_SHOWN]))
@@ -142,12 +147,25 @@ def _print_rest(console: Console, found: Verified) -> None:
         console.note(note)
 
 
+def _uncovered(found: Verified) -> str:
+    return "that no hash covers" if found.description.kind == "release" else "of no receipt"
+
+
+def _verdict(found: Verified) -> str:
+    """Where nothing is wrong: of what that is said, and of what not."""
+    count = len(found.not_covered)
+    but = f", except {count} file{'s' * (count > 1)} {_uncovered(found)}" if count else ""
+    empty = ", ".join(check.name for check in found.checks if check.agrees is None)
+    nothing = f" Nothing was here to be compared for: {empty}." if empty else ""
+    return f"Verified: everything that was compared agrees{but}.{nothing}"
+
+
 def _unasked(asked: Asked) -> str:
     """What a further run would compare."""
     if asked.source is None:
         return " --source MODEL compares the weights with those that it was made from."
     if not asked.full:
-        return " Other rows: --seed; all rows of a downloaded release: --full."
+        return " Another run takes other rows; all rows of a downloaded release: --full."
     return ""
 
 
@@ -163,6 +181,7 @@ def _facts(found: Verified) -> dict[str, Any]:
             {
                 "name": check.name,
                 "passed": not check.faults,
+                "compared": check.agrees is not None,
                 "seconds": round(check.seconds, 3),
                 **check.facts,
                 "faults": list(check.faults),

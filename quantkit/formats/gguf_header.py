@@ -1,7 +1,8 @@
 """The header of a GGUF file: a strict parser, of a mapping or of first bytes from elsewhere.
 
 Written for hostile input: every count and length is checked against the size of the file before
-anything is allocated. Layout: ggml's `docs/gguf.md`, version 3 (and 2, which has the same layout).
+anything is allocated, and what is kept is bounded. Layout: ggml's `docs/gguf.md`, version 3 (and
+2, which has the same layout).
 """
 
 from __future__ import annotations
@@ -32,8 +33,13 @@ SCALAR_FORMATS: dict[str, str] = {
 }  # fmt: skip
 FIRST_BYTES = 64 << 10
 """Of a file that is elsewhere, read at first: more than a header without a vocabulary has."""
-MOST_BYTES = 256 << 20
+MOST_BYTES = 64 << 20
 """Of such a header: a vocabulary of a quarter million tokens with its merges takes about 10 MB."""
+MOST_ITEMS = 4_000_000
+"""In all arrays together: each is a Python object, 20 times what an u16 takes in the file. The
+largest vocabularies, a million tokens with scores, types and merges, stay below."""
+MOST_ENTRIES = 100_000
+"""Keys, and tensors: each takes a kilobyte here and 30 bytes there; models have some thousands."""
 _LENGTH = struct.Struct("<Q")
 
 
@@ -75,6 +81,7 @@ class _Cursor:
 
     def __init__(self, buffer: mmap.mmap | bytes, size_bytes: int, name: str) -> None:
         self.buffer, self.size_bytes, self.name, self.at = buffer, size_bytes, name, 0
+        self.items = 0
 
     def fail(self, what: str) -> InputError:
         return InputError(
@@ -99,6 +106,21 @@ class _Cursor:
         value = self.number("Q")
         if value * smallest_item_bytes > self.size_bytes - self.at:
             raise self.fail(f"{what} claims {value} items, more than the file can hold,")
+        return value
+
+    def entries(self, smallest_bytes: int, what: str) -> int:
+        """The count of a table."""
+        value = self.count(smallest_bytes, what)
+        if value > MOST_ENTRIES:
+            raise self.fail(f"{what} has {value} items (limit {MOST_ENTRIES})")
+        return value
+
+    def array(self, smallest_item_bytes: int, what: str) -> int:
+        """The count of an array, before anything is read of it."""
+        value = self.count(smallest_item_bytes, what)
+        self.items += value
+        if self.items > MOST_ITEMS:
+            raise self.fail(f"arrays of {self.items} items together (limit {MOST_ITEMS})")
         return value
 
     def text(self, limit: int | None = None) -> str:
@@ -129,10 +151,10 @@ class _Cursor:
             return MetaValue(kind, self.scalar(kind))
         kind = self.kind(self.number("I"))
         if kind == "str":
-            count = self.count(8, "an array of strings")
+            count = self.array(8, "an array of strings")
             return MetaValue(kind, self.texts(count))
         code = SCALAR_FORMATS[kind]
-        count = self.count(struct.calcsize(code), "an array")
+        count = self.array(struct.calcsize(code), "an array")
         return MetaValue(
             kind, struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code)))
         )
@@ -158,7 +180,8 @@ def parse_header(buffer: mmap.mmap | bytes, name: str, size_bytes: int | None = 
         size_bytes: of the whole file, where `buffer` is only its beginning.
 
     Raises:
-        InputError: it is not GGUF, is truncated, or contradicts itself.
+        InputError: it is not GGUF, is truncated, contradicts itself, or holds more than
+            `MOST_ITEMS` or `MOST_ENTRIES`.
         _Unread: the header does not end in `buffer`.
     """
     cursor = _Cursor(buffer, len(buffer) if size_bytes is None else size_bytes, name)
@@ -167,8 +190,8 @@ def parse_header(buffer: mmap.mmap | bytes, name: str, size_bytes: int | None = 
     version = cursor.number("I")
     if version not in (2, 3):
         raise cursor.fail(f"version {version}, quantkit reads 2 and 3 (little-endian),")
-    tensor_count = cursor.count(24, "the tensor table")
-    metadata_count = cursor.count(12, "the metadata table")
+    tensor_count = cursor.entries(24, "the tensor table")
+    metadata_count = cursor.entries(12, "the metadata table")
     metadata: Metadata = {}
     for _ in range(metadata_count):
         key = cursor.text(MAX_NAME_BYTES)

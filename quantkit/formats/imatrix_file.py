@@ -26,6 +26,8 @@ from quantkit.values import Metadata, MetaValue, TensorInfo
 SUMS, COUNTS = ".in_sum2", ".counts"
 UNKNOWN = "quantkit.imatrix.unknown"
 """Ours, and only in what was made of a `.dat`: a GGUF does not show that counts were assumed."""
+LARGEST_IMPORTANCE = 1e18
+"""Of a mean squared activation: a larger one makes some of ggml's quantizers end the process."""
 LEGACY_CHUNK_TOKENS = 512
 """llama-imatrix's default: a `.dat` does not say how long its chunks were."""
 
@@ -61,6 +63,12 @@ class ImatrixEntry:
         if seen.any() and not seen.all():
             mean[~seen] = mean[seen].mean(axis=0)
         return mean
+
+    @property
+    def is_tame(self) -> bool:
+        """Whether all of its importance is a number that ggml can take."""
+        with np.errstate(over="ignore", invalid="ignore"):
+            return bool((self.importance() <= LARGEST_IMPORTANCE).all())
 
     @property
     def unseen(self) -> int:

@@ -192,7 +192,10 @@ def _source(build: Build, job: PublishJob, hub: Hub, console: Console) -> Source
     named = job.base_model
     if named is not None and not _SOURCE.fullmatch(named):
         raise InputError(f"--base-model {named!r} is not OWNER/NAME or OWNER/NAME@REVISION")
+    own, _, _revision = build.source.partition("@")
     name, _, revision = (named or build.source).partition("@")
+    if build.commit is not None and name.lower() != own.lower():
+        raise InputError(f"the build is of {own}, as its checkpoint.json says: leave --base-model")
     metadata, _tensors = build.header(build.levels[0])
     if "/" not in name:
         return from_metadata(metadata)
@@ -207,7 +210,9 @@ def _source(build: Build, job: PublishJob, hub: Hub, console: Console) -> Source
             "artifacts carry; whether it is gated is not known"
         )
         return from_metadata(metadata, name, commit)
-    return from_card(listing.repository, listing.commit, listing.card, listing.gated)
+    # by the name that it was built under: the Hub follows a repository that was renamed
+    known = own if build.commit is not None else listing.repository
+    return from_card(known, listing.commit, listing.card, listing.gated)
 
 
 def _levels(

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.errors import InputError
-from quantkit.formats.imatrix_file import Imatrix, read_imatrix, write_imatrix
+from quantkit.formats.imatrix_file import (
+    LARGEST_IMPORTANCE,
+    Imatrix,
+    read_imatrix,
+    write_imatrix,
+)
 from quantkit.measurement.candidates import is_quantizable
 from quantkit.receipts import atomic
 from quantkit.values import TensorInfo
@@ -44,6 +49,11 @@ def check_ready(path: Path, tensors: Sequence[TensorInfo]) -> ReadyImatrix:
             raise InputError(
                 f"{path}: {name} has {have} matrices, the model's has {want}; it was collected on "
                 "another model"
+            )
+        if not found.entries[name].is_tame:
+            raise InputError(
+                f"{path}: {name} has importance beyond {LARGEST_IMPORTANCE:g}, which no "
+                "activations give and ggml cannot take; collect it again"
             )
     notes = [f"{path.name}: {sentence}" for sentence in found.unknown]
     wanted = [i.name for i in tensors if i.name.startswith("blk.") and is_quantizable(i)]

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import broken_artifacts
 import pytest
@@ -13,6 +15,8 @@ from forked import quantkit
 from loopback_hub import hub
 from small_recipes import write_recipe
 from small_release import STACK, SmallRelease, write_small_release
+
+from quantkit.receipts import file_sha256
 
 Q4 = "tiny-Q4.gguf"
 
@@ -36,7 +40,9 @@ def test_a_good_release_takes_a_line_a_check(whole: SmallRelease) -> None:
     assert [line.split()[:2] for line in lines if line.startswith("✓")] == [
         ["✓", name] for name in ("files", "structure", "types", "claims", "source")
     ]
-    assert last.startswith("Verified: everything that was compared agrees. Other rows: --seed")
+    assert last.startswith(
+        "Verified: everything that was compared agrees. Another run takes other rows"
+    )
     assert any("Q4 did not pass its retrieval gate" in line for line in lines)
     quiet = quantkit("verify", whole.folder, "--quiet")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
@@ -57,6 +63,38 @@ def test_the_facts_as_json(whole: SmallRelease) -> None:
     assert (source["full"], source["seed"]) == (True, 4)
     assert source["rows"] == source["all_rows"] > 0
     assert source["hashed"] == source["files"] == 1
+
+
+def test_the_seed_is_drawn_and_can_be_given_again(whole: SmallRelease) -> None:
+    def source(*more: str) -> dict[str, Any]:
+        done = quantkit("verify", whole.folder, "--source", whole.source, "--json", *more)
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout)["checks"][-1])
+
+    one, other = source(), source()
+    assert one["seed"] != other["seed"]
+    assert one["seed"] != 1
+    assert source("--seed", str(one["seed"]))["seed"] == one["seed"]
+    done = quantkit("verify", whole.folder, "--source", whole.source)
+    assert re.search(r"sampled rows of [\d,]+ \(seed \d+\)", done.stdout), done.stdout
+
+
+def test_what_was_not_compared_gets_no_tick(release: SmallRelease) -> None:
+    shutil.rmtree(release.path("levels"))
+    release.path("notes.txt").write_text("mine")
+    done = quantkit("verify", release.folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("· types") and "no allocation.json" in line for line in lines)
+    (claims,) = (line for line in lines if line.startswith("✓ claims"))
+    assert "verdicts" not in claims
+    assert lines[-1].startswith(
+        "Verified: everything that was compared agrees, except 1 file that no hash covers. "
+        "Nothing was here to be compared for: types."
+    )
+    facts = json.loads(quantkit("verify", release.folder, "--json").stdout)
+    compared = {check["name"]: check["compared"] for check in facts["checks"]}
+    assert compared == {"files": True, "structure": True, "types": False, "claims": True}
 
 
 def test_what_is_wrong_is_named_and_the_exit_code_is_1(
@@ -151,6 +189,19 @@ def test_a_build_is_verified_by_its_receipts(tmp_path: Path) -> None:
     assert done.returncode == 1
     assert "levels/Q4/quantkit-demo-Q4.gguf has the SHA-256" in done.stderr
     artifact.write_bytes(whole)
+
+    validation = build / "levels" / "Q4" / "validation.json"
+    older = json.loads(validation.read_text())
+    assert older.pop("artifact") == {artifact.name: file_sha256(artifact)}
+    validation.write_text(json.dumps(older))
+    receipt = build / "receipts" / "validate.Q4.json"
+    content = json.loads(receipt.read_text())
+    for output in content["outputs"]:
+        output["sha256"] = file_sha256(build / output["path"])
+    receipt.write_text(json.dumps(content))
+    done = quantkit("verify", build)
+    assert done.returncode == 0, done.stderr
+    assert "Q4: validation.json does not say which file was asked" in done.stdout
 
     unfinished = tmp_path / "unfinished"
     shutil.copytree(build, unfinished)

@@ -472,6 +472,11 @@ def test_a_source_that_is_gone_is_told_and_no_end(
     prepared = prepare(PublishJob(own, TO, dry_run=True), Console())
     assert (prepared.source.repository, prepared.source.licence) == ("nvidia/gone", "apache-2.0")
     assert "the source cannot be seen: no repository nvidia/gone" in capsys.readouterr().out
+    with pytest.raises(InputError, match="the build is of nvidia/gone"):
+        publish(own, base_model=SOURCE)
+
+
+def test_a_source_that_is_named_must_be_there(loopback: LoopbackHub, own: Path) -> None:
     with pytest.raises(InputError, match="no repository nvidia/nowhere"):
         publish(own, base_model="nvidia/nowhere")
     with pytest.raises(InputError, match="--base-model 'foo' is not OWNER/NAME"):

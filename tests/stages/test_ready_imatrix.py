@@ -132,3 +132,11 @@ def test_an_imatrix_of_another_model_is_refused(
     with pytest.raises(InputError, match=words):
         take_ready(path, TENSORS, tmp_path / "imatrix.gguf")
     assert not (tmp_path / "imatrix.gguf").exists()
+
+
+def test_importance_that_ends_ggml_s_process_is_refused(tmp_path: Path) -> None:
+    columns = next(i.row_elements for i in TENSORS if i.name == "blk.2.attn_q.weight")
+    huge = dataclasses.replace(entry(1, columns), sums=np.full((1, columns), 3e38, np.float32))
+    path = written(tmp_path / "huge.gguf", **{"2.attn_q.weight": huge})
+    with pytest.raises(InputError, match=r"blk\.2\.attn_q\.weight has importance beyond 1e\+18"):
+        check_ready(path, TENSORS)

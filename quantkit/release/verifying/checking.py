@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from quantkit.errors import InputError
+from quantkit.formats.gguf_header import GGUFHeader
 from quantkit.progress import Progress
 from quantkit.release.verifying.claims import (
     AllocationClaims,
@@ -19,11 +20,18 @@ from quantkit.release.verifying.claims import (
 from quantkit.release.verifying.description import ALLOCATION, Description
 from quantkit.release.verifying.files import ReleaseFiles
 from quantkit.release.verifying.structure import Artifact
+from quantkit.values import MetaValue
 
 CheckName = Literal["files", "structure", "types", "claims", "source"]
 
+MOST_HEADER_BYTES = 256 << 20
+"""Of all headers together; the flagship's take about 10 MB each."""
+MOST_HELD_ITEMS = 8_000_000
+"""Kept of all headers, at some 60 bytes each: a vocabulary has about a million, and once."""
+ENTRY_ITEMS = 20
+"""What a tensor or a key takes, beside an array's item."""
 
-Outcome = tuple[str, str, Mapping[str, Any]]
+Outcome = tuple[str, str | None, Mapping[str, Any]]
 """What a check returns: `compared`, `agrees` and `facts` of `Check`."""
 
 
@@ -33,14 +41,15 @@ class Check:
 
     Attributes:
         compared: what was looked at, in words.
-        agrees: what was found right with it, in words, where there is no fault.
+        agrees: what was found right with it, in words, where there is no fault; None where
+            nothing was there to be compared, which `compared` then says.
         faults: a sentence for each thing that is wrong.
         facts: counts.
     """
 
     name: CheckName
     compared: str
-    agrees: str
+    agrees: str | None
     faults: tuple[str, ...]
     seconds: float
     facts: Mapping[str, Any]
@@ -65,6 +74,9 @@ class Job:
     checks: list[Check] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     artifacts: dict[str, Artifact] = field(default_factory=dict)
+    _header_bytes: int = 0
+    _held_items: int = 0
+    _values: dict[str, MetaValue] = field(default_factory=dict)
 
     def run(self, name: CheckName, check: Callable[[list[str]], Outcome]) -> None:
         """Run one check, which adds to the faults that it is given."""
@@ -74,6 +86,29 @@ class Job:
         done = Check(name, compared, agrees, plain, time.monotonic() - began, facts)
         self.checks.append(done)
         self.on_check(done)
+
+    def header(self, name: str) -> GGUFHeader:
+        """The header of a GGUF file; values that an earlier one has too are kept once.
+
+        Raises:
+            InputError: it is none, contradicts itself, or all headers take too much together.
+        """
+        if max(self._header_bytes - MOST_HEADER_BYTES, self._held_items - MOST_HELD_ITEMS) > 0:
+            raise InputError(
+                f"{shown(name)} was not read: the headers before it take {self._header_bytes} "
+                f"bytes and {self._held_items} values, {MOST_HEADER_BYTES} and {MOST_HELD_ITEMS} "
+                "are the limits of a release"
+            )
+        header = self.files.header(name)
+        self._header_bytes += header.data_start
+        self._held_items += ENTRY_ITEMS * (len(header.metadata) + len(header.stored))
+        kept = {}
+        for key, value in header.metadata.items():
+            if self._values.get(key) != value:
+                self._values[key] = value
+                self._held_items += len(value.value) if isinstance(value.value, tuple) else 0
+            kept[key] = self._values[key]
+        return replace(header, metadata=kept)
 
     def content(self, name: str, faults: list[str]) -> bytes | None:
         """A small file of the release; None where it is not here, or cannot be read: a fault."""

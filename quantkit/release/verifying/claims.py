@@ -5,15 +5,34 @@ Only what is verified is read; other keys are left alone.
 
 from __future__ import annotations
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    TypeAdapter,
+    ValidationError,
+)
 
 from quantkit.errors import InputError
 from quantkit.retrieval.results import Answer, TaskScore
 
 PROBLEMS_SHOWN = 3
 NAME_SHOWN = 120
+LARGEST = (1 << 63) - 1
+"""Of whole numbers: JSON allows thousands of digits, which no float holds and no screen."""
+
+Count = Annotated[int, Field(ge=0, le=LARGEST)]
+_Scored = TypeVar("_Scored", Answer, TaskScore)
+
+
+def _bounded(value: _Scored) -> _Scored:
+    for name, number in vars(value).items():
+        if isinstance(number, int) and abs(number) > LARGEST:
+            raise ValueError(f"{name} has more digits than any whole number that quantkit writes")
+    return value
 
 
 class _Claims(BaseModel):
@@ -27,8 +46,15 @@ class LevelClaims(_Claims):
     evidence: str
     passed: bool
     baseline: bool = False
-    size_bytes: int
-    bits_per_weight: float
+    size_bytes: Count
+    bits_per_weight: float = Field(ge=0, le=64)
+
+
+class SourceClaims(_Claims):
+    """What release.json says it was made from; on the Hub, or nothing."""
+
+    repository: str | None
+    commit: str | None
 
 
 class ReleaseClaims(_Claims):
@@ -37,7 +63,8 @@ class ReleaseClaims(_Claims):
     format: Literal[1]
     model: str
     architecture: str
-    parameters: int
+    parameters: Count
+    source: SourceClaims
     mtp: Literal["drop", "keep"]
     imatrix: str
     versions: dict[str, str]
@@ -48,13 +75,13 @@ class TensorClaims(_Claims):
     """A tensor in allocation.json."""
 
     type: str
-    bytes: int
+    bytes: Count
 
 
 class AllocationClaims(_Claims):
     """allocation.json; `preset` is the stock preset whose types it has."""
 
-    total_bytes: int
+    total_bytes: Count
     preset: str | None
     tensors: dict[str, TensorClaims]
 
@@ -63,29 +90,35 @@ class RetrievalClaims(_Claims):
     """The section `niah` of validation.json."""
 
     mode: str
-    context_tokens: int
-    trials: int
-    hits: int
+    context_tokens: Count
+    trials: Count
+    hits: Count
     lower_bound: float
     confidence: float
-    minimum_lower_bound: float | None
+    minimum_lower_bound: float | None = Field(ge=0, le=1)
     gate: tuple[str, ...]
     clustered: bool
     thinking: bool
-    tasks: tuple[TaskScore, ...] = Field(min_length=1)
+    tasks: tuple[Annotated[TaskScore, AfterValidator(_bounded)], ...] = Field(min_length=1)
 
 
 class ValidationClaims(_Claims):
-    """validation.json."""
+    """validation.json.
+
+    Attributes:
+        artifact: name of each file that was asked, without folder → its SHA-256; None where a
+            check does not say, as older ones and `quantkit niah`.
+    """
 
     passed: bool
     niah: RetrievalClaims
+    artifact: dict[str, str] | None = None
 
 
 class FileClaims(_Claims):
     """A file in checkpoint.json."""
 
-    size_bytes: int
+    size_bytes: Count
     sha256: str
 
 
@@ -97,7 +130,7 @@ class CheckpointClaims(_Claims):
     files: dict[str, FileClaims]
 
 
-_ANSWER = TypeAdapter(Answer)
+_ANSWER: TypeAdapter[Answer] = TypeAdapter(Annotated[Answer, AfterValidator(_bounded)])
 ClaimsT = TypeVar("ClaimsT", bound=BaseModel)
 
 

@@ -12,9 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from quantkit.encoding import Importance, encode_rows
-from quantkit.formats.imatrix_file import Imatrix
+from quantkit.errors import InputError
+from quantkit.formats.imatrix_file import LARGEST_IMPORTANCE, Imatrix
 from quantkit.formats.source import TensorSource
 from quantkit.native import kernels
 from quantkit.progress import SILENT, Progress
@@ -57,6 +59,7 @@ class _Tally:
     wrong_bytes: int = 0
     first: tuple[int, int] | None = None
     matrices: set[int] = field(default_factory=set)
+    unencoded: bool = False
 
     def add(self, span: Span, made: bytes, there: bytes) -> None:
         self.rows += span.stop - span.start
@@ -73,7 +76,12 @@ class _Tally:
         place = (span.matrix, span.start + int(wrong[0]))
         self.first = place if self.first is None else min(self.first, place)
 
-    def fault(self, level: str, info: TensorInfo) -> str | None:
+    def fault(self, level: str, info: TensorInfo, imatrix_file: str) -> str | None:
+        if self.unencoded:
+            return (
+                f"{level}: {shown(info.name)} cannot be encoded as {info.type_name} with what "
+                f"{imatrix_file} holds for it"
+            )
         if self.first is None:
             return None
         matrix, row = self.first
@@ -119,7 +127,11 @@ def metadata_faults(
 
 
 def shape_faults(
-    level: str, artifact: Artifact, source: TensorSource, imatrix: Imatrix
+    level: str,
+    artifact: Artifact,
+    source: TensorSource,
+    imatrix: Imatrix,
+    imatrix_file: str,
 ) -> dict[str, str]:
     """Tensor → why its rows cannot be compared with the source's; none where all can."""
     there = {info.name: info for info in artifact.infos}
@@ -137,9 +149,16 @@ def shape_faults(
         elif info.type_name in NEVER_MADE:
             reason = f"is {info.type_name}, the source's is {wanted.type_name}"
         elif entry is None and BY_NAME[info.type_name].needs_imatrix:
-            reason = f"is {info.type_name}, which needs importance, and the imatrix has none for it"
+            reason = f"is {info.type_name}, which needs importance; {imatrix_file} has none for it"
         elif entry is not None and entry.sums.shape != shape:
-            reason = f"has importance of the shape {entry.sums.shape}, not {shape}"
+            reason = (
+                f"has importance of the shape {entry.sums.shape} in {imatrix_file}, not {shape}"
+            )
+        elif entry is not None and not entry.is_tame:
+            reason = (
+                f"has importance in {imatrix_file} that no activations give: sums over counts "
+                f"beyond {LARGEST_IMPORTANCE:g}"
+            )
         else:
             continue
         faults[wanted.name] = f"{level}: {shown(wanted.name)} {reason}"
@@ -155,6 +174,7 @@ def compare(
     read: Read,
     source: TensorSource,
     imatrix: Imatrix,
+    imatrix_file: str,
     sampling: Sampling,
     workers: int,
     progress: Progress = SILENT,
@@ -162,36 +182,50 @@ def compare(
     """Encode rows of `source` as `artifact` has them, and compare the bytes.
 
     Args:
+        imatrix_file: its name, for messages.
         workers: threads, each of which reads, encodes and compares.
 
     Raises:
         InputError: the source's weights are not finite.
     """
-    unlike = shape_faults(level, artifact, source, imatrix)
+    unlike = shape_faults(level, artifact, source, imatrix, imatrix_file)
     places = artifact.tensors
     stored_types = {info.name: info.type_name for info in source.tensors}
     infos = [info for info in artifact.infos if info.name not in unlike]
-    importance: Importance = {
-        name: entry.importance()
-        for name, entry in imatrix.entries.items()
-        if name in places and name not in unlike
-    }
+    with np.errstate(over="ignore"):  # of tensors that are kept as they are
+        importance: Importance = {
+            name: entry.importance()
+            for name, entry in imatrix.entries.items()
+            if name in places and name not in unlike
+        }
     for kind in {BY_NAME[info.type_name] for info in infos}:
         if kind.is_quantized:
             kernels.prepare(kind)
     tallies = {info.name: _Tally() for info in infos}
     lock = threading.Lock()
 
+    def encoded(span: Span, importance: Importance) -> NDArray[np.uint8]:
+        rows, stored_type = (span.start, span.stop), stored_types[span.info.name]
+        return encode_rows(source, span.info, span.matrix, rows, importance, stored_type)
+
     def work(span: Span) -> None:
-        info = span.info
-        made = encode_rows(
-            source, info, span.matrix, (span.start, span.stop), importance, stored_types[info.name]
-        )
+        info, tally = span.info, tallies[span.info.name]
+        if tally.unencoded:
+            return
+        try:
+            made = encoded(span, importance)
+        except InputError:
+            weights = importance.get(info.name)
+            if weights is None:
+                raise
+            encoded(span, {info.name: np.ones_like(weights)})  # else it is the source
+            tally.unencoded = True
+            return
         file, at = places[info.name]
         start, stop = (at.offset + row * span.row_bytes for row in (span.start, span.stop))
         there = read(file, start, stop)
         with lock:
-            tallies[info.name].add(span, made.tobytes(), there)
+            tally.add(span, made.tobytes(), there)
             progress.advance(stop - start)
 
     if sampling.full:
@@ -201,7 +235,7 @@ def compare(
             total = sum((span.stop - span.start) * span.row_bytes for span in batch)
             progress.start(total, "B", level)
         run_all(work, batch, workers, threading.Event())
-    found = [tallies[info.name].fault(level, info) for info in infos]
+    found = [tallies[info.name].fault(level, info, imatrix_file) for info in infos]
     return Compared(
         tensors=len(infos),
         matrices=sum(len(tally.matrices) for tally in tallies.values()),

@@ -2,17 +2,27 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from pydantic import ValidationError
+
 from quantkit.errors import InputError
+from quantkit.levels import LevelRecipe
 from quantkit.models import artifact_name
 from quantkit.receipts import Receipt, finished_receipts
 from quantkit.release.names import MANIFEST, SUMS, evidence_folder
 from quantkit.release.sums import parse_sums
-from quantkit.release.verifying.claims import LevelClaims, ReleaseClaims, parse_claims, shown
+from quantkit.release.verifying.claims import (
+    LevelClaims,
+    ReleaseClaims,
+    SourceClaims,
+    parse_claims,
+    shown,
+)
 from quantkit.release.verifying.files import FolderFiles, ReleaseFiles
 
 RECEIPTS = "receipts"
@@ -22,6 +32,9 @@ EVIDENCE_FILES = (ALLOCATION, VALIDATION, ANSWERS)
 """Of a level, in the folder of its evidence."""
 BUILD_ONLY = frozenset({RECEIPTS, ".work", "checkpoint", "release"})
 """Folders of a build that hold no outputs of its stages."""
+MOST_NAME_CHARACTERS = 96
+"""Of a level; a file system gives the file's whole name 255 bytes."""
+_MODEL = re.compile(r"[\w.-]{1,200}")
 
 
 @dataclass(frozen=True)
@@ -34,6 +47,7 @@ class Description:
         architecture: None where it is not said.
         keep_prediction: the multi-token prediction layers are part of it.
         imatrix: name of the importance matrix.
+        source: what a release says it was made from; a build has no second word for it.
         versions: of what it was made with.
         stale: levels of a build that were made from what is no longer there; they are left out.
         unvalidated: levels of a build whose retrieval check is not done, or of another artifact.
@@ -49,6 +63,7 @@ class Description:
     imatrix: str
     versions: Mapping[str, str]
     levels: Mapping[str, LevelClaims]
+    source: SourceClaims | None = None
     stale: tuple[str, ...] = ()
     unvalidated: frozenset[str] = frozenset()
 
@@ -88,10 +103,14 @@ def describe_release(files: ReleaseFiles) -> Description:
         raise InputError(f"{files.where}: {SUMS} is not text") from None
     hashes = parse_sums(text)
     claims = parse_claims(ReleaseClaims, files.content(MANIFEST), MANIFEST)
-    for name in (claims.model, *claims.levels):
-        if not name.isprintable() or not name:
-            raise InputError(f"{MANIFEST}: {shown(name)} is no name of a model or a level")
+    if not _MODEL.fullmatch(claims.model):
+        raise InputError(f"{MANIFEST}: {shown(claims.model)} is no name of a model")
     for level, said in claims.levels.items():
+        if not _is_level_name(level):
+            raise InputError(
+                f"{MANIFEST}: {shown(level)} is no name of a level: letters, digits, '.', '_' and "
+                f"'-', {MOST_NAME_CHARACTERS} characters at most"
+            )
         unknown = [file for file in said.files if file not in hashes]
         if unknown:
             raise InputError(
@@ -122,7 +141,17 @@ def describe_release(files: ReleaseFiles) -> Description:
         imatrix=claims.imatrix,
         versions=claims.versions,
         levels=claims.levels,
+        source=claims.source,
     )
+
+
+def _is_level_name(name: str) -> bool:
+    """Whether a recipe could have called a level so."""
+    try:
+        LevelRecipe(name=name)
+    except ValidationError:
+        return False
+    return len(name) <= MOST_NAME_CHARACTERS
 
 
 def describe_build(folder: Path) -> Description:

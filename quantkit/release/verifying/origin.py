@@ -41,7 +41,7 @@ class Origin:
     """
 
     choice: ModelChoice
-    seed: int = 1
+    seed: int
     full: bool = False
 
     @property
@@ -61,17 +61,17 @@ def check_source(job: Job, origin: Origin, faults: list[str]) -> Outcome:
     named = ModelChoice(choice.kind, choice.path, None, said.model)
     source = open_source(named, keep_prediction=said.keep_prediction)
     files = hashed = 0
-    claims = job.claims(CheckpointClaims, CHECKPOINT, faults)
+    claims = job.claims(CheckpointClaims, CHECKPOINT, [])  # its faults were told before
     if claims is not None:
         wrong, hashed = source_faults(origin.folder, claims, origin.full, job.progress)
         faults += wrong
         files = len(claims.files)
     files_text = f"{count_text(files, 'file')} ({hashed} by hash)"
-    found = list[Compared]()
+    found, chosen = list[Compared](), {"seed": origin.seed, "full": origin.full}
     rows = {info.name: info.row_elements for info in source.tensors}
     imatrix = _imatrix(job, rows, faults)
     if imatrix is None:
-        return files_text, f"as in {CHECKPOINT}", {"files": files, "hashed": hashed}
+        return files_text, f"as in {CHECKPOINT}", {"files": files, "hashed": hashed, **chosen}
     requests = MOST_REQUESTS // max(1, len(job.artifacts)) if job.files.is_remote else None
     sampling = Sampling(origin.seed, origin.full, requests)
     workers = job.files.reads_at_once if job.files.is_remote else job.workers
@@ -83,7 +83,15 @@ def check_source(job: Job, origin: Origin, faults: list[str]) -> Outcome:
         )
         found.append(
             compare(
-                level, artifact, job.files.read, source, imatrix, sampling, workers, job.progress
+                level,
+                artifact,
+                job.files.read,
+                source,
+                imatrix,
+                job.said.imatrix,
+                sampling,
+                workers,
+                job.progress,
             )
         )
     total = together(found)
@@ -91,17 +99,18 @@ def check_source(job: Job, origin: Origin, faults: list[str]) -> Outcome:
     if total.faults:
         here = {PACKAGE: library_version(), "quantkit": __version__}
         job.notes.append(version_words(said.versions, here))
-    rows_text = f"{total.rows:,} sampled rows of {total.all_rows:,}"
+    rows_text = f"{total.rows:,} sampled rows of {total.all_rows:,} (seed {origin.seed})"
     if total.rows == total.all_rows:
         rows_text = f"all {total.rows:,} rows"
     compared = (
         f"{files_text}, {count_text(total.tensors, 'tensor')}, {total.matrices:,} of "
         f"{total.all_matrices:,} matrices, {rows_text}, {bytes_text(total.size_bytes)}"
     )
-    facts: dict[str, Any] = {"files": files, "hashed": hashed, "seed": origin.seed}
-    facts |= {"full": origin.full, "tensors": total.tensors, "matrices": total.matrices}
+    facts: dict[str, Any] = {"files": files, "hashed": hashed, **chosen}
+    facts |= {"tensors": total.tensors, "matrices": total.matrices}
     facts |= {"all_matrices": total.all_matrices, "rows": total.rows, "all_rows": total.all_rows}
-    return compared, "bit for bit", facts | {"size_bytes": total.size_bytes}
+    facts |= {"size_bytes": total.size_bytes}
+    return compared, "bit for bit" if total.rows else None, facts
 
 
 def _imatrix(job: Job, rows: Mapping[str, int], faults: list[str]) -> Imatrix | None:

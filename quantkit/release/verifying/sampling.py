@@ -28,7 +28,7 @@ class Sampling:
             matrix then lie together, and of the experts of a stack some may be left out.
     """
 
-    seed: int = 1
+    seed: int
     full: bool = False
     most_requests: int | None = None
 

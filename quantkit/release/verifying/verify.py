@@ -93,6 +93,12 @@ def _files(job: Job, not_here: tuple[str, ...], faults: list[str]) -> Outcome:
     files, said = job.files, job.said
     if files.is_remote:
         faults += [f"{name} is in {said.hashed_by}, not in the repository" for name in not_here]
+        faults += [
+            f"{shown(name)} is in the repository, and no hash of {said.hashed_by} covers it: "
+            "programs may load it for one of the release's"
+            for name in files.sizes
+            if name.lower().endswith(".gguf") and name not in said.hashes
+        ]
     names = [name for name in said.hashes if name in files.sizes]
     total = sum(files.sizes[name] for name in names)
     job.progress.start(total, "B", "hashes")
@@ -138,7 +144,7 @@ def _structure(job: Job, faults: list[str]) -> Outcome:
         if not all(file in job.files.sizes for file in claims.files):
             continue
         try:
-            artifact = Artifact({file: job.files.header(file) for file in claims.files})
+            artifact = Artifact({file: job.header(file) for file in claims.files})
         except InputError as error:
             faults.append(str(error))
             continue
@@ -152,6 +158,8 @@ def _structure(job: Job, faults: list[str]) -> Outcome:
     artifacts = count_text(len(job.artifacts), "artifact")
     compared = f"{artifacts} in {count_text(count, 'file')}, {count_text(tensors, 'tensor')}"
     facts = {"levels": len(job.artifacts), "files": count, "tensors": tensors}
+    if not job.artifacts:
+        return compared, None, facts
     return compared, "aligned, without gap or overlap, to the last byte", facts
 
 
@@ -166,4 +174,6 @@ def _types(job: Job, faults: list[str]) -> Outcome:
     where = count_text(levels, "level")
     compared = f"{count_text(tensors, 'tensor')} of {where}"
     facts = {"levels": levels, "tensors": tensors}
+    if not levels:
+        return f"no {ALLOCATION} of a level that could be read is here", None, facts
     return compared, f"type and bytes as in {ALLOCATION}", facts

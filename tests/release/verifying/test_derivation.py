@@ -12,6 +12,7 @@ import pytest
 from demo_artifacts import write_demo
 from small_release import EXPERTS, STACK, SmallRelease
 
+from quantkit.errors import InputError
 from quantkit.formats.gguf_file import GGUFFile, GGUFSource
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix
 from quantkit.models import choose_model, open_source
@@ -27,7 +28,7 @@ from quantkit.release.verifying.structure import Artifact
 from quantkit.stages.quantize import artifact_metadata, quantize
 from quantkit.values import MetaValue, TensorInfo
 
-FULL = Sampling(full=True)
+FULL = Sampling(1, full=True)
 FILE = "tiny-imatrix.gguf"
 
 
@@ -50,7 +51,7 @@ def compared(
 
     known = imatrix or read_imatrix(release.path("tiny-imatrix.gguf"))
     model = GGUFSource(source or release.source)
-    return compare("Q4", artifact_of(path), read, model, known, sampling, 2)
+    return compare("Q4", artifact_of(path), read, model, known, FILE, sampling, 2)
 
 
 def q4(release: SmallRelease) -> Path:
@@ -93,14 +94,14 @@ def test_the_seed_chooses_the_rows() -> None:
 def test_requests_are_bounded_where_the_artifact_is_elsewhere() -> None:
     stacks = [TensorInfo(f"s{n}", (512, 16, 32), "Q8_0") for n in range(10)]
     infos = [TensorInfo("a", (64, 32), "Q8_0"), *stacks]
-    (batch,) = spans(infos, Sampling(most_requests=301))
+    (batch,) = spans(infos, Sampling(1, most_requests=301))
     assert len(batch) == 301
     assert (batch[0].stop - batch[0].start) == 4  # rows of a matrix in one request
     for stack in stacks:
         experts = [span.matrix for span in batch if span.info is stack]
         assert len(set(experts)) == 30
         assert all(span.start // 16 == span.matrix for span in batch if span.info is stack)
-    (few,) = spans(infos, Sampling(most_requests=1))
+    (few,) = spans(infos, Sampling(1, most_requests=1))
     assert len(few) == 11  # no tensor is left out
 
 
@@ -157,14 +158,56 @@ def test_what_cannot_be_encoded_again_is_told_before_ggml_is_asked(
     starved = Artifact({"tiny-Q4.gguf": dataclasses.replace(header, stored=stored)})
     entries = {name: entry for name, entry in known.entries.items() if name != q}
     source, less = GGUFSource(release.source), dataclasses.replace(known, entries=entries)
-    assert shape_faults("Q4", starved, source, less) == {
-        q: f"Q4: {q} is IQ2_XXS, which needs importance, and the imatrix has none for it"
+    assert shape_faults("Q4", starved, source, less, FILE) == {
+        q: f"Q4: {q} is IQ2_XXS, which needs importance; {FILE} has none for it"
     }
     stack = known.entries[STACK]
     flat = ImatrixEntry(stack.sums[:1], stack.counts[:1])
     few = dataclasses.replace(known, entries={**known.entries, STACK: flat})
     (fault,) = compared(release, q4(release), imatrix=few).faults
-    assert f"has importance of the shape (1, 256), not ({EXPERTS}, 256)" in fault
+    assert f"has importance of the shape (1, 256) in {FILE}, not ({EXPERTS}, 256)" in fault
+
+
+@pytest.mark.parametrize(
+    ("sums", "counts"),
+    [(3e38, 1e-38), (1e38, 1.0), (1e19, 0.0001)],
+    ids=["infinite", "ggml would end the process", "large"],
+)
+@pytest.mark.parametrize("name", ["blk.0.ffn_down.weight", STACK])
+def test_importance_that_no_activation_has_is_no_fault_of_the_source(
+    whole_release: SmallRelease, name: str, sums: float, counts: float
+) -> None:
+    """In one column, which overflows in ggml's sums."""
+    known = read_imatrix(whole_release.path("tiny-imatrix.gguf"))
+    entry = known.entries[name]
+    wild = ImatrixEntry(entry.sums.copy(), entry.counts.copy())
+    wild.sums[-1, 3], wild.counts[-1] = sums, counts
+    other = dataclasses.replace(known, entries={**known.entries, name: wild})
+    (fault,) = compared(whole_release, q4(whole_release), imatrix=other).faults
+    assert fault == (
+        f"Q4: {name} has importance in {FILE} that no activations give: sums over counts beyond "
+        "1e+18"
+    )
+
+
+def test_importance_that_a_type_cannot_take_is_told_from_weights_that_it_cannot(
+    whole_release: SmallRelease, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Values of F16 are bounded, so some importance may still end in numbers that are none."""
+    name = "blk.0.ffn_down.weight"
+    known = read_imatrix(whole_release.path("tiny-imatrix.gguf"))
+    entry = known.entries[name]
+    wild = ImatrixEntry(np.full_like(entry.sums, 1e38), entry.counts)
+    other = dataclasses.replace(known, entries={**known.entries, name: wild})
+    monkeypatch.setattr("quantkit.formats.imatrix_file.LARGEST_IMPORTANCE", np.inf)
+    found = compared(whole_release, q4(whole_release), imatrix=other)
+    assert any(
+        fault == f"Q4: {name} cannot be encoded as Q4_K with what {FILE} holds for it"
+        for fault in found.faults
+    ), found.faults
+    broken = broken_artifacts.with_nan(whole_release.source, tmp_path / "nan.gguf", name)
+    with pytest.raises(InputError, match=f"of {name} are not finite"):
+        compared(whole_release, q4(whole_release), source=broken)
 
 
 def test_metadata_is_what_quantkit_writes(whole_release: SmallRelease) -> None:
@@ -209,7 +252,7 @@ def test_a_checkpoint_gives_the_bytes_that_a_gguf_of_it_holds(tmp_path: Path) ->
     def found(source_path: Path | None) -> Compared:
         model = source if source_path is None else GGUFSource(source_path)
         return compare(
-            "Q5", artifact, lambda _, start, stop: content[start:stop], model, none, FULL, 1
+            "Q5", artifact, lambda _, start, stop: content[start:stop], model, none, FILE, FULL, 1
         )
 
     of_checkpoint = found(None)

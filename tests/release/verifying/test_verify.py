@@ -13,29 +13,18 @@ from typing import Any
 import broken_artifacts
 import pytest
 from loopback_hub import Fault, LoopbackHub, hub
-from small_release import EXPERTS, STACK, SmallRelease
+from small_release import EXPERTS, STACK, SmallRelease, faults, set_to, verified
 
 from quantkit.errors import EnvironmentFault, InputError
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.hub.reading import Hub
 from quantkit.models import choose_model
-from quantkit.release.verifying.description import describe_release, open_folder
+from quantkit.release.verifying.description import describe_release
 from quantkit.release.verifying.files import HubFiles, ReleaseFiles
 from quantkit.release.verifying.origin import Origin
 from quantkit.release.verifying.verify import Verified, verify
 
 Q4 = "tiny-Q4.gguf"
-
-
-def verified(folder: Path, source: Path | None = None, *, full: bool = False) -> Verified:
-    files, said = open_folder(folder, 2)
-    origin = None if source is None else Origin(choose_model(str(source)), full=full)
-    return verify(files, said, origin, workers=2)
-
-
-def faults(release: SmallRelease) -> tuple[str, ...]:
-    """Without the source."""
-    return verified(release.folder).faults
 
 
 def change_bytes(path: Path, at: int, value: bytes) -> None:
@@ -109,6 +98,35 @@ def test_what_no_hash_covers_is_named(release: SmallRelease) -> None:
     assert (found.faults, found.not_covered) == ((), ("notes.txt",))
 
 
+@pytest.mark.parametrize("name", ["tiny-Q4_K_M.gguf", "more/other.GGUF"])
+def test_a_gguf_file_that_no_hash_covers_is_a_fault_where_others_download_it(
+    release: SmallRelease, name: str
+) -> None:
+    """llama.cpp's -hf takes what is there; a folder is a person's own."""
+    release.path(name).parent.mkdir(exist_ok=True)
+    shutil.copyfile(release.path(Q4), release.path(name))
+    found = verified(release.folder)
+    assert (found.faults, found.not_covered) == ((), (name,))
+    with hub({"someone/tiny-GGUF": release.folder}) as served:
+        (fault,) = of_hub(served).faults
+        assert fault.startswith(f"{name} is in the repository, and no hash of SHA256SUMS covers it")
+
+
+def test_importance_that_no_activation_has_is_a_fault_of_the_release(
+    release: SmallRelease,
+) -> None:
+    path = release.path("tiny-imatrix.gguf")
+    at = GGUFFile(path).stored[f"{STACK}.counts"]
+    change_bytes(path, at.offset, struct.pack("<f", 1e-38))
+    sums = GGUFFile(path).stored[f"{STACK}.in_sum2"]
+    change_bytes(path, sums.offset, struct.pack("<f", 3e38))
+    release.sign()
+    found = verified(release.folder, release.source).faults
+    assert len(found) == 2  # of each level
+    for level, fault in zip(("Q4", "Q8"), found, strict=True):
+        assert fault.startswith(f"{level}: {STACK} has importance in tiny-imatrix.gguf that no")
+
+
 def test_a_missing_shard(release: SmallRelease) -> None:
     second = release.files("Q8")[1]
     release.path(second).unlink()
@@ -121,7 +139,7 @@ def test_a_flipped_byte_of_weights(release: SmallRelease) -> None:
     change_bytes(release.path(Q4), at.offset + at.size_bytes - 1, b"\xaa")
     (fault,) = faults(release)
     assert fault.startswith(f"{Q4} has the SHA-256 ")
-    release.sign()
+    release.forge()
     assert faults(release) == ()  # what signs it can sign anything
     (fault,) = verified(release.folder, release.source, full=True).faults
     assert f"Q4: {STACK}, Q4_K, is not what the source gives in 1 of " in fault
@@ -132,7 +150,7 @@ def test_experts_in_each_other_s_place_are_found_by_a_sample(
 ) -> None:
     broken = broken_artifacts.swapped(release.path(Q4), tmp_path / "b.gguf", STACK, 0, EXPERTS - 1)
     os.replace(broken, release.path(Q4))
-    release.sign()
+    release.forge()
     assert faults(release) == ()
     found = verified(release.folder, release.source)
     (fault,) = found.faults
@@ -144,7 +162,7 @@ def test_another_type_than_was_allocated(release: SmallRelease, tmp_path: Path) 
     norm = "blk.0.attn_norm.weight"
     broken = broken_artifacts.mistyped(release.path(Q4), tmp_path / "b.gguf", norm, "I32")
     os.replace(broken, release.path(Q4))
-    release.sign()
+    release.forge()
     assert faults(release) == (f"Q4: {norm} is I32, allocation.json says F32",)
 
 
@@ -187,7 +205,7 @@ def test_tensors_with_a_gap(release: SmallRelease) -> None:
 def test_hyperparameters_that_are_not_the_source_s(release: SmallRelease, tmp_path: Path) -> None:
     broken = broken_artifacts.with_context_length(release.path(Q4), tmp_path / "b.gguf", 4096)
     os.replace(broken, release.path(Q4))
-    release.sign()
+    release.forge()
     assert faults(release) == ()
     assert verified(release.folder, release.source).faults == (
         "Q4: its metadata's llama.context_length is not what the source gives",
@@ -213,29 +231,20 @@ def test_another_source(release: SmallRelease, tmp_path: Path) -> None:
     assert fault == f"the source has no {release.source.name}, which checkpoint.json lists"
 
 
-def _set(*keys: Any, to: Any) -> Callable[[Any], None]:  # noqa: ANN401
-    def change(content: Any) -> None:  # noqa: ANN401
-        for key in keys[:-1]:
-            content = content[key]
-        content[keys[-1]] = to
-
-    return change
-
-
 @pytest.mark.parametrize(
     ("name", "change", "fault"),
     [
-        ("levels/Q4/validation.json", _set("passed", to=True), "passed is True in validation.json"),
-        ("levels/Q4/validation.json", _set("niah", "hits", to=32), "niah.hits is 32"),
-        ("levels/Q4/allocation.json", _set("total_bytes", to=1), "allocation.json says 1"),
-        ("release.json", _set("levels", "Q4", "passed", to=True), "True in release.json"),
-        ("release.json", _set("levels", "Q4", "size_bytes", to=5), "bytes, not 5"),
-        ("release.json", _set("levels", "Q4", "bits_per_weight", to=3.9), "weight, not 3.9000"),
-        ("release.json", _set("levels", "Q4", "files", to=["tiny-imatrix.gguf"]),
+        ("levels/Q4/validation.json", set_to("passed", to=True), "passed is True in "),
+        ("levels/Q4/validation.json", set_to("niah", "hits", to=32), "niah.hits is 32"),
+        ("levels/Q4/allocation.json", set_to("total_bytes", to=1), "allocation.json says 1"),
+        ("release.json", set_to("levels", "Q4", "passed", to=True), "True in release.json"),
+        ("release.json", set_to("levels", "Q4", "size_bytes", to=5), "bytes, not 5"),
+        ("release.json", set_to("levels", "Q4", "bits_per_weight", to=3.9), "weight, not 3.9000"),
+        ("release.json", set_to("levels", "Q4", "files", to=["tiny-imatrix.gguf"]),
          "Q4: tiny-imatrix.gguf is a file of the importance matrix too"),
-        ("release.json", _set("parameters", to=7), "parameters, not 7"),
-        ("release.json", _set("architecture", to="qwen3"), "architecture is llama, not qwen3"),
-        ("release.json", _set("imatrix", to=Q4), "general.type is not 'imatrix'"),
+        ("release.json", set_to("parameters", to=7), "parameters, not 7"),
+        ("release.json", set_to("architecture", to="qwen3"), "architecture is llama, not qwen3"),
+        ("release.json", set_to("imatrix", to=Q4), "general.type is not 'imatrix'"),
         ("release.json", lambda c: c["levels"].pop("Q4"), f"{Q4} is of no level in release.json"),
     ],
 )  # fmt: skip
@@ -310,15 +319,15 @@ def test_names_that_lead_elsewhere(release: SmallRelease, tmp_path: Path) -> Non
         verified(release.folder)
     sums.write_text(text)
     for key, name in (("files", ["../secret"]), ("files", ["/etc/passwd"])):
-        release.edit_json("release.json", _set("levels", "Q4", key, to=name))
+        release.edit_json("release.json", set_to("levels", "Q4", key, to=name))
         with pytest.raises(InputError, match=f"levels.Q4.{key} names {name[0]}, which is not in"):
             verified(release.folder)
-    release.edit_json("release.json", _set("levels", "Q4", "files", to=[Q4]))
-    release.edit_json("release.json", _set("levels", "Q4", "evidence", to="../../../etc"))
+    release.edit_json("release.json", set_to("levels", "Q4", "files", to=[Q4]))
+    release.edit_json("release.json", set_to("levels", "Q4", "evidence", to="../../../etc"))
     with pytest.raises(InputError, match=r"levels\.Q4\.evidence gives \.\./\.\./\.\./etc/alloc"):
         verified(release.folder)
-    release.edit_json("release.json", _set("levels", "Q4", "evidence", to="levels/Q4"))
-    release.edit_json("release.json", _set("model", to="x\x1b[2J"))
+    release.edit_json("release.json", set_to("levels", "Q4", "evidence", to="levels/Q4"))
+    release.edit_json("release.json", set_to("model", to="x\x1b[2J"))
     with pytest.raises(InputError, match=r"x\\u001b\[2J"):
         verified(release.folder)
 
@@ -333,14 +342,9 @@ def test_links_that_lead_elsewhere(release: SmallRelease, tmp_path: Path) -> Non
     release.path("README.md").unlink()
     release.path("README.md").symlink_to("checkpoint.json")
     assert faults(release) == (
-        f"README.md has the SHA-256 {_sum(release, 'checkpoint.json')[:12]}…, SHA256SUMS says "
-        f"{_sum(release, 'README.md')[:12]}…",
+        f"README.md has the SHA-256 {release.sum_of('checkpoint.json')[:12]}…, SHA256SUMS says "
+        f"{release.sum_of('README.md')[:12]}…",
     )
-
-
-def _sum(release: SmallRelease, name: str) -> str:
-    lines = release.path("SHA256SUMS").read_text().splitlines()
-    return next(line.split("  ")[0] for line in lines if line.endswith(f"  {name}"))
 
 
 @pytest.mark.timeout(60)
@@ -390,7 +394,7 @@ def opened(served: LoopbackHub) -> ReleaseFiles:
 
 def of_hub(served: LoopbackHub, source: Path | None = None) -> Verified:
     files = opened(served)
-    origin = None if source is None else Origin(choose_model(str(source)))
+    origin = None if source is None else Origin(choose_model(str(source)), 1)
     return verify(files, describe_release(files), origin)
 
 
@@ -427,7 +431,7 @@ def test_a_repository_that_does_not_agree(release: SmallRelease, tmp_path: Path)
         for name in (Q4, "levels/Q4/placement.json"):
             assert any(fault.startswith(f"{name} has the SHA-256 ") for fault in found.faults)
         assert found.not_covered == ("extra.bin",)
-        release.sign()
+        release.forge()
     with hub({"someone/tiny-GGUF": release.folder}) as served:
         (fault,) = of_hub(served, release.source).faults
         assert f"Q4: {STACK}, Q4_K, is not what the source gives in 2 of" in fault
@@ -477,6 +481,9 @@ def test_what_a_person_did_not_download_is_no_json(release: SmallRelease) -> Non
     assert found.faults == ()
     assert fact(found, "types", "levels") == 0
     assert fact(found, "claims", "validations") == 0
+    agrees = {check.name: check.agrees for check in found.checks}
+    assert agrees["types"] is None
+    assert agrees["claims"] == "sizes and bits as stated"
     assert len([name for name in found.not_here if name.startswith("levels/")]) == 8
 
 
