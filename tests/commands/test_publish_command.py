@@ -153,7 +153,12 @@ def test_ctrl_c_ends_it_although_an_upload_is_under_way(loopback: LoopbackHub, o
     loopback.upload_bytes_per_second = 300_000  # all of it would take half a minute
     program = [sys.executable, "-c", "from quantkit.cli import main; main()"]
     command = [*program, "publish", str(own), "--to", TO, "--quiet"]
-    started = subprocess.Popen(command, env=environment(loopback), stderr=subprocess.DEVNULL)
+    started = subprocess.Popen(
+        command,
+        env=environment(loopback),
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may ignore it
+    )
     while not sum(loopback.received.values()):
         assert started.poll() is None
         time.sleep(0.02)
