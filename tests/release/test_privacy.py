@@ -30,7 +30,7 @@ from quantkit.values import Metadata, MetaValue, TensorInfo
 TOKEN = "hf_" + "aB3" * 11
 """A token's shape; nobody's."""
 MINE = Private(
-    folders=("/home/jo", "/data/builds/demo", "/tmp", "/opt/quantkit", "/work"),
+    folders=("/home/jo", "/data/builds/demo", "/tmp", "/opt/quantkit", "/stuff"),
     users=("jo",),
     hosts=("tower", "tower.lab.example"),
     token="no-shape-at-all-1234",
@@ -89,8 +89,8 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
         "https://files.example/home/jo/a.txt",
         "/data/builds/demo/levels/Q4",
         "/opt/quantkit/quantkit/cli.py",
-        "cd /work; make",
-        "/work/a",
+        "cd /stuff; make",
+        "/stuff/a",
         "/scratch/users/jo/run-3",
         "/net/tower/models",
         "~jo/texts",
@@ -199,7 +199,7 @@ def test_a_token_is_found_and_never_shown(token: str, form: str, tmp_path: Path)
         "$folder/home/a ${X}/tmp/a $(dirname)/tmp/b %C/tmp/c",
         "/home/ and /tmp/, /home/…, /home/$USER, /home/<you>",
         "~ 3 %, ~jo",
-        "/workshop /worker",
+        "/stuffing /stuffed",
         r"blk\.(\d+)\.ffn_(up|down)_exps \\d+\\w \\d",
         "sk-learn-estimator-doc-link-label risk-0123456789ABCDEFabcdef",
         "hf_transfer hf_hub_download",
@@ -344,7 +344,7 @@ def test_templates_and_vocabularies_are_the_checkpoints(tmp_path: Path) -> None:
         "/mnt/data",
         "C:\\Users\\x",
         "file://a",
-        "/work",
+        "/stuff",
     )
     path = write_gguf(
         tmp_path / "m.gguf",
