@@ -34,7 +34,8 @@ def test_it_is_read_back_as_it_was_meant(tmp_path: Path) -> None:
     assert (data.license, data.license_name) == ("other", "nvidia-open-model-license")
     assert data.license_link == "https://x.org/licence"
     assert data.language == ["en", "no"]  # not false, as YAML 1.1 reads a bare no
-    assert (data.library_name, data.pipeline_tag) == ("gguf", "text-generation")
+    stated = data.to_dict()
+    assert (stated["library_name"], stated["pipeline_tag"]) == ("gguf", "text-generation")
     assert data.tags == ["gguf", "imatrix"]
     assert data["quantized_by"] == "someone"
     assert data.model_name == "Some-Model-120B"
