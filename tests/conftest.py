@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from small_release import SmallRelease
 
 
 @pytest.fixture(scope="session")
@@ -14,6 +18,21 @@ def finished_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from finished_builds import build
 
     return build(tmp_path_factory.mktemp("a build"))
+
+
+@pytest.fixture(scope="session")
+def whole_release(tmp_path_factory: pytest.TempPathFactory) -> SmallRelease:
+    """A small release; it is not to be changed."""
+    from small_release import write_small_release
+
+    folder = tmp_path_factory.mktemp("release")
+    return write_small_release(folder / "whole", folder / "tiny.gguf")
+
+
+@pytest.fixture
+def release(whole_release: SmallRelease, tmp_path: Path) -> SmallRelease:
+    """A copy to break."""
+    return whole_release.copy(tmp_path / "release")
 
 
 def pytest_configure() -> None:

@@ -14,29 +14,18 @@ import pytest
 from forked import quantkit
 from loopback_hub import hub
 from small_recipes import write_recipe
-from small_release import STACK, SmallRelease, write_small_release
+from small_release import STACK, SmallRelease
 
 from quantkit.receipts import file_sha256
 
 Q4 = "tiny-Q4.gguf"
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> SmallRelease:
-    folder = tmp_path_factory.mktemp("release")
-    return write_small_release(folder / "whole", folder / "tiny.gguf")
-
-
-@pytest.fixture
-def release(whole: SmallRelease, tmp_path: Path) -> SmallRelease:
-    return whole.copy(tmp_path / "release")
-
-
-def test_a_good_release_takes_a_line_a_check(whole: SmallRelease) -> None:
-    done = quantkit("verify", whole.folder, "--source", whole.source)
+def test_a_good_release_takes_a_line_a_check(whole_release: SmallRelease) -> None:
+    done = quantkit("verify", whole_release.folder, "--source", whole_release.source)
     assert (done.returncode, done.stderr) == (0, "")
     first, *lines, last = done.stdout.splitlines()
-    assert first == f"{whole.folder}: a release of tiny, Q4, Q8"
+    assert first == f"{whole_release.folder}: a release of tiny, Q4, Q8"
     assert [line.split()[:2] for line in lines if line.startswith("✓")] == [
         ["✓", name] for name in ("files", "structure", "types", "claims", "source")
     ]
@@ -44,13 +33,20 @@ def test_a_good_release_takes_a_line_a_check(whole: SmallRelease) -> None:
         "Verified: everything that was compared agrees. Another run takes other rows"
     )
     assert any("Q4 did not pass its retrieval gate" in line for line in lines)
-    quiet = quantkit("verify", whole.folder, "--quiet")
+    quiet = quantkit("verify", whole_release.folder, "--quiet")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
 
-def test_the_facts_as_json(whole: SmallRelease) -> None:
+def test_the_facts_as_json(whole_release: SmallRelease) -> None:
     done = quantkit(
-        "verify", whole.folder, "--source", whole.source, "--full", "--seed", "4", "--json"
+        "verify",
+        whole_release.folder,
+        "--source",
+        whole_release.source,
+        "--full",
+        "--seed",
+        "4",
+        "--json",
     )
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
@@ -65,9 +61,11 @@ def test_the_facts_as_json(whole: SmallRelease) -> None:
     assert source["hashed"] == source["files"] == 1
 
 
-def test_the_seed_is_drawn_and_can_be_given_again(whole: SmallRelease) -> None:
+def test_the_seed_is_drawn_and_can_be_given_again(whole_release: SmallRelease) -> None:
     def source(*more: str) -> dict[str, Any]:
-        done = quantkit("verify", whole.folder, "--source", whole.source, "--json", *more)
+        done = quantkit(
+            "verify", whole_release.folder, "--source", whole_release.source, "--json", *more
+        )
         assert done.returncode == 0, done.stderr
         return dict(json.loads(done.stdout)["checks"][-1])
 
@@ -75,7 +73,7 @@ def test_the_seed_is_drawn_and_can_be_given_again(whole: SmallRelease) -> None:
     assert one["seed"] != other["seed"]
     assert one["seed"] != 1
     assert source("--seed", str(one["seed"]))["seed"] == one["seed"]
-    done = quantkit("verify", whole.folder, "--source", whole.source)
+    done = quantkit("verify", whole_release.folder, "--source", whole_release.source)
     assert re.search(r"sampled rows of [\d,]+ \(seed \d+\)", done.stdout), done.stdout
 
 
