@@ -55,9 +55,9 @@ $(SOURCE_STAMP): constraints.txt scripts/fetch_llama_cpp.py | $(STAMP)
 	@"$(BIN)/python" scripts/fetch_llama_cpp.py "$(ORACLE)/llama.cpp"
 	@touch "$(SOURCE_STAMP)"
 
-$(ORACLE_STAMP): tests/families/oracle-requirements.txt constraints.txt | $(SOURCE_STAMP) $(ORACLE_VENV)
+$(ORACLE_STAMP): tests/models/families/oracle-requirements.txt constraints.txt | $(SOURCE_STAMP) $(ORACLE_VENV)
 	@echo "installing torch and transformers into $(ORACLE_VENV), for comparison only"
-	@"$(ORACLE_VENV)/bin/python" -m pip install --disable-pip-version-check -q -r tests/families/oracle-requirements.txt
+	@"$(ORACLE_VENV)/bin/python" -m pip install --disable-pip-version-check -q -r tests/models/families/oracle-requirements.txt
 	@touch "$(ORACLE_STAMP)"
 
 # The source's dates are the same in every version, so nothing of another build may be left.
@@ -86,6 +86,7 @@ check: $(STAMP)
 	"$(BIN)/ruff" check .
 	"$(BIN)/ruff" format --check .
 	"$(BIN)/mypy"
+	"$(BIN)/lint-imports"
 
 format: $(STAMP)
 	"$(BIN)/ruff" check --fix .

@@ -15,17 +15,17 @@ from dataclasses import dataclass
 import numpy as np
 from make_shape import gguf_tensors, model_config
 
-from quantkit.card_memory import EMBEDDING, CardMemory, card_memory, padded_bytes
-from quantkit.families.geometry import geometry_of
-from quantkit.families.registry import family_for
-from quantkit.fitting import target_budget
-from quantkit.levels import LevelRecipe
-from quantkit.measurement.candidates import admissible, is_quantizable
-from quantkit.recipe import STOCK_CANDIDATES
-from quantkit.sizes import GIB
-from quantkit.stages.allocate import Allocation, allocate
-from quantkit.target import CardSpec, Target
-from quantkit.values import TensorInfo
+from quantkit.config.levels import LevelRecipe
+from quantkit.config.recipe import STOCK_CANDIDATES
+from quantkit.config.target import CardSpec, Target
+from quantkit.core.units import GIB
+from quantkit.formats.tensors import TensorInfo
+from quantkit.models.families.registry import family_for
+from quantkit.models.geometry import geometry_of
+from quantkit.plan.allocate import Allocation, allocate
+from quantkit.plan.fit import target_budget
+from quantkit.plan.gpu_memory import EMBEDDING, CardMemory, card_memory, padded_bytes
+from quantkit.study.candidates import admissible, is_quantizable
 
 CONFIG = model_config("nemotron-3-super", mtp=False)
 TYPES = (*STOCK_CANDIDATES, "NVFP4")

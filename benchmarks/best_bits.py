@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 from prepared import HELD_OUT, Prepared
 
-from quantkit.levels import PRESETS, LevelRecipe
-from quantkit.native.presets import stock_types
-from quantkit.positions import counted, kld_text
-from quantkit.stages.allocate import Allocation, allocate
-from quantkit.stages.niah import CheckSettings, check_retrieval
-from quantkit.stages.quantize import artifact_bytes, overhead_bytes
-from quantkit.values import Divergence
+from quantkit.config.levels import PRESETS, LevelRecipe
+from quantkit.formats.logits_file import counted
+from quantkit.llamacpp.presets import stock_types
+from quantkit.plan.allocate import Allocation, allocate
+from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
+from quantkit.retrieval.run.check import CheckSettings, check_retrieval
+from quantkit.study.kld_statistics import Divergence, kld_text
 
 ANY = LevelRecipe(name="any")
 SIZES_OF = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q3_K_M", "IQ3_M", "IQ3_XXS",

@@ -18,10 +18,10 @@ from pathlib import Path
 import numpy as np
 from processes import quantkit, run
 
-from quantkit.native.activations import Collector
-from quantkit.native.llama import Context, Model
-from quantkit.native.settings import DeviceSettings
-from quantkit.stages.imatrix import collection_settings
+from quantkit.llamacpp.activations import Collector
+from quantkit.llamacpp.llama import Context, Model
+from quantkit.llamacpp.settings import DeviceSettings
+from quantkit.study.imatrix import collection_settings
 
 RUNS = 5
 CHUNK = 512

@@ -16,7 +16,7 @@ from make_shape import model_config, write_checkpoint
 from processes import Run, quantkit, run
 
 RUNS = 3
-CONVERTER = Path(__file__).parents[1] / "tests" / "families" / "oracle_convert.py"
+CONVERTER = Path(__file__).parents[1] / "tests" / "models" / "families" / "oracle_convert.py"
 
 
 def conversion_table(folder: Path, workers: int) -> list[str]:

@@ -13,14 +13,14 @@ from collections.abc import Sequence
 
 from prepared import HELD_OUT, Prepared
 
-from quantkit.levels import LevelRecipe
-from quantkit.positions import counted
-from quantkit.quant_types import BY_NAME
-from quantkit.sensitivity import Sensitivity
-from quantkit.stages.allocate import allocate
-from quantkit.stages.quantize import overhead_bytes
-from quantkit.type_rules import smallest_bytes
-from quantkit.values import Divergence
+from quantkit.config.levels import LevelRecipe
+from quantkit.formats.logits_file import counted
+from quantkit.formats.tensor_types import BY_NAME
+from quantkit.plan.allocate import allocate
+from quantkit.plan.allowed_types import smallest_bytes
+from quantkit.quantize.quantize import overhead_bytes
+from quantkit.study.kld_statistics import Divergence
+from quantkit.study.sensitivity import Sensitivity
 
 ANY = LevelRecipe(name="any")
 

@@ -11,19 +11,19 @@ from pathlib import Path
 from make_shape import gguf_tensors, model_config, write_checkpoint
 from processes import quantkit, run
 
-from quantkit.asked_memory import asked_memories
-from quantkit.families.geometry import geometry_of
-from quantkit.families.registry import family_for
-from quantkit.fitting import place_exactly
-from quantkit.headroom import largest_level
-from quantkit.plan_sheet import Entry
-from quantkit.planned_model import PlannedModel
-from quantkit.planning import nominal_costs
-from quantkit.recipe import MeasureRecipe
-from quantkit.sizes import GIB
-from quantkit.stages.place import Placement
-from quantkit.target import CardSpec, Target, load_target
-from quantkit.verification import Verification, verify
+from quantkit.config.recipe import MeasureRecipe
+from quantkit.config.target import CardSpec, Target, load_target
+from quantkit.core.units import GIB
+from quantkit.models.families.registry import family_for
+from quantkit.models.geometry import geometry_of
+from quantkit.plan.alternatives import largest_level
+from quantkit.plan.fit import place_exactly
+from quantkit.plan.level_plans import nominal_costs
+from quantkit.plan.llama_memory import asked_memories
+from quantkit.plan.model import PlannedModel
+from quantkit.plan.place import Placement
+from quantkit.plan.plan import Entry
+from quantkit.plan.verify import Verification, verify
 
 CONFIG = model_config("nemotron-3-super", mtp=False)
 CARDS = {"4 × 24 GiB": (24.0,) * 4, "48 + 24 + 24 + 16 GiB": (48.0, 24.0, 24.0, 16.0)}

@@ -9,21 +9,21 @@ from pathlib import Path
 
 from fetch_smollm2 import fetch, rough_copy
 
-from quantkit.calibration_sources import resolve_sources
-from quantkit.encoding import Importance
+from quantkit.config.recipe import ConvertRecipe, DivergenceRecipe, Recipe, recipe_for
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.formats.source import TensorSource
-from quantkit.models import choose_model, open_source
-from quantkit.native.settings import DeviceSettings
-from quantkit.recipe import ConvertRecipe, DivergenceRecipe, Recipe, recipe_for
-from quantkit.sensitivity import Sensitivity
-from quantkit.stages.base_logits import collect_base_logits
-from quantkit.stages.convert import convert
-from quantkit.stages.divergence import measure_divergence
-from quantkit.stages.imatrix import ImatrixFacts, collect_imatrix
-from quantkit.stages.measure import CostText, measure
-from quantkit.stages.quantize import quantize
-from quantkit.values import Divergence
+from quantkit.llamacpp.settings import DeviceSettings
+from quantkit.models.choose import choose_model, open_source
+from quantkit.quantize.convert import convert
+from quantkit.quantize.encode import Importance
+from quantkit.quantize.quantize import quantize
+from quantkit.study.base_logits import collect_base_logits
+from quantkit.study.calibration.sources import resolve_sources
+from quantkit.study.divergence import measure_divergence
+from quantkit.study.imatrix import ImatrixFacts, collect_imatrix
+from quantkit.study.kld_statistics import Divergence
+from quantkit.study.measure import CostText, measure
+from quantkit.study.sensitivity import Sensitivity
 
 HELD_OUT = DivergenceRecipe(chunk_tokens=512, chunks=12)
 _serial = itertools.count()

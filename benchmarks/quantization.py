@@ -23,18 +23,18 @@ import numpy as np
 from fetch_smollm2 import fetch, rough_copy
 from processes import run
 
-from quantkit.calibration_sources import resolve_sources
-from quantkit.formats.gguf_file import GGUFSource
+from quantkit.config.recipe import recipe_for
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.formats.ready_tensors import FinishedFile
-from quantkit.measurement.candidates import is_quantizable
-from quantkit.native.presets import stock_types
-from quantkit.native.settings import DeviceSettings
-from quantkit.quant_types import BY_NAME
-from quantkit.recipe import recipe_for
-from quantkit.stages.imatrix import collect_imatrix
-from quantkit.stages.quantize import artifact_metadata, quantize
-from quantkit.values import TensorInfo
+from quantkit.formats.tensor_types import BY_NAME
+from quantkit.formats.tensors import TensorInfo
+from quantkit.llamacpp.presets import stock_types
+from quantkit.llamacpp.settings import DeviceSettings
+from quantkit.models.gguf_source import GGUFSource
+from quantkit.quantize.quantize import artifact_metadata, quantize
+from quantkit.study.calibration.sources import resolve_sources
+from quantkit.study.candidates import is_quantizable
+from quantkit.study.imatrix import collect_imatrix
 
 RUNS = 5
 LADDER_RUNS = 3

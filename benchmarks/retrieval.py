@@ -6,13 +6,13 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from quantkit.models import choose_model, open_source
-from quantkit.native.settings import DeviceSettings
-from quantkit.progress import SILENT
-from quantkit.recipe import ConvertRecipe, RetrievalRecipe
+from quantkit.config.recipe import ConvertRecipe, RetrievalRecipe
+from quantkit.core.progress import SILENT
+from quantkit.llamacpp.settings import DeviceSettings
+from quantkit.models.choose import choose_model, open_source
+from quantkit.quantize.convert import convert
 from quantkit.retrieval.results import Retrieval
-from quantkit.stages.convert import convert
-from quantkit.stages.niah import CheckSettings, check_retrieval
+from quantkit.retrieval.run.check import CheckSettings, check_retrieval
 
 RECIPE = RetrievalRecipe(
     context_tokens=(2048, 8192),

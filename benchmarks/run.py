@@ -30,16 +30,16 @@ from quantization import quantization_table
 from retrieval import retrieval_lines
 from scale import scale_lines
 
-from quantkit.machine import describe_machine
-from quantkit.models import choose_model, open_source
-from quantkit.native import kernels
-from quantkit.native.llama import Context, Model
-from quantkit.native.selftest import working_settings
-from quantkit.native.settings import ContextSettings, DeviceSettings
-from quantkit.progress import SILENT
-from quantkit.quant_types import quant_type
-from quantkit.recipe import STOCK_CANDIDATES, ConvertRecipe
-from quantkit.stages.convert import convert
+from quantkit.config.recipe import STOCK_CANDIDATES, ConvertRecipe
+from quantkit.core.progress import SILENT
+from quantkit.formats.tensor_types import quant_type
+from quantkit.llamacpp.llama import Context, Model
+from quantkit.llamacpp.selftest import working_settings
+from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
+from quantkit.models.choose import choose_model, open_source
+from quantkit.plan.machine import describe_machine
+from quantkit.quantize import kernels
+from quantkit.quantize.convert import convert
 
 RESULTS = Path(__file__).with_name("results.md")
 RUNS = 5

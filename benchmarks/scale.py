@@ -25,8 +25,8 @@ _QUANTIZE = """
 import sys
 from pathlib import Path
 from make_shape import with_types
-from quantkit.families.checkpoint import open_checkpoint
-from quantkit.stages.quantize import quantize
+from quantkit.models.checkpoint import open_checkpoint
+from quantkit.quantize.quantize import quantize
 source = open_checkpoint(Path(sys.argv[1]))
 types = {info.name: info.type_name for info in with_types(source.tensors, "Q4_K")}
 out = Path(sys.argv[2])

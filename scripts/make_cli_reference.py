@@ -13,7 +13,7 @@ from pathlib import Path
 import typer.main
 from typer.core import TyperCommand, TyperGroup
 
-from quantkit.cli import app
+from quantkit.cli.app import app
 
 REFERENCE = Path(__file__).parents[1] / "docs" / "cli.md"
 HEAD = """\

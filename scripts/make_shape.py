@@ -29,22 +29,22 @@ from typing import Any, BinaryIO, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.encoding import write_shards
-from quantkit.errors import InputError, QuantkitError
-from quantkit.families.base import Config, StoredTensor
-from quantkit.families.general import general_metadata
-from quantkit.families.registry import family_for
-from quantkit.families.vocabulary import tokenizer_metadata
+from quantkit.config.recipe import MeasureRecipe
+from quantkit.core.errors import InputError, QuantkitError
+from quantkit.core.paths import DEMO_MODEL
+from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_writer import lay_out, open_shard
 from quantkit.formats.safetensors_header import DTYPE_BYTES
-from quantkit.measurement.candidates import admissible, is_quantizable
-from quantkit.native import kernels
-from quantkit.progress import SILENT
-from quantkit.quant_types import BY_NAME, quant_type
-from quantkit.recipe import MeasureRecipe
-from quantkit.resources import DEMO_MODEL
-from quantkit.results import read_types
-from quantkit.values import Metadata, TensorInfo
+from quantkit.formats.tensor_types import BY_NAME, quant_type
+from quantkit.formats.tensors import Metadata, TensorInfo
+from quantkit.llamacpp import ggml_kernels
+from quantkit.models.families.base import Config, StoredTensor
+from quantkit.models.families.registry import family_for
+from quantkit.models.general_metadata import general_metadata
+from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
+from quantkit.plan.allocation_file import read_types
+from quantkit.quantize.encode import write_shards
+from quantkit.study.candidates import admissible, is_quantizable
 
 Fill = Literal["zeros", "random"]
 Shapes = dict[str, tuple[int, ...]]
@@ -403,7 +403,7 @@ def _fill(descriptor: int, at: int, name: str, tensor: StoredTensor) -> None:
     elements, kind = stored_elements(tensor), BY_NAME[tensor.dtype]
     for start in range(0, elements, BLOCK_ELEMENTS):
         values = random_values(name, start, min(BLOCK_ELEMENTS, elements - start))
-        data = kernels.quantize(kind, values.reshape(1, -1), None).data
+        data = ggml_kernels.quantize(kind, values.reshape(1, -1), None).data
         written = os.pwrite(descriptor, data, at + kind.size_bytes(start))
         assert written == data.nbytes, "the disk is full"
 

@@ -1,1 +1,1 @@
-"""Files and their layouts, without policy: safetensors, GGUF, imatrix."""
+"""Files and their layouts, without policy: safetensors, GGUF, imatrix, logits."""

@@ -1,21 +1,17 @@
-"""Reading GGUF files: a TensorSource over one file or its shards; `gguf_header` has the parser."""
+"""Reading GGUF files: one file, or the shards of a model; `gguf_header` has the parser."""
 
 from __future__ import annotations
 
 import mmap
 import re
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.gguf_header import parse_header
-from quantkit.native.kernels import dequantize
-from quantkit.quant_types import BY_NAME
-from quantkit.values import Metadata, TensorInfo
 
 _SHARD_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
 
@@ -68,35 +64,3 @@ def shard_paths(path: Path) -> list[Path]:
     if missing:
         raise InputError(f"{path} has {count} shards, {len(missing)} missing: {', '.join(missing)}")
     return paths
-
-
-class GGUFSource:
-    """TensorSource over a GGUF file or its shards; quantized tensors are dequantized on read."""
-
-    def __init__(self, path: Path) -> None:
-        self.paths = shard_paths(path)
-        files = [GGUFFile(p) for p in self.paths]
-        self.metadata: Metadata = {
-            key: value for key, value in files[0].metadata.items() if not key.startswith("split.")
-        }
-        if "general.architecture" not in self.metadata:
-            raise InputError(f"{path} has no general.architecture: it is not a model")
-        self._file_of = {name: file for file in files for name in file.stored}
-        self.tensors: Sequence[TensorInfo] = tuple(
-            at.info for file in files for at in file.stored.values()
-        )
-
-    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows [start, stop) of tensor `name` as F32, shape (stop - start, row elements)."""
-        info = self._file_of[name].stored[name].info
-        return dequantize(
-            BY_NAME[info.type_name], self.read_stored(name, start, stop), info.row_elements
-        )
-
-    def read_stored(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
-        """The bytes of rows [start, stop) as they lie in the file, shape (rows, bytes a row)."""
-        file = self._file_of[name]
-        info = file.stored[name].info
-        row_bytes = BY_NAME[info.type_name].size_bytes(info.row_elements)
-        raw = file.tensor_bytes(name, start * row_bytes, stop * row_bytes)
-        return raw.reshape(stop - start, row_bytes)

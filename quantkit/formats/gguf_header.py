@@ -14,9 +14,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import cast
 
-from quantkit.errors import InputError
-from quantkit.quant_types import BY_ID, BY_NAME
-from quantkit.values import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
+from quantkit.core.errors import InputError
+from quantkit.formats.tensor_types import BY_ID, BY_NAME
+from quantkit.formats.tensors import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32

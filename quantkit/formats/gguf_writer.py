@@ -27,8 +27,8 @@ from quantkit.formats.gguf_header import (
     SCALAR_FORMATS,
 )
 from quantkit.formats.ready_tensors import ReadyTensor
-from quantkit.quant_types import BY_NAME
-from quantkit.values import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
+from quantkit.formats.tensor_types import BY_NAME
+from quantkit.formats.tensors import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
 
 MAX_SHARD_BYTES = 50 * 10**9  # huggingface_hub's plain-HTTP upload refuses larger files
 

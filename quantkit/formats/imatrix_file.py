@@ -16,12 +16,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.gguf_header import MAGIC
 from quantkit.formats.gguf_writer import lay_out, open_shard
 from quantkit.formats.imatrix_legacy import LegacyEntry, parse_legacy
-from quantkit.values import Metadata, MetaValue, TensorInfo
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 UNKNOWN = "quantkit.imatrix.unknown"

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 
 _SMALLEST_ENTRY_BYTES = 4 + 1 + 4 + 4 + 4
 

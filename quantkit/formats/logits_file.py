@@ -29,10 +29,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.formats.file_bytes import FileBytes
-from quantkit.positions import counted
-from quantkit.values import Metadata
+from quantkit.formats.tensors import Metadata
 
 MAGIC, VERSION = b"QKLOGITS", 1
 FLOOR_NATS = 40.0
@@ -130,6 +129,11 @@ def check_vocabulary(
                 f"{name} has another tokenizer than {base} (tokenizer.ggml.{key} differs), so "
                 "their probabilities are not of the same tokens; compare artifacts of one base"
             )
+
+
+def counted(chunk_tokens: int) -> range:
+    """Positions of a chunk that count: each predicts the token after it; 255 of 512."""
+    return range(chunk_tokens // 2, chunk_tokens - 1)
 
 
 def encode_rows(logits: Logits, targets: Tokens, header: LogitsHeader) -> Rows:

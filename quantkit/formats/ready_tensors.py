@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.gguf_file import GGUFFile
-from quantkit.values import TensorInfo
+from quantkit.formats.tensors import TensorInfo
 
 
 @dataclass(frozen=True)

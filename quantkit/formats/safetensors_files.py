@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.safetensors_header import (
     DTYPE_BYTES,

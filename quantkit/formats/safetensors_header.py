@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 
 MAX_HEADER_BYTES = 100_000_000
 """The reference implementation's own limit; the flagship's largest header is below 1 MB."""

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.values import Metadata, TensorInfo
+from quantkit.formats.tensors import Metadata, TensorInfo
 
 
 class TensorSource(Protocol):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from quantkit.errors import EnvironmentFault
+from quantkit.core.errors import EnvironmentFault
 from quantkit.hub.errors import Asked
 
 LICENCE_CHARACTERS = 200

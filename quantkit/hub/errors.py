@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 from typing import Literal
 
-from quantkit.errors import EnvironmentFault, InputError, QuantkitError
+from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
 
 RepositoryKind = Literal["model", "dataset"]
 Purpose = Literal["download", "look up", "publish"]

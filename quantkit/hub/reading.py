@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from quantkit.errors import EnvironmentFault, InputError
+from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.hub.answers import card_of, commit_of, first_byte_offset, gating_of, licence_of
 from quantkit.hub.connection import DELAYS_S, Connection, ignore
 from quantkit.hub.errors import Asked, Purpose, RepositoryKind

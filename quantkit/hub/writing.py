@@ -17,10 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from quantkit.errors import EnvironmentFault, InputError, QuantkitError
+from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
+from quantkit.core.threads import run_all
 from quantkit.hub.connection import Connection, ignore
 from quantkit.hub.errors import Asked, Purpose, no_write_token, refused_card
-from quantkit.threads import run_all
 
 if TYPE_CHECKING:
     import httpx2

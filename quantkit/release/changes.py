@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.hub.reading import HubFile
 from quantkit.hub.writing import LocalFile
 from quantkit.release.names import CARD

@@ -11,18 +11,19 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from quantkit.errors import GateError, InputError
+from quantkit.config.recipe import Recipe
+from quantkit.config.target import Target
+from quantkit.core.errors import GateError, InputError
+from quantkit.core.files import HASH_CHUNK_BYTES, file_sha256
+from quantkit.core.paths import DEMO_MODEL
+from quantkit.core.progress import Progress
+from quantkit.core.receipts import Output, Receipt, read_receipt
 from quantkit.formats.gguf_file import GGUFFile
-from quantkit.progress import Progress
-from quantkit.receipts import HASH_CHUNK_BYTES, Output, Receipt, file_sha256, read_receipt
-from quantkit.recipe import Recipe
+from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.release.names import artifact_names, evidence_folder
-from quantkit.report_facts import BUILT, CALIBRATION, read_built
-from quantkit.resources import DEMO_MODEL
-from quantkit.results import LevelResult, read_level
-from quantkit.stages.report import COVERAGE_PICTURE
-from quantkit.target import Target
-from quantkit.values import Metadata, TensorInfo
+from quantkit.report.facts import BUILT, CALIBRATION, read_built
+from quantkit.report.report import COVERAGE_PICTURE
+from quantkit.report.results import LevelResult, read_level
 
 EVIDENCE = (
     "allocation.json", "placement.json", "validation.json", "niah.jsonl", "heatmap.png"

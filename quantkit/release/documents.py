@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import __version__
-from quantkit.calibration_datasets import is_dataset
-from quantkit.calibration_sources import shipped_name
-from quantkit.recipe import Recipe
+from quantkit.config.recipe import Recipe
+from quantkit.config.target import Target
 from quantkit.release.names import RECIPE, TARGET
-from quantkit.target import Target
+from quantkit.study.calibration.datasets import is_dataset
+from quantkit.study.calibration.sources import shipped_name
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?:@[\w.-]+)?", re.ASCII)
 _DEMO = "demo"

@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantkit.asked_memory import asked_memories
-from quantkit.card_memory import CardMemory, planned_tokens
-from quantkit.families.geometry import geometry_of
-from quantkit.fitting import place_exactly
-from quantkit.headroom import possible_kv
-from quantkit.planned_model import PlannedModel
-from quantkit.progress import SILENT, Progress
-from quantkit.target import Target, known_targets, load_target
-from quantkit.target_budgets import why_refused
-from quantkit.values import Metadata, TensorInfo
-from quantkit.what_if import CONTEXTS
+from quantkit.config.target import Target, known_targets, load_target
+from quantkit.core.progress import SILENT, Progress
+from quantkit.formats.tensors import Metadata, TensorInfo
+from quantkit.models.geometry import geometry_of
+from quantkit.plan.alternatives import possible_kv
+from quantkit.plan.budgets import why_refused
+from quantkit.plan.fit import place_exactly
+from quantkit.plan.gpu_memory import CardMemory, planned_tokens
+from quantkit.plan.llama_memory import asked_memories
+from quantkit.plan.model import PlannedModel
+from quantkit.plan.what_if import CONTEXTS
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from quantkit.errors import InputError
-from quantkit.launch.settings import Launch
-from quantkit.planned_launch import launch_placed
-from quantkit.stages.place import Placement
+from quantkit.core.errors import InputError
+from quantkit.plan.launch.of_plan import launch_placed
+from quantkit.plan.launch.settings import Launch
+from quantkit.plan.place import Placement
 
 _FORM = TypeAdapter(Placement)
 _ESTIMATED = "compute_is_estimated"

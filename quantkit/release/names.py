@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 
 SUFFIX = "-GGUF"
 CARD = "README.md"

@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import quantkit
-from quantkit.release.passages import Passage, Voice, passages
+from quantkit.release.searchable_text import Passage, Voice, passages
 
 A_TOKEN = "an access token"
 EXCERPT_CHARACTERS = 100

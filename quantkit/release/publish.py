@@ -8,17 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
 
-from quantkit.console import Console
-from quantkit.errors import InputError
+from quantkit.core.console import Console
+from quantkit.core.errors import InputError
 from quantkit.hub.errors import NotThereError
 from quantkit.hub.reading import Hub
 from quantkit.hub.writing import HubWriter, LocalFile
 from quantkit.release.card.source_card import SourceCard, from_card, from_metadata
 from quantkit.release.changes import Changes
 from quantkit.release.contents import Build, BuiltLevel, check_outputs, chosen, read_build
-from quantkit.release.fits import contexts_of, fits_of, targets_of
-from quantkit.release.names import CARD, check_branch, repository_name
-from quantkit.release.place import (
+from quantkit.release.destination import (
     PROPOSALS,
     Place,
     Proposal,
@@ -27,6 +25,8 @@ from quantkit.release.place import (
     look,
     owned,
 )
+from quantkit.release.fits import contexts_of, fits_of, targets_of
+from quantkit.release.names import CARD, check_branch, repository_name
 from quantkit.release.sending import Sender
 from quantkit.release.staging import Fits, Release, check_stage, stage
 
@@ -241,7 +241,7 @@ def _levels(
 
 def _fits(build: Build, levels: Sequence[BuiltLevel], console: Console) -> Fits:
     """Which targets hold which level, as llama.cpp plans it."""
-    from quantkit.native.memory import asking
+    from quantkit.llamacpp.memory_plan import asking
 
     headers = {level.name: build.header(level) for level in levels}
     metadata, _tensors = next(iter(headers.values()))

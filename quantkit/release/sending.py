@@ -8,14 +8,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
-from quantkit.console import Console
-from quantkit.errors import EnvironmentFault, InputError, QuantkitError
+from quantkit.core.console import Console
+from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.hub.errors import NotThereError
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.hub.writing import Committed, ConflictError, HubWriter, LocalFile
 from quantkit.release.changes import Changes, changes_to, is_same
+from quantkit.release.destination import Place, is_public
 from quantkit.release.names import MANIFEST, SUMS
-from quantkit.release.place import Place, is_public
 from quantkit.release.sums import parse_sums
 
 ATTEMPTS = 4

@@ -15,13 +15,13 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from quantkit.errors import EnvironmentFault, InputError
-from quantkit.families.geometry import geometry_of
+from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.files import file_sha256
 from quantkit.hub.connection import Connection
 from quantkit.hub.writing import LocalFile, local_file
-from quantkit.launch.files import launch_texts
-from quantkit.models import imatrix_name
-from quantkit.receipts import file_sha256
+from quantkit.models.choose import imatrix_name
+from quantkit.models.geometry import geometry_of
+from quantkit.plan.launch.files import launch_texts
 from quantkit.release.card.source_card import SourceCard
 from quantkit.release.card.text import CardFacts, CardLevel, card_text
 from quantkit.release.contents import Build, BuiltLevel, published_as
@@ -45,8 +45,8 @@ from quantkit.release.names import (
 )
 from quantkit.release.privacy import find_private, this_machine
 from quantkit.release.sums import parse_sums, sums_text
-from quantkit.report_facts import CALIBRATION, report_facts
-from quantkit.stages.report import coverage_values, report_page
+from quantkit.report.facts import CALIBRATION, report_facts
+from quantkit.report.report import coverage_values, report_page
 
 FOLDER = "release"
 FORMAT = 1

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.release.names import SUMS
 
 _LINE = re.compile(r"(?P<sha256>[0-9A-Fa-f]{64}) [ *](?P<name>.+)", re.DOTALL)

@@ -1,1 +1,1 @@
-"""The retrieval check's text: needles, prompts, scoring, statistics. No model, no files."""
+"""The retrieval check: its text, tasks, scoring and statistics; `run/` asks the questions."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from quantkit.chat_template import ChatTemplate
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
+from quantkit.models.chat_template import ChatTemplate
 from quantkit.retrieval.needles import INSTRUCTION
 
 _HAYSTACK_MARK, _QUESTION_MARK = "\ue000haystack\ue000", "\ue000question\ue000"

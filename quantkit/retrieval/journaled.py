@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
 
-from quantkit.recipe import RetrievalRecipe
+from quantkit.config.recipe import RetrievalRecipe
 from quantkit.retrieval.branches import Branch
 from quantkit.retrieval.results import Answer, Rung
 from quantkit.retrieval.scoring import score

@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 
 MOST_HIDDEN = 2 / 3
 """Of a haystack may be hidden sentences: some text has to stand between them."""

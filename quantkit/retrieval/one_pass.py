@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantkit.errors import InputError
-from quantkit.recipe import RetrievalRecipe
+from quantkit.config.recipe import RetrievalRecipe
+from quantkit.core.errors import InputError
 from quantkit.retrieval.branches import Prompts, Question, Tokenize
 from quantkit.retrieval.branching import (
     branch,

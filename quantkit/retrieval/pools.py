@@ -7,7 +7,7 @@ import random
 import re
 from collections.abc import Iterable
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.retrieval.needles import ADJECTIVES, NOUNS
 
 GRID_CELLS_A_KEY = 1.5

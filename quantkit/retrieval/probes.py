@@ -10,7 +10,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quantkit.recipe import Probe
+from quantkit.config.recipe import Probe
 from quantkit.retrieval.needles import Needle
 from quantkit.retrieval.paraphrases import Paraphrase
 from quantkit.retrieval.pools import KeyPool, ValuePool

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from quantkit.recipe import RetrievalRecipe
+from quantkit.config.recipe import RetrievalRecipe
 from quantkit.retrieval.branches import Branch, Prompts, Question, Tokenize
 from quantkit.retrieval.chat import Frame
 from quantkit.retrieval.classic import classic_prompts

@@ -5,8 +5,8 @@ from __future__ import annotations
 import random
 from collections.abc import Iterable, Sequence
 
-from quantkit.errors import InputError
-from quantkit.recipe import RetrievalRecipe, Task
+from quantkit.config.recipe import RetrievalRecipe, Task
+from quantkit.core.errors import InputError
 from quantkit.retrieval.paraphrases import draw_paraphrases
 from quantkit.retrieval.pools import KeyPool, ValuePool
 from quantkit.retrieval.probes import HIDING, KEYS, Draw, absent, multikey

@@ -12,7 +12,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.recipe import CLUSTERS
+from quantkit.config.recipe import CLUSTERS
 
 CONFIDENCE = 0.95
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.recipe import Probe, Task
+from quantkit.config.recipe import Probe, Task
 from quantkit.retrieval.needles import Needle
 
 __all__ = ["Asking", "Hidden", "Probe", "Stratum", "Task", "answer_limit", "needle"]

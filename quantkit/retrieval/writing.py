@@ -8,7 +8,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.retrieval.branches import Tokenize
 from quantkit.retrieval.layout import Piece
 

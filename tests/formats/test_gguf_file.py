@@ -12,10 +12,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import llama_arrays, llama_metadata, write_gguf, write_llama
 
-from quantkit.errors import InputError
-from quantkit.formats.gguf_file import GGUFFile, GGUFSource, shard_paths
+from quantkit.core.errors import InputError
+from quantkit.formats.gguf_file import GGUFFile, shard_paths
 from quantkit.formats.gguf_writer import lay_out, open_shard
-from quantkit.values import MetaValue, TensorInfo
+from quantkit.formats.tensors import MetaValue, TensorInfo
+from quantkit.models.gguf_source import GGUFSource
 
 
 def test_reads_what_gguf_writes(tmp_path: Path) -> None:

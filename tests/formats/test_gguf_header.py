@@ -9,11 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from models import llama_arrays, llama_metadata, write_gguf, write_llama
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.formats import gguf_header
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.gguf_header import GGUFHeader, read_header
-from quantkit.values import MetaValue
+from quantkit.formats.tensors import MetaValue
 
 
 class Elsewhere:

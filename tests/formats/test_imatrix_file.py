@@ -9,13 +9,14 @@ import gguf
 import numpy as np
 import pytest
 from models import write_llama
+from places import DATA
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.formats.gguf_writer import lay_out, open_shard
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
-from quantkit.values import Metadata, MetaValue, TensorInfo
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 
-REFERENCES = Path(__file__).parents[1] / "data" / "imatrix"
+REFERENCES = DATA / "imatrix"
 REFERENCE, OLD_REFERENCE = "demo-4x512.imatrix.gguf", "demo-4x512.imatrix.dat"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.formats.imatrix_file import read_imatrix
 
 STACK = "blk.0.ffn_up_exps.weight"

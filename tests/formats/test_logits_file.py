@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.formats.logits_file import (
     FLOOR_NATS,
     STEPS,
@@ -23,8 +23,8 @@ from quantkit.formats.logits_file import (
     header_of,
     vocabulary_id,
 )
-from quantkit.kld import Logits, compare
-from quantkit.values import MetaValue
+from quantkit.formats.tensors import MetaValue
+from quantkit.study.kl_divergence import Logits, compare
 
 OFF_BY = FLOOR_NATS / STEPS / 2
 """Most that a logit is off by, nats."""

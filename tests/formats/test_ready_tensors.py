@@ -14,14 +14,14 @@ import pytest
 from models import llama_arrays, llama_metadata, write_gguf
 from numpy.typing import NDArray
 
-from quantkit import encoding
+from quantkit.core.files import file_sha256
 from quantkit.formats.file_bytes import FileBytes
-from quantkit.formats.gguf_file import GGUFSource
 from quantkit.formats.gguf_writer import lay_out
 from quantkit.formats.ready_tensors import FinishedFile, ready_tensors
-from quantkit.receipts import file_sha256
-from quantkit.stages.quantize import quantize
-from quantkit.values import TensorInfo
+from quantkit.formats.tensors import TensorInfo
+from quantkit.models.gguf_source import GGUFSource
+from quantkit.quantize import encode
+from quantkit.quantize.quantize import quantize
 
 
 class Notes:
@@ -152,7 +152,7 @@ def test_a_file_that_changes_while_it_is_copied_does_no_harm(
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Path], None],
 ) -> None:
-    monkeypatch.setattr(encoding, "ROWS_BYTES", 16 << 10)  # several blocks a tensor
+    monkeypatch.setattr(encode, "ROWS_BYTES", 16 << 10)  # several blocks a tensor
     alone, _ = written(source, SECOND, tmp_path / "alone")
     first, _ = written(source, FIRST, tmp_path / "first")
     copy, copied, lock = FileBytes.copy_to, list[int](), threading.Lock()
@@ -187,7 +187,7 @@ def test_bytes_are_moved_by_hand_where_the_system_cannot(
 
 def test_shards_share_too(source: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = functools.partial(lay_out, max_shard_bytes=100_000)
-    monkeypatch.setattr("quantkit.stages.quantize.lay_out", small)
+    monkeypatch.setattr("quantkit.quantize.quantize.lay_out", small)
     found = []
     for name, others in (("alone", SECOND), ("first", FIRST), ("shared", SECOND)):
         folder = tmp_path / name

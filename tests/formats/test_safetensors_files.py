@@ -15,7 +15,7 @@ from checkpoints import random_values, safetensors_bytes, write_safetensors
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.formats.safetensors_files import SafetensorsFile, SafetensorsFolder
 from quantkit.formats.safetensors_header import MAX_HEADER_BYTES
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
 
-from quantkit.errors import EnvironmentFault, InputError, QuantkitError
+from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.hub.reading import Hub, HubFile, Listing
 
 SIZE = 3_000_000

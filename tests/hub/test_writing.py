@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from loopback_hub import GOOD_TOKEN, READ_TOKEN, LoopbackHub, UploadFault, hub
 
-from quantkit.errors import EnvironmentFault, InputError, QuantkitError
+from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.hub.connection import Connection
 from quantkit.hub.writing import ConflictError, HubWriter, LocalFile, Upload, local_file
 

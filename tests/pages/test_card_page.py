@@ -12,9 +12,15 @@ from finished_levels import KEYS, PROBES, answers_of
 from playwright.sync_api import Browser, Page
 from small_cards import MODEL, SOURCE, card_facts, card_level
 
-from quantkit.launch.files import CLI_SCRIPT, COMPOSE_FILE, MODELFILE, SERVER_SCRIPT, SYSTEMD_UNIT
+from quantkit.plan.launch.files import (
+    CLI_SCRIPT,
+    COMPOSE_FILE,
+    MODELFILE,
+    SERVER_SCRIPT,
+    SYSTEMD_UNIT,
+)
 from quantkit.release.card.text import CardFacts, card_text
-from quantkit.retrieval.heatmap import draw_heatmap
+from quantkit.report.retrieval_heatmap import draw_heatmap
 
 FILES = (
     "validation.json", "niah.jsonl", "allocation.json", "placement.json", SERVER_SCRIPT,

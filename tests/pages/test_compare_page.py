@@ -9,8 +9,8 @@ import pytest
 from compared_artifacts import CONDITIONS, ladder
 from playwright.sync_api import Browser, Page
 
-from quantkit.comparison.comparison import compared
-from quantkit.comparison.writers import write_comparison
+from quantkit.report.comparison.comparison import compared
+from quantkit.report.comparison.writers import write_comparison
 
 LONG = "a-model-of-120B-parameters_with_a_name_that_nobody_would_type_twice-"
 PAPER = 688

@@ -24,7 +24,7 @@ from playwright.sync_api import Browser
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1800)]
 
 REPOSITORY = "someone/quantkit-demo-GGUF"
-QUANTKIT = (sys.executable, "-c", "from quantkit.cli import main; main()")
+QUANTKIT = (sys.executable, "-c", "from quantkit.cli.app import main; main()")
 
 
 @pytest.fixture

@@ -36,19 +36,19 @@ from finished_builds import copied, divide
 from forked import quantkit
 from loopback_hub import GOOD_TOKEN, LoopbackHub, hub
 
-from quantkit.encoding import write_shards
+from quantkit.config.levels import PRESETS
+from quantkit.config.recipe import STOCK_CANDIDATES, ConvertRecipe
+from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.gguf_writer import lay_out, shape_layout, write_shape
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.formats.source import TensorSource
-from quantkit.levels import PRESETS
-from quantkit.models import artifact_name, choose_model, open_source
-from quantkit.progress import SILENT
-from quantkit.quant_types import BY_NAME
-from quantkit.recipe import STOCK_CANDIDATES, ConvertRecipe
-from quantkit.stages.convert import convert
-from quantkit.stages.quantize import artifact_metadata, quantize
-from quantkit.values import Metadata, MetaScalar, MetaValue, TensorInfo
+from quantkit.formats.tensor_types import BY_NAME
+from quantkit.formats.tensors import Metadata, MetaScalar, MetaValue, TensorInfo
+from quantkit.models.choose import artifact_name, choose_model, open_source
+from quantkit.quantize.convert import convert
+from quantkit.quantize.encode import write_shards
+from quantkit.quantize.quantize import artifact_metadata, quantize
 
 NodeRun = Callable[..., Any]
 """A script of this folder and its arguments → the JSON that it prints."""

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.hub.reading import HubFile
 from quantkit.hub.writing import LocalFile, local_file
 from quantkit.release.changes import Changes, changes_to, is_same

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from finished_builds import LEVELS, change_json, copied, divide, fail, rewrite
 
-from quantkit.errors import GateError, InputError
-from quantkit.progress import SILENT
-from quantkit.receipts import file_sha256
+from quantkit.core.errors import GateError, InputError
+from quantkit.core.files import file_sha256
+from quantkit.core.progress import SILENT
 from quantkit.release.contents import Build, check_outputs, chosen, published_as, read_build
 
 

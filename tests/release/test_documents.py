@@ -14,10 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from quantkit import __version__
-from quantkit.calibration import chunk_order
-from quantkit.calibration_sources import local_sources
-from quantkit.levels import LevelRecipe
-from quantkit.recipe import ImatrixRecipe, MeasureRecipe, Recipe, known_recipes, load_recipe
+from quantkit.config.levels import LevelRecipe
+from quantkit.config.recipe import ImatrixRecipe, MeasureRecipe, Recipe, known_recipes, load_recipe
+from quantkit.config.target import CardSpec, Target, known_targets, load_target
 from quantkit.release.documents import (
     own_texts,
     public_recipe,
@@ -25,8 +24,9 @@ from quantkit.release.documents import (
     recipe_document,
     target_document,
 )
-from quantkit.stages.imatrix import FileRead, SourceRead
-from quantkit.target import CardSpec, Target, known_targets, load_target
+from quantkit.study.calibration.sources import local_sources
+from quantkit.study.calibration.texts import chunk_order
+from quantkit.study.imatrix import FileRead, SourceRead
 
 LEVELS = (LevelRecipe(name="Q4", bits_per_weight=4.5),)
 ODD = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)

@@ -10,27 +10,27 @@ import flagship
 import pytest
 from checkpoints import write_llama, write_nemotron
 
-from quantkit.asked_memory import asked_memories
-from quantkit.errors import DoesNotFitError, EnvironmentFault, InputError
-from quantkit.families.checkpoint import open_checkpoint
-from quantkit.fitting import place_exactly
-from quantkit.headroom import LARGEST
-from quantkit.native import memory
-from quantkit.native.memory import asking
-from quantkit.native.presets import ask_preset
-from quantkit.plan_sheet import plan_types
-from quantkit.planned_model import PlannedModel
-from quantkit.planning import nominal_costs
-from quantkit.progress import Silent
-from quantkit.recipe import MeasureRecipe
+from quantkit.config.recipe import MeasureRecipe
+from quantkit.config.target import CardSpec, Target, known_targets, load_target
+from quantkit.core.errors import DoesNotFitError, EnvironmentFault, InputError
+from quantkit.core.progress import Silent
+from quantkit.core.units import GIB
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.llamacpp import memory_plan
+from quantkit.llamacpp.memory_plan import asking
+from quantkit.llamacpp.presets import ask_preset
+from quantkit.models.checkpoint import open_checkpoint
+from quantkit.plan.allowed_types import smallest_types
+from quantkit.plan.alternatives import LARGEST
+from quantkit.plan.fit import place_exactly
+from quantkit.plan.level_plans import nominal_costs
+from quantkit.plan.llama_memory import asked_memories
+from quantkit.plan.model import PlannedModel
+from quantkit.plan.place import place
+from quantkit.plan.plan import plan_types
+from quantkit.plan.what_if import CONTEXTS
+from quantkit.quantize.quantize import artifact_bytes
 from quantkit.release.fits import contexts_of, fits_of, targets_of
-from quantkit.sizes import GIB
-from quantkit.stages.place import place
-from quantkit.stages.quantize import artifact_bytes
-from quantkit.target import CardSpec, Target, known_targets, load_target
-from quantkit.type_rules import smallest_types
-from quantkit.values import Metadata, MetaValue, TensorInfo
-from quantkit.what_if import CONTEXTS
 
 Levels = dict[str, Sequence[TensorInfo]]
 
@@ -238,8 +238,8 @@ def test_where_llama_cpp_cannot_be_asked_it_says_so(
     def refuse(questions: object) -> object:
         raise EnvironmentFault("no breakdown here")
 
-    monkeypatch.setattr(memory, "_answers", {})
-    monkeypatch.setattr(memory, "ask_of_files", refuse)
+    monkeypatch.setattr(memory_plan, "_answers", {})
+    monkeypatch.setattr(memory_plan, "ask_of_files", refuse)
     (found, *_), why = fits_of(model.metadata, levels, TARGETS)
     assert why == "compute buffers are estimated: no breakdown here"
     assert found.levels["small"] is not None

@@ -12,18 +12,18 @@ from typing import Any
 import pytest
 from models import write_llama
 
-from quantkit.card_memory import card_memory
-from quantkit.errors import InputError
-from quantkit.launch.files import CLI_SCRIPT, SERVER_SCRIPT, launch_texts
-from quantkit.launch.llama_cpp import server_command
-from quantkit.launch.settings import Launch
-from quantkit.models import choose_model, open_source
-from quantkit.planned_launch import launch_of
-from quantkit.planned_model import PlannedModel
+from quantkit.config.target import Target, load_target
+from quantkit.core.errors import InputError
+from quantkit.models.choose import choose_model, open_source
+from quantkit.plan.gpu_memory import card_memory
+from quantkit.plan.launch.files import CLI_SCRIPT, SERVER_SCRIPT, launch_texts
+from quantkit.plan.launch.llama_cpp import server_command
+from quantkit.plan.launch.of_plan import launch_of
+from quantkit.plan.launch.settings import Launch
+from quantkit.plan.model import PlannedModel
+from quantkit.plan.place import Placement, place
+from quantkit.plan.placement_file import placement_json
 from quantkit.release.launches import launch_from, read_placement
-from quantkit.results import placement_json
-from quantkit.stages.place import Placement, place
-from quantkit.target import Target, load_target
 
 UUIDS = tuple(f"GPU-{n}6ca9e2d-1f0b-4c1e-9d3a-000000000000" for n in range(4))
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.release.names import artifact_names, model_folder, repository_name
 
 

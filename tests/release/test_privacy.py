@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 from finished_levels import answer
 from launch.launches import AWKWARD, FLAGSHIP, SINGLE, named
+from places import DATA
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.formats.gguf_writer import lay_out, open_shard
 from quantkit.formats.imatrix_file import read_imatrix, write_imatrix
-from quantkit.launch.files import write_launch_files
-from quantkit.launch.settings import Launch
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.plan.launch.files import write_launch_files
+from quantkit.plan.launch.settings import Launch
 from quantkit.release.privacy import A_TOKEN, Finding, Private, find_private, this_machine
-from quantkit.retrieval.heatmap import draw_heatmap
-from quantkit.values import Metadata, MetaValue, TensorInfo
+from quantkit.report.retrieval_heatmap import draw_heatmap
 
 TOKEN = "hf_" + "aB3" * 11
 """A token's shape; nobody's."""
@@ -36,7 +37,7 @@ MINE = Private(
     token="no-shape-at-all-1234",
 )
 NOBODY = Private((), (), ())
-IMATRIX = Path(__file__).parents[1] / "data" / "imatrix" / "demo-4x512.imatrix.gguf"
+IMATRIX = DATA / "imatrix" / "demo-4x512.imatrix.gguf"
 
 
 def found_in(text: str, private: Private = MINE, name: str = "a.md") -> list[str]:
@@ -88,7 +89,7 @@ def png(*chunks: tuple[bytes, bytes]) -> bytes:
         "backup/home/jo/a.txt",
         "https://files.example/home/jo/a.txt",
         "/data/builds/demo/levels/Q4",
-        "/opt/quantkit/quantkit/cli.py",
+        "/opt/quantkit/quantkit/cli/app.py",
         "cd /stuff; make",
         "/stuff/a",
         "/scratch/users/jo/run-3",

@@ -14,8 +14,8 @@ import pytest
 from finished_builds import change_json, copied, divide, fail, rewrite
 from loopback_hub import GOOD_TOKEN, READ_TOKEN, Fault, LoopbackHub, Recorded, UploadFault, hub
 
-from quantkit.console import Console
-from quantkit.errors import EnvironmentFault, GateError, InputError, QuantkitError
+from quantkit.core.console import Console
+from quantkit.core.errors import EnvironmentFault, GateError, InputError, QuantkitError
 from quantkit.hub.reading import Hub
 from quantkit.release.publish import Prepared, Published, PublishJob, prepare, send
 

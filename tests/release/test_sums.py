@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.release.sums import parse_sums, sums_text, unsafe_name
 
 A, B = "a" * 64, "0123456789abcdef" * 4

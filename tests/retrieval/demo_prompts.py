@@ -9,13 +9,13 @@ from pathlib import Path
 import llama_cpp
 import numpy as np
 
-from quantkit.native.child import Emit
-from quantkit.native.llama import Model
-from quantkit.native.settings import DeviceSettings
-from quantkit.recipe import RetrievalRecipe
+from quantkit.config.recipe import RetrievalRecipe
+from quantkit.core.haystack import sentences
+from quantkit.llamacpp.child import Emit
+from quantkit.llamacpp.llama import Model
+from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.retrieval.branches import Prompts, Question
 from quantkit.retrieval.chat import frame
-from quantkit.retrieval.haystack import sentences
 from quantkit.retrieval.prompt import prompts_of
 
 

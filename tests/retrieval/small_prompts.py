@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantkit.recipe import RetrievalRecipe
+from quantkit.config.recipe import RetrievalRecipe
+from quantkit.core.haystack import sentences
 from quantkit.retrieval.branches import Branch, Prompts, Tokens
 from quantkit.retrieval.chat import Frame, frame
-from quantkit.retrieval.haystack import sentences
 from quantkit.retrieval.prompt import prompts_of
 
 CHATML = (

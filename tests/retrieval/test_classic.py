@@ -19,7 +19,7 @@ from small_prompts import (
     whole,
 )
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.retrieval.needles import SINGLE_INSTRUCTION, Needle
 
 LENGTHS = (6_000, 20_000)

@@ -9,8 +9,8 @@ from demo_artifacts import write_demo
 from demo_prompts import Seen
 from small_prompts import ALL_PROBES
 
-from quantkit.native.child import run_isolated
-from quantkit.recipe import RetrievalRecipe
+from quantkit.config.recipe import RetrievalRecipe
+from quantkit.llamacpp.child import run_isolated
 from quantkit.retrieval.needles import INSTRUCTION, SINGLE_INSTRUCTION
 
 LENGTHS = (2048, 8192, 32768)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.retrieval.layout import GUARD_TOKENS, Item, crowded, lay_out
 
 LONGEST = 90

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.retrieval.needles import draw_needles
 from quantkit.retrieval.pools import KeyPool, ValuePool, numbers_in
 

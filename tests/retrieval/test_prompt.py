@@ -24,8 +24,8 @@ from small_prompts import (
     whole,
 )
 
-from quantkit.errors import InputError
-from quantkit.recipe import RetrievalRecipe
+from quantkit.config.recipe import RetrievalRecipe
+from quantkit.core.errors import InputError
 from quantkit.retrieval.branches import Prompts
 from quantkit.retrieval.chat import Frame, frame
 from quantkit.retrieval.needles import INSTRUCTION

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from demo_artifacts import write_demo
 
-from quantkit.native.llama import Model
-from quantkit.native.settings import DeviceSettings
+from quantkit.llamacpp.llama import Model
+from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.retrieval.scoring import THINKING_TAGS, score
 
 

@@ -6,7 +6,7 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping, Sequence
 
-from quantkit.launch.files import SERVER_SCRIPT
+from quantkit.plan.launch.files import SERVER_SCRIPT
 from quantkit.release.names import MANIFEST, SUMS, evidence_folder
 
 _CHECKPOINT = "checkpoint.json"

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from quantkit.recipe import Recipe
+from quantkit.config.recipe import Recipe
+from quantkit.config.target import Target
 from quantkit.release.card.source_card import SourceCard
 from quantkit.release.fits import TargetFits
-from quantkit.results import LevelResult
-from quantkit.target import Target
+from quantkit.report.results import LevelResult
 
 
 @dataclass(frozen=True)

@@ -6,12 +6,12 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from quantkit.config.target import Target
+from quantkit.core.units import tokens_text
 from quantkit.release.card.facts import CardFacts, CardLevel
 from quantkit.release.card.levels import local_folder
 from quantkit.release.card.markdown import plain, shell
 from quantkit.release.fits import TargetFits
-from quantkit.sizes import tokens_text
-from quantkit.target import Target
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 
 from quantkit.hub.card_text import CardHeader, CardScore
 from quantkit.release.card.source_card import SourceCard
-from quantkit.results import LevelResult
+from quantkit.report.results import LevelResult
 
 OWN_TAGS = ("gguf", "imatrix", "quantkit", "llama.cpp")
 

@@ -6,8 +6,8 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantkit.launch.files import CLI_SCRIPT, COMPOSE_FILE, MODELFILE, SYSTEMD_UNIT
-from quantkit.pages import percent_text
+from quantkit.core.units import tokens_text
+from quantkit.plan.launch.files import CLI_SCRIPT, COMPOSE_FILE, MODELFILE, SYSTEMD_UNIT
 from quantkit.release.card.commands import (
     download_command,
     hub_command,
@@ -18,9 +18,9 @@ from quantkit.release.card.commands import (
 from quantkit.release.card.facts import CardFacts, CardLevel
 from quantkit.release.card.markdown import link, picture, shell, tight, wrapped
 from quantkit.release.names import evidence_folder
-from quantkit.results import LevelResult
+from quantkit.report.pages import percent_text
+from quantkit.report.results import LevelResult
 from quantkit.retrieval.results import TaskScore
-from quantkit.sizes import tokens_text
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.pages import percent_text
+from quantkit.core.units import tokens_text
 from quantkit.release.card.levels import score_text
-from quantkit.results import LevelResult, LevelRetrieval
+from quantkit.report.pages import percent_text
+from quantkit.report.results import LevelResult, LevelRetrieval
 from quantkit.retrieval.results import MAIN_TASKS
-from quantkit.sizes import tokens_text
 
 TASK_WORDS = {
     "multikey": "keys with near misses, each hidden once with its number",

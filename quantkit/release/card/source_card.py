@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 from urllib.parse import quote, urlsplit
 
-from quantkit.values import Metadata
+from quantkit.formats.tensors import Metadata
 
 HUB = "https://huggingface.co"
 Gated = Literal["auto", "manual", False] | None

@@ -6,8 +6,8 @@ import re
 import shlex
 from collections.abc import Sequence
 
+from quantkit.core.units import tokens_text
 from quantkit.hub.card_text import readme_text
-from quantkit.pages import page_environment
 from quantkit.release.card.facts import CardFacts, CardLevel
 from quantkit.release.card.fits import cards_text, fit_rows, plan_commands
 from quantkit.release.card.header import card_header
@@ -25,9 +25,9 @@ from quantkit.release.card.words import (
     versions_words,
 )
 from quantkit.release.names import SUMS
-from quantkit.results import LevelResult
-from quantkit.retrieval.words import check_text, forks_text
-from quantkit.sizes import tokens_text
+from quantkit.report.pages import page_environment
+from quantkit.report.results import LevelResult
+from quantkit.report.retrieval_words import check_text, forks_text
 
 __all__ = ["CardFacts", "CardLevel", "card_text"]
 

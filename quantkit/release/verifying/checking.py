@@ -7,9 +7,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
+from quantkit.core.progress import Progress
 from quantkit.formats.gguf_header import GGUFHeader
-from quantkit.progress import Progress
+from quantkit.formats.tensors import MetaValue
 from quantkit.release.verifying.claims import (
     AllocationClaims,
     ClaimsT,
@@ -20,7 +21,6 @@ from quantkit.release.verifying.claims import (
 from quantkit.release.verifying.description import ALLOCATION, Description
 from quantkit.release.verifying.files import ReleaseFiles
 from quantkit.release.verifying.structure import Artifact
-from quantkit.values import MetaValue
 
 CheckName = Literal["files", "structure", "types", "claims", "source"]
 

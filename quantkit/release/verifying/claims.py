@@ -16,7 +16,7 @@ from pydantic import (
     ValidationError,
 )
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 from quantkit.retrieval.results import Answer, TaskScore
 
 PROBLEMS_SHOWN = 3

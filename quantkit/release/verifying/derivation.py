@@ -14,19 +14,19 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.encoding import Importance, encode_rows
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
+from quantkit.core.progress import SILENT, Progress
+from quantkit.core.threads import run_all
 from quantkit.formats.imatrix_file import LARGEST_IMPORTANCE, Imatrix
 from quantkit.formats.source import TensorSource
-from quantkit.native import kernels
-from quantkit.progress import SILENT, Progress
-from quantkit.quant_types import BY_NAME
+from quantkit.formats.tensor_types import BY_NAME
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.quantize import kernels
+from quantkit.quantize.encode import Importance, encode_rows
+from quantkit.quantize.quantize import PRESET_FILE_TYPES, artifact_metadata
 from quantkit.release.verifying.claims import shown
 from quantkit.release.verifying.sampling import Sampling, Span, spans
 from quantkit.release.verifying.structure import Artifact
-from quantkit.stages.quantize import PRESET_FILE_TYPES, artifact_metadata
-from quantkit.threads import run_all
-from quantkit.values import Metadata, MetaValue, TensorInfo
 
 NEVER_MADE = frozenset({"I8", "I16", "I32", "I64", "F64"})
 """Types that tensors only keep: ggml ends the process over a request to make one."""

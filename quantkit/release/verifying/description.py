@@ -10,10 +10,10 @@ from typing import Literal
 
 from pydantic import ValidationError
 
-from quantkit.errors import InputError
-from quantkit.levels import LevelRecipe
-from quantkit.models import artifact_name
-from quantkit.receipts import Receipt, finished_receipts
+from quantkit.config.levels import LevelRecipe
+from quantkit.core.errors import InputError
+from quantkit.core.receipts import Receipt, finished_receipts
+from quantkit.models.choose import artifact_name
 from quantkit.release.names import MANIFEST, SUMS, evidence_folder
 from quantkit.release.sums import parse_sums
 from quantkit.release.verifying.claims import (
@@ -220,7 +220,7 @@ def _level(name: str, receipts: Mapping[str, Receipt], parameters: int) -> Level
 
 def _native_versions(receipts: Mapping[str, Receipt]) -> dict[str, object]:
     """Of the library whose kernels made the artifacts."""
-    from quantkit.native.shared_libraries import PACKAGE
+    from quantkit.llamacpp.shared_libraries import PACKAGE
 
     made = [r.parts[PACKAGE] for s, r in receipts.items() if s.startswith("quantize:")]
     return dict.fromkeys([PACKAGE], made[-1]) if made else {}

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import fields
 
-from quantkit.recipe import CLUSTERS
+from quantkit.config.recipe import CLUSTERS
 from quantkit.release.verifying.claims import ValidationClaims, shown
 from quantkit.retrieval.results import MAIN_TASKS, Answer, TaskScore, score_tasks
 from quantkit.retrieval.scoring import FEWEST_DIGITS, score

@@ -13,13 +13,13 @@ from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Protocol
 
-from quantkit.downloads.digest import FileDigest, wrong_twice
-from quantkit.downloads.remote import read_small
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
+from quantkit.core.files import HASH_CHUNK_BYTES
 from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.gguf_header import GGUFHeader, read_header
+from quantkit.hub.download.digest import FileDigest, wrong_twice
 from quantkit.hub.reading import Hub, HubFile, Listing
-from quantkit.receipts import HASH_CHUNK_BYTES
+from quantkit.models.remote import read_small
 from quantkit.release.verifying.claims import shown
 
 MOST_SMALL_BYTES = 64 << 20

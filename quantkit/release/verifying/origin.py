@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from quantkit import __version__
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
+from quantkit.core.files import file_sha256
+from quantkit.core.progress import SILENT, Progress
+from quantkit.core.units import bytes_text
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
-from quantkit.models import ModelChoice, imatrix_name, open_source
-from quantkit.native.shared_libraries import PACKAGE, library_version
-from quantkit.progress import SILENT, Progress
-from quantkit.receipts import file_sha256
+from quantkit.llamacpp.shared_libraries import PACKAGE, library_version
+from quantkit.models.choose import ModelChoice, imatrix_name, open_source
 from quantkit.release.sums import unsafe_name
 from quantkit.release.verifying.checking import Job, Outcome, count_text
 from quantkit.release.verifying.claims import CheckpointClaims, shown
@@ -25,7 +26,6 @@ from quantkit.release.verifying.derivation import (
 )
 from quantkit.release.verifying.description import CHECKPOINT
 from quantkit.release.verifying.sampling import MOST_REQUESTS, Sampling
-from quantkit.sizes import bytes_text
 
 SMALL_BYTES = 64 << 20
 """Files of the source that are hashed in any case; larger ones take minutes to read."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from quantkit.encoding import ENCODED_ROWS_BYTES, row_blocks
-from quantkit.quant_types import BY_NAME
-from quantkit.values import TensorInfo
+from quantkit.formats.tensor_types import BY_NAME
+from quantkit.formats.tensors import TensorInfo
+from quantkit.quantize.encode import ENCODED_ROWS_BYTES, row_blocks
 
 ROWS_OF_A_MATRIX = 4
 ROWS_OF_AN_EXPERT = 1

@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from quantkit.card_memory import padded_bytes
 from quantkit.formats.gguf_header import GGUFHeader, StoredAt
+from quantkit.formats.tensors import Metadata, TensorInfo
+from quantkit.plan.gpu_memory import padded_bytes
+from quantkit.quantize.quantize import overhead_bytes
 from quantkit.release.verifying.claims import AllocationClaims, shown
-from quantkit.stages.quantize import overhead_bytes
-from quantkit.values import Metadata, TensorInfo
 
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")

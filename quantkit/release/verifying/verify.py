@@ -10,8 +10,10 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from quantkit.errors import InputError
-from quantkit.progress import SILENT, Progress
+from quantkit.core.errors import InputError
+from quantkit.core.progress import SILENT, Progress
+from quantkit.core.threads import run_all
+from quantkit.core.units import bytes_text
 from quantkit.release.names import SUMS
 from quantkit.release.verifying.agreement import check_claims
 from quantkit.release.verifying.checking import Check, Job, Outcome, count_text
@@ -26,8 +28,6 @@ from quantkit.release.verifying.structure import (
     shard_faults,
     type_faults,
 )
-from quantkit.sizes import bytes_text
-from quantkit.threads import run_all
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ from small_cards import (
     small_recipe,
 )
 
-from quantkit.recipe import RetrievalRecipe
+from quantkit.config.recipe import RetrievalRecipe
 from quantkit.release.card.commands import download_command, hub_source
 from quantkit.release.card.header import card_tags
 from quantkit.release.card.source_card import SourceCard

@@ -19,8 +19,8 @@ from huggingface_hub.utils import filter_repo_objects
 from small_cards import CALIBRATION, MODEL, SOURCE, card_facts, card_level
 from small_release import SmallRelease, write_small_release
 
-from quantkit.models import choose_model
-from quantkit.receipts import file_sha256
+from quantkit.core.files import file_sha256
+from quantkit.models.choose import choose_model
 from quantkit.release.card.commands import download_command
 from quantkit.release.card.source_card import SourceCard
 from quantkit.release.card.text import CardFacts, card_text

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from quantkit.families.base import meta
-from quantkit.families.general import general_metadata
+from quantkit.formats.tensors import TensorInfo
+from quantkit.models.families.base import meta
+from quantkit.models.general_metadata import general_metadata
 from quantkit.release.card.source_card import PIPELINES, SourceCard, from_card, from_metadata
-from quantkit.values import TensorInfo
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FRONT_MATTER = """\

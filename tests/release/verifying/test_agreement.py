@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from small_release import STACK, SmallRelease, faults, set_to, verified
 
-from quantkit.errors import InputError
+from quantkit.core.errors import InputError
 
 Q4 = "tiny-Q4.gguf"
 

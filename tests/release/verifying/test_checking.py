@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from small_release import SmallRelease, verified
 
+from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_file import GGUFFile
-from quantkit.progress import SILENT
 from quantkit.release.verifying import checking
 from quantkit.release.verifying.checking import Job
 from quantkit.release.verifying.description import open_folder

@@ -12,10 +12,13 @@ import pytest
 from demo_artifacts import write_demo
 from small_release import EXPERTS, STACK, SmallRelease
 
-from quantkit.errors import InputError
-from quantkit.formats.gguf_file import GGUFFile, GGUFSource
+from quantkit.core.errors import InputError
+from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix
-from quantkit.models import choose_model, open_source
+from quantkit.formats.tensors import MetaValue, TensorInfo
+from quantkit.models.choose import choose_model, open_source
+from quantkit.models.gguf_source import GGUFSource
+from quantkit.quantize.quantize import artifact_metadata, quantize
 from quantkit.release.verifying.derivation import (
     Compared,
     compare,
@@ -25,8 +28,6 @@ from quantkit.release.verifying.derivation import (
 from quantkit.release.verifying.origin import version_words
 from quantkit.release.verifying.sampling import Sampling, spans
 from quantkit.release.verifying.structure import Artifact
-from quantkit.stages.quantize import artifact_metadata, quantize
-from quantkit.values import MetaValue, TensorInfo
 
 FULL = Sampling(1, full=True)
 FILE = "tiny-imatrix.gguf"

@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 from finished_levels import answers_of, retrieval
 
-from quantkit.recipe import RetrievalRecipe
+from quantkit.config.recipe import RetrievalRecipe
 from quantkit.release.verifying.claims import ValidationClaims
 from quantkit.release.verifying.evidence import evidence_faults
 from quantkit.retrieval.results import Answer
-from quantkit.stages.validate import validation_json
+from quantkit.retrieval.run.verdict import validation_json
 
 PROBES = ("near-miss", "absent", "two-hop")
 ANSWERS = answers_of(0.05, seeds=(1, 2, 3))

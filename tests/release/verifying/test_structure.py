@@ -11,6 +11,7 @@ from small_release import SmallRelease
 
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.gguf_header import GGUFHeader, StoredAt
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 from quantkit.release.verifying.claims import AllocationClaims, TensorClaims
 from quantkit.release.verifying.structure import (
     Artifact,
@@ -19,7 +20,6 @@ from quantkit.release.verifying.structure import (
     shard_faults,
     type_faults,
 )
-from quantkit.values import Metadata, MetaValue, TensorInfo
 
 
 def stored(*places: tuple[int, int]) -> Mapping[str, StoredAt]:

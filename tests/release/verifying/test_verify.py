@@ -15,10 +15,10 @@ import pytest
 from loopback_hub import Fault, LoopbackHub, hub
 from small_release import EXPERTS, STACK, SmallRelease, faults, set_to, verified
 
-from quantkit.errors import EnvironmentFault, InputError
+from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.hub.reading import Hub
-from quantkit.models import choose_model
+from quantkit.models.choose import choose_model
 from quantkit.release.verifying.description import describe_release
 from quantkit.release.verifying.files import HubFiles, ReleaseFiles
 from quantkit.release.verifying.origin import Origin

@@ -1,0 +1,219 @@
+"""What the stages of one build share: the job, the model, and what was worked out so far."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.build.pipeline import Pipeline, Stage
+from quantkit.config.recipe import Recipe, RetrievalRecipe
+from quantkit.config.target import Target
+from quantkit.core.progress import Progress
+from quantkit.core.receipts import finished_receipts
+from quantkit.formats.imatrix_file import Imatrix, read_imatrix
+from quantkit.formats.ready_tensors import FinishedFile
+from quantkit.formats.source import TensorSource
+from quantkit.formats.tensors import Metadata
+from quantkit.hub.download.record import is_whole
+from quantkit.hub.reading import Hub
+from quantkit.models.choose import choose_model, imatrix_name, model_files, open_source
+from quantkit.models.geometry import ModelGeometry, geometry_of
+from quantkit.models.remote import RemoteCheckpoint, look_up
+from quantkit.plan import fit, level_plans
+from quantkit.plan.allocation_file import read_types
+from quantkit.plan.gpu_memory import CardMemory
+from quantkit.plan.machine import nvidia_cards
+from quantkit.plan.model import LevelPlan, PlannedModel
+from quantkit.plan.placement_file import read_tensor_split
+from quantkit.quantize.quantize import artifact_metadata
+from quantkit.retrieval import gate
+from quantkit.study.sensitivity import Sensitivity
+
+if TYPE_CHECKING:
+    from quantkit.llamacpp.settings import DeviceSettings
+
+
+@dataclass(frozen=True)
+class Job:
+    """What to build and where: all that a person chooses.
+
+    Attributes:
+        imatrix: a ready importance matrix, taken instead of collecting one.
+    """
+
+    model: str
+    recipe: Recipe
+    target: Target
+    out: Path
+    workers: int
+    haystack: Path | None = None
+    imatrix: Path | None = None
+
+
+class BuildContext:
+    """A job and what its stages read, each read once; nothing here writes."""
+
+    def __init__(self, job: Job, pipeline: Pipeline) -> None:
+        self.job, self.pipeline = job, pipeline
+        self.choice = choose_model(job.model)
+        self._remote: RemoteCheckpoint | None = None
+
+    @functools.cached_property
+    def checkpoint(self) -> Path:
+        return self.choice.path or self.job.out / "checkpoint"
+
+    @functools.cached_property
+    def hub(self) -> Hub:
+        return Hub()
+
+    def look_up(self, progress: Progress) -> RemoteCheckpoint:
+        """The repository, found fit to be converted; the Hub is asked once."""
+        if self._remote is None:
+            repository, _, revision = (self.choice.repository or "").partition("@")
+            folder = self.checkpoint
+            self._remote = look_up(self.hub, repository, revision or None, folder, progress)
+        return self._remote
+
+    @functools.cached_property
+    def source(self) -> TensorSource:
+        keep = self.job.recipe.convert.mtp == "keep"
+        return open_source(self.choice, self.checkpoint, keep_prediction=keep)
+
+    @functools.cached_property
+    def geometry(self) -> ModelGeometry:
+        return geometry_of(self.source.metadata)
+
+    @functools.cached_property
+    def devices(self) -> DeviceSettings:
+        from quantkit.llamacpp.devices import device_settings
+
+        return device_settings(self.job.workers)
+
+    @property
+    def base(self) -> Path:
+        """The GGUF that statistics are collected on: the model itself where it is one."""
+        return self.checkpoint if self.choice.kind == "gguf" else self.job.out / "base.gguf"
+
+    @property
+    def logits(self) -> Path:
+        """What the base says, which the levels' KLD is measured against."""
+        return self.job.out / "base.logits"
+
+    @functools.cached_property
+    def model(self) -> PlannedModel:
+        source = self.source
+        return PlannedModel(self.choice.name, source.metadata, source.tensors, self.geometry)
+
+    @functools.cached_property
+    def asked_memory(self) -> tuple[CardMemory, str | None]:
+        """The cards' memory for the model, and why it is only estimated, if it is."""
+        return fit.memory_of(self.model, self.job.target)
+
+    @functools.cached_property
+    def levels(self) -> tuple[list[LevelPlan], list[str]]:
+        """Planned once: llama.cpp is asked for each preset in a process of its own."""
+        memory, why = self.asked_memory
+        plans, notes = level_plans.plan_levels(self.job.recipe, self.job.target, self.model, memory)
+        return plans, [*notes, why] if why else notes
+
+    def planned(self, plan: LevelPlan) -> PlannedModel:
+        """The model with all that is known of a level's files before its types."""
+        metadata = self.artifact_metadata(plan)
+        return PlannedModel(self.stem(plan), metadata, self.source.tensors, self.geometry)
+
+    @functools.cached_property
+    def imatrix(self) -> Imatrix:
+        return read_imatrix(self.job.out / "imatrix.gguf")
+
+    @functools.cached_property
+    def importance(self) -> dict[str, NDArray[np.float32]]:
+        return {name: entry.importance() for name, entry in self.imatrix.entries.items()}
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        return sum(info.elements for info in self.source.tensors)
+
+    @property
+    def base_stage(self) -> str:
+        """The stage whose output is `base`."""
+        return "checkpoint" if self.choice.kind == "gguf" else "convert"
+
+    def artifact_metadata(self, plan: LevelPlan) -> Metadata:
+        preset = plan.recipe.preset
+        imatrix = imatrix_name(self.choice.name)
+        return artifact_metadata(self.source.metadata, self.imatrix, imatrix, preset)
+
+    @functools.cached_property
+    def sensitivity(self) -> Sensitivity:
+        return Sensitivity.load(self.job.out / "sensitivity.json")
+
+    @functools.cached_property
+    def retrieval(self) -> tuple[RetrievalRecipe, str | None]:
+        return gate.retrieval_for(
+            self.job.recipe.retrieval, self.job.target, self.geometry.trained_context_tokens
+        )
+
+    def folder(self, plan: LevelPlan) -> Path:
+        return self.job.out / "levels" / plan.recipe.name
+
+    def stem(self, plan: LevelPlan) -> str:
+        return f"{self.choice.name}-{plan.recipe.name}"
+
+    def files(self) -> list[Path]:
+        """The model's files that the build depends on."""
+        return model_files(self.choice, self.checkpoint)
+
+    def is_whole(self) -> bool:
+        """Whether a repository's files are still as they were downloaded."""
+        if self.choice.kind != "repository":
+            return True
+        try:
+            manifest = json.loads((self.job.out / "checkpoint.json").read_text(encoding="utf-8"))
+            same = manifest["model"] == self.choice.repository
+            return same and is_whole(self.checkpoint, manifest["files"])
+        except (OSError, ValueError, KeyError):
+            return False
+
+    def types(self, plan: LevelPlan) -> dict[str, str]:
+        """Tensor → type of a level that was allocated."""
+        return read_types(self.folder(plan) / "allocation.json")
+
+    def artifact(self, plan: LevelPlan) -> Path:
+        """The file of a quantized level that llama.cpp opens."""
+        outputs = self.pipeline.receipt(f"quantize:{plan.recipe.name}").outputs
+        return self.job.out / outputs[0].path
+
+    def finished_artifacts(self, stage: Stage) -> list[FinishedFile]:
+        """Artifacts whose tensors `stage`, which quantizes a level, may copy.
+
+        Those of all levels whose receipt says that they were made from the same source with the
+        same importance matrix, by the same version of everything; the level's own last one too.
+        """
+
+        def made_from(parts: Mapping[str, Any]) -> dict[str, Any]:
+            return {k: v for k, v in parts.items() if not k.startswith("allocate:")}
+
+        step, _, _ = stage.name.partition(":")
+        now = made_from(self.pipeline.parts(stage))
+        receipts = finished_receipts(self.job.out, f"{step}:")
+        return [
+            FinishedFile(self.job.out / output.path, output.size_bytes, output.modified_ns)
+            for receipt in receipts
+            if made_from(receipt.parts) == now
+            for output in receipt.outputs
+        ]
+
+    def placed_devices(self, plan: LevelPlan) -> DeviceSettings:
+        """The plan's own tensor split where this machine has the target's number of cards."""
+        shares = read_tensor_split(self.folder(plan) / "placement.json")
+        if self.devices.gpu_layers == 0 or len(nvidia_cards()) != len(shares):
+            return self.devices
+        return dataclasses.replace(self.devices, tensor_split=shares)

@@ -1,0 +1,158 @@
+"""`quantkit build`: from a model to checked artifacts and a report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from quantkit.build import stages
+from quantkit.build.context import BuildContext, Job
+from quantkit.build.pipeline import Pipeline
+from quantkit.core.console import Console
+from quantkit.core.errors import GateError
+from quantkit.core.haystack import haystack_text
+from quantkit.core.work_folders import build_folder
+from quantkit.formats.imatrix_file import read_imatrix
+from quantkit.llamacpp.memory_plan import asking
+from quantkit.models.choose import open_headers
+from quantkit.models.disk_space import check_space, space_needed
+from quantkit.models.families.base import without_prediction
+from quantkit.models.families.registry import family_for
+from quantkit.models.geometry import geometry_of
+from quantkit.models.local_copy import survey
+from quantkit.plan import fit, level_plans
+from quantkit.plan.gpu_memory import card_memory
+from quantkit.plan.model import PlannedModel
+from quantkit.report.results import LevelResult, read_level
+from quantkit.retrieval import gate
+from quantkit.retrieval.run.check import check_prompts
+from quantkit.study.calibration.sources import local_sources
+from quantkit.study.imatrix_import import check_ready
+
+__all__ = ["Job", "build", "check_gate"]
+
+
+def build(job: Job, console: Console) -> list[LevelResult]:
+    """Run the build of `job` and return its levels' results; the gate is the caller's to check.
+
+    Raises:
+        QuantkitError: bad input, a target that nothing fits, or a fault of this machine.
+    """
+    pipeline = Pipeline(job.out, console)
+    context = BuildContext(job, pipeline)
+    with asking():
+        _preflight(context)
+    with build_folder(job.out):
+        console.heading(f"quantkit build {job.model} for {job.target.name} → {job.out}")
+        if not context.is_whole():
+            pipeline.forget("checkpoint")
+        pipeline.run(stages.checkpoint_stage(context))
+        levels, notes = context.levels
+        for sentence in notes:
+            console.note(sentence)
+        if context.choice.kind != "gguf":
+            pipeline.run(stages.convert_stage(context))
+        _preflight_prompts(context)
+        pipeline.run(stages.imatrix_stage(context))
+        pipeline.run(stages.measure_stage(context))
+        if job.recipe.divergence.chunks:
+            pipeline.run(stages.logits_stage(context))
+        for plan in levels:
+            pipeline.run(stages.allocate_stage(context, plan))
+            pipeline.run(stages.place_stage(context, plan))
+            pipeline.run(stages.quantize_stage(context, plan))
+            pipeline.run(stages.validate_stage(context, plan))
+        results = [
+            read_level(
+                job.out,
+                plan.recipe.name,
+                pipeline.receipt(f"quantize:{plan.recipe.name}"),
+                context.parameters,
+                baseline=plan.recipe.baseline,
+            )
+            for plan in levels
+        ]
+        pipeline.run(stages.report_stage(context, levels, results))
+    return results
+
+
+def _preflight(context: BuildContext) -> None:
+    """Bad input is told before the folder is made and before any work."""
+    if context.choice.kind != "repository":
+        _ = context.levels
+    ready = context.job.imatrix
+    if ready is None or context.job.recipe.measure.cost_chunks:
+        local_sources(context.job.recipe.imatrix)
+    if ready is not None and context.choice.kind == "repository":
+        read_imatrix(ready)  # compared with the model once its tensors are known
+    elif ready is not None:
+        check_ready(ready, context.source.tensors)
+    if context.job.haystack is not None:
+        haystack_text(context.job.haystack)
+    gate.check_gate_is_possible(context.job.recipe.retrieval)
+    if not context.is_whole():
+        _preflight_repository(context)
+
+
+def _preflight_prompts(context: BuildContext) -> None:
+    """See that the check's prompts can be made with the model's tokenizer, before the long stages.
+
+    Raises:
+        InputError: a context is too short for what is to be hidden in it, or the haystack is.
+    """
+    pipeline = context.pipeline
+    if pipeline.has_run("imatrix"):  # an earlier run has seen it
+        return
+    recipe, _ = context.retrieval
+    with pipeline.console.stage("prompts"):
+        check_prompts(context.base, recipe, context.devices, context.job.haystack)
+
+
+def _preflight_repository(context: BuildContext) -> None:
+    """Look the repository up, and see that all has room, before the first byte of weights.
+
+    On the disk, and on the cards: of the weights only headers are read, and the levels planned.
+
+    Raises:
+        DoesNotFitError: no level fits the target.
+    """
+    job = context.job
+    with context.pipeline.console.stage("look up") as progress:
+        remote = context.look_up(progress)
+    keep = job.recipe.convert.mtp == "keep"
+    config = remote.config if keep else without_prediction(remote.config)
+    geometry = geometry_of(family_for(config).metadata(config))
+    limit = fit.target_budget(job.target, card_memory(geometry, job.target))
+    found = survey(remote, context.checkpoint)
+    needed = space_needed(
+        found.fetch_bytes, remote.elements, geometry.vocabulary, job.recipe, limit
+    )
+    # What an earlier build left counts for nothing: it goes only when its successor is whole.
+    check_space(needed, found.free_bytes, job.out)
+    with context.pipeline.console.stage("headers") as progress:
+        # the commit that will be downloaded, and no other
+        commit = f"{remote.listing.repository}@{remote.listing.commit}"
+        pinned = replace(context.choice, repository=commit)
+        source = open_headers(pinned, lambda: context.hub, progress, keep_prediction=keep)
+    model = PlannedModel.of(context.choice.name, source.metadata, source.tensors)
+    memory, _ = fit.memory_of(model, job.target)
+    level_plans.plan_levels(job.recipe, job.target, model, memory)
+
+
+def check_gate(results: list[LevelResult]) -> None:
+    """Raise when a level that is meant for release failed.
+
+    Raises:
+        GateError: names the levels.
+    """
+    failed = [r for r in results if not r.passed and not r.baseline]
+    if failed:
+        words = "; ".join(
+            f"{r.name} found {s.hits} of {s.trials} {s.name} at {s.context_tokens} tokens (lower "
+            f"bound {s.lower_bound:.1%})"
+            for r in failed
+            for s in r.retrieval.gated
+        )
+        raise GateError(
+            f"the retrieval gate failed: {words}; do not release it: give it more bits, or mark it "
+            "as a baseline in the recipe"
+        )

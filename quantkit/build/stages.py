@@ -1,0 +1,366 @@
+"""The stages of a build, in the order of the flow: what each needs, depends on, does and says."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from quantkit.build.context import BuildContext
+from quantkit.build.pipeline import Done, Stage
+from quantkit.config.recipe import ImatrixRecipe
+from quantkit.core.files import content_id, file_sha256, identity, write_json
+from quantkit.core.paths import HAYSTACK
+from quantkit.core.progress import Progress
+from quantkit.core.units import bytes_text
+from quantkit.models.download import download
+from quantkit.plan import fit
+from quantkit.plan.allocation_file import allocation_json
+from quantkit.plan.launch.files import write_launch_files
+from quantkit.plan.launch.llama_cpp import server_command
+from quantkit.plan.launch.of_plan import launch_of
+from quantkit.plan.model import LevelPlan
+from quantkit.plan.place import check_fits
+from quantkit.plan.placement_file import placement_json
+from quantkit.plan.type_choice import TypeChoice, check_importance
+from quantkit.quantize.convert import convert
+from quantkit.quantize.integrity import check_artifact
+from quantkit.quantize.quantize import artifact_names, quantize
+from quantkit.report.coverage_picture import draw_coverage
+from quantkit.report.facts import BUILT, CALIBRATION, built_json, report_facts
+from quantkit.report.report import COVERAGE_PICTURE, write_report
+from quantkit.report.results import LevelResult, fallback_text, verdict
+from quantkit.report.retrieval_heatmap import draw_heatmap
+from quantkit.retrieval.run.check import CheckSettings, check_retrieval
+from quantkit.retrieval.run.verdict import validation_json
+from quantkit.study.base_logits import collect_base_logits
+from quantkit.study.calibration.sources import local_sources, resolve_sources
+from quantkit.study.divergence import measure_divergence
+from quantkit.study.imatrix import collect_imatrix
+from quantkit.study.imatrix_coverage import coverage_of
+from quantkit.study.imatrix_import import take_ready
+from quantkit.study.kld_statistics import kld_text
+from quantkit.study.measure import CostText, chunks_of_text, measure
+
+
+def checkpoint_stage(build: BuildContext) -> Stage:
+    """Model → checkpoint.json: its files with sizes and hashes; a repository is brought here."""
+    choice = build.choice
+    out = build.job.out / "checkpoint.json"
+    settings: dict[str, Any] = {
+        "model": choice.repository or choice.name,
+        "mtp": build.job.recipe.convert.mtp,  # decides which tensors the model has
+    }
+    if choice.kind != "repository":
+        settings["files"] = _identities(build)
+
+    def run(work: Path, progress: Progress) -> Done:
+        commit, manifest = None, dict[str, dict[str, Any]]()
+        if choice.kind == "repository":
+            remote = build.look_up(progress)
+            found = download(remote, build.hub, build.checkpoint, progress)
+            commit = found.commit
+            for file in found.files:
+                manifest[file.name] = {"size_bytes": file.size_bytes, "sha256": file.sha256}
+        else:
+            sizes = {path: path.stat().st_size for path in build.files()}
+            progress.start(sum(sizes.values()), "B")
+            for path, size in sizes.items():
+                manifest[_name(build, path)] = {"size_bytes": size, "sha256": file_sha256(path)}
+                progress.advance(size)
+        total = sum(entry["size_bytes"] for entry in manifest.values())
+        write_json(out, {"model": settings["model"], "commit": commit, "files": manifest})
+        detail = (
+            f"{build.geometry.architecture}, {build.parameters / 1e6:,.1f} M parameters, "
+            f"{len(manifest)} files, {bytes_text(total)}"
+        )
+        return Done((out,), detail, {"parameters": build.parameters, "size_bytes": total})
+
+    return Stage("checkpoint", 1, (), settings, False, run)
+
+
+def _name(build: BuildContext, path: Path) -> str:
+    """A file's name in checkpoint.json: with its folder where it is not the checkpoint's own."""
+    inside = build.choice.kind != "gguf"
+    return path.relative_to(build.checkpoint).as_posix() if inside else path.name
+
+
+def _identities(build: BuildContext) -> dict[str, list[int]]:
+    """Name → (size, time of last change) of the model's files."""
+    return {_name(build, path): identity([path])[path.name] for path in build.files()}
+
+
+def convert_stage(build: BuildContext) -> Stage:
+    """Checkpoint → base.gguf."""
+    recipe = build.job.recipe.convert
+
+    def run(work: Path, progress: Progress) -> Done:
+        out = convert(build.source, recipe, build.base, work, build.job.workers, progress)
+        size = out.stat().st_size
+        return Done((out,), f"{recipe.base_type}, {bytes_text(size)}", {"size_bytes": size})
+
+    return Stage("convert", 1, ("checkpoint",), recipe.model_dump(mode="json"), False, run)
+
+
+def imatrix_stage(build: BuildContext) -> Stage:
+    """base.gguf + calibration → imatrix.gguf."""
+    if build.job.imatrix is not None:
+        return _ready_imatrix_stage(build, build.job.imatrix)
+    recipe = build.job.recipe.imatrix
+
+    def run(work: Path, progress: Progress) -> Done:
+        out = build.job.out / "imatrix.gguf"
+        sources = resolve_sources(recipe, progress)
+        facts = collect_imatrix(build.base, recipe, sources, out, work, build.devices, progress)
+        return _imatrix_done({**asdict(facts), "ready": None}, out)
+
+    settings = {**recipe.model_dump(mode="json"), "files": _texts(recipe)}
+    settings["sources"] = list(recipe.sources)  # receipts sort a mixture, whose order is kept
+    return Stage("imatrix", 5, (build.base_stage,), settings, True, run)
+
+
+def _texts(recipe: ImatrixRecipe) -> list[list[str]]:
+    """Name and hash of each calibration file that lies on this machine."""
+    files = [path for source in local_sources(recipe) for path in source.files]
+    return [[path.name, content_id(path)] for path in files]
+
+
+def _ready_imatrix_stage(build: BuildContext, path: Path) -> Stage:
+    """A file that the person gave → imatrix.gguf."""
+
+    def run(work: Path, progress: Progress) -> Done:
+        out = build.job.out / "imatrix.gguf"
+        ready = take_ready(path, build.source.tensors, out)
+        for sentence in ready.notes:
+            progress.note(sentence)
+        found = ready.imatrix
+        facts = {
+            "chunks": found.chunks,
+            "tokens": found.chunks * found.chunk_tokens,
+            "weights": len(found.entries),
+            "unseen_experts": len(coverage_of(found).unseen),
+            "sources": [{"name": name} for name in found.dataset_names],
+            "ready": path.name,
+        }
+        return _imatrix_done(facts, out)
+
+    settings = {"ready": [path.name, content_id(path)]}
+    return Stage("imatrix", 5, ("checkpoint",), settings, False, run)
+
+
+def _imatrix_done(facts: dict[str, Any], out: Path) -> Done:
+    unseen = f", unseen experts: {facts['unseen_experts']}" if facts["unseen_experts"] else ""
+    ready = f" of {facts['ready']}" if facts["ready"] else ""
+    detail = f"{facts['weights']} weights{ready}, {facts['tokens']:,} tokens{unseen}"
+    return Done((out,), detail, facts)
+
+
+def measure_stage(build: BuildContext) -> Stage:
+    """Source + imatrix + base → sensitivity.json."""
+    recipe, calibration = build.job.recipe.measure, build.job.recipe.imatrix
+
+    def run(work: Path, progress: Progress) -> Done:
+        out, text = build.job.out / "sensitivity.json", None
+        if recipe.cost_chunks:
+            sources = resolve_sources(calibration, progress)
+            used = chunks_of_text(build.imatrix, sources, calibration)
+            imatrix = build.job.out / "imatrix.gguf"
+            text = CostText(build.base, imatrix, calibration, sources, used)
+        found = measure(
+            build.source, build.importance, recipe, text, out, work, build.devices, progress
+        )
+        pairs = sum(len(kinds) for kinds in found.errors.values())
+        detail = f"{len(found.errors)} tensors, {pairs} (tensor, type) pairs"
+        if found.units:
+            detail += f", {len(found.units)} costs"
+        facts = {"tensors": len(found.errors), "pairs": pairs, "units": len(found.units)}
+        return Done((out,), detail, facts)
+
+    settings: dict[str, Any] = {"measure": recipe.model_dump(mode="json")}
+    needs: tuple[str, ...] = ("checkpoint", "imatrix")
+    if recipe.cost_chunks:
+        settings["calibration"] = calibration.model_dump(mode="json")
+        settings["files"] = _texts(calibration)
+        needs = tuple(dict.fromkeys((*needs, build.base_stage)))
+    return Stage("measure", 3, needs, settings, True, run)
+
+
+def logits_stage(build: BuildContext) -> Stage:
+    """base.gguf + held-out text → base.logits, which the levels' KLD is measured against."""
+    recipe = build.job.recipe.divergence
+
+    def run(work: Path, progress: Progress) -> Done:
+        out = build.logits
+        header = collect_base_logits(build.base, recipe, None, out, work, build.devices, progress)
+        size = out.stat().st_size
+        detail = f"{header.positions:,} tokens of {header.text}, {bytes_text(size)}"
+        return Done((out,), detail, {"tokens": header.positions, "size_bytes": size})
+
+    settings = {**recipe.model_dump(mode="json"), "text": content_id(HAYSTACK)}
+    return Stage("logits", 1, (build.base_stage,), settings, True, run)
+
+
+def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
+    """Sensitivity + target → allocation.json: a type for every tensor, held by the cards."""
+    target = build.job.target
+
+    def run(work: Path, progress: Progress) -> Done:
+        if plan.stock is not None:
+            check_importance(TypeChoice(plan.stock.types, plan.stock), build.importance)
+        costs, (memory, _) = build.sensitivity.costs(), build.asked_memory
+        found = fit.fit_exactly(plan, build.planned(plan), costs, target, memory).allocation
+        out = build.folder(plan) / "allocation.json"
+        content = allocation_json(found, build.source.tensors, build.sensitivity)
+        write_json(out, content)
+        detail = bytes_text(found.total_bytes)
+        if plan.stock is None:
+            detail += f" of {bytes_text(found.budget_bytes)}"
+        if content["predicted_kld"] is not None:
+            detail += f", predicted KLD {kld_text(content['predicted_kld'])}"
+        if plan.stock is not None and plan.stock.fallbacks:
+            detail += f"; {fallback_text(plan.stock.fallbacks)}"
+        return Done((out,), detail, {"total_bytes": found.total_bytes})
+
+    settings = {
+        "level": plan.recipe.model_dump(mode="json", exclude={"baseline"}),
+        "target": target.model_dump(mode="json", exclude={"description"}),
+    }
+    needs = ("checkpoint", "imatrix", "measure")
+    return Stage(f"allocate:{plan.recipe.name}", 4, needs, settings, True, run)
+
+
+def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
+    """Allocation + target → placement.json: layers on cards, and the command that runs it so."""
+    target = build.job.target
+
+    def run(work: Path, progress: Progress) -> Done:
+        tensors, types = build.source.tensors, build.types(plan)
+        placement = fit.place_exactly(build.planned(plan), types, target, build.asked_memory[0])
+        check_fits(placement, target)
+        names = artifact_names(build.stem(plan), build.artifact_metadata(plan), tensors, types)
+        out = build.folder(plan) / "placement.json"
+        launch = launch_of(placement, build.planned(plan), names[0])
+        started = write_launch_files(launch, build.folder(plan))
+        write_json(out, placement_json(placement, server_command(launch)))
+        fullest = max(card.total_bytes / card.capacity_bytes for card in placement.cards)
+        detail = (
+            f"layers {'+'.join(map(str, placement.tensor_split))} on {target.name}, "
+            f"{placement.context_tokens:,} tokens, fullest card {fullest:.0%}"
+        )
+        return Done((out, *started), detail, {"tensor_split": placement.tensor_split})
+
+    settings = {"target": target.model_dump(mode="json", exclude={"description"})}
+    needs = ("checkpoint", "imatrix", f"allocate:{plan.recipe.name}")
+    return Stage(f"place:{plan.recipe.name}", 3, needs, settings, True, run)
+
+
+def quantize_stage(build: BuildContext, plan: LevelPlan) -> Stage:
+    """Source + imatrix + allocation → the artifact."""
+
+    def run(work: Path, progress: Progress) -> Done:
+        files = quantize(
+            build.source,
+            build.artifact_metadata(plan),
+            build.types(plan),
+            build.importance,
+            build.folder(plan),
+            work,
+            build.stem(plan),
+            build.job.workers,
+            progress,
+            build.finished_artifacts(stage),
+        )
+        size = sum(path.stat().st_size for path in files)
+        detail = f"{bytes_text(size)}, {8 * size / build.parameters:.2f} bits a weight"
+        return Done(tuple(files), detail, {"size_bytes": size})
+
+    needs = ("checkpoint", "imatrix", f"allocate:{plan.recipe.name}")
+    stage = Stage(f"quantize:{plan.recipe.name}", 2, needs, {}, True, run)
+    return stage
+
+
+def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
+    """Artifact → niah.jsonl, heatmap.png and validation.json: the release gate."""
+    job = build.job
+    recipe, note = build.retrieval
+    kv_type = recipe.kv_type or job.target.kv_type
+
+    def run(work: Path, progress: Progress) -> Done:
+        if note:
+            progress.note(note)
+        folder, artifact = build.folder(plan), build.artifact(plan)
+        outputs = tuple(folder / n for n in ("validation.json", "niah.jsonl", "heatmap.png"))
+        settings = CheckSettings(build.placed_devices(plan), kv_type, job.target.ubatch_tokens)
+        metadata, types = build.artifact_metadata(plan), build.types(plan)
+        integrity = check_artifact(
+            artifact, build.source, metadata, types, build.importance, progress=progress
+        )
+        retrieval = check_retrieval(
+            artifact, recipe, settings, outputs[1], work, job.haystack, progress
+        )
+        divergence = None
+        if job.recipe.divergence.chunks:
+            kept = work / "positions.jsonl"
+            found = measure_divergence(build.logits, artifact, kept, build.devices, progress)
+            divergence = found.summary()
+        draw_heatmap(retrieval.answers, f"{build.stem(plan)}, {retrieval.name}", outputs[2])
+        hashes = build.pipeline.receipt(f"quantize:{plan.recipe.name}").output_hashes
+        asked = {Path(name).name: sha256 for name, sha256 in hashes.items()}
+        facts = validation_json(retrieval, divergence, recipe, kv_type, integrity, asked)
+        write_json(outputs[0], facts)
+        detail = f"{verdict(facts, baseline=plan.recipe.baseline)}: " + ", ".join(
+            f"{gate.hits}/{gate.trials} {gate.name} at {gate.context_tokens:,} tokens, "
+            f"at least {gate.lower_bound:.1%}"
+            for gate in retrieval.gated(recipe.gated)
+        )
+        if divergence is not None:
+            detail += f", KLD {kld_text(divergence.mean)}"
+        return Done(outputs, detail, {"passed": facts["passed"]})
+
+    settings = {
+        "baseline": plan.recipe.baseline,
+        "retrieval": recipe.model_dump(mode="json"),
+        "kv_type": kv_type,
+        "ubatch_tokens": job.target.ubatch_tokens,
+        "haystack": None if job.haystack is None else content_id(job.haystack),
+    }
+    name = plan.recipe.name
+    logits = ("logits",) if job.recipe.divergence.chunks else ()
+    needs = (*logits, f"quantize:{name}", f"place:{name}")
+    return Stage(f"validate:{name}", 5, needs, settings, True, run)
+
+
+def report_stage(
+    build: BuildContext, levels: Sequence[LevelPlan], results: Sequence[LevelResult]
+) -> Stage:
+    """Everything → report.html and README.md, with coverage.png and what they are made from."""
+    job = build.job
+
+    def run(work: Path, progress: Progress) -> Done:
+        collected = build.pipeline.receipt("imatrix").facts
+        outputs = [job.out / CALIBRATION, job.out / BUILT]
+        write_json(outputs[0], {k: v for k, v in collected.items() if k != "detail"})
+        write_json(outputs[1], built_json(job.recipe, job.target))
+        if coverage_of(build.imatrix).experts:
+            outputs.append(job.out / COVERAGE_PICTURE)
+            draw_coverage(build.imatrix, build.choice.name, outputs[-1])
+        facts = report_facts(
+            job.out,
+            build.choice.name,
+            build.geometry.architecture,
+            build.parameters,
+            job.target,
+            job.recipe,
+            results,
+        )
+        pages = write_report(facts, job.out)
+        return Done((*pages, *outputs), "report.html, README.md", {})
+
+    steps = ("allocate", "place", "quantize", "validate")
+    needs = tuple(f"{step}:{plan.recipe.name}" for plan in levels for step in steps)
+    settings = {
+        "recipe": job.recipe.model_dump(mode="json"),
+        "target": job.target.model_dump(mode="json"),
+    }
+    return Stage("report", 10, ("imatrix", "measure", *needs), settings, True, run)

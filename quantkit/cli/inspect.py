@@ -1,0 +1,48 @@
+"""`quantkit inspect`: what a GGUF file holds."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+
+from quantkit.core.console import Console
+from quantkit.core.units import bytes_text, gb_text, gib_text
+
+
+def inspect(file: Path, as_json: bool) -> None:
+    """Architecture, types and sizes of a GGUF file."""
+    from quantkit.formats.tensor_types import BY_NAME
+    from quantkit.models.geometry import geometry_of
+    from quantkit.models.gguf_source import GGUFSource
+
+    source = GGUFSource(file)
+    geometry = geometry_of(source.metadata)
+    sizes: Counter[str] = Counter()
+    counts: Counter[str] = Counter()
+    for info in source.tensors:
+        sizes[info.type_name] += BY_NAME[info.type_name].size_bytes(info.elements)
+        counts[info.type_name] += 1
+    elements = sum(info.elements for info in source.tensors)
+    total = sum(path.stat().st_size for path in source.paths)
+    facts = {
+        "architecture": geometry.architecture,
+        "parameters": elements,
+        "files": len(source.paths),
+        "size_bytes": total,
+        "bits_per_weight": 8 * total / elements if elements else 0.0,
+        "trained_context_tokens": geometry.trained_context_tokens,
+        "types": {name: {"tensors": counts[name], "bytes": sizes[name]} for name in sizes},
+    }
+    console = Console(quiet=as_json)
+    if as_json:
+        console.json(facts)
+    console.heading(
+        f"{file.name}: {geometry.architecture}, {elements / 1e6:,.1f} M parameters, "
+        f"{gib_text(total)} ({gb_text(total)}), trained for "
+        f"{geometry.trained_context_tokens:,} tokens"
+    )
+    rows = [
+        (name, str(counts[name]), bytes_text(sizes[name]), f"{BY_NAME[name].bits_per_weight:g}")
+        for name, _ in sizes.most_common()
+    ]
+    console.table(("type", "tensors", "size", "bits/weight"), rows)

@@ -1,0 +1,134 @@
+"""`quantkit targets`: the card sets that can be named, and what each could hold of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from quantkit.core.console import Console
+from quantkit.core.errors import InputError
+from quantkit.core.units import GIB, tokens_text, unit_of
+
+if TYPE_CHECKING:
+    from quantkit.config.target import Target
+    from quantkit.plan.budgets import Budget, TargetBudgets
+    from quantkit.plan.model import PlannedModel
+
+
+def targets(model: str | None, recipe: str | None, files: Sequence[Path], as_json: bool) -> None:
+    """List the targets, or what each could hold of `model`.
+
+    Args:
+        files: of targets of a person's own, which are listed too.
+
+    Raises:
+        InputError: a broken file or model, or a recipe without a model.
+    """
+    from quantkit.plan.targets import target_list
+
+    if recipe is not None and model is None:
+        raise InputError(f"--recipe {recipe} says how a model is quantized: give --model too")
+    console = Console(quiet=as_json)
+    found, why = target_list(files)
+    if model is not None:
+        facts: Any = _budgets(model, recipe, found, console)
+    else:
+        facts = [target.model_dump(mode="json") for target in found]
+        _list(found, console)
+    if why is not None:
+        console.note(why)
+    if as_json:
+        console.json(facts)
+
+
+def _list(found: Sequence[Target], console: Console) -> None:
+    rows = [
+        (
+            target.name,
+            f"{sum(card.memory_gib for card in target.each_card):g} GiB",
+            f"{target.context_tokens:,}",
+            target.kv_type,
+            "all that fits"
+            if target.weight_budget_gib == "auto"
+            else f"{target.weight_budget_gib:g} GiB",
+            target.description,
+        )
+        for target in found
+    ]
+    console.table(("target", "memory", "context", "KV", "weights", "description"), rows)
+
+
+def _budgets(
+    model: str, recipe: str | None, found: Sequence[Target], console: Console
+) -> dict[str, Any]:
+    """Print the largest artifact of each target at each context; returns the facts."""
+    from quantkit.cli.opening import open_shapes
+    from quantkit.config.recipe import recipe_for
+    from quantkit.llamacpp.memory_plan import asking
+    from quantkit.models.choose import choose_model
+    from quantkit.plan.budgets import budgets_of, contexts_for
+    from quantkit.plan.level_plans import nominal_costs
+    from quantkit.plan.model import PlannedModel
+
+    choice = choose_model(model)
+    rules = recipe_for(model, recipe)
+    with asking():
+        source = open_shapes(choice, console, keep_prediction=rules.convert.mtp == "keep")
+        planned = PlannedModel.of(choice.name, source.metadata, source.tensors)
+        contexts = contexts_for(planned)
+        lengths = ", ".join(tokens_text(tokens) for tokens in contexts)
+        console.note(f"asking llama.cpp what {len(found)} targets take at {lengths} tokens …")
+        with console.stage("targets") as progress:
+            budgets, estimated = budgets_of(
+                planned, nominal_costs(planned, rules.measure), found, progress
+            )
+    _show(planned, budgets, console)
+    if estimated is not None:
+        console.note(estimated)
+    return {
+        "model": choice.name,
+        "estimated": estimated,
+        "targets": [_facts(one, planned.elements) for one in budgets],
+    }
+
+
+def _show(model: PlannedModel, found: Sequence[TargetBudgets], console: Console) -> None:
+    """Print the table, in MiB where no artifact has a tenth of a GiB."""
+    sizes = [b.largest_bytes for one in found for b in one.budgets if b.largest_bytes is not None]
+    word, unit = unit_of(sizes or [GIB])
+
+    def cell(budget: Budget) -> str:
+        size = budget.largest_bytes
+        if size is None:
+            return "-"
+        return f"{size / unit:.2f} [dim]{8 * size / model.elements:.2f}[/]"
+
+    rows = [(one.target.name, *map(cell, one.budgets), one.target.kv_type) for one in found]
+    console.heading(
+        f"{model.stem}: the largest artifact that fits at a context, {word} and bits a weight"
+    )
+    lengths = [tokens_text(budget.context_tokens) for budget in found[0].budgets]
+    console.table(("target", *lengths, "KV"), rows)
+    for one in found:
+        if one.refused is not None:
+            console.note(f"{one.target.name}: {one.refused}")
+
+
+def _facts(one: TargetBudgets, elements: int) -> dict[str, Any]:
+    return {
+        "target": one.target.name,
+        "kv_type": one.target.kv_type,
+        "ubatch_tokens": one.target.ubatch_tokens,
+        "refused": one.refused,
+        "budgets": [
+            {
+                "context_tokens": budget.context_tokens,
+                "largest_bytes": budget.largest_bytes,
+                "bits_per_weight": None
+                if budget.largest_bytes is None
+                else 8 * budget.largest_bytes / elements,
+            }
+            for budget in one.budgets
+        ],
+    }

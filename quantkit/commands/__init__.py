@@ -1,1 +1,0 @@
-"""What each command does and prints, one file a command; `cli.py` parses."""

@@ -1,0 +1,1 @@
+"""What a person chooses: recipe, target and levels, each read from YAML."""

@@ -1,0 +1,282 @@
+"""Recipe: what to build from a model. One YAML in `recipes/`; each stage takes its own section."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from quantkit.config.levels import LevelRecipe, chosen_levels
+from quantkit.config.target import KVType
+from quantkit.core.errors import InputError
+from quantkit.core.paths import resource
+from quantkit.core.yaml import Strict, read_yaml, validated
+from quantkit.formats.tensor_types import BY_NAME
+
+STOCK_CANDIDATES = (
+    "Q8_0", "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_K", "IQ4_NL", "IQ4_XS", "MXFP4",
+    "Q3_K", "IQ3_S", "IQ3_XXS", "Q2_K", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
+)  # fmt: skip
+
+PLAIN_TEXT = (".txt", ".md")
+_WEIGHT_TYPES = ("F32", "F16", "BF16")
+
+Probe = Literal["near-miss", "absent", "updated", "multi-value", "two-hop", "paraphrased"]
+Task = Literal[
+    "multikey", "single", "near-miss", "absent", "updated", "multi-value", "two-hop", "paraphrased"
+]
+THINKING_TOKENS = 256
+"""Of an answer that begins with thinking, at least."""
+CLUSTERS = 3
+"""Seeds whose spread says how much haystacks differ, at least."""
+
+
+class ConvertRecipe(Strict):
+    """What is made of a checkpoint.
+
+    Attributes:
+        base_type: of the matrices of the base GGUF, which statistics are collected on.
+        mtp: whether the multi-token prediction layers, which speculative decoding uses, go into
+            the base and the artifacts.
+    """
+
+    base_type: Literal["BF16", "Q8_0"] = "BF16"
+    mtp: Literal["drop", "keep"] = "drop"
+
+
+class ImatrixRecipe(Strict):
+    """What the importance matrix is collected on.
+
+    Attributes:
+        texts: names in `calibration/`, or paths, joined; not read when there is a mixture.
+        mixture: domain → its share, relative to the sum of all. A domain is a file of
+            `calibration/`, with or without its ending, or the path of a file or a folder.
+        chunk_tokens: length of a chunk; with a mixture each is wholly of one domain.
+        chunks: how many.
+        until_covered: go on beyond `chunks` until every expert has seen so many tokens, or the
+            text ends; 0 stops at `chunks`.
+        spread: whether a domain's chunks come from all over its text, not from its beginning on.
+        seed: of the order of a mixture's chunks.
+    """
+
+    texts: tuple[str, ...] = ("english-prose.txt",)
+    mixture: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
+        default_factory=dict
+    )
+    chunk_tokens: int = Field(default=512, ge=32)
+    chunks: int = Field(default=64, ge=1)
+    until_covered: int = Field(default=0, ge=0)
+    spread: bool = False
+    seed: int = 1
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The names of what is read: the mixture's domains, or the texts."""
+        return tuple(self.mixture) or self.texts
+
+    def calibrated_on(self, names: Sequence[str]) -> ImatrixRecipe:
+        """This recipe with other sources: one text as it is, or equal shares of several."""
+        first = names[0]
+        if len(names) == 1 and first.endswith(PLAIN_TEXT) and "://" not in first:
+            return self.model_copy(update={"texts": tuple(names), "mixture": {}})
+        return self.model_copy(update={"mixture": dict.fromkeys(names, 1.0)})
+
+
+class MeasureRecipe(Strict):
+    """What is measured of a model: each tensor's error at each type, and what errors cost.
+
+    Attributes:
+        candidates: types that are tried.
+        sample_rows: of a matrix, for its error; 0 for all.
+        sample_experts: of a stack, for its error; 0 for all.
+        cost_chunks: of the text on which costs are measured; 0: tensors count alike.
+        cost_chunk_tokens: of each chunk, from its beginning; at most imatrix.chunk_tokens.
+        probe_bits: bits a weight; a unit is measured with the error of the type nearest to each.
+        probe_error: relative; smaller errors are amplified to it, to stand out of the noise.
+        groups: regular expressions; tensors in which one captures the same are one unit.
+    """
+
+    candidates: tuple[str, ...] = Field(default=STOCK_CANDIDATES, min_length=1)
+    sample_rows: int = Field(default=512, ge=0)
+    sample_experts: int = Field(default=8, ge=0)
+    seed: int = 1
+    cost_chunks: int = Field(default=4, ge=0)
+    cost_chunk_tokens: int = Field(default=128, ge=32)
+    probe_bits: tuple[Annotated[float, Field(gt=0, le=16)], ...] = Field(
+        default=(4.5,), min_length=1, max_length=3
+    )
+    probe_error: float = Field(default=0.02, ge=0, lt=1)
+    groups: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _possible(self) -> MeasureRecipe:
+        known = {n for n, kind in BY_NAME.items() if kind.is_quantized or n in _WEIGHT_TYPES}
+        unknown = [name for name in self.candidates if name not in known]
+        if unknown:
+            raise ValueError(f"not types of weights: {', '.join(unknown)}")
+        if len(set(self.candidates)) < len(self.candidates):
+            raise ValueError("candidates has a type twice")
+        for pattern in self.groups:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise ValueError(f"groups: {pattern!r} is no regular expression: {error}") from None
+        return self
+
+
+class RetrievalRecipe(Strict):
+    """The retrieval check, and the bound that releases.
+
+    Attributes:
+        mode: `one-pass`: many needles in one haystack, asked at every length during one prefill;
+            `classic`: one needle a prompt, at each length and depth.
+        context_tokens: lengths to check, the longest is the gate; empty: a ladder up to the
+            target's own context.
+        needles: asked at each length, each hidden once (one-pass).
+        depths: of the needle, shares of the haystack (classic).
+        probes: harder tasks → how many of each are asked at each length (one-pass).
+        gate: tasks whose bounds must hold; empty: the main one, multikey or single.
+        digits: of each value.
+        seeds: one haystack each.
+        clustered: bounds allow for haystacks of different difficulty; three seeds or more.
+        kv_type: of the KV cache; None: the target's.
+        minimum_lower_bound: of the hit rate at the longest context, one-sided 95 %; None shows
+            the figure and lets everything pass.
+        answer_tokens: limit of an answer of one value, thinking included.
+        thinking: let the model think before it answers; only what follows counts.
+        near_misses: of a needle, whose log-probability is measured beside that of its own value.
+        forks: questions that are answered side by side.
+    """
+
+    mode: Literal["one-pass", "classic"] = "one-pass"
+    context_tokens: tuple[Annotated[int, Field(ge=256)], ...] = ()
+    needles: int = Field(default=64, ge=1, le=400)
+    depths: tuple[Annotated[float, Field(ge=0, le=1)], ...] = Field(
+        default=(0.1, 0.5, 0.9), min_length=1
+    )
+    probes: dict[Probe, Annotated[int, Field(ge=1, le=100)]] = Field(default_factory=dict)
+    gate: tuple[Task, ...] = ()
+    digits: int = Field(default=5, ge=3, le=12)
+    seeds: tuple[int, ...] = Field(default=(1,), min_length=1)
+    clustered: bool = False
+    kv_type: KVType | None = None
+    minimum_lower_bound: float | None = Field(default=0.90, ge=0, le=1)
+    answer_tokens: int = Field(default=24, ge=1)
+    thinking: bool = False
+    near_misses: int = Field(default=3, ge=0, le=16)
+    forks: int = Field(default=4, ge=1, le=64)
+
+    @model_validator(mode="after")
+    def _possible(self) -> RetrievalRecipe:
+        if self.mode == "classic" and self.probes:
+            raise ValueError("probes are asked in one-pass mode only")
+        missing = [task for task in self.gate if task not in self.tasks]
+        if missing:
+            raise ValueError(
+                f"gate: {', '.join(missing)} is not asked; this check asks {', '.join(self.tasks)}"
+            )
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError("seeds has one twice: the same haystack would count twice")
+        if self.thinking and self.answer_tokens < THINKING_TOKENS:
+            raise ValueError(
+                f"answer_tokens: {self.answer_tokens} cut off a model that thinks, because the "
+                f"limit counts its thinking too; give {THINKING_TOKENS} or more"
+            )
+        if self.clustered and len(self.seeds) < CLUSTERS:
+            raise ValueError(f"clustered bounds take {CLUSTERS} seeds or more")
+        return self
+
+    @property
+    def tasks(self) -> tuple[Task, ...]:
+        """What is asked, the main task first."""
+        return ("single",) if self.mode == "classic" else ("multikey", *self.probes)
+
+    @property
+    def gated(self) -> tuple[Task, ...]:
+        """The tasks whose bounds must hold."""
+        return self.gate or self.tasks[:1]
+
+    def trials(self, task: Task) -> int:
+        """How often `task` is asked at one length, all seeds together."""
+        if task == "single":
+            return len(self.depths) * len(self.seeds)
+        each = self.needles if task == "multikey" else self.probes[task]
+        return each * len(self.seeds)
+
+
+class DivergenceRecipe(Strict):
+    """KLD against the base model on text outside the calibration.
+
+    Attributes:
+        chunk_tokens: length of a chunk, whose second half counts.
+        chunks: how many; 0 leaves the KLD out.
+    """
+
+    chunk_tokens: int = Field(default=512, ge=32)
+    chunks: int = Field(default=16, ge=0)
+
+
+class Recipe(Strict):
+    """All sections; what a recipe file leaves out has these defaults."""
+
+    name: str
+    model: str | None = None
+    convert: ConvertRecipe = ConvertRecipe()
+    imatrix: ImatrixRecipe = ImatrixRecipe()
+    measure: MeasureRecipe = MeasureRecipe()
+    levels: tuple[LevelRecipe, ...] = Field(min_length=1)
+    retrieval: RetrievalRecipe = RetrievalRecipe()
+    divergence: DivergenceRecipe = DivergenceRecipe()
+
+    @model_validator(mode="after")
+    def _distinct_levels(self) -> Recipe:
+        names = [level.name for level in self.levels]
+        if len(set(names)) < len(names):
+            raise ValueError(f"two levels have the same name: {', '.join(names)}")
+        return self
+
+    def with_levels(self, words: str) -> Recipe:
+        """This recipe with the levels that `--levels` asks for: see `chosen_levels`.
+
+        Raises:
+            InputError: one of them is neither in the recipe nor a preset, bits or a size.
+        """
+        have = {level.name: level for level in self.levels}
+        return self.model_copy(update={"levels": tuple(chosen_levels(words, self.name, have))})
+
+
+def known_recipes() -> dict[str, Path]:
+    """Recipe files that ship with quantkit, by name."""
+    return {path.stem: path for path in sorted(resource("recipes").glob("*.yaml"))}
+
+
+def load_recipe(path: Path) -> Recipe:
+    """The recipe in a YAML file.
+
+    Raises:
+        InputError: the file cannot be read or is not a valid recipe.
+    """
+    return validated(Recipe, read_yaml(path), path)
+
+
+def recipe_for(model: str, chosen: str | None = None) -> Recipe:
+    """The recipe named or filed as `chosen`; else the one written for `model`; else the default.
+
+    Raises:
+        InputError: `chosen` is neither a known name nor a readable file.
+    """
+    shipped = known_recipes()
+    if chosen is not None:
+        if chosen not in shipped and not Path(chosen).exists():
+            raise InputError(
+                f"no recipe {chosen!r}: give a YAML file, or one of {', '.join(shipped)}"
+            )
+        return load_recipe(shipped.get(chosen, Path(chosen)))
+    for path in shipped.values():
+        recipe = load_recipe(path)
+        if recipe.model is not None and recipe.model == model.partition("@")[0]:
+            return recipe
+    return load_recipe(shipped["default"])

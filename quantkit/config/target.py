@@ -1,0 +1,130 @@
+"""Target: the cards, the context and the KV cache that an artifact must run with."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from quantkit.core.errors import InputError
+from quantkit.core.paths import resource
+from quantkit.core.units import GIB
+from quantkit.core.yaml import Strict, read_yaml, validated
+
+KVType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+Draft = Literal["none", "mtp"]
+UNQUANTIZED_KV = frozenset({"f16", "bf16"})
+
+
+class CardSpec(Strict):
+    """Equal cards.
+
+    Attributes:
+        memory_gib: the card's total memory, GiB.
+        reserve_gib: kept free for the driver, the desktop and fragmentation, GiB a card.
+    """
+
+    name: str
+    memory_gib: float = Field(gt=0)
+    reserve_gib: float = Field(default=0.5, ge=0)
+    count: int = Field(default=1, ge=1, le=64)
+
+
+class Target(Strict):
+    """A card set and how it is used; one YAML in `recipes/targets/`.
+
+    Attributes:
+        weight_budget_gib: GiB for the weights, or "auto" for all that the cards leave after
+            context, compute buffers and reserve.
+        ubatch_tokens: physical batch, llama.cpp's `-ub`; compute buffers grow with it.
+        sequences: that are served at once, llama.cpp's `-np`; they share the context's cells, and
+            each keeps a recurrent state of its own.
+        flash_attention: without it the attention scores of a whole batch are held, and the KV cache
+            cannot be quantized.
+        pipeline: cards work on different batches at once. Switched off, they wait for each other
+            while a prompt is read, and the graph's inputs, a mask of context × batch among them,
+            are held once and not four times.
+        draft: "mtp" lets the model's own prediction layers draft tokens (llama-server's
+            `--spec-type draft-mtp`), which takes a second context, with an F16 cache.
+        devices: each card's number in nvidia-smi, or its UUID; none: 0, 1, … as they are listed.
+        layers: "balanced" leaves the fullest card the most room; "in_order" fills the cards one
+            after another, so that the last ones stay free.
+    """
+
+    name: str
+    description: str = ""
+    cards: tuple[CardSpec, ...] = Field(min_length=1)
+    context_tokens: int = Field(gt=0)
+    kv_type: KVType = "q8_0"
+    ubatch_tokens: int = Field(default=512, gt=0)
+    sequences: int = Field(default=1, ge=1, le=256)
+    flash_attention: bool = True
+    pipeline: bool = True
+    draft: Draft = "none"
+    devices: tuple[str, ...] = ()
+    layers: Literal["balanced", "in_order"] = "balanced"
+    weight_budget_gib: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+
+    @model_validator(mode="after")
+    def _a_device_for_each_card(self) -> Target:
+        if self.devices and len(self.devices) != len(self.each_card):
+            raise ValueError(
+                f"{len(self.devices)} devices are named for {len(self.each_card)} cards: name each "
+                "one, or none"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _quantized_kv_needs_flash_attention(self) -> Target:
+        if not self.flash_attention and self.kv_type not in UNQUANTIZED_KV:
+            raise ValueError(
+                f"a {self.kv_type} KV cache needs flash attention: set kv_type to f16, or leave "
+                "flash_attention on"
+            )
+        return self
+
+    @property
+    def each_card(self) -> tuple[CardSpec, ...]:
+        """One entry a card, counts expanded."""
+        return tuple(spec for spec in self.cards for _ in range(spec.count))
+
+    @property
+    def weight_budget_bytes(self) -> int | None:
+        """The target's own number; None for all that fits."""
+        return None if self.weight_budget_gib == "auto" else int(self.weight_budget_gib * GIB)
+
+    def changed(self, **given: float | str | None) -> Target:
+        """This target with other values for those fields that are given and not None.
+
+        Raises:
+            InputError: a value that the field cannot have.
+        """
+        update = {name: value for name, value in given.items() if value is not None}
+        return validated(Target, self.model_dump() | update, Path(self.name)) if update else self
+
+
+def _folder() -> Path:
+    return resource("recipes") / "targets"
+
+
+def known_targets() -> list[str]:
+    """Names of the targets that ship with quantkit."""
+    return sorted(path.stem for path in _folder().glob("*.yaml"))
+
+
+def load_target(name_or_path: str) -> Target:
+    """The target that ships under this name, or the one in this YAML file.
+
+    Raises:
+        InputError: no such target, or the file is not a valid one.
+    """
+    path = Path(name_or_path)
+    if path.suffix not in (".yaml", ".yml"):
+        path = _folder() / f"{name_or_path}.yaml"
+        if name_or_path not in known_targets():
+            raise InputError(
+                f"unknown target {name_or_path!r}; known: {', '.join(known_targets())}; auto "
+                "for this machine's cards, or give a YAML file of your own (docs/targets.md)"
+            )
+    return validated(Target, read_yaml(path), path)

@@ -1,0 +1,1 @@
+"""What everything stands on: errors, files, locks, receipts, units, progress, threads, paths."""

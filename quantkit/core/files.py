@@ -1,0 +1,89 @@
+"""Files that are written whole or not at all, and the hashes of what is there."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from quantkit.core.errors import InputError
+
+HASH_CHUNK_BYTES = 1 << 22
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(HASH_CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def content_id(path: Path) -> str:
+    """Hash of a text that a stage reads.
+
+    Raises:
+        InputError: it cannot be read.
+    """
+    try:
+        return file_sha256(path)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror}") from None
+
+
+def identity(paths: Sequence[Path]) -> dict[str, list[int]]:
+    """Name → (size, time of last change) of large inputs, which are not hashed for each use.
+
+    Raises:
+        InputError: one cannot be found.
+    """
+    try:
+        return {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in paths}
+    except OSError as error:
+        raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
+
+
+@contextmanager
+def atomic(path: Path) -> Iterator[Path]:
+    """Yield a partial path to write to; on success it is fsynced and becomes `path`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    yield partial
+    publish(partial, path)
+
+
+def publish(partial: Path, path: Path) -> None:
+    """Fsync the finished file `partial`, rename it to `path`, and fsync the folder."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _fsync(partial)
+    os.replace(partial, path)
+    _fsync(path.parent)
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` atomically."""
+    with atomic(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
+    """Write `value` as indented JSON to `path` atomically."""
+    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+
+
+def plain_json(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """`value` as it is read back from JSON: tuples as lists, keys as strings, in order."""
+    return json.loads(json.dumps(value, sort_keys=True))

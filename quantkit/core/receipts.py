@@ -1,0 +1,144 @@
+"""Receipts: what a stage was made from and what it wrote, so that running again is resuming.
+
+Outputs go to `x.partial`, are fsynced and renamed; the receipt is written last, so its existence
+means that the stage is done.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.core.files import file_sha256, plain_json, write_text
+
+
+@dataclass(frozen=True)
+class Output:
+    """A file that a stage wrote: path relative to the build folder, size, time, SHA-256."""
+
+    path: str
+    size_bytes: int
+    modified_ns: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Receipt:
+    """One finished stage.
+
+    Attributes:
+        parts: what the result depends on, by name: stage version, recipe section, native library,
+            hashes of the outputs of the stages it needs.
+        facts: numbers for the closing table and the report.
+    """
+
+    stage: str
+    parts: Mapping[str, Any]
+    outputs: tuple[Output, ...]
+    seconds: float
+    facts: Mapping[str, Any]
+
+    @property
+    def output_hashes(self) -> dict[str, str]:
+        return {output.path: output.sha256 for output in self.outputs}
+
+
+def _receipt_path(folder: Path, stage: str) -> Path:
+    return folder / "receipts" / f"{stage.replace(':', '.')}.json"
+
+
+def read_receipt(folder: Path, stage: str) -> Receipt | None:
+    """The receipt of `stage`, or None when there is none that can be read."""
+    try:
+        raw = json.loads(_receipt_path(folder, stage).read_text(encoding="utf-8"))
+        outputs = tuple(Output(**item) for item in raw["outputs"])
+        receipt = Receipt(raw["stage"], raw["parts"], outputs, raw["seconds"], raw["facts"])
+        return receipt if _is_well_formed(receipt) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _is_well_formed(receipt: Receipt) -> bool:
+    """Whether a receipt has the kinds of values that one has: anybody may have edited it."""
+    paths = all(isinstance(output.path, str) for output in receipt.outputs)
+    sizes = all(isinstance(output.size_bytes, int) for output in receipt.outputs)
+    return paths and sizes and isinstance(receipt.parts, dict) and isinstance(receipt.facts, dict)
+
+
+def finished_receipts(folder: Path, prefix: str) -> list[Receipt]:
+    """The receipts of all stages whose names begin with `prefix`, in the order of their names."""
+    some = _receipt_path(folder, f"{prefix}*")
+    names = sorted(path.stem for path in some.parent.glob(some.name))
+    found = (read_receipt(folder, name) for name in names)
+    return [receipt for receipt in found if receipt is not None]
+
+
+def forget_receipt(folder: Path, stage: str) -> None:
+    """Remove the receipt of `stage`, if there is one."""
+    _receipt_path(folder, stage).unlink(missing_ok=True)
+
+
+def write_receipt(
+    folder: Path,
+    stage: str,
+    parts: Mapping[str, Any],
+    outputs: Sequence[Path],
+    seconds: float,
+    facts: Mapping[str, Any],
+) -> Receipt:
+    """Hash `outputs`, write the receipt of `stage` and return it."""
+    records = []
+    for path in outputs:
+        stat = path.stat()
+        relative = path.relative_to(folder).as_posix()
+        records.append(Output(relative, stat.st_size, stat.st_mtime_ns, file_sha256(path)))
+    receipt = Receipt(stage, plain_json(parts), tuple(records), seconds, plain_json(facts))
+    path = _receipt_path(folder, stage)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_text(path, json.dumps(asdict(receipt), indent=1) + "\n")
+    return receipt
+
+
+def stale_reason(folder: Path, stage: str, parts: Mapping[str, Any]) -> str | None:
+    """None when `stage` is done and still valid; else the sentence that says why it runs."""
+    receipt = read_receipt(folder, stage)
+    if receipt is None:
+        return "not done yet"
+    now = plain_json(parts)
+    for name in sorted(now.keys() | receipt.parts.keys()):
+        old, new = receipt.parts.get(name), now.get(name)
+        if old != new:
+            return _difference(name, old, new)
+    for output in receipt.outputs:
+        reason = _output_changed(folder / output.path, output)
+        if reason:
+            return reason
+    return None
+
+
+def _difference(name: str, old: Any, new: Any) -> str:  # noqa: ANN401
+    if isinstance(old, dict) and isinstance(new, dict):
+        for key in sorted(old.keys() | new.keys()):
+            if old.get(key) != new.get(key):
+                return _difference(f"{name}.{key}", old.get(key), new.get(key))
+    if isinstance(old, str) and isinstance(new, str) and len(old) == len(new) == 64:
+        return f"{name} has changed"
+    before, after = json.dumps(old), json.dumps(new)
+    if len(before) + len(after) > 80:
+        return f"{name} has changed"
+    return f"{name} has changed from {before} to {after}"
+
+
+def _output_changed(path: Path, output: Output) -> str | None:
+    try:
+        stat = path.stat()
+    except OSError:
+        return f"its output {output.path} is missing"
+    if stat.st_size != output.size_bytes:
+        return f"its output {output.path} has {stat.st_size} bytes, it wrote {output.size_bytes}"
+    if stat.st_mtime_ns != output.modified_ns and file_sha256(path) != output.sha256:
+        return f"its output {output.path} was changed by something else"
+    return None

@@ -1,0 +1,92 @@
+"""Folders that one run at a time writes: builds, and what an unfinished stage keeps."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.files import plain_json, write_json
+
+
+@contextmanager
+def resumable(work: Path, parts: Mapping[str, Any]) -> Iterator[Path]:
+    """A folder for what an unfinished stage keeps; emptied when it was kept for other `parts`.
+
+    It is removed when the block ends without an error, so what is left is always worth resuming.
+
+    Raises:
+        InputError: another run is using it.
+        EnvironmentFault: the file system does not support locks.
+    """
+    import shutil
+
+    marker = work / "parts.json"
+    with _locked(work / ".lock", f"another run is writing what {work} is for; wait for it"):
+        try:
+            same = json.loads(marker.read_text(encoding="utf-8")) == plain_json(parts)
+        except (OSError, ValueError):
+            same = False
+        if not same:
+            for kept in work.iterdir():
+                if kept.is_dir():
+                    shutil.rmtree(kept)
+                elif kept.name != ".lock":
+                    kept.unlink()
+            write_json(marker, plain_json(parts))
+        yield work
+        shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _locked(path: Path, refusal: str) -> Iterator[None]:
+    """Hold the lock file `path`, which the block may remove, in a folder that is made for it.
+
+    Raises:
+        InputError: another process holds it; says `refusal`.
+        EnvironmentFault: the file system does not support locks.
+        OSError: the file cannot be made.
+    """
+    import fcntl
+
+    while True:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise InputError(refusal) from None
+            except OSError as error:
+                raise EnvironmentFault(f"cannot lock {path}: {error.strerror}") from None
+            try:
+                held = path.stat().st_ino == os.fstat(lock.fileno()).st_ino
+            except FileNotFoundError:
+                held = False
+            if held:  # else its holder removed it as we opened it
+                yield
+                return
+
+
+@contextmanager
+def build_folder(path: Path, advice: str = "choose another with --out") -> Iterator[Path]:
+    """Make the build folder, check that it can be written, and keep other builds out of it.
+
+    Args:
+        advice: what a person may do where it cannot be used.
+
+    Raises:
+        InputError: it cannot be made or written, or another build is using it.
+        EnvironmentFault: the file system does not support locks.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        (path / ".lock").touch()
+    except OSError as error:
+        raise InputError(f"cannot write to the folder {path}: {error.strerror}; {advice}") from None
+    refusal = f"another run is writing to {path}; wait for it, or {advice}"
+    with _locked(path / ".lock", refusal):
+        yield path

@@ -1,0 +1,290 @@
+"""Cards that exist only as numbers, so that llama.cpp plans for cards which are not here.
+
+llama.cpp asks a device for names, sizes and abilities, and for computations. With `no_alloc` it
+never computes: a device that answers the questions is enough to have its own loader, scheduler and
+allocator say what a model would take on each card. The structs are those of
+`ggml/src/ggml-backend-impl.h`; the answers of a CUDA card are those of `ggml/src/ggml-cuda`:
+
+- buffers are aligned to 128 bytes, and a quantized tensor is followed by room for what is missing
+  to rows of 512 (`ggml_backend_cuda_buffer_type_get_alloc_size`, MATRIX_ROW_PADDING);
+- flash attention over a KV cache that is not F16 keeps F16 copies of one layer's keys and values
+  behind its result (`ggml_cuda_flash_attn_ext_get_alloc_size`): half a GiB for the flagship at
+  504K, which a CPU behind an RPC server does not need;
+- it computes asynchronously and has events, so layers on several cards are pipelined.
+
+Used inside a child process: what llama.cpp keeps of a device is freed with it.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import traceback
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from quantkit.llamacpp.ggml_tensor import GgmlTensor, base_library, op_number
+
+API_VERSION = 2
+"""GGML_BACKEND_API_VERSION of the structs below."""
+CUDA_ALIGNMENT, CPU_ALIGNMENT = 128, 32
+ROW_PADDING = 512
+GPU = 1  # GGML_BACKEND_DEVICE_TYPE_GPU
+F16 = 1  # GGML_TYPE_F16
+BASE_ADDRESS = 1 << 40  # of every buffer: never read, but it must not be null
+FLASH_HEADS = frozenset({40, 64, 72, 80, 96, 112, 128, 256, 512})
+"""Head sizes that CUDA's kernels have for equal keys and values (fattn.cu)."""
+FLASH_HEADS_UNEQUAL = frozenset({(192, 128), (320, 256), (576, 512)})
+
+_OP = GgmlTensor.op.offset
+_Pointer = ctypes.c_void_p
+_Size = ctypes.c_size_t
+
+
+def _interface(name: str, functions: str) -> type[ctypes.Structure]:
+    fields = [(function, _Pointer) for function in functions.split()]
+    return type(name, (ctypes.Structure,), {"_fields_": fields})
+
+
+_BufferTypeFunctions = _interface(
+    "_BufferTypeFunctions",
+    "get_name alloc_buffer get_alignment get_max_size get_alloc_size is_host",
+)
+_BufferFunctions = _interface(
+    "_BufferFunctions",
+    "free_buffer get_base init_tensor memset_tensor set_tensor get_tensor set_tensor_2d "
+    "get_tensor_2d cpy_tensor clear reset",
+)
+_BackendFunctions = _interface(
+    "_BackendFunctions",
+    "get_name free set_tensor_async get_tensor_async set_tensor_2d_async get_tensor_2d_async "
+    "cpy_tensor_async synchronize graph_plan_create graph_plan_free graph_plan_update "
+    "graph_plan_compute graph_compute event_record event_wait graph_optimize",
+)
+_DeviceFunctions = _interface(
+    "_DeviceFunctions",
+    "get_name get_description get_memory get_type get_props init_backend get_buffer_type "
+    "get_host_buffer_type buffer_from_host_ptr supports_op supports_buft offload_op event_new "
+    "event_free event_synchronize",
+)
+_RegistryFunctions = _interface(
+    "_RegistryFunctions", "get_name get_device_count get_device get_proc_address"
+)
+
+
+class _BufferType(ctypes.Structure):
+    _fields_ = (("functions", _BufferTypeFunctions), ("device", _Pointer), ("context", _Pointer))
+
+
+class _Backend(ctypes.Structure):
+    _fields_ = (
+        ("guid", _Pointer), ("functions", _BackendFunctions), ("device", _Pointer),
+        ("context", _Pointer),
+    )  # fmt: skip
+
+
+class _Device(ctypes.Structure):
+    _fields_ = (("functions", _DeviceFunctions), ("registry", _Pointer), ("context", _Pointer))
+
+
+class _Registry(ctypes.Structure):
+    _fields_ = (
+        ("api_version", ctypes.c_int), ("functions", _RegistryFunctions), ("context", _Pointer),
+    )  # fmt: skip
+
+
+class _Event(ctypes.Structure):
+    _fields_ = (("device", _Pointer), ("context", _Pointer))
+
+
+class _Abilities(ctypes.Structure):
+    _fields_ = tuple(
+        (name, ctypes.c_bool)
+        for name in ("asynchronous", "host_buffer", "buffer_from_host_ptr", "events")
+    )
+
+
+class _Properties(ctypes.Structure):
+    _fields_ = (
+        ("name", ctypes.c_char_p), ("description", ctypes.c_char_p), ("memory_free", _Size),
+        ("memory_total", _Size), ("type", ctypes.c_int), ("device_id", ctypes.c_char_p),
+        ("abilities", _Abilities),
+    )  # fmt: skip
+
+
+class StandIns:
+    """Stand-ins for cards of `capacities` bytes; they live as long as this object.
+
+    Args:
+        cuda: answer as CUDA cards do; otherwise as plain memory, as RPC servers on CPUs.
+    """
+
+    def __init__(self, capacities: Sequence[int], *, cuda: bool) -> None:
+        self._kept: list[Any] = []
+        self._cuda = cuda
+        self._registry = _Registry(api_version=API_VERSION)
+        name = self._text("STAND-INS")
+        self._set(self._registry.functions, "get_name", _Pointer, [_Pointer], lambda _r: name)
+        self._set(
+            self._registry.functions, "get_device_count", _Size, [_Pointer], lambda _r: len(found)
+        )
+        self._set(
+            self._registry.functions,
+            "get_device",
+            _Pointer,
+            [_Pointer, _Size],
+            lambda _r, index: found[index],
+        )
+        self._set(
+            self._registry.functions,
+            "get_proc_address",
+            _Pointer,
+            [_Pointer, ctypes.c_char_p],
+            lambda _r, _name: None,
+        )
+        found = [self._device(index, size) for index, size in enumerate(capacities)]
+        self.devices: tuple[int, ...] = tuple(found)
+        """Address of each card's `ggml_backend_device`, for `llama_model_params.devices`."""
+
+    def _text(self, text: str) -> int:
+        buffer = ctypes.create_string_buffer(text.encode())
+        self._kept.append(buffer)
+        return ctypes.addressof(buffer)
+
+    def _set(
+        self,
+        functions: Any,  # noqa: ANN401 - a struct whose fields are known by name only
+        name: str,
+        result: Any,  # noqa: ANN401 - a ctypes type, or None
+        arguments: Sequence[Any],
+        body: Callable[..., Any],
+    ) -> None:
+        """Fill the field `name` with a pointer to `body`, which is kept alive."""
+
+        def guarded(*given: Any) -> Any:  # noqa: ANN401
+            try:
+                return body(*given)
+            except BaseException:  # noqa: BLE001 - whatever it is, nothing may go on
+                traceback.print_exc()
+                os._exit(1)  # ctypes would go on with an answer of its own making
+
+        function = ctypes.CFUNCTYPE(result, *arguments)(guarded)
+        self._kept.append(function)
+        setattr(functions, name, ctypes.cast(function, _Pointer))
+
+    def _device(self, index: int, size: int) -> int:
+        device, backend, event = _Device(), _Backend(), _Event()
+        self._kept += [device, backend, event]
+        address = ctypes.addressof(device)
+        name = self._text(f"CARD{index}")
+        buffer_type = self._buffer_type(address, name)
+        guid = (ctypes.c_ubyte * 16)(*([index + 1] * 16))
+        self._kept.append(guid)
+        backend.guid, backend.device, event.device = ctypes.addressof(guid), address, address
+        of_backend = backend.functions
+        self._set(of_backend, "get_name", _Pointer, [_Pointer], lambda _b: name)
+        self._set(of_backend, "free", None, [_Pointer], lambda _b: None)
+        self._set(of_backend, "synchronize", None, [_Pointer], lambda _b: None)
+
+        def memory(_device: int, free: int, total: int) -> None:
+            _Size.from_address(free).value = _Size.from_address(total).value = size
+
+        def properties(_device: int, out: int) -> None:
+            found = _Properties.from_address(out)
+            ctypes.memset(out, 0, ctypes.sizeof(_Properties))
+            pointers = (_Pointer * 2).from_address(out)
+            pointers[0] = pointers[1] = name
+            found.memory_free = found.memory_total = size
+            found.type = GPU
+            found.abilities.asynchronous = found.abilities.events = True
+
+        device.registry = ctypes.addressof(self._registry)
+        of_device = device.functions
+        self._set(of_device, "get_name", _Pointer, [_Pointer], lambda _d: name)
+        self._set(of_device, "get_description", _Pointer, [_Pointer], lambda _d: name)
+        self._set(of_device, "get_memory", None, [_Pointer] * 3, memory)
+        self._set(of_device, "get_type", ctypes.c_int, [_Pointer], lambda _d: GPU)
+        self._set(of_device, "get_props", None, [_Pointer] * 2, properties)
+        this_backend, this_event = ctypes.addressof(backend), ctypes.addressof(event)
+        self._set(
+            of_device, "init_backend", _Pointer, [_Pointer] * 2, lambda _d, _params: this_backend
+        )
+        self._set(of_device, "get_buffer_type", _Pointer, [_Pointer], lambda _d: buffer_type)
+        self._set(of_device, "supports_op", ctypes.c_bool, [_Pointer] * 2, self._supports)
+        self._set(
+            of_device,
+            "supports_buft",
+            ctypes.c_bool,
+            [_Pointer] * 2,
+            lambda _d, other: other == buffer_type,
+        )
+        self._set(of_device, "event_new", _Pointer, [_Pointer], lambda _d: this_event)
+        self._set(of_device, "event_free", None, [_Pointer] * 2, lambda _d, _e: None)
+        self._set(of_device, "event_synchronize", None, [_Pointer] * 2, lambda _d, _e: None)
+        return address
+
+    def _buffer_type(self, device: int, name: int) -> int:
+        """Memory of a card: buffers have sizes and nothing in them."""
+        buffer_type, buffer = _BufferType(device=device), _BufferFunctions()
+        self._kept += [buffer_type, buffer]
+        self._set(buffer, "free_buffer", None, [_Pointer], lambda _b: None)
+        self._set(buffer, "get_base", _Pointer, [_Pointer], lambda _b: BASE_ADDRESS)
+        self._set(buffer, "clear", None, [_Pointer, ctypes.c_ubyte], lambda _b, _value: None)
+        make = base_library().ggml_backend_buffer_init
+        make.restype, make.argtypes = _Pointer, (_Pointer, _BufferFunctions, _Pointer, _Size)
+        functions = buffer_type.functions
+        self._set(functions, "get_name", _Pointer, [_Pointer], lambda _t: name)
+        self._set(
+            functions,
+            "alloc_buffer",
+            _Pointer,
+            [_Pointer, _Size],
+            lambda kind, size: make(kind, buffer, None, size),
+        )
+        alignment = CUDA_ALIGNMENT if self._cuda else CPU_ALIGNMENT
+        self._set(functions, "get_alignment", _Size, [_Pointer], lambda _t: alignment)
+        if self._cuda:
+            self._set(
+                functions,
+                "get_alloc_size",
+                _Size,
+                [_Pointer] * 2,
+                lambda _t, tensor: cuda_size(tensor),
+            )
+        return ctypes.addressof(buffer_type)
+
+    def _supports(self, _device: int, address: int) -> bool:
+        if not self._cuda:
+            return True
+        if ctypes.c_int.from_address(address + _OP).value != op_number(b"FLASH_ATTN_EXT"):
+            return True  # of thousands of nodes
+        tensor = GgmlTensor.from_address(address)
+        keys, values = (tensor.src[i].contents.ne[0] for i in (1, 2))
+        return (keys in FLASH_HEADS and keys == values) or (keys, values) in FLASH_HEADS_UNEQUAL
+
+
+def cuda_size(address: int) -> int:
+    """Bytes that the tensor at `address` takes in a CUDA card's buffer, without alignment."""
+    library = base_library()
+    tensor = GgmlTensor.from_address(address)
+    size = int(library.ggml_nbytes(address))
+    if tensor.op == op_number(b"FLASH_ATTN_EXT"):
+        keys, values = tensor.src[1], tensor.src[2]
+        shared = _same_memory(values.contents, keys.contents)
+        for side in (keys,) if shared else (keys, values):
+            if side.contents.type != F16:
+                elements = int(library.ggml_nelements(side))
+                size = -(-size // CUDA_ALIGNMENT) * CUDA_ALIGNMENT + 2 * elements
+    missing = -tensor.ne[0] % ROW_PADDING
+    if missing and library.ggml_is_quantized(tensor.type):
+        size += int(library.ggml_row_size(tensor.type, missing))
+    return size
+
+
+def _same_memory(values: GgmlTensor, keys: GgmlTensor) -> bool:
+    """Whether the values are a view of the keys: then one copy serves both."""
+    of_values, of_keys = (ctypes.cast(tensor.view_src, _Pointer).value for tensor in (values, keys))
+    if not of_values:
+        return False
+    same_source = of_values == of_keys and values.view_offs == keys.view_offs
+    return of_values == ctypes.addressof(keys) or same_source

@@ -1,0 +1,143 @@
+"""ggml's quantization kernels on numpy arrays: rows in, blocks out, and back.
+
+ctypes releases the GIL while a kernel runs, so callers may use threads.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.formats.tensor_types import QuantType
+from quantkit.llamacpp.shared_libraries import load
+
+Blocks = Callable[[QuantType, NDArray[np.float32], NDArray[np.float32] | None], NDArray[np.uint8]]
+"""(type, rows, importance of the columns) → blocks, shape (rows, bytes per row)."""
+
+_TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
+
+
+class _TypeTraits(ctypes.Structure):
+    """`struct ggml_type_traits` of ggml.h."""
+
+    _fields_ = (
+        ("type_name", ctypes.c_char_p),
+        ("blck_size", ctypes.c_int64),
+        ("blck_size_interleave", ctypes.c_int64),
+        ("type_size", ctypes.c_size_t),
+        ("is_quantized", ctypes.c_bool),
+        ("to_float", ctypes.c_void_p),
+        ("from_float_ref", ctypes.c_void_p),
+    )
+
+
+@functools.cache
+def _base() -> ctypes.CDLL:
+    library = load("ggml-base")
+    library.ggml_quantize_chunk.restype = ctypes.c_size_t
+    library.ggml_quantize_chunk.argtypes = (
+        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,
+        ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
+    )  # fmt: skip
+    library.ggml_quantize_init.restype = None
+    library.ggml_quantize_init.argtypes = (ctypes.c_int,)
+    library.ggml_validate_row_data.restype = ctypes.c_bool
+    library.ggml_validate_row_data.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
+    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
+    library.ggml_get_type_traits.argtypes = (ctypes.c_int,)
+    return library
+
+
+def prepare(kind: QuantType) -> None:
+    """Make the lookup tables that `kind` needs, before several threads ask for them."""
+    _base().ggml_quantize_init(kind.ggml_id)
+
+
+def quantize(
+    kind: QuantType,
+    rows: NDArray[np.float32],
+    importance: NDArray[np.float32] | None,
+    blocks: Blocks | None = None,
+) -> NDArray[np.uint8]:
+    """Quantize `rows` (rows × row elements, F32) to `kind`; returns (rows × row bytes).
+
+    Args:
+        importance: weights of the columns, shape (row elements,), as llama-quantize's imatrix.
+        blocks: the kernel for block types; None for ggml's own.
+
+    Raises:
+        ValueError: the row is not a whole number of blocks, or `kind` needs an importance.
+    """
+    n_columns = rows.shape[1]
+    if not kind.fits_row(n_columns):
+        raise ValueError(f"row of {n_columns} is not a multiple of {kind.block_elements}")
+    if kind.needs_imatrix and importance is None:
+        raise ValueError(f"{kind.name} needs an importance matrix")
+    if importance is not None and importance.shape != (n_columns,):
+        raise ValueError(f"importance has shape {importance.shape}, the row {n_columns}")
+    if kind.name == "F32":
+        return rows.astype("<f4").view(np.uint8)
+    if kind.name == "F16":
+        return rows.astype("<f2").view(np.uint8)
+    if kind.name == "BF16":
+        return _to_bf16(rows)
+    source = np.ascontiguousarray(rows, dtype=np.float32)
+    weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
+    return (blocks or ggml_blocks)(kind, source, weights)
+
+
+def ggml_blocks(
+    kind: QuantType, rows: NDArray[np.float32], importance: NDArray[np.float32] | None
+) -> NDArray[np.uint8]:
+    """What `ggml_quantize_chunk` makes of contiguous rows that are whole blocks of `kind` long."""
+    n_rows, n_columns = rows.shape
+    out = np.empty((n_rows, kind.size_bytes(n_columns)), np.uint8)
+    written = _base().ggml_quantize_chunk(
+        kind.ggml_id,
+        rows.ctypes.data,
+        out.ctypes.data,
+        0,
+        n_rows,
+        n_columns,
+        None if importance is None else importance.ctypes.data,
+    )
+    if written != out.nbytes:
+        raise ValueError(f"ggml wrote {written} bytes for {kind.name}, expected {out.nbytes}")
+    return out
+
+
+def is_finite(kind: QuantType, raw: NDArray[np.uint8]) -> bool:
+    """Whether `raw` bytes of type `kind` decode to finite numbers: what llama-quantize checks."""
+    flat = np.ascontiguousarray(raw)
+    return bool(_base().ggml_validate_row_data(kind.ggml_id, flat.ctypes.data, flat.nbytes))
+
+
+def _to_bf16(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Round to nearest even, NaN kept quiet: ggml's `ggml_compute_fp32_to_bf16`."""
+    bits = np.ascontiguousarray(rows, dtype="<f4").view(np.uint32)
+    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
+    nan = (bits & 0x7FFFFFFF) > 0x7F800000
+    return np.where(nan, (bits >> 16) | 64, rounded).astype("<u2").view(np.uint8)
+
+
+def dequantize(kind: QuantType, raw: NDArray[np.uint8], row_elements: int) -> NDArray[np.float32]:
+    """Decode `raw` bytes of type `kind` to F32 of shape (rows, `row_elements`)."""
+    flat = np.ascontiguousarray(raw).reshape(-1)
+    if kind.name == "F32":
+        return flat.view("<f4").astype(np.float32).reshape(-1, row_elements)
+    if kind.name == "F16":
+        return flat.view("<f2").astype(np.float32).reshape(-1, row_elements)
+    if kind.name == "BF16":
+        wide: NDArray[np.uint32] = np.left_shift(flat.view("<u2"), 16, dtype=np.uint32)
+        return wide.view(np.float32).reshape(-1, row_elements)
+    elements = flat.size // kind.block_bytes * kind.block_elements
+    out = np.empty(elements, np.float32)
+    traits = _base().ggml_get_type_traits(kind.ggml_id).contents
+    if not traits.to_float:
+        raise ValueError(f"ggml cannot decode {kind.name}")
+    _TO_FLOAT(traits.to_float)(flat.ctypes.data, out.ctypes.data, elements)
+    return out.reshape(-1, row_elements)

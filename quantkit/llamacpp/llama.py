@@ -1,0 +1,405 @@
+"""llama.cpp's model, vocabulary and context, as small typed objects. Used inside a child process.
+
+The high-level `llama_cpp.Llama` prefills again where partial removal from a recurrent memory
+fails, so everything here stands on the low-level API.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import llama_cpp
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
+
+LOG_LINES_KEPT = 12
+KV_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "f32": 0}
+Tokens = NDArray[np.int32]
+Logits = NDArray[np.float32]
+
+
+_recent_log: deque[str] = deque(maxlen=LOG_LINES_KEPT)
+
+
+@llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+def _keep_log(level: int, text: bytes, _user: ctypes.c_void_p) -> None:
+    line = text.decode("utf-8", errors="replace").strip()
+    if level >= 3 and line and line != ".":  # ggml_log_level: 3 warn, 4 error
+        _recent_log.append(line)
+
+
+def start_backend() -> None:
+    llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
+    llama_cpp.llama_backend_init()
+
+
+def forget_log() -> None:
+    """What was logged until now is of no matter to what follows."""
+    _recent_log.clear()
+
+
+def why() -> str:
+    return "; ".join(_recent_log) or "no reason in its log"
+
+
+class Model:
+    """A GGUF file loaded by llama.cpp.
+
+    Args:
+        writable: read into memory instead of mapped, so that weights can be exchanged.
+        weightless: no weights are read; contexts on it say what they would take, and run nothing.
+
+    Raises:
+        InputError: llama.cpp refuses the file; its own words are in the message.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        devices: DeviceSettings,
+        *,
+        writable: bool = False,
+        weightless: bool = False,
+    ) -> None:
+        start_backend()
+        params = llama_cpp.llama_model_default_params()
+        if writable or weightless:
+            params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
+        params.no_alloc = weightless
+        params.use_extra_bufts = devices.use_extra_buffers
+        params.n_gpu_layers = devices.gpu_layers
+        if devices.tensor_split:
+            shares = [0.0] * llama_cpp.llama_max_devices()
+            shares[: len(devices.tensor_split)] = devices.tensor_split
+            self._tensor_split = (ctypes.c_float * len(shares))(*shares)
+            params.tensor_split = self._tensor_split
+        self.devices = devices
+        self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
+        if not self.handle:
+            raise InputError(f"llama.cpp cannot load {path}: {why()}")
+        self.vocab = Vocabulary(llama_cpp.llama_model_get_vocab(self.handle))
+        self.trained_context_tokens = int(llama_cpp.llama_model_n_ctx_train(self.handle))
+        self.size_bytes = int(llama_cpp.llama_model_size(self.handle))
+
+    def chat_template(self) -> str | None:
+        """The Jinja chat template stored in the file, or None."""
+        raw = llama_cpp.llama_model_chat_template(self.handle, None)
+        return raw.decode("utf-8") if raw else None
+
+    def close(self) -> None:
+        llama_cpp.llama_model_free(self.handle)
+
+
+class Vocabulary:
+    """The tokenizer inside a GGUF."""
+
+    def __init__(self, handle: int) -> None:
+        self._handle = handle
+        self.size = int(llama_cpp.llama_vocab_n_tokens(handle))
+        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(handle))
+        self.bos = int(llama_cpp.llama_vocab_bos(handle))
+        self.eos = int(llama_cpp.llama_vocab_eos(handle))
+
+    def tokenize(self, text: str, *, parse_special: bool = True) -> Tokens:
+        """Token ids of `text`, without BOS or EOS; special tokens in it are recognised or not."""
+        raw = text.encode("utf-8")
+        capacity = len(raw) + 16
+        buffer = (llama_cpp.llama_token * capacity)()
+        count = llama_cpp.llama_tokenize(
+            self._handle, raw, len(raw), buffer, capacity, False, parse_special
+        )
+        if count < 0:
+            raise InputError(f"the model's tokenizer cannot encode a text of {len(raw)} bytes")
+        return np.ctypeslib.as_array(buffer)[:count].astype(np.int32)
+
+    def begun(self, tokens: Tokens) -> Tokens:
+        """`tokens` of a text from its beginning: BOS before them where the model wants one.
+
+        llama-imatrix and llama-perplexity tokenize so before they cut a text into chunks.
+        """
+        if not self.adds_bos or self.bos < 0:
+            return tokens
+        return np.concatenate([np.array([self.bos], np.int32), tokens])
+
+    def with_bos(self, chunk: Tokens) -> Tokens:
+        """`chunk` with BOS as its first token where the model wants one, as llama-imatrix does."""
+        begun = chunk.copy()
+        if self.adds_bos and self.bos >= 0:
+            begun[0] = self.bos
+        return begun
+
+    def text(self, tokens: Sequence[int], kept: Sequence[int] = ()) -> str:
+        """The text of `tokens`, special tokens left out but for those in `kept`."""
+        pieces = []
+        buffer = ctypes.create_string_buffer(256)
+        for token in tokens:
+            special = token in kept
+            size = llama_cpp.llama_token_to_piece(self._handle, int(token), buffer, 256, 0, special)
+            pieces.append(buffer.raw[: max(size, 0)])
+        return b"".join(pieces).decode("utf-8", errors="replace")
+
+    def token_text(self, token: int) -> str:
+        """The raw text of one token, special ones too; empty for none (id -1)."""
+        if token < 0:
+            return ""
+        raw = llama_cpp.llama_vocab_get_text(self._handle, token)
+        return raw.decode("utf-8", errors="replace") if raw else ""
+
+    def is_end(self, token: int) -> bool:
+        return bool(llama_cpp.llama_vocab_is_eog(self._handle, token))
+
+
+class Span(NamedTuple):
+    """Tokens of one sequence, to be decoded beside others.
+
+    Attributes:
+        start: position of the first.
+        every: logits of all of them are wanted, not of the last alone.
+    """
+
+    sequence: int
+    start: int
+    tokens: Tokens
+    every: bool = False
+
+
+EvalCallback = Callable[[int, bool], bool]
+"""(address of a ggml_tensor, whether llama.cpp only asks) → wanted / go on."""
+
+
+class Context:
+    """A context on a model: decode tokens, fork and drop sequences.
+
+    Raises:
+        EnvironmentFault: llama.cpp could not allocate it.
+    """
+
+    def __init__(
+        self, model: Model, settings: ContextSettings, on_tensor: EvalCallback | None = None
+    ) -> None:
+        self._failure: BaseException | None = None
+        params = llama_cpp.llama_context_default_params()
+        params.n_ctx = settings.context_tokens
+        params.n_batch = settings.batch_tokens
+        params.n_ubatch = min(settings.ubatch_tokens, settings.batch_tokens)
+        params.n_seq_max = settings.sequences
+        params.n_rs_seq = 0  # rolling back a whole ubatch returned success with wrong logits
+        params.kv_unified = settings.shared_cells
+        params.swa_full = False  # as llama-server and the plan have it
+        params.n_threads = params.n_threads_batch = model.devices.threads
+        params.type_k = params.type_v = KV_TYPES[settings.kv_type]
+        if settings.kv_type not in ("f16", "bf16", "f32"):
+            params.flash_attn_type = 1  # a quantized V cache needs flash attention
+        params.no_perf = True
+        outputs = settings.batch_tokens if settings.all_outputs else settings.outputs
+        params.n_outputs_max = max(outputs, settings.sequences)
+        if on_tensor is not None:
+            self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._guarded(on_tensor))
+            params.cb_eval = self._callback
+        self.settings = settings
+        self._vocab_size = model.vocab.size
+        self.handle = llama_cpp.llama_init_from_model(model.handle, params)
+        if not self.handle:
+            raise EnvironmentFault(
+                f"llama.cpp cannot make a context of {settings.context_tokens} tokens: {why()}; "
+                "use a shorter context, a smaller KV cache type or more memory"
+            )
+        self._memory = llama_cpp.llama_get_memory(self.handle)
+        self._batch = llama_cpp.llama_batch_init(settings.batch_tokens, 0, 1)
+
+    def decode(
+        self, tokens: Tokens, start: int, sequence: int = 0, want: Literal["last", "all"] = "last"
+    ) -> Logits:
+        """Decode `tokens` at positions from `start` on in `sequence`.
+
+        Returns:
+            Logits, F32: shape (vocabulary,) for the last token, or (tokens, vocabulary) for all.
+        """
+        size = self.settings.batch_tokens
+        parts = []
+        for at in range(0, len(tokens), size):
+            piece = tokens[at : at + size]
+            last = at + len(piece) == len(tokens)
+            self._fill(piece, start + at, sequence, every=want == "all", last=last)
+            self._run(f"{len(piece)} tokens at position {start + at}")
+            if want == "all":
+                raw = llama_cpp.llama_get_logits(self.handle)
+                shape = (len(piece), self._vocab_size)
+                parts.append(np.ctypeslib.as_array(raw, shape=shape).copy())
+        if want == "all":
+            return np.concatenate(parts)
+        raw = llama_cpp.llama_get_logits_ith(self.handle, -1)
+        return np.ctypeslib.as_array(raw, shape=(self._vocab_size,)).copy()
+
+    def prefill(self, tokens: Tokens, start: int, sequence: int = 0) -> None:
+        """Decode `tokens` at positions from `start` on; nobody asks for their logits."""
+        size = self.settings.batch_tokens
+        for at in range(0, len(tokens), size):
+            piece = tokens[at : at + size]
+            self._fill(piece, start + at, sequence, every=False, last=False)
+            self._run(f"{len(piece)} tokens at position {start + at}")
+
+    def wait(self) -> None:
+        """Return when the device has done all that it was told; for honest timings."""
+        llama_cpp.llama_synchronize(self.handle)
+
+    def decode_spans(self, spans: Sequence[Span]) -> list[Logits]:
+        """Decode spans of different sequences in one batch, which must hold them all.
+
+        Returns:
+            Logits of each span, F32, shape (tokens, vocabulary) of one with `every`, else
+            (1, vocabulary).
+        """
+        at = 0
+        for span in spans:
+            begin, at = at, at + len(span.tokens)
+            self._fill(
+                span.tokens, span.start, span.sequence, every=span.every, last=True, at=begin
+            )
+        self._run(f"{len(spans)} sequences side by side, {at} tokens")
+        wanted = [len(span.tokens) if span.every else 1 for span in spans]
+        raw = llama_cpp.llama_get_logits(self.handle)
+        rows = np.ctypeslib.as_array(raw, shape=(sum(wanted), self._vocab_size))
+        return [part.copy() for part in np.split(rows, np.cumsum(wanted)[:-1])]
+
+    def decode_together(self, chunks: Sequence[Tokens]) -> None:
+        """Decode `chunks` side by side, each from position 0 in a sequence of its own.
+
+        For callbacks that watch activations: every position is computed to the end, and the logits
+        are left where they are. The context must be empty, and `batch_tokens` hold all chunks.
+        """
+        at = 0
+        for sequence, chunk in enumerate(chunks):
+            self._fill(chunk, 0, sequence, every=True, last=False, at=at)
+            at += len(chunk)
+        self._run(f"{len(chunks)} chunks of {len(chunks[0])} tokens")
+
+    def logits_at(self, tokens: Tokens, positions: range) -> Iterator[Logits]:
+        """Decode `tokens` from position 0 on, a batch at a time, in an empty context.
+
+        Yields:
+            Logits of those of `positions` that were in the batch, where there are any, shape
+            (positions, vocabulary). They lie in llama.cpp's own memory: valid until the next.
+        """
+        size = self.settings.batch_tokens
+        for at in range(0, len(tokens), size):
+            piece = tokens[at : at + size]
+            stop = at + len(piece)
+            wanted = range(max(at, positions.start), min(stop, positions.stop))
+            self._fill(piece, at, 0, every=False, last=False)
+            outputs = np.ctypeslib.as_array(self._batch.logits, shape=(len(piece),))
+            outputs[[position - at for position in wanted]] = 1
+            self._run(f"{len(piece)} tokens at position {at}")
+            if wanted:
+                raw = llama_cpp.llama_get_logits(self.handle)
+                yield np.ctypeslib.as_array(raw, shape=(len(wanted), self._vocab_size))
+
+    def all_logits(self) -> Logits:
+        """Logits of the last batch, whose every position had an output, shape (tokens, vocabulary).
+
+        They lie in llama.cpp's own memory: valid until the next decode.
+        """
+        raw = llama_cpp.llama_get_logits(self.handle)
+        return np.ctypeslib.as_array(raw, shape=(self._batch.n_tokens, self._vocab_size))
+
+    def _run(self, what: str) -> None:
+        """Decode the filled batch; `what` it is, for the error."""
+        status = llama_cpp.llama_decode(self.handle, self._batch)
+        if self._failure is not None:
+            raise self._failure
+        if status != 0:
+            reason = "no room in the context" if status == 1 else why()
+            raise EnvironmentFault(f"llama.cpp failed to decode {what} (status {status}: {reason})")
+
+    def _guarded(self, on_tensor: EvalCallback) -> Callable[[int, bool, object], bool]:
+        """`on_tensor`, with its exceptions kept for `decode`: ctypes would only print them."""
+
+        def callback(tensor: int, ask: bool, _user: object) -> bool:
+            try:
+                return self._failure is None and on_tensor(tensor, ask)
+            except BaseException as error:  # noqa: BLE001 - raised again after the decode
+                self._failure = error
+                return False
+
+        return callback
+
+    def _fill(
+        self, piece: Tokens, start: int, sequence: int, *, every: bool, last: bool, at: int = 0
+    ) -> None:
+        """Put `piece` into the batch from its token `at` on; the batch ends with it."""
+        batch, stop = self._batch, at + len(piece)
+        batch.n_tokens = stop
+        np.ctypeslib.as_array(batch.token, shape=(stop,))[at:] = piece
+        np.ctypeslib.as_array(batch.pos, shape=(stop,))[at:] = np.arange(start, start + len(piece))
+        np.ctypeslib.as_array(batch.n_seq_id, shape=(stop,))[at:] = 1
+        outputs = np.ctypeslib.as_array(batch.logits, shape=(stop,))
+        outputs[at:] = 1 if every else 0
+        if last:
+            outputs[-1] = 1
+        for index in range(at, stop):
+            batch.seq_id[index][0] = sequence
+
+    def fork(self, source: int, target: int) -> None:
+        """Make `target` continue where `source` stands; exact, also for recurrent state."""
+        if not 0 <= target < self.settings.sequences:
+            # llama.cpp would copy the attention cells and silently not the recurrent state
+            raise ValueError(f"sequence {target} is outside 0..{self.settings.sequences - 1}")
+        llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def drop(self, sequence: int) -> None:
+        """Forget all of `sequence`."""
+        llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def clear(self) -> None:
+        """Forget every sequence."""
+        llama_cpp.llama_memory_clear(self._memory, True)
+
+    def save(self, sequence: int, tokens: Tokens, path: Path) -> None:
+        """Write the state of `sequence`, which is that after `tokens`, and them, to `path`.
+
+        Raises:
+            EnvironmentFault: it could not be written.
+        """
+        ids = np.ascontiguousarray(tokens, np.int32)
+        pointer = ids.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
+        written = llama_cpp.llama_state_seq_save_file(
+            self.handle, str(path).encode(), sequence, pointer, len(ids)
+        )
+        if not written:
+            raise EnvironmentFault(
+                f"llama.cpp could not write its state after {len(ids)} tokens to {path}: {why()}"
+            )
+
+    def load(self, sequence: int, path: Path, at_most: int) -> Tokens | None:
+        """Read a state into the empty `sequence`: the tokens after which it stands, or None.
+
+        None is for a file that is none of this model's contexts of this size; llama.cpp looks at
+        shapes only, so that whose weights it was is the caller's to know.
+        """
+        ids = np.empty(at_most, np.int32)
+        count = ctypes.c_size_t(0)
+        pointer = ids.ctypes.data_as(ctypes.POINTER(llama_cpp.llama_token))
+        read = llama_cpp.llama_state_seq_load_file(
+            self.handle, str(path).encode(), sequence, pointer, at_most, ctypes.byref(count)
+        )
+        if not read:
+            self.drop(sequence)
+            return None
+        return ids[: count.value]
+
+    def close(self) -> None:
+        llama_cpp.llama_batch_free(self._batch)
+        llama_cpp.llama_free(self.handle)
+
+
+def offloads() -> bool:
+    """Whether this build of llama.cpp can use a GPU that is present."""
+    start_backend()
+    return bool(llama_cpp.llama_supports_gpu_offload())

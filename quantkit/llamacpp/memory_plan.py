@@ -1,0 +1,384 @@
+"""What a model takes on each card: asked of llama.cpp itself, without cards and without weights.
+
+llama.cpp opens a file of the model's shape with `no_alloc`, on stand-ins for the cards
+(`stand_ins.py`), on the devices of this machine, or on RPC servers; its own loader, KV cache,
+scheduler and graph allocator then say what they would take. `llama_get_memory_breakdown` has the
+numbers; it is C++, and returns a `std::map` whose nodes are read here as libstdc++ lays them out.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.formats.gguf_writer import shape_layout, write_shape
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.llamacpp.child import Child, Emit, NativeCrash, run_isolated
+from quantkit.llamacpp.device_sets import Devices, open_devices
+
+NO_TENSOR = ctypes.c_char_p(b"no-tensor")
+"""A pattern that no tensor's name matches."""
+BATCH_TOKENS = 2048
+"""llama-server's logical batch (`-b`), where the physical one is not larger."""
+DRAFTED_TOKENS = 3
+"""llama-server's `--spec-draft-n-max`: prediction layers draft so many tokens at a time."""
+DRAFT_KV_TYPE = "f16"
+"""llama-server's `-ctkd` and `-ctvd`. Of one layer, a quantized cache would take more: flash
+attention makes an F16 copy of it."""
+EMBEDDING = "token_embd.weight"
+_BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
+
+
+@dataclass(frozen=True)
+class Use:
+    """How a model is run: what a context of llama.cpp depends on.
+
+    Attributes:
+        pipeline: several cards work on different batches at once.
+        drafted_tokens: that the model's own prediction layers (MTP) draft at a time, in a context
+            of their own; 0 if they are not used, and then llama.cpp does not load them.
+    """
+
+    context_tokens: int
+    kv_type: str
+    ubatch_tokens: int
+    sequences: int = 1
+    flash_attention: bool = True
+    pipeline: bool = True
+    drafted_tokens: int = 0
+
+    @property
+    def drafts(self) -> bool:
+        return self.drafted_tokens > 0
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """What llama.cpp takes of one device, bytes."""
+
+    weights: int
+    context: int
+    compute: int
+
+
+@dataclass(frozen=True)
+class Breakdown:
+    """What llama.cpp takes of every card, in their order, and of the computer's own memory."""
+
+    cards: tuple[DeviceMemory, ...]
+    host: DeviceMemory
+
+
+@dataclass(frozen=True)
+class Question:
+    """What is asked of one file.
+
+    Attributes:
+        tensor_split: layers that each card gets, the output being the last.
+    """
+
+    path: Path
+    devices: Devices
+    tensor_split: tuple[int, ...]
+    uses: tuple[Use, ...]
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What is asked of a model that no file holds; its tokenizer, on no card, is left out."""
+
+    metadata: Metadata
+    tensors: Sequence[TensorInfo]
+    devices: Devices
+    tensor_split: tuple[int, ...]
+    uses: tuple[Use, ...]
+
+
+_Key = tuple[str, Devices, tuple[int, ...], Use]
+_answers: dict[_Key, Breakdown] = {}
+"""A build asks the same again, stage after stage."""
+_lock = threading.Lock()
+_asked: Child | None = None
+"""Who answers, within `asking`."""
+
+
+def ask_memory(shapes: Sequence[Shape]) -> list[list[Breakdown]]:
+    """What each of `shapes` takes for each of its uses; all are asked in one process.
+
+    Raises:
+        InputError: llama.cpp refuses a model.
+        EnvironmentFault: this machine or this llama.cpp cannot be asked.
+    """
+    layouts = [shape_layout(shape_metadata(s.metadata, s.tensors), s.tensors) for s in shapes]
+    keys: list[list[_Key]] = [
+        [(layout.digest, s.devices, s.tensor_split, use) for use in s.uses]
+        for layout, s in zip(layouts, shapes, strict=True)
+    ]
+    with _lock, tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
+        new: list[_Key] = []
+        questions = []
+        for number, (layout, wanted) in enumerate(zip(layouts, keys, strict=True)):
+            missing = [key for key in dict.fromkeys(wanted) if key not in {*_answers, *new}]
+            if not missing:
+                continue
+            place = Path(folder) / str(number)
+            place.mkdir()
+            _, devices, split, _ = missing[0]
+            uses = tuple(key[3] for key in missing)
+            questions.append(Question(write_shape(place, layout), devices, split, uses))
+            new += missing
+        if questions:
+            found = [one for answer in ask_of_files(questions) for one in answer]
+            _answers.update(zip(new, found, strict=True))
+    return [[_answers[key] for key in wanted] for wanted in keys]
+
+
+def ask_of_files(questions: Sequence[Question]) -> list[list[Breakdown]]:
+    """What the model in each file takes, for each of its uses.
+
+    Raises:
+        InputError: llama.cpp refuses a file.
+        EnvironmentFault: this machine or this llama.cpp cannot be asked.
+    """
+    if sys.platform != "linux":
+        raise EnvironmentFault(f"llama.cpp can be asked on Linux only, not on {sys.platform}")
+    global _asked
+    call = run_isolated if _asked is None else _asked.call
+    try:
+        found: list[list[Breakdown]] = call(
+            "quantkit.llamacpp.memory_plan:ask_in_child", {"questions": list(questions)}
+        )
+    except NativeCrash:
+        _asked = None  # it is dead; the next question gets a process of its own
+        raise
+    return found
+
+
+@contextmanager
+def asking() -> Iterator[None]:
+    """Within, one process answers all questions; it loads llama.cpp while nothing is asked yet."""
+    global _asked  # one for the process, as the answers are
+    with Child(preload=("quantkit.llamacpp.memory_plan", "quantkit.llamacpp.llama")) as child:
+        _asked = child
+        try:
+            yield
+        finally:
+            _asked = None
+            child.end()
+
+
+def shape_metadata(metadata: Metadata, tensors: Sequence[TensorInfo]) -> Metadata:
+    """What llama.cpp needs to plan: the architecture's keys, and how many tokens there are.
+
+    A tokenizer lies on no card, and takes longer to load than all the rest.
+    """
+    name = metadata["general.architecture"].value
+    kept = {k: v for k, v in metadata.items() if k.startswith(f"{name}.")}
+    rows = next((info.shape[0] for info in tensors if info.name == EMBEDDING), None)
+    if rows is not None:
+        kept[f"{name}.vocab_size"] = MetaValue("u32", rows)
+    model = {"tokenizer.ggml.model": MetaValue("str", "no_vocab")}
+    return {"general.architecture": metadata["general.architecture"], **kept, **model}
+
+
+def ask_in_child(questions: Sequence[Question], emit: Emit) -> list[list[Breakdown]]:
+    """Body of the child process of `ask_of_files`."""
+    from quantkit.llamacpp import llama
+
+    llama.start_backend()
+    answers = []
+    for question in questions:
+        with open_devices(question.devices) as addresses:
+            answers.append(_answer_on_used(question, addresses))
+    return answers
+
+
+def _answer_on_used(question: Question, devices: Sequence[int]) -> list[Breakdown]:
+    """As a launched model sees them: cards without layers are hidden from llama.cpp.
+
+    It would count them as stages of its pipeline, and hold the graph's inputs more than once even
+    where one card has all layers.
+    """
+    used = [at for at, layers in enumerate(question.tensor_split) if layers]
+    split = tuple(question.tensor_split[at] for at in used)
+    found = _answer(replace(question, tensor_split=split), [devices[at] for at in used])
+    nothing = [DeviceMemory(0, 0, 0)] * len(devices)
+    spread = []
+    for answer in found:
+        cards = list(nothing)
+        for at, card in zip(used, answer.cards, strict=True):
+            cards[at] = card
+        spread.append(Breakdown(tuple(cards), answer.host))
+    return spread
+
+
+def _answer(question: Question, devices: Sequence[int]) -> list[Breakdown]:
+    found: dict[Use, Breakdown] = {}
+    for loaded in sorted({(use.pipeline, use.drafts) for use in question.uses}):
+        pipeline, drafts = loaded
+        with _model(question, devices, pipeline=pipeline, drafts=drafts) as model:
+            wanted = [use for use in question.uses if (use.pipeline, use.drafts) == loaded]
+            found |= {use: _breakdown(model, devices, use) for use in wanted}
+    return [found[use] for use in question.uses]
+
+
+@contextmanager
+def _model(
+    question: Question, devices: Sequence[int], *, pipeline: bool, drafts: bool
+) -> Iterator[int]:
+    """The model of the question, loaded without weights."""
+    import llama_cpp
+
+    from quantkit.llamacpp import llama
+
+    params = llama_cpp.llama_model_default_params()
+    listed = (ctypes.c_void_p * (len(devices) + 1))(*devices, None)
+    params.devices = ctypes.cast(listed, ctypes.c_void_p)
+    params.n_gpu_layers = 1 << 20  # more than there are: the output too
+    params.no_alloc = True
+    params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
+    params.load_mtp = drafts
+    shares = [0.0] * llama_cpp.llama_max_devices()
+    shares[: len(question.tensor_split)] = question.tensor_split
+    params.tensor_split = (ctypes.c_float * len(shares))(*shares)
+    llama.forget_log()
+    if not pipeline:
+        # llama.cpp does not pipeline where tensors are overridden, be it none (llama-context.cpp)
+        pairs = (ctypes.c_void_p * 4)(
+            ctypes.cast(NO_TENSOR, ctypes.c_void_p).value, devices[0], None, None
+        )
+        params.tensor_buft_overrides = ctypes.cast(pairs, ctypes.c_void_p)
+    model = llama_cpp.llama_model_load_from_file(str(question.path).encode(), params)
+    if not model:
+        raise InputError(f"llama.cpp cannot plan this model: {llama.why()}")
+    try:
+        yield model
+    finally:
+        llama_cpp.llama_model_free(model)
+
+
+def _breakdown(model: int, devices: Sequence[int], use: Use) -> Breakdown:
+    found = _context_memory(model, use, head=False)
+    if use.drafts:
+        for key, more in _context_memory(model, use, head=True).items():
+            there = found.get(key, DeviceMemory(0, 0, 0))
+            found[key] = DeviceMemory(
+                there.weights, there.context + more.context, there.compute + more.compute
+            )
+    cards = tuple(found.pop(_buffer_type(device), DeviceMemory(0, 0, 0)) for device in devices)
+    rest = found.values()
+    host = DeviceMemory(
+        sum(m.weights for m in rest), sum(m.context for m in rest), sum(m.compute for m in rest)
+    )
+    return Breakdown(cards, host)
+
+
+def _context_memory(model: int, use: Use, *, head: bool) -> dict[int, DeviceMemory]:
+    """Address of a buffer type → what lies there with one context, as llama-server makes it.
+
+    Args:
+        head: the context of the prediction layers (common_speculative_init_result), not the main
+            one. It gives logits for one token of each sequence.
+    """
+    import llama_cpp
+
+    from quantkit.llamacpp import llama
+
+    params = llama_cpp.llama_context_default_params()
+    params.n_ctx = use.context_tokens
+    params.n_batch = max(BATCH_TOKENS, use.ubatch_tokens)
+    params.n_ubatch = use.ubatch_tokens
+    params.n_seq_max = use.sequences
+    params.kv_unified = True
+    kv_type = DRAFT_KV_TYPE if head else use.kv_type
+    params.type_k = params.type_v = llama.KV_TYPES[kv_type]
+    params.flash_attn_type = int(use.flash_attention)
+    params.swa_full = False
+    # logits of the tokens that are sampled from, and of those drafted (server_output_limits)
+    params.n_outputs_max = use.sequences * (1 if head else 1 + use.drafted_tokens)
+    if head:
+        params.ctx_type = llama_cpp.LLAMA_CONTEXT_TYPE_MTP
+    else:
+        params.n_rs_seq = use.drafted_tokens
+    context = llama_cpp.llama_init_from_model(model, params)
+    if not context:
+        what = " of the prediction layers (MTP)" if head else ""
+        raise InputError(
+            f"llama.cpp cannot plan a context{what} of {use.context_tokens} tokens with a "
+            f"{kv_type} KV cache: {llama.why()}"
+        )
+    found = _read_breakdown(context)
+    llama_cpp.llama_free(context)
+    return found
+
+
+def _buffer_type(device: int) -> int:
+    from quantkit.llamacpp.ggml_tensor import base_library
+
+    function = base_library().ggml_backend_dev_buffer_type
+    function.restype, function.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
+    return int(function(device))
+
+
+def used_memory(context: int) -> dict[str, DeviceMemory]:
+    """Name of a buffer type (`CPU`, `CUDA0`, …) → what llama.cpp took there for a context.
+
+    Weights that are mapped from their file count as `CPU`, where they would lie otherwise.
+    """
+    from quantkit.llamacpp.ggml_tensor import base_library
+
+    name = base_library().ggml_backend_buft_name
+    name.restype, name.argtypes = ctypes.c_char_p, (ctypes.c_void_p,)
+    found: dict[str, DeviceMemory] = {}
+    for key, more in _read_breakdown(context).items():
+        where = name(key).decode().removesuffix("_Mapped")
+        there = found.get(where, DeviceMemory(0, 0, 0))
+        found[where] = DeviceMemory(
+            there.weights + more.weights,
+            there.context + more.context,
+            there.compute + more.compute,
+        )
+    return found
+
+
+class _Map(ctypes.Structure):
+    _fields_ = (("words", ctypes.c_size_t * 6),)
+
+
+def _read_breakdown(context: int) -> dict[int, DeviceMemory]:
+    """Address of a buffer type → what lies there.
+
+    A libstdc++ map is a comparison, a header node and a count; a node is colour, parent, left and
+    right, then the pair: here a pointer and three sizes (`llama_memory_breakdown_data`).
+    """
+    from quantkit.llamacpp.shared_libraries import load
+
+    function = getattr(load("llama"), _BREAKDOWN, None)
+    if function is None:
+        raise EnvironmentFault(
+            "this llama.cpp does not tell what it takes (no llama_get_memory_breakdown); use the "
+            "version of llama-cpp-python that constraints.txt pins"
+        )
+    function.restype, function.argtypes = _Map, (ctypes.c_void_p,)
+    words = function(context).words
+    found: dict[int, DeviceMemory] = {}
+    waiting = [words[2]]
+    while waiting:
+        node = waiting.pop()
+        if node:
+            _colour, _parent, left, right, key, *sizes = (ctypes.c_size_t * 8).from_address(node)
+            found[key] = DeviceMemory(*sizes)
+            waiting += [left, right]
+    if len(found) != words[5]:
+        raise EnvironmentFault(
+            f"llama.cpp's memory breakdown has {words[5]} entries, of which {len(found)} could be "
+            "read; use the version of llama-cpp-python that constraints.txt pins"
+        )
+    return found

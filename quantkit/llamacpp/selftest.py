@@ -1,0 +1,164 @@
+"""A tiny quantized model, run in a child process, decides which native settings work here.
+
+ggml chooses its repacked kernels (AMX and others) from the CPU's flags. On some virtual machines
+the flags are there and the instructions are refused: the process dies by SIGILL or SIGSEGV. So
+the fast setting is tried once where it can be caught, its logits are compared with those of the
+plain setting, and the answer is kept for this machine and this library.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import tempfile
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.core.errors import EnvironmentFault
+from quantkit.core.paths import cache_folder
+from quantkit.formats.gguf_writer import lay_out, open_shard
+from quantkit.formats.tensor_types import quant_type
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.llamacpp import ggml_kernels
+from quantkit.llamacpp.child import Emit, NativeCrash, run_isolated
+from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
+from quantkit.llamacpp.shared_libraries import library_version
+
+WIDTH = 256
+VOCABULARY = 256
+TOKENS = 64
+TOLERANCE = 0.05
+"""Repacked kernels may quantize activations otherwise; measured differences are below 0.02."""
+
+_TYPES = {
+    "token_embd": "Q4_K",
+    "blk.0.attn_q": "Q4_K",
+    "blk.0.attn_k": "Q5_K",
+    "blk.0.attn_v": "Q6_K",
+    "blk.0.attn_output": "Q8_0",
+    "blk.0.ffn_gate": "Q4_0",
+    "blk.0.ffn_up": "IQ4_NL",
+    "blk.0.ffn_down": "Q3_K",
+    "output": "Q2_K",
+}
+
+
+@dataclass(frozen=True)
+class SelfTest:
+    """What the self-test found: the setting to use, and the sentence that explains it."""
+
+    use_extra_buffers: bool
+    finding: str
+
+
+def working_settings(cache: Path | None = None) -> SelfTest:
+    """The native settings that work on this machine, from the cache or by trying them now.
+
+    Raises:
+        EnvironmentFault: not even the plain setting runs a quantized model.
+    """
+    path = (cache or cache_folder()) / f"selftest-{machine_key()}.json"
+    try:
+        return SelfTest(**json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        result = run_selftest()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(asdict(result)))
+    except OSError:
+        pass  # a read-only home costs a second each time, nothing more
+    return result
+
+
+Probe = Callable[[Path, bool], NDArray[np.float32]]
+"""(model file, use_extra_buffers) → logits; raises NativeCrash."""
+
+
+def run_selftest(probe: Probe | None = None) -> SelfTest:
+    """Try the plain and the fast setting now, each in a child process.
+
+    Raises:
+        EnvironmentFault: not even the plain setting runs a quantized model.
+    """
+    probe = probe or _logits
+    with tempfile.TemporaryDirectory() as folder:
+        model = Path(folder) / "selftest.gguf"
+        write_tiny_model(model)
+        try:
+            plain = probe(model, False)
+        except NativeCrash as crash:
+            raise EnvironmentFault(
+                f"llama.cpp cannot run a quantized model on this machine: {crash}; install "
+                "llama-cpp-python again from source, with CMAKE_ARGS='-DGGML_NATIVE=ON'"
+            ) from None
+        try:
+            fast = probe(model, True)
+        except NativeCrash as crash:
+            return SelfTest(False, f"repacked kernels crash here ({crash}), plain kernels are used")
+    difference = float(np.abs(fast - plain).max() / np.abs(plain).max())
+    if not difference <= TOLERANCE:  # also when it is NaN
+        return SelfTest(False, f"repacked kernels differ by {difference:.1%}, plain ones are used")
+    return SelfTest(True, f"repacked kernels agree with plain ones (difference {difference:.1%})")
+
+
+def _logits(model: Path, use_extra_buffers: bool) -> NDArray[np.float32]:
+    result: NDArray[np.float32] = run_isolated(
+        "quantkit.llamacpp.selftest:decode_once",
+        {"path": model, "use_extra_buffers": use_extra_buffers},
+    )
+    return result
+
+
+def decode_once(path: Path, use_extra_buffers: bool, emit: Emit) -> NDArray[np.float32]:
+    """Body of the child: decode a fixed prompt; logits of its last token."""
+    from quantkit.llamacpp.llama import Context, Model
+
+    devices = DeviceSettings(threads=2, use_extra_buffers=use_extra_buffers, gpu_layers=0)
+    model = Model(path, devices)
+    context = Context(model, ContextSettings(context_tokens=TOKENS * 2))
+    tokens = (np.arange(TOKENS, dtype=np.int32) * 7 + 3) % VOCABULARY
+    return context.decode(tokens, 0)
+
+
+def write_tiny_model(path: Path) -> None:
+    """A one-layer Llama of random weights in nine tensor types, without a tokenizer."""
+    u32 = {
+        "context_length": 1024,
+        "embedding_length": WIDTH,
+        "block_count": 1,
+        "feed_forward_length": WIDTH,
+        "attention.head_count": 4,
+        "vocab_size": VOCABULARY,
+        "rope.dimension_count": WIDTH // 4,
+    }
+    metadata: Metadata = {"general.architecture": MetaValue("str", "llama")}
+    metadata |= {f"llama.{key}": MetaValue("u32", value) for key, value in u32.items()}
+    metadata["llama.attention.layer_norm_rms_epsilon"] = MetaValue("f32", 1e-5)
+    metadata["tokenizer.ggml.model"] = MetaValue("str", "no_vocab")
+    infos = [TensorInfo(f"{n}.weight", (WIDTH, WIDTH), q) for n, q in _TYPES.items()]
+    norms = ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight")
+    infos += [TensorInfo(name, (WIDTH,), "F32") for name in norms]
+    random = np.random.default_rng(1)
+    (layout,) = lay_out(path.stem, metadata, infos)
+    with open_shard(path, layout) as writer:
+        for info in infos:
+            rows = random.standard_normal((info.rows, WIDTH), np.float32) / np.float32(16)
+            if info.rows == 1:  # a norm
+                rows = np.ones_like(rows)
+            writer.write(info.name, ggml_kernels.quantize(quant_type(info.type_name), rows, None))
+
+
+def machine_key() -> str:
+    flags = ""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        flags = "\n".join(sorted({x for x in lines if x.startswith(("model name", "flags"))}))
+    except OSError:
+        pass  # not Linux: the platform's own words must do
+    parts = (library_version(), platform.platform(), platform.processor(), flags)
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,0 +1,303 @@
+"""A client of a running llama-server: what it runs, its tokenizer, its answers.
+
+The wire format is that of llama.cpp's tools/server (README.md, server-schema.cpp,
+server-context.cpp) as of October 2026. What its README says of `tokens_cached` is not so: it counts
+prompt and answer. How much of a prompt was prefilled, only `timings.prompt_n` says.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.core.errors import InputError
+from quantkit.core.progress import SILENT, Progress
+from quantkit.llamacpp.server_http import Endpoint
+
+PING_SECONDS = 15
+_BETWEEN = -1
+"""No token: what stands between the tokens of different texts in one answer of /tokenize."""
+_UNLIKELY = -1e30
+"""The server writes the lowest float for the logarithm of 0."""
+_WANTED = (
+    "stop", "content", "tokens", "stop_type", "tokens_evaluated", "timings",
+    "completion_probabilities",
+)  # fmt: skip
+_GREEDY: Mapping[str, object] = {
+    "temperature": 0,
+    "samplers": ["temperature"],  # no penalty, whatever the server was started with
+    "logit_bias": [],
+    "ignore_eos": False,
+    "mirostat": 0,
+    "backend_sampling": False,  # would leave the probabilities of a few candidates only
+    "post_sampling_probs": False,  # but a softmax of the model's own logits, over all tokens
+    "n_cache_reuse": 0,  # would move chunks to new positions, which no fresh prefill does
+    "return_tokens": True,
+    "response_fields": _WANTED,  # not the whole prompt again
+    "id_slot": 0,  # the same for every question: it keeps the prefix
+}
+
+Tokens = NDArray[np.int32]
+
+
+@dataclass(frozen=True)
+class Props:
+    """What a server says of itself.
+
+    Attributes:
+        model: its alias; without one that is its file's name.
+        size_bytes: of the weights; None where it is not told.
+        context_tokens: of one slot.
+        build: of llama.cpp.
+        chat_template: Jinja. llama-server puts ChatML in the place of a missing one.
+        bos, eos: texts of these tokens; empty for none.
+    """
+
+    model: str
+    model_path: str
+    size_bytes: int | None
+    context_tokens: int
+    slots: int
+    build: str
+    chat_template: str | None
+    bos: str
+    eos: str
+
+
+@dataclass(frozen=True)
+class Step:
+    """One token of an answer.
+
+    Attributes:
+        log_probability: nats, of a softmax of the model's logits over the whole vocabulary, in F32;
+            None where the server did not compute it (speculative decoding), or it underflowed.
+        likeliest: (token, log-probability), from the likeliest down, as many as were asked for,
+            but for those that underflowed.
+    """
+
+    token: int
+    log_probability: float | None
+    likeliest: tuple[tuple[int, float], ...]
+
+    @property
+    def rank(self) -> int | None:
+        """1: no token is likelier; None: more than were asked for are."""
+        own = self.log_probability
+        if own is None or self.token not in dict(self.likeliest):
+            return None
+        return 1 + sum(other > own for _, other in self.likeliest)
+
+
+@dataclass(frozen=True)
+class Completion:
+    """An answer, and what it took.
+
+    Attributes:
+        tokens: of the answer; an end-of-generation token is the last of them, if one came.
+        steps: by token; none where no probabilities were asked for.
+        ended: by the model itself, not by the limit.
+        prefilled_tokens: of the prompt, as far as the server did not have them already.
+        decoded_tokens: after the first, which comes of the prompt.
+    """
+
+    text: str
+    tokens: tuple[int, ...]
+    steps: tuple[Step, ...]
+    ended: bool
+    prefilled_tokens: int
+    prefill_seconds: float
+    decoded_tokens: int
+    decode_seconds: float
+
+
+class LlamaServer:
+    """A running llama-server, to be used in `with`; arguments and errors are `Endpoint`'s."""
+
+    def __init__(self, endpoint: str, progress: Progress = SILENT) -> None:
+        self._endpoint = Endpoint(endpoint, progress)
+        self.address, self.loopback = self._endpoint.address, self._endpoint.loopback
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._endpoint.close()
+
+    def props(self) -> Props:
+        """What /props and /v1/models say.
+
+        Raises:
+            InputError: no llama-server, or a router of several models.
+        """
+        got = self._endpoint.ask("GET", "/props")
+        if got.get("role") == "router":
+            raise InputError(
+                f"{self.address} is a router of several models; start llama-server with -m FILE "
+                "and give its address"
+            )
+        settings = got.get("default_generation_settings")
+        context = settings.get("n_ctx") if isinstance(settings, dict) else None
+        if not isinstance(context, int) or context < 1:
+            raise self._endpoint.stranger("/props names no n_ctx")
+        path = str(got.get("model_path") or "")
+        return Props(
+            model=file_name(str(got.get("model_alias") or path)),
+            model_path=path,
+            size_bytes=self._size_bytes(),
+            context_tokens=context,
+            slots=int(got.get("total_slots") or 1),
+            build=str(got.get("build_info") or ""),
+            chat_template=got.get("chat_template") or None,
+            bos=str(got.get("bos_token") or ""),
+            eos=str(got.get("eos_token") or ""),
+        )
+
+    def _size_bytes(self) -> int | None:
+        listed = self._endpoint.ask("GET", "/v1/models").get("data")
+        try:
+            return int(listed[0]["meta"]["size"])  # type: ignore[index]
+        except (TypeError, LookupError, ValueError):
+            return None
+
+    def tokenize(self, *texts: str) -> tuple[Tokens, ...]:
+        """Token ids of each of `texts`, special tokens in them recognised, without BOS or EOS.
+
+        All in one request: it takes texts and ids mixed, and passes the ids through.
+        """
+        content = [part for text in texts for part in (text, _BETWEEN)]
+        got = self._endpoint.ask("POST", "/tokenize", {"content": content, "parse_special": True})
+        tokens = self._tokens(got)
+        ends = np.flatnonzero(tokens == _BETWEEN)
+        if len(ends) != len(texts) or len(tokens) != (ends[-1] + 1 if len(ends) else 0):
+            raise self._endpoint.stranger("/tokenize does not take several texts")
+        begins = [0, *(ends + 1)]
+        return tuple(tokens[a:b] for a, b in zip(begins, ends, strict=False))
+
+    def first_token(self) -> int | None:
+        """What the model's tokenizer puts before every text: BOS, or nothing."""
+        plain, begun = (
+            self._tokens(
+                self._endpoint.ask("POST", "/tokenize", {"content": ".", "add_special": special})
+            )
+            for special in (False, True)
+        )
+        return int(begun[0]) if len(begun) > len(plain) else None
+
+    def _tokens(self, got: Mapping[str, Any]) -> Tokens:
+        try:
+            return np.asarray(got["tokens"], np.int32)
+        except (KeyError, TypeError, ValueError, OverflowError):
+            raise self._endpoint.stranger("/tokenize gives no tokens") from None
+
+    def prefill(
+        self,
+        tokens: Tokens,
+        on_share: Callable[[float], None],
+        *,
+        likeliest: int = 0,
+        reuse: bool = True,
+    ) -> Completion:
+        """Have `tokens` in the slot's cache, as far as they are not there.
+
+        Args:
+            on_share: told how much of the work is done, 0 to 1, after every batch.
+            likeliest, reuse: as in `complete`; the answer's first step is all there is.
+        """
+        body = {
+            **_request(tokens, 0, likeliest, reuse),
+            "stream": True,
+            "return_progress": True,
+            "sse_ping_interval": PING_SECONDS,
+        }
+        last, probabilities = None, list[Mapping[str, Any]]()
+        for event in self._endpoint.events("/completion", body):
+            if event.get("stop"):
+                last = event
+            probabilities += event.get("completion_probabilities", ())
+            done = event.get("prompt_progress") or {}
+            left = done.get("total", 0) - done.get("cache", 0)
+            if left > 0:
+                on_share((done.get("processed", 0) - done.get("cache", 0)) / left)
+        if last is None:
+            raise self._endpoint.gone("the answer ended before it was complete")
+        on_share(1.0)
+        return self._completion({**last, "completion_probabilities": probabilities}, len(tokens))
+
+    def complete(
+        self,
+        tokens: Tokens,
+        limit: int,
+        *,
+        likeliest: int = 0,
+        forced: Sequence[int] = (),
+        reuse: bool = True,
+        kept: Sequence[str] = (),
+    ) -> Completion:
+        """Answer the prompt `tokens` greedily with at most `limit` tokens.
+
+        Args:
+            likeliest: how many candidates' log-probabilities to give at each step.
+            forced: tokens that the answer must begin with, whatever their probability. A grammar
+                of token ids sees to it; probabilities are those before any grammar.
+            reuse: begin with what the slot has of the prompt already.
+            kept: texts of special tokens that are to stand in the answer's text.
+
+        Raises:
+            Refused: the prompt does not fit, or the server's grammars know no token ids.
+        """
+        body = _request(tokens, limit, likeliest, reuse)
+        if forced:
+            body["grammar"] = "root ::= " + " ".join(f"<[{token}]>" for token in forced)
+        if kept:
+            body["preserved_tokens"] = list(kept)
+        return self._completion(self._endpoint.ask("POST", "/completion", body), len(tokens))
+
+    def _completion(self, got: Mapping[str, Any], prompt_tokens: int) -> Completion:
+        try:
+            timings, evaluated = got["timings"], int(got["tokens_evaluated"])
+            completion = Completion(
+                text=str(got["content"]),
+                tokens=tuple(map(int, got["tokens"])),
+                steps=tuple(map(_step, got.get("completion_probabilities", ()))),
+                ended=got["stop_type"] != "limit",
+                prefilled_tokens=int(timings["prompt_n"]),
+                prefill_seconds=float(timings["prompt_ms"]) / 1000,
+                decoded_tokens=max(int(timings["predicted_n"]) - 1, 0),
+                decode_seconds=float(timings["predicted_ms"]) / 1000,
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise self._endpoint.stranger(f"/completion gives no valid {error}") from None
+        if evaluated != prompt_tokens:
+            raise self._endpoint.stranger(
+                f"/completion made {evaluated} tokens of a prompt of {prompt_tokens} token ids"
+            )
+        return completion
+
+
+def file_name(path: str) -> str:
+    """The last part of a path of the server's machine, which may run Windows."""
+    return re.split(r"[/\\]", path)[-1]
+
+
+def _request(tokens: Tokens, limit: int, likeliest: int, reuse: bool) -> dict[str, object]:
+    return {
+        **_GREEDY,
+        "prompt": tokens.tolist(),
+        "n_predict": limit,
+        "n_probs": likeliest,
+        "cache_prompt": reuse,
+    }
+
+
+def _step(item: Mapping[str, Any]) -> Step:
+    """One entry of completion_probabilities; its list is empty where nothing was computed."""
+    computed = [(int(c["id"]), float(c["logprob"])) for c in item["top_logprobs"]]
+    value = float(item["logprob"])
+    known = bool(computed) and value > _UNLIKELY
+    likeliest = tuple((token, nats) for token, nats in computed if nats > _UNLIKELY)
+    return Step(int(item["id"]), value if known else None, likeliest)

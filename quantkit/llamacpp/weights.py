@@ -1,0 +1,70 @@
+"""The weights of a loaded model: found in its graph by name, and exchanged in place.
+
+llama.cpp has no call that names a loaded tensor, but every graph that it computes does: the weight
+is `src[0]` of each matrix product and row lookup. A weight that lies on two devices (a tied
+embedding whose rows are looked up on the CPU) appears once for each.
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable, Collection
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.core.errors import EnvironmentFault
+from quantkit.llamacpp.ggml_tensor import GgmlTensor, base_library, op_number, weight_name
+from quantkit.llamacpp.llama import Context, Model
+from quantkit.llamacpp.settings import ContextSettings
+
+FINDING_TOKENS = 32
+
+
+class LoadedWeights:
+    """Weights of a model that was loaded with `writable`.
+
+    Raises:
+        EnvironmentFault: the graph shows none of the `names`.
+    """
+
+    def __init__(self, model: Model, names: Collection[str]) -> None:
+        self._at: dict[str, set[int]] = {}
+        size = FINDING_TOKENS
+        settings = ContextSettings(size, batch_tokens=size, ubatch_tokens=size, all_outputs=True)
+        context = Context(model, settings, self._finder(frozenset(names)))
+        context.decode_together([np.zeros(size, np.int32)])
+        context.close()
+        if not self._at:
+            raise EnvironmentFault(
+                "llama.cpp showed none of the model's weights; update llama-cpp-python"
+            )
+
+    @property
+    def names(self) -> frozenset[str]:
+        """What was found; weights of layers that are never run are not."""
+        return frozenset(self._at)
+
+    def exchange(self, name: str, data: NDArray[np.uint8], at: int = 0) -> None:
+        """Put `data`, bytes in the tensor's own type, at byte `at` of it, on every device."""
+        library = base_library()
+        raw = np.ascontiguousarray(data)
+        for address in self._at[name]:
+            size = library.ggml_nbytes(address)
+            if at < 0 or at + raw.nbytes > size:
+                raise ValueError(f"{name} has {size} bytes, not {at + raw.nbytes}")
+            library.ggml_backend_tensor_set(address, raw.ctypes.data, at, raw.nbytes)
+
+    def _finder(self, names: frozenset[str]) -> Callable[[int, bool], bool]:
+        operations = {op_number(name) for name in (b"MUL_MAT", b"MUL_MAT_ID", b"GET_ROWS")}
+
+        def look(address: int, ask: bool) -> bool:
+            tensor = GgmlTensor.from_address(address)
+            if tensor.op in operations:
+                weight = tensor.src[0].contents
+                name = weight_name(weight.name)
+                if name in names and not weight.view_src:
+                    self._at.setdefault(name, set()).add(ctypes.addressof(weight))
+            return not ask
+
+        return look

@@ -1,0 +1,222 @@
+"""A Hugging Face checkpoint folder as a TensorSource: GGUF names and layout, rows on demand."""
+
+from __future__ import annotations
+
+import functools
+import gc
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.core.errors import InputError
+from quantkit.formats.safetensors_files import SafetensorsFile, SafetensorsFolder, as_f32
+from quantkit.formats.safetensors_header import DTYPE_BYTES
+from quantkit.formats.tensors import Metadata, TensorInfo
+from quantkit.models.families.base import Config, StoredTensor, TensorRule, without_prediction
+from quantkit.models.families.registry import family_for
+from quantkit.models.general_metadata import general_metadata
+from quantkit.models.tokenizers.special_tokens import read_json
+from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
+
+_EMBEDDINGS = ("model.embed_tokens.weight", "backbone.embeddings.weight", "model.embeddings.weight")
+_OUTPUT = "lm_head.weight"
+_COMPARED_AT_ONCE = 8 << 20  # elements
+_BELIEVED = (
+    "config.json ties the output to the embeddings, and the checkpoint stores both: they are taken "
+    "for equal, which only its weights can tell; if they are not, the model has one tensor more"
+)
+
+OnShape = Callable[[Metadata, Sequence[TensorInfo]], object]
+
+
+@contextmanager
+def _without_collection() -> Iterator[None]:
+    """Spare a quarter of the time, which goes by in looking for garbage.
+
+    Headers and a vocabulary are a million small values without a cycle, and as they grow, Python
+    looks through all of them again and again.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
+@_without_collection()
+def open_checkpoint(
+    folder: Path,
+    name: str | None = None,
+    *,
+    keep_prediction: bool = False,
+    shards: Iterable[SafetensorsFile] | None = None,
+    on_shape: OnShape | None = None,
+) -> CheckpointSource:
+    """The checkpoint in `folder`, fully checked; of weights, at most a copied output is read.
+
+    Args:
+        folder: config.json, tokenizer files and safetensors.
+        name: `general.name`; by default from the model card or the folder's name. Give the
+            repository's name for folders of the Hub cache, which are named by commit.
+        keep_prediction: convert the multi-token prediction (MTP) layers too, which speculative
+            decoding uses; otherwise they are left out.
+        shards: its safetensors files where they do not lie in `folder`, as of a repository of which
+            only headers are here: names, shapes and metadata are then whole, and reading rows
+            raises.
+        on_shape: told the architecture's metadata and the tensors as soon as they are known, which
+            is before the tokenizer is read.
+
+    Raises:
+        InputError: a file is missing or broken, the architecture is not supported, or weights and
+            configuration contradict each other.
+    """
+    if not folder.is_dir():
+        raise InputError(f"{folder} is no folder; give one with a checkpoint, or a GGUF file")
+    config: Config = read_json(folder / "config.json")
+    if not keep_prediction:
+        config = without_prediction(config)
+    family = family_for(config)
+    if config.get("quantization_config"):
+        raise InputError(
+            f"{folder / 'config.json'} describes a quantized checkpoint; only BF16, F16 and F32 "
+            "are converted: use the model's BF16 release"
+        )
+    files = SafetensorsFolder(folder, shards)
+    tied = _is_tied(files) if config.get("tie_word_embeddings") else True
+    if tied is False:
+        config = {**config, "tie_word_embeddings": False}
+    rules = family.rules(config, _stored(files))
+    architecture = family.metadata(config)
+    if on_shape is not None:
+        on_shape(architecture, [rule.info for rule in rules])
+    general = general_metadata(folder, [rule.info for rule in rules], name)
+    # Readers expect the architecture first.
+    metadata = {"general.architecture": architecture["general.architecture"]} | general
+    metadata |= architecture | tokenizer_metadata(folder, config)
+    return CheckpointSource(files, rules, metadata, () if tied is not None else (_BELIEVED,))
+
+
+def _stored(files: SafetensorsFolder) -> dict[str, StoredTensor]:
+    """Every tensor; experts by the thousand share one value."""
+    described = functools.cache(StoredTensor)
+    return {name: described(entry.shape, entry.dtype) for name, entry in files.entries.items()}
+
+
+def _is_tied(files: SafetensorsFolder) -> bool | None:
+    """Whether the output matrix, where one is stored beside tied embeddings, is their copy.
+
+    Some checkpoints store both. Where they differ, transformers uses the stored output, and so does
+    llama.cpp where the GGUF has it. None where only their weights would tell, and are not here.
+    """
+    entries = files.entries
+    embedding = next((name for name in _EMBEDDINGS if name in entries), None)
+    if _OUTPUT not in entries or embedding is None:
+        return True
+    output = entries[_OUTPUT]
+    if (output.shape, output.dtype) != (entries[embedding].shape, entries[embedding].dtype):
+        return False
+    if not files.file_of(_OUTPUT).has_data:
+        return None
+    return all(
+        np.array_equal(
+            files.file_of(_OUTPUT).read_raw(_OUTPUT, start, stop),
+            files.file_of(embedding).read_raw(embedding, start, stop),
+        )
+        for start in range(0, output.elements, _COMPARED_AT_ONCE)
+        for stop in [min(start + _COMPARED_AT_ONCE, output.elements)]
+    )
+
+
+class CheckpointSource:
+    """Implements `TensorSource`; made by `open_checkpoint`.
+
+    Attributes:
+        notes: what was taken for true because weights are not here, in sentences.
+    """
+
+    def __init__(
+        self,
+        files: SafetensorsFolder,
+        rules: Sequence[TensorRule],
+        metadata: Metadata,
+        notes: Sequence[str] = (),
+    ) -> None:
+        self.notes = tuple(notes)
+        self._files = files
+        self._metadata = metadata
+        self._rules = {rule.info.name: rule for rule in rules}
+        self._tensors = tuple(rule.info for rule in rules)
+
+    @property
+    def metadata(self) -> Metadata:
+        return self._metadata
+
+    @property
+    def tensors(self) -> Sequence[TensorInfo]:
+        return self._tensors
+
+    def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
+        """Rows [start, stop) as F32; at most these rows are ever in memory.
+
+        Raises:
+            IndexError: the range lies outside the tensor.
+        """
+        rule = self._rule(name, start, stop)
+        if rule.constant is not None:
+            return rule.constant.reshape(-1, rule.info.row_elements)[start:stop].copy()
+        rows = as_f32(self._raw_rows(rule, start, stop), self._dtype(rule))
+        return rows if rule.values is None else rule.values(rows)
+
+    def read_stored(self, name: str, start: int, stop: int) -> NDArray[np.uint8] | None:
+        """The rows' bytes where the checkpoint holds them just as the base GGUF will, else None.
+
+        Stacked and permuted rows too: only their order changes.
+
+        Raises:
+            IndexError: the range lies outside the tensor.
+        """
+        rule = self._rule(name, start, stop)
+        if rule.constant is not None or rule.values is not None:
+            return None
+        if self._dtype(rule) != rule.info.type_name:
+            return None
+        return self._raw_rows(rule, start, stop)
+
+    def _rule(self, name: str, start: int, stop: int) -> TensorRule:
+        rule = self._rules[name]
+        if not 0 <= start <= stop <= rule.info.rows:
+            raise IndexError(f"rows [{start}, {stop}) of {name}, which has {rule.info.rows}")
+        return rule
+
+    def _dtype(self, rule: TensorRule) -> str:
+        """Of all parts: `Rules.add` takes no others."""
+        return self._files.file_of(rule.parts[0]).entries[rule.parts[0]].dtype
+
+    def _raw_rows(self, rule: TensorRule, start: int, stop: int) -> NDArray[np.uint8]:
+        """The rows' bytes in the checkpoint's dtype, shape (stop - start, bytes a row)."""
+        width = rule.info.row_elements
+        if rule.row_order is not None and len(rule.info.shape) > 1:
+            part = rule.parts[0]
+            return self._files.file_of(part).gather_raw(part, rule.row_order[start:stop], width)
+        row_bytes = width * DTYPE_BYTES[self._dtype(rule)]
+        out = np.empty((stop - start, row_bytes), np.uint8)
+        if rule.row_order is not None:  # one row, whose elements are permuted
+            part = rule.parts[0]
+            elements = self._files.file_of(part).gather_raw(part, rule.row_order, 1)
+            out[:] = elements.reshape(1, -1)[: stop - start]
+            return out
+        part_rows = rule.info.rows // len(rule.parts)
+        row = start
+        while row < stop:
+            index, first = divmod(row, part_rows)
+            count = min(part_rows - first, stop - row)
+            part = rule.parts[index]
+            block = out[row - start : row - start + count]
+            self._files.file_of(part).read_raw_into(part, first * width, block)
+            row += count
+        return out

@@ -1,0 +1,157 @@
+"""What `--model` may be: `demo`, a checkpoint folder, a GGUF file, or a Hub repository."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from quantkit.core.errors import InputError
+from quantkit.core.paths import DEMO_MODEL
+from quantkit.core.progress import SILENT, Progress
+from quantkit.formats.source import TensorSource
+from quantkit.hub.reading import Hub
+
+if TYPE_CHECKING:
+    from quantkit.models.checkpoint import OnShape
+
+CHECKPOINT_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".md")
+"""Files that a GGUF is made from; the model card gives names and licence."""
+
+_REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model as the person named it.
+
+    Attributes:
+        path: the folder or file; for a repository, None until it is downloaded.
+        name: what artifacts are called after.
+    """
+
+    kind: Literal["checkpoint", "gguf", "repository"]
+    path: Path | None
+    repository: str | None
+    name: str
+
+
+def choose_model(model: str) -> ModelChoice:
+    """Tell what `model` is, without reading it.
+
+    Raises:
+        InputError: it is neither on this disk nor the name of a repository.
+    """
+    if model == "demo":
+        if not DEMO_MODEL.is_dir():
+            raise InputError(f"the demo model is not in this installation ({DEMO_MODEL})")
+        return ModelChoice("checkpoint", DEMO_MODEL, None, "quantkit-demo")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return ModelChoice("checkpoint", path, None, artifact_name(path.resolve().name))
+    if path.is_file():
+        stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
+        return ModelChoice("gguf", path, None, artifact_name(stem))
+    if _REPOSITORY.match(model) and path.suffix != ".gguf" and not path.parent.is_dir():
+        return ModelChoice("repository", None, model, artifact_name(model.partition("/")[2]))
+    raise InputError(
+        f"no model at {model}: give a folder with config.json and safetensors files, a GGUF file, "
+        "a Hub repository (OWNER/NAME), or 'demo'"
+    )
+
+
+def artifact_name(name: str) -> str:
+    """A model's name without revision and precision: `X-BF16@main` → `X`."""
+    plain = re.sub(r"[-_.](bf16|f16|fp16|f32|q8_0|q4_1)$", "", name.partition("@")[0], flags=re.I)
+    return re.sub(r"[^\w.-]+", "-", plain).strip("-.") or "model"
+
+
+def imatrix_name(model: str) -> str:
+    """What a model's importance matrix is called where it is published.
+
+    Artifacts say so, so that one that is made again with the published file is the same.
+    """
+    return f"{model}-imatrix.gguf"
+
+
+def model_files(choice: ModelChoice, path: Path) -> list[Path]:
+    """The files that the model at `path` consists of: what a build of it depends on."""
+    if choice.kind == "gguf":
+        from quantkit.formats.gguf_file import shard_paths
+
+        return shard_paths(path)
+    found = [*path.iterdir(), *path.glob("additional_chat_templates/*")]
+    return sorted(p for p in found if p.is_file() and p.suffix in CHECKPOINT_SUFFIXES)
+
+
+def open_source(
+    choice: ModelChoice,
+    downloaded: Path | None = None,
+    *,
+    keep_prediction: bool = False,
+    on_shape: OnShape | None = None,
+) -> TensorSource:
+    """The tensors of a model on this disk.
+
+    Args:
+        downloaded: where a repository was downloaded to.
+        keep_prediction: of a checkpoint, the multi-token prediction layers too.
+        on_shape: as `open_checkpoint` takes it; of a checkpoint only.
+
+    Raises:
+        InputError: broken files, or an architecture that is not supported.
+    """
+    path = downloaded or choice.path
+    assert path is not None
+    if choice.kind == "gguf":
+        from quantkit.models.gguf_source import GGUFSource
+
+        return GGUFSource(path)
+    from quantkit.models.checkpoint import open_checkpoint
+
+    return open_checkpoint(path, choice.name, keep_prediction=keep_prediction, on_shape=on_shape)
+
+
+def open_headers(
+    choice: ModelChoice,
+    hub: Callable[[], Hub],
+    progress: Progress = SILENT,
+    *,
+    keep_prediction: bool = False,
+    cache: Path | None = None,
+    on_shape: OnShape | None = None,
+) -> TensorSource:
+    """The tensors of a repository on the Hub, of which only headers are fetched and kept.
+
+    Everything but rows can be read; reading rows raises `InputError`.
+
+    Args:
+        choice: a repository.
+        hub: makes the client; not called for a commit that is here already.
+        progress: told of files, and which commit is taken where the Hub cannot be asked.
+        keep_prediction: the multi-token prediction layers too.
+        cache: the folder to keep headers in; the user's by default.
+        on_shape: as `open_checkpoint` takes it.
+
+    Raises:
+        InputError: no such repository or revision, no access, broken files, or an architecture
+            that is not supported.
+        EnvironmentFault: the network, the Hub or the disk failed.
+    """
+    from quantkit.models.checkpoint import open_checkpoint
+    from quantkit.models.remote_headers import fetch_headers
+
+    repository, _, revision = (choice.repository or "").partition("@")
+    headers = fetch_headers(hub, repository, revision or None, progress, cache)
+    source = open_checkpoint(
+        headers.checkpoint,
+        choice.name,
+        keep_prediction=keep_prediction,
+        shards=headers.open_shards(),
+        on_shape=on_shape,
+    )
+    for sentence in source.notes:
+        progress.note(sentence)
+    return source

@@ -1,0 +1,274 @@
+"""Hub → folder: only what is needed, checked before, verified after, always resumed."""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.files import publish
+from quantkit.core.progress import Progress
+from quantkit.core.threads import run_all
+from quantkit.core.units import bytes_text
+from quantkit.core.work_folders import build_folder
+from quantkit.hub.download.digest import FileDigest, pieces, wrong_twice
+from quantkit.hub.download.record import STATE, CommitJournal, Kept, read_record
+from quantkit.hub.download.remote_files import RemoteFiles
+from quantkit.hub.reading import Hub, HubFile
+from quantkit.models.disk_space import SpaceNeeded, check_space, free_bytes
+from quantkit.models.local_copy import (
+    Survey,
+    is_brought,
+    is_outdated,
+    not_ours,
+    partial_path,
+    survey,
+)
+
+WORKERS = 8
+"""Files at a time; one connection seldom fills a fast line."""
+NOTE_EVERY_SECONDS = 10.0
+
+
+@dataclass(frozen=True)
+class Downloaded:
+    """All that was wanted of a repository, in a folder.
+
+    Attributes:
+        files: all of them, in the order of their names.
+        fetched_bytes: what came over the network this time.
+    """
+
+    repository: str
+    commit: str
+    files: tuple[Kept, ...]
+    fetched_bytes: int
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)
+
+
+def download(
+    remote: RemoteFiles, hub: Hub, folder: Path, progress: Progress, workers: int = WORKERS
+) -> Downloaded:
+    """Bring files of a repository into `folder`, several files at a time, and verify every byte.
+
+    Running again is resuming: finished files stay, unfinished ones go on where they ended. Files
+    of an earlier revision that quantkit brought and nobody changed are removed or replaced;
+    nothing else is ever deleted: a file of ours that was changed is moved to `NAME.changed`.
+
+    Args:
+        folder: made if it does not exist; one run at a time, others are refused.
+        progress: told of bytes; those that are here already count.
+
+    Raises:
+        InputError: `folder` holds files that are not of this repository or is being written by
+            another run, or access was refused.
+        EnvironmentFault: network, disk, or content that is wrong twice.
+    """
+    _checked_survey(remote, folder)  # what is refused makes no folder
+    with build_folder(folder / STATE):
+        return _download(remote, hub, folder, progress, workers)
+
+
+def _checked_survey(remote: RemoteFiles, folder: Path) -> Survey:
+    found = survey(remote, folder)
+    check_space(SpaceNeeded(found.fetch_bytes), found.free_bytes, folder, remote.chosen_with)
+    return found
+
+
+def _download(
+    remote: RemoteFiles, hub: Hub, folder: Path, progress: Progress, workers: int
+) -> Downloaded:
+    found = _checked_survey(remote, folder)
+    _prepare(found, folder, remote.chosen_with)
+    kept = sum(file.size_bytes for file in found.kept)
+    progress.start(remote.size_bytes, "B", done=kept)
+    job = _Job(remote, hub, folder, progress)
+    job.take_over(found.kept)
+    # Files that are here come first: if one is a person's, that is said early.
+    run_all(job.bring, (*found.present, *found.missing), workers, job.stop)
+    job.journal.forget_others()
+    _remove_empty_folders(folder / STATE)
+    files = tuple(sorted(job.verified, key=lambda kept: kept.name))
+    return Downloaded(remote.listing.repository, remote.listing.commit, files, job.fetched_bytes)
+
+
+def _prepare(found: Survey, folder: Path, chosen_with: str) -> None:
+    """Remove what is ours and of no use any more."""
+    try:
+        for path in (*(folder / obsolete.name for obsolete in found.obsolete), *found.leftovers):
+            path.unlink()
+    except OSError as error:
+        raise InputError(
+            f"cannot write to {folder}: {error.strerror}; choose another folder with {chosen_with}"
+        ) from None
+
+
+def _remove_empty_folders(state: Path) -> None:
+    for path in sorted(state.rglob("*"), reverse=True):  # what lies in a folder comes before it
+        if path.is_dir():
+            with suppress(OSError):  # not empty
+                path.rmdir()
+
+
+class _StoppedError(Exception):
+    """Another file failed, or the person stopped the run."""
+
+
+class _Job:
+    """One download's shared state; its methods are called from several threads."""
+
+    def __init__(self, remote: RemoteFiles, hub: Hub, folder: Path, progress: Progress) -> None:
+        self._remote, self._hub, self._folder, self._progress = remote, hub, folder, progress
+        self._recorded = read_record(folder).kept
+        self._lock = threading.Lock()
+        self._noted_at = 0.0
+        self.journal = CommitJournal(folder, remote.listing.repository, remote.listing.commit)
+        self.stop = threading.Event()
+        self.verified: list[Kept] = []
+        self.fetched_bytes = 0
+
+    def take_over(self, files: tuple[Kept, ...]) -> None:
+        """What was verified before, perhaps for an earlier commit."""
+        self.journal.add(*files)
+        self.verified += files
+
+    def bring(self, file: HubFile) -> None:
+        """Make sure that `file` is in the folder, whole and right."""
+        path, known = self._folder / file.name, self._recorded.get(file.name)
+        doing = "read"
+        try:
+            if os.path.lexists(path) and not is_outdated(known, file, self._folder):
+                if self._is_right(path, file):
+                    return
+                if not is_brought(known):
+                    raise not_ours(path, self._remote)
+                self._set_aside(path, "was changed here")
+            doing = "write"
+            if self._fetch(file) is not None:
+                self._note(f"{file.name} arrived with a wrong hash and is fetched again")
+                found = self._fetch(file)
+                if found is not None:
+                    raise wrong_twice(file, found)
+        except OSError as error:
+            raise _disk_fault(doing, path, error) from None
+
+    def _set_aside(self, path: Path, why: str) -> None:
+        aside = _free_name(path)
+        path.replace(aside)
+        self._note(f"{path.name} {why}: kept as {aside.name}, and fetched again")
+
+    def _is_right(self, path: Path, file: HubFile) -> bool:
+        if not path.is_file() or path.stat().st_size != file.size_bytes:
+            return False
+        digest = FileDigest(file)
+        for piece in pieces(path):
+            digest.update(piece)
+            self._advance(len(piece))
+        if digest.is_right:
+            self._keep(file, digest, path, brought=False)
+        else:
+            self._advance(-digest.size_bytes)
+        return digest.is_right
+
+    def _fetch(self, file: HubFile) -> str | None:
+        """Fetch the rest of `file`; None when it is right, else the hash of what came."""
+        partial, path = partial_path(self._folder, file), self._folder / file.name
+        digest = FileDigest(file)
+        partial.parent.mkdir(parents=True, exist_ok=True)
+        for piece in pieces(partial):
+            digest.update(piece)
+            self._advance(len(piece))
+        with partial.open("ab") as output:
+            for piece in self._source(file, digest.size_bytes):
+                output.write(piece)
+                digest.update(piece)
+                self._advance(len(piece), fetched=True)
+            output.flush()
+            size = os.fstat(output.fileno()).st_size
+        if digest.is_right and size == file.size_bytes:
+            # Recorded first: after a kill in between, the file is still known as ours.
+            self._keep(file, digest, partial, brought=True)
+            self._publish(partial, path)
+            return None
+        partial.unlink()
+        self._advance(-digest.size_bytes)
+        return f"a file of {size} bytes" if digest.is_right else digest.identity
+
+    def _publish(self, partial: Path, path: Path) -> None:
+        """Put a finished file in its place; what a person put there meanwhile is kept."""
+        known = self._recorded.get(path.relative_to(self._folder).as_posix())
+        ours = known is not None and known.brought and known.is_unchanged(self._folder)
+        if os.path.lexists(path) and not ours:
+            self._set_aside(path, "appeared here meanwhile")
+        publish(partial, path)
+
+    def _source(self, file: HubFile, start: int) -> Iterator[bytes]:
+        known = self._remote.contents.get(file.name)
+        if known is not None:
+            return iter((known[start:],))
+        return self._hub.read(self._remote.listing, file, start, self._note_of_wait)
+
+    def _keep(self, file: HubFile, digest: FileDigest, place: Path, *, brought: bool) -> None:
+        stat = place.stat()  # renaming changes neither size nor time
+        kept = Kept(
+            file.name, file.identity, digest.sha256, stat.st_size, stat.st_mtime_ns, brought
+        )
+        with self._lock:
+            self.journal.add(kept)
+            self.verified.append(kept)
+
+    def _advance(self, amount: int, *, fetched: bool = False) -> None:
+        if self.stop.is_set():
+            raise _StoppedError
+        with self._lock:
+            self.fetched_bytes += amount if fetched else 0
+            self._progress.advance(amount)
+
+    def _note_of_wait(self, sentence: str) -> None:
+        """One sentence now and then: all files lose the network at the same moment."""
+        now = time.monotonic()
+        if now - self._noted_at >= NOTE_EVERY_SECONDS:
+            self._noted_at = now
+            self._note(sentence)
+
+    def _note(self, sentence: str) -> None:
+        with self._lock:
+            if not self.stop.is_set():
+                self._progress.note(sentence)
+
+
+def _free_name(path: Path) -> Path:
+    """`NAME.changed`, or `NAME.changed-2` and so on where that is taken."""
+    for number in itertools.count(1):
+        ending = ".changed" if number == 1 else f".changed-{number}"
+        name = path.with_name(path.name + ending)
+        if not os.path.lexists(name):
+            return name
+    raise AssertionError("unreachable")
+
+
+def _disk_fault(doing: str, path: Path, error: OSError) -> EnvironmentFault:
+    match error.errno:
+        case errno.ENOSPC | errno.EDQUOT:
+            advice = f"{bytes_text(free_bytes(path))} free on its disk: make room"
+        case errno.EACCES | errno.EPERM | errno.EROFS:
+            advice = "see to its permissions"
+        case errno.EISDIR | errno.ENOTDIR | errno.EEXIST:
+            where = error.filename or path
+            advice = f"something else stands at {where}: move it away"
+        case _:
+            advice = "see to the disk"
+    return EnvironmentFault(
+        f"cannot {doing} {path}: {error.strerror}; {advice}, then run again: finished files are "
+        "kept"
+    )

@@ -1,0 +1,249 @@
+"""What a family must say of its architecture, and the helpers that families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.core.errors import InputError
+from quantkit.formats.safetensors_files import CONVERTIBLE
+from quantkit.formats.tensors import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
+
+Config = Mapping[str, Any]
+"""A parsed config.json."""
+
+PREDICTION_LAYERS = "num_nextn_predict_layers"
+"""config.json's key for multi-token prediction (MTP) layers; `without_prediction` sets it to 0."""
+
+FILE_TYPE_BF16 = 32
+"""llama.cpp's LLAMA_FTYPE_MOSTLY_BF16, the `general.file_type` of a converted checkpoint."""
+
+# Names end so when llama.cpp computes with them in F32 whatever the file's type is.
+_F32_NAMES = ("_norm.weight", ".ffn_gate_inp.weight", ".ssm_conv1d.weight")
+
+
+@dataclass(frozen=True)
+class TensorRule:
+    """How one GGUF tensor is made from the checkpoint's tensors.
+
+    Attributes:
+        info: the GGUF name, row-major shape, and the type the base GGUF stores (BF16 or F32).
+        parts: checkpoint tensor names; more than one are stacked along a new first axis (experts).
+            Empty for a tensor that is computed from the configuration alone: see `constant`.
+        row_order: source row of each GGUF row, where rows are permuted (rotary layouts), else None.
+            For a tensor of one axis: source element of each element.
+        values: an elementwise function on F32 values, A_log → −exp(A_log) for example, else None.
+        constant: the whole tensor, where it comes from the configuration, else None.
+    """
+
+    info: TensorInfo
+    parts: tuple[str, ...]
+    row_order: NDArray[np.intp] | None = None
+    values: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None
+    constant: NDArray[np.float32] | None = None
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor of a checkpoint: row-major `shape` and safetensors `dtype` (BF16, F16, F32)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+class Family(Protocol):
+    """One model architecture; a newcomer adds one file with these and lists it in `registry`."""
+
+    @property
+    def architectures(self) -> tuple[str, ...]:
+        """Values of config.json's `architectures[0]` that this family converts."""
+        ...
+
+    def metadata(self, config: Config) -> Metadata:
+        """Architecture metadata (`general.architecture`, `{arch}.*`), without the tokenizer.
+
+        Raises:
+            InputError: the configuration lacks a key, or describes what is not supported.
+        """
+        ...
+
+    def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
+        """A rule for every GGUF tensor, in file order.
+
+        Raises:
+            InputError: a tensor that the configuration promises is missing, or one in the
+                checkpoint is neither used nor known to be droppable.
+        """
+        ...
+
+
+def without_prediction(config: Config) -> Config:
+    """The configuration of the same model without its multi-token prediction layers."""
+    return {**config, PREDICTION_LAYERS: 0} if config.get(PREDICTION_LAYERS) else config
+
+
+class Rules:
+    """Collects the rules of one checkpoint and checks each against what is stored.
+
+    Args:
+        stored: the checkpoint's tensors.
+    """
+
+    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
+        self.stored = stored
+        self._used: set[str] = set()
+        self._rules: list[TensorRule] = []
+
+    def add(
+        self,
+        name: str,
+        part: str | Sequence[str],
+        shape: tuple[int, ...],
+        *,
+        stored_shape: tuple[int, ...] | None = None,
+        row_order: NDArray[np.intp] | None = None,
+        values: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
+    ) -> None:
+        """One GGUF tensor `name` of row-major `shape`.
+
+        Several parts are stacked, each of shape `shape[1:]`. `stored_shape` is that of a part
+        where the same elements are stored under another shape, (heads,) for (heads, 1).
+
+        Raises:
+            InputError: a part is missing, or has another shape or a dtype that is not converted, or
+                stacked parts differ in dtype.
+        """
+        parts = (part,) if isinstance(part, str) else tuple(part)
+        expected = stored_shape or (shape if isinstance(part, str) else shape[1:])
+        for source in parts:
+            found = self.stored.get(source)
+            if found is None:
+                raise InputError(
+                    f"the checkpoint has no tensor {source}, which {name} is made from; "
+                    "is every shard there?"
+                )
+            if found.dtype not in CONVERTIBLE:
+                raise InputError(
+                    f"tensor {source} has dtype {found.dtype}, but only {', '.join(CONVERTIBLE)} "
+                    "are converted; use the model's BF16 release"
+                )
+            if found.shape != expected:
+                raise InputError(
+                    f"tensor {source} has shape {list(found.shape)}, but config.json promises "
+                    f"{list(expected)}; the weights and the configuration do not belong together"
+                )
+        if len({self.stored[source].dtype for source in parts}) > 1:
+            raise InputError(
+                f"{parts[0]} and the others that {name} is stacked from have different dtypes; "
+                "are the shards of one checkpoint?"
+            )
+        self._used.update(parts)
+        info = TensorInfo(name, shape, base_type(name, shape))
+        self._rules.append(TensorRule(info, parts, row_order, values))
+
+    def add_constant(self, name: str, values: NDArray[np.float32]) -> None:
+        """A tensor of one axis that the configuration alone determines."""
+        info = TensorInfo(name, values.shape, "F32")
+        self._rules.append(TensorRule(info, (), constant=values))
+
+    def has(self, part: str) -> bool:
+        """Whether the checkpoint stores `part`: for tensors that a model may leave out."""
+        return part in self.stored
+
+    def drop(self, part: str) -> None:
+        """Note that `part` is left out on purpose."""
+        self._used.add(part)
+
+    def finish(self) -> list[TensorRule]:
+        """All rules.
+
+        Raises:
+            InputError: a stored tensor was neither used nor dropped: this is another model than
+                the family knows, and leaving weights out would ruin it silently.
+        """
+        unused = [name for name in self.stored if name not in self._used]
+        if unused:
+            raise InputError(
+                f"{len(unused)} tensors of the checkpoint are unknown to its architecture, the "
+                f"first is {unused[0]}; convert it with llama.cpp and give the GGUF to --model"
+            )
+        return self._rules
+
+
+def base_type(name: str, shape: tuple[int, ...]) -> str:
+    """The type in which an unquantized GGUF stores the tensor, as llama.cpp's converter decides.
+
+    Vectors, norms, routers and convolutions stay F32; so does what is no `.weight`.
+    """
+    if len(shape) == 1 or name.endswith(_F32_NAMES) or not name.endswith(".weight"):
+        return "F32"
+    return "BF16"
+
+
+def config_int(config: Config, *keys: str) -> int:
+    """The first of `keys` that config.json has, a positive whole number.
+
+    Raises:
+        InputError: none is there, or it is no positive whole number.
+    """
+    for key in keys:
+        value = config.get(key)
+        if value is None:
+            continue
+        if type(value) is not int or not 0 < value < 1 << 31:
+            raise InputError(
+                f"config.json: {key} is {value!r}, expected a positive whole number below 2^31"
+            )
+        return value
+    raise InputError(f"config.json lacks {' or '.join(keys)}; is it the checkpoint's own?")
+
+
+def config_float(config: Config, *keys: str) -> float:
+    """The first of `keys` that config.json has, a positive number that F32 can hold.
+
+    Raises:
+        InputError: none is there, or it is no such number.
+    """
+    for key in keys:
+        value = config.get(key)
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 3e38:
+            raise InputError(f"config.json: {key} is {value!r}, expected a positive number")
+        return float(value)
+    raise InputError(f"config.json lacks {' or '.join(keys)}; is it the checkpoint's own?")
+
+
+def meta(kind: MetaKind, value: MetaScalar | Sequence[MetaScalar]) -> MetaValue:
+    """A metadata value; a list becomes an array, an f32 is rounded to what a file can hold.
+
+    Raises:
+        InputError: a text from a JSON file that is no valid Unicode, and no file could hold.
+    """
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        return MetaValue(kind, _as_stored(kind, value))
+    if kind == "str" and _is_unicode(value):  # as the hundreds of thousands of a vocabulary are
+        return MetaValue(kind, tuple(value))
+    return MetaValue(kind, tuple(_as_stored(kind, v) for v in value))
+
+
+def _is_unicode(texts: Sequence[MetaScalar]) -> bool:
+    """Whether they are all texts that a file can hold."""
+    try:
+        "".join(texts).encode()  # type: ignore[arg-type]  # what is no text is told by TypeError
+    except (TypeError, UnicodeEncodeError):
+        return False
+    return True
+
+
+def _as_stored(kind: MetaKind, value: MetaScalar) -> MetaScalar:
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise InputError(f"{value[:50]!r} is no valid Unicode; download it again") from error
+    return float(np.float32(value)) if kind == "f32" else value

@@ -1,0 +1,141 @@
+"""IBM Granite 4: Mamba-2 and attention layers, each followed by experts and a shared MLP.
+
+GGUF architectures `granitehybrid`; `granite` and `granitemoe` where all layers are attention.
+tests/families/test_against_llama_cpp.py holds the result equal to that of llama.cpp's converter,
+but where llama.cpp could not run what the converter writes: see `GraniteHybrid.metadata`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from quantkit.formats.tensors import Metadata
+from quantkit.models.families.base import (
+    Config,
+    Rules,
+    StoredTensor,
+    TensorRule,
+    config_float,
+    config_int,
+    meta,
+)
+from quantkit.models.families.decoder import (
+    add_attention,
+    add_embedding,
+    add_linear,
+    add_norm,
+    add_output,
+    decoder_keys,
+    half_rows,
+    with_prefix,
+)
+from quantkit.models.families.granite_sizes import GraniteSizes, granite_sizes
+from quantkit.models.families.mamba2 import add_mamba2, mamba2_keys
+from quantkit.models.families.rope import add_rope_factors
+
+CONTEXT_LENGTH = 1 << 20
+"""What the GGUF says where nothing is rotated, as llama.cpp's converter does: no position limits
+such a model."""
+
+# What config.json calls them, and the GGUF; transformers and llama.cpp differ in the default of
+# the attention's (1 and 1/√head_dim), so all are always written.
+_SCALES = {
+    "attention_multiplier": "attention.scale",
+    "embedding_multiplier": "embedding_scale",
+    "residual_multiplier": "residual_scale",
+    "logits_scaling": "logit_scale",
+}
+
+
+class GraniteHybrid:
+    """GraniteMoeHybridForCausalLM, also with all layers attention, and also without experts."""
+
+    architectures = ("GraniteMoeHybridForCausalLM",)
+
+    def metadata(self, config: Config) -> Metadata:
+        """What llama.cpp's converter writes, but for four kinds of models that it gets wrong.
+
+        Rotation follows `position_embedding_type`, as in transformers; the converter rotates if and
+        only if all layers are attention. A model without experts uses none of them and is as wide
+        as its shared MLP, whatever `num_experts_per_tok` and `intermediate_size` say. A scale that
+        config.json leaves out is 1. And a `head_dim` other than hidden size / heads is kept. In all
+        of IBM's releases both ways give the same.
+        """
+        g = granite_sizes(config)
+        sizes = g.decoder
+        keys = decoder_keys({**config, "head_dim": None}) | mamba2_keys(g.mamba)
+        keys |= {
+            "vocab_size": meta("u32", sizes.vocabulary),
+            "feed_forward_length": meta("u32", g.inner if g.experts else g.shared_inner),
+            # llama.cpp tells the kinds of layers apart by this: Mamba has none.
+            "attention.head_count_kv": meta(
+                "i32", [sizes.kv_heads if kind == "attention" else 0 for kind in g.layers]
+            ),
+            "ssm.inner_size": meta("u32", config_int(config, "mamba_expand") * sizes.hidden),
+            "rope.dimension_count": meta("u32", sizes.head_dim),
+            "rope.scaling.finetuned": meta("bool", g.rotates),
+            "expert_count": meta("u32", g.experts),
+            "expert_used_count": meta("u32", g.experts_used),
+            "expert_shared_feed_forward_length": meta("u32", g.shared_inner),
+        }
+        for source, key in _SCALES.items():
+            scale = config_float({"default": 1.0, **config}, source, "default")
+            keys[key] = meta("f32", scale)
+        if sizes.head_dim * sizes.heads != sizes.hidden:
+            keys["attention.key_length"] = meta("u32", sizes.head_dim)
+            keys["attention.value_length"] = meta("u32", sizes.head_dim)
+        if not g.rotates:
+            keys["context_length"] = meta("u32", CONTEXT_LENGTH)
+        return with_prefix(g.architecture, keys)
+
+    def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
+        g = granite_sizes(config)
+        hidden = g.decoder.hidden
+        rules = Rules(stored)
+        add_rope_factors(rules, config, g.decoder.head_dim)
+        add_embedding(rules, g.decoder)
+        for index, kind in enumerate(g.layers):
+            block, layer = f"blk.{index}.", f"model.layers.{index}."
+            add_norm(rules, f"{block}attn_norm", f"{layer}input_layernorm", hidden)
+            if kind == "mamba":
+                add_mamba2(rules, g.mamba, hidden, block, f"{layer}mamba.")
+            else:
+                # Where nothing is rotated any one order of q and k gives the same scores; this is
+                # the converter's, so that files and imatrices are interchangeable.
+                add_attention(rules, g.decoder, block, f"{layer}self_attn.", interleaved=True)
+            add_norm(rules, f"{block}ffn_norm", f"{layer}post_attention_layernorm", hidden)
+            if g.experts:
+                _add_experts(rules, g, block, f"{layer}block_sparse_moe.")
+            _add_shared_mlp(rules, g, block, f"{layer}shared_mlp.")
+        add_output(rules, config, g.decoder)
+        return rules.finish()
+
+
+def _add_experts(rules: Rules, g: GraniteSizes, block: str, moe: str) -> None:
+    """Router and experts; gate and up are stored as one, gate first."""
+    hidden, inner, experts = g.decoder.hidden, g.inner, g.experts
+    rules.add(f"{block}ffn_gate_inp.weight", f"{moe}router.layer.weight", (experts, hidden))
+    for name in ("gate", "up"):
+        rules.add(
+            f"{block}ffn_{name}_exps.weight",
+            f"{moe}input_linear.weight",
+            (experts, inner, hidden),
+            stored_shape=(experts, 2 * inner, hidden),
+            row_order=half_rows(experts, inner, second=name == "up"),
+        )
+    down = f"{moe}output_linear.weight"
+    rules.add(f"{block}ffn_down_exps.weight", down, (experts, hidden, inner))
+
+
+def _add_shared_mlp(rules: Rules, g: GraniteSizes, block: str, mlp: str) -> None:
+    """The shared expert, or all of the feed-forward network where there are no experts."""
+    hidden, inner, suffix = g.decoder.hidden, g.shared_inner, "_shexp" if g.experts else ""
+    for name in ("gate", "up"):
+        rules.add(
+            f"{block}ffn_{name}{suffix}.weight",
+            f"{mlp}input_linear.weight",
+            (inner, hidden),
+            stored_shape=(2 * inner, hidden),
+            row_order=half_rows(1, inner, second=name == "up"),
+        )
+    add_linear(rules, f"{block}ffn_down{suffix}", f"{mlp}output_linear", (hidden, inner))

@@ -1,0 +1,84 @@
+"""The Mamba-2 mixer, as Nemotron-H and Granite-4 have it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.core.errors import InputError
+from quantkit.formats.tensors import Metadata
+from quantkit.models.families.base import Rules, meta
+
+
+@dataclass(frozen=True)
+class Mamba2Sizes:
+    """Sizes of the mixer: `heads` heads of `head_dim`, `groups` groups of B and C."""
+
+    heads: int
+    head_dim: int
+    state: int
+    groups: int
+    conv_kernel: int
+
+    @property
+    def inner(self) -> int:
+        """Width of the mixer: heads × head dimension; `expand` plays no part."""
+        return self.heads * self.head_dim
+
+    @property
+    def conv_channels(self) -> int:
+        """x, B and C go through the convolution together."""
+        return self.inner + 2 * self.groups * self.state
+
+
+def mamba2_keys(sizes: Mamba2Sizes) -> Metadata:
+    """`ssm.*`, without the architecture's prefix."""
+    return {
+        "ssm.conv_kernel": meta("u32", sizes.conv_kernel),
+        "ssm.state_size": meta("u32", sizes.state),
+        "ssm.group_count": meta("u32", sizes.groups),
+        "ssm.inner_size": meta("u32", sizes.inner),
+        "ssm.time_step_rank": meta("u32", sizes.heads),
+    }
+
+
+def add_mamba2(rules: Rules, sizes: Mamba2Sizes, hidden: int, block: str, mixer: str) -> None:
+    """The tensors of one mixer; `block` and `mixer` are prefixes in the GGUF and checkpoint.
+
+    Raises:
+        InputError: the channels do not divide into groups.
+    """
+    heads, inner, channels = sizes.heads, sizes.inner, sizes.conv_channels
+    if inner % sizes.groups:
+        raise InputError(
+            f"config.json: {inner} Mamba-2 channels do not divide into {sizes.groups} groups"
+        )
+    rules.add(f"{block}ssm_in.weight", f"{mixer}in_proj.weight", (inner + channels + heads, hidden))
+    rules.add(
+        f"{block}ssm_conv1d.weight",
+        f"{mixer}conv1d.weight",
+        (channels, sizes.conv_kernel),
+        stored_shape=(channels, 1, sizes.conv_kernel),
+    )
+    # Not optional: llama.cpp (build_mamba2_layer) adds it without asking whether there is one.
+    rules.add(f"{block}ssm_conv1d.bias", f"{mixer}conv1d.bias", (channels,))
+    rules.add(f"{block}ssm_dt.bias", f"{mixer}dt_bias", (heads,))
+    rules.add(f"{block}ssm_a", f"{mixer}A_log", (heads, 1), stored_shape=(heads,), values=minus_exp)
+    rules.add(f"{block}ssm_d", f"{mixer}D", (heads, 1), stored_shape=(heads,))
+    rules.add(
+        f"{block}ssm_norm.weight",
+        f"{mixer}norm.weight",
+        (sizes.groups, inner // sizes.groups),
+        stored_shape=(inner,),
+    )
+    rules.add(f"{block}ssm_out.weight", f"{mixer}out_proj.weight", (hidden, inner))
+
+
+def minus_exp(log: NDArray[np.float32]) -> NDArray[np.float32]:
+    """A_log → A, through F64 so that the result is the nearest F32 on every machine.
+
+    llama.cpp's converter has torch's F32 exponential, whose last bit is another in 1 % of values.
+    """
+    return (-np.exp(log.astype(np.float64))).astype(np.float32)

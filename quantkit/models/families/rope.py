@@ -1,0 +1,156 @@
+"""Rotary position embeddings: config.json's parameters as GGUF keys, factors and row orders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.core.errors import InputError
+from quantkit.formats.tensors import Metadata
+from quantkit.models.families.base import Config, Rules, config_float, config_int, meta
+
+
+def rotary_row_order(heads: int, head_dim: int) -> NDArray[np.intp]:
+    """Source row of each row of a query or key matrix in llama.cpp's rotary layout.
+
+    transformers rotates element i of a head with element i + head_dim / 2, ggml's "norm" rope
+    rotates neighbours: within each head the two halves are interleaved.
+    """
+    rows = np.arange(heads * head_dim, dtype=np.intp)
+    return rows.reshape(heads, 2, head_dim // 2).swapaxes(1, 2).reshape(-1)
+
+
+def rope_keys(config: Config) -> Metadata:
+    """`rope.freq_base` and `rope.scaling.*`, without the architecture's prefix.
+
+    Raises:
+        InputError: a kind of scaling that llama.cpp reads no keys for.
+    """
+    rope = _rope(config)
+    keys: Metadata = {}
+    if rope.get("rope_theta") is not None:
+        keys["rope.freq_base"] = meta("f32", config_float(rope, "rope_theta"))
+    return keys | _scaling_keys(rope)
+
+
+def add_rope_factors(rules: Rules, config: Config, head_dim: int) -> None:
+    """`rope_freqs.weight` where the scaling is llama3's: a factor for each frequency."""
+    rope = _rope(config)
+    if _rope_type(rope) == "llama3":
+        rules.add_constant("rope_freqs.weight", llama3_frequency_factors(rope, head_dim))
+
+
+def check_no_unread_rope(config: Config, *, reads_factors: bool = False) -> None:
+    """For architectures with plain yarn in llama.cpp, and with or without frequency factors.
+
+    llama.cpp's converter writes `yarn_attn_factor`, `yarn_beta_fast` and `yarn_beta_slow`, but for
+    most architectures llama.cpp does not read them (`load_hparams` in its llama-model.cpp).
+
+    Raises:
+        InputError: a setting that changes the model and would be ignored.
+    """
+    rope = _rope(config)
+    kind, unread = _rope_type(rope), ""
+    if kind == "llama3" and not reads_factors:
+        unread = "scaling of type 'llama3'"
+    elif rope.get("mrope_section"):
+        unread = f"mrope_section {rope['mrope_section']}"
+    elif kind == "yarn":
+        usual = {"beta_fast": 32.0, "beta_slow": 1.0}
+        usual["attention_factor"] = 1 + 0.1 * math.log(max(config_float(rope, "factor"), 1.0))
+        for key, value in usual.items():
+            if rope.get(key) and not math.isclose(config_float(rope, key), value, rel_tol=1e-4):
+                unread = f"{key} {rope[key]} instead of {value:.4g}"
+        if rope.get("truncate") is False:
+            unread = "truncate false"
+        if rope.get("mscale") and rope.get("mscale_all_dim"):
+            unread = f"mscale {rope['mscale']}"
+    if unread:
+        raise InputError(
+            f"config.json: the rope parameters have {unread}, which llama.cpp does not read for "
+            "this architecture: it would compute another model"
+        )
+
+
+def _rope(config: Config) -> dict[str, Any]:
+    """The rotary parameters in one spelling.
+
+    transformers 5 writes `rope_parameters` with `rope_theta` inside; before, `rope_theta` stood
+    beside an optional `rope_scaling`, whose `rope_type` was once called `type`.
+    """
+    given = config.get("rope_parameters") or config.get("rope_scaling") or {}
+    if not isinstance(given, dict):
+        raise InputError(f"config.json: {given!r} are no rope parameters; expected an object")
+    rope = dict(given)
+    if rope.get("rope_theta") is None and config.get("rope_theta") is not None:
+        rope["rope_theta"] = config["rope_theta"]
+    return rope
+
+
+def _rope_type(rope: Mapping[str, Any]) -> str:
+    return str(rope.get("rope_type", rope.get("type")) or "default").lower()
+
+
+def _scaling_keys(rope: Mapping[str, Any]) -> Metadata:
+    kind = _rope_type(rope)
+    if kind in ("default", "llama3"):  # llama3 is a tensor of factors instead.
+        return {}
+    if kind not in ("linear", "yarn"):
+        raise InputError(
+            f"config.json: rope scaling of type {kind!r} is not supported; known are linear, yarn "
+            "and llama3: convert the model with llama.cpp and give the GGUF to --model"
+        )
+    keys: Metadata = {
+        "rope.scaling.type": meta("str", kind),
+        "rope.scaling.factor": meta("f32", config_float(rope, "factor")),
+    }
+    if kind == "yarn":
+        original = config_int(rope, "original_max_position_embeddings")
+        keys["rope.scaling.original_context_length"] = meta("u32", original)
+        for key, *sources in (
+            ("yarn_ext_factor", "extrapolation_factor"),
+            # transformers reads the first only, llama.cpp's converter the second too
+            ("yarn_attn_factor", "attention_factor", "attn_factor"),
+            ("yarn_beta_fast", "beta_fast"),
+            ("yarn_beta_slow", "beta_slow"),
+        ):
+            if any(rope.get(source) is not None for source in sources):
+                keys[f"rope.scaling.{key}"] = meta("f32", config_float(rope, *sources))
+    return keys
+
+
+def llama3_frequency_factors(rope: Mapping[str, Any], head_dim: int) -> NDArray[np.float32]:
+    """What llama.cpp divides each rotary frequency by, shape (head_dim / 2,).
+
+    Frequencies with a wavelength beyond the original context are divided by `factor`, short ones
+    are kept, and those between are interpolated (Llama 3.1, `ROPE_INIT_FUNCTIONS["llama3"]`).
+
+    Raises:
+        InputError: a parameter is no positive number, or the two bounds are the wrong way round.
+    """
+    options = {
+        "rope_theta": 10000.0,
+        "factor": 8.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 8192,
+        **rope,
+    }
+    base, factor = config_float(options, "rope_theta"), config_float(options, "factor")
+    low = config_float(options, "low_freq_factor")
+    high = config_float(options, "high_freq_factor")
+    original = config_float(options, "original_max_position_embeddings")
+    if low >= high:
+        raise InputError(
+            f"config.json: low_freq_factor {low} must be below high_freq_factor {high}"
+        )
+    exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+    wavelength = 2 * math.pi * np.float32(base) ** exponents
+    smooth = (original / wavelength - low) / (high - low)
+    between = 1 / ((1 - smooth) / factor + smooth)
+    factors = np.where(wavelength > original / low, factor, between)
+    return np.where(wavelength < original / high, 1.0, factors).astype(np.float32)

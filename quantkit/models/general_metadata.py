@@ -1,0 +1,90 @@
+"""`general.*` metadata: the model's name, size, licence and parents, from its model card."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from quantkit.core.errors import InputError
+from quantkit.formats.tensors import Metadata, MetaKind, TensorInfo
+from quantkit.models.families.base import meta
+from quantkit.models.tokenizers.special_tokens import read_json
+
+
+def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | None) -> Metadata:
+    """What gguf makes of README.md, generation_config.json and the folder's name.
+
+    Only names of folders are used, never paths.
+
+    Args:
+        folder: the checkpoint.
+        tensors: the GGUF's tensors, whose sizes give `general.size_label`.
+        name: the model's name; by default the folder's or the model card's.
+
+    Raises:
+        InputError: the model card's front matter is not valid YAML.
+    """
+    import gguf
+    import yaml
+
+    generation = read_json(folder / "generation_config.json", optional=True)
+    total = sum(info.elements for info in tensors)
+    # "." has no name of its own; resolve() would take the name of what a link points to.
+    folder = Path(os.path.abspath(folder))
+    try:
+        known = gguf.Metadata.load(None, folder, name, total)
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(
+            f"the front matter of {folder / 'README.md'} is not valid YAML ({error}); "
+            "repair or remove it"
+        ) from error
+    known.name = known.name or folder.name
+    if known.sampling_penalty_repeat is None:  # gguf 0.19 does not know this spelling yet.
+        known.sampling_penalty_repeat = generation.get("repetition_penalty")
+    known.size_label = known.size_label or _size_label(tensors)
+    writer = gguf.GGUFWriter(path=None, arch="")
+    writer.add_type(gguf.GGUFType.MODEL)
+    known.set_gguf_meta_model(writer)
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    result: Metadata = {}
+    for key, stored in writer.kv_data[0].items():
+        kind, value = _KINDS.get(stored.type.name), stored.value
+        if stored.type.name == "ARRAY":  # All arrays of general.* are of strings.
+            result[key] = meta("str", [str(member) for member in value])
+        elif kind is None or not _fits(kind, value):
+            raise InputError(
+                f"{folder.name}: {key} would be {value!r}; repair generation_config.json or the "
+                "front matter of README.md"
+            )
+        else:
+            result[key] = meta(kind, value)
+    result.pop("general.architecture", None)  # The family's to say.
+    return result
+
+
+def _size_label(tensors: Sequence[TensorInfo]) -> str:
+    """Like 120B, or 512x500M: the experts, and the size of the model with one in each layer."""
+    import gguf
+
+    experts = [info for info in tensors if "_exps." in info.name]
+    total = sum(info.elements for info in tensors)
+    one_each = sum(info.elements // info.matrices for info in experts)
+    shared = total - sum(info.elements for info in experts)
+    count = sum(info.matrices for info in experts) // len(experts) if experts else 0
+    label: str = gguf.size_label(total, shared, one_each, count)
+    return label
+
+
+def _fits(kind: MetaKind, value: object) -> bool:
+    """Whether gguf took a value of the right type from the files: it does not check."""
+    match kind:
+        case "u32" | "i32":
+            return type(value) is int and -(1 << 31) <= value < 1 << 31
+        case "f32":
+            return isinstance(value, int | float) and abs(value) < 3e38
+        case _:
+            return isinstance(value, str)
+
+
+_KINDS: dict[str, MetaKind] = {"UINT32": "u32", "INT32": "i32", "FLOAT32": "f32", "STRING": "str"}

@@ -1,0 +1,184 @@
+"""A checkpoint on the Hub: which files are wanted, and whether it can be converted at all."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from typing import Any
+
+from quantkit.core.errors import InputError
+from quantkit.core.progress import SILENT, Progress
+from quantkit.hub.download.digest import FileDigest, pieces, wrong_twice
+from quantkit.hub.download.remote_files import RemoteFiles
+from quantkit.hub.reading import Hub, HubFile, Listing
+from quantkit.models.families.base import without_prediction
+from quantkit.models.families.registry import family_for
+
+CONFIG = "config.json"
+INDEX = "model.safetensors.index.json"
+BESIDE_WEIGHTS = (
+    "*.json", "tokenizer.model", "*.jinja", "additional_chat_templates/*.jinja",
+    "LICENSE*", "LICENCE*", "NOTICE*", "README.md",
+)  # fmt: skip
+"""Configuration, tokenizer, chat templates, licence, model card."""
+READ_BY_CONVERSION = (
+    "*.safetensors", INDEX, CONFIG, "generation_config.json", "tokenizer.model",
+    "tokenizer*.json", "added_tokens.json", "special_tokens_map.json", "chat_template.json",
+    "chat_template.jinja", "additional_chat_templates/*.jinja", "README.md",
+)  # fmt: skip
+"""What is taken for a part of the model where it lies in its folder."""
+PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
+SMALL_BYTES = 256 << 20
+"""Limit of config.json and the index, which are read into memory."""
+_SAFE_NAME = re.compile(r"(additional_chat_templates/)?(?!\.)[^/\\\x00-\x1f\x7f]+")
+"""No other folder, nothing hidden, no characters that a terminal would obey."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteCheckpoint(RemoteFiles):
+    """A repository that was found fit to be converted, before a byte of weights came.
+
+    Attributes:
+        files: small ones first.
+        config: config.json.
+    """
+
+    config: Mapping[str, Any]
+    foreign: tuple[str, ...] = READ_BY_CONVERSION
+
+    @property
+    def elements(self) -> int:
+        """Weights, estimated from the size of their files and the dtype of config.json."""
+        dtype = self.config.get("dtype") or self.config.get("torch_dtype")
+        weights = sum(f.size_bytes for f in self.files if f.name.endswith(".safetensors"))
+        return weights // (4 if dtype == "float32" else 2)
+
+
+def wanted_files(listing: Listing, shards: Iterable[str] | None) -> tuple[HubFile, ...]:
+    """The files of a repository that a build reads, small ones first.
+
+    Args:
+        shards: the files that the index names; None where there is no index.
+
+    Raises:
+        InputError: no safetensors, or a shard of the index is not in the repository.
+    """
+    files = {file.name: file for file in listing.files if _SAFE_NAME.fullmatch(file.name)}
+    weights = sorted(n for n in files if "/" not in n and n.endswith(".safetensors"))
+    if not weights:
+        raise _no_weights(listing)
+    if shards is None:
+        # Mistral's repositories hold the same weights a second time as consolidated*.safetensors.
+        weights = [name for name in weights if name.startswith("model")] or weights
+    else:
+        missing = sorted(set(shards) - set(weights))
+        if missing:
+            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+            raise InputError(
+                f"{listing.repository}: {INDEX} names {missing[0]!r}{more}, which the repository "
+                "does not have; its upload is unfinished or broken: choose another revision"
+            )
+        weights = sorted(set(shards))
+    beside = [
+        name
+        for name in files
+        if any(fnmatchcase(name, p) and name.count("/") == p.count("/") for p in BESIDE_WEIGHTS)
+        and (name == INDEX or not name.endswith(".index.json"))
+    ]
+    beside.sort(key=lambda name: (name != CONFIG, name))
+    return tuple(files[name] for name in (*beside, *weights))
+
+
+def _no_weights(listing: Listing) -> InputError:
+    pickles = [f.name for f in listing.files if any(fnmatchcase(f.name, p) for p in PICKLES)]
+    return InputError(
+        f"{listing.repository} has no *.safetensors"
+        + (
+            f", only {pickles[0]}: pickle files run code when they are read, so they are not "
+            "downloaded; choose a revision or a conversion of the model with safetensors"
+            if pickles
+            else "; choose the repository of the model's original weights"
+        )
+    )
+
+
+def look_up(
+    hub: Hub,
+    repository: str,
+    revision: str | None = None,
+    folder: Path | None = None,
+    progress: Progress = SILENT,
+) -> RemoteCheckpoint:
+    """Find a checkpoint on the Hub and check what can be checked without its weights.
+
+    Args:
+        folder: where it may already lie: what is right there is not fetched again.
+        progress: told why is waited, if so.
+
+    Raises:
+        InputError: no such repository or revision, no access, no safetensors, or an architecture
+            that is not converted.
+        EnvironmentFault: the network or the Hub failed.
+    """
+    listing = hub.listing(repository, revision, progress.note)
+    listed = {file.name: file for file in listing.files}
+    wanted_files(listing, None)
+    if CONFIG not in listed:
+        raise InputError(f"{repository} has no {CONFIG}; choose the repository of a whole model")
+    contents = {CONFIG: read_small(hub, listing, listed[CONFIG], folder)}
+    config = _json_object(contents[CONFIG], repository, CONFIG)
+    family_for(config).metadata(without_prediction(config))
+    if config.get("quantization_config"):
+        raise InputError(
+            f"{repository} is a quantized checkpoint (quantization_config in {CONFIG}); only BF16, "
+            "F16 and F32 are converted: use the model's BF16 release"
+        )
+    shards = None
+    if INDEX in listed:
+        contents[INDEX] = read_small(hub, listing, listed[INDEX], folder)
+        weight_map = _json_object(contents[INDEX], repository, INDEX).get("weight_map")
+        if not isinstance(weight_map, dict) or not weight_map:
+            raise InputError(f"{repository}: {INDEX} names no shards; choose another revision")
+        shards = {str(shard) for shard in weight_map.values()}
+    files = wanted_files(listing, shards)
+    return RemoteCheckpoint(listing=listing, files=files, config=config, contents=contents)
+
+
+def read_small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -> bytes:
+    """The verified content of a small file, from `folder` where it is right there."""
+    if file.size_bytes > SMALL_BYTES:
+        raise InputError(
+            f"{listing.repository}: {file.name} has {file.size_bytes} bytes, {SMALL_BYTES} are the "
+            "limit; choose the repository of a whole model"
+        )
+    here = _readable(folder / file.name) if folder is not None else iter(())
+    for source in (here, hub.read(listing, file), hub.read(listing, file)):
+        digest = FileDigest(file)
+        content = bytearray()
+        for piece in source:
+            digest.update(piece)
+            content += piece
+        if digest.is_right:
+            return bytes(content)
+    raise wrong_twice(file, digest.identity)
+
+
+def _readable(path: Path) -> Iterator[bytes]:
+    """The content of `path`; what cannot be read is not there, and told when it is in the way."""
+    with suppress(OSError):
+        yield from pieces(path)
+
+
+def _json_object(content: bytes, repository: str, name: str) -> dict[str, Any]:
+    try:
+        value = json.loads(content)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{repository}: {name} is not valid JSON ({error})") from None
+    if not isinstance(value, dict):
+        raise InputError(f"{repository}: {name} holds no JSON object")
+    return value

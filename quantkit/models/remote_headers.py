@@ -1,0 +1,288 @@
+"""A checkpoint on the Hub without its weights: small files, and the header of every shard.
+
+Planning reads no more. It is kept in the user's cache, so that the next plan takes one small
+request, to learn which commit a branch has, and none where the Hub cannot be reached:
+
+    OWNER--NAME/revisions/REVISION.json   the commit that a revision had when it was last asked for
+    OWNER--NAME/COMMIT/headers.json       what is there
+    OWNER--NAME/COMMIT/checkpoint/        configuration, tokenizer, chat templates, model card
+    OWNER--NAME/COMMIT/headers/           SHARD.header: the first bytes of each safetensors file
+    OWNER--NAME/COMMIT.partial/           what is being fetched; renamed when it is whole
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from pathlib import Path
+from urllib.parse import quote
+
+from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.files import atomic, write_json
+from quantkit.core.paths import cache_folder
+from quantkit.core.progress import Progress
+from quantkit.core.threads import run_all
+from quantkit.core.work_folders import resumable
+from quantkit.formats.safetensors_files import SafetensorsHeader
+from quantkit.formats.safetensors_header import (
+    LENGTH_BYTES,
+    MAX_HEADER_BYTES,
+    header_bytes,
+    parse_header,
+)
+from quantkit.hub.answers import is_commit
+from quantkit.hub.reading import Hub, HubFile
+from quantkit.models.remote import READ_BY_CONVERSION, RemoteCheckpoint, look_up, read_small
+
+FIRST_BYTES = 256 << 10
+"""What is asked of a shard first: headers of shards of 5 GB have 90 to 120 kB."""
+WORKERS = 8
+"""Files at a time."""
+NOTE_EVERY_SECONDS = 10.0
+_WEIGHTS = ".safetensors"
+_RECORD = "headers.json"
+_VERSION = 1
+"""Of the record; a higher one makes headers that are here be fetched again."""
+_CHECKPOINT = "checkpoint"
+"""Builds call a downloaded checkpoint so, and the name of its folder may enter the metadata."""
+
+
+@dataclass(frozen=True)
+class RemoteHeaders:
+    """What is here of a checkpoint on the Hub at one commit, whole.
+
+    Attributes:
+        repository: OWNER/NAME as the Hub spells it.
+        folder: of this commit in the cache.
+        shard_bytes: name of each safetensors file → its size on the Hub.
+    """
+
+    repository: str
+    commit: str
+    folder: Path
+    shard_bytes: Mapping[str, int]
+
+    @property
+    def checkpoint(self) -> Path:
+        """The folder of all files but the weights."""
+        return self.folder / _CHECKPOINT
+
+    def open_shards(self) -> Iterator[SafetensorsHeader]:
+        """Every safetensors file of the checkpoint.
+
+        Raises:
+            InputError: a header was changed since it came, or removed.
+        """
+        origin = f"{self.repository}@{self.commit}"
+        advice = f"delete {self.folder}, and it is fetched again"
+        for name, size in self.shard_bytes.items():
+            try:
+                start = (self.folder / _header_name(name)).read_bytes()
+            except OSError as error:
+                raise InputError(
+                    f"a header of {origin} cannot be read: {error.strerror}; run the command again"
+                ) from None
+            yield SafetensorsHeader(name, start, size, origin, advice)
+
+
+def fetch_headers(
+    hub: Callable[[], Hub],
+    repository: str,
+    revision: str | None,
+    progress: Progress,
+    cache: Path | None = None,
+) -> RemoteHeaders:
+    """All of a checkpoint on the Hub but its weights, fetched where it is not here.
+
+    Running again is resuming: after a kill, what had come is not fetched again.
+
+    Args:
+        hub: makes the client; not called for a commit that is here.
+        repository: OWNER/NAME.
+        revision: branch, tag or commit; None for `main`.
+        progress: told of files, of waits, and when an earlier commit has to do because the Hub
+            cannot be asked.
+        cache: the folder to keep them in; the user's by default.
+
+    Raises:
+        InputError: no such repository or revision, no access, no safetensors, a header that is
+            wrong, an architecture that is not converted, or another run is fetching the same.
+        EnvironmentFault: the disk failed, or the network or the Hub, and nothing is here.
+    """
+    place = (cache or cache_folder() / "headers") / repository.lower().replace("/", "--")
+    if is_commit(revision or ""):
+        known = _kept(place, revision)
+        if known is not None:
+            return known
+    noted = place / "revisions" / f"{quote(revision or 'main', safe='')}.json"
+    known = _kept(place, _commit_in(noted))
+    client = hub()
+    try:
+        commit = client.commit(repository, revision, progress.note, at_once=known is not None)
+    except EnvironmentFault as error:
+        if known is None:
+            raise
+        progress.note(
+            f"the Hub cannot be asked, so {repository} is taken at {known.commit[:12]}, the last "
+            f"commit that was known of {revision or 'main'}: {error}"
+        )
+        return known
+    if known is not None and known.commit == commit:
+        return known
+    try:
+        found = _kept(place, commit) or _fetch(client, repository, commit, place, progress)
+        write_json(noted, {"commit": commit})
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot keep the headers of {repository} in {place}: {error.strerror}; choose another "
+            "cache with XDG_CACHE_HOME"
+        ) from None
+    return found
+
+
+def _commit_in(noted: Path) -> str | None:
+    """The commit in a note, if there is one."""
+    try:
+        commit = json.loads(noted.read_text(encoding="utf-8"))["commit"]
+        return commit if is_commit(commit) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _kept(place: Path, commit: str | None) -> RemoteHeaders | None:
+    """What is here of a commit; None where that is not whole."""
+    folder = place / (commit or "none")
+    try:
+        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        sizes = {name: (folder / name).stat().st_size for name in record["files"]}
+        if (record["version"], record["files"]) != (_VERSION, sizes):
+            return None
+        return RemoteHeaders(record["repository"], folder.name, folder, record["shards"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _fetch(
+    hub: Hub, repository: str, commit: str, place: Path, progress: Progress
+) -> RemoteHeaders:
+    with resumable(place / f"{commit}.partial", {"commit": commit}) as work:
+        known = _kept(place, commit)  # another run may have ended before the lock was ours
+        if known is not None:
+            return known
+        folder = work / "whole"
+        remote = look_up(hub, repository, commit, folder / _CHECKPOINT, progress)
+        files = [file for file in remote.files if _is_read(file)]
+        job = _Job(hub, remote, folder, progress)
+        progress.start(len(files), "files")
+        run_all(job.bring, files, WORKERS, job.stop)
+        record = {
+            "version": _VERSION,
+            "repository": remote.listing.repository,
+            "files": {_place(f): (folder / _place(f)).stat().st_size for f in files},
+            "shards": {f.name: f.size_bytes for f in files if _is_shard(f)},
+        }
+        write_json(folder / _RECORD, record)
+        shutil.rmtree(place / commit, ignore_errors=True)  # it was found not to be whole
+        os.replace(folder, place / commit)
+    found = _kept(place, commit)
+    assert found is not None
+    return found
+
+
+def _is_shard(file: HubFile) -> bool:
+    return file.name.endswith(_WEIGHTS)
+
+
+def _is_read(file: HubFile) -> bool:
+    """Whether conversion reads a file of the repository: licences for example it does not."""
+    return any(fnmatchcase(file.name, pattern) for pattern in READ_BY_CONVERSION)
+
+
+def _header_name(shard: str) -> str:
+    return f"headers/{shard}.header"
+
+
+def _place(file: HubFile) -> str:
+    """Where a file is kept, below the folder of its commit."""
+    return _header_name(file.name) if _is_shard(file) else f"{_CHECKPOINT}/{file.name}"
+
+
+class _Job:
+    """One commit's files; `bring` is called from several threads."""
+
+    def __init__(
+        self, hub: Hub, remote: RemoteCheckpoint, folder: Path, progress: Progress
+    ) -> None:
+        self._hub, self._remote, self._folder, self._progress = hub, remote, folder, progress
+        self._lock = threading.Lock()
+        self._noted_at = 0.0
+        self.stop = threading.Event()
+
+    def bring(self, file: HubFile) -> None:
+        """Make sure that a file, or of a shard its header, is in the folder and right."""
+        path = self._folder / _place(file)
+        content = self._header(file, path) if _is_shard(file) else self._small(file)
+        if not path.is_file() or path.read_bytes() != content:
+            with atomic(path) as partial:
+                partial.write_bytes(content)
+        with self._lock:
+            if not self.stop.is_set():
+                self._progress.advance(1)
+
+    def _small(self, file: HubFile) -> bytes:
+        known = self._remote.contents.get(file.name)
+        if known is not None:
+            return known
+        return read_small(self._hub, self._remote.listing, file, self._folder / _CHECKPOINT)
+
+    def _header(self, file: HubFile, path: Path) -> bytes:
+        """The first bytes of a shard, to the end of its header.
+
+        A header has no hash of its own, but it must account for every byte of its file, whose size
+        the Hub records. One that does not is fetched again, as any other file that came wrong.
+
+        Raises:
+            InputError: it came wrong twice.
+        """
+        listing = self._remote.listing
+        here = [path.read_bytes()] if path.is_file() else []
+        for start in (*here, None, None):
+            content = self._first_bytes(file) if start is None else start
+            try:
+                parse_header(
+                    content,
+                    file.size_bytes,
+                    f"{listing.repository}: {file.name}",
+                    f"it is broken at {listing.commit[:12]}, or a proxy or mirror changes it: "
+                    "choose another revision",
+                )
+                return content
+            except InputError as error:
+                wrong = error
+        raise wrong
+
+    def _first_bytes(self, file: HubFile) -> bytes:
+        content = self._read(file, 0, FIRST_BYTES)
+        # What is too long for the format or the file is not asked for, and told by its parser.
+        stop = LENGTH_BYTES + header_bytes(content)
+        if len(content) < stop <= min(file.size_bytes, LENGTH_BYTES + MAX_HEADER_BYTES):
+            content += self._read(file, len(content), stop)
+        return content[:stop]
+
+    def _read(self, file: HubFile, start: int, stop: int) -> bytes:
+        pieces = self._hub.read(self._remote.listing, file, start, self._note_of_wait, stop)
+        return b"".join(pieces)
+
+    def _note_of_wait(self, sentence: str) -> None:
+        """One sentence now and then: all files lose the network at the same moment."""
+        now = time.monotonic()
+        with self._lock:
+            if now - self._noted_at >= NOTE_EVERY_SECONDS and not self.stop.is_set():
+                self._noted_at = now
+                self._progress.note(sentence)

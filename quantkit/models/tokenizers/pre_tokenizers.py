@@ -1,0 +1,150 @@
+"""From a tokenizer.json's pre-tokenizer to llama.cpp's name for the same splitting.
+
+llama.cpp has the splitting of each known tokenizer in code and finds it by a name in
+`tokenizer.ggml.pre`. Its converter gets the name from a hash of the tokens of a test text, so it
+knows only vocabularies that it has seen. The splitting does not depend on the vocabulary: here the
+definition itself is looked up. The expressions are those of the models' own tokenizer.json files.
+
+A name stands for more than the splitting (llama-vocab.cpp, `llama_vocab::impl::load`):
+
+- whether a word that is a token is taken whole, whatever its merges give: `ignore_merges`;
+- whether BOS is added: only a default, and we always write `add_bos_token`;
+- whether `llama_detokenize` drops spaces before punctuation; the tokens do not depend on it.
+
+So the name is found from the splitting and from the model's `ignore_merges`. Names that differ in
+neither are one to llama.cpp, and the first is written: "pixtral", "falcon3", "lfm2" are
+"llama-bpe"; "smaug-bpe" is "dbrx" (Granite 4); "mpt", "olmo", "phi-2", "exaone4" are "gpt-2";
+"starcoder", "refact" (Granite 3), "command-r", "codeshell" are "smollm"; "deepseek-r1-qwen",
+"megrez", "stablelm2", "hunyuan", "grok-2" are "qwen2"; "llama4", "minimax-m2" are "gpt-4o".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from quantkit.core.errors import InputError
+from quantkit.models.tokenizers.merges import Merges
+from quantkit.models.tokenizers.special_tokens import added_tokens
+
+
+@dataclass(frozen=True)
+class Split:
+    """Matches of `regex` become words of their own."""
+
+    regex: str
+
+
+@dataclass(frozen=True)
+class Digits:
+    """Every digit is a word."""
+
+
+@dataclass(frozen=True)
+class ByteLevel:
+    """Bytes become printable characters; `splits` with GPT-2's own expression before."""
+
+    splits: bool
+
+
+Step = Split | Digits | ByteLevel
+
+_CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+_UPPER = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]"
+_LOWER = r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_START = r"[^\r\n\p{L}\p{N}]?"
+
+LLAMA3 = rf"{_CONTRACTIONS}|{_START}\p{{L}}+|\p{{N}}{{1,3}}|{_TAIL}"
+QWEN2 = rf"{_CONTRACTIONS}|{_START}\p{{L}}+|\p{{N}}|{_TAIL}"
+QWEN35 = (
+    rf"{_CONTRACTIONS}|{_START}[\p{{L}}\p{{M}}]+|\p{{N}}"
+    r"| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+SEED_CODER = (
+    rf"{_CONTRACTIONS}|{_START}\p{{L}}+|\p{{N}}{{1}}"
+    r"| ?[^\s\p{L}\p{N}\r\n]+|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+TEKKEN = (
+    rf"{_START}{_UPPER}*{_LOWER}+|{_START}{_UPPER}+{_LOWER}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+GPT4O = (
+    rf"{_START}{_UPPER}*{_LOWER}+{_CONTRACTIONS}?|{_START}{_UPPER}+{_LOWER}*{_CONTRACTIONS}?"
+    r"|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+MINICPM5 = rf"{_CONTRACTIONS}|{_START}\p{{L}}+|\p{{N}}+|{_TAIL}"
+
+_BYTES = ByteLevel(splits=False)
+_NAMES: dict[tuple[Step, ...], dict[bool, str]] = {  # Then by `ignore_merges`.
+    (Split(LLAMA3), _BYTES): {True: "llama-bpe", False: "dbrx"},
+    (Split(QWEN2), _BYTES): {False: "qwen2"},
+    (Split(QWEN35), _BYTES): {False: "qwen35"},
+    (Split(SEED_CODER), _BYTES): {False: "seed-coder"},
+    (Split(r"\p{N}{1,3}"), Split(MINICPM5), _BYTES): {True: "minicpm5"},
+    (Split(TEKKEN), _BYTES): {True: "tekken"},
+    (Split(GPT4O), _BYTES): {False: "gpt-4o"},
+    (ByteLevel(splits=True),): {False: "gpt-2"},
+    (Digits(), ByteLevel(splits=True)): {False: "smollm"},
+}
+
+
+def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
+    """The `tokenizer.ggml.pre` of a parsed tokenizer.json of a byte-level BPE.
+
+    Raises:
+        InputError: the splitting has no name in the table, and the message shows its definition;
+            or the name says the opposite of the model's `ignore_merges`, and that would matter.
+    """
+    definition = tokenizer.get("pre_tokenizer")
+    steps = _steps(definition)
+    names = _NAMES.get(tuple(steps)) if steps is not None else None
+    if names is None:
+        known = sorted(name for by_flag in _NAMES.values() for name in by_flag.values())
+        raise InputError(
+            f"tokenizer.json splits text by {_shortened(definition)}, which has no known name in "
+            f"llama.cpp; known are {', '.join(known)}. Convert the model with llama.cpp's own "
+            "converter and give the GGUF to --model"
+        )
+    model = tokenizer.get("model")
+    model = model if isinstance(model, Mapping) else {}
+    ignores_merges = bool(model.get("ignore_merges"))
+    if ignores_merges in names:
+        return names[ignores_merges]
+    (name,) = names.values()
+    added = {token.text for token in added_tokens(tokenizer)}  # Found before words are split.
+    words = (text for text in model.get("vocab") or () if text not in added)
+    lost = Merges.of_model(model).unreachable(words)
+    if lost is not None:
+        raise InputError(
+            f"tokenizer.json has ignore_merges {str(ignores_merges).lower()}, but llama.cpp's "
+            f"{name!r} does the opposite, and would encode the token {lost!r} differently; to "
+            f"accept that, set ignore_merges to {str(not ignores_merges).lower()} in it"
+        )
+    return name
+
+
+def _steps(definition: object) -> list[Step] | None:
+    """The steps of a pre-tokenizer, None where one is not understood."""
+    match definition:
+        case {"type": "Sequence", "pretokenizers": list(members)}:
+            parts = [_steps(member) for member in members]
+            return [s for part in parts for s in part or ()] if None not in parts else None
+        case {"type": "Split", "pattern": {"Regex": str(regex)}, "behavior": behavior, **rest}:
+            # Isolating the matches, or removing what is none, is the same where all text matches.
+            if (behavior, rest.get("invert", False)) in (("Isolated", False), ("Removed", True)):
+                # Files spell line ends in either way; the expressions here, as escapes.
+                return [Split(regex.replace("\r", r"\r").replace("\n", r"\n"))]
+            return None
+        case {"type": "Digits", "individual_digits": True}:
+            return [Digits()]
+        case {"type": "ByteLevel", "add_prefix_space": False, **rest}:
+            return [ByteLevel(splits=bool(rest.get("use_regex", True)))]
+        case _:
+            return None
+
+
+def _shortened(definition: object) -> str:
+    text = str(definition)
+    return text if len(text) <= 300 else f"{text[:300]}…"

@@ -1,0 +1,244 @@
+"""What lies on which card: the one account that allocation, placement and budgets share.
+
+llama.cpp puts whole layers on cards, in order, and counts the output as one more layer after them.
+The token embedding stays with the CPU; where the output has no matrix of its own, the embedding is
+loaded a second time on the output's card. What a layer keeps of the context lies where its weights
+do. Every card that has layers also has a compute buffer. Layers of a prediction head (MTP) are
+counted, and not loaded unless they draft tokens.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from quantkit.config.target import Target
+from quantkit.core.errors import InputError
+from quantkit.core.units import GIB
+from quantkit.formats.gguf_header import DEFAULT_ALIGNMENT
+from quantkit.formats.tensor_types import BY_NAME
+from quantkit.formats.tensors import TensorInfo
+from quantkit.llamacpp.memory_plan import DRAFT_KV_TYPE, DRAFTED_TOKENS
+from quantkit.models.geometry import ModelGeometry
+
+PIPELINE_COPIES = 4
+"""GGML_SCHED_MAX_COPIES: graph inputs are held this often when layers lie on several cards."""
+HOST = -1
+EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
+_BLOCK = re.compile(r"^blk\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class ComputeBuffers:
+    """What llama.cpp's scheduler needs beside weights and context, bytes.
+
+    Attributes:
+        card: on every card that has layers.
+        output: more than that on the card that has the output.
+        host: in the computer's own memory.
+        estimated: worked out by `estimated_buffers`, not told by llama.cpp (`asked_memory.py`).
+    """
+
+    card: int
+    output: int
+    host: int = 0
+    estimated: bool = True
+
+
+@dataclass(frozen=True)
+class CardMemory:
+    """A target's memory as a model needs it, bytes; layers include the output as the last.
+
+    Attributes:
+        context_tokens: that are planned for, never more than the model was trained for.
+        capacity: of each card.
+        reserve: of each card, what is kept free.
+        context: of each layer.
+        unloaded: layers whose weights are on no card: those of a prediction head that is not used.
+    """
+
+    context_tokens: int
+    trained_context_tokens: int
+    capacity: tuple[int, ...]
+    reserve: tuple[int, ...]
+    context: tuple[int, ...]
+    compute: ComputeBuffers
+    unloaded: range = range(0)
+
+    @property
+    def rooms(self) -> tuple[int, ...]:
+        """What each card has for layers: its memory without reserve and compute buffer."""
+        parts = zip(self.capacity, self.reserve, strict=True)
+        return tuple(capacity - reserve - self.compute.card for capacity, reserve in parts)
+
+    @property
+    def kept(self) -> tuple[int, ...]:
+        """What each layer needs of its card beside its weights."""
+        return (*self.context[:-1], self.context[-1] + self.compute.output)
+
+    def with_more_compute(self, more: int) -> CardMemory:
+        """The same with compute buffers that are larger by `more` bytes on every card."""
+        return replace(self, compute=replace(self.compute, card=self.compute.card + more))
+
+    @property
+    def weights_room(self) -> int:
+        """What all cards together leave for weights."""
+        return max(sum(max(room, 0) for room in self.rooms) - sum(self.kept), 0)
+
+
+def card_memory(
+    geometry: ModelGeometry, target: Target, compute: ComputeBuffers | None = None
+) -> CardMemory:
+    """The memory of `target` for the model.
+
+    Args:
+        compute: as llama.cpp told them; estimated where it was not asked.
+    """
+    cards, tokens = target.each_card, planned_tokens(geometry, target)
+    return CardMemory(
+        context_tokens=tokens,
+        trained_context_tokens=geometry.trained_context_tokens,
+        capacity=tuple(int(card.memory_gib * GIB) for card in cards),
+        reserve=tuple(int(card.reserve_gib * GIB) for card in cards),
+        context=(*context_by_layer(geometry, target), 0),
+        compute=estimated_buffers(geometry, target) if compute is None else compute,
+        unloaded=unloaded_layers(geometry, target),
+    )
+
+
+def drafted_tokens(target: Target) -> int:
+    """Tokens that the model's own prediction layers draft at a time; 0: they are not used."""
+    return DRAFTED_TOKENS if target.draft == "mtp" else 0
+
+
+def unloaded_layers(geometry: ModelGeometry, target: Target) -> range:
+    """The layers of a prediction head that llama.cpp leaves in the file (`load_mtp`)."""
+    if drafted_tokens(target):
+        return range(0)
+    return range(geometry.trunk_layers, len(geometry.layers))
+
+
+def context_by_layer(geometry: ModelGeometry, target: Target) -> list[int]:
+    """Bytes of context of each layer, those of a prediction head included where it drafts."""
+    tokens, kv, sequences = planned_tokens(geometry, target), target.kv_type, target.sequences
+    drafted = drafted_tokens(target)
+    snapshots = drafted if geometry.rolls_back else 0
+    found = [layer.context_bytes(tokens, kv, sequences, snapshots) for layer in geometry.layers]
+    if drafted:
+        for index, layer in enumerate(geometry.prediction, geometry.trunk_layers):
+            found[index] += layer.context_bytes(tokens, DRAFT_KV_TYPE, sequences)
+    return found
+
+
+def check_draft(geometry: ModelGeometry, target: Target) -> None:
+    """Raise when tokens are to be drafted by a model that cannot.
+
+    Raises:
+        InputError: it has no prediction layers, or llama.cpp cannot run them.
+    """
+    if target.draft == "none":
+        return
+    if not geometry.prediction:
+        raise InputError(
+            f"draft: {target.draft} needs a model with prediction layers (MTP), and this one has "
+            "none: keep a checkpoint's with convert: {mtp: keep} in the recipe, or plan with "
+            "draft: none"
+        )
+    if not geometry.predicts:
+        raise InputError(
+            f"llama.cpp cannot draft tokens with {len(geometry.prediction)} prediction layers "
+            f"(MTP) of {geometry.architecture}; plan with draft: none"
+        )
+
+
+def planned_tokens(geometry: ModelGeometry, target: Target) -> int:
+    """The target's context, but never longer than the model was trained for."""
+    return min(target.context_tokens, geometry.trained_context_tokens)
+
+
+def estimated_buffers(geometry: ModelGeometry, target: Target) -> ComputeBuffers:
+    """Estimate the compute buffers, where llama.cpp cannot be asked.
+
+    A card holds once for each pipeline copy of the graph's inputs (ggml-backend.cpp): the attention
+    mask, F16 n_ctx × n_ubatch, and the activations that come from the card before it. Beside them
+    lies the widest of: a layer's intermediates in F32; flash attention's F16 copies of one layer's
+    keys and values where the cache has another type (fattn.cu), or without flash attention the
+    scores in F32, n_ctx × n_ubatch × heads; the logits. The computer's memory holds the inputs.
+    Prediction layers that draft, next to the output, have inputs and scores of their own.
+    """
+    tokens, batch = planned_tokens(geometry, target), target.ubatch_tokens
+    copies = PIPELINE_COPIES if target.pipeline and len(target.each_card) > 1 else 1
+    attention = [layer for layer in geometry.layers if layer.key_elements]
+    mask = 2 * tokens * batch if attention else 0
+    hidden = 4 * batch * geometry.embedding_elements
+    widest = 4 * batch * geometry.activation_elements + 2 * hidden
+    if target.flash_attention and target.kv_type != "f16":
+        copied = [2 * tokens * (a.key_elements + a.value_elements) for a in attention]
+        widest = max(widest, 3 * hidden + max(copied, default=0))
+    elif not target.flash_attention and attention:
+        widest = max(widest, 4 * tokens * batch * geometry.attention_heads)
+    outputs = min(batch, target.sequences * (1 + drafted_tokens(target)))
+    logits = 4 * outputs * geometry.vocabulary
+    head = copies * (mask + 2 * hidden) if target.draft == "mtp" else 0
+    scores = 0 if target.flash_attention else 4 * tokens * batch * geometry.attention_heads
+    drafting = head + max(4 * hidden, scores) if head else 0
+    return ComputeBuffers(
+        card=copies * (mask + hidden) + widest,
+        output=max(0, logits - widest) + drafting,
+        host=copies * (mask + hidden) + head,
+    )
+
+
+def padded_bytes(info: TensorInfo, type_name: str) -> int:
+    """Bytes of the tensor in this type, with the padding after it in files and on cards."""
+    size = BY_NAME[type_name].size_bytes(info.elements)
+    return -(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
+
+
+def layers_of(
+    tensors: Sequence[TensorInfo], layers: int, unloaded: range = range(0)
+) -> dict[str, int]:
+    """Tensor → the layer on whose card it lies, or HOST, which is no card.
+
+    Args:
+        layers: of the model, the output as the last.
+        unloaded: layers that stay in the file.
+
+    Raises:
+        InputError: a tensor of a layer that the model does not have.
+    """
+    tied = all(info.name != OUTPUT for info in tensors)
+    found = {}
+    for info in tensors:
+        match = _BLOCK.match(info.name)
+        if match and int(match[1]) >= layers - 1:
+            raise InputError(
+                f"the tensor {info.name} is of layer {match[1]}, but the model's metadata says "
+                f"that it has {layers - 1} layers"
+            )
+        if match:
+            found[info.name] = HOST if int(match[1]) in unloaded else int(match[1])
+        else:
+            found[info.name] = HOST if info.name == EMBEDDING and not tied else layers - 1
+    return found
+
+
+def weights_by_layer(
+    tensors: Sequence[TensorInfo],
+    types: Mapping[str, str],
+    layers: int,
+    unloaded: range = range(0),
+) -> list[int]:
+    """Bytes that the weights of each layer take of its card; arguments as of `layers_of`."""
+    sizes = [0] * layers
+    at = layers_of(tensors, layers, unloaded)
+    for info in tensors:
+        if at[info.name] != HOST:
+            sizes[at[info.name]] += padded_bytes(info, types[info.name])
+    return sizes
+
+
+def host_bytes(tensors: Sequence[TensorInfo], types: Mapping[str, str]) -> int:
+    """Bytes of the weights that stay with the CPU."""
+    return sum(padded_bytes(i, types[i.name]) for i in tensors if i.name == EMBEDDING)

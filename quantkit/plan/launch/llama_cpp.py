@@ -1,0 +1,147 @@
+"""llama-server and llama-cli: their arguments, and scripts that start them.
+
+The options are those of the llama.cpp inside the installed llama-cpp-python (`common/arg.cpp`).
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Sequence
+from dataclasses import replace
+
+from quantkit.plan.launch.settings import Launch
+
+HOST, PORT = "127.0.0.1", 8080
+
+# More than any model's: with all layers and the output on the cards, and only then, llama.cpp
+# lets the cards work on different batches at once (pipeline_parallel in llama-context.cpp).
+ALL_LAYERS = 999
+NO_PIPELINE = "no-tensor=CPU"
+"""An override of no tensor: llama.cpp does not pipeline where there is any (llama-context.cpp)."""
+DRAFT_TYPE = "draft-mtp"
+"""`common_speculative_type_from_name_map`; llama-cli runs llama-server, and drafts as it does."""
+
+
+def server_arguments(launch: Launch, model_path: str | None = None) -> tuple[str, ...]:
+    """What follows `llama-server`; `model_path` is the file's own name if it is not given."""
+    slots = ["-np", str(launch.sequences)]
+    if launch.sequences > 1:
+        slots.append("-kvu")  # else each sequence gets its own part of the cells
+    # llama-server divides what follows --alias at commas
+    alias = launch.model_name.replace(",", "_")
+    return (*_model_arguments(launch, model_path), *slots, "--jinja", "--alias", alias)
+
+
+def cli_arguments(launch: Launch, model_path: str | None = None) -> tuple[str, ...]:
+    """What follows `llama-cli`: one conversation with all of the context."""
+    return (*_model_arguments(launch, model_path), "-np", "1", "--jinja")
+
+
+def _model_arguments(launch: Launch, model_path: str | None) -> tuple[str, ...]:
+    path = launch.model_file if model_path is None else model_path
+    arguments = ["-m", f"./{path}" if path.startswith("-") else path, "-ngl", str(ALL_LAYERS)]
+    if len(launch.shares) > 1:
+        arguments += ["-sm", "layer", "-ts", ",".join(map(str, launch.shares))]
+        if not launch.pipeline:
+            arguments += ["-ot", NO_PIPELINE]
+    arguments += ["-c", str(launch.context_tokens)]
+    arguments += ["-ctk", launch.kv_type, "-ctv", launch.kv_type]
+    arguments += ["-fa", "on" if launch.flash_attention else "off"]
+    arguments += ["-b", str(launch.batch_tokens), "-ub", str(launch.ubatch_tokens)]
+    if launch.drafted_tokens:
+        arguments += ["--spec-type", DRAFT_TYPE, "--spec-draft-n-max", str(launch.drafted_tokens)]
+        arguments += ["-ctkd", launch.draft_kv_type, "-ctvd", launch.draft_kv_type]
+    # The default is to change what is not given so that it fits what is free at the moment.
+    arguments += ["--fit", "off"]
+    if launch.needs_longer_context:
+        key = f"{launch.architecture}.context_length"
+        arguments += ["--override-kv", f"{key}=int:{launch.trained_context_tokens}"]
+    return tuple(arguments)
+
+
+def environment(launch: Launch) -> dict[str, str]:
+    """Which cards CUDA shows, in which order: `-ts` goes by position."""
+    return {
+        "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
+        "CUDA_VISIBLE_DEVICES": ",".join(launch.shown_devices),
+    }
+
+
+def server_command(launch: Launch, model_path: str | None = None) -> str:
+    """One line for a shell, with `environment()` where it matters which cards are shown."""
+    return _command(launch, "llama-server", server_arguments(launch, model_path))
+
+
+def cli_command(launch: Launch, model_path: str | None = None) -> str:
+    """One line for a shell, with `environment()` where it matters which cards are shown."""
+    return _command(launch, "llama-cli", cli_arguments(launch, model_path))
+
+
+def _command(launch: Launch, program: str, arguments: Sequence[str]) -> str:
+    line = shlex.join((program, *arguments))
+    all_alike = len(set(launch.cards)) == 1  # else CUDA's own order is another, by speed
+    if all_alike and launch.shown_devices == tuple(map(str, range(len(launch.cards)))):
+        return line
+    return " ".join([*(f"{name}={value}" for name, value in environment(launch).items()), line])
+
+
+def server_script(launch: Launch) -> str:
+    """A shell script, for a folder from which the model lies in `launch.model_folder`."""
+    arguments = (*server_arguments(launch), "--host", HOST, "--port", str(PORT))
+    return _script(launch, "llama-server", arguments)
+
+
+def cli_script(launch: Launch) -> str:
+    """A shell script, for a folder from which the model lies in `launch.model_folder`."""
+    return _script(replace(launch, sequences=1), "llama-cli", cli_arguments(launch))
+
+
+def _script(launch: Launch, program: str, arguments: Sequence[str]) -> str:
+    variable = program.upper().replace("-", "_")
+    shown = environment(launch)
+    defaults = " ".join(f'"${{{name}={value}}}"' for name, value in shown.items())
+    there = "" if launch.model_folder == "." else f"{launch.model_folder}/"
+    # "$folder" instead of a change of folder: paths in "$@" stay what they are for the caller
+    lines = [f'-m "$folder"/{there}{shlex.quote(launch.model_file)}', *_lines(arguments[2:])]
+    return "\n".join(
+        [
+            "#!/bin/sh",
+            *(f"# {line}" for line in summary(launch)),
+            f"# Arguments of this script are added; {variable} is another program to run.",
+            "set -eu",
+            'folder=$(dirname -- "$0")',
+            f": {defaults}",
+            f"export {' '.join(shown)}",
+            f'exec "${{{variable}:-{program}}}" \\',
+            *(f"  {line} \\" for line in lines),
+            '  "$@"',
+            "",
+        ]
+    )
+
+
+def _lines(arguments: Sequence[str]) -> list[str]:
+    """Arguments for a shell, an option with its value on a line.
+
+    Values of our options may begin with a dash (an alias), so a line begins where an option is
+    known to: every option but these two flags has one value.
+    """
+    lines, at = [], 0
+    while at < len(arguments):
+        size = 1 if arguments[at] in ("-kvu", "--jinja") else 2
+        lines.append(shlex.join(arguments[at : at + size]))
+        at += size
+    return lines
+
+
+def summary(launch: Launch) -> list[str]:
+    """What is started, as comments say it."""
+    names = zip(launch.shown_devices, launch.used_cards, strict=True)
+    cards = ", ".join(f"{device} {launch.cards[index]}" for device, index in names)
+    sequences = "" if launch.sequences == 1 else f" shared by {launch.sequences} sequences"
+    drafts = f", {launch.drafted_tokens} tokens drafted at a time" if launch.drafted_tokens else ""
+    return [
+        f"{launch.model_name}: {launch.context_tokens:,} tokens{sequences}, "
+        f"{launch.kv_type} KV cache{drafts}",
+        f"Cards as nvidia-smi numbers them: {cards}",
+    ]

@@ -1,0 +1,166 @@
+"""Decides before any work what will be built: which levels, how many bytes, whether they fit."""
+
+from __future__ import annotations
+
+from quantkit.config.levels import LevelRecipe
+from quantkit.config.recipe import MeasureRecipe, Recipe
+from quantkit.config.target import Target
+from quantkit.core.errors import DoesNotFitError
+from quantkit.core.units import gib_text
+from quantkit.formats.tensors import TensorInfo
+from quantkit.llamacpp.presets import StockTypes, ask_preset
+from quantkit.plan.allowed_types import Costs, allowed_types, smallest_bytes, smallest_types
+from quantkit.plan.fit import place_exactly, target_budget
+from quantkit.plan.gpu_memory import HOST, CardMemory, layers_of, padded_bytes
+from quantkit.plan.model import LevelPlan, PlannedModel
+from quantkit.plan.place import check_fits, place
+from quantkit.plan.type_choice import TypeChoice, check_importance
+from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
+from quantkit.study.candidates import admissible, is_quantizable
+
+NOMINAL_GAP = 0.01
+"""Of allocations by nominal costs, which show sizes; equal tensors make them slow to prove."""
+SLACK_BYTES = 1 << 16
+"""For what a build adds to the metadata once it has an importance matrix."""
+
+
+def nominal_costs(model: PlannedModel, recipe: MeasureRecipe) -> dict[str, dict[str, float]]:
+    """Costs as they would be if a bit more always halved the noise: good enough for sizes.
+
+    Stands in for sensitivity.json before anything is measured; tensors of the repeating layers
+    are taken to have an imatrix, but for those of a prediction head, which it never runs.
+    """
+    trunk = model.geometry.trunk_layers
+    at = layers_of(model.tensors, len(model.geometry.layers) + 1)
+    costs = {}
+    for info in model.tensors:
+        if is_quantizable(info):
+            has_imatrix = info.name.startswith("blk.") and at[info.name] < trunk
+            kinds = admissible(info, has_imatrix, recipe.candidates)
+            if kinds:
+                costs[info.name] = {kind.name: 4.0**-kind.bits_per_weight for kind in kinds}
+    return costs
+
+
+def plan_levels(
+    recipe: Recipe, target: Target, model: PlannedModel, memory: CardMemory
+) -> tuple[list[LevelPlan], list[str]]:
+    """The levels that can be built, and a sentence for each that the target rules out.
+
+    A level larger than the target's budget is left out, and so is one whose layers the cards
+    cannot hold, not even in the smallest types that it allows. A level without a size of its own
+    gets the whole budget, but never more than the model has in its largest types.
+
+    Raises:
+        DoesNotFitError: no level can be built.
+        InputError: a level's minimum or pin is impossible, or its preset needs an importance matrix
+            of a prediction head's layers.
+    """
+    costs = nominal_costs(model, recipe.measure)
+    limit = target_budget(target, memory, model_host_bytes(model, costs, memory))
+    plans, left_out = [], []
+    for level in recipe.levels:
+        stock = _stock(level, model)
+        wanted = _wanted_bytes(level, model, stock)
+        if wanted is not None and wanted > limit:
+            left_out.append(
+                f"level {level.name} ({gib_text(wanted)}) exceeds what {target.name} leaves for "
+                f"weights ({gib_text(limit)})"
+            )
+            continue
+        if wanted is not None and stock is None:
+            _check_reachable(level, model, costs, wanted)
+        types = smallest_types(model.tensors, costs, level) if stock is None else stock.types
+        try:
+            # a preset's types are what they are: its own cut decides, and not after hours
+            placed = (
+                place(model.tensors, types, memory, target)
+                if stock is None
+                else place_exactly(model, types, target, memory)
+            )
+            check_fits(placed, target)
+        except DoesNotFitError as error:
+            form = "" if stock else " in its smallest types"
+            left_out.append(f"level {level.name}{form} {error}")
+            continue
+        if stock is not None:
+            _check_prediction(level, model, stock)
+        budget = limit if wanted is None or stock is not None else wanted
+        if stock is None:
+            budget = min(budget, largest_bytes(model, costs, level))
+        plans.append(LevelPlan(level, budget, stock))
+    if not plans:
+        smallest = smallest_bytes(model.tensors, costs, LevelRecipe(name="any"))
+        way_out = "choose a larger target"
+        if smallest > limit:
+            way_out = f"{gib_text(smallest - limit)} too much: {way_out}"
+        elif not any(level.takes_all for level in recipe.levels):
+            way_out = "add a level without a size to the recipe: it uses all that is there"
+        raise DoesNotFitError(
+            f"nothing fits {target.name}: {'; '.join(left_out)}; its smallest form needs "
+            f"{gib_text(smallest)}; {way_out}"
+        )
+    return plans, left_out
+
+
+def _stock(level: LevelRecipe, model: PlannedModel) -> StockTypes | None:
+    """Of a preset, what llama.cpp makes of the model; a build always has an imatrix."""
+    if level.preset is None:
+        return None
+    return ask_preset(model.metadata, model.tensors, level.preset, has_imatrix=True)
+
+
+def _check_prediction(level: LevelRecipe, model: PlannedModel, stock: StockTypes) -> None:
+    """That a preset gives a prediction head's layers no type that needs an importance matrix.
+
+    Raises:
+        InputError: it does; a build would find out when it allocates, after hours.
+    """
+    trunk = model.geometry.trunk_layers
+    at = layers_of(model.tensors, len(model.geometry.layers) + 1)
+    predicting = {name for name, layer in at.items() if name.startswith("blk.") and layer >= trunk}
+    check_importance(
+        TypeChoice(stock.types, stock),
+        at.keys() - predicting,
+        f"level {level.name} cannot have one of prediction layers (MTP), which no text runs "
+        "through; choose another preset, or drop them with convert: {mtp: drop} in the recipe",
+    )
+
+
+def _wanted_bytes(level: LevelRecipe, model: PlannedModel, stock: StockTypes | None) -> int | None:
+    """The size that the level asks for; None: what the target allows."""
+    if stock is not None:
+        return artifact_bytes(model.stem, model.metadata, model.tensors, stock.types)
+    if level.bits_per_weight is not None:
+        return int(level.bits_per_weight * model.elements / 8)
+    return level.size_bytes
+
+
+def _check_reachable(level: LevelRecipe, model: PlannedModel, costs: Costs, wanted: int) -> None:
+    smallest = smallest_bytes(model.tensors, costs, level)
+    if wanted >= smallest:
+        return
+    bits = level.bits_per_weight
+    asked = f"{level.size}" if bits is None else f"{bits:g} bits a weight ({gib_text(wanted)})"
+    raise DoesNotFitError(
+        f"level {level.name} asks for {asked}, but the smallest types that its tensors' rows and "
+        f"its rules allow take {8 * smallest / model.elements:.2f} ({gib_text(smallest)}); make "
+        "it larger, or lower its minimum and pins"
+    )
+
+
+def largest_bytes(model: PlannedModel, costs: Costs, level: LevelRecipe) -> int:
+    """A bound of the files' size with every tensor in the largest type that it may get."""
+    allowed = allowed_types(model.tensors, costs, level)
+    overhead = overhead_bytes(model.stem, model.metadata, model.tensors)
+    return overhead + SLACK_BYTES + sum(_largest(info, allowed) for info in model.tensors)
+
+
+def model_host_bytes(model: PlannedModel, costs: Costs, memory: CardMemory) -> int:
+    """The most that weights on no card can take."""
+    at = layers_of(model.tensors, len(memory.context), memory.unloaded)
+    return sum(_largest(info, costs) for info in model.tensors if at[info.name] == HOST)
+
+
+def _largest(info: TensorInfo, costs: Costs) -> int:
+    return max(padded_bytes(info, kind) for kind in (costs.get(info.name) or (info.type_name,)))

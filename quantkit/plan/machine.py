@@ -1,0 +1,45 @@
+"""What is in this machine: cores, memory, NVIDIA cards, library versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+from typing import Any
+
+from quantkit import __version__
+from quantkit.core.units import GIB
+from quantkit.llamacpp.shared_libraries import library_version
+from quantkit.plan.nvidia import NoDriver, driver_version, read_cards, visible_cards
+
+
+def worker_count(chosen: int | None) -> int:
+    """Threads that were asked for, or one for each core that this process may use."""
+    return chosen or len(os.sched_getaffinity(0))
+
+
+def describe_machine() -> dict[str, Any]:
+    """Facts for `quantkit doctor`, in the order in which they are shown."""
+    import psutil
+
+    return {
+        "quantkit": __version__,
+        "llama_cpp_python": library_version(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_cores": worker_count(None),
+        "memory": f"{psutil.virtual_memory().total / GIB:.1f} GiB",
+        "nvidia_driver": driver_version(),
+        "nvidia_cards": nvidia_cards(),
+    }
+
+
+def nvidia_cards() -> list[str]:
+    """Name and memory of the NVIDIA cards that CUDA shows this program; empty without a driver.
+
+    Raises:
+        EnvironmentFault: the driver fails to describe its cards.
+    """
+    try:
+        return [str(card) for card in visible_cards(read_cards(), os.environ)]
+    except NoDriver:
+        return []

@@ -1,0 +1,219 @@
+"""NVIDIA's cards, as the driver describes them, and which of them CUDA shows a program."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TypeVar
+
+from quantkit.core.errors import EnvironmentFault
+from quantkit.core.units import bytes_text
+from quantkit.plan.nvml import NVML, pynvml_module
+
+VISIBLE = "CUDA_VISIBLE_DEVICES"
+UUID_PREFIXES = ("GPU-", "MIG-")
+AnswerT = TypeVar("AnswerT")
+
+# NVML's "cores" of a multiprocessor are its FP32 results a clock: 128, but for these compute
+# capabilities (CUDA C++ programming guide, throughput of native arithmetic instructions).
+_CORES_OTHERWISE = {(6, 0): 64, (7, 0): 64, (7, 2): 64, (7, 5): 64, (8, 0): 64}
+
+
+class NoDriver(EnvironmentFault):
+    """NVIDIA's management library is not there, or no driver answers it."""
+
+
+@dataclass(frozen=True)
+class CardBytes:
+    """A card's memory as the driver reports it, bytes.
+
+    Attributes:
+        total: what nvidia-smi shows; CUDA shows `driver` less.
+        driver: of the total, what driver and firmware keep. A driver older than 510 does not tell;
+            it is part of `others` then.
+        others: of the total, what programs that run now have taken.
+    """
+
+    total: int
+    driver: int
+    others: int
+
+
+@dataclass(frozen=True)
+class Card:
+    """A card, or an instance of one in MIG mode.
+
+    Attributes:
+        index: its number in the order of the PCI bus, which is nvidia-smi's, and CUDA's with
+            CUDA_DEVICE_ORDER=PCI_BUS_ID; of an instance its number on the card.
+        name: as the driver writes it, for people; nothing is concluded from it.
+        pci_bus_id: "00000000:07:00.0".
+        multiprocessors: None where the driver does not tell.
+        memory: None where the driver does not tell: the card has none of its own (GB10, Jetson), or
+            is in MIG mode.
+        instances: of a card in MIG mode, where programs run on its instances only.
+        mig: it is in MIG mode.
+        lent: to virtual machines, by this machine's hypervisor.
+    """
+
+    index: int
+    name: str
+    uuid: str
+    pci_bus_id: str
+    compute_capability: tuple[int, int]
+    multiprocessors: int | None
+    memory: CardBytes | None
+    instances: tuple[Card, ...] = ()
+    mig: bool = False
+    lent: bool = False
+
+    def __str__(self) -> str:
+        if self.memory:
+            return f"{self.name} {bytes_text(self.memory.total)}"
+        return f"{self.name} {'in MIG mode' if self.mig else 'with memory that it does not report'}"
+
+
+def driver_version(nvml: NVML | None = None) -> str:
+    """`580.65.06`, or why there is no driver."""
+    nvml = nvml or pynvml_module()
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        return f"none ({error})"
+    try:
+        return nvml.nvmlSystemGetDriverVersion()
+    finally:
+        nvml.nvmlShutdown()
+
+
+def read_cards(nvml: NVML | None = None) -> tuple[Card, ...]:
+    """Every NVIDIA card of this machine, in the order of the PCI bus.
+
+    Args:
+        nvml: pynvml, or a module with the same functions.
+
+    Raises:
+        NoDriver: no driver answers.
+        EnvironmentFault: it fails to describe its cards.
+    """
+    nvml = nvml or pynvml_module()
+    try:
+        nvml.nvmlInit()
+    except nvml.NVMLError as error:
+        raise NoDriver(f"no NVIDIA driver answers nvmlInit: {error}") from None
+    try:
+        handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
+        found = [_card(nvml, handle) for handle in handles]
+    except nvml.NVMLError as error:
+        raise EnvironmentFault(
+            f"the NVIDIA driver fails to describe its cards: {error}; nvidia-smi shows which one"
+        ) from None
+    finally:
+        nvml.nvmlShutdown()
+    found.sort(key=lambda card: card.pci_bus_id)
+    return tuple(replace(card, index=index) for index, card in enumerate(found))
+
+
+def visible_cards(cards: Sequence[Card], environment: Mapping[str, str]) -> tuple[Card, ...]:
+    """Those that CUDA shows a program, in the order in which it numbers them there.
+
+    CUDA_VISIBLE_DEVICES names them by number or by UUID, whole or its beginning. CUDA reads it up
+    to the first entry that names no card (CUDA programming guide, environment variables).
+    """
+    entries = visible_entries(environment)
+    if entries is None:
+        return tuple(cards)
+    found: list[Card] = []
+    for entry in entries:
+        card = _named(cards, entry)
+        if card is None or card in found:
+            break
+        found.append(card)
+    return tuple(found)
+
+
+def visible_entries(environment: Mapping[str, str]) -> list[str] | None:
+    """What CUDA_VISIBLE_DEVICES names; None where it is not set and all cards are visible."""
+    asked = environment.get(VISIBLE)
+    return None if asked is None else [entry.strip() for entry in asked.split(",")]
+
+
+def _named(cards: Sequence[Card], entry: str) -> Card | None:
+    if entry.isdecimal():
+        return cards[int(entry)] if int(entry) < len(cards) else None
+    every = [*cards, *(instance for card in cards for instance in card.instances)]
+    fits = [c for c in every if entry.startswith(UUID_PREFIXES) and c.uuid.startswith(entry)]
+    return fits[0] if len(fits) == 1 else None
+
+
+def _card(nvml: NVML, handle: object) -> Card:
+    major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
+    mig = _if_known(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
+    cores = _if_known(nvml, lambda: nvml.nvmlDeviceGetNumGpuCores(handle))
+    virtual = _if_known(nvml, lambda: nvml.nvmlDeviceGetVirtualizationMode(handle))
+    whole = Card(
+        index=0,
+        name=nvml.nvmlDeviceGetName(handle),
+        uuid=nvml.nvmlDeviceGetUUID(handle),
+        pci_bus_id=nvml.nvmlDeviceGetPciInfo(handle).busId,
+        compute_capability=(major, minor),
+        multiprocessors=cores // _CORES_OTHERWISE.get((major, minor), 128) if cores else None,
+        memory=None,
+        mig=mig is not None and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE,
+        lent=virtual
+        in (
+            nvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VGPU,
+            nvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VSGA,
+        ),
+    )
+    if whole.mig:
+        return replace(whole, instances=tuple(_instances(nvml, handle, whole)))
+    return replace(whole, memory=_memory(nvml, handle))
+
+
+def _instances(nvml: NVML, handle: object, whole: Card) -> list[Card]:
+    found = []
+    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
+        try:
+            part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
+        except nvml.NVMLError_NotFound:  # the number of an instance that was not made
+            continue
+        found.append(
+            replace(
+                whole,
+                index=number,
+                name=nvml.nvmlDeviceGetName(part),
+                uuid=nvml.nvmlDeviceGetUUID(part),
+                multiprocessors=nvml.nvmlDeviceGetAttributes_v2(part).multiprocessorCount,
+                memory=_memory(nvml, part),
+                mig=False,
+            )
+        )
+    return found
+
+
+def _memory(nvml: NVML, handle: object) -> CardBytes | None:
+    """What the driver tells of the memory.
+
+    `used` is left alone: whether it includes the driver's share depends on the driver. What is
+    neither free nor the driver's is others' with each of them.
+    """
+    try:
+        found = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)
+        driver = found.reserved
+    except nvml.NVMLError_FunctionNotFound:
+        found = nvml.nvmlDeviceGetMemoryInfo(handle)
+        driver = 0
+    except nvml.NVMLError_NotSupported:
+        return None
+    if not found.total:
+        return None
+    return CardBytes(found.total, driver, max(0, found.total - found.free - driver))
+
+
+def _if_known(nvml: NVML, ask: Callable[[], AnswerT]) -> AnswerT | None:
+    """The answer, or None where the card or the driver has no such thing."""
+    try:
+        return ask()
+    except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):
+        return None

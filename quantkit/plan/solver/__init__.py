@@ -1,0 +1,1 @@
+"""The mathematics of allocation: multiple-choice knapsacks and layer cuts; no tensors."""

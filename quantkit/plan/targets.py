@@ -1,0 +1,66 @@
+"""The targets that can be named here: those that ship, this machine's cards, and a person's own."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from quantkit.config.target import Target, known_targets, load_target
+from quantkit.core.errors import InputError, QuantkitError
+from quantkit.plan.local_gpus import present_target
+from quantkit.plan.nvidia import NoDriver, read_cards
+from quantkit.plan.nvml import NVML
+
+
+def choose_target(name: str) -> Target:
+    """What `--target` names: a shipped target, a YAML file, or `auto` for this machine's GPUs.
+
+    Raises:
+        InputError: no such target, or the file is not a valid one.
+        EnvironmentFault: `auto`, where the NVIDIA driver shows no GPU.
+    """
+    return present_target() if name == "auto" else load_target(name)
+
+
+def target_list(
+    files: Sequence[Path] = (),
+    nvml: NVML | None = None,
+    environment: Mapping[str, str] = os.environ,
+) -> tuple[list[Target], str | None]:
+    """The targets that ship by name, `auto` where this machine has NVIDIA cards, and `files`.
+
+    Args:
+        nvml: as for `present_target`.
+        environment: as for `present_target`.
+
+    Returns:
+        The targets, and why this machine's cards are not among them, if it has some.
+
+    Raises:
+        InputError: one of `files` is no YAML file, or not a valid target.
+    """
+    found = [load_target(name) for name in known_targets()]
+    present, why = _present(nvml, environment)
+    if present is not None:
+        found.append(present)
+    for file in files:
+        if file.suffix not in (".yaml", ".yml"):
+            raise InputError(
+                f"--target {file} is no YAML file: give targets of your own (docs/targets.md); "
+                "those that ship and auto are listed without it"
+            )
+        found.append(load_target(str(file)))
+    return found, why
+
+
+def _present(nvml: NVML | None, environment: Mapping[str, str]) -> tuple[Target | None, str | None]:
+    """This machine's cards by the name that `--target` takes, or why they are no target."""
+    try:
+        if not read_cards(nvml):
+            return None, None
+        return present_target(nvml, environment).changed(name="auto"), None
+    except NoDriver:
+        return None, None
+    except QuantkitError as error:
+        return None, str(error)

@@ -1,0 +1,155 @@
+"""What `--types` may be: an allocation.json, or the name of one of llama.cpp's stock presets."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.config.levels import PRESETS
+from quantkit.core.errors import InputError
+from quantkit.formats.tensor_types import BY_NAME, quant_type
+from quantkit.formats.tensors import Metadata, TensorInfo
+from quantkit.llamacpp.presets import StockTypes, ask_preset
+from quantkit.plan.allocation_file import read_types
+from quantkit.study.candidates import is_quantizable
+
+ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+"""llama-quantize's own."""
+_EMBEDDINGS = ("token_embd.weight", "per_layer_token_embd.weight", "output.weight")
+_PLAIN = ("F32", "F16", "BF16")
+
+
+@dataclass(frozen=True)
+class TypeChoice:
+    """Types by tensor name, and the preset that they are of; None where it is none's."""
+
+    types: Mapping[str, str]
+    stock: StockTypes | None
+
+    @property
+    def preset(self) -> str | None:
+        return None if self.stock is None else self.stock.preset
+
+
+def choose_types(
+    given: str, metadata: Metadata, tensors: Sequence[TensorInfo], *, has_imatrix: bool
+) -> TypeChoice:
+    """The type of each of `tensors` under `given`.
+
+    Raises:
+        InputError: no such file or preset, or an allocation that is not this model's.
+    """
+    path = Path(given).expanduser()
+    if path.is_file():
+        types = read_allocation(path, tensors)
+        asked = _ask_named(path, metadata, tensors, has_imatrix=has_imatrix)
+        return TypeChoice(types, asked if asked is not None and asked.types == types else None)
+    preset = ALIASES.get(given.upper(), given.upper())
+    if preset not in PRESETS:
+        raise InputError(
+            f"--types {given} is no file and no stock preset; give an allocation.json, or one of "
+            f"{', '.join(PRESETS)}"
+        )
+    stock = ask_preset(metadata, tensors, preset, has_imatrix=has_imatrix)
+    return TypeChoice(stock.types, stock)
+
+
+def _ask_named(
+    path: Path, metadata: Metadata, tensors: Sequence[TensorInfo], *, has_imatrix: bool
+) -> StockTypes | None:
+    """What the preset that an allocation.json names gives today, if it names one.
+
+    A build writes the name of a preset's level. It says nothing of the types where someone changed
+    them, or where llama.cpp did.
+    """
+    preset = json.loads(path.read_text(encoding="utf-8")).get("preset")
+    if preset not in PRESETS:
+        return None
+    return ask_preset(metadata, tensors, preset, has_imatrix=has_imatrix)
+
+
+def read_allocation(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, str]:
+    """The types of the allocation.json at `path`, which must be of exactly these tensors.
+
+    Raises:
+        InputError: it cannot be read, is of another model, or has a type that a tensor cannot take.
+    """
+    try:
+        types = {name: quant_type(kind).name for name, kind in read_types(path).items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is no allocation ({error!r}); it has tensors: {{NAME: {{type: TYPE}}}}, as "
+            "'quantkit build' writes it"
+        ) from None
+    names = {info.name for info in tensors}
+    missing = [info.name for info in tensors if info.name not in types]
+    unknown = [name for name in types if name not in names]
+    for problem, found in (("has no type for", missing), ("names", unknown)):
+        if found:
+            of = "of the model's tensors" if found is missing else "tensors that the model lacks"
+            raise InputError(
+                f"{path} {problem} {len(found)} {of}, {found[0]} for one; it was made for another "
+                "model, or with other --mtp"
+            )
+    for info in tensors:
+        _check_type(path, info, types[info.name])
+    return types
+
+
+def _check_type(path: Path, info: TensorInfo, name: str) -> None:
+    """That llama.cpp can hold the tensor in the type."""
+    kind = BY_NAME[name]
+    if name == info.type_name:
+        return
+    if not kind.is_quantized and name not in _PLAIN:
+        raise InputError(f"{path}: {info.name} cannot be made {name}, which is no type of weights")
+    if not is_quantizable(info):
+        raise InputError(
+            f"{path}: {info.name} is to be {name}, but llama.cpp takes it only as it is, "
+            f"{info.type_name}"
+        )
+    if not kind.fits_row(info.row_elements):
+        raise InputError(
+            f"{path}: {info.name} has rows of {info.row_elements}, which are not whole blocks of "
+            f"{kind.block_elements}, as {name} needs"
+        )
+
+
+GIVE_ONE = (
+    "give one that has those weights with --imatrix ('quantkit imatrix' collects it), or choose "
+    "other types"
+)
+
+
+def check_importance(
+    choice: TypeChoice, importance: Collection[str], way_out: str = GIVE_ONE
+) -> None:
+    """That every type that needs an importance matrix has one; `importance` names the weights.
+
+    Of a preset, also what llama-quantize itself asks for (`tensor_requires_imatrix`).
+
+    Args:
+        way_out: the message's end.
+
+    Raises:
+        InputError: names types and tensors.
+    """
+    wanting: dict[str, list[str]] = {}
+    for name, kind in choice.types.items():
+        if name not in importance and _needs_importance(name, kind, choice.preset):
+            wanting.setdefault(kind, []).append(name)
+    if wanting:
+        words = ", ".join(
+            f"{kind} ({len(names)} tensors, {names[0]} for one)" for kind, names in wanting.items()
+        )
+        raise InputError(f"these types need an importance matrix: {words}; {way_out}")
+
+
+def _needs_importance(name: str, kind: str, preset: str | None) -> bool:
+    if BY_NAME[kind].needs_imatrix:
+        return True
+    if preset is None or name in _EMBEDDINGS:
+        return False
+    return kind == "IQ3_XXS" or (kind == "Q2_K" and preset == "Q2_K_S")

@@ -1,0 +1,1 @@
+"""Writes tensors into GGUF files in given types, and compares them with their source."""

@@ -1,0 +1,291 @@
+"""ggml's slow quantizers for this machine's vector unit: `simd.c`, compiled here, the same bytes.
+
+llama-cpp-python compiles ggml's quantizers for any processor, and they search one group after the
+other. `simd.c` searches as many at a time as a vector register holds. It is compiled once for a
+machine, with the C compiler that installing llama-cpp-python from source needed too, and compared
+with ggml byte for byte in a child process before it is used. Where there is no compiler, what it
+makes cannot be loaded, or a byte differs, ggml's own kernels are used: the result is the same, it
+only takes longer.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.core.errors import EnvironmentFault
+from quantkit.core.paths import cache_folder
+from quantkit.formats.tensor_types import BY_NAME, QuantType
+from quantkit.llamacpp.ggml_kernels import Blocks
+
+SOURCE, SEARCH = (Path(__file__).with_name(name) for name in ("simd.c", "simd_search.h"))
+KINDS = (
+    "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_0", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K",
+)  # fmt: skip
+"""What `simd.c` has, each with an importance matrix only."""
+SWITCH = "QUANTKIT_KERNELS"
+"""Environment variable; `ggml` leaves these kernels out."""
+_OPTIONS = ("-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
+_COMPILE_SECONDS = 120
+_one_at_a_time = threading.Lock()
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Whether the compiled kernels can be used here.
+
+    Attributes:
+        finding: why not, or what was found.
+        lasting: whether the same compiler would lead to the same again. A crash, a compiler that
+            took too long or memory that ran out may be different the next time.
+    """
+
+    usable: bool
+    finding: str
+    lasting: bool = False
+
+
+class Lanes:
+    """The compiled kernels.
+
+    Raises:
+        EnvironmentFault: the library cannot be loaded, or is another one.
+    """
+
+    def __init__(self, path: Path) -> None:
+        try:
+            library = ctypes.CDLL(str(path))
+            self._functions = {name: getattr(library, f"quantkit_{name}") for name in KINDS}
+        except (OSError, AttributeError) as error:  # a noexec disk, another processor's, garbage
+            raise EnvironmentFault(f"compiled kernels cannot be loaded here: {error}") from None
+        for function in self._functions.values():
+            function.restype = None
+            function.argtypes = (
+                ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64,
+                ctypes.c_void_p, ctypes.c_void_p,
+            )  # fmt: skip
+
+    def quantize(
+        self, kind: QuantType, rows: NDArray[np.float32], importance: NDArray[np.float32] | None
+    ) -> NDArray[np.uint8]:
+        """Blocks of a type of KINDS; both arrays contiguous, rows whole blocks long.
+
+        Raises:
+            ValueError: there is no importance, without which ggml searches otherwise.
+        """
+        if importance is None:
+            raise ValueError(f"the SIMD kernel of {kind.name} needs an importance matrix")
+        n_rows, n_columns = rows.shape
+        out = np.empty((n_rows, kind.size_bytes(n_columns)), np.uint8)
+        scratch = np.empty(n_rows, np.float32)
+        self._functions[kind.name](
+            rows.ctypes.data, out.ctypes.data, n_rows, n_columns,
+            importance.ctypes.data, scratch.ctypes.data,
+        )  # fmt: skip
+        return out
+
+
+def lanes() -> Lanes | None:
+    """The compiled kernels, made and compared now if they were not yet; None without them."""
+    with _one_at_a_time:
+        return _loaded()[0]
+
+
+def finding(*, again: bool = False) -> Finding:
+    """What `lanes` goes by; `again` compiles and compares anew, whatever was found before."""
+    with _one_at_a_time:
+        return _load(again=True)[1] if again else _loaded()[1]
+
+
+def why_not() -> str | None:
+    """The sentence that says why ggml's own kernels are used, or None where these are."""
+    found = finding()
+    return None if found.usable else found.finding
+
+
+@functools.cache
+def _loaded() -> tuple[Lanes | None, Finding]:
+    return _load(again=False)
+
+
+def _load(*, again: bool) -> tuple[Lanes | None, Finding]:
+    found = find(again=again)
+    if not found.usable:
+        return None, found
+    try:
+        return Lanes(_library(cache_folder())), found
+    except EnvironmentFault as fault:  # it was found usable before the cache's disk became noexec
+        return None, Finding(False, str(fault))
+
+
+def find(*, again: bool = False) -> Finding:
+    """What this machine's cache says, or what `make` finds now; `again` does not ask the cache."""
+    if os.environ.get(SWITCH) == "ggml":
+        return Finding(False, f"{SWITCH}=ggml asks for ggml's own kernels")
+    folder = cache_folder()
+    library = _library(folder)
+    record = library.with_suffix(".json")
+    command = os.environ.get("CC") or "cc"
+    compiler = _compiler(command)
+    known = None if again else _recorded(record, compiler)
+    if known is not None and (library.is_file() or not known.usable):
+        return known
+    if compiler is None:  # not recorded: one may be installed
+        return Finding(False, f"there is no C compiler ({command}) to make faster ones with")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        found = make(SOURCE, compiler, library)
+        if found.lasting:
+            facts = {"usable": found.usable, "finding": found.finding}
+            text = json.dumps({**facts, "compiler": _identity(compiler)})
+            record.write_text(text, encoding="utf-8")
+    except OSError as error:
+        return Finding(False, f"compiled kernels cannot be kept in {folder}: {error.strerror}")
+    return found
+
+
+def _compiler(command: str) -> list[str] | None:
+    """The words of CC, `ccache gcc` for one, its program with its path; None without a program."""
+    try:
+        program, *options = shlex.split(command)
+    except ValueError:  # a quote that does not end, or blanks only
+        return None
+    path = shutil.which(program)
+    return None if path is None else [path, *options]
+
+
+def _identity(compiler: Sequence[str]) -> list[str | int]:
+    """Its words, and what changes when its program is another."""
+    status = os.stat(compiler[0])
+    return [*compiler, status.st_size, status.st_mtime_ns]
+
+
+def _recorded(record: Path, compiler: Sequence[str] | None) -> Finding | None:
+    """What was found before: of a library whoever made it, of its lack only with this compiler."""
+    try:
+        facts = json.loads(record.read_text(encoding="utf-8"))
+        found = Finding(facts["usable"], facts["finding"], lasting=True)
+        same = compiler is not None and facts["compiler"] == _identity(compiler)
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return found if found.usable or same else None
+
+
+def make(source: Path, compiler: Sequence[str], library: Path) -> Finding:
+    """Compile `source`, compare it with ggml in a child process, and keep it as `library`.
+
+    Args:
+        compiler: a program and its first arguments.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    from quantkit.llamacpp.child import NativeCrash, run_isolated
+
+    name = shlex.join(compiler)
+    with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+        made = Path(folder) / library.name
+        command = [*compiler, *_OPTIONS, "-o", str(made), str(source), "-lm"]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
+        except subprocess.SubprocessError as error:
+            return Finding(False, f"{name} cannot compile {source.name}: {_reason(error)}")
+        except OSError as error:  # no program, or no memory for one
+            return Finding(False, f"{name} cannot be run: {error.strerror}")
+        try:
+            different = run_isolated(
+                "quantkit.quantize.kernels.simd:compare_in_child", {"path": made}
+            )
+        except NativeCrash as crash:
+            return Finding(False, f"the compiled kernels crash here ({crash})")
+        except EnvironmentFault as fault:
+            return Finding(False, f"{fault}; {name} made them")
+        if different:
+            types = ", ".join(different)
+            words = f"the compiled kernels' bytes differ from ggml's in {types}; {name} made them"
+            return Finding(False, words, lasting=True)
+        os.replace(made, library)
+    words = f"compiled kernels agree with ggml's for {', '.join(KINDS)}"
+    return Finding(True, words, lasting=True)
+
+
+def compare_in_child(path: Path, emit: object) -> list[str]:
+    """Body of the child process: the types in which the library at `path` differs from ggml.
+
+    Raises:
+        EnvironmentFault: it cannot be loaded, or memory is too small for the comparison.
+    """
+    from quantkit.llamacpp import ggml_kernels
+
+    try:
+        return differences(Lanes(path).quantize, ggml_kernels.ggml_blocks)
+    except MemoryError:
+        raise EnvironmentFault("there is too little memory to compare compiled kernels") from None
+
+
+def differences(ours: Blocks, theirs: Blocks) -> list[str]:
+    """The types of KINDS whose blocks differ, for rows of many shapes, ordinary and odd."""
+    found = []
+    for name in KINDS:
+        kind = BY_NAME[name]
+        for rows, importance in samples(2 * kind.block_elements + 256):
+            if not np.array_equal(ours(kind, rows, importance), theirs(kind, rows, importance)):
+                found.append(name)
+                break
+    return found
+
+
+def samples(width: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    """(rows, importance): normal weights, and all that makes a search stop or divide by zero."""
+    random = np.random.default_rng(7)
+    normal = random.standard_normal((21, width), np.float32)
+    steps = np.round(normal * 4) / 4
+    sparse = np.where(random.random(normal.shape) < 0.9, 0, normal)
+    outlier = np.where(random.random(normal.shape) < 0.01, 1000 * normal, normal)
+    rows = [
+        normal, normal / 64, np.abs(normal), -np.abs(normal) - 1, steps, sparse, outlier,
+        normal * 1e-18, normal * 1e4, np.zeros_like(normal), np.full_like(normal, 0.3),
+        np.sort(normal), normal[:1],
+    ]  # fmt: skip
+    uniform = random.uniform(0.1, 9.0, width)
+    wide = np.exp(random.normal(0, 4, width))
+    gaps = np.where(random.random(width) < 0.5, 0, uniform)
+    gaps[: width // 2] = 0
+    importances = [uniform, wide, gaps, np.ones(width), np.zeros(width)]
+    return [
+        (np.ascontiguousarray(r, np.float32), w.astype(np.float32))
+        for r in rows
+        for w in importances
+    ]
+
+
+def _library(folder: Path) -> Path:
+    """Where this machine's library lies; other processors, ggmls and sources have others."""
+    from quantkit.llamacpp.selftest import machine_key
+
+    digest = hashlib.sha256()
+    for path in (SOURCE, SEARCH, Path(__file__)):  # what makes it, and what compares it
+        digest.update(path.read_bytes())
+    source = digest.hexdigest()[:16]
+    return folder / f"lanes-{machine_key()}-{source}.so"
+
+
+def _reason(error: subprocess.SubprocessError) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        lines = error.stderr.decode("utf-8", errors="replace").strip().splitlines()
+        return lines[0] if lines else f"exit {error.returncode}"
+    return str(error)

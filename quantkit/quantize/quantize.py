@@ -1,0 +1,98 @@
+"""TensorSource + imatrix + allocation → NAME.gguf, sharded below 50 GB."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from quantkit.core.progress import SILENT, Progress
+from quantkit.formats.gguf_writer import ShardLayout, lay_out
+from quantkit.formats.imatrix_file import Imatrix
+from quantkit.formats.ready_tensors import FinishedFile
+from quantkit.formats.source import TensorSource
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.quantize.encode import Importance, write_shards
+
+QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
+PRESET_FILE_TYPES = {
+    "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12,
+    "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18,
+    "IQ2_XXS": 19, "IQ2_XS": 20, "Q2_K_S": 21, "IQ3_XS": 22, "IQ3_XXS": 23, "IQ1_S": 24,
+    "IQ4_NL": 25, "IQ3_S": 26, "IQ3_M": 27, "IQ2_S": 28, "IQ2_M": 29, "IQ4_XS": 30, "IQ1_M": 31,
+    "MXFP4_MOE": 38,
+}  # fmt: skip
+"""llama_ftype of llama.h."""
+
+
+def artifact_metadata(
+    source: Metadata,
+    imatrix: Imatrix | None,
+    imatrix_file: str | None = None,
+    preset: str | None = None,
+) -> Metadata:
+    """The artifact's metadata: the source's, and what llama-quantize adds.
+
+    `general.file_type` is that of the stock `preset` whose types the artifact has. Else it is left
+    out: no stock name describes the mixture, and llama.cpp then names the type that most tensors
+    have.
+    """
+    metadata = {k: v for k, v in source.items() if k != "general.file_type"}
+    metadata["general.quantization_version"] = MetaValue("u32", QUANTIZATION_VERSION)
+    if preset is not None:
+        metadata["general.file_type"] = MetaValue("u32", PRESET_FILE_TYPES[preset])
+    if imatrix is not None:
+        metadata["quantize.imatrix.file"] = MetaValue("str", imatrix_file or "")
+        datasets = " + ".join(imatrix.dataset_names)
+        metadata["quantize.imatrix.dataset"] = MetaValue("str", datasets)
+        metadata["quantize.imatrix.entries_count"] = MetaValue("u32", len(imatrix.entries))
+        metadata["quantize.imatrix.chunks_count"] = MetaValue("u32", imatrix.chunks)
+    return metadata
+
+
+def artifact_names(
+    stem: str, metadata: Metadata, tensors: Sequence[TensorInfo], types: Mapping[str, str]
+) -> list[str]:
+    """Names of the artifact's files, the one that llama.cpp opens first."""
+    return [layout.file_name for layout in _layouts(stem, metadata, tensors, types)]
+
+
+def overhead_bytes(stem: str, metadata: Metadata, tensors: Sequence[TensorInfo]) -> int:
+    """Bytes of the artifact that are not tensors; an upper bound, of shards as many as in F32."""
+    largest = {info.name: "F32" for info in tensors}
+    return sum(len(layout.header) for layout in _layouts(stem, metadata, tensors, largest))
+
+
+def artifact_bytes(
+    stem: str, metadata: Metadata, tensors: Sequence[TensorInfo], types: Mapping[str, str]
+) -> int:
+    """Bytes of the artifact's files together, headers and alignment included."""
+    return sum(layout.size_bytes for layout in _layouts(stem, metadata, tensors, types))
+
+
+def _layouts(
+    stem: str, metadata: Metadata, tensors: Sequence[TensorInfo], types: Mapping[str, str]
+) -> list[ShardLayout]:
+    return lay_out(stem, metadata, [TensorInfo(i.name, i.shape, types[i.name]) for i in tensors])
+
+
+def quantize(
+    source: TensorSource,
+    metadata: Metadata,
+    types: Mapping[str, str],
+    importance: Importance,
+    folder: Path,
+    work: Path,
+    stem: str,
+    workers: int,
+    progress: Progress = SILENT,
+    finished: Sequence[FinishedFile] = (),
+) -> list[Path]:
+    """Write the artifact with each tensor in its type of `types`; returns its files in order.
+
+    The bytes depend on nothing but the arguments' content: not on paths, workers, whether an
+    earlier run was killed (`work` keeps what it had done), or on `finished`: artifacts of the same
+    source and importance, whose tensors are copied where they have the same type.
+    """
+    infos = [TensorInfo(info.name, info.shape, types[info.name]) for info in source.tensors]
+    layouts = lay_out(stem, metadata, infos)
+    return write_shards(folder, work, layouts, source, importance, progress, workers, finished)

@@ -1,0 +1,1 @@
+"""Pages, pictures and tables of what was measured; runs no model."""

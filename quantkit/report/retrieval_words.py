@@ -1,0 +1,101 @@
+"""What a retrieval check found, in sentences: the gate, what it cost, whether forks were exact."""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Iterable, Sequence
+
+from quantkit.config.recipe import RetrievalRecipe
+from quantkit.core.units import tokens_text
+from quantkit.retrieval.results import Rung, TaskScore
+
+
+def check_text(recipe: RetrievalRecipe, kv_type: str) -> str:
+    """What was hidden, asked and counted."""
+    if recipe.mode == "classic":
+        asked = "single: one key in a haystack of ordinary prose, at each length and depth"
+    else:
+        asked = (
+            "multikey-N: N keys with near misses, each hidden once with its number in one haystack "
+            f"of ordinary prose; {recipe.needles} are asked at each length, each on its own fork "
+            "of one prefill"
+        )
+    if len(recipe.seeds) > 1:
+        asked += f", in each of {len(recipe.seeds)} haystacks"
+    thinking = " after thinking" if recipe.thinking else ""
+    return (
+        f"Retrieval is {asked}. Answers are greedy{thinking}, with the KV cache in {kv_type}. "
+        "What is proven is the lower bound of the hit rate, one-sided. Log-probabilities are of "
+        "the right answer, in nats, a mean; 0 is certainty."
+    )
+
+
+def gate_text(
+    gated: Sequence[TaskScore], minimum: float | None, confidence: float, *, clustered: bool
+) -> str:
+    """What releases a level, and what was found: `Gate: the exact lower bound … must reach …`."""
+    found = "; ".join(
+        f"{score.name}: {score.hits} of {score.trials} found, "
+        f"at least {100 * score.lower_bound:.1f} %"
+        for score in gated
+    )
+    kind = (
+        "lower bound, which allows for the spread between seeds,"
+        if clustered
+        else "exact lower bound"
+    )
+    bound = f"{kind} of the hit rate at {tokens_text(gated[0].context_tokens)} tokens"
+    sure = f"(one-sided, {100 * confidence:.0f} %)"
+    if minimum is None:
+        return f"No gate; what is shown is the {bound} {sure}. {found}."
+    short = [score.name for score in gated if score.lower_bound < minimum]
+    verdict = f"{', '.join(short)} fell short" if short else "passed"
+    return f"Gate: the {bound} {sure} must reach {100 * minimum:.1f} %. {found}. Result: {verdict}."
+
+
+def cost_text(
+    prefill_tokens: int, question_tokens: int, classic_tokens: int, *, forked: bool
+) -> str:
+    """What answering took, beside one prefill a question."""
+    done = prefill_tokens + question_tokens
+    if not forked:
+        return (
+            f"Each question had a prefill of its own, {classic_tokens:,} tokens in all; on forks "
+            f"of one prefill they would have been {done:,}."
+        )
+    return (
+        f"Haystacks of {prefill_tokens:,} tokens and questions of {question_tokens:,}; one prefill "
+        f"a question takes {classic_tokens:,}, {classic_tokens / done:,.1f} times as many."
+    )
+
+
+def forks_text(fork_difference: float, rungs: Iterable[Rung]) -> str:
+    """Whether a fork was shown to answer as a prompt of its own does."""
+    again = [r.fork_difference for r in rungs if r.fork_difference is not None]
+    compared = "a fork beside a fresh decode"
+    if again:
+        lengths = f"length{'s' * (len(again) > 1)}"
+        compared += f", and a question asked again after all others at {len(again)} {lengths}"
+    worst = max([fork_difference, *again])
+    if worst == 0:
+        return f"Forks are exact: {compared} gave the same logits, bit for bit."
+    return f"Forks differ by at most {worst:.1e} of the largest logit: {compared}."
+
+
+def rate_text(per_second: float | None) -> str:
+    """`885` or `23.4` tokens a second; `–` where nothing was timed."""
+    if per_second is None:
+        return "–"
+    return f"{per_second:,.0f}" if per_second >= 99.95 else f"{per_second:.1f}"
+
+
+def nats_text(nats: float | None) -> str:
+    """`−0.0004`, `−0.021`, `−1.24`, `−31.9`, and `–` where there is none."""
+    if nats is None:
+        return "–"
+    if not math.isfinite(nats):
+        return str(nats).replace("-", "−").replace("inf", "∞")
+    limits = (0.00995, 0.9995, 9.995)  # below them four, three, two digits after the point
+    text = f"{nats:.{4 - bisect.bisect_right(limits, abs(nats))}f}"
+    return text.replace("-", "−") if float(text) else "0"

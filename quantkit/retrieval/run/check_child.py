@@ -1,0 +1,263 @@
+"""The retrieval check's own process: prompts, a context that memory holds, and the questions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+from quantkit.config.recipe import RetrievalRecipe
+from quantkit.core.errors import EnvironmentFault
+from quantkit.core.files import identity
+from quantkit.core.haystack import sentences
+from quantkit.core.journal import Journal
+from quantkit.core.units import bytes_text
+from quantkit.llamacpp.child import Emit
+from quantkit.llamacpp.device_sets import free_memory
+from quantkit.llamacpp.llama import Context, Model
+from quantkit.llamacpp.memory_plan import DeviceMemory, used_memory
+from quantkit.llamacpp.questions import ForkTest, Seats, try_forks
+from quantkit.llamacpp.saved_state import SavedState
+from quantkit.llamacpp.settings import ContextSettings, DeviceSettings, device_parts
+from quantkit.llamacpp.shared_libraries import library_version
+from quantkit.models.gguf_source import GGUFSource
+from quantkit.retrieval.branches import Prompts
+from quantkit.retrieval.chat import frame
+from quantkit.retrieval.prompt import prompts_of
+from quantkit.retrieval.results import DeviceUse
+from quantkit.retrieval.run.ask import QuestionRun
+from quantkit.retrieval.run.check import CheckSettings, RunFacts, check_context_length
+
+BATCH_TOKENS = 2048
+"""llama-server's logical batch: several cards work on its physical ones at once."""
+ALONE_TOLERANCE = 1e-3
+"""Of a fork's logits, relative. What is computed in the same order is equal to the bit."""
+TOGETHER_TOLERANCE = 0.1
+"""Of questions side by side: kernels for more tokens at a time round otherwise, by a hundredth
+of the largest logit in F16; a state that was not copied differs by as much as the logits."""
+_CELLS = 256
+"""llama.cpp pads contexts to multiples of it."""
+
+
+def ask_in_child(
+    model_path: Path,
+    recipe: RetrievalRecipe,
+    settings: CheckSettings,
+    work: Path,
+    journal_path: Path,
+    haystack: Path | None,
+    emit: Emit,
+) -> RunFacts:
+    """Body of the child process of `check_retrieval`."""
+
+    def note(sentence: str) -> None:
+        emit(("note", sentence))
+
+    shape = Model(model_path, settings.devices, weightless=True)
+    check_context_length(model_path.name, recipe, shape.trained_context_tokens)
+    prompts = _prompts(shape, recipe, haystack)
+    seats, sizes, planned = _plan(shape, recipe, settings, prompts)
+    if seats != _most(recipe, settings, prompts):
+        note(
+            f"memory holds {seats.questions} questions and {seats.candidates} answers to compare "
+            "side by side, fewer than asked for: it takes longer"
+        )
+    shape.close()
+    model = Model(model_path, settings.devices)
+    context = Context(model, sizes)
+    memory = _memory(planned, used_memory(context.handle))
+    test = try_forks(context, model.vocab, seats)
+    forked = test.alone <= ALONE_TOLERANCE and not settings.fresh
+    if not forked or test.together > TOGETHER_TOLERANCE:
+        seats = Seats(1, seats.candidates)
+    _tell(note, settings, test, forked, prompts)
+    every = prompts.values()
+    purpose = _purpose(recipe, settings, prompts, forked=forked)
+    run = QuestionRun(context, model.vocab, seats, recipe, Journal(journal_path, purpose), emit)
+    of = _state_of(model_path, sizes, settings)
+    saved = {
+        seed: SavedState(work, f"{of} {one.digest}", settings.save_seconds, note)
+        for seed, one in prompts.items()
+        if forked
+    }
+    run.begin(prompts, saved)
+    for seed, one in prompts.items():
+        if forked:
+            run.one_pass(seed, one, saved[seed])
+        else:
+            run.fresh(seed, one)
+    return RunFacts(
+        purpose=purpose,
+        forked=forked,
+        fork_difference=test.alone,
+        prefill_tokens=sum(one.prefill_tokens for one in every),
+        question_tokens=sum(one.question_tokens for one in every),
+        classic_tokens=sum(one.classic_tokens for one in every),
+        keys=dict(next(iter(every)).keys),
+        memory=memory,
+    )
+
+
+def try_prompts_in_child(
+    model_path: Path,
+    recipe: RetrievalRecipe,
+    devices: DeviceSettings,
+    haystack: Path | None,
+    emit: Emit,
+) -> None:
+    """Body of the child process of `check_prompts`."""
+    shape = Model(model_path, devices, weightless=True)
+    _prompts(shape, recipe.model_copy(update={"seeds": recipe.seeds[:1]}), haystack)
+
+
+def _purpose(
+    recipe: RetrievalRecipe, settings: CheckSettings, prompts: dict[int, Prompts], *, forked: bool
+) -> str:
+    """All that answers depend on beside the model; what is kept of anything else is forgotten."""
+    return json.dumps(
+        {
+            "recipe": recipe.model_dump(mode="json"),
+            "prompts": [one.digest for one in prompts.values()],
+            "kv_type": settings.kv_type,
+            "ubatch_tokens": settings.ubatch_tokens,
+            "forked": forked,
+            "devices": device_parts(settings.devices),
+        }
+    )
+
+
+def _state_of(model: Path, sizes: ContextSettings, settings: CheckSettings) -> str:
+    """All that a saved prefix depends on beside its tokens."""
+    made = identity(GGUFSource(model).paths)
+    devices = device_parts(settings.devices)
+    return json.dumps([made, asdict(sizes), devices, library_version()], sort_keys=True)
+
+
+def _prompts(shape: Model, recipe: RetrievalRecipe, haystack: Path | None) -> dict[int, Prompts]:
+    """The prompts of each seed, with the file's own tokenizer and chat template."""
+    vocab = shape.vocab
+    bos, eos = vocab.token_text(vocab.bos), vocab.token_text(vocab.eos)
+    text = frame(shape.chat_template(), bos, eos, thinking=recipe.thinking)
+    begin = vocab.bos if vocab.adds_bos and vocab.bos >= 0 else None
+    return {
+        seed: prompts_of(vocab.tokenize, text, sentences(haystack), recipe, seed, bos=begin)
+        for seed in recipe.seeds
+    }
+
+
+def _plan(
+    shape: Model, recipe: RetrievalRecipe, settings: CheckSettings, prompts: dict[int, Prompts]
+) -> tuple[Seats, ContextSettings, dict[str, DeviceMemory]]:
+    """As many questions side by side as the recipe wants and the devices' free memory holds.
+
+    Raises:
+        EnvironmentFault: not even one fits; says what is needed and what is free.
+    """
+    seats = _most(recipe, settings, prompts)
+    free = free_memory()
+    while True:
+        sizes = _sizes(prompts, seats, settings)
+        context = Context(shape, sizes)
+        planned = used_memory(context.handle)
+        context.close()
+        taken = _taken(planned, free)
+        short = {device: size for device, size in taken.items() if size > free[device]}
+        if not short:
+            return seats, sizes, planned
+        fewer = seats.fewer()
+        if fewer is None:
+            words = "; ".join(
+                f"{device} needs {bytes_text(size)} and has {bytes_text(free[device])} free"
+                for device, size in short.items()
+            )
+            raise EnvironmentFault(
+                f"no memory for a check at {max(recipe.context_tokens):,} tokens, which takes "
+                f"{seats.sequences} sequences: {words}; use a smaller KV cache type, a shorter "
+                "context or a smaller file"
+            )
+        seats = fewer
+
+
+def _most(recipe: RetrievalRecipe, settings: CheckSettings, prompts: dict[int, Prompts]) -> Seats:
+    """As many side by side as the recipe wants; nothing is compared without forks."""
+    if settings.fresh:
+        return Seats(1, 0)
+    branches = [branch for one in prompts.values() for branch in one.branches]
+    candidates = max((len(branch.candidates) for branch in branches), default=0)
+    return Seats(1 if recipe.mode == "classic" else recipe.forks, candidates)
+
+
+def _taken(planned: dict[str, DeviceMemory], free: dict[str, int]) -> dict[str, int]:
+    """Bytes of each device. Every other buffer lies in the computer's own memory.
+
+    Weights that are mapped into it (`CPU`) are not counted: they can be read again.
+    """
+    taken: dict[str, int] = {}
+    for name, use in planned.items():
+        device = name if name in free else "CPU"
+        size = use.context + use.compute + (0 if name == "CPU" else use.weights)
+        taken[device] = taken.get(device, 0) + size
+    return {device: size for device, size in taken.items() if device in free}
+
+
+def _sizes(prompts: dict[int, Prompts], seats: Seats, settings: CheckSettings) -> ContextSettings:
+    """Of a context that holds the longest prompt, and beside it what else is asked of it."""
+    branches = [branch for one in prompts.values() for branch in one.branches]
+    whole = max(b.prompt_tokens + b.question.answer_tokens for b in branches)
+    own = max(len(b.tokens) + b.question.answer_tokens for b in branches)
+    longest = max((len(c) for b in branches for c in b.candidates), default=0)
+    cells = whole + (seats.questions - 1) * own + seats.candidates * longest
+    return ContextSettings(
+        context_tokens=-(-cells // _CELLS) * _CELLS,
+        batch_tokens=max(BATCH_TOKENS, settings.ubatch_tokens),
+        ubatch_tokens=settings.ubatch_tokens,
+        sequences=seats.sequences,
+        kv_type=settings.kv_type,
+        outputs=max(seats.questions, seats.candidates * longest),
+    )
+
+
+def _memory(
+    planned: dict[str, DeviceMemory], used: dict[str, DeviceMemory]
+) -> tuple[DeviceUse, ...]:
+    nothing = DeviceMemory(0, 0, 0)
+    return tuple(
+        DeviceUse(
+            device,
+            *(size for of in (planned, used) for size in asdict(of.get(device, nothing)).values()),
+        )
+        for device in dict.fromkeys([*planned, *used])
+    )
+
+
+def _tell(
+    note: Callable[[str], None],
+    settings: CheckSettings,
+    test: ForkTest,
+    forked: bool,
+    prompts: dict[int, Prompts],
+) -> None:
+    """Say, before it is paid, what the check takes, and why it is as it is."""
+    every = prompts.values()
+    haystack = sum(one.prefill_tokens for one in every)
+    questions = sum(one.question_tokens for one in every)
+    classic = sum(one.classic_tokens for one in every)
+    if not forked and not settings.fresh:
+        note(
+            f"a forked sequence differs from a fresh decode by {test.alone:.1e} on this device "
+            f"(limit {ALONE_TOLERANCE:.0e}): each question gets a prefill of its own, "
+            f"{classic:,} tokens instead of {haystack + questions:,}"
+        )
+    elif not forked:
+        note(f"each question after a prefill of its own: {classic:,} tokens")
+    else:
+        if test.together > TOGETHER_TOLERANCE:
+            note(
+                f"questions side by side differ from those asked alone by {test.together:.1e} of "
+                f"the largest logit here (limit {TOGETHER_TOLERANCE}): they are asked one by one"
+            )
+        note(
+            f"{haystack:,} tokens of haystack and {questions:,} of questions; one prefill a "
+            f"question would take {classic:,}, {classic / (haystack + questions):.1f} times as many"
+        )

@@ -1,1 +1,0 @@
-"""One file a stage, named as the arrows of the flow; a stage never imports another."""

@@ -1,0 +1,1 @@
+"""What is measured of a model before types are chosen: importance, errors and their costs."""

@@ -1,0 +1,286 @@
+"""A recipe's calibration: its texts, or its mixture of domains, as one row of tokens.
+
+The tokenizer and the chat template are passed in, and so are the files. Equal input gives equal
+tokens on every machine.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path, PurePath
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.config.recipe import ImatrixRecipe
+from quantkit.core.errors import InputError
+from quantkit.study.calibration.chat import ChatTexts, RenderChat
+from quantkit.study.calibration.rows import ROW_ENDINGS, read_rows
+
+Tokens = NDArray[np.int32]
+Tokenize = Callable[[str], Tokens]
+
+ENDINGS = (".txt", ".md", *ROW_ENDINGS)
+"""Files that are read where a folder or a dataset is a source."""
+PART_CHARACTERS = 1 << 24
+"""Most of a domain's text that becomes tokens at once: a tokenizer takes many bytes for each."""
+
+
+@dataclass(frozen=True)
+class CalibrationSource:
+    """One of a recipe's sources, on this disk.
+
+    Attributes:
+        name: as the recipe spells it.
+        files: in the order in which they are read.
+        origin: "quantkit" for a text that ships with it, "disk", or
+            "hf://datasets/OWNER/NAME@COMMIT".
+        licence: SPDX expression of a shipped text, the Hub's words for a dataset; None where
+            nothing states one.
+    """
+
+    name: str
+    files: tuple[Path, ...]
+    origin: str
+    licence: str | None
+
+    @property
+    def dataset_names(self) -> tuple[str, ...]:
+        """What `imatrix.datasets` says of it."""
+        if self.origin.startswith("hf://"):
+            return (self.origin,)
+        return tuple(path.name for path in self.files)
+
+
+@dataclass(frozen=True)
+class DomainTaken:
+    """What the calibration holds of one domain; `share` is of all its tokens."""
+
+    name: str
+    tokens: int
+    share: float
+
+
+@dataclass(frozen=True)
+class CalibrationTokens:
+    """The calibration.
+
+    Attributes:
+        tokens: with a mixture whole chunks, each of one domain; else all tokens of the texts.
+        chunk_tokens: length of a chunk.
+        domains: in the recipe's order; texts are one in all.
+        order: of a mixture the domain of each chunk; empty for texts.
+        notes: what the user should know: domains that ran out, conversations left out.
+    """
+
+    tokens: Tokens
+    chunk_tokens: int
+    domains: tuple[str, ...]
+    order: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    def taken_after(self, chunks: int) -> tuple[DomainTaken, ...]:
+        """What the first `chunks` chunks, at least one, hold of each domain."""
+        held = Counter(self.order[:chunks] or {self.domains[0]: chunks})
+        return tuple(
+            DomainTaken(name, held[name] * self.chunk_tokens, held[name] / held.total())
+            for name in self.domains
+        )
+
+
+@dataclass(frozen=True)
+class _Model:
+    """What makes tokens of a text: of what people wrote, and of what the chat template made."""
+
+    tokenize: Tokenize
+    tokenize_special: Tokenize
+    render_chat: RenderChat | None
+
+
+def calibration_tokens(
+    recipe: ImatrixRecipe,
+    sources: Sequence[CalibrationSource],
+    tokenize: Tokenize,
+    render_chat: RenderChat | None,
+    *,
+    tokenize_special: Tokenize | None = None,
+) -> CalibrationTokens:
+    """The tokens that the importance matrix is collected on.
+
+    With a mixture they are the recipe's `chunks` chunks, or all that there are where it goes on
+    until the experts are covered; the first `chunks` are the same in both cases.
+
+    Args:
+        recipe: what is asked for of the sources; its `texts` are joined by an empty line.
+        sources: one for each name of `recipe.sources`.
+        tokenize: for texts, without BOS.
+        render_chat: `ChatTemplate.render` of the model's template; None for a model without one,
+            whose conversations become lines of "role: content".
+        tokenize_special: for rendered conversations: special tokens are recognised. Without it
+            `tokenize` serves for them too.
+
+    Raises:
+        InputError: a file cannot be read, or no domain is long enough for one chunk.
+    """
+    model = _Model(tokenize, tokenize_special or tokenize, render_chat)
+    notes: list[str] = []
+    if recipe.mixture:
+        return _mixture_tokens(recipe, sources, model, notes)
+    files = [path for source in sources for path in source.files]
+    parts = list(_texts_tokens(files, model, notes))
+    name = ", ".join(source.name for source in sources)
+    return CalibrationTokens(_joined(parts), recipe.chunk_tokens, (name,), notes=tuple(notes))
+
+
+def _mixture_tokens(
+    recipe: ImatrixRecipe, sources: Sequence[CalibrationSource], model: _Model, notes: list[str]
+) -> CalibrationTokens:
+    size = recipe.chunk_tokens
+    # Spread out chunks lie all over the text, and coverage may want all of it.
+    whole = recipe.spread or recipe.until_covered > 0
+    enough = None if whole else recipe.chunks * size
+    domains = {source.name: _domain_tokens(source, enough, model, notes) for source in sources}
+    room = {name: len(tokens) // size for name, tokens in domains.items()}
+    wanted = sum(room.values()) if recipe.until_covered else recipe.chunks
+    order = chunk_order(recipe.mixture, room, wanted, recipe.seed)
+    if not order:
+        raise InputError(
+            f"no domain of the calibration mixture has the {size} tokens of one chunk; "
+            "give longer texts or a smaller chunk_tokens"
+        )
+    places = {name: iter(spread_out(n) if recipe.spread else range(n)) for name, n in room.items()}
+    chunks = []
+    for name in order:
+        begin = next(places[name]) * size
+        chunks.append(domains[name][begin : begin + size])
+    notes += _short_domains(recipe, room)
+    return CalibrationTokens(_joined(chunks), size, tuple(domains), tuple(order), tuple(notes))
+
+
+def _short_domains(recipe: ImatrixRecipe, room: Mapping[str, int]) -> Iterator[str]:
+    total = sum(map(Fraction, map(str, recipe.mixture.values())))
+    for name, share in recipe.mixture.items():
+        wanted = int(Fraction(str(share)) / total * recipe.chunks)
+        if room[name] < wanted:
+            yield (
+                f"the calibration text {name} holds {room[name]} of the {wanted} chunks of its "
+                "share; the others make up for it"
+            )
+
+
+def _domain_tokens(
+    source: CalibrationSource, enough: int | None, model: _Model, notes: list[str]
+) -> Tokens:
+    """The tokens of a domain's files, one after the other; no piece after `enough` is read."""
+    parts: list[Tokens] = []
+    count = 0
+    for path in source.files:
+        rows = path.suffix in ROW_ENDINGS
+        pieces = _row_tokens(path, model, notes) if rows else _text_tokens(path, model)
+        with closing(pieces):
+            for tokens in pieces:
+                parts.append(tokens)
+                count += len(tokens)
+                if enough is not None and count >= enough:
+                    return _joined(parts)
+    return _joined(parts)
+
+
+def _text_tokens(path: Path, model: _Model) -> Generator[Tokens]:
+    """The tokens of a text and an empty line, in parts that end where it has one."""
+    text = _read(path) + "\n\n"
+    begin = 0
+    while begin < len(text):
+        end = begin + PART_CHARACTERS
+        if end < len(text):
+            line_end = text.rfind("\n\n", begin, end)
+            end = line_end + 2 if line_end >= 0 else end
+        yield model.tokenize(text[begin:end])
+        begin = end
+
+
+def _row_tokens(path: Path, model: _Model, notes: list[str]) -> Generator[Tokens]:
+    """The tokens of each row; in the end `notes` grows by what the chat template refused."""
+    chat = ChatTexts(model.render_chat)
+    try:
+        for row in read_rows(path):
+            if isinstance(row, str):
+                yield model.tokenize(row + "\n\n")
+            elif (text := chat.text(row)) is not None:
+                yield model.tokenize_special(text)
+    finally:
+        notes += chat.notes(path.name)
+
+
+def _texts_tokens(files: Iterable[Path], model: _Model, notes: list[str]) -> Iterator[Tokens]:
+    """Texts that follow each other are joined before they become tokens."""
+    texts: list[str] = []
+    for path in files:
+        if path.suffix not in ROW_ENDINGS:
+            texts.append(_read(path))
+            continue
+        if texts:
+            yield model.tokenize("\n\n".join([*texts, ""]))
+            texts = []
+        yield from _row_tokens(path, model, notes)
+    if texts:
+        yield model.tokenize("\n\n".join(texts))
+
+
+def _joined(parts: Sequence[Tokens]) -> Tokens:
+    return np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, np.int32)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the calibration text {path}: {error}") from None
+
+
+def chunk_order(
+    shares: Mapping[str, float], room: Mapping[str, int], chunks: int, seed: int
+) -> list[str]:
+    """The domain of each chunk, `chunks` of them or as many as there are.
+
+    Until a domain has no chunk left, the first k chunks hold less than one chunk more or less of
+    each domain than its share of k: the chairman assignment of Tijdeman (1980), which takes the
+    domain whose next chunk is due first. The seed decides between equals, by their names without
+    folders: the order does not depend on where texts lie. Then the others go on in the same way, by
+    their shares of what is left.
+    """
+
+    def rank(name: str) -> bytes:
+        plain = name if name.startswith("hf://") else PurePath(name).name
+        return hashlib.sha256(f"{seed} {plain}".encode()).digest()
+
+    left = {name: room[name] for name in sorted(shares, key=rank) if room[name] > 0}
+    order: list[str] = []
+    while left and len(order) < chunks:
+        weights = {name: Fraction(str(shares[name])) for name in left}
+        total = sum(weights.values())
+        share = {name: weight / total for name, weight in weights.items()}
+        slack = Fraction(1, max(2 * len(left) - 2, 1))
+        taken = dict.fromkeys(left, 0)
+        step = 0
+        while len(order) < chunks and all(taken[name] < left[name] for name in left):
+            step += 1
+            owed = {name: share[name] * step - taken[name] for name in left}
+            due = [name for name in left if owed[name] >= slack]
+            chosen = min(due, key=lambda name: (1 - slack - owed[name]) / share[name])
+            taken[chosen] += 1
+            order.append(chosen)
+        left = {name: left[name] - taken[name] for name in left if left[name] > taken[name]}
+    return order
+
+
+def spread_out(count: int) -> list[int]:
+    """The numbers below `count`, so that any first few lie evenly: in bit-reversed order."""
+    bits = max(count - 1, 0).bit_length()
+    reversed_bits = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits))
+    return [number for number in reversed_bits if number < count]

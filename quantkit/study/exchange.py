@@ -1,0 +1,116 @@
+"""Puts tensors with a type's error into a loaded model, and the stored ones back.
+
+Nothing is loaded twice: rows are quantized, decoded, and put in place in the base's own type.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.formats.tensor_types import BY_NAME, QuantType
+from quantkit.formats.tensors import TensorInfo
+from quantkit.llamacpp import ggml_kernels
+from quantkit.models.gguf_source import GGUFSource
+from quantkit.quantize import kernels
+from quantkit.quantize.encode import row_blocks
+from quantkit.study.columns import column_weights
+
+if TYPE_CHECKING:
+    from quantkit.llamacpp.weights import LoadedWeights
+
+BLOCKS_AT_ONCE = 8
+"""Few blocks wait to be put in place, whatever the tensor's size."""
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Rows made lossy: where they begin, their bytes, Σ w·(x − x')² and Σ w·x²."""
+
+    start: int
+    raw: NDArray[np.uint8]
+    lost: float
+    total: float
+
+
+@dataclass(frozen=True)
+class Exchange:
+    """Exchanges weights of `base`, the file that the model was loaded from."""
+
+    base: GGUFSource
+    weights: LoadedWeights
+    importance: Mapping[str, NDArray[np.float32]]
+    pool: ThreadPoolExecutor
+
+    def put(
+        self, types: Mapping[str, str], gains: Mapping[str, float] | None = None
+    ) -> dict[str, float]:
+        """Give tensors the error of their type; returns the relative errors as they now are.
+
+        `gains` multiply the error's amplitude, 1 where none is given. The base's own type rounds
+        once more what was decoded; that is part of the error.
+        """
+        errors = {}
+        for info in self._infos(types):
+            kind = BY_NAME[types[info.name]]
+            kernels.prepare(kind)
+            lost = total = 0.0
+            gain = (gains or {}).get(info.name, 1.0)
+            for block in self._map(info, kind, gain):
+                self.weights.exchange(info.name, block.raw, block.start * _row_bytes(info))
+                lost, total = lost + block.lost, total + block.total
+            errors[info.name] = lost / total if total > 0 else 0.0
+        return errors
+
+    def restore(self, names: Sequence[str]) -> None:
+        """Put the stored bytes back."""
+        for info in self._infos(names):
+            for _, start, stop in row_blocks(info):
+                raw = self.base.read_stored(info.name, start, stop)
+                self.weights.exchange(info.name, raw, start * _row_bytes(info))
+
+    def _infos(self, names: Mapping[str, str] | Sequence[str]) -> list[TensorInfo]:
+        wanted = set(names)
+        return [info for info in self.base.tensors if info.name in wanted]
+
+    def _map(self, info: TensorInfo, kind: QuantType, gain: float) -> Iterator[_Block]:
+        def work(block: tuple[int, int, int]) -> _Block:
+            return self._with_error(info, kind, gain, *block)
+
+        yield from _in_order(self.pool, work, list(row_blocks(info)))
+
+    def _with_error(
+        self, info: TensorInfo, kind: QuantType, gain: float, matrix: int, start: int, stop: int
+    ) -> _Block:
+        weights = self.importance.get(info.name)
+        column = None if weights is None else weights[matrix]
+        stored = BY_NAME[info.type_name]
+        rows = self.base.read_rows(info.name, start, stop)
+        width = rows.shape[1]
+        lossy = ggml_kernels.dequantize(kind, kernels.quantize(kind, rows, column), width)
+        if gain != 1.0:
+            lossy = rows + np.float32(gain) * (lossy - rows)
+        raw = kernels.quantize(stored, lossy, column if stored.needs_imatrix else None)
+        kept = ggml_kernels.dequantize(stored, raw, width)
+        scale = column_weights(weights, matrix, width)
+        lost = np.square(rows - kept, dtype=np.float64).sum(axis=0) @ scale
+        total = np.square(rows, dtype=np.float64).sum(axis=0) @ scale
+        return _Block(start, raw, float(lost), float(total))
+
+
+def _in_order(
+    pool: ThreadPoolExecutor,
+    work: Callable[[tuple[int, int, int]], _Block],
+    blocks: Sequence[tuple[int, int, int]],
+) -> Iterator[_Block]:
+    for at in range(0, len(blocks), BLOCKS_AT_ONCE):
+        yield from pool.map(work, blocks[at : at + BLOCKS_AT_ONCE])
+
+
+def _row_bytes(info: TensorInfo) -> int:
+    return BY_NAME[info.type_name].size_bytes(info.row_elements)

@@ -1,0 +1,355 @@
+"""base.gguf + calibration text → imatrix.gguf, llama.cpp's own format.
+
+As llama-imatrix does: the text is cut into chunks of equal length, each starts from an empty
+context (with BOS where the model wants it), and all positions give an output, so that the last
+layers see every token.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from quantkit.config.recipe import ImatrixRecipe
+from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.files import atomic, file_sha256
+from quantkit.core.progress import SILENT, Progress, told_to
+from quantkit.core.units import bytes_text, seconds_text
+from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
+from quantkit.llamacpp.child import Emit, run_isolated
+from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
+from quantkit.study.calibration.texts import CalibrationSource, CalibrationTokens
+from quantkit.study.calibration.tokens import model_calibration
+from quantkit.study.imatrix_coverage import layer_of
+
+if TYPE_CHECKING:
+    from quantkit.llamacpp.activations import Collector, Sums
+    from quantkit.llamacpp.llama import Context, Model, Tokens
+
+SAVE_EVERY_CHUNKS = 16
+BATCH_TOKENS = 8192
+"""The callback costs the less the more tokens it sees at once (make bench)."""
+TRIAL_PAYS = 64
+"""Chunks from which on two more are worth knowing how long all will take."""
+LOGITS_BYTES = 512 << 20
+"""llama.cpp keeps the logits of a whole batch; more of them than this would not pay."""
+
+
+@dataclass(frozen=True)
+class FileRead:
+    """A file of a calibration source; its name is without folders."""
+
+    name: str
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class SourceRead:
+    """A calibration source as evidence names it: no path of this machine is in it.
+
+    Attributes:
+        origin, licence: as `CalibrationSource` has them.
+        tokens: taken of it; None where several texts were joined.
+    """
+
+    name: str
+    origin: str
+    licence: str | None
+    tokens: int | None
+    files: tuple[FileRead, ...]
+
+
+@dataclass(frozen=True)
+class ImatrixFacts:
+    """What was collected.
+
+    Attributes:
+        unseen_experts: that no token reached.
+        uncovered_experts: with fewer tokens than `until_covered` asks for.
+    """
+
+    chunks: int
+    tokens: int
+    weights: int
+    unseen_experts: int
+    uncovered_experts: int
+    sources: tuple[SourceRead, ...]
+
+
+def chunks_together(chunk_tokens: int, vocabulary: int) -> int:
+    """How many chunks are decoded side by side: a power of two, so that saving falls between them.
+
+    The result does not depend on it: each chunk is a sequence of its own.
+    """
+    together = 1
+    while (
+        2 * together <= SAVE_EVERY_CHUNKS
+        and 2 * together * chunk_tokens <= BATCH_TOKENS
+        and 2 * together * chunk_tokens * vocabulary * 4 <= LOGITS_BYTES
+    ):
+        together *= 2
+    return together
+
+
+def collection_settings(chunk_tokens: int, vocabulary: int) -> ContextSettings:
+    """The context that chunks are collected in: one pass for all that lie side by side."""
+    together = chunks_together(chunk_tokens, vocabulary)
+    batch = together * chunk_tokens
+    return ContextSettings(
+        batch,
+        batch_tokens=batch,
+        ubatch_tokens=batch,
+        sequences=together,
+        shared_cells=False,
+        all_outputs=True,
+    )
+
+
+def collect_imatrix(
+    base: Path,
+    recipe: ImatrixRecipe,
+    sources: Sequence[CalibrationSource],
+    out: Path,
+    work: Path,
+    devices: DeviceSettings,
+    progress: Progress = SILENT,
+) -> ImatrixFacts:
+    """Run `base` over the recipe's `sources` and write the importance matrix to `out`.
+
+    The sums are saved to `work` every few chunks; a run that was killed goes on there, with the
+    same bits as one that was not.
+
+    Raises:
+        InputError: the text is shorter than one chunk.
+        EnvironmentFault: an activation was NaN or infinite, or native code crashed.
+    """
+    progress.start(recipe.chunks * recipe.chunk_tokens, "tokens")
+
+    facts: ImatrixFacts = run_isolated(
+        "quantkit.study.imatrix:collect_in_child",
+        {
+            "base": base,
+            "recipe": recipe,
+            "sources": sources,
+            "out": out,
+            "work": work,
+            "devices": devices,
+        },
+        told_to(progress, "tokens"),
+    )
+    return facts
+
+
+def collect_in_child(
+    base: Path,
+    recipe: ImatrixRecipe,
+    sources: Sequence[CalibrationSource],
+    out: Path,
+    work: Path,
+    devices: DeviceSettings,
+    emit: Emit,
+) -> ImatrixFacts:
+    """Body of the child process of `collect_imatrix`."""
+    from quantkit.llamacpp.activations import GROUP_TOKENS, Collector
+    from quantkit.llamacpp.llama import Model
+
+    model = Model(base, devices)
+    calibration = model_calibration(recipe, sources, model, emit)
+    # A text gets BOS before it is cut, as llama-imatrix does it; a mixture is cut already.
+    tokens = calibration.tokens if recipe.mixture else model.vocab.begun(calibration.tokens)
+    _check_length(tokens, recipe, emit)
+    collector = Collector(math.gcd(recipe.chunk_tokens, GROUP_TOKENS))
+    state = _State(work / "sums.npz", tokens, recipe.chunk_tokens)
+    chunks = _collect(model, tokens, recipe, collector, state, emit)
+    if not collector.sums:
+        raise EnvironmentFault(
+            "llama.cpp showed no matrix product of the model's layers; update llama-cpp-python"
+        )
+    entries = {
+        name: ImatrixEntry(sums.squares.astype(np.float32), sums.counts.astype(np.float32))
+        for name, sums in collector.sums.items()
+    }
+    names = tuple(name for source in sources for name in source.dataset_names)
+    with atomic(out) as partial:
+        write_imatrix(partial, Imatrix(entries, recipe.chunk_tokens, chunks, names))
+    return ImatrixFacts(
+        chunks,
+        chunks * recipe.chunk_tokens,
+        len(entries),
+        uncovered(collector.sums, 1),
+        uncovered(collector.sums, recipe.until_covered),
+        _read_of(sources, calibration, chunks),
+    )
+
+
+def _check_length(tokens: Tokens, recipe: ImatrixRecipe, emit: Emit) -> None:
+    available = len(tokens) // recipe.chunk_tokens
+    if available == 0:
+        raise InputError(
+            f"the calibration text has {len(tokens)} tokens, fewer than one chunk of "
+            f"{recipe.chunk_tokens}; give a longer text or a smaller chunk_tokens"
+        )
+    if available < recipe.chunks:
+        found = f"the calibration text holds {available} of the {recipe.chunks} chunks asked for"
+        emit(("note", found))
+
+
+def _read_of(
+    sources: Sequence[CalibrationSource], calibration: CalibrationTokens, chunks: int
+) -> tuple[SourceRead, ...]:
+    taken = {domain.name: domain.tokens for domain in calibration.taken_after(chunks)}
+    return tuple(
+        SourceRead(
+            Path(source.name).resolve().name if source.origin == "disk" else source.name,
+            source.origin,
+            source.licence,
+            taken.get(source.name),
+            tuple(
+                FileRead(path.name, path.stat().st_size, file_sha256(path)) for path in source.files
+            ),
+        )
+        for source in sources
+    )
+
+
+def _collect(
+    model: Model,
+    tokens: Tokens,
+    recipe: ImatrixRecipe,
+    collector: Collector,
+    state: _State,
+    emit: Emit,
+) -> int:
+    """Run the chunks that the recipe asks for through `collector`; returns how many there were."""
+    from quantkit.llamacpp.llama import Context
+
+    size, available = recipe.chunk_tokens, len(tokens) // recipe.chunk_tokens
+    begin, stop = state.load(collector), first_stop(recipe, available)
+    emit(("start", (begin * size, stop * size)))
+    settings = collection_settings(size, model.vocab.size)
+    together = settings.sequences
+    context = Context(model, settings, collector)
+    if stop - begin >= TRIAL_PAYS:
+        emit(("note", _outlook(context, collector, tokens[:size], stop - begin, model.size_bytes)))
+    while True:
+        if begin >= stop:
+            missed = uncovered(collector.sums, recipe.until_covered)
+            if begin == available and missed:
+                ended = f"{missed:,} experts have fewer than {recipe.until_covered} tokens"
+                emit(("note", f"the calibration text ended: {ended}; give more text"))
+            if begin == available or not missed:
+                return begin
+            stop = min(begin + SAVE_EVERY_CHUNKS, available)
+            emit(("start", (begin * size, stop * size)))
+        end = min(begin + together, stop)
+        context.clear()
+        pieces = tokens[begin * size : end * size].reshape(-1, size)
+        context.decode_together([model.vocab.with_bos(piece) for piece in pieces])
+        if collector.broken is not None:
+            where = f"chunk {end}" if end == begin + 1 else f"chunks {begin + 1} to {end}"
+            raise EnvironmentFault(
+                f"activations of {collector.broken} became NaN or infinite in {where} of "
+                f"{stop}; what was collected before is kept; check the base model"
+            )
+        if end % SAVE_EVERY_CHUNKS == 0:
+            state.save(end, collector.sums)
+        emit(("advance", (end - begin) * size))
+        begin = end
+
+
+def first_stop(recipe: ImatrixRecipe, available: int) -> int:
+    """Chunks after which the collection ends, or is first seen to cover the experts or not.
+
+    Coverage is looked at where the state is saved, so it does not depend on how chunks are decoded.
+    """
+    chunks = recipe.chunks
+    if recipe.until_covered:
+        chunks = -(-chunks // SAVE_EVERY_CHUNKS) * SAVE_EVERY_CHUNKS
+    return min(chunks, available)
+
+
+def uncovered(sums: Mapping[str, Sums], at_least: int) -> int:
+    """Experts with fewer than `at_least` tokens, in all layers; 0 for a dense model.
+
+    The matrices of one expert are reached together: a layer counts once.
+    """
+    by_layer: dict[str, int] = {}
+    for name, entry in sums.items():
+        if entry.counts.size > 1:
+            few = int((entry.counts < at_least).sum())
+            by_layer[layer_of(name)] = max(by_layer.get(layer_of(name), 0), few)
+    return sum(by_layer.values())
+
+
+def _outlook(
+    context: Context, collector: Collector, chunk: Tokens, chunks: int, model_bytes: int
+) -> str:
+    """What the run will take, from a trial of one chunk whose sums are thrown away."""
+    from quantkit.llamacpp.activations import Sums
+
+    size = len(chunk)
+    before = {name: Sums(s.squares.copy(), s.counts.copy()) for name, s in collector.sums.items()}
+    context.clear()
+    context.decode_together([chunk])  # allocates and reads what a first pass has to
+    context.clear()
+    began = time.perf_counter()
+    context.decode_together([chunk])
+    seconds = (time.perf_counter() - began) * chunks
+    held = sum(entry.squares.nbytes + entry.counts.nbytes for entry in collector.sums.values())
+    collector.sums, collector.broken = before, None
+    return (
+        f"{chunks * size:,} tokens will take about {seconds_text(seconds)} at "
+        f"{chunks * size / seconds:,.0f} tokens/s; {bytes_text(model_bytes)} of model and "
+        f"{bytes_text(held)} of sums in memory"
+    )
+
+
+class _State:
+    """The sums of the first chunks, kept for a run that goes on after a kill.
+
+    They are taken up only by a run over the same tokens: a text may have changed meanwhile.
+    """
+
+    def __init__(self, path: Path, tokens: Tokens, chunk_tokens: int) -> None:
+        self._path = path
+        self._text = hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()
+        self._text += f" {chunk_tokens}"
+
+    def load(self, collector: Collector) -> int:
+        """Put what was saved into `collector`; returns the chunks that it holds."""
+        from quantkit.llamacpp.activations import Sums
+
+        if not self._path.exists():
+            return 0
+        with np.load(self._path) as saved:
+            if str(saved["text"]) != self._text:
+                return 0
+            for name in saved.files:
+                if name.endswith("/squares"):
+                    weight = name.removesuffix("/squares")
+                    collector.sums[weight] = Sums(saved[name], saved[weight + "/counts"])
+            return int(saved["next_chunk"])
+
+    def save(self, next_chunk: int, sums: Mapping[str, Sums]) -> None:
+        arrays: dict[str, Any] = {
+            "next_chunk": np.int64(next_chunk),
+            "text": np.array(self._text),
+        }
+        for name, entry in sums.items():
+            arrays[name + "/squares"] = entry.squares
+            arrays[name + "/counts"] = entry.counts
+        growing = self._path.with_suffix(".new.npz")
+        with growing.open("wb") as file:
+            np.savez(file, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(growing, self._path)

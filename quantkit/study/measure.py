@@ -1,0 +1,118 @@
+"""TensorSource + imatrix + base.gguf → sensitivity.json: errors of tensors, and what they cost."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.config.recipe import ImatrixRecipe, MeasureRecipe
+from quantkit.core.progress import SILENT, Progress
+from quantkit.core.units import seconds_text
+from quantkit.formats.imatrix_file import Imatrix
+from quantkit.formats.source import TensorSource
+from quantkit.formats.tensors import TensorInfo
+from quantkit.llamacpp.settings import DeviceSettings
+from quantkit.quantize.encode import Importance
+from quantkit.study.calibration.texts import CalibrationSource
+from quantkit.study.costs import CostJob, MeasuredCosts, measure_costs
+from quantkit.study.errors import (
+    TensorErrors,
+    measure_errors,
+    seconds_of_errors,
+)
+from quantkit.study.sensitivity import Sensitivity, units_of
+
+NO_COSTS = MeasuredCosts((), 0, 0.0)
+
+
+@dataclass(frozen=True)
+class CostText:
+    """What costs are measured with.
+
+    Attributes:
+        base: GGUF that is loaded, of the same weights as the source.
+        imatrix: as a file, for the child process.
+        calibration: its chunks after the first `used_chunks`, which the importance matrix was
+            collected on, are the text.
+    """
+
+    base: Path
+    imatrix: Path | None
+    calibration: ImatrixRecipe
+    sources: Sequence[CalibrationSource]
+    used_chunks: int
+
+
+def chunks_of_text(
+    imatrix: Imatrix, sources: Sequence[CalibrationSource], recipe: ImatrixRecipe
+) -> int:
+    """Chunks of the recipe's text that `imatrix` was collected on, going by the names it has."""
+    names = {name for source in sources for name in source.dataset_names}
+    if names.isdisjoint(imatrix.dataset_names):
+        return 0
+    return -(-imatrix.chunks * imatrix.chunk_tokens // recipe.chunk_tokens)
+
+
+def measure(
+    source: TensorSource,
+    importance: Importance,
+    recipe: MeasureRecipe,
+    text: CostText | None,
+    out: Path,
+    work: Path,
+    devices: DeviceSettings,
+    progress: Progress = SILENT,
+) -> Sensitivity:
+    """Measure every quantizable tensor and write `out`; `work` keeps what a killed run had done.
+
+    Without `text` what errors cost is left out, and all tensors count alike. The time that each
+    part takes is told as a note before it.
+    """
+    seconds = seconds_of_errors(source.tensors, importance, recipe, devices.threads)
+    progress.note(f"errors of the tensors at each type will take about {seconds_text(seconds)}")
+    errors = measure_errors(source, importance, recipe, work, devices.threads, progress)
+    names = [entry.name for entry in errors]
+    costs = NO_COSTS
+    if text is not None:
+        job = CostJob(
+            text.base,
+            text.imatrix,
+            tuple(units_of(names, recipe.groups)),
+            {entry.name: entry.errors for entry in errors},
+            recipe,
+            text.calibration,
+            tuple(text.sources),
+            text.used_chunks,
+        )
+        costs = measure_costs(job, work, devices, devices.threads, progress)
+    found = Sensitivity({entry.name: entry.errors for entry in errors}, costs.units)
+    found.write(out, _about(recipe, errors, costs, {i.name: i for i in source.tensors}))
+    return found
+
+
+def _about(
+    recipe: MeasureRecipe,
+    errors: Sequence[TensorErrors],
+    costs: MeasuredCosts,
+    tensors: Mapping[str, TensorInfo],
+) -> dict[str, Any]:
+    """How it was measured, for whoever reads the file."""
+    return {
+        "recipe": recipe.model_dump(mode="json"),
+        "sampling": {
+            entry.name: {
+                "rows": entry.rows,
+                "of_rows": tensors[entry.name].rows,
+                "relative_standard_error": entry.standard_error,
+            }
+            for entry in errors
+        },
+        "median_relative_standard_error": statistics.median(
+            [entry.standard_error for entry in errors] or [0.0]
+        ),
+        "cost_tokens": costs.tokens,
+        "restored_kld": costs.restored_kld,
+    }

@@ -1,0 +1,165 @@
+"""sensitivity.json: the error of each tensor at each type, and what errors cost the whole model.
+
+The error is relative, Σ w·(x − q(x))² / Σ w·x². What it costs is measured with one unit, a tensor
+or a few, exchanged in the loaded base model: a KLD at a known error, the probe. The cost of another
+error of the same unit follows from its probes; the sum over units predicts an artifact's KLD.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.core.files import write_json
+
+EXAMPLE_ERROR = 0.01
+_NUMBER = re.compile(r"\d+")
+
+
+@dataclass(frozen=True)
+class Probe:
+    """One measurement of a unit.
+
+    Attributes:
+        types: tensor → type whose error it carried.
+        gains: tensor → what that error's amplitude was multiplied by.
+        errors: tensor → relative error, as it then was in the model.
+        kld: mean over the positions, nats; `standard_error` of that mean.
+    """
+
+    types: Mapping[str, str]
+    gains: Mapping[str, float]
+    errors: Mapping[str, float]
+    kld: float
+    standard_error: float
+
+    @property
+    def error(self) -> float:
+        """Summed over the unit's tensors."""
+        return sum(self.errors.values())
+
+
+@dataclass(frozen=True)
+class UnitCost:
+    """What a unit's errors cost.
+
+    Attributes:
+        floor: KLD of however small a change of these tensors, nats: rounding of activations, and
+            choices of experts that were nearly even, then come out otherwise. An artifact pays it
+            once and not for each tensor, so it is no part of the cost.
+    """
+
+    tensors: tuple[str, ...]
+    probes: tuple[Probe, ...]
+    floor: float = 0.0
+
+    def cost(self, error: float) -> float:
+        """KLD at the summed relative error `error`, nats.
+
+        Straight lines from the origin through the probes, and beyond the last one in proportion.
+        A probe costs at least its standard error: less was not measured.
+        """
+        seen = sorted((probe.error, self._net(probe)) for probe in self.probes if probe.error > 0)
+        if not seen or error <= 0:
+            return 0.0
+        below_error, below = 0.0, 0.0
+        for at, cost in seen:
+            cost = max(cost, below)
+            if error <= at:
+                return below + (cost - below) * (error - below_error) / (at - below_error)
+            below_error, below = at, cost
+        return below * error / below_error
+
+    def _net(self, probe: Probe) -> float:
+        return max(probe.kld - self.floor, probe.standard_error)
+
+
+@dataclass(frozen=True)
+class Sensitivity:
+    """All that allocation needs to know of a model.
+
+    Attributes:
+        errors: tensor → type → relative error; tensors that stay as they are have no entry.
+        units: measured costs; empty where they were not measured.
+    """
+
+    errors: Mapping[str, Mapping[str, float]]
+    units: tuple[UnitCost, ...] = ()
+
+    def costs(self) -> dict[str, dict[str, float]]:
+        """Tensor → type → KLD that it adds; errors themselves where no cost was measured.
+
+        A tensor that no graph showed, a multi-token prediction layer's for example, costs what
+        the median tensor of its kind does, or of all.
+        """
+        if not self.units:
+            return {name: dict(kinds) for name, kinds in self.errors.items()}
+        found: dict[str, dict[str, float]] = {}
+        slopes: dict[str, list[float]] = {}
+        for unit in self.units:
+            count = len(unit.tensors)  # errors add up, and each has its part
+            for name in unit.tensors:
+                kinds = self.errors.get(name, {})
+                found[name] = {kind: unit.cost(e * count) / count for kind, e in kinds.items()}
+                slopes.setdefault(_kind(name), []).append(unit.cost(1e-3) / 1e-3)
+        usual = statistics.median(s for kind in slopes.values() for s in kind)
+        for name, kinds in self.errors.items():
+            if name not in found:
+                slope = statistics.median(slopes.get(_kind(name), [usual]))
+                found[name] = {kind: slope * error for kind, error in kinds.items()}
+        return {name: found[name] for name in self.errors}
+
+    def dearest(self, error: float = EXAMPLE_ERROR) -> list[tuple[str, float]]:
+        """Units, a name each, with the KLD of that relative error in their tensors, dearest first.
+
+        A unit of several tensors is called by the first of them.
+        """
+        found = []
+        for unit in self.units:
+            others = f" and {len(unit.tensors) - 1} more" if len(unit.tensors) > 1 else ""
+            found.append((unit.tensors[0] + others, unit.cost(error * len(unit.tensors))))
+        return sorted(found, key=lambda pair: -pair[1])
+
+    def write(self, path: Path, about: Mapping[str, Any]) -> None:
+        """Write sensitivity.json; `about` says how it was measured."""
+        units = [asdict(unit) for unit in self.units]
+        write_json(path, {**about, "errors": self.errors, "costs": units})
+
+    @staticmethod
+    def load(path: Path) -> Sensitivity:
+        """Read sensitivity.json."""
+        found = json.loads(path.read_text(encoding="utf-8"))
+        return Sensitivity(found["errors"], tuple(unit_of(entry) for entry in found["costs"]))
+
+
+def unit_of(entry: Mapping[str, Any]) -> UnitCost:
+    """The unit of an entry as it stands in JSON."""
+    probes = tuple(Probe(**probe) for probe in entry["probes"])
+    return UnitCost(tuple(entry["tensors"]), probes, entry["floor"])
+
+
+def units_of(names: Iterable[str], groups: Sequence[str]) -> list[tuple[str, ...]]:
+    """The units that are measured: tensors whose match of a group captures the same are one.
+
+    `blk\\.(\\d+)\\.ffn_(?:up|gate|down)_exps` makes one unit of a layer's experts. What no group
+    matches is a unit of its own. In the order of first appearance.
+    """
+    found: dict[tuple[str, ...], list[str]] = {}
+    for name in names:
+        key: tuple[str, ...] = (name,)
+        for pattern in groups:
+            match = re.search(pattern, name)
+            if match:
+                key = (pattern, *(text or "" for text in match.groups()))
+                break
+        found.setdefault(key, []).append(name)
+    return [tuple(unit) for unit in found.values()]
+
+
+def _kind(name: str) -> str:
+    return _NUMBER.sub("*", name)

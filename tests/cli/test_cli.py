@@ -1,0 +1,328 @@
+"""The command line: bad input gets one line and exit 2; facts come as JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import typer.main
+from checkpoints import NEMOTRON, nemotron_arrays, with_prediction_head, write_checkpoint
+from forked import quantkit
+from loopback_hub import COMMIT, Fault, hub
+from models import write_llama
+from small_recipes import write_recipe
+
+from quantkit.cli.app import app
+from quantkit.core.paths import DEMO_MODEL
+from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
+from quantkit.models.gguf_source import GGUFSource
+
+
+def refused(*arguments: str | Path) -> str:
+    """Runs a command that must exit 2 with exactly one line on standard error; returns it."""
+    finished = quantkit(*arguments)
+    assert finished.returncode == 2, finished.stdout + finished.stderr
+    assert finished.stdout == ""
+    lines = finished.stderr.strip().splitlines()
+    assert len(lines) == 1, finished.stderr
+    assert lines[0].startswith("error: ")
+    return lines[0]
+
+
+BUILD = ("build", "--target", "4x3090", "--out")
+
+
+def test_a_forked_command_does_what_a_new_interpreter_does(tmp_path: Path) -> None:
+    """Which is what all other tests rely on: environment, folder, streams and exit code."""
+    write_llama(tmp_path / "m.gguf")
+    environment = os.environ | {"QUANTKIT_KERNELS": "ggml"}
+    code = "import sys; sys.argv[0] = 'quantkit'; from quantkit.cli.app import main; main()"
+    program = (sys.executable, "-c", code)
+    for arguments, exit_code in (
+        (("doctor", "--json"), 0),
+        (("inspect", "m.gguf"), 0),
+        (("inspect", "none.gguf"), 2),
+        (("inspect", "--none"), 2),
+    ):
+        done = subprocess.run(
+            [*program, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == exit_code, done.stderr
+        forked = quantkit(*arguments, env=environment, cwd=tmp_path)
+        assert (forked.returncode, forked.stdout, forked.stderr) == (
+            done.returncode, done.stdout, done.stderr,
+        )  # fmt: skip
+
+
+def test_missing_folder(tmp_path: Path) -> None:
+    assert "no model at" in refused(*BUILD, tmp_path / "o", "--model", tmp_path / "none")
+    assert not (tmp_path / "o").exists()
+
+
+def test_unsupported_architecture_says_what_is_supported(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"architectures": ["FooForCausalLM"]}')
+    message = refused(*BUILD, tmp_path / "o", "--model", tmp_path)
+    assert "FooForCausalLM" in message
+    assert "NemotronHForCausalLM" in message
+    assert "Any GGUF" in message
+
+
+def test_truncated_safetensors_says_how_many_bytes_are_missing(tmp_path: Path) -> None:
+    model = tmp_path / "m"
+    shutil.copytree(DEMO_MODEL, model)
+    (weights,) = model.glob("*.safetensors")
+    whole = weights.stat().st_size
+    weights.write_bytes(weights.read_bytes()[:100_000])
+    message = refused(*BUILD, tmp_path / "o", "--model", model)
+    assert str(whole) in message
+    assert "100000" in message
+
+
+def test_unknown_target_lists_the_known(tmp_path: Path) -> None:
+    message = refused("build", "--target", "9x9999", "--model", "demo", "--out", tmp_path / "o")
+    assert "4x3090" in message
+    assert "dgx-spark" in message
+
+
+def test_output_that_cannot_be_written() -> None:
+    assert "--out" in refused(*BUILD, "/proc/nope", "--model", "demo")
+    assert "--out" in refused("convert", "--model", "demo", "--out", "/proc/nope/x.gguf")
+
+
+def test_the_prediction_head_is_converted_on_request(tmp_path: Path) -> None:
+    config = NEMOTRON | {"num_nextn_predict_layers": 1}
+    arrays = with_prediction_head(nemotron_arrays(NEMOTRON))
+    model, out = write_checkpoint(tmp_path / "m", config, arrays), tmp_path / "m.gguf"
+    command = ("convert", "--model", model, "--out", out)
+    assert "--mtp is drop or keep" in refused(*command, "--mtp", "both")
+    for choice, blocks in (("drop", 4), ("keep", 5)):
+        assert quantkit(*command, "--mtp", choice).returncode == 0
+        source = GGUFSource(out)
+        assert source.metadata["nemotron_h_moe.block_count"].value == blocks
+        assert ("blk.4.nextn.eh_proj.weight" in {t.name for t in source.tensors}) is (blocks == 5)
+        plan = ("plan", "--model", out, "--target", "1x3090", "--draft", "mtp", "--kv", "f16")
+        if choice == "drop":
+            assert "prediction layers (MTP), and this one has none" in refused(*plan)
+    facts = json.loads(quantkit(*plan, "--verify", "--on", "stand-ins", "--json").stdout)
+    for one in facts["verified"][0]["cards"]:  # a small model's tensors are mostly padding
+        assert one["planned_bytes"] == pytest.approx(one["llama_cpp_bytes"], rel=0.01)
+    (level,) = facts["levels"]
+    assert level["draft"] == "mtp"
+    assert "--spec-type draft-mtp --spec-draft-n-max 3 -ctkd f16 -ctvd f16" in level["command"]
+    assert "draft" in refused(*plan[:-4], "--draft", "eagle")
+
+
+def test_model_that_cannot_fit_says_by_how_much_and_what_would(tmp_path: Path) -> None:
+    target = tmp_path / "small.yaml"
+    target.write_text(
+        "name: small\ncards: [{name: tiny, memory_gib: 0.4, reserve_gib: 0.1}]\n"
+        "context_tokens: 1024\nweight_budget_gib: 0.001\n"
+    )
+    message = refused("build", "--target", target, "--model", "demo", "--out", tmp_path / "o")
+    assert "nothing fits small" in message
+    assert "MiB too much" in message
+    assert "larger target" in message
+    context = tmp_path / "context.yaml"
+    context.write_text(
+        "name: short\ncards: [{name: tiny, memory_gib: 0.4}]\ncontext_tokens: 524288\n"
+    )
+    message = refused("plan", "--target", context, "--model", "demo")
+    assert "short" in message
+
+
+def test_level_that_no_type_can_reach(tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path / "r.yaml", levels=[{"name": "Q1", "bits_per_weight": 1.0, "minimum": {}}]
+    )
+    message = refused(*BUILD, tmp_path / "o", "--model", "demo", "--recipe", recipe)
+    assert "Q1 asks for 1 bits" in message
+
+
+def test_an_imatrix_of_another_model_is_refused_before_the_folder_is_made(tmp_path: Path) -> None:
+    path = tmp_path / "other.gguf"
+    entry = ImatrixEntry(np.ones((1, 64), np.float32), np.array([8], np.float32))
+    write_imatrix(path, Imatrix({"blk.77.attn_q.weight": entry}, 512, 2, ("a.txt",)))
+    build = (*BUILD, tmp_path / "out", "--model", "demo", "--imatrix", path)
+    assert "collected on another model" in refused(*build)
+    assert "leave it or --imatrix" in refused(*build, "--calibration", "code")
+    assert not (tmp_path / "out").exists()
+
+
+def test_gate_that_its_needles_cannot_prove(tmp_path: Path) -> None:
+    recipe = write_recipe(
+        tmp_path / "r.yaml", retrieval={"needles": 3, "minimum_lower_bound": 0.95}
+    )
+    message = refused(*BUILD, tmp_path / "o", "--model", "demo", "--recipe", recipe)
+    assert "3/3 proves only 36.8%" in message
+    assert "59 or more" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("levels: []", "levels"),
+        ("name: x\nlevels: [{name: a b}]", "levels.0.name"),
+        ("name: x\nlevles: []\nlevels: [{name: a}]", "levles"),
+        ("name: x\nlevels: [{name: a, minimum: {w: Q9}}]", "Q9"),
+        (": :", "not valid YAML"),
+        ("- a", "mapping"),
+    ],
+)
+def test_recipe_mistakes_name_the_field(text: str, word: str, tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text(text)
+    message = refused(*BUILD, tmp_path / "o", "--model", "demo", "--recipe", recipe)
+    assert word in message
+
+
+def test_commands_on_files_that_are_no_models(tmp_path: Path) -> None:
+    junk = tmp_path / "junk.gguf"
+    junk.write_bytes(b"\x00" * 1000)
+    for arguments in (
+        ("plan", "--target", "4x3090", "--model", junk),
+        ("niah", junk),
+        ("inspect", junk),
+        ("imatrix", junk),
+        ("imatrix", "--show", junk),
+    ):
+        assert "not a GGUF file" in refused(*arguments)
+
+
+def test_plan_and_inspect_speak_json() -> None:
+    planned = quantkit("plan", "--target", "2x3090", "--model", "demo", "--json")
+    assert planned.returncode == 0, planned.stderr
+    levels = json.loads(planned.stdout)["levels"]
+    assert [level["level"] for level in levels] == ["Q6", "Q4", "Q3", "IQ2_XXS"]
+    assert all(len(level["cards"]) == 2 and level["fits"] for level in levels)
+
+
+def test_inspect_counts_what_is_there(tmp_path: Path) -> None:
+    shown = quantkit("inspect", write_llama(tmp_path / "m.gguf"), "--json")
+    facts = json.loads(shown.stdout)
+    assert facts["architecture"] == "llama"
+    assert facts["types"]["F32"]["tensors"] == 12
+
+
+def test_show_imatrix_names_unseen_experts(tmp_path: Path) -> None:
+    import numpy as np
+
+    entry = ImatrixEntry(np.ones((2, 32), np.float32), np.array([5, 0], np.float32))
+    path = tmp_path / "i.gguf"
+    write_imatrix(path, Imatrix({"blk.0.ffn_up_exps.weight": entry}, 512, 2, ("a.txt",)))
+    shown = quantkit("imatrix", "--show", path, "--json")
+    assert json.loads(shown.stdout)["unseen_experts"] == {"blk.0.ffn_up_exps.weight": 1}
+
+
+def test_imatrix_on_a_dataset_of_the_hub_records_where_it_is_from(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    rows = tmp_path / "rows"
+    rows.mkdir()
+    row = json.dumps({"text": " ".join(f"line{n}" for n in range(600))})
+    (rows / "train.jsonl").write_text(row + "\n")
+    model, out = tmp_path / "demo.gguf", tmp_path / "imatrix.gguf"
+    assert quantkit("convert", "--model", "demo", "--out", model).returncode == 0
+    name = "datasets/someone/talks"
+    with hub({name: rows}, cards={name: {"license": "cc-by-4.0"}}) as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.address)
+        chosen = ("--calibration", f"hf://{name}", "--chunks", "2")
+        finished = quantkit("imatrix", model, "--out", out, *chosen, "--json")
+    assert finished.returncode == 0, finished.stderr
+    facts = json.loads(finished.stdout)
+    (source,) = facts["sources"]
+    origin = f"hf://{name}@{COMMIT}"
+    assert (source["origin"], source["licence"]) == (origin, "cc-by-4.0")
+    assert source["tokens"] == facts["tokens"] == 1024
+    assert [file["name"] for file in source["files"]] == ["train.jsonl"]
+    assert json.loads(quantkit("imatrix", "--show", out, "--json").stdout)["datasets"] == [origin]
+
+
+def test_help_loads_nothing_heavy() -> None:
+    code = (
+        "import sys; from quantkit.cli.app import main\n"
+        "try: sys.argv = ['quantkit', '--help']; main()\n"
+        "except SystemExit: pass\n"
+        "heavy = {'llama_cpp', 'scipy', 'matplotlib', 'numpy', 'rich', 'huggingface_hub'}\n"
+        "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or None)"
+    )
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
+def test_help_offers_a_repository_only_where_one_is_taken() -> None:
+    for command in ("build", "plan", "convert", "quantize"):
+        parameters = typer.main.get_command(app).commands[command].params
+        (words,) = (parameter.help for parameter in parameters if parameter.name == "model")
+        assert ("OWNER/NAME" in words) == (command in ("build", "plan")), command
+
+
+def test_doctor_says_which_settings_work() -> None:
+    found = quantkit("doctor", "--json")
+    facts = json.loads(found.stdout)
+    assert isinstance(facts["use_extra_buffers"], bool)
+    assert "kernels" in facts["finding"]
+    assert isinstance(facts["compiled_kernels"], bool)
+    assert facts["kernels_finding"]
+
+
+def test_download_says_what_came_and_what_to_do_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    monkeypatch.chdir(tmp_path)
+    super_120b = "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16"
+    with hub({"someone/demo-BF16": DEMO_MODEL, super_120b: DEMO_MODEL}) as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.address)
+        finished = quantkit("download", "someone/demo-BF16")
+        assert finished.returncode == 0, finished.stderr
+        assert f"someone/demo-BF16 at {COMMIT[:12]} → demo-BF16" in finished.stdout
+        assert "to fetch" in finished.stdout
+        last = finished.stdout.splitlines()[-1]
+        assert last == "Next:  quantkit build --target 4x3090 --model demo-BF16"
+        facts = json.loads(quantkit("download", "someone/demo-BF16", "--json").stdout)
+        assert facts["commit"] == COMMIT
+        assert facts["fetched_bytes"] == 0
+        sizes = {path.name: path.stat().st_size for path in DEMO_MODEL.iterdir()}
+        assert {n: f["size_bytes"] for n, f in facts["files"].items()} == sizes
+        assert facts["size_bytes"] == sum(sizes.values())
+        assert quantkit("download", "someone/demo-BF16", "--quiet").stdout == ""
+        with_recipe = quantkit("download", super_120b, "--out", "a folder").stdout
+        assert with_recipe.endswith("--model 'a folder' --recipe nemotron-3-super\n")
+        assert "no repository someone/none" in refused("download", "someone/none")
+        assert not (tmp_path / "none").exists()
+        (tmp_path / "f" / "config.json").mkdir(parents=True)
+        in_the_way = refused("download", "someone/demo-BF16", "--out", "f")
+        assert "f/config.json is not the file that someone/demo-BF16 has" in in_the_way
+        monkeypatch.setenv("HF_TOKEN", "hf_S\xe9cret")
+        assert "cret" not in refused("download", "someone/demo-BF16")
+        monkeypatch.setenv("HF_ENDPOINT", "http://host:abc")
+        assert "http://host:abc is no address" in refused("download", "someone/demo-BF16")
+
+
+def test_download_warns_of_a_build_that_the_disk_will_not_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = shutil.disk_usage(tmp_path).free
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hf"))
+    with hub({"someone/large": DEMO_MODEL}) as served:
+        monkeypatch.setenv("HF_ENDPOINT", served.address)
+        served.claims = {"model.safetensors": free * 6 // 10}
+        served.always = {"model.safetensors": Fault(status=404, at_hub=True)}
+        finished = quantkit("download", "someone/large", "--out", tmp_path / "out")
+        assert "this disk will not hold a build as well: recipe default" in finished.stdout
+        assert "for base.gguf (BF16)" in finished.stdout
+        assert finished.returncode == 3
+        assert finished.stderr.startswith("error: downloading someone/large")
+        served.claims = {"model.safetensors": free * 2}
+        refusal = quantkit("download", "someone/large", "--out", tmp_path / "new")
+        assert refusal.returncode == 3
+        assert "too little; make room" in refusal.stderr
+        assert not (tmp_path / "new").exists()

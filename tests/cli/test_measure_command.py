@@ -1,0 +1,94 @@
+"""`quantkit measure`: what it writes and prints, killed and wrong."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+from demo_artifacts import write_demo
+from forked import quantkit, start
+from places import DATA
+from small_recipes import write_recipe
+
+from quantkit.study.sensitivity import Sensitivity
+
+IMATRIX = DATA / "imatrix" / "demo-4x512.imatrix.gguf"
+MEASURE = {
+    "candidates": ["Q8_0", "Q4_K", "Q4_0"],
+    "sample_rows": 16,
+    "sample_experts": 2,
+    "cost_chunks": 2,
+    "cost_chunk_tokens": 32,
+    "groups": [r"blk\.(\d+)\.ffn_(?:up|down)_exps"],
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_demo(tmp_path_factory.mktemp("base") / "demo.gguf")
+
+
+def measure(*given: object) -> subprocess.CompletedProcess[str]:
+    return quantkit("measure", *given, "--workers", "1")
+
+
+def test_measures_and_goes_on_after_a_kill(base: Path, tmp_path: Path) -> None:
+    recipe = write_recipe(tmp_path / "tiny.yaml", measure=MEASURE)
+    given = (base, "--imatrix", IMATRIX, "--recipe", recipe, "--out")
+    whole = measure(*given, tmp_path / "whole.json", "--json")
+    assert whole.returncode == 0, whole.stderr
+    facts = json.loads(whole.stdout)
+    found = Sensitivity.load(tmp_path / "whole.json")
+    assert facts["tensors"] == len(found.errors) == 32
+    groups = [unit.tensors for unit in found.units if len(unit.tensors) > 1]
+    assert groups == [
+        (f"blk.{layer}.ffn_up_exps.weight", f"blk.{layer}.ffn_down_exps.weight")
+        for layer in (1, 3, 6)
+    ] or groups == [
+        (f"blk.{layer}.ffn_down_exps.weight", f"blk.{layer}.ffn_up_exps.weight")
+        for layer in (1, 3, 6)
+    ]
+    assert all(unit.cost(0.01) > 0 for unit in found.units)
+    content = json.loads((tmp_path / "whole.json").read_text())
+    assert content["restored_kld"] == 0.0
+    assert content["cost_tokens"] == 64
+
+    killed = start("measure", *given, tmp_path / "again.json", "--workers", "1", "--quiet")
+    journal = tmp_path / "again.json.work" / "costs.jsonl"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and killed.is_alive():
+        if journal.exists() and len(journal.read_text().splitlines()) > 3:
+            break
+        time.sleep(0.02)
+    assert killed.is_alive()
+    killed.kill()
+    killed.join()
+    assert killed.exitcode == -signal.SIGKILL
+    assert not (tmp_path / "again.json").exists()
+    again = measure(*given, tmp_path / "again.json")
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "again.json").read_bytes() == (tmp_path / "whole.json").read_bytes()
+    assert "dearest tensors" in again.stdout
+    assert "will take about" in again.stdout
+    assert not (tmp_path / "again.json.work").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "expected"),
+    [
+        ({"--imatrix": "missing.gguf"}, "missing.gguf"),
+        ({"--out": "MODEL"}, "is an input of this command"),
+        ({"--recipe": "no-such"}, "no recipe 'no-such'"),
+    ],
+)
+def test_wrong_input(base: Path, change: dict[str, str], expected: str, tmp_path: Path) -> None:
+    given = {"--imatrix": str(IMATRIX), "--out": str(tmp_path / "s.json")} | change
+    words = [str(base) if word == "MODEL" else word for pair in given.items() for word in pair]
+    found = measure(base, *words)
+    assert found.returncode == 2
+    assert expected in found.stderr
+    assert not (tmp_path / "s.json").exists()

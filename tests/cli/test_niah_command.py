@@ -1,0 +1,114 @@
+"""`quantkit niah`: what it prints and writes, its exit codes, and wrong input."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from pathlib import Path
+
+import pytest
+from broken_artifacts import swapped, with_context_length
+from demo_artifacts import write_demo
+from forked import quantkit
+from small_haystack import small_haystack
+
+from quantkit.cli.niah import probes_of
+from quantkit.core.errors import InputError
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_demo(tmp_path_factory.mktemp("a folder") / "demo.gguf", "Q4_0")
+
+
+def niah(*arguments: object, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return quantkit("niah", *arguments, cwd=cwd)
+
+
+SMALL = (
+    "--context", 1024, "--needles", 6, "--kv", "f16", "--minimum", 0.5,
+    "--haystack", small_haystack(),
+)  # fmt: skip
+
+
+def test_a_check_that_passes(model: Path, tmp_path: Path) -> None:
+    done = niah(model, *SMALL, "--probe", "near-miss=2", "--source", "demo", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    out = tmp_path / "demo-niah"
+    assert sorted(path.name for path in out.iterdir()) == [
+        "heatmap.png", "niah.jsonl", "validation.json",
+    ]  # fmt: skip
+    facts = json.loads((out / "validation.json").read_text())
+    section = facts["niah"]
+    assert facts["passed"] is True
+    assert (
+        section["mode"] == section["tasks"][0]["name"] == f"multikey-{section['rungs'][0]['keys']}"
+    )
+    assert (section["hits"], section["trials"]) == (6, 6)
+    assert section["lower_bound"] == pytest.approx(0.05 ** (1 / 6))
+    assert [task["task"] for task in section["tasks"]] == ["multikey", "near-miss"]
+    assert facts["integrity"]["matrices"] > 58
+    assert len((out / "niah.jsonl").read_text().splitlines()) == 8
+    for words in ("passes with 6 of 6 multikey", "6/6", "one prefill a question", "nothing"):
+        assert words in done.stdout
+    # the same in JSON, and nothing beside it
+    again = niah(model, *SMALL, "--out", "b", "--json", cwd=tmp_path)
+    assert again.returncode == 0
+    assert json.loads(again.stdout)["niah"]["hits"] == 6
+
+
+def test_a_missed_gate_is_told_with_what_was_found(model: Path, tmp_path: Path) -> None:
+    probe = ("--probe", "two-hop=6", "--gate", "two-hop")
+    failed = niah(model, *SMALL, *probe, "--json", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "two-hop found 0/6, at least 0.0%; 50.0% is needed" in failed.stderr
+    facts = json.loads(failed.stdout)
+    assert (facts["passed"], facts["niah"]["gate"]) == (False, ["two-hop"])
+    assert (tmp_path / "demo-niah" / "heatmap.png").exists()
+
+
+def test_broken_files_fail_the_gate(model: Path, tmp_path: Path) -> None:
+    broken = swapped(model, tmp_path / "swapped.gguf", "blk.3.ffn_down_exps.weight", 0, 1)
+    short = with_context_length(model, tmp_path / "short.gguf", 512)
+    for arguments, words in (
+        ((broken, "--source", "demo"), "experts 0, 1 of blk.3.ffn_down_exps.weight"),
+        ((short, "--source", "demo"), "context_length is 512, not 1048576"),
+        ((short,), "512 tokens in its metadata, and is to be checked at 1024"),
+    ):
+        failed = niah(*arguments, *SMALL, cwd=tmp_path)
+        assert failed.returncode == 1, failed.stderr
+        assert words in failed.stderr
+        assert not (tmp_path / f"{arguments[0].stem}-niah" / "validation.json").exists()
+
+
+def test_wrong_input_is_told_before_any_work(model: Path, tmp_path: Path) -> None:
+    cases: dict[str, tuple[object, ...]] = {
+        "give a GGUF file, or --endpoint": (),
+        "one of them": (model, "--endpoint", "http://127.0.0.1:1"),
+        "--fresh needs the file itself": ("--endpoint", "http://127.0.0.1:1", "--fresh"),
+        "--probe near-miss=many": (model, "--probe", "near-miss=many"),
+        "--probe: Input should be": (model, "--probe", "nearly"),
+        "two-hop is not asked": (model, "--gate", "two-hop"),
+        "3 seeds or more": (model, "--clustered"),
+        "seeds has one twice": (model, "--seed", 4, "--seed", 4),
+        "one-pass mode only": (model, "--classic", "--probe", "all"),
+        "3 questions of single cannot prove": (model, "--classic"),
+        "ask 59 or more": (model, "--minimum", 0.95, "--needles", 58),
+        "--kv: Input should be": (model, "--kv", "q9_0"),
+        "is a repository; download it first": (model, "--source", "some/model"),
+        "no-such.gguf": (tmp_path / "no-such.gguf",),
+    }
+    for words, arguments in cases.items():
+        refused = niah(*arguments, cwd=tmp_path)
+        assert (refused.returncode, words in refused.stderr) == (2, True), refused.stderr
+        assert "Traceback" not in refused.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_probes() -> None:
+    assert probes_of(["near-miss", "two-hop=16"]) == {"near-miss": 8, "two-hop": 16}
+    everything = probes_of(["all=4", "absent=2"])
+    assert len(everything) == 6
+    assert (everything["updated"], everything["absent"]) == (4, 2)
+    with pytest.raises(InputError, match="NAME=NUMBER"):
+        probes_of(["two-hop="])

@@ -1,0 +1,248 @@
+"""`quantkit publish` and `build --publish`: killed, finished, verified, downloaded and run."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from finished_builds import copied, fail
+from forked import quantkit, start
+from loopback_hub import GOOD_TOKEN, READ_TOKEN, LoopbackHub, UploadFault, hub
+from small_recipes import write_recipe
+
+TO = "someone/quantkit-demo"
+REPOSITORY = f"{TO}-GGUF"
+
+
+@pytest.fixture
+def loopback(tmp_path: Path) -> Iterator[LoopbackHub]:
+    with hub({}, storage=tmp_path / "hub") as served:
+        yield served
+
+
+@pytest.fixture
+def own(finished_build: Path, tmp_path: Path) -> Path:
+    return copied(finished_build, tmp_path / "own")
+
+
+def environment(loopback: LoopbackHub, token: str = GOOD_TOKEN) -> dict[str, str]:
+    return dict(os.environ) | {
+        "HF_ENDPOINT": loopback.address,
+        "HF_TOKEN": token,
+        "HF_HUB_DISABLE_XET": "1",
+    }
+
+
+def head(loopback: LoopbackHub) -> str | None:
+    commit = loopback.commit(REPOSITORY)
+    return None if commit is None or commit.parent is None else commit.id
+
+
+def test_killed_half_way_finished_downloaded_and_run(
+    loopback: LoopbackHub, own: Path, tmp_path: Path
+) -> None:
+    env = environment(loopback)
+    loopback.upload_bytes_per_second = 2_000_000
+    killed = start("publish", own, "--to", TO, env=env)
+    deadline = time.monotonic() + 120
+    while sum(loopback.received.values()) < 8_000_000:
+        assert time.monotonic() < deadline
+        assert killed.is_alive()
+        time.sleep(0.02)
+    assert killed.pid is not None
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.join()
+    assert head(loopback) is None  # nothing is to be seen
+    whole = {oid for oid in loopback.received if loopback.repository(REPOSITORY).object(oid)}
+    assert whole
+    before = dict(loopback.received)
+    loopback.upload_bytes_per_second = None
+
+    done = quantkit("publish", own, "--to", TO, "--json", env=env)
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["made"]
+    assert facts["commit"] == head(loopback)
+    for oid in whole:  # what was there is not sent again
+        assert loopback.received[oid] == before[oid]
+    sizes = {file["sha256"]: file["size_bytes"] for file in facts["files"].values()}
+    assert all(loopback.repository(REPOSITORY).object(oid) for oid in loopback.received)
+    assert loopback.received.keys() <= sizes.keys()
+
+    again = quantkit("publish", own, "--to", TO, env=env)
+    assert again.returncode == 0
+    assert "all " in again.stdout
+    assert "are there already" in again.stdout
+    assert loopback.commits_made == 1
+
+    # elsewhere, by a plain client
+    folder = tmp_path / "elsewhere"
+    program = (
+        "from huggingface_hub import snapshot_download\n"
+        f"snapshot_download({REPOSITORY!r}, local_dir={str(folder)!r})\n"
+    )
+    plain = {name: value for name, value in env.items() if name != "HF_TOKEN"}
+    plain |= {"HF_HOME": str(tmp_path / "cache"), "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+
+    subprocess.run([sys.executable, "-c", program], env=plain, check=True)
+    checked = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder, check=False)
+    assert checked.returncode == 0
+    artifact = folder / "quantkit-demo-Q4.gguf"
+    assert artifact.read_bytes() == (own / "levels/Q4/quantkit-demo-Q4.gguf").read_bytes()
+    found = quantkit(
+        "niah", artifact, "--context", 384, "--needles", 4, "--answer-tokens", 8, "--kv", "q8_0",
+        "--minimum", 0.4, "--out", tmp_path / "niah", "--json",
+    )  # fmt: skip
+    assert found.returncode == 0, found.stderr
+    again = quantkit(
+        "quantize", "--model", "demo", "--types", folder / "levels/Q4/allocation.json",
+        "--imatrix", folder / "quantkit-demo-imatrix.gguf", "--out", tmp_path / "again.gguf",
+    )  # fmt: skip
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "again.gguf").read_bytes() == artifact.read_bytes()
+    for where in (folder, REPOSITORY):
+        verified = quantkit("verify", where, env=plain, cwd=tmp_path)
+        assert verified.returncode == 0, verified.stdout + verified.stderr
+
+
+def test_what_a_person_sees(loopback: LoopbackHub, own: Path) -> None:
+    fail(own, "Q4")
+    env = environment(loopback)
+    shown = quantkit("publish", own, "--to", "someone", "--dry-run", env=env)
+    assert shown.returncode == 0, shown.stderr
+    assert f"→ {REPOSITORY} (dry run: nothing is changed)" in shown.stdout
+    assert "licence  apache-2.0" in shown.stdout
+    assert "new repository, public" in shown.stdout
+    assert "not published" in shown.stdout
+    assert "README.md" in shown.stdout
+    assert loopback.store is not None
+    assert not loopback.store.repositories
+    refused = quantkit("publish", own, "--to", "someone", "--levels", "Q8, Q4", env=env)
+    assert refused.returncode == 1
+    assert "Q4 failed its gate (1 of 4 multikey-4" in refused.stderr
+    both = quantkit("publish", own, "--to", TO, "--pr", "--branch", "x", env=env)
+    assert both.returncode == 2
+    typo = quantkit("publish", own.parent / "typo", "--to", TO, env=env)
+    assert typo.returncode == 2
+    assert not (own.parent / "typo").exists()
+    nothing = quantkit("publish", own.parent, "--to", TO, env=env)
+    assert nothing.returncode == 2
+    assert "holds no finished build" in nothing.stderr
+    for run in (shown, refused, both, nothing):
+        assert GOOD_TOKEN not in run.stdout + run.stderr
+        assert "Traceback" not in run.stderr
+
+
+def test_the_token_is_in_nothing_that_is_written(loopback: LoopbackHub, own: Path) -> None:
+    done = quantkit("publish", own, "--to", TO, "--json", env=environment(loopback))
+    assert done.returncode == 0
+    assert GOOD_TOKEN not in done.stdout + done.stderr
+    for path in own.rglob("*"):
+        if path.is_file() and path.suffix != ".gguf":
+            assert GOOD_TOKEN.encode() not in path.read_bytes(), path
+
+
+def test_ctrl_c_ends_it_although_an_upload_is_under_way(loopback: LoopbackHub, own: Path) -> None:
+    loopback.upload_bytes_per_second = 300_000  # all of it would take half a minute
+    program = [sys.executable, "-c", "from quantkit.cli.app import main; main()"]
+    command = [*program, "publish", str(own), "--to", TO, "--quiet"]
+    started = subprocess.Popen(
+        command,
+        env=environment(loopback),
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell may ignore it
+    )
+    while not sum(loopback.received.values()):
+        assert started.poll() is None
+        time.sleep(0.02)
+    started.send_signal(signal.SIGINT)
+    assert started.wait(120) == 130
+    assert sum(loopback.received.values()) < 8_000_000
+    assert loopback.commits_made == 0
+
+
+def quick_recipe(folder: Path, **changes: object) -> Path:
+    gate = {"context_tokens": [384], "needles": 4, "answer_tokens": 8, "minimum_lower_bound": 0.4}
+    content: dict[str, object] = {
+        "levels": [{"name": "Q4", "bits_per_weight": 4.6}],
+        "retrieval": gate,
+        "measure": {"candidates": ["Q8_0", "Q4_0", "Q2_K"], "sample_rows": 16, "cost_chunks": 0},
+        "divergence": {"chunks": 0},
+    }
+    return write_recipe(folder / "tiny.yaml", **content | changes)
+
+
+def test_a_release_is_built_again_byte_for_byte(loopback: LoopbackHub, tmp_path: Path) -> None:
+    """Of a mixture whose order is not that of its names, with a text of one's own."""
+    (tmp_path / "zz.txt").write_text(
+        "One and two make three, and three and four make seven. " * 200
+    )
+    mixture = {"zz.txt": 1.0, "english-prose": 2.0, "code": 1.0}
+    imatrix = {"chunks": 4, "chunk_tokens": 128, "mixture": mixture}
+    recipe, out = quick_recipe(tmp_path, imatrix=imatrix), tmp_path / "out"
+    built = quantkit(
+        "build", "--target", "1x3090", "--model", "demo", "--recipe", recipe, "--out", out,
+        cwd=tmp_path,
+    )  # fmt: skip
+    assert built.returncode == 0, built.stdout + built.stderr
+    env = environment(loopback)
+    shown = quantkit("publish", out, "--to", "someone", "--dry-run", env=env)
+    assert shown.returncode == 0, shown.stdout + shown.stderr
+    release = out / "release"
+    assert str(tmp_path) not in (release / "recipe.yaml").read_text()
+    again = quantkit(
+        "build", "--target", release / "target.yaml", "--model", "demo",
+        "--recipe", release / "recipe.yaml", "--out", tmp_path / "again", cwd=tmp_path,
+    )  # fmt: skip
+    assert again.returncode == 0, again.stdout + again.stderr
+    for name in ("imatrix.gguf", "levels/Q4/quantkit-demo-Q4.gguf", "levels/Q4/allocation.json"):
+        assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
+
+
+def test_what_a_build_that_publishes_refuses_first(loopback: LoopbackHub, tmp_path: Path) -> None:
+    recipe = quick_recipe(tmp_path)
+    command = (
+        "build", "--target", "1x3090", "--model", "demo", "--recipe", recipe,
+        "--out", tmp_path / "out", "--publish", "someone",
+    )  # fmt: skip
+    loopback.write(REPOSITORY, {})
+    for more, words in (
+        (("--private",), "exists, and is public"),
+        (("--levels", "Q4_0"), "all levels are baselines"),
+    ):
+        early = quantkit(*command, *more, env=environment(loopback))
+        assert early.returncode == 2
+        assert words in early.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_a_build_publishes_what_passed(loopback: LoopbackHub, tmp_path: Path) -> None:
+    recipe = quick_recipe(tmp_path)
+    command = (
+        "build", "--target", "1x3090", "--model", "demo", "--recipe", recipe,
+        "--out", tmp_path / "out", "--publish", "someone",
+    )  # fmt: skip
+    for token in ("hf_wrong", READ_TOKEN):
+        early = quantkit(*command, env=environment(loopback, token))
+        assert early.returncode == 2
+        assert "token" in early.stderr
+        assert not (tmp_path / "out").exists()  # told before hours of work
+    loopback.upload_faults["POST", "/commit/"] = [UploadFault(403, "not today")]
+    failed = quantkit(*command, env=environment(loopback))
+    assert failed.returncode == 2
+    assert "not today" in failed.stderr
+    words = " ".join(failed.stderr.split())
+    assert "the build is finished, and not published; to go on: quantkit publish" in words
+    done = quantkit(*command, "--json", env=environment(loopback))
+    assert done.returncode == 0, done.stdout + done.stderr
+    facts = json.loads(done.stdout)
+    assert facts["published"]["commit"] == head(loopback)
+    assert facts["published"]["address"] == f"{loopback.address}/{REPOSITORY}"
+    assert facts["levels"][0]["name"] == "Q4"

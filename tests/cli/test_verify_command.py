@@ -1,0 +1,216 @@
+"""`quantkit verify`: what it prints, what it refuses, and its exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import broken_artifacts
+import pytest
+from forked import quantkit
+from loopback_hub import hub
+from small_recipes import write_recipe
+from small_release import STACK, SmallRelease
+
+from quantkit.core.files import file_sha256
+
+Q4 = "tiny-Q4.gguf"
+
+
+def test_a_good_release_takes_a_line_a_check(whole_release: SmallRelease) -> None:
+    done = quantkit("verify", whole_release.folder, "--source", whole_release.source)
+    assert (done.returncode, done.stderr) == (0, "")
+    first, *lines, last = done.stdout.splitlines()
+    assert first == f"{whole_release.folder}: a release of tiny, Q4, Q8"
+    assert [line.split()[:2] for line in lines if line.startswith("✓")] == [
+        ["✓", name] for name in ("files", "structure", "types", "claims", "source")
+    ]
+    assert last.startswith(
+        "Verified: everything that was compared agrees. Another run takes other rows"
+    )
+    assert any("Q4 did not pass its retrieval gate" in line for line in lines)
+    quiet = quantkit("verify", whole_release.folder, "--quiet")
+    assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
+
+
+def test_the_facts_as_json(whole_release: SmallRelease) -> None:
+    done = quantkit(
+        "verify",
+        whole_release.folder,
+        "--source",
+        whole_release.source,
+        "--full",
+        "--seed",
+        "4",
+        "--json",
+    )
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["kind"], facts["model"], facts["levels"]) == ("release", "tiny", ["Q4", "Q8"])
+    assert facts["verified"] is True
+    checks = {check["name"]: check for check in facts["checks"]}
+    assert list(checks) == ["files", "structure", "types", "claims", "source"]
+    assert all(check["passed"] and not check["faults"] for check in checks.values())
+    source = checks["source"]
+    assert (source["full"], source["seed"]) == (True, 4)
+    assert source["rows"] == source["all_rows"] > 0
+    assert source["hashed"] == source["files"] == 1
+
+
+def test_the_seed_is_drawn_and_can_be_given_again(whole_release: SmallRelease) -> None:
+    def source(*more: str) -> dict[str, Any]:
+        done = quantkit(
+            "verify", whole_release.folder, "--source", whole_release.source, "--json", *more
+        )
+        assert done.returncode == 0, done.stderr
+        return dict(json.loads(done.stdout)["checks"][-1])
+
+    one, other = source(), source()
+    assert one["seed"] != other["seed"]
+    assert one["seed"] != 1
+    assert source("--seed", str(one["seed"]))["seed"] == one["seed"]
+    done = quantkit("verify", whole_release.folder, "--source", whole_release.source)
+    assert re.search(r"sampled rows of [\d,]+ \(seed \d+\)", done.stdout), done.stdout
+
+
+def test_what_was_not_compared_gets_no_tick(release: SmallRelease) -> None:
+    shutil.rmtree(release.path("levels"))
+    release.path("notes.txt").write_text("mine")
+    done = quantkit("verify", release.folder)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = done.stdout.splitlines()
+    assert any(line.startswith("· types") and "no allocation.json" in line for line in lines)
+    (claims,) = (line for line in lines if line.startswith("✓ claims"))
+    assert "verdicts" not in claims
+    assert lines[-1].startswith(
+        "Verified: everything that was compared agrees, except 1 file that no hash covers. "
+        "Nothing was here to be compared for: types."
+    )
+    facts = json.loads(quantkit("verify", release.folder, "--json").stdout)
+    compared = {check["name"]: check["compared"] for check in facts["checks"]}
+    assert compared == {"files": True, "structure": True, "types": False, "claims": True}
+
+
+def test_what_is_wrong_is_named_and_the_exit_code_is_1(
+    release: SmallRelease, tmp_path: Path
+) -> None:
+    broken = broken_artifacts.swapped(release.path(Q4), tmp_path / "b.gguf", STACK, 0, 1)
+    os.replace(broken, release.path(Q4))
+    release.path("README.md").write_text("# other")
+    release.path(release.files("Q8")[0]).unlink()
+    done = quantkit("verify", release.folder, "--source", release.source)
+    assert done.returncode == 1
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith(f"error: {release.folder} is not what it says it is: README.md has the")
+    assert line.endswith("; and 1 more")
+    assert "✗ files" in done.stdout
+    assert "✓ types" in done.stdout
+    assert f"Q4: {STACK}, Q4_K, is not what the source gives in 2 of 16 rows" in done.stdout
+    assert "what may explain it" in done.stdout
+    done = quantkit("verify", release.folder, "--json")
+    assert done.returncode == 1
+    facts = json.loads(done.stdout)
+    assert facts["verified"] is False
+    assert len(facts["checks"][0]["faults"]) == 2
+
+
+def test_of_many_faults_a_screen_is_printed(release: SmallRelease) -> None:
+    def no_type(content: dict[str, dict[str, dict[str, str]]]) -> None:
+        for tensor in content["tensors"].values():
+            tensor["type"] = "Q1_0"
+
+    release.edit_json("levels/Q4/allocation.json", no_type)
+    done = quantkit("verify", release.folder)
+    assert done.returncode == 1
+    assert len(done.stdout.splitlines()) < 20
+    assert "and 5 more; --json has all" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("nowhere",), "no release at nowhere"),
+        (("./nowhere/at-all",), "no release at ./nowhere/at-all"),
+        (("a/b/c",), "no release at a/b/c"),
+        ((".",), "is neither a release"),
+        ((".", "--full"), "give --source too"),
+        ((".", "--source", "someone/model"), "download it first: quantkit download someone/model"),
+        (("someone/model", "--source", "demo", "--full"), "hf download someone/model"),
+    ],
+)
+def test_what_is_refused(arguments: tuple[str, ...], words: str, tmp_path: Path) -> None:
+    done = quantkit("verify", *arguments, cwd=tmp_path)
+    assert done.returncode == 2, done.stdout + done.stderr
+    (line,) = done.stderr.strip().splitlines()
+    assert words in line
+    assert done.stdout == ""
+
+
+def test_a_repository_by_its_name(release: SmallRelease) -> None:
+    with hub({"someone/tiny-GGUF": {"v1": release.folder}}) as served:
+        environment = {**os.environ, "HF_ENDPOINT": served.address, "HF_TOKEN": ""}
+        done = quantkit(
+            "verify", "someone/tiny-GGUF@v1", "--source", release.source, env=environment
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("someone/tiny-GGUF@")
+        assert "large ones by the Hub's record: SHA-256 as in SHA256SUMS" in done.stdout
+        assert served.sent_bytes(Q4) < release.path(Q4).stat().st_size / 8
+        gone = quantkit("verify", "someone/other", env=environment)
+        assert gone.returncode == 2
+
+
+def test_a_build_is_verified_by_its_receipts(tmp_path: Path) -> None:
+    """From its first level on; what the build has replaced since is left out, and said."""
+    build = tmp_path / "build"
+    recipe = write_recipe(tmp_path / "tiny.yaml")
+    words = ("build", "--target", "4x3090", "--model", "demo", "--out", build, "--quiet")
+    assert quantkit(*words, "--recipe", recipe).returncode == 0
+    done = quantkit("verify", build, "--source", "demo", "--full", "--json")
+    assert done.returncode == 0, done.stderr
+    facts = json.loads(done.stdout)
+    assert (facts["kind"], facts["model"]) == ("build", "quantkit-demo")
+    assert sorted(facts["levels"]) == ["Q4", "Q8"]
+    assert (facts["not_here"], facts["not_covered"]) == ([], [])
+    source = facts["checks"][-1]
+    assert source["rows"] == source["all_rows"] > 0
+    assert source["files"] == source["hashed"] > 3
+
+    artifact = build / "levels" / "Q4" / "quantkit-demo-Q4.gguf"
+    whole = artifact.read_bytes()
+    artifact.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    done = quantkit("verify", build)
+    assert done.returncode == 1
+    assert "levels/Q4/quantkit-demo-Q4.gguf has the SHA-256" in done.stderr
+    artifact.write_bytes(whole)
+
+    validation = build / "levels" / "Q4" / "validation.json"
+    older = json.loads(validation.read_text())
+    assert older.pop("artifact") == {artifact.name: file_sha256(artifact)}
+    validation.write_text(json.dumps(older))
+    receipt = build / "receipts" / "validate.Q4.json"
+    content = json.loads(receipt.read_text())
+    for output in content["outputs"]:
+        output["sha256"] = file_sha256(build / output["path"])
+    receipt.write_text(json.dumps(content))
+    done = quantkit("verify", build)
+    assert done.returncode == 0, done.stderr
+    assert "Q4: validation.json does not say which file was asked" in done.stdout
+
+    unfinished = tmp_path / "unfinished"
+    shutil.copytree(build, unfinished)
+    for name in ("report", "validate.Q8", "quantize.Q8", "validate.Q4"):
+        (unfinished / "receipts" / f"{name}.json").unlink()
+    assert quantkit("verify", unfinished).returncode == 0
+
+    receipt = build / "receipts" / "quantize.Q8.json"
+    content = json.loads(receipt.read_text())
+    content["parts"]["imatrix"] = {"imatrix.gguf": "0" * 64}
+    receipt.write_text(json.dumps(content))
+    done = quantkit("verify", build)
+    assert done.returncode == 0, done.stderr
+    assert "Q8 left out" in done.stdout

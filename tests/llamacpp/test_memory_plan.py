@@ -1,0 +1,302 @@
+"""What llama.cpp says a model takes: stand-ins against RPC servers, and what only CUDA needs."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import flagship
+import pytest
+from checkpoints import (
+    LLAMA,
+    NEMOTRON,
+    nemotron_arrays,
+    with_prediction_head,
+    write_checkpoint,
+    write_llama,
+    write_nemotron,
+)
+
+from quantkit.config.recipe import ConvertRecipe
+from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.formats.tensor_types import BY_NAME
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.llamacpp import memory_plan
+from quantkit.llamacpp.device_sets import DeviceKind, Devices
+from quantkit.llamacpp.memory_plan import Breakdown, Question, Shape, Use, ask_memory, ask_of_files
+from quantkit.models.checkpoint import open_checkpoint
+from quantkit.models.geometry import geometry_of
+from quantkit.plan.llama_memory import even_counts
+from quantkit.quantize.convert import convert
+
+MIB, GIB = 1 << 20, 1 << 30
+HEAD = 64  # a head size that CUDA's kernels have
+FOUR = (24 * GIB,) * 4
+PUBLISHED = Use(516_096, "q8_0", 512)
+UNPIPED = Use(516_096, "q8_0", 512, pipeline=False)
+USES = tuple(
+    Use(tokens, kv, batch, sequences, flash)
+    for tokens, kv, batch, sequences, flash in (
+        (516_096, "q8_0", 512, 1, True),
+        (516_096, "f16", 2048, 1, True),
+        (32_768, "q8_0", 2048, 4, True),
+        (4096, "f16", 512, 1, False),
+    )
+)
+
+
+def flagship_shape(kind: DeviceKind, split: tuple[int, ...], *uses: Use) -> Shape:
+    types = {
+        i.name: "F32" if i.type_name == "F32" else "Q5_0" if "down_exps" in i.name else "Q4_K"
+        for i in flagship.tensors()
+    }
+    tensors = [replace(info, type_name=types[info.name]) for info in flagship.tensors()]
+    return Shape(flagship.metadata(), tensors, Devices(kind, FOUR[: len(split)]), split, uses)
+
+
+def small_shape(
+    folder: Path, kind: DeviceKind, *uses: Use, cards: int = 1, name: str = "llama"
+) -> Shape:
+    if name == "llama":
+        source = open_checkpoint(write_llama(folder / name, head_dim=HEAD, intermediate_size=96))
+    else:
+        source = open_checkpoint(write_nemotron(folder / name))
+    split = even_counts(len(geometry_of(source.metadata).layers) + 1, cards)
+    return Shape(source.metadata, source.tensors, Devices(kind, (GIB,) * cards), split, uses)
+
+
+def predicting_shape(folder: Path, kind: DeviceKind, *uses: Use, cards: int = 1) -> Shape:
+    """A small hybrid with a prediction head."""
+    arrays = with_prediction_head(nemotron_arrays(NEMOTRON))
+    config = NEMOTRON | {"num_nextn_predict_layers": 1}
+    path = write_checkpoint(folder / "predicting", config, arrays)
+    source = open_checkpoint(path, keep_prediction=True)
+    split = even_counts(len(geometry_of(source.metadata).layers) + 1, cards)
+    return Shape(source.metadata, source.tensors, Devices(kind, (GIB,) * cards), split, uses)
+
+
+def in_mib(found: Breakdown) -> list[tuple[float, float, float]]:
+    return [
+        (round(d.weights / MIB, 2), round(d.context / MIB, 2), round(d.compute / MIB, 2))
+        for d in (*found.cards, found.host)
+    ]
+
+
+def test_the_flagship_as_four_rpc_servers_have_it() -> None:
+    """What llama.cpp says at 516,096 tokens, q8_0, on the servers of a build with RPC."""
+    ((found,),) = ask_memory([flagship_shape("plain", (23, 22, 22, 22), PUBLISHED)])
+    assert in_mib(found) == [
+        (17848.98, 580.79, 2231.84),
+        (17789.96, 576.67, 2260.84),
+        (17789.96, 576.67, 2260.84),
+        (18018.95, 572.55, 2260.84),
+        (288.0, 0.0, 2056.35),
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", [(23, 22, 22, 22), (40, 30, 10, 9), (50, 39)])
+def test_stand_ins_say_what_rpc_servers_say(
+    split: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = os.environ.get("QUANTKIT_LLAMA_TOOLS")
+    if not tools or not (Path(tools) / "libggml-rpc.so").exists():
+        pytest.skip("llama.cpp with RPC is not built; 'make slow' builds it")
+    (here,) = ask_memory([flagship_shape("plain", split, *USES, UNPIPED)])
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", tools)
+    (there,) = ask_memory([flagship_shape("rpc", split, *USES, UNPIPED)])
+    assert here == there
+
+
+@pytest.mark.slow
+def test_rpc_servers_say_the_same_where_prediction_layers_draft(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tools = os.environ.get("QUANTKIT_LLAMA_TOOLS")
+    if not tools or not (Path(tools) / "libggml-rpc.so").exists():
+        pytest.skip("llama.cpp with RPC is not built; 'make slow' builds it")
+    uses = [Use(65_536, kv, 512, 2, drafted_tokens=3) for kv in ("f16", "bf16")]
+    (here,) = ask_memory([predicting_shape(tmp_path, "plain", *uses, cards=2)])
+    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", tools)
+    (there,) = ask_memory([predicting_shape(tmp_path, "rpc", *uses, cards=2)])
+    assert here == there
+
+
+def test_a_build_without_rpc_says_how_to_get_it(tmp_path: Path) -> None:
+    with pytest.raises(EnvironmentFault, match=r"without its RPC backend.*--on stand-ins"):
+        ask_memory([small_shape(tmp_path, "rpc", PUBLISHED)])
+
+
+def test_no_card_is_present_where_none_is(tmp_path: Path) -> None:
+    if "CUDA" in os.environ.get("CMAKE_ARGS", ""):
+        pytest.skip("this llama.cpp sees cards")
+    with pytest.raises(EnvironmentFault, match=r"1 cards, but llama\.cpp sees 0 here"):
+        ask_memory([small_shape(tmp_path, "present", PUBLISHED)])
+
+
+def test_flash_attention_of_cuda_copies_a_quantized_cache_to_f16(tmp_path: Path) -> None:
+    """On a small model with a long context the copies are all that counts."""
+    tokens = 1 << 20
+    uses = (Use(tokens, "q8_0", 8), Use(tokens, "f16", 8))
+    (plain,) = ask_memory([small_shape(tmp_path, "plain", *uses)])
+    (cuda,) = ask_memory([small_shape(tmp_path, "cuda", *uses)])
+    copied = 2 * 2 * tokens * LLAMA["num_key_value_heads"] * HEAD
+    grown = cuda[0].cards[0].compute - plain[0].cards[0].compute
+    assert copied * 0.98 < grown <= copied
+    assert cuda[1].cards[0].compute == pytest.approx(plain[1].cards[0].compute, rel=1e-3)
+
+
+def test_rows_of_quantized_tensors_are_padded_on_cuda(tmp_path: Path) -> None:
+    use = Use(1024, "f16", 64)
+    plain, cuda = (small_shape(tmp_path, "plain", use), small_shape(tmp_path, "cuda", use))
+    for kind, padded in (("BF16", False), ("Q8_0", True)):
+        types = [replace(i, type_name=kind) if len(i.shape) > 1 else i for i in plain.tensors]
+        (one,), (other,) = ask_memory([replace(plain, tensors=types), replace(cuda, tensors=types)])
+        grown = other.cards[0].weights - one.cards[0].weights
+        short = [i for i in types if len(i.shape) > 1 and i.row_elements % 512]
+        most = sum(34 * (-i.row_elements % 512) // 32 + 128 for i in short)
+        assert (0 < grown <= most) if padded else grown <= 128 * len(types)
+
+
+def test_several_cards_hold_four_copies_of_the_mask(tmp_path: Path) -> None:
+    tokens, batch = 1 << 20, 64
+    use = Use(tokens, "f16", batch)
+    (one,), (two,) = ask_memory(
+        [
+            small_shape(tmp_path, "cuda", use),
+            small_shape(tmp_path, "cuda", use, cards=2),
+        ]
+    )
+    mask = 2 * tokens * batch
+    assert one.cards[0].compute == pytest.approx(mask, rel=0.05)
+    for card in two.cards:
+        assert card.compute == pytest.approx(4 * mask, rel=0.05)
+
+
+def test_each_sequence_keeps_a_state_of_its_own(tmp_path: Path) -> None:
+    uses = tuple(Use(1024, "f16", 64, sequences) for sequences in (1, 3))
+    (found,) = ask_memory([small_shape(tmp_path, "cuda", *uses, name="nemotron")])
+    one, three = (answer.cards[0].context for answer in found)
+    layers = geometry_of(open_checkpoint(tmp_path / "nemotron").metadata).layers
+    kv = sum(layer.context_bytes(1024, "f16", 0) for layer in layers)
+    assert three - kv == pytest.approx(3 * (one - kv), rel=0.01)
+
+
+def test_prediction_layers_draft_in_a_context_of_their_own(tmp_path: Path) -> None:
+    """Loaded only if they do; the state is then kept once more for each drafted token."""
+    uses = tuple(Use(65_536, "f16", 64, 8, drafted_tokens=drafted) for drafted in (0, 1, 3))
+    shape = predicting_shape(tmp_path, "plain", *uses)
+    ((none, one, three),) = ask_memory([shape])
+    geometry = geometry_of(shape.metadata)
+    (head,) = geometry.prediction
+    cache = head.context_bytes(65_536, "f16")
+    assert cache == 65_536 * 2 * (head.key_elements + head.value_elements) > 0
+    states = sum(4 * 8 * layer.recurrent_elements for layer in geometry.layers)
+    assert none.cards[0].context == sum(
+        layer.context_bytes(65_536, "f16", 8) for layer in geometry.layers
+    )
+    assert one.cards[0].context - none.cards[0].context == cache + states
+    assert three.cards[0].context - one.cards[0].context == 2 * states
+    own = [i for i in shape.tensors if i.name.startswith("blk.4.")]
+    weights = sum(memory_bytes(info) for info in own)
+    assert one.cards[0].weights - none.cards[0].weights == weights > 0
+    assert three.cards[0].weights == one.cards[0].weights
+    mask = 2 * 65_536 * 64
+    for with_head in (one, three):
+        assert with_head.cards[0].compute - none.cards[0].compute == pytest.approx(mask, rel=0.2)
+
+
+def memory_bytes(info: TensorInfo) -> int:
+    return -(-BY_NAME[info.type_name].size_bytes(info.elements) // 32) * 32
+
+
+def test_models_without_prediction_layers_have_no_context_for_them(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a context of the prediction layers \(MTP\).*MTP layers"):
+        ask_memory([small_shape(tmp_path, "cuda", Use(1024, "f16", 64, drafted_tokens=3))])
+
+
+def test_a_cut_without_layers_takes_nothing_of_its_card(tmp_path: Path) -> None:
+    shape = small_shape(tmp_path, "cuda", Use(1024, "f16", 64), cards=2)
+    ((found,),) = ask_memory([replace(shape, tensor_split=(sum(shape.tensor_split), 0))])
+    assert found.cards[1] == memory_plan.DeviceMemory(0, 0, 0)
+    assert found.cards[0].weights > 0
+
+
+def test_the_same_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    shape = small_shape(tmp_path, "cuda", Use(2048, "f16", 64))
+
+    def counted(questions: list[Question]) -> list[list[Breakdown]]:
+        asked.append(len(questions))
+        return ask_of_files(questions)
+
+    monkeypatch.setattr(memory_plan, "ask_of_files", counted)
+    first = ask_memory([shape, shape])
+    assert ask_memory([shape]) == first[:1]
+    assert asked == [1]
+
+
+def test_a_model_that_llama_cpp_refuses_is_refused_with_its_words(tmp_path: Path) -> None:
+    shape = small_shape(tmp_path, "cuda", Use(1024, "f16", 64))
+    with pytest.raises(InputError, match=r"cannot plan this model: .*blk\.0\.attn_q"):
+        ask_memory([replace(shape, tensors=[i for i in shape.tensors if "attn_q." not in i.name])])
+    unknown: Metadata = {**shape.metadata, "general.architecture": MetaValue("str", "nonesuch")}
+    with pytest.raises(InputError, match="nonesuch"):
+        ask_memory([replace(shape, metadata=unknown)])
+
+
+def test_a_file_is_asked_as_it_is(tmp_path: Path) -> None:
+    shape = small_shape(tmp_path, "cuda", Use(1024, "f16", 64))
+    ((by_shape,),) = ask_memory([shape])
+    path = tmp_path / "m.gguf"
+    convert(open_checkpoint(tmp_path / "llama"), ConvertRecipe(), path, tmp_path / "w", workers=1)
+    ((by_file,),) = ask_of_files([Question(path, shape.devices, shape.tensor_split, shape.uses)])
+    assert by_file == by_shape
+    missing = Question(tmp_path / "missing.gguf", shape.devices, shape.tensor_split, shape.uses)
+    with pytest.raises(InputError, match="cannot plan this model"):
+        ask_of_files([missing])
+
+
+def test_other_platforms_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.platform", "darwin")
+    with pytest.raises(EnvironmentFault, match="on Linux only, not on darwin"):
+        ask_memory([small_shape(tmp_path, "cuda", Use(512, "f16", 32))])
+
+
+def test_the_tokenizer_is_left_out_and_counted() -> None:
+    architecture, heads = MetaValue("str", "llama"), MetaValue("u32", 4)
+    metadata = {
+        "general.architecture": architecture,
+        "general.name": MetaValue("str", "Name"),
+        "llama.attention.head_count": heads,
+        "tokenizer.ggml.tokens": MetaValue("str", ("a", "b", "c")),
+        "tokenizer.ggml.model": MetaValue("str", "gpt2"),
+    }
+    assert memory_plan.shape_metadata(
+        metadata, [TensorInfo("token_embd.weight", (3, 8), "F32")]
+    ) == {
+        "general.architecture": architecture,
+        "llama.attention.head_count": heads,
+        "llama.vocab_size": MetaValue("u32", 3),
+        "tokenizer.ggml.model": MetaValue("str", "no_vocab"),
+    }
+
+
+def test_without_pipeline_the_mask_is_held_once(tmp_path: Path) -> None:
+    tokens, batch = 1 << 20, 64
+    use = Use(tokens, "f16", batch)
+    uses = (use, replace(use, pipeline=False), use)
+    ((piped, waiting, again),) = ask_memory([small_shape(tmp_path, "cuda", *uses, cards=2)])
+    assert piped == again
+    for card, other in zip(piped.cards, waiting.cards, strict=True):
+        assert card.compute == pytest.approx(4 * 2 * tokens * batch, rel=0.05)
+        assert other.compute == pytest.approx(2 * tokens * batch, rel=0.05)
+        assert (card.weights, card.context) == (other.weights, other.context)
+
+
+def test_cards_without_layers_are_no_pipeline_stages(tmp_path: Path) -> None:
+    use = Use(1 << 20, "f16", 64)
+    one, two = small_shape(tmp_path, "cuda", use), small_shape(tmp_path, "cuda", use, cards=2)
+    (alone,), (beside,) = ask_memory([one, replace(two, tensor_split=(0, sum(two.tensor_split)))])
+    assert beside.cards == (memory_plan.DeviceMemory(0, 0, 0), alone.cards[0])

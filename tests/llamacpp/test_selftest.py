@@ -1,0 +1,60 @@
+"""The self-test chooses what works: a machine whose fast kernels crash is a probe that crashes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from quantkit.core.errors import EnvironmentFault
+from quantkit.llamacpp.child import NativeCrash
+from quantkit.llamacpp.selftest import SelfTest, run_selftest, working_settings
+
+LOGITS = np.linspace(-1, 1, 16, dtype=np.float32)
+
+
+def probe_of(plain: object, fast: object) -> object:
+    def probe(model: Path, use_extra_buffers: bool) -> NDArray[np.float32]:
+        assert model.stat().st_size > 100_000
+        answer = fast if use_extra_buffers else plain
+        if isinstance(answer, Exception):
+            raise answer
+        assert isinstance(answer, np.ndarray)
+        return answer
+
+    return probe
+
+
+def test_a_crash_of_the_fast_kernels_chooses_the_plain_ones() -> None:
+    crash = NativeCrash("ended by SIGILL")
+    found = run_selftest(probe_of(LOGITS, crash))  # type: ignore[arg-type]
+    assert not found.use_extra_buffers
+    assert "SIGILL" in found.finding
+
+
+@pytest.mark.parametrize("wrong", [LOGITS * 2, LOGITS * np.float32("nan")])
+def test_wrong_numbers_choose_the_plain_ones(wrong: NDArray[np.float32]) -> None:
+    found = run_selftest(probe_of(LOGITS, wrong))  # type: ignore[arg-type]
+    assert not found.use_extra_buffers
+    assert "differ" in found.finding
+
+
+def test_equal_numbers_choose_the_fast_ones() -> None:
+    assert run_selftest(probe_of(LOGITS, LOGITS)).use_extra_buffers  # type: ignore[arg-type]
+
+
+def test_a_machine_that_runs_nothing_is_named() -> None:
+    crash = NativeCrash("ended by SIGILL")
+    with pytest.raises(EnvironmentFault, match="install llama-cpp-python again"):
+        run_selftest(probe_of(crash, crash))  # type: ignore[arg-type]
+
+
+def test_this_machine_and_its_cache(tmp_path: Path) -> None:
+    first = working_settings(tmp_path)
+    (cached,) = tmp_path.glob("selftest-*.json")
+    cached.write_text('{"use_extra_buffers": false, "finding": "kept"}')
+    assert working_settings(tmp_path) == SelfTest(False, "kept")
+    cached.write_text("{broken")
+    assert working_settings(tmp_path) == first

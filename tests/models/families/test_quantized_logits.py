@@ -1,0 +1,81 @@
+"""transformers reads a quantized artifact as llama.cpp does, in every type that is chosen from."""
+
+from __future__ import annotations
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pytest
+from checkpoints import LLAMA, llama_arrays, write_checkpoint
+from oracle import needs_oracle, run_torch
+from scipy.special import log_softmax
+
+from quantkit.config.recipe import STOCK_CANDIDATES
+from quantkit.formats.source import TensorSource
+from quantkit.llamacpp.llama import Context, Model
+from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
+from quantkit.models.checkpoint import open_checkpoint
+from quantkit.models.gguf_source import GGUFSource
+from quantkit.quantize.quantize import artifact_metadata, quantize
+from quantkit.study.candidates import is_quantizable
+
+pytestmark = needs_oracle
+
+SEQUENCES, TOKENS = 3, 64
+WIDE = LLAMA | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3}
+
+
+def f32(source: TensorSource, folder: Path) -> Path:
+    """Every tensor of the source decoded: llama.cpp then computes in F32 throughout."""
+    folder.mkdir()
+    types = {info.name: "F32" for info in source.tensors}
+    (path,) = quantize(source, source.metadata, types, {}, folder, folder, "f32", workers=2)
+    return path
+
+
+def llama_cpp_logits(path: Path, tokens: np.ndarray) -> np.ndarray:
+    model = Model(path, DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0))
+    context = Context(model, ContextSettings(TOKENS, kv_type="f32", all_outputs=True))
+    found = []
+    for sequence in tokens:
+        context.clear()
+        found.append(context.decode(sequence, 0, want="all"))
+    context.close()
+    model.close()
+    return np.stack(found)
+
+
+def mean_kld(expected: np.ndarray, found: np.ndarray) -> float:
+    p, q = (log_softmax(logits.astype(np.float64), axis=-1) for logits in (expected, found))
+    return float((np.exp(p) * (p - q)).sum(-1).mean())
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_logits_of_an_artifact_equal_transformers(tmp_path: Path, tied: bool) -> None:
+    config = WIDE | {"tie_word_embeddings": tied}
+    source = open_checkpoint(write_checkpoint(tmp_path / "m", config, llama_arrays(config)))
+    types = {info.name: info.type_name for info in source.tensors}
+    weights = [info for info in source.tensors if is_quantizable(info)]
+    kinds = itertools.cycle(STOCK_CANDIDATES)
+    types |= {info.name: kind for info, kind in zip(weights, kinds, strict=False)}
+    assert set(STOCK_CANDIDATES) < set(types.values())
+    random = np.random.default_rng(2)
+    importance = {
+        info.name: random.uniform(0.5, 2.0, (1, info.row_elements)).astype(np.float32)
+        for info in weights
+    }
+    metadata = artifact_metadata(source.metadata, None)
+    out = tmp_path / "artifact"
+    out.mkdir()
+    (path,) = quantize(source, metadata, types, importance, out, out, "m", workers=2)
+
+    tokens = random.integers(5, 300, (SEQUENCES, TOKENS), dtype=np.int32)
+    np.save(tmp_path / "tokens.npy", tokens)
+    run_torch("oracle_logits.py", path, tmp_path / "tokens.npy", tmp_path / "logits.npy")
+    theirs = np.load(tmp_path / "logits.npy")
+    ours = llama_cpp_logits(f32(GGUFSource(path), tmp_path / "decoded"), tokens)
+    whole = llama_cpp_logits(f32(source, tmp_path / "whole"), tokens)
+    lost = mean_kld(whole, ours)
+    assert mean_kld(theirs, ours) < 1e-3 * lost, "more than rounding lies between the two readers"
+    assert lost > 1e-4, "a mixture with one-bit types that loses nothing was not read"

@@ -1,0 +1,308 @@
+"""Qwen2, Qwen3 and Qwen3-MoE: biases, norms of heads, experts in both forms, refusals."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import random_values, write_checkpoint
+from qwen_checkpoints import QWEN2, QWEN3, QWEN3_MOE, merged_experts, qwen_arrays, write_qwen
+
+from quantkit.core.errors import InputError
+from quantkit.formats.tensors import Metadata
+from quantkit.models.checkpoint import open_checkpoint
+from quantkit.models.families.registry import family_for
+from quantkit.models.geometry import geometry_of
+
+ATTENTION = ["attn_q", "attn_k", "attn_v", "attn_output"]
+DENSE = ["ffn_norm", "ffn_gate", "ffn_up", "ffn_down"]
+YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
+
+
+def metadata_of(config: dict[str, Any], **changes: object) -> Metadata:
+    config = config | changes
+    return family_for(config).metadata(config)
+
+
+def block_names(folder: Path) -> list[str]:
+    """What follows `blk.1.`, in the order of the file."""
+    names = [tensor.name for tensor in open_checkpoint(folder).tensors]
+    return [name.removeprefix("blk.1.") for name in names if name.startswith("blk.1.")]
+
+
+def test_qwen2_has_biases_on_query_key_and_value(tmp_path: Path) -> None:
+    folder = write_qwen(tmp_path / "m", QWEN2)
+    source, arrays = open_checkpoint(folder), qwen_arrays(QWEN2)
+    assert block_names(folder) == [
+        "attn_norm.weight",
+        *(f"attn_{letter}.{kind}" for letter in "qkv" for kind in ("weight", "bias")),
+        "attn_output.weight",
+        *(f"{name}.weight" for name in DENSE),
+    ]
+    for letter, width in (("q", 32), ("k", 16), ("v", 16)):
+        stored = arrays[f"model.layers.1.self_attn.{letter}_proj.bias"]
+        bias = source.read_rows(f"blk.1.attn_{letter}.bias", 0, 1)[0]
+        np.testing.assert_array_equal(bias, stored)
+        assert bias.shape == (width,)
+    types = {tensor.name: tensor.type_name for tensor in source.tensors}
+    assert (types["blk.0.attn_q.weight"], types["blk.0.attn_q.bias"]) == ("BF16", "F32")
+
+
+@pytest.mark.parametrize("config", [QWEN2, QWEN3, QWEN3_MOE])
+def test_rows_stay_where_they_are(tmp_path: Path, config: dict[str, Any]) -> None:
+    source, arrays = open_checkpoint(write_qwen(tmp_path / "m", config)), qwen_arrays(config)
+    for letter in "qk":
+        stored = arrays[f"model.layers.0.self_attn.{letter}_proj.weight"]
+        rows = source.read_rows(f"blk.0.attn_{letter}.weight", 0, stored.shape[0])
+        np.testing.assert_array_equal(rows, stored)
+
+
+def test_qwen3_normalises_each_head(tmp_path: Path) -> None:
+    folder = write_qwen(tmp_path / "m", QWEN3, tie_word_embeddings=False)
+    source = open_checkpoint(folder)
+    assert block_names(folder) == [
+        f"{name}.weight" for name in ("attn_norm", *ATTENTION, "attn_q_norm", "attn_k_norm", *DENSE)
+    ]
+    infos = {tensor.name: (tensor.shape, tensor.type_name) for tensor in source.tensors}
+    assert infos["blk.0.attn_q.weight"] == ((64, 32), "BF16")
+    assert infos["blk.0.attn_output.weight"] == ((32, 64), "BF16")
+    assert infos["blk.0.attn_q_norm.weight"] == ((16,), "F32")
+    assert infos["output.weight"] == ((320, 32), "BF16")
+    stored = qwen_arrays(QWEN3)["model.layers.1.self_attn.k_norm.weight"]
+    rows = source.read_rows("blk.1.attn_k_norm.weight", 0, 1)
+    np.testing.assert_array_equal(rows, stored[None])
+
+
+def test_qwen3_has_heads_of_128_where_nothing_is_said(tmp_path: Path) -> None:
+    silent = {key: value for key, value in QWEN3.items() if key != "head_dim"}
+    folder = write_checkpoint(tmp_path / "m", silent, qwen_arrays(QWEN3 | {"head_dim": 128}))
+    source = open_checkpoint(folder)
+    assert source.metadata["qwen3.attention.key_length"].value == 128
+    assert source.tensors[2].shape == (512, 32)
+
+
+def test_qwen3_may_have_the_biases_that_llama_cpp_reads(tmp_path: Path) -> None:
+    arrays = qwen_arrays(QWEN3)
+    for index in range(2):
+        arrays[f"model.layers.{index}.self_attn.v_proj.bias"] = random_values(index, 32)
+    source = open_checkpoint(write_checkpoint(tmp_path / "m", QWEN3, arrays))
+    assert "blk.0.attn_v.bias" in [tensor.name for tensor in source.tensors]
+    arrays["model.layers.0.self_attn.o_proj.bias"] = random_values(2, 32)
+    with pytest.raises(InputError, match=r"self_attn\.o_proj\.bias.* query, key and value only"):
+        open_checkpoint(write_checkpoint(tmp_path / "n", QWEN3, arrays))
+
+
+def test_a_stored_copy_of_tied_embeddings_is_left_out(tmp_path: Path) -> None:
+    """Qwen3 0.6B has one."""
+    arrays = qwen_arrays(QWEN3)
+    arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"]
+    source = open_checkpoint(write_checkpoint(tmp_path / "m", QWEN3, arrays))
+    assert source.tensors[-1].name == "output_norm.weight"
+
+
+def test_experts_are_stacked(tmp_path: Path) -> None:
+    folder = write_qwen(tmp_path / "m", QWEN3_MOE, shards=3)
+    source, arrays = open_checkpoint(folder), qwen_arrays(QWEN3_MOE)
+    assert block_names(folder)[-5:] == [
+        f"ffn_{name}.weight" for name in ("norm", "gate_inp", "gate_exps", "up_exps", "down_exps")
+    ]
+    infos = {tensor.name: (tensor.shape, tensor.type_name) for tensor in source.tensors}
+    assert infos["blk.1.ffn_gate_inp.weight"] == ((4, 32), "F32")
+    assert infos["blk.1.ffn_gate_exps.weight"] == ((4, 24, 32), "BF16")
+    assert infos["blk.1.ffn_down_exps.weight"] == ((4, 32, 24), "BF16")
+    third = arrays["model.layers.1.mlp.experts.2.up_proj.weight"]
+    np.testing.assert_array_equal(source.read_rows("blk.1.ffn_up_exps.weight", 48, 72), third)
+
+
+@pytest.mark.parametrize("ending", ["", ".weight"])
+def test_merged_experts_are_the_same_model(tmp_path: Path, ending: str) -> None:
+    arrays = qwen_arrays(QWEN3_MOE)
+    apart = open_checkpoint(write_checkpoint(tmp_path / "m", QWEN3_MOE, arrays))
+    merged = open_checkpoint(
+        write_checkpoint(tmp_path / "n", QWEN3_MOE, merged_experts(arrays, QWEN3_MOE, ending))
+    )
+    assert merged.tensors == apart.tensors
+    for info in apart.tensors:
+        for start, stop in ((0, info.rows), (info.rows // 3, info.rows // 3 + 1)):
+            wanted = apart.read_rows(info.name, start, stop)
+            np.testing.assert_array_equal(merged.read_rows(info.name, start, stop), wanted)
+            np.testing.assert_array_equal(
+                merged.read_stored(info.name, start, stop),
+                apart.read_stored(info.name, start, stop),
+            )
+
+
+def test_merged_experts_the_other_way_round_are_refused(tmp_path: Path) -> None:
+    """Qwen3-VL's mixtures hold the transposed matrices."""
+    arrays = merged_experts(qwen_arrays(QWEN3_MOE), QWEN3_MOE)
+    for name in list(arrays):
+        if ".mlp.experts." in name:
+            arrays[name] = np.ascontiguousarray(arrays[name].swapaxes(1, 2))
+    folder = write_checkpoint(tmp_path / "m", QWEN3_MOE, arrays)
+    with pytest.raises(InputError, match=r"gate_up_proj has shape \[4, 32, 48\]"):
+        open_checkpoint(folder)
+
+
+def test_metadata_of_each_architecture() -> None:
+    qwen2 = metadata_of(QWEN2)
+    assert qwen2["general.architecture"].value == "qwen2"
+    assert qwen2["qwen2.rope.freq_base"].value == 1000000.0
+    assert "qwen2.attention.key_length" not in qwen2
+    qwen3 = metadata_of(QWEN3)
+    assert qwen3["qwen3.attention.key_length"].value == 16
+    assert qwen3["qwen3.feed_forward_length"].value == 64
+    mixture = metadata_of(QWEN3_MOE)
+    assert mixture["general.architecture"].value == "qwen3moe"
+    assert {key: mixture[f"qwen3moe.expert_{key}"].value for key in ("count", "used_count")} == {
+        "count": 4,
+        "used_count": 2,
+    }
+    assert mixture["qwen3moe.expert_feed_forward_length"].value == 24
+    renamed = {key: value for key, value in QWEN3_MOE.items() if key != "num_experts"}
+    assert metadata_of(renamed, num_local_experts=4) == mixture
+
+
+@pytest.mark.parametrize(
+    ("config", "key_elements", "activations"), [(QWEN2, 16, 128), (QWEN3_MOE, 32, 128)]
+)
+def test_memory_geometry(
+    tmp_path: Path, config: dict[str, Any], key_elements: int, activations: int
+) -> None:
+    geometry = geometry_of(open_checkpoint(write_qwen(tmp_path / "m", config)).metadata)
+    assert [(g.key_elements, g.value_elements, g.recurrent_elements) for g in geometry.layers] == [
+        (key_elements, key_elements, 0)
+    ] * 2
+    assert geometry.activation_elements == activations
+    assert (geometry.vocabulary, geometry.trained_context_tokens) == (320, 32768)
+
+
+def test_the_vocabulary_is_padded_to_the_embedding(tmp_path: Path) -> None:
+    source = open_checkpoint(write_qwen(tmp_path / "m", QWEN2))
+    tokens = source.metadata["tokenizer.ggml.tokens"].value
+    types = source.metadata["tokenizer.ggml.token_type"].value
+    assert isinstance(tokens, tuple)
+    assert isinstance(types, tuple)
+    assert (len(tokens), tokens[-1], types[-1]) == (320, "[PAD319]", 5)
+
+
+def test_yarn_is_metadata() -> None:
+    metadata = metadata_of(QWEN2, rope_scaling=YARN)
+    assert metadata["qwen2.rope.scaling.type"].value == "yarn"
+    assert metadata["qwen2.rope.scaling.factor"].value == 4.0
+    usual = YARN | {"beta_fast": 32, "beta_slow": 1.0, "attention_factor": 1.1386294361119891}
+    assert "qwen2.rope.scaling.yarn_beta_fast" in metadata_of(QWEN2, rope_scaling=usual)
+
+
+@pytest.mark.parametrize(
+    ("rope", "message"),
+    [
+        (YARN | {"beta_fast": 16}, "beta_fast 16 instead of 32"),
+        (YARN | {"attention_factor": 1.0}, r"attention_factor 1.0 instead of 1\.139"),
+        (YARN | {"truncate": False}, "truncate false"),
+        (YARN | {"mscale": 0.7, "mscale_all_dim": 0.7}, r"mscale 0\.7"),
+        ({"rope_type": "llama3", "factor": 8.0}, "'llama3', which llama.cpp does not read"),
+        ({"type": "default", "mrope_section": [16, 24, 24]}, r"mrope_section \[16, 24, 24\]"),
+        ({"type": "dynamic", "factor": 2.0}, "'dynamic' is not supported"),
+    ],
+)
+def test_rope_settings_that_llama_cpp_ignores_are_refused(
+    rope: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        metadata_of(QWEN3, rope_scaling=rope)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (QWEN2, {}, r"1 layers from layer 1 on attend to a window of 4096 tokens of 32768"),
+        (QWEN3, {"layer_types": ["sliding_attention", "full_attention"]}, "from layer 0 on"),
+        (QWEN3_MOE, {}, "2 layers from layer 0 on"),
+    ],
+)
+def test_a_window_shorter_than_the_context_is_refused(
+    config: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=f"{message}.*set use_sliding_window to false"):
+        metadata_of(config, use_sliding_window=True, sliding_window=4096, **changes)
+
+
+@pytest.mark.parametrize(
+    ("config", "changes"),
+    [
+        (QWEN2, {"use_sliding_window": False, "sliding_window": 4096}),
+        (QWEN2, {"sliding_window": 32768}),
+        (QWEN2, {"sliding_window": 4096, "max_window_layers": 2}),
+        (QWEN2, {"sliding_window": 4096, "layer_types": ["full_attention"] * 2}),
+        (QWEN3, {"sliding_window": 4096, "max_window_layers": None}),  # 28 layers are full.
+        (QWEN3_MOE, {"sliding_window": None}),
+    ],
+)
+def test_a_window_that_changes_nothing_is_accepted(
+    config: dict[str, Any], changes: dict[str, Any]
+) -> None:
+    changes = {"use_sliding_window": True} | changes
+    plain = metadata_of(config, use_sliding_window=False, sliding_window=None)
+    assert metadata_of(config, **changes) == plain
+
+
+@pytest.mark.parametrize(
+    ("config", "changes", "message"),
+    [
+        (QWEN2, {"head_dim": 16}, "4 heads of 16 are not the hidden_size 32"),
+        (QWEN2, {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
+        (QWEN2, {"is_causal": False}, "is_causal is false.*embedding model"),
+        (QWEN3, {"_name_or_path": "Qwen/Qwen3-Reranker-0.6B"}, "'Qwen/Qwen3-Reranker-0.6B', a"),
+        (QWEN3, {"architectures": ["Qwen3ForSequenceClassification"]}, "Any GGUF file is accepted"),
+        (QWEN3_MOE, {"norm_topk_prob": False}, "norm_topk_prob is False.*set it to true"),
+        (QWEN3_MOE, {"norm_topk_prob": None}, "norm_topk_prob is None"),
+        (QWEN3_MOE, {"num_experts_per_tok": 5}, "num_experts_per_tok is 5, but there are only 4"),
+        (QWEN3_MOE, {"num_experts": 0}, "num_experts is 0, expected a positive"),
+        (QWEN3_MOE, {"mlp_only_layers": [1]}, r"makes layers \[1\] dense, but llama\.cpp loads"),
+        (QWEN3_MOE, {"mlp_only_layers": 1}, "mlp_only_layers is 1, expected a list"),
+        (QWEN3_MOE, {"decoder_sparse_step": 2}, "decoder_sparse_step is 2, so layer 0"),
+    ],
+)
+def test_refused_configurations(
+    config: dict[str, Any], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        metadata_of(config, **changes)
+
+
+def test_a_dense_layer_is_refused_before_its_tensors_are_missed(tmp_path: Path) -> None:
+    folder = write_qwen(tmp_path / "m", QWEN3_MOE, mlp_only_layers=[0, 7])
+    with pytest.raises(InputError, match=r"makes layers \[0\] dense"):
+        open_checkpoint(folder)
+
+
+def test_an_embedding_model_without_prefix_is_refused(tmp_path: Path) -> None:
+    bare = {name.removeprefix("model."): v for name, v in qwen_arrays(QWEN3).items()}
+    folder = write_checkpoint(tmp_path / "m", QWEN3, bare)
+    with pytest.raises(InputError, match=r"lack the prefix 'model\.'.*embedding model"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("config", "missing"),
+    [
+        (QWEN3, "model.layers.1.self_attn.q_norm.weight"),
+        (QWEN3_MOE, "model.layers.1.mlp.gate.weight"),
+        (QWEN3_MOE, "model.layers.0.mlp.experts.3.down_proj.weight"),
+    ],
+)
+def test_a_missing_tensor_is_named(tmp_path: Path, config: dict[str, Any], missing: str) -> None:
+    arrays = qwen_arrays(config)
+    del arrays[missing]
+    folder = write_checkpoint(tmp_path / "m", config, arrays)
+    with pytest.raises(InputError, match=f"no tensor {missing}"):
+        open_checkpoint(folder)
+
+
+def test_a_head_for_something_else_is_refused(tmp_path: Path) -> None:
+    arrays = qwen_arrays(QWEN2) | {"score.weight": random_values(9, 1, 32)}
+    folder = write_checkpoint(tmp_path / "m", QWEN2, arrays)
+    with pytest.raises(InputError, match=r"the first is score\.weight"):
+        open_checkpoint(folder)

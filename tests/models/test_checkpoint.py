@@ -1,0 +1,266 @@
+"""A checkpoint as a TensorSource: every GGUF tensor against the arrays that were written."""
+
+from __future__ import annotations
+
+import gc
+import getpass
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from checkpoints import (
+    LLAMA,
+    NEMOTRON,
+    llama_arrays,
+    nemotron_arrays,
+    write_checkpoint,
+    write_llama,
+    write_nemotron,
+    write_safetensors,
+)
+from hypothesis import given
+from hypothesis import strategies as st
+
+from quantkit.core.errors import InputError
+from quantkit.formats.source import TensorSource
+from quantkit.formats.tensor_types import quant_type
+from quantkit.llamacpp.ggml_kernels import quantize
+from quantkit.models.checkpoint import CheckpointSource, open_checkpoint
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, CheckpointSource]:
+    folder = tmp_path_factory.mktemp("checkpoints")
+    return {
+        "nemotron": open_checkpoint(write_nemotron(folder / "nemotron", shards=3)),
+        "llama": open_checkpoint(write_llama(folder / "llama", "F16", attention_bias=True)),
+    }
+
+
+def read_all(source: TensorSource, name: str) -> np.ndarray[Any, np.dtype[np.float32]]:
+    info = next(t for t in source.tensors if t.name == name)
+    return source.read_rows(name, 0, info.rows).reshape(info.shape)
+
+
+@given(data=st.data())
+def test_any_row_range_equals_the_slice_of_the_whole(
+    sources: dict[str, CheckpointSource], data: st.DataObject
+) -> None:
+    source = sources[data.draw(st.sampled_from(sorted(sources)))]
+    info = data.draw(st.sampled_from(source.tensors))
+    start = data.draw(st.integers(0, info.rows))
+    stop = data.draw(st.integers(start, info.rows))
+    whole = source.read_rows(info.name, 0, info.rows)
+    rows = source.read_rows(info.name, start, stop)
+    assert rows.dtype == np.float32
+    assert rows.shape == (stop - start, info.row_elements)
+    np.testing.assert_array_equal(rows, whole[start:stop])
+
+
+@pytest.mark.parametrize(("start", "stop"), [(-1, 1), (0, 10**9), (2, 1)])
+def test_rows_outside_the_tensor_are_a_bug_of_the_caller(
+    sources: dict[str, CheckpointSource], start: int, stop: int
+) -> None:
+    with pytest.raises(IndexError, match="token_embd"):
+        sources["nemotron"].read_rows("token_embd.weight", start, stop)
+
+
+def test_experts_are_stacked_in_order(sources: dict[str, CheckpointSource]) -> None:
+    arrays = nemotron_arrays(NEMOTRON)
+    for name, gguf_name in (("down_proj", "ffn_down_exps"), ("up_proj", "ffn_up_exps")):
+        expected = np.stack(
+            [arrays[f"backbone.layers.3.mixer.experts.{e}.{name}.weight"] for e in range(4)]
+        )
+        read = read_all(sources["nemotron"], f"blk.3.{gguf_name}.weight")
+        np.testing.assert_array_equal(read, expected)
+
+
+def test_reading_experts_touches_only_the_parts_that_are_asked_for(
+    sources: dict[str, CheckpointSource], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = sources["nemotron"]
+    asked: list[tuple[str, int]] = []
+    for file in set(source._files._file_of.values()):
+        read = file.read_raw_into
+        monkeypatch.setattr(
+            file,
+            "read_raw_into",
+            lambda n, a, out, read=read: (asked.append((n, out.nbytes // 2)), read(n, a, out)),
+        )
+    # 16 rows of 24 in each of 4 experts: rows 15 to 33 are one, sixteen and one of them.
+    source.read_rows("blk.1.ffn_down_exps.weight", 15, 33)
+    assert asked == [
+        (f"backbone.layers.1.mixer.experts.{e}.down_proj.weight", rows * 24)
+        for e, rows in ((0, 1), (1, 16), (2, 1))
+    ]
+
+
+@given(data=st.data())
+def test_stored_rows_are_the_bytes_that_the_base_gguf_will_hold(
+    sources: dict[str, CheckpointSource], data: st.DataObject
+) -> None:
+    source = sources[data.draw(st.sampled_from(sorted(sources)))]
+    info = data.draw(st.sampled_from(source.tensors))
+    start = data.draw(st.integers(0, info.rows))
+    stop = data.draw(st.integers(start, info.rows))
+    stored = source.read_stored(info.name, start, stop)
+    if stored is not None:
+        expected = quantize(
+            quant_type(info.type_name), source.read_rows(info.name, start, stop), None
+        )
+        np.testing.assert_array_equal(stored, expected.reshape(stored.shape))
+
+
+def test_rows_are_copied_as_stored_wherever_only_their_order_changes(
+    sources: dict[str, CheckpointSource],
+) -> None:
+    nemotron = sources["nemotron"]
+    for name in ("blk.0.ssm_in.weight", "blk.1.ffn_up_exps.weight", "blk.2.attn_q.weight"):
+        assert nemotron.read_stored(name, 0, 1) is not None
+    for name in ("blk.0.attn_norm.weight", "blk.0.ssm_a"):  # BF16 in the file, F32 in the GGUF
+        assert nemotron.read_stored(name, 0, 1) is None
+    assert sources["llama"].read_stored("blk.0.ffn_up.weight", 0, 1) is None  # F16 in the file
+
+
+def test_an_f32_checkpoint_gives_vectors_as_stored_and_matrices_as_bf16(tmp_path: Path) -> None:
+    source = open_checkpoint(write_nemotron(tmp_path / "m", "F32"))
+    types = {t.name: t.type_name for t in source.tensors}
+    assert types["blk.0.ssm_in.weight"] == "BF16"
+    assert source.read_stored("blk.0.ssm_in.weight", 0, 1) is None
+    assert source.read_stored("blk.0.attn_norm.weight", 0, 1) is not None
+
+
+@pytest.mark.parametrize("copied", [True, False])
+def test_an_output_beside_tied_embeddings_is_kept_where_it_differs(
+    tmp_path: Path, copied: bool
+) -> None:
+    arrays = llama_arrays(LLAMA)
+    arrays["lm_head.weight"] = arrays["model.embed_tokens.weight"].copy()
+    if not copied:
+        arrays["lm_head.weight"][-1, -1] += 1
+    source = open_checkpoint(write_checkpoint(tmp_path / "m", LLAMA, arrays))
+    assert ("output.weight" in {t.name for t in source.tensors}) is not copied
+
+
+def test_general_metadata(tmp_path: Path) -> None:
+    folder = write_nemotron(tmp_path / "NVIDIA-Nemotron-Tiny")
+    (folder / "README.md").write_text(
+        "---\nlicense: other\nlicense_name: open\nlanguage: [en, fr]\n---\n# x\n", encoding="utf-8"
+    )
+    (folder / "generation_config.json").write_text('{"top_p": 0.5, "repetition_penalty": 1.5}')
+    metadata = open_checkpoint(folder).metadata
+    general = {k: v.value for k, v in metadata.items() if k.startswith("general.")}
+    assert general == {
+        "general.architecture": "nemotron_h_moe",
+        "general.type": "model",
+        "general.name": "NVIDIA Nemotron Tiny",
+        "general.size_label": "4x36K",
+        "general.license": "other",
+        "general.license.name": "open",
+        "general.languages": ("en", "fr"),
+        "general.sampling.top_p": 0.5,
+        "general.sampling.penalty_repeat": 1.5,
+        "general.file_type": 32,
+        "general.quantization_version": 2,
+    }
+    assert next(iter(metadata)) == "general.architecture"
+
+
+def test_no_path_and_no_user_name_gets_into_the_metadata(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_nemotron(tmp_path / "m")
+    monkeypatch.chdir(tmp_path / "m")
+    values = str(open_checkpoint(Path()).metadata)
+    assert str(tmp_path.parent) not in values
+    assert getpass.getuser() not in values
+    assert open_checkpoint(Path()).metadata["general.name"].value == "M"
+    assert open_checkpoint(Path(), "Given").metadata["general.name"].value == "Given"
+
+
+def _config(folder: Path, **changes: object) -> None:
+    path = folder / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in config.items() if v != "absent"}))
+
+
+def _weights(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    arrays = nemotron_arrays(NEMOTRON)
+    change(arrays)
+    write_safetensors(folder / "model.safetensors", arrays)
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda f: (f / "config.json").unlink(), "config.json cannot be read.*a checkpoint"),
+        (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
+        (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
+        (lambda f: (f / "config.json").write_bytes(b"\xff"), "not valid JSON"),
+        (lambda f: _config(f, architectures=["GPT5"]), "'GPT5'.*NemotronHForCausalLM.*file.gguf"),
+        (lambda f: _config(f, architectures="absent"), "architecture None"),
+        (lambda f: _config(f, hidden_size="absent"), "lacks hidden_size"),
+        (lambda f: _config(f, hidden_size=-4), "hidden_size is -4"),
+        (lambda f: _config(f, hidden_size=True), "hidden_size is True"),
+        (lambda f: _config(f, layer_norm_epsilon="x"), "layer_norm_epsilon is 'x'"),
+        (lambda f: _config(f, hybrid_override_pattern="MEXE"), "layers of kind X"),
+        (lambda f: _config(f, hybrid_override_pattern="ME*-"), "mixes dense"),
+        (lambda f: _config(f, hybrid_override_pattern="absent"), "lacks hybrid_override_pattern"),
+        (lambda f: _config(f, head_dim=16), r"q_proj.weight has shape \[32, 32\].*\[64, 32\]"),
+        (
+            lambda f: _config(f, hybrid_override_pattern="ME*"),
+            "unknown to its architecture.*layers.3",
+        ),
+        (lambda f: _config(f, quantization_config={"quant_method": "fp8"}), "quantized checkpoint"),
+        (lambda f: _config(f, vocab_size=100), r"embeddings.weight has shape"),
+        (lambda f: _weights(f, lambda t: t.pop("lm_head.weight")), "no lm_head.weight"),
+        (
+            lambda f: _weights(
+                f, lambda t: t.pop("backbone.layers.1.mixer.experts.2.up_proj.weight")
+            ),
+            "no tensor backbone.layers.1.mixer.experts.2.up_proj.weight, which blk.1.ffn_up_exps",
+        ),
+        (lambda f: _weights(f, lambda t: t.update(extra=t["lm_head.weight"])), "first is extra"),
+        (lambda f: (f / "tokenizer.json").unlink(), "tokenizer.json cannot be read"),
+        (lambda f: (f / "README.md").write_text("---\na: [\n---\n"), "front matter"),
+        (lambda f: (f / "model.safetensors").unlink(), "holds no"),
+    ],
+)
+def test_a_broken_checkpoint_is_refused(
+    tmp_path: Path, damage: Callable[[Path], object], message: str
+) -> None:
+    folder = write_nemotron(tmp_path / "m")
+    damage(folder)
+    with pytest.raises(InputError, match=message):
+        open_checkpoint(folder)
+
+
+def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="is no folder"):
+        open_checkpoint(tmp_path / "model.gguf")
+
+
+def test_a_dtype_that_is_not_converted_is_refused_on_opening(tmp_path: Path) -> None:
+    folder = write_checkpoint(tmp_path / "m", NEMOTRON, nemotron_arrays(NEMOTRON))
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"BF16"', b'"I16" ', 1))
+    with pytest.raises(InputError, match=r"embeddings\.weight has dtype I16.*BF16 release"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("enabled", [True, False])
+def test_garbage_is_collected_afterwards_as_before(enabled: bool, tmp_path: Path) -> None:
+    folder = write_nemotron(tmp_path / "m")
+    try:
+        (gc.enable if enabled else gc.disable)()
+        open_checkpoint(folder)
+        assert gc.isenabled() == enabled
+        (folder / "tokenizer.json").unlink()
+        with pytest.raises(InputError, match=r"tokenizer\.json"):
+            open_checkpoint(folder)
+        assert gc.isenabled() == enabled
+    finally:
+        gc.enable()

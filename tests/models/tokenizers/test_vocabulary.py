@@ -1,0 +1,353 @@
+"""Tokenizers as GGUF metadata; equality with llama.cpp's converter is tested beside this."""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+from typing import Any
+
+import pytest
+from checkpoints import CHATML, LLAMA, NEMOTRON, byte_level_tokenizer, write_tokenizer
+
+from quantkit.core.errors import InputError
+from quantkit.models.tokenizers.token_types import TokenType
+from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
+
+
+def metadata_of(
+    folder: Path,
+    config: dict[str, Any] = NEMOTRON,
+    tokenizer: dict[str, Any] | None = None,
+    options: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    write_tokenizer(folder)
+    if tokenizer is not None:
+        (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+    if options is not None:
+        (folder / "tokenizer_config.json").write_text(json.dumps(options), encoding="utf-8")
+    found = tokenizer_metadata(folder, config)
+    return {k.removeprefix("tokenizer."): v.value for k, v in found.items()}
+
+
+def test_byte_level_bpe(tmp_path: Path) -> None:
+    found = metadata_of(tmp_path)
+    assert found["ggml.model"] == "gpt2"
+    assert found["ggml.pre"] == "tekken"
+    tokens, types = found["ggml.tokens"], found["ggml.token_type"]
+    assert len(tokens) == len(types) == 320
+    assert tokens[:4] == ("<unk>", "<s>", "<|im_start|>", "<|im_end|>")
+    assert types[:5] == (TokenType.CONTROL,) * 4 + (TokenType.NORMAL,)
+    assert tokens[260:265] == ("th", "the", "\u0120the", "<think>", "[PAD264]")
+    assert types[262:265] == (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
+    assert found["ggml.merges"] == ("t h", "th e", "\u0120 the")
+    assert found["ggml.eos_token_id"] == 3
+    assert "ggml.bos_token_id" not in found
+    assert found["ggml.add_bos_token"] is False
+    assert found["chat_template"] == CHATML
+
+
+def test_merges_of_old_files_and_spaces_in_merges(tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer()
+    merges = ["t h", ["th", "e"], ["a b", "c"], ["t", "h"]]
+    tokenizer["model"] |= {"merges": merges, "ignore_merges": True}
+    # Of a repeated merge the last counts for the library, for llama.cpp the first.
+    expected = ("th e", "a\u0120b c", "t h")
+    assert metadata_of(tmp_path, tokenizer=tokenizer)["ggml.merges"] == expected
+
+
+def test_added_tokens_become_what_they_stand_for(tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer()
+    extra = (
+        ("\u0120said", False, True),  # A byte-level spelling of " said".
+        ("<|tool|>", False, True),  # Looks special, is not marked.
+        ("a\u2581b", True, False),  # SentencePiece's space.
+    )
+    for i, (content, normalized, _) in enumerate(extra):
+        token = {"id": 270 + i, "content": content, "normalized": normalized, "special": False}
+        tokenizer["added_tokens"].append(token)
+    found = metadata_of(tmp_path, tokenizer=tokenizer)
+    assert found["ggml.tokens"][270:273] == (" said", "<|tool|>", "a b")
+    kinds = (TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.USER_DEFINED)
+    assert found["ggml.token_type"][270:273] == kinds
+
+
+def test_ids_come_from_the_tokenizer_then_from_the_configuration(tmp_path: Path) -> None:
+    options = {"bos_token": {"content": "<s>"}, "eos_token": "<|im_end|>", "add_bos_token": True}
+    config = NEMOTRON | {"eos_token_id": 2, "pad_token_id": 0, "unk_token_id": None}
+    found = metadata_of(tmp_path, config, options=options)
+    assert found["ggml.bos_token_id"] == 1
+    assert found["ggml.eos_token_id"] == 3
+    assert found["ggml.padding_token_id"] == 0
+    assert "ggml.unknown_token_id" not in found
+    assert found["ggml.add_bos_token"] is True
+
+
+def _template(*items: str) -> list[dict[str, Any]]:
+    return [
+        {"Sequence": {"id": i, "type_id": 0}} if i in "AB" else {"SpecialToken": {"id": i}}
+        for i in items
+    ]
+
+
+def test_a_template_says_what_is_added(tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer()
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": _template("<s>", "A"),
+        "pair": _template("<s>", "A", "<s>", "B"),
+    }
+    options = {"bos_token": "<s>", "eos_token": "<|im_end|>", "add_bos_token": False}
+    found = metadata_of(tmp_path, tokenizer=tokenizer, options=options)
+    assert found["ggml.add_bos_token"] is True  # The post-processor wins: it is what runs.
+    assert found["ggml.add_sep_token"] is False
+
+
+def test_several_chat_templates(tmp_path: Path) -> None:
+    templates = [{"name": n, "template": f"{n}!"} for n in ("default", "tool use", "rag")]
+    found = metadata_of(tmp_path, options={"chat_template": templates})
+    assert found["chat_template"] == "default!"
+    assert found["chat_template.tool_use"] == "tool use!"
+    assert found["chat_templates"] == ("rag", "tool_use")
+
+
+def test_the_chat_template_may_be_a_file(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("from jinja", encoding="utf-8")
+    assert metadata_of(tmp_path, options={})["chat_template"] == "from jinja"
+    assert metadata_of(tmp_path, options={"chat_template": "own"})["chat_template"] == "own"
+    (tmp_path / "chat_template.jinja").unlink()
+    (tmp_path / "chat_template.json").write_text('{"chat_template": "from json"}')
+    assert metadata_of(tmp_path, options={})["chat_template"] == "from json"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model": {"type": "Unigram", "vocab": []}}, "model of type 'Unigram'"),
+        (
+            {"model": {"type": "BPE", "byte_fallback": True, "vocab": {"a": 0}, "merges": []}},
+            "download tokenizer.model",
+        ),
+        ({"normalizer": {"type": "Lowercase"}}, "changes text by .*Lowercase"),
+        ({"model": byte_level_tokenizer()["model"] | {"end_of_word_suffix": "</w>"}}, "suffix"),
+        ({"added_tokens": [{"id": 300, "content": "[PAD301]"}]}, "300 and 301 are both"),
+        ({"added_tokens": [{"id": 300, "content": "a\0b"}]}, "null character"),
+        ({"model": {"type": "BPE", "vocab": {"a": 320}, "merges": []}}, "up to 320"),
+        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}}, "is no merge"),
+        ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "is no number"),
+        ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "do not belong together"),
+        ({"added_tokens": [{"id": 3}]}, "is no token"),
+    ],
+)
+def test_a_tokenizer_that_is_not_understood_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        metadata_of(tmp_path, tokenizer=byte_level_tokenizer() | change)
+
+
+def test_a_special_id_outside_the_vocabulary_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="bos token has id 320, but there are 320"):
+        metadata_of(tmp_path, NEMOTRON | {"bos_token_id": 320})
+
+
+BPE = b"\x12\x02\x18\x02"
+UNIGRAM = b"\x12\x02\x18\x01"
+NO_SPACE_BEFORE = b"\x1a\x02\x18\x00"
+
+
+def _sentencepiece(*pieces: tuple[str, float, int], options: bytes = BPE) -> bytes:
+    """A tokenizer.model with these (text, score, type), then how it was trained."""
+    model = b""
+    for text, score, kind in pieces:
+        raw = text.encode()
+        piece = b"\x0a" + bytes([len(raw)]) + raw + b"\x15" + struct.pack("<f", score)
+        piece += b"\x18" + bytes([kind])
+        model += b"\x0a" + bytes([len(piece)]) + piece
+    return model + options
+
+
+def test_sentencepiece(tmp_path: Path) -> None:
+    pieces = [("<unk>", 0, 2), ("<s>", 0, 3), ("<0x41>", 0, 6), ("\u2581a", -1.5, 1), ("<x>", 0, 4)]
+    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(*pieces))
+    (tmp_path / "added_tokens.json").write_text('{"<extra>": 6, "beyond": 99}')
+    decoder = {"7": {"content": "<|im|>", "special": False}, "8": {"content": "\u2581x"}}
+    options = {"added_tokens_decoder": decoder, "bos_token": "<s>", "add_bos_token": True}
+    (tmp_path / "tokenizer_config.json").write_text(
+        json.dumps(options | {"add_prefix_space": True})
+    )
+    found = tokenizer_metadata(tmp_path, LLAMA | {"vocab_size": 9, "bos_token_id": 1})
+    values = {k.removeprefix("tokenizer.ggml."): v.value for k, v in found.items()}
+    assert values["model"] == "llama"
+    assert values["tokens"][2:] == ("<0x41>", "\u2581a", "<x>", "[PAD5]", "<extra>", "<|im|>", " x")
+    assert values["token_type"] == (2, 3, 6, 1, 1, 5, 4, 3, 4)
+    assert values["scores"] == (0, 0, 0, -1.5, 0, -10000, -1000, -1000, -1000)
+    assert values["add_bos_token"] is True
+    assert values["add_space_prefix"] is True
+    assert values["bos_token_id"] == 1
+
+
+@pytest.mark.parametrize(
+    ("options", "space"), [(BPE, None), (b"", None), (BPE + NO_SPACE_BEFORE, False)]
+)
+def test_a_sentencepiece_model_may_add_no_space(
+    tmp_path: Path, options: bytes, space: bool | None
+) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(("<unk>", 0, 2), options=options))
+    found = tokenizer_metadata(tmp_path, LLAMA).get("tokenizer.ggml.add_space_prefix")
+    assert (found and found.value) == space
+
+
+@pytest.mark.parametrize("options", [UNIGRAM, b"\x12\x02\x08\x05", b"\x12\x02\x18\x09"])
+def test_a_sentencepiece_model_that_is_no_bpe_is_refused(tmp_path: Path, options: bytes) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(("<unk>", 0, 2), options=options))
+    with pytest.raises(InputError, match="only BPE is converted"):
+        tokenizer_metadata(tmp_path, LLAMA)
+
+
+@pytest.mark.parametrize("content", [b"", b"\x0a", b"\x0a\x05abc", b"\xff" * 12, b"\x0b\x00"])
+def test_a_broken_sentencepiece_model_is_refused(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(content)
+    with pytest.raises(InputError, match=r"tokenizer\.model"):
+        tokenizer_metadata(tmp_path, LLAMA)
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("added_tokens.json", '{"<a>": "1"}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "a"}}}'),
+        ("tokenizer_config.json", '{"added_tokens_decoder": {"1": "a"}}'),
+    ],
+)
+def test_broken_added_tokens_are_refused(tmp_path: Path, name: str, content: str) -> None:
+    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(("<unk>", 0, 2)))
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=name):
+        tokenizer_metadata(tmp_path, LLAMA)
+
+
+def test_smollm_does_not_add_its_bos(tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer()
+    options = {"bos_token": "<s>", "add_bos_token": True}
+    found = metadata_of(tmp_path, LLAMA | {"vocab_size": 49152}, tokenizer, options)
+    assert found["ggml.add_bos_token"] is False
+
+
+def test_added_text_that_no_bytes_spell_stays(tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer()
+    tokenizer["added_tokens"].append({"id": 270, "content": "\u00e9", "normalized": False})
+    assert metadata_of(tmp_path, tokenizer=tokenizer)["ggml.tokens"][270] == "\u00e9"
+
+
+LEGACY = {
+    "type": "Sequence",
+    "normalizers": [
+        {"type": "Prepend", "prepend": "\u2581"},
+        {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"},
+    ],
+}
+METASPACE = {
+    "type": "Metaspace",
+    "replacement": "\u2581",
+    "prepend_scheme": "never",
+    "split": False,
+}
+
+
+def _byte_fallback(
+    *words: str, merges: tuple[tuple[str, str], ...] = (), **changes: object
+) -> dict[str, Any]:
+    """A tokenizer.json: unknown, BOS, the bytes, `words`, and one added token."""
+    texts = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
+    added = [(0, "<unk>", True), (1, "<s>", True), (300, "<tool\u2581>", False)]
+    return {
+        "added_tokens": [
+            {"id": i, "content": text, "special": special, "normalized": False}
+            for i, text, special in added
+        ],
+        "normalizer": LEGACY,
+        "pre_tokenizer": None,
+        "model": {
+            "type": "BPE",
+            "byte_fallback": True,
+            "unk_token": "<unk>",
+            "vocab": {text: i for i, text in enumerate(texts)},
+            "merges": [list(pair) for pair in merges],
+        },
+    } | changes
+
+
+ABC = ("a", "b", "c", "ab", "abc", "bc", "xyz")
+"""`xyz` is never made: no merges lead to it, and no two neighbours spell it."""
+ABC_MERGES = (("b", "c"), ("a", "b"), ("a", "bc"), ("ab", "c"))
+
+
+def test_byte_fallback_bpe(tmp_path: Path) -> None:
+    tokenizer = _byte_fallback(*ABC, merges=ABC_MERGES)
+    found = metadata_of(tmp_path, LLAMA, tokenizer, {"add_prefix_space": False})
+    assert (found["ggml.model"], found["ggml.pre"]) == ("llama", "default")
+    assert "ggml.merges" not in found
+    assert found["ggml.tokens"][258:266] == (*ABC, "[PAD265]")
+    # Of the two merges that make "abc" the one counts that "abc" alone comes to.
+    assert found["ggml.scores"][258:265] == (-4, -4, -4, -1, -2, 0, -4)
+    types = found["ggml.token_type"]
+    assert types[:3] == (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE)
+    assert types[264:266] == (TokenType.NORMAL, TokenType.UNUSED)
+    assert (found["ggml.tokens"][300], types[300]) == ("<tool\u2581>", TokenType.USER_DEFINED)
+    assert found["ggml.add_space_prefix"] is True  # The definition wins over the option.
+    assert found["ggml.add_bos_token"] is False
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"normalizer": None, "pre_tokenizer": METASPACE},
+        {"normalizer": LEGACY["normalizers"][1]},
+        {"normalizer": {"type": "Sequence", "normalizers": LEGACY["normalizers"][1:]}},
+    ],
+)
+def test_byte_fallback_bpe_without_a_space_before(tmp_path: Path, change: dict[str, Any]) -> None:
+    tokenizer = _byte_fallback("a", **change)
+    assert metadata_of(tmp_path, LLAMA, tokenizer)["ggml.add_space_prefix"] is False
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"pre_tokenizer": METASPACE}, "prepares text by"),
+        ({"normalizer": None}, "prepares text by None and None"),
+        *(
+            ({"normalizer": None, "pre_tokenizer": METASPACE | other}, "a space before every text")
+            for other in (
+                {"prepend_scheme": "first"},
+                {"prepend_scheme": "always"},
+                {"split": True},
+            )
+        ),
+        ({"added_tokens": [{"id": 0, "content": "a b", "normalized": True}]}, "normalized text"),
+        ({"added_tokens": [{"id": 0, "content": "ab", "rstrip": True}]}, "white space beside it"),
+    ],
+)
+def test_byte_fallback_bpe_that_prepares_text_otherwise_is_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(InputError, match=message):
+        metadata_of(tmp_path, LLAMA, _byte_fallback("a") | change)
+
+
+def test_byte_fallback_bpe_whose_merges_scores_cannot_say_is_refused(tmp_path: Path) -> None:
+    tokenizer = _byte_fallback(*ABC, merges=ABC_MERGES[:2])
+    with pytest.raises(InputError, match="'abc', but no merge of 'a' and 'bc'"):
+        metadata_of(tmp_path, LLAMA, tokenizer)
+    tokenizer = _byte_fallback("a", "ab", "xyz")
+    tokenizer["model"]["ignore_merges"] = True
+    tokenizer["model"]["merges"] = [["a", "<0x62>"]]
+    with pytest.raises(InputError, match="merges byte tokens"):
+        metadata_of(tmp_path, LLAMA, tokenizer)
+    tokenizer["model"]["merges"] = [["a", "b"]]
+    with pytest.raises(InputError, match="no merges lead to the token 'xyz'"):
+        metadata_of(tmp_path, LLAMA, tokenizer)
+    del tokenizer["model"]["vocab"]["<0x7F>"]
+    with pytest.raises(InputError, match="lacks the byte tokens <0x7F>"):
+        metadata_of(tmp_path, LLAMA, tokenizer)

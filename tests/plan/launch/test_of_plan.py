@@ -1,0 +1,145 @@
+"""From a plan to a command: the flagship's plan on four RTX 3090 is the published run's."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import shlex
+from collections.abc import Iterator
+
+import flagship
+import pytest
+
+from quantkit.config.recipe import MeasureRecipe
+from quantkit.config.target import Target, load_target
+from quantkit.core.errors import InputError
+from quantkit.core.units import GIB
+from quantkit.llamacpp.memory_plan import asking
+from quantkit.llamacpp.presets import ask_preset
+from quantkit.plan.launch.llama_cpp import cli_arguments, server_arguments, server_command
+from quantkit.plan.launch.of_plan import launch_of
+from quantkit.plan.level_plans import nominal_costs
+from quantkit.plan.model import PlannedModel
+from quantkit.plan.plan import Entry, plan_types, with_context
+
+NAME = "Nemotron-3-Super-Q4_K_S"
+TRAINED = 1 << 20
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_child() -> Iterator[None]:
+    with asking():
+        yield
+
+
+@functools.cache
+def model() -> PlannedModel:
+    return PlannedModel.of(NAME, flagship.metadata(), flagship.tensors())
+
+
+@functools.cache
+def types() -> dict[str, str]:
+    asked = ask_preset(flagship.metadata(), flagship.tensors(), "Q4_K_S", has_imatrix=True)
+    return dict(asked.types)
+
+
+@functools.cache
+def planned(target: Target, said: int = TRAINED) -> Entry:
+    costs = nominal_costs(model(), MeasureRecipe())
+    (entry,) = plan_types("Q4_K_S", types(), target, model(), said, costs).entries
+    return entry
+
+
+def options(command: str) -> dict[str, str]:
+    """Options with a value; those without are ""."""
+    words = shlex.split(command)
+    found = {}
+    for word, following in zip(words[1:], [*words[2:], "-"], strict=True):
+        if word.startswith("-"):
+            found[word] = "" if following.startswith("-") else following
+    return found
+
+
+def test_the_published_run() -> None:
+    entry = planned(load_target("4x3090"))
+    assert entry.total_bytes / GIB == pytest.approx(70.6, abs=0.05)
+    split = entry.placement.tensor_split
+    assert sum(split) == 89
+    assert max(split) - min(split) <= 1
+    command = server_command(entry.launch)
+    assert command == (
+        f"llama-server -m {NAME}-00001-of-00002.gguf -ngl 999 -sm layer "
+        f"-ts {','.join(map(str, split))} -c 516096 -ctk q8_0 -ctv q8_0 -fa on -b 2048 -ub 512 "
+        f"--fit off -np 1 --jinja --alias {NAME}"
+    )
+    assert entry.launch.cards == ("RTX 3090",) * 4
+    assert entry.launch.used_cards == (0, 1, 2, 3)
+    assert options(command)["-c"] == options(shlex.join(cli_arguments(entry.launch)))["-c"]
+
+
+def test_a_card_that_stays_free_is_left_out_of_the_command() -> None:
+    target = load_target("4x3090").changed(layers="in_order")
+    eight = target.changed(cards=[{"name": "RTX 3090", "memory_gib": 24, "count": 8}])
+    entry = planned(eight)
+    used = entry.launch.used_cards
+    assert used == tuple(range(len(used)))
+    assert 4 <= len(used) < 8
+    command = server_command(entry.launch)
+    assert f"CUDA_VISIBLE_DEVICES={','.join(map(str, used))} " in command
+    shares = options(command[command.index("llama-server") :])["-ts"].split(",")
+    assert tuple(map(int, shares)) == entry.launch.shares
+    assert sum(map(int, shares)) == 89
+
+
+def test_a_context_that_the_file_does_not_admit_is_overridden() -> None:
+    """config.json says 262,144 tokens; a slot would be cut to that."""
+    entry = planned(load_target("4x3090"), 262_144)
+    arguments = server_arguments(entry.launch)
+    assert "nemotron_h_moe.context_length=int:1048576" in arguments
+    assert entry.launch.needs_longer_context
+    short = planned(load_target("4x3090").changed(context_tokens=262_144), 262_144)
+    assert "--override-kv" not in server_arguments(short.launch)
+
+
+def test_more_tokens_than_the_metadata_says_are_planned_where_they_are_asked_for() -> None:
+    said = dataclasses.replace(model().geometry, trained_context_tokens=262_144)
+    short = dataclasses.replace(model(), geometry=said)
+    assert with_context(short, None) is short
+    assert with_context(short, 262_144) is short
+    longer = with_context(short, 516_096)
+    assert longer.geometry.trained_context_tokens == 516_096
+    assert longer.tensors == short.tensors
+    for one, tokens, override in ((short, 262_144, False), (longer, 516_096, True)):
+        costs = nominal_costs(one, MeasureRecipe())
+        target = load_target("4x3090")
+        (entry,) = plan_types("Q4_K_S", types(), target, one, 262_144, costs).entries
+        given = options(server_command(entry.launch))
+        assert given["-c"] == str(tokens)
+        assert ("--override-kv" in given) is override
+        if override:
+            assert given["--override-kv"] == "nemotron_h_moe.context_length=int:516096"
+
+
+def test_how_the_target_is_used_is_how_it_is_started() -> None:
+    target = load_target("8x3090").changed(
+        kv_type="f16", ubatch_tokens=2560, sequences=4, flash_attention=False, context_tokens=8192
+    )
+    entry = planned(target)
+    given = options(server_command(entry.launch))
+    assert given["-ctk"] == given["-ctv"] == "f16"
+    assert given["-fa"] == "off"
+    assert given["-ub"] == given["-b"] == "2560"  # a logical batch is no smaller
+    assert given["-np"] == "4"
+    assert "-kvu" in given
+    assert given["-c"] == "8192"
+    alone = options(shlex.join(("llama-cli", *cli_arguments(entry.launch))))
+    assert alone["-np"] == "1"
+
+
+def test_the_file_s_own_context_is_the_plan_s_where_it_is_not_told() -> None:
+    entry = planned(load_target("4x3090"))
+    launch = launch_of(entry.placement, entry.model, "m.gguf")
+    assert launch.gguf_context_tokens == TRAINED
+    assert not launch.needs_longer_context
+    with pytest.raises(InputError, match=r"must end in \.gguf"):
+        launch_of(entry.placement, entry.model, "m.bin")

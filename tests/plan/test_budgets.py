@@ -1,0 +1,199 @@
+"""What each target holds of a model: one ask for all, and what a plan of the target says too."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import flagship
+import pytest
+
+from quantkit.config.levels import LevelRecipe
+from quantkit.config.recipe import MeasureRecipe, Recipe
+from quantkit.config.target import CardSpec, Target, load_target
+from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.progress import Silent
+from quantkit.core.units import GIB
+from quantkit.llamacpp import memory_plan as native_memory
+from quantkit.llamacpp.memory_plan import Shape, ask_memory
+from quantkit.models.choose import choose_model, open_source
+from quantkit.models.geometry import geometry_of
+from quantkit.plan.allowed_types import smallest_types
+from quantkit.plan.budgets import CONTEXTS, TargetBudgets, budgets_of, contexts_for
+from quantkit.plan.fit import memory_of
+from quantkit.plan.level_plans import nominal_costs
+from quantkit.plan.llama_memory import (
+    MOST_CARDS,
+    asked_memories,
+    buffers_of,
+    even_counts,
+    stand_ins,
+    use_of,
+)
+from quantkit.plan.model import PlannedModel
+from quantkit.plan.place import place
+from quantkit.plan.plan import plan_recipe
+
+FLAGSHIP = PlannedModel(
+    "super", flagship.metadata(), flagship.tensors(), geometry_of(flagship.metadata())
+)
+COSTS = nominal_costs(FLAGSHIP, MeasureRecipe())
+MAX = Recipe(name="r", levels=(LevelRecipe(name="max"),))
+
+
+def demo() -> PlannedModel:
+    source = open_source(choose_model("demo"))
+    return PlannedModel.of("demo", source.metadata, source.tensors)
+
+
+def cards(count: int, gib: float, **fields: object) -> Target:
+    spec = CardSpec(name=f"{gib:g} GiB", memory_gib=gib, count=count)
+    given = {"name": f"{count}x{gib:g}", "cards": (spec,), "context_tokens": 4096, **fields}
+    return Target.model_validate(given)
+
+
+def trained_for(model: PlannedModel, tokens: int) -> PlannedModel:
+    geometry = dataclasses.replace(model.geometry, trained_context_tokens=tokens)
+    return dataclasses.replace(model, geometry=geometry)
+
+
+def sizes(found: TargetBudgets) -> list[int | None]:
+    assert [budget.context_tokens for budget in found.budgets] == list(CONTEXTS)
+    return [budget.largest_bytes for budget in found.budgets]
+
+
+class Counted(Silent):
+    total = done = 0.0
+
+    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
+        self.total = total
+
+    def advance(self, amount: float) -> None:
+        self.done += amount
+
+
+def test_targets_of_other_cards_are_asked_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every memory is what llama.cpp says of the target alone, on cards of its own sizes."""
+    model = demo()
+    targets = [
+        cards(1, 24),
+        cards(2, 12, kv_type="f16"),
+        cards(1, 80),
+        cards(2, 48, ubatch_tokens=1024),
+        Target(
+            name="unequal",
+            cards=(CardSpec(name="a", memory_gib=40), CardSpec(name="b", memory_gib=8)),
+            context_tokens=65_536,
+        ),
+        cards(3, 16),
+    ]
+    alone = []
+    for target in targets:
+        counts = even_counts(len(model.geometry.layers) + 1, len(target.each_card))
+        use = use_of(model.geometry, target)
+        shape = Shape(model.metadata, model.tensors, stand_ins(target), counts, (use,))
+        ((answer,),) = ask_memory([shape])
+        alone.append(buffers_of(answer, counts))
+    asked = []
+    of_files = native_memory.ask_of_files
+    monkeypatch.setattr(native_memory, "_answers", {})
+    monkeypatch.setattr(
+        native_memory,
+        "ask_of_files",
+        lambda questions: asked.append(questions) or of_files(questions),
+    )
+    memories, why = asked_memories(model.metadata, model.tensors, model.geometry, targets)
+    assert why is None
+    assert [memory.compute for memory in memories] == alone
+    assert len(set(alone)) == 5  # what differs between them is told apart
+    (questions,) = asked  # one process
+    assert [len(q.tensor_split) for q in questions] == [1, 2, 3]  # and a model for each
+    assert [memory.capacity for memory in memories][4] == (40 * GIB, 8 * GIB)
+
+
+def test_llama_cpp_takes_as_many_cards_as_are_let_through() -> None:
+    """Of a model with layers for all of them: cards without layers do not count."""
+
+    def shape(count: int) -> Shape:
+        target = cards(count, 24)
+        counts = even_counts(len(FLAGSHIP.geometry.layers) + 1, count)
+        uses = (use_of(FLAGSHIP.geometry, target),)
+        return Shape(FLAGSHIP.metadata, FLAGSHIP.tensors, stand_ins(target), counts, uses)
+
+    ask_memory([shape(MOST_CARDS)])
+    with pytest.raises(EnvironmentFault, match="GGML_SCHED_MAX_BACKENDS"):
+        ask_memory([shape(MOST_CARDS + 1)])
+    with pytest.raises(InputError, match=r"target 16x24 has 16 cards, .*at most 15"):
+        asked_memories(FLAGSHIP.metadata, FLAGSHIP.tensors, FLAGSHIP.geometry, [cards(16, 24)])
+
+
+def test_the_flagship_s_budgets_are_what_plans_say() -> None:
+    """A plan finds the best types and asks llama.cpp for its cut: the size is as good as equal."""
+    names = ("4x3090", "2x3090", "1xH100", "8x3090")
+    mine = cards(3, 24, name="mine", kv_type="f16", layers="in_order", ubatch_tokens=1024)
+    targets = [*map(load_target, names), mine]
+    found, why = budgets_of(FLAGSHIP, COSTS, targets)
+    assert why is None
+    assert [one.target for one in found] == targets
+    by_name = {one.target.name: sizes(one) for one in found}
+    for name, context in (("4x3090", 516_096), ("mine", 131_072)):
+        (target,) = (one for one in targets if one.name == name)
+        changed = target.changed(context_tokens=context, weight_budget_gib="auto")
+        (entry,) = plan_recipe(MAX, changed, FLAGSHIP, 1 << 20).entries
+        budget = by_name[name][CONTEXTS.index(context)]
+        assert budget is not None
+        assert 0.995 * entry.total_bytes < budget <= 1.0005 * entry.total_bytes
+    assert [size is None for size in by_name["2x3090"]] == [False, False, True, True]
+    target = load_target("2x3090").changed(context_tokens=516_096)
+    smallest = smallest_types(FLAGSHIP.tensors, COSTS, MAX.levels[0])
+    memory, _ = memory_of(FLAGSHIP, target)
+    assert not place(FLAGSHIP.tensors, smallest, memory, target).fits
+    # the published target allows 71 GiB of weights; its cards hold more, and less at 1M
+    at_504k, at_1m = by_name["4x3090"][2:]
+    assert at_504k > 78 * GIB > 71 * GIB > at_1m > 66 * GIB
+    # the largest types of every tensor: longer contexts take nothing from it
+    assert len(set(by_name["8x3090"])) == 1
+
+
+def test_a_larger_cache_leaves_less() -> None:
+    targets = [cards(2, 48, kv_type=kind) for kind in ("q4_0", "q8_0", "f16")]
+    found, _ = budgets_of(FLAGSHIP, COSTS, targets)
+    for column in list(zip(*map(sizes, found), strict=True))[2:]:
+        assert column[0] > column[1] > column[2]
+    for one in found:
+        largest = sizes(one)
+        assert largest == sorted(largest, reverse=True)
+        assert len(set(largest)) == len(CONTEXTS)
+
+
+def test_targets_that_cannot_run_the_model_do_not_spoil_the_others() -> None:
+    model = demo()
+    drafting = cards(2, 24, draft="mtp")
+    targets = [cards(1, 24), cards(16, 24), drafting, cards(2, 0.6)]
+    progress = Counted()
+    found, why = budgets_of(model, nominal_costs(model, MeasureRecipe()), targets, progress)
+    assert why is None
+    assert [one.target.name for one in found] == ["1x24", "16x24", "2x24", "2x0.6"]
+    first, many, drafts, small = found
+    assert first.refused is None
+    assert all(first.budgets[i].largest_bytes for i in range(4))
+    assert many.refused is not None
+    assert "target 16x24 has 16 cards" in many.refused
+    assert drafts.refused is not None
+    assert "prediction layers" in drafts.refused
+    assert sizes(many) == sizes(drafts) == [None] * 4
+    assert small.refused is None
+    assert sizes(small)[3] is None
+    assert progress.done == progress.total == 8
+
+
+def test_contexts_are_those_that_the_model_was_trained_for() -> None:
+    model = demo()
+    assert contexts_for(model) == CONTEXTS
+    assert contexts_for(trained_for(model, 1_048_575)) == CONTEXTS[:3]
+    assert contexts_for(trained_for(model, 262_144)) == (32_768, 131_072)
+    assert contexts_for(trained_for(model, 32_768)) == (32_768,)
+    assert contexts_for(trained_for(model, 8192)) == (8192,)
+    short = trained_for(model, 8192)
+    costs = nominal_costs(short, MeasureRecipe())
+    (one,), _ = budgets_of(short, costs, [cards(1, 24, context_tokens=131_072)])
+    assert [budget.context_tokens for budget in one.budgets] == [8192]

@@ -1,0 +1,221 @@
+"""`--target auto`: what the driver tells, as a target that holds a plan; the driver is a double."""
+
+from __future__ import annotations
+
+import sys
+
+import pynvml
+import pytest
+from fake_nvml import MIB, Device, FakeNVML, a100_in_mig_mode, gb10, rtx_3090, rtx_4090
+
+from quantkit.config.target import Target, known_targets, load_target
+from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
+from quantkit.core.units import GIB
+from quantkit.plan.local_gpus import present_target
+
+BY_PLACE = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+
+
+def cards_of(target: Target) -> list[tuple[str, float, float, int]]:
+    return [(c.name, c.memory_gib, c.reserve_gib, c.count) for c in target.cards]
+
+
+def test_equal_cards_are_one_entry() -> None:
+    target = present_target(FakeNVML(*(rtx_3090(i) for i in range(1, 5))), {})
+    assert cards_of(target) == [("NVIDIA GeForce RTX 3090", 24.0, 1.0, 4)]
+    assert target.name == "4xRTX-3090"
+    assert target.context_tokens == 516_096
+    assert target.kv_type == "q8_0"
+    assert target.weight_budget_gib == "auto"
+    assert target.description.count("RTX 3090") == 4
+
+
+def test_sizes_are_the_driver_s_and_not_the_name_s() -> None:
+    """A vGPU and a card with ECC have less than their name says."""
+    device = Device("NVIDIA A100-SXM4-80GB", "GPU-1", "01", capability=(8, 0), cores=6912)
+    for total in (20_475, 46_068, 81_920):
+        device.total_mib = total
+        (card,) = present_target(FakeNVML(device), {}).cards
+        assert card.memory_gib * GIB == total * MIB
+
+
+@pytest.mark.parametrize(
+    ("driver_mib", "others_mib", "cores", "reserve_gib"),
+    [
+        (453, 0, 82 * 128, 1.0),  # 453 + 320 + 3 x 82 = 1019 MiB
+        (453, 5, 82 * 128, 1.0),
+        (453, 6, 82 * 128, 1.125),
+        (453, 2000, 82 * 128, 3.0),
+        (900, 0, 82 * 128, 1.5),
+        (453, 0, None, 1.375),  # 453 + 320 + 3 x 192 = 1349 MiB
+    ],
+)
+def test_reserve_is_driver_programs_and_runtime(
+    driver_mib: int, others_mib: int, cores: int | None, reserve_gib: float
+) -> None:
+    device = rtx_3090(1, driver_mib=driver_mib, others_mib=others_mib, cores=cores)
+    for old in (False, True):  # an old driver counts its share with the programs'
+        (card,) = present_target(FakeNVML(device, old=old), {}).cards
+        assert card.reserve_gib == reserve_gib
+
+
+def test_what_other_programs_have_is_said() -> None:
+    target = present_target(FakeNVML(rtx_3090(1, others_mib=1536), rtx_3090(2)), {})
+    assert [card.count for card in target.cards] == [1, 1]
+    assert "RTX 3090 (1.50 GiB taken by other programs), NVIDIA" in target.description
+
+
+def test_unequal_cards_keep_cuda_s_order() -> None:
+    nvml = FakeNVML(rtx_4090(1), rtx_3090(1), rtx_3090(2))
+    target = present_target(nvml, BY_PLACE)
+    assert [(c.name[-4:], c.count) for c in target.cards] == [("3090", 2), ("4090", 1)]
+    assert target.name == "2xRTX-3090+1xRTX-4090"
+    assert target.context_tokens == 262_144
+    chosen = present_target(nvml, {"CUDA_VISIBLE_DEVICES": "GPU-4090, GPU-30900001"})
+    assert [(c.name[-4:], c.count) for c in chosen.cards] == [("4090", 1), ("3090", 1)]
+    chosen = present_target(nvml, BY_PLACE | {"CUDA_VISIBLE_DEVICES": "2,0"})
+    assert [(c.name[-4:], c.count) for c in chosen.cards] == [("4090", 1), ("3090", 1)]
+
+
+@pytest.mark.parametrize("visible", [None, "1", "2,0", "GPU-4090,0"])
+def test_numbers_of_unequal_cards_need_an_order(visible: str | None) -> None:
+    nvml = FakeNVML(rtx_4090(1), rtx_3090(1), rtx_3090(2))
+    environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+    with pytest.raises(InputError, match=r"several kinds.*CUDA_DEVICE_ORDER=PCI_BUS_ID"):
+        present_target(nvml, environment)
+
+
+@pytest.mark.parametrize(
+    ("visible", "words"),
+    [
+        ("0,2,1", r"='0,2,1' CUDA shows 1 of .*because '2' names none.*1 \(GPU-30900002-aa\): un"),
+        ("", r"='' CUDA shows 0 of .*unset the variable"),
+        ("-1", r"'-1' names none"),
+        ("0,0", r"CUDA shows 1 of .*'0' names none, or one again"),
+        ("GPU-30", r"'GPU-30' names none"),
+    ],
+)
+def test_a_selection_that_names_no_card(visible: str, words: str) -> None:
+    nvml = FakeNVML(rtx_3090(1), rtx_3090(2))
+    with pytest.raises(InputError, match=words):
+        present_target(nvml, {"CUDA_VISIBLE_DEVICES": visible})
+
+
+def test_one_mig_instance_is_a_card() -> None:
+    nvml = FakeNVML(a100_in_mig_mode(1), a100_in_mig_mode(2))
+    target = present_target(nvml, {"CUDA_VISIBLE_DEVICES": "MIG-21"})
+    # 63 + 320 + 3 x 42 = 509 MiB
+    assert cards_of(target) == [("NVIDIA A100-SXM4-80GB MIG 3g.40gb", 39.25, 0.5, 1)]
+    assert target.name == "1xA100-SXM4-80GB-MIG-3g.40gb"
+    assert target.context_tokens == 131_072
+    for visible in (None, "0", "MIG-11,MIG-21"):
+        environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
+        with pytest.raises(InputError, match=r"one MIG instance.*MIG-11c0ffee, .*MIG-22c0ffee"):
+            present_target(nvml, environment)
+
+
+def test_cards_beside_one_in_mig_mode() -> None:
+    nvml = FakeNVML(rtx_3090(1), a100_in_mig_mode(1))
+    target = present_target(nvml, BY_PLACE | {"CUDA_VISIBLE_DEVICES": "0"})
+    assert cards_of(target) == [("NVIDIA GeForce RTX 3090", 24.0, 1.0, 1)]
+
+
+def test_a_card_that_virtual_machines_have() -> None:
+    mode = pynvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VGPU
+    nvml = FakeNVML(rtx_3090(1), rtx_3090(2, virtualization=mode))
+    with pytest.raises(EnvironmentFault, match=r"card 1, .*lent to virtual machines"):
+        present_target(nvml, {})
+    assert present_target(nvml, {"CUDA_VISIBLE_DEVICES": "0"}).cards[0].count == 1
+
+
+@pytest.mark.parametrize("total_mib", [None, 124_610])
+def test_gb10_is_pointed_to_its_file(total_mib: int | None) -> None:
+    """Whatever the driver says of its memory, it is the processor's."""
+    device = gb10()
+    device.total_mib = total_mib
+    with pytest.raises(EnvironmentFault, match=r"GB10 uses the proc.*--target dgx-spark.*YAML"):
+        present_target(FakeNVML(device), {})
+
+
+@pytest.mark.parametrize(
+    ("nvml", "words"),
+    [
+        (
+            FakeNVML(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND),
+            r"no NVIDIA driver answers nvmlInit: NVML Shared Library Not Found",
+        ),
+        (FakeNVML(), r"the NVIDIA driver shows no card"),
+        (FakeNVML(rtx_3090(1, total_mib=None)), r"does not report the memory of card 0, NVIDIA"),
+    ],
+)
+def test_without_cards_the_way_out_is_named(nvml: FakeNVML, words: str) -> None:
+    with pytest.raises(EnvironmentFault, match=f"target auto: .*{words}.*quantkit targets.*YAML"):
+        present_target(nvml, {})
+
+
+def test_the_chosen_cards_are_named_for_the_launch() -> None:
+    nvml = FakeNVML(*(rtx_3090(place) for place in (1, 2, 3)))
+    assert present_target(nvml, {}).devices == ("0", "1", "2")
+    assert present_target(nvml, {"CUDA_VISIBLE_DEVICES": "2,0"}).devices == ("2", "0")
+
+
+def test_load_target_knows_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNVML(rtx_3090(1), rtx_3090(2)))
+    target = load_target("auto")
+    assert cards_of(target) == [("NVIDIA GeForce RTX 3090", 24.0, 1.0, 2)]
+    changed = target.changed(context_tokens=65_536, kv_type="f16")
+    assert (changed.context_tokens, changed.kv_type) == (65_536, "f16")
+    assert changed.cards == target.cards
+    monkeypatch.setitem(sys.modules, "pynvml", FakeNVML())
+    with pytest.raises(QuantkitError) as caught:
+        load_target("auto")
+    assert caught.value.exit_code == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "cores", "capability", "driver_mib"),
+    [
+        ("4x3090", 10_496, (8, 6), 461),
+        ("4x4090", 16_384, (8, 9), 487),
+        ("2x5090", 21_760, (12, 0), 498),
+        ("2xA6000", 10_752, (8, 6), 602),
+        ("1xA100-80", 6_912, (8, 0), 769),
+        ("1xH100", 16_896, (9, 0), 480),
+        ("1xRTX-PRO-6000", 24_064, (12, 0), 640),
+    ],
+)
+def test_auto_on_the_shipped_cards_is_the_shipped_target(
+    name: str, cores: int, capability: tuple[int, int], driver_mib: int
+) -> None:
+    """Cores by NVIDIA's data sheets; the driver's share is what CUDA shows less than nvidia-smi."""
+    shipped = load_target(name)
+    devices = [
+        Device(
+            "card",
+            f"GPU-{i}",
+            f"0{i}",
+            total_mib=round(card.memory_gib * 1024),
+            driver_mib=driver_mib,
+            capability=capability,
+            cores=cores,
+        )
+        for i, card in enumerate(shipped.each_card)
+    ]
+    found = present_target(FakeNVML(*devices), {})
+    assert found.context_tokens == shipped.context_tokens
+    assert [card.reserve_gib for card in found.each_card] == [
+        card.reserve_gib for card in shipped.each_card
+    ]
+
+
+def test_contexts_are_those_of_the_shipped_targets() -> None:
+    assert "dgx-spark" in known_targets()
+    for name in known_targets():
+        shipped = load_target(name)
+        total = sum(card.memory_gib for card in shipped.each_card)
+        device = rtx_3090(1, total_mib=round(total * 1024))
+        assert present_target(FakeNVML(device), {}).context_tokens == shipped.context_tokens, name
+    for total, tokens in ((16_376, 32_768), (20_480, 131_072), (40_960, 262_144)):
+        found = present_target(FakeNVML(rtx_3090(1, total_mib=total)), {})
+        assert found.context_tokens == tokens

@@ -1,0 +1,191 @@
+"""Quantizing against llama.cpp's own `llama_model_quantize`, byte for byte."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import re
+from pathlib import Path
+
+import gguf
+import llama_cpp
+import numpy as np
+import pytest
+from models import llama_arrays, llama_metadata, write_gguf
+
+from quantkit.config.levels import PRESETS
+from quantkit.config.recipe import STOCK_CANDIDATES
+from quantkit.core.errors import InputError
+from quantkit.core.files import file_sha256
+from quantkit.core.progress import SILENT
+from quantkit.formats.gguf_writer import lay_out
+from quantkit.formats.tensor_types import BY_NAME
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.llamacpp.llama import Context, Model
+from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
+from quantkit.models.gguf_source import GGUFSource
+from quantkit.quantize import encode
+from quantkit.quantize.encode import write_shards
+from quantkit.quantize.quantize import PRESET_FILE_TYPES, quantize
+
+
+def importance_of(name: str, columns: int) -> np.ndarray:
+    seed = sum(name.encode())
+    return np.random.default_rng(seed).uniform(0.1, 9.0, columns).astype(np.float32)
+
+
+def llama_cpp_quantize(
+    source: Path, out: Path, types: dict[str, str], importance: dict[str, np.ndarray]
+) -> None:
+    """llama_model_quantize with each of these types given as an override."""
+    params = llama_cpp.llama_model_quantize_default_params()
+    params.ftype, params.nthread = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0, 2
+    entries = (llama_cpp.llama_model_imatrix_data * (len(importance) + 1))()
+    for entry, (name, values) in zip(entries, importance.items(), strict=False):
+        entry.name = name.encode()
+        entry.data = values.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+        entry.size = values.size
+    params.imatrix = entries
+    overrides = (llama_cpp.llama_model_tensor_override * (len(types) + 1))()
+    for override, (name, kind) in zip(overrides, types.items(), strict=False):
+        override.pattern = f"^{re.escape(name)}$".encode()
+        override.type = BY_NAME[kind].ggml_id
+    params.tt_overrides = overrides
+    assert llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), params) == 0
+
+
+def three_layers() -> tuple[Metadata, dict[str, np.ndarray]]:
+    """The tiny Llama with more matrices than there are types."""
+    metadata = llama_metadata() | {"llama.block_count": MetaValue("u32", 3)}
+    arrays: dict[str, np.ndarray] = {}
+    for layer in range(3):
+        for name, array in llama_arrays(seed=layer + 1).items():
+            arrays[name.replace("blk.0.", f"blk.{layer}.")] = array
+    return metadata, arrays
+
+
+def test_a_mixture_of_all_types_has_the_bytes_of_llama_quantize(tmp_path: Path) -> None:
+    source = GGUFSource(write_gguf(tmp_path / "f32.gguf", *three_layers()))
+    matrices = [info for info in source.tensors if len(info.shape) == 2]
+    importance = {i.name: importance_of(i.name, i.row_elements) for i in matrices}
+    assert len(matrices) > len(STOCK_CANDIDATES) >= 18
+    types = {info.name: info.type_name for info in source.tensors}
+    types |= {i.name: k for i, k in zip(matrices, itertools.cycle(STOCK_CANDIDATES), strict=False)}
+    assert set(STOCK_CANDIDATES) | {"F32"} == set(types.values())
+    theirs_path = tmp_path / "theirs.gguf"
+    given = {info.name: types[info.name] for info in matrices}
+    llama_cpp_quantize(source.paths[0], theirs_path, given, importance)
+    stacked = {name: values[None] for name, values in importance.items()}
+    (path,) = quantize(
+        source, source.metadata, types, stacked, tmp_path, tmp_path, "ours", workers=2
+    )
+    ours, theirs = GGUFSource(path), GGUFSource(theirs_path)
+    assert {info.name: info.type_name for info in theirs.tensors} == types
+    for info in ours.tensors:
+        mine = ours.read_stored(info.name, 0, info.rows)
+        reference = theirs.read_stored(info.name, 0, info.rows)
+        assert np.array_equal(mine, reference), (info.name, info.type_name)
+
+    # gguf's own reader finds the same weights in it
+    for tensor in gguf.GGUFReader(path).tensors:
+        assert tensor.tensor_type.name == types[tensor.name]
+        rows = ours.read_rows(tensor.name, 0, int(np.prod(tensor.shape[1:])))
+        decoded = gguf.quants.dequantize(tensor.data, tensor.tensor_type)
+        assert np.allclose(decoded.reshape(rows.shape), rows, rtol=1e-5, atol=1e-6), tensor.name
+
+    # and llama.cpp runs it
+    model = Model(path, DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0))
+    context = Context(model, ContextSettings(32, kv_type="f16", all_outputs=True))
+    logits = context.decode(np.arange(16, dtype=np.int32), 0, want="all")
+    assert np.isfinite(logits).all()
+    assert logits.std() > 0.01
+    context.close()
+    model.close()
+
+
+@pytest.mark.parametrize("value", [np.inf, np.nan, 1e38])
+@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q5_1", "IQ4_NL", "IQ3_S"])
+def test_weights_that_are_not_finite_are_refused_by_name(
+    tmp_path: Path, kind: str, value: float
+) -> None:
+    arrays = llama_arrays()
+    arrays["blk.0.ffn_up.weight"][300, 7] = value
+    source = GGUFSource(write_gguf(tmp_path / "f32.gguf", llama_metadata(), arrays))
+    types = {i.name: kind if len(i.shape) == 2 else "F32" for i in source.tensors}
+    work = tmp_path / "work"
+    work.mkdir()
+    with pytest.raises(InputError, match=rf"of blk\.0\.ffn_up\.weight are not finite as {kind}"):
+        quantize(source, source.metadata, types, {}, tmp_path, work, "out", workers=2)
+    assert not (tmp_path / "out.gguf").exists()
+
+
+def test_file_types_of_presets_are_those_of_llama_cpp() -> None:
+    assert PRESET_FILE_TYPES == {
+        name: getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}") for name in PRESETS
+    }
+
+
+def test_experts_use_their_own_importance_and_workers_do_not_matter(tmp_path: Path) -> None:
+    random = np.random.default_rng(4)
+    arrays = {"blk.0.ffn_up_exps.weight": random.standard_normal((3, 8, 256), np.float32)}
+    source = GGUFSource(write_gguf(tmp_path / "s.gguf", llama_metadata(), arrays))
+    importance = {"blk.0.ffn_up_exps.weight": random.uniform(0.1, 9, (3, 256)).astype(np.float32)}
+    infos = [TensorInfo("blk.0.ffn_up_exps.weight", (3, 8, 256), "IQ2_S")]
+    hashes = set()
+    for workers in (1, 2, 5):
+        layouts = lay_out(f"w{workers}", source.metadata, infos)
+        (path,) = write_shards(tmp_path, tmp_path, layouts, source, importance, SILENT, workers)
+        hashes.add(file_sha256(path))
+    assert len(hashes) == 1
+    flat = {"blk.0.ffn_up_exps.weight": np.repeat(importance["blk.0.ffn_up_exps.weight"][:1], 3, 0)}
+    layouts = lay_out("flat", source.metadata, infos)
+    (path,) = write_shards(tmp_path, tmp_path, layouts, source, flat, SILENT, 2)
+    assert file_sha256(path) not in hashes
+
+
+def test_a_killed_run_goes_on_and_a_lost_file_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "SYNC_BYTES", 0)  # every tensor is journalled at once
+    source = GGUFSource(write_gguf(tmp_path / "s.gguf", llama_metadata(), llama_arrays()))
+    infos = [
+        TensorInfo(i.name, i.shape, "Q8_0" if len(i.shape) == 2 else "F32") for i in source.tensors
+    ]
+    work = tmp_path / "work"
+    work.mkdir()
+
+    class Killed(Exception):
+        pass
+
+    class KillAfter:
+        def __init__(self, advances: int) -> None:
+            self.left = advances
+
+        def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
+            pass
+
+        def advance(self, amount: float) -> None:
+            self.left -= 1
+            if self.left == 0:
+                raise Killed
+
+        def note(self, sentence: str) -> None:
+            pass
+
+    (reference,) = write_shards(
+        tmp_path, work, lay_out("ref", source.metadata, infos), source, {}, SILENT, 2
+    )
+    layouts = lay_out("m", source.metadata, infos)
+    with pytest.raises(Killed):
+        write_shards(tmp_path, work, layouts, source, {}, KillAfter(4), 2)
+    journal = work / "m.gguf.journal"
+    assert 1 < len(journal.read_text().splitlines()) <= 1 + 4
+    journal.write_text(journal.read_text() + "blk.0.attn")  # cut off in the middle of a line
+    (path,) = write_shards(tmp_path, work, layouts, source, {}, SILENT, 2)
+    assert path.read_bytes()[1000:] == reference.read_bytes()[1000:]
+    assert file_sha256(path) == file_sha256(reference)
+    with pytest.raises(Killed):
+        write_shards(tmp_path, tmp_path, layouts, source, {}, KillAfter(4), 2)
+    (tmp_path / "m.gguf").unlink()  # what the journal lists is gone
+    (path,) = write_shards(tmp_path, tmp_path, layouts, source, {}, SILENT, 2)
+    assert file_sha256(path) == file_sha256(reference)

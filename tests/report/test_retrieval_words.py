@@ -1,0 +1,92 @@
+"""Sentences about a check."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+from finished_levels import KEYS, answer, answers_of, retrieval
+
+from quantkit.config.recipe import RetrievalRecipe
+from quantkit.report.retrieval_words import (
+    check_text,
+    cost_text,
+    forks_text,
+    gate_text,
+    nats_text,
+    rate_text,
+)
+from quantkit.retrieval.results import Rung, TaskScore
+
+
+def score(task: str, hits: int, lower: float) -> TaskScore:
+    return TaskScore(task, 516096, 128, 64, hits, lower, 1.0, 0, None)
+
+
+def test_the_gate() -> None:
+    main, probe = score("multikey", 64, 0.954), score("two-hop", 50, 0.68)
+    assert gate_text([main], 0.9, 0.95, clustered=False) == (
+        "Gate: the exact lower bound of the hit rate at 504K tokens (one-sided, 95 %) must reach "
+        "90.0 %. multikey-128: 64 of 64 found, at least 95.4 %. Result: passed."
+    )
+    both = gate_text([main, probe], 0.9, 0.95, clustered=True)
+    assert "allows for the spread between seeds" in both
+    assert both.endswith("two-hop: 50 of 64 found, at least 68.0 %. Result: two-hop fell short.")
+    assert gate_text([probe], None, 0.95, clustered=False).startswith("No gate; ")
+
+
+def test_the_cost_beside_one_prefill_a_question() -> None:
+    words = cost_text(90_000, 10_000, 1_250_000, forked=True)
+    assert "90,000 tokens and questions of 10,000" in words
+    assert "takes 1,250,000, 12.5 times as many." in words
+    assert cost_text(90_000, 10_000, 1_250_000, forked=False) == (
+        "Each question had a prefill of its own, 1,250,000 tokens in all; on forks of one prefill "
+        "they would have been 100,000."
+    )
+
+
+def rung(difference: float | None) -> Rung:
+    return Rung(8192, 16, 8000, 4.0, 4000, 24, 2.0, difference)
+
+
+def test_whether_forks_are_exact() -> None:
+    assert forks_text(0.0, [rung(None)]) == (
+        "Forks are exact: a fork beside a fresh decode gave the same logits, bit for bit."
+    )
+    exact = forks_text(0.0, [rung(0.0), rung(0.0)])
+    assert "a question asked again after all others at 2 lengths" in exact
+    assert "at most 2.5e-06 of the largest logit" in forks_text(0.0, [rung(0.0), rung(2.5e-6)])
+    assert "at most 1.0e-03" in forks_text(1e-3, [])
+
+
+def test_what_was_asked() -> None:
+    one_pass = check_text(
+        RetrievalRecipe(needles=24, seeds=(1, 2, 3), thinking=True, answer_tokens=512), "f16"
+    )
+    for words in ("24 are asked", "3 haystacks", "after thinking", "KV cache in f16"):
+        assert words in one_pass
+    assert check_text(RetrievalRecipe(mode="classic"), "f16").startswith("Retrieval is single")
+
+
+@pytest.mark.parametrize(
+    ("nats", "text"),
+    [
+        (None, "–"), (-0.0214, "−0.021"), (-0.00004, "0"), (0.0, "0"), (-0.0004, "−0.0004"),
+        (-0.00996, "−0.010"), (-1.236, "−1.24"),
+        (-0.9996, "−1.00"), (-31.94, "−31.9"), (6.5, "6.50"), (-math.inf, "−∞"), (math.inf, "∞"),
+    ],
+)  # fmt: skip
+def test_nats(nats: float | None, text: str) -> None:
+    assert nats_text(nats) == text
+
+
+def test_rates() -> None:
+    assert rate_text(2000.0) == "2,000"
+    assert rate_text(24 / 1.04) == "23.1"
+    assert rate_text(None) == "–"
+
+
+def test_a_task_is_called_by_its_keys() -> None:
+    found = retrieval([*answers_of(0.0), answer("updated", 8192, 0, 1)])
+    names = [s.name for s in found.scores if s.task == "multikey"]
+    assert names == [f"multikey-{keys}" for keys in KEYS.values()]

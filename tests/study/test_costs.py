@@ -1,0 +1,264 @@
+"""What errors cost: weights exchanged in the loaded demo model, against files of those values."""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from demo_artifacts import write_demo
+from models import write_gguf
+from places import DATA
+
+from quantkit.config.recipe import ImatrixRecipe, MeasureRecipe
+from quantkit.core.errors import InputError
+from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
+from quantkit.formats.tensor_types import quant_type
+from quantkit.llamacpp import ggml_kernels
+from quantkit.llamacpp.llama import Context, Model
+from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
+from quantkit.models.gguf_source import GGUFSource
+from quantkit.study.calibration.sources import resolve_sources
+from quantkit.study.costs import (
+    CostJob,
+    MeasuredCosts,
+    held_out,
+    measure_costs,
+    measure_in_child,
+)
+from quantkit.study.kl_divergence import BaseDistribution
+
+TEXT = DATA / "imatrix" / "demo-4x512.txt"
+DEVICES = DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0)
+MAMBA, EXPERTS = "blk.0.ssm_in.weight", "blk.1.ffn_up_exps.weight"
+EMBEDDING, NEVER_RUN = "token_embd.weight", "blk.7.nextn.eh_proj.weight"
+CALIBRATION = ImatrixRecipe(texts=(str(TEXT),), chunk_tokens=128, chunks=4)
+RECIPE = MeasureRecipe(
+    candidates=("Q8_0", "Q4_0"), cost_chunks=3, cost_chunk_tokens=64, probe_error=0.0
+)
+ERRORS = {name: {"Q8_0": 3e-5, "Q4_0": 7e-3} for name in (MAMBA, EXPERTS, EMBEDDING)}
+
+
+@pytest.fixture(scope="module")
+def job(tmp_path_factory: pytest.TempPathFactory) -> CostJob:
+    folder = tmp_path_factory.mktemp("costs")
+    base = write_demo(folder / "base.gguf", "F32")
+    random = np.random.default_rng(2)
+    entries = {}
+    for info in GGUFSource(base).tensors:
+        if info.name in (MAMBA, EXPERTS):
+            shape = (info.matrices, info.row_elements)
+            entries[info.name] = ImatrixEntry(
+                random.uniform(0.5, 2, shape).astype(np.float32),
+                np.ones(info.matrices, np.float32),
+            )
+    write_imatrix(folder / "imatrix.gguf", Imatrix(entries, 128, 4, ("text",)))
+    units = ((EMBEDDING,), (MAMBA,), (EXPERTS,), (NEVER_RUN,))
+    sources = tuple(resolve_sources(CALIBRATION))
+    return CostJob(
+        base, folder / "imatrix.gguf", units, ERRORS, RECIPE, CALIBRATION, sources, used_chunks=4
+    )
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the measurement below leaves: its own work folder is the caller's to empty."""
+    return tmp_path_factory.mktemp("work")
+
+
+@pytest.fixture(scope="module")
+def measured(job: CostJob, work: Path) -> MeasuredCosts:
+    return measure_costs(job, work, DEVICES, 1)
+
+
+def logits_of(model: Path, tokens: np.ndarray) -> np.ndarray:
+    """Of all chunks side by side, as the measurement runs them."""
+    count, size = tokens.shape
+    loaded = Model(model, DEVICES)
+    settings = ContextSettings(
+        count * size, batch_tokens=count * size, ubatch_tokens=count * size, sequences=count,
+        shared_cells=False, all_outputs=True,
+    )  # fmt: skip
+    context = Context(loaded, settings)
+    context.decode_together(list(tokens))
+    logits = context.all_logits().copy()
+    context.close()
+    loaded.close()
+    return logits
+
+
+@pytest.mark.parametrize("name", [MAMBA, EXPERTS, EMBEDDING])
+def test_equal_to_a_file_with_the_same_values(
+    job: CostJob, measured: MeasuredCosts, name: str, tmp_path: Path
+) -> None:
+    assert measured.restored_kld == 0.0
+    assert measured.tokens == 3 * 64
+    assert [unit.tensors for unit in measured.units] == [(EMBEDDING,), (MAMBA,), (EXPERTS,)]
+    (probe,) = next(unit for unit in measured.units if unit.tensors == (name,)).probes
+
+    source, kind = GGUFSource(job.base), quant_type("Q4_0")
+    importance = {n: e.importance() for n, e in read_imatrix(job.imatrix).entries.items()}
+    arrays = {
+        info.name: source.read_rows(info.name, 0, info.rows).reshape(info.shape)
+        for info in source.tensors
+    }
+    rows = arrays[name].reshape(-1, arrays[name].shape[-1])
+    weights = importance.get(name, np.ones((1, rows.shape[1]), np.float32))
+    parts = rows.reshape(len(weights), -1, rows.shape[1])
+    lossy = np.concatenate(
+        [
+            ggml_kernels.dequantize(
+                kind,
+                ggml_kernels.quantize(kind, part, column if name in importance else None),
+                rows.shape[1],
+            )
+            for part, column in zip(parts, weights, strict=True)
+        ]
+    )
+    lost = np.square(rows - lossy, dtype=np.float64).reshape(parts.shape)
+    total = np.square(rows, dtype=np.float64).reshape(parts.shape)
+    column = weights[:, None, :].astype(np.float64)
+    assert probe.types == {name: "Q4_0"}
+    assert probe.gains == {name: 1.0}
+    assert probe.errors[name] == pytest.approx(
+        (lost * column).sum() / (total * column).sum(), rel=1e-6
+    )
+    changed = write_gguf(
+        tmp_path / "changed.gguf",
+        source.metadata,
+        {**arrays, name: lossy.reshape(arrays[name].shape)},
+    )
+    model = Model(job.base, DEVICES)
+    text = model.vocab.tokenize(TEXT.read_text(encoding="utf-8"), parse_special=False)
+    model.close()
+    tokens = text[4 * 128 : 7 * 128].reshape(3, 128)[:, :64]
+    base, other = (logits_of(path, tokens) for path in (job.base, changed))
+    with ThreadPoolExecutor(1) as pool:
+        kld = BaseDistribution.of(base).divergence(other, pool)
+    assert probe.kld == pytest.approx(kld.mean(), rel=1e-9)
+    assert probe.kld > 1e-6
+
+
+def test_small_errors_are_amplified(job: CostJob, measured: MeasuredCosts, tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"probe_error": 0.028})
+    amplified = dataclasses.replace(job, recipe=recipe, units=((MAMBA,),))
+    (unit,) = measure_costs(amplified, tmp_path, DEVICES, 1).units
+    (probe,) = unit.probes
+    assert probe.gains[MAMBA] == pytest.approx(2.0)  # of an error of 7e-3
+    (plain,) = (unit for unit in measured.units if unit.tensors == (MAMBA,))
+    assert probe.error == pytest.approx(4 * plain.probes[0].error, rel=1e-3)
+    assert 2 < probe.kld / plain.probes[0].kld < 6
+
+
+def test_the_floor_is_what_a_tiny_error_costs(measured: MeasuredCosts) -> None:
+    for unit in measured.units:
+        assert 0 <= unit.floor < 0.5 * unit.probes[0].kld
+
+
+def killed_after(units: int) -> Callable[[Any], None]:
+    """Stops a run when so many units are done, as a signal would."""
+    left = [units]
+
+    def emit(message: tuple[str, Any]) -> None:
+        if message[0] == "advance":
+            left[0] -= 1
+            if not left[0]:
+                raise KeyboardInterrupt
+
+    return emit
+
+
+def test_a_killed_run_goes_on_and_gives_the_same(
+    job: CostJob, measured: MeasuredCosts, tmp_path: Path
+) -> None:
+    work = tmp_path / "again"
+    with pytest.raises(KeyboardInterrupt):
+        measure_in_child(job, work, DEVICES, 1, killed_after(2))
+    assert len((work / "costs.jsonl").read_text().splitlines()) == 1 + 2
+    said: list[Any] = []
+    assert measure_in_child(job, work, DEVICES, 1, said.append) == measured
+    assert ("start", (2, 3)) in said
+    assert said.count(("advance", 1)) == 1
+    assert any(kind == "note" and "1 units on 192 tokens" in value for kind, value in said)
+    other = dataclasses.replace(job, used_chunks=0)  # another text: nothing of it is kept
+    measure_in_child(other, work, DEVICES, 1, said.append)
+    assert said.count(("start", (0, 3))) == 1
+
+
+def test_a_run_killed_at_its_very_end_goes_on(
+    job: CostJob, measured: MeasuredCosts, work: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(work, tmp_path / "work")
+    assert measure_costs(job, tmp_path / "work", DEVICES, 1) == measured
+
+
+def test_one_unit_of_everything(job: CostJob, tmp_path: Path) -> None:
+    one = dataclasses.replace(job, units=((EMBEDDING, MAMBA, EXPERTS),))
+    (unit,) = measure_costs(one, tmp_path, DEVICES, 1).units
+    assert set(unit.probes[0].errors) == {EMBEDDING, MAMBA, EXPERTS}
+    assert unit.floor == 0.0  # it begins before the layers, where none was measured
+
+
+def test_the_floor_is_by_layer_whatever_the_order_of_units(job: CostJob, tmp_path: Path) -> None:
+    names = [f"blk.{layer}.ssm_in.weight" for layer in (4, 0)]
+    errors = dict.fromkeys(names, ERRORS[MAMBA])
+    found = []
+    for order in (names, names[::-1]):
+        changed = dataclasses.replace(job, units=tuple((n,) for n in order), errors=errors)
+        units = measure_costs(changed, tmp_path / order[0], DEVICES, 1).units
+        found.append({unit.tensors[0]: unit.floor for unit in units})
+    assert found[0] == found[1]
+    assert found[0][names[1]] != found[0][names[0]]
+
+
+def test_a_base_in_four_bits(job: CostJob, tmp_path: Path) -> None:
+    base = write_demo(tmp_path / "coarse.gguf", "Q4_0")
+    exact = {name: {"Q8_0": 3e-5, "Q4_0": 0.0, "Q4_K": 5e-3} for name in (MAMBA, EMBEDDING)}
+    recipe = RECIPE.model_copy(
+        update={"candidates": ("Q8_0", "Q4_0", "Q4_K"), "probe_error": 0.02, "cost_chunks": 2}
+    )
+    coarse = dataclasses.replace(
+        job, base=base, units=((MAMBA,), (EMBEDDING,)), errors=exact, recipe=recipe
+    )
+    units = measure_costs(coarse, tmp_path, DEVICES, 1).units
+    assert len(units) == 2
+    for unit in units:
+        (probe,) = unit.probes
+        assert unit.floor < 0.1 * probe.kld
+        assert set(probe.types.values()) == {"Q4_K"}  # its own has no error
+        assert probe.kld > 0
+
+
+def test_a_text_that_is_too_short(job: CostJob, tmp_path: Path) -> None:
+    (tmp_path / "short.txt").write_text("four score and seven", encoding="utf-8")
+    calibration = CALIBRATION.model_copy(update={"texts": (str(tmp_path / "short.txt"),)})
+    short = dataclasses.replace(
+        job, calibration=calibration, sources=tuple(resolve_sources(calibration)), used_chunks=0
+    )
+    with pytest.raises(InputError, match="fewer than one chunk of 128"):
+        measure_costs(short, tmp_path, DEVICES, 1)
+
+
+def test_chunks_longer_than_the_calibrations_are_told(job: CostJob, tmp_path: Path) -> None:
+    recipe = RECIPE.model_copy(update={"cost_chunk_tokens": 512})
+    said: list[Any] = []
+    longer = dataclasses.replace(job, recipe=recipe, units=((MAMBA,),))
+    assert measure_in_child(longer, tmp_path, DEVICES, 1, said.append).tokens == 3 * 128
+    assert any(kind == "note" and "not of 512" in value for kind, value in said)
+
+
+def test_text_that_the_imatrix_did_not_see() -> None:
+    chunks = np.arange(20).reshape(10, 2)
+    found, overlap = held_out(chunks, used=6, wanted=3)
+    assert found.tolist() == chunks[6:9].tolist()
+    assert overlap == 0
+    found, overlap = held_out(chunks, used=8, wanted=3)
+    assert sorted(found[:, 0]) == [14, 16, 18]
+    assert overlap == 1
+    found, overlap = held_out(chunks, used=10, wanted=30)
+    assert len(found) == overlap == 10

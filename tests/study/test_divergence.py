@@ -1,0 +1,277 @@
+"""The divergence of the demo model's artifacts, against what llama-perplexity printed for them.
+
+How that was recorded, and what may differ between CPUs, is in tests/data/perplexity/README.md.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+from demo_artifacts import WANTS_BOS, write_demo
+from places import DATA
+
+from quantkit.config.recipe import DivergenceRecipe
+from quantkit.core.errors import InputError
+from quantkit.core.files import file_sha256
+from quantkit.core.haystack import haystack_text
+from quantkit.formats.logits_file import LogitsFile, decode_rows
+from quantkit.formats.tensors import MetaValue
+from quantkit.llamacpp import text_logits
+from quantkit.llamacpp.llama import Model
+from quantkit.llamacpp.settings import DeviceSettings
+from quantkit.llamacpp.text_logits import TextLogits, begun_tokens
+from quantkit.study import base_logits, divergence
+from quantkit.study.base_logits import collect_base_logits
+from quantkit.study.divergence import measure_divergence
+from quantkit.study.kl_divergence import compare
+from quantkit.study.kld_statistics import Divergence, Positions
+
+RECORDED = DATA / "perplexity"
+DEVICES = DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0)
+CHUNKS = 8
+ANY_CPU_PERPLEXITY = 4e-4
+SAME_CPU = 2e-5
+"""Relative; two digits of what is printed are beyond llama-perplexity's own 16 bits."""
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The recorded text, the models, and the logits of both bases."""
+    folder = tmp_path_factory.mktemp("divergence")
+    (folder / "text.txt").write_text(haystack_text()[:14_000])
+    for name, changes in (("demo", {}), ("demo-bos", WANTS_BOS)):
+        write_demo(folder / f"{name}.gguf", changes=changes)
+        write_demo(folder / f"{name}-q4.gguf", "Q4_0", changes)
+        collected(folder, folder / f"{name}.gguf", folder / f"{name}.logits", chunks=99)
+    write_demo(folder / "demo-q8.gguf", "Q8_0")
+    return folder
+
+
+def collected(folder: Path, base: Path, out: Path, chunks: int, tokens: int = 512) -> Path:
+    work = folder / f"work-{out.name}"
+    work.mkdir()
+    recipe = DivergenceRecipe(chunks=chunks, chunk_tokens=tokens)
+    collect_base_logits(base, recipe, folder / "text.txt", out, work, DEVICES)
+    assert not list(work.iterdir())
+    return out
+
+
+def measured(folder: Path, base: str, artifact: str, kept: Path) -> Divergence:
+    logits, model = folder / f"{base}.logits", folder / f"{artifact}.gguf"
+    return measure_divergence(logits, model, kept, DEVICES).summary()
+
+
+def printed(text: str) -> dict[str, tuple[float, float]]:
+    """Figure → (value, its ±; 0 where none is printed) of llama-perplexity's tables."""
+    rows = re.findall(r"^(.+?) *: +(-?[\d.]+)(?: ± +([\d.]+))?", text, re.M)
+    return {re.sub(r" +", " ", name): (float(v), float(e or 0)) for name, v, e in rows}
+
+
+def check(found: Divergence, text: str) -> None:
+    """`found` against llama-perplexity's figures: closely where this CPU rounds as that one."""
+    wanted = printed(text)
+    base, base_error = wanted["Mean PPL(base)"]
+    assert found.base_perplexity == pytest.approx(base, rel=ANY_CPU_PERPLEXITY)
+    same_cpu = found.base_perplexity == pytest.approx(base, rel=SAME_CPU)
+    mean, mean_error = wanted["Mean KLD"]
+    ratio, ratio_error = wanted["Mean ln(PPL(Q)/PPL(base))"]
+    share, share_error = wanted["Same top p"]
+    figures = [
+        # ours, llama-perplexity's, what may differ on any CPU, on the same
+        (found.perplexity, *wanted["Mean PPL(Q)"], base * SAME_CPU),
+        (found.base_perplexity, base, base_error, base * SAME_CPU),
+        (found.mean, mean, mean_error, 2e-6),
+        (found.mean_error, mean_error, mean_error / 4, 2e-6),
+        (found.ln_ratio, ratio, ratio_error, 5e-6),
+        (found.ln_ratio_error, ratio_error, ratio_error / 4, 2e-6),
+        (found.median, wanted["Median KLD"][0], 0.05 * wanted["Median KLD"][0], 4e-6),
+        (found.p99, wanted["99.0% KLD"][0], 0.15 * wanted["99.0% KLD"][0], 2e-4),
+        (found.p999, wanted["99.9% KLD"][0], 0.15 * wanted["99.9% KLD"][0], 1e-4),
+        (found.maximum, wanted["Maximum KLD"][0], 0.15 * wanted["Maximum KLD"][0], 1e-4),
+        (100 * found.same_top, share, share_error, 0.11),
+        (100 * found.same_top_error, share_error, share_error / 4, 0.002),
+    ]
+    for ours, theirs, on_any, on_same in figures:
+        assert ours == pytest.approx(theirs, abs=on_same if same_cpu else on_any), figures
+    if same_cpu:
+        assert found.p99 == pytest.approx(wanted["99.0% KLD"][0], rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("base", "artifact"), [("demo", "demo-q4"), ("demo", "demo-q8"), ("demo-bos", "demo-bos-q4")]
+)
+def test_equal_to_llama_perplexity(folder: Path, tmp_path: Path, base: str, artifact: str) -> None:
+    found = measured(folder, base, artifact, tmp_path / "kept.jsonl")
+    assert found.tokens == CHUNKS * 255
+    check(found, (RECORDED / f"{artifact}.txt").read_text())
+
+
+@pytest.mark.slow
+def test_equal_to_llama_perplexity_run_now(folder: Path, tmp_path: Path) -> None:
+    """The program itself, on chunks of another length."""
+    tools = os.environ.get("QUANTKIT_LLAMA_TOOLS")
+    if not tools or not (Path(tools) / "llama-perplexity").exists():
+        pytest.skip("needs QUANTKIT_LLAMA_TOOLS: make oracle-tools")
+    size = 200
+    theirs, ours = tmp_path / "theirs.logits", tmp_path / "ours.logits"
+    program: list[str | Path] = [Path(tools) / "llama-perplexity", "-t", "1", "-nr"]
+    program += ["-c", str(size), "-b", str(size), "--kl-divergence-base", theirs]
+    text, base, artifact = (folder / n for n in ("text.txt", "demo-bos.gguf", "demo-bos-q4.gguf"))
+    subprocess.run([*program, "-m", base, "-f", text], check=True, capture_output=True)
+    ran = subprocess.run(
+        [*program, "-m", artifact, "--kl-divergence"], check=True, capture_output=True, text=True
+    )
+    collect_base_logits(
+        base, DivergenceRecipe(chunks=999, chunk_tokens=size), text, ours, tmp_path, DEVICES
+    )
+    found = measure_divergence(ours, artifact, tmp_path / "kept.jsonl", DEVICES).summary()
+    assert found.tokens == LogitsFile(ours).header.chunks * 99
+    check(found, ran.stdout)
+
+
+def test_the_base_is_no_distance_from_itself(folder: Path, tmp_path: Path) -> None:
+    found = measured(folder, "demo", "demo", tmp_path / "kept.jsonl")
+    assert 0 <= found.mean <= found.maximum < 5e-8  # the bound of 16 bits
+    assert found.same_top == 1.0
+    assert abs(found.ln_ratio) < 1e-7
+    model = Model(folder / "demo.gguf", DEVICES)
+    tokens = begun_tokens(model, (folder / "text.txt").read_text(), 128)
+    runner = TextLogits(model, 128, None)
+    first, again = ([z.copy() for _, z in runner.of(tokens)] for _ in range(2))
+    assert [z.shape for z in first] == [(63, model.vocab.size)]
+    exact = compare(first[0], again[0], tokens[65:128])
+    assert exact.kld.max() == 0.0  # what was not kept in 16 bits
+
+
+def test_every_chunk_begins_with_bos_where_the_model_wants_one(folder: Path) -> None:
+    bos = LogitsFile(folder / "demo-bos.logits")
+    assert bos.header.bos == 11
+    assert LogitsFile(folder / "demo.logits").header.bos is None
+    chunk = bos.tokens[1].copy()
+    assert chunk[0] != 11
+    model = Model(folder / "demo-bos.gguf", DEVICES)
+    ((_, wanted),) = TextLogits(model, 512, 11).of(chunk)
+    wanted = wanted.copy()
+    chunk[0] = 11
+    ((_, found),) = TextLogits(model, 512, None).of(chunk)
+    np.testing.assert_array_equal(found, wanted)
+    kept = decode_rows(bos.read_rows(1, 0, 255))
+    assert np.abs(kept - found).max() < 1e-3  # of 16 bits
+
+
+def test_batches_of_a_chunk_change_nothing(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A chunk longer than a batch is decoded in parts, the first of which has no output."""
+    recipe = DivergenceRecipe(chunks=2, chunk_tokens=300)
+    found = []
+    for batch in (512, 70):
+        monkeypatch.setattr(text_logits, "BATCH_TOKENS", batch)
+        out, kept = tmp_path / f"{batch}.logits", tmp_path / f"{batch}.jsonl"
+        base_logits.collect_in_child(
+            folder / "demo.gguf", recipe, folder / "text.txt", out, DEVICES, lambda _: None
+        )
+        artifact = folder / "demo-q4.gguf"
+        divergence.compare_in_child(out, artifact, kept, "a purpose", DEVICES, lambda _: None)
+        lines = kept.read_text().splitlines()[1:]
+        found.append(divergence.read_positions(LogitsFile(out), lines))
+    whole, parts = found
+    assert whole.kld.size == parts.kld.size == 2 * 149
+    # the base, too, was computed in other batches, which round otherwise
+    np.testing.assert_allclose(parts.base_nll, whole.base_nll, atol=0.05)
+    np.testing.assert_allclose(parts.kld.mean(), whole.kld.mean(), rtol=0.05)
+
+
+def test_a_killed_run_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
+    recipe = DivergenceRecipe(chunks=5, chunk_tokens=128)
+    base, artifact = folder / "demo.gguf", folder / "demo-q4.gguf"
+
+    def run(work: Path, kill_after: int | None) -> tuple[str, Positions]:
+        finished = 0
+
+        def emit(message: object) -> None:
+            nonlocal finished
+            finished += message == 1 or message == ("advance", 1)
+            if finished == kill_after:
+                raise Killed
+
+        def go_on(step: object) -> None:
+            nonlocal finished
+            finished = 0
+            if kill_after is not None:
+                with pytest.raises(Killed):
+                    step()
+                finished = -99
+            step()
+
+        work.mkdir()
+        out, kept = work / "base.logits", work / "kept.jsonl"
+        go_on(
+            lambda: base_logits.collect_in_child(
+                base, recipe, folder / "text.txt", out, DEVICES, emit
+            )
+        )
+        if kill_after is not None:  # in the middle of writing a row, too
+            journal = out.with_name("base.logits.journal")
+            journal.write_text("".join(journal.read_text().splitlines(True)[:-2]))
+            out.write_bytes(out.read_bytes()[:-1000])
+            base_logits.collect_in_child(
+                base, recipe, folder / "text.txt", out, DEVICES, lambda _: None
+            )
+        go_on(lambda: divergence.compare_in_child(out, artifact, kept, "a purpose", DEVICES, emit))
+        lines = kept.read_text().splitlines()[1:]
+        return file_sha256(out), divergence.read_positions(LogitsFile(out), lines)
+
+    whole, positions = run(tmp_path / "whole", None)
+    killed, again = run(tmp_path / "killed", 2)
+    assert killed == whole
+    for name, values in asdict(positions).items():
+        np.testing.assert_array_equal(getattr(again, name), values)
+
+
+def test_a_finished_artifact_is_not_run_again(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = tmp_path / "kept.jsonl"
+    logits = collected(folder, folder / "demo.gguf", tmp_path / "base.logits", 2, 64)
+    model = folder / "demo-q8.gguf"
+    found = measure_divergence(logits, model, kept, DEVICES)
+    content = kept.read_bytes()
+
+    def no_child(*_: object) -> None:
+        raise AssertionError("it was run again")
+
+    monkeypatch.setattr(divergence, "run_isolated", no_child)
+    again = measure_divergence(logits, model, kept, DEVICES)
+    assert kept.read_bytes() == content
+    np.testing.assert_array_equal(again.kld, found.kld)
+    with pytest.raises(AssertionError, match="run again"):  # another artifact
+        measure_divergence(logits, folder / "demo-q4.gguf", kept, DEVICES)
+
+
+def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path) -> None:
+    logits = folder / "demo.logits"
+    other = write_demo(
+        tmp_path / "other.gguf", "Q8_0", {"tokenizer.ggml.pre": MetaValue("str", "gpt-2")}
+    )
+    with pytest.raises(InputError, match=r"other.gguf has another tokenizer than demo.gguf.*\.pre"):
+        measure_divergence(logits, other, tmp_path / "kept.jsonl", DEVICES)
+    (tmp_path / "text.txt").write_text("Not many words.")
+    work = tmp_path / "work"
+    work.mkdir()
+    with pytest.raises(InputError, match="fewer than one chunk of 512"):
+        collect_base_logits(
+            folder / "demo.gguf", DivergenceRecipe(), tmp_path / "text.txt",
+            tmp_path / "out.logits", work, DEVICES,
+        )  # fmt: skip
+    assert not (tmp_path / "out.logits").exists()

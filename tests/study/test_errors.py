@@ -1,0 +1,211 @@
+"""Relative errors: of all rows, of samples, with statistics and without."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+from models import WIDTH, llama_metadata, write_gguf, write_llama
+from numpy.typing import NDArray
+
+from quantkit.config.recipe import MeasureRecipe
+from quantkit.core.progress import Silent
+from quantkit.formats.tensor_types import quant_type
+from quantkit.llamacpp import ggml_kernels
+from quantkit.models.gguf_source import GGUFSource
+from quantkit.quantize import encode
+from quantkit.study import errors as module
+from quantkit.study.columns import column_weights
+from quantkit.study.errors import (
+    TensorErrors,
+    measure_errors,
+    relative_error,
+    sample,
+    seconds_of_errors,
+)
+
+NEEDY, ALWAYS = ("IQ2_XXS",), ("Q8_0", "Q4_K")
+RECIPE = MeasureRecipe(candidates=(*ALWAYS, *NEEDY), sample_rows=16, sample_experts=1)
+KNOWN = "blk.0.attn_q.weight"
+STACK = "blk.0.ffn_up_exps.weight"
+Importance = Mapping[str, NDArray[np.float32]]
+Measure = Callable[..., dict[str, TensorErrors]]
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> GGUFSource:
+    return GGUFSource(write_llama(tmp_path / "m.gguf"))
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Measure:
+    def measure(
+        source: GGUFSource, importance: Importance, recipe: MeasureRecipe = RECIPE
+    ) -> dict[str, TensorErrors]:
+        found = measure_errors(source, importance, recipe, tmp_path / "work", 2)
+        return {entry.name: entry for entry in found}
+
+    return measure
+
+
+def test_without_statistics_no_type_that_needs_them(source: GGUFSource, run: Measure) -> None:
+    importance = np.linspace(0.1, 9, WIDTH, dtype=np.float32)[None]
+    found = run(source, {KNOWN: importance})
+    assert set(found[KNOWN].errors) == {*ALWAYS, *NEEDY}
+    others = set(found) - {KNOWN}
+    # the embedding, the output, and a layer that the calibration never ran
+    assert {"token_embd.weight", "output.weight", "blk.0.ffn_down.weight"} <= others
+    for name in others:
+        assert set(found[name].errors) == set(ALWAYS), name
+
+
+def test_the_error_is_the_weighted_share_of_the_energy(source: GGUFSource, run: Measure) -> None:
+    column = np.linspace(0.1, 9, WIDTH, dtype=np.float32)
+    recipe = RECIPE.model_copy(update={"sample_rows": 0})
+    found = run(source, {KNOWN: column[None]}, recipe)[KNOWN]
+    rows = source.read_rows(KNOWN, 0, WIDTH)
+    for name in (*ALWAYS, *NEEDY):
+        kind = quant_type(name)
+        restored = ggml_kernels.dequantize(kind, ggml_kernels.quantize(kind, rows, column), WIDTH)
+        lost = (column * np.square(rows - restored, dtype=np.float64)).sum()
+        total = (column * np.square(rows, dtype=np.float64)).sum()
+        assert found.errors[name] == pytest.approx(lost / total, rel=1e-9)
+    assert found.rows == WIDTH
+    assert found.standard_error == 0.0
+
+
+def test_without_statistics_columns_count_alike(source: GGUFSource, run: Measure) -> None:
+    found = run(source, {})["output.weight"].errors["Q8_0"]
+    info = next(info for info in source.tensors if info.name == "output.weight")
+    flat = np.ones((1, info.row_elements), np.float32)
+    weighted, _ = relative_error(quant_type("Q8_0"), sample(source, info, flat, RECIPE), flat)
+    assert weighted == pytest.approx(found, rel=1e-3)
+
+
+@pytest.fixture
+def uneven(tmp_path: Path) -> GGUFSource:
+    """Six experts of 512 rows; one row in a hundred has a thousand times the others' energy."""
+    random = np.random.default_rng(5)
+    stack = random.standard_normal((6, 512, 64), np.float32)
+    stack[:, ::100] *= 40
+    return GGUFSource(write_gguf(tmp_path / "uneven.gguf", llama_metadata(), {STACK: stack}))
+
+
+def spread(
+    source: GGUFSource, recipe: MeasureRecipe, seeds: int = 40
+) -> tuple[float, float, float]:
+    """(mean error, its deviation over seeds, mean of the standard errors that were stated)."""
+    (info,) = source.tensors
+    kind = quant_type("Q4_0")
+    found = [
+        relative_error(
+            kind, sample(source, info, None, recipe.model_copy(update={"seed": seed})), None
+        )
+        for seed in range(seeds)
+    ]
+    means, stated = np.array(found).T
+    return float(means.mean()), float(means.std()), float(stated.mean())
+
+
+@pytest.mark.parametrize(("rows", "experts"), [(96, 0), (96, 3), (0, 3)])
+def test_a_sample_is_unbiased_and_knows_its_error(
+    uneven: GGUFSource, rows: int, experts: int
+) -> None:
+    recipe = MeasureRecipe(candidates=("Q4_0",), sample_rows=0, sample_experts=0)
+    truth, none, _ = spread(uneven, recipe, seeds=2)
+    assert none == 0.0
+    changed = recipe.model_copy(update={"sample_rows": rows, "sample_experts": experts})
+    mean, deviation, stated = spread(uneven, changed)
+    assert mean == pytest.approx(truth, abs=4 * deviation / 40**0.5)
+    assert deviation < 0.1 * truth  # equal chances for rows give 0.3 and more
+    assert 0.6 * deviation < stated < 4 * deviation  # equidistant points do better than stated
+
+
+def test_few_rows_hold_most_of_the_energy_and_are_drawn(uneven: GGUFSource) -> None:
+    recipe = MeasureRecipe(candidates=("Q4_0",), sample_rows=24, sample_experts=1)
+    (info,) = uneven.tensors
+    (piece,) = sample(uneven, info, None, recipe).pieces
+    assert piece.counts.sum() == 24
+    heavy = piece.energies > 1e4
+    assert piece.counts[heavy].sum() > 20
+    assert piece.energy == pytest.approx(
+        np.square(
+            uneven.read_rows(STACK, 512 * piece.matrix, 512 * (piece.matrix + 1)), dtype=np.float64
+        ).sum()
+    )
+
+
+def test_a_seed_draws_the_same_sample_for_ever(
+    uneven: GGUFSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Recorded results name their seed. Blocks of 100 rows: each expert has six, the last of 12."""
+    monkeypatch.setattr(encode, "ROWS_BYTES", 4 * 64 * 100)
+    (info,) = uneven.tensors
+    stack = uneven.read_rows(STACK, 0, info.rows).reshape(info.shape)
+    importance = np.linspace(0.5, 4, 6 * 64, dtype=np.float32).reshape(6, 64)
+    recipe = MeasureRecipe(candidates=("Q4_0",), sample_rows=36, sample_experts=3, seed=7)
+    drawn = sample(uneven, info, importance, recipe)
+    assert drawn.matrices == 6
+    expected = {
+        1: {0: 3, 100: 2, 200: 2, 300: 1, 374: 1, 400: 1, 500: 2},
+        3: {0: 2, 100: 2, 200: 2, 300: 2, 317: 1, 400: 2, 500: 1},
+        5: {0: 1, 67: 1, 100: 1, 200: 2, 239: 1, 300: 1, 388: 1, 400: 1, 478: 1, 500: 2},
+    }
+    assert [piece.matrix for piece in drawn.pieces] == list(expected)
+    for piece, counts in zip(drawn.pieces, expected.values(), strict=True):
+        assert piece.counts.tolist() == list(counts.values())
+        assert np.array_equal(piece.rows, stack[piece.matrix, list(counts)])
+        column = column_weights(importance, piece.matrix, 64)
+        every = np.square(stack[piece.matrix], dtype=np.float64) @ column
+        assert piece.energy == pytest.approx(every.sum(), rel=1e-12)
+        assert piece.energies == pytest.approx(every[list(counts)], rel=1e-12)
+        assert not piece.whole
+
+
+def test_a_tensor_of_zeros_has_no_error(tmp_path: Path, run: Measure) -> None:
+    arrays = {"blk.0.attn_q.weight": np.zeros((64, 256), np.float32)}
+    source = GGUFSource(write_gguf(tmp_path / "zero.gguf", llama_metadata(), arrays))
+    assert run(source, {})["blk.0.attn_q.weight"].errors == {"Q8_0": 0.0, "Q4_K": 0.0}
+
+
+class Killed(Silent):
+    """Stops a run after some units, as a signal would."""
+
+    def __init__(self, units: int) -> None:
+        self._left = units
+
+    def advance(self, amount: float) -> None:
+        self._left -= 1
+        if not self._left:
+            raise KeyboardInterrupt
+
+
+def test_a_killed_run_goes_on_and_gives_the_same(
+    source: GGUFSource, run: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = run(source, {})
+    with pytest.raises(KeyboardInterrupt):
+        measure_errors(source, {}, RECIPE, tmp_path / "again", 2, Killed(3))
+    kept = (tmp_path / "again" / "errors.jsonl").read_text().splitlines()[1:]
+    assert [json.loads(line)["name"] for line in kept] == list(whole)[:3]
+    drawn: list[str] = []
+
+    def counted(*args: object) -> object:
+        drawn.append(args[1].name)  # type: ignore[attr-defined]
+        return sample(*args)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(module, "sample", counted)
+    found = measure_errors(source, {}, RECIPE, tmp_path / "again", 2)
+    assert {entry.name: entry for entry in found} == whole
+    assert drawn == list(whole)[3:]
+
+
+def test_the_forecast_grows_with_the_work(source: GGUFSource) -> None:
+    few = seconds_of_errors(source.tensors, {}, RECIPE, 1)
+    all_rows = seconds_of_errors(
+        source.tensors, {}, RECIPE.model_copy(update={"sample_rows": 0}), 1
+    )
+    assert 0 < few < all_rows

@@ -1,0 +1,143 @@
+"""A ready importance matrix: held against the model first, taken without the paths in it."""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from places import DATA
+
+from quantkit.core.errors import InputError
+from quantkit.core.files import file_sha256
+from quantkit.formats.gguf_file import GGUFFile
+from quantkit.formats.gguf_writer import lay_out, open_shard
+from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
+from quantkit.formats.tensors import MetaValue
+from quantkit.models.choose import choose_model, open_source
+from quantkit.study.imatrix_import import check_ready, take_ready
+
+DATA = DATA / "imatrix"
+TENSORS = open_source(choose_model("demo")).tensors
+
+
+def entry(matrices: int, columns: int) -> ImatrixEntry:
+    counts = np.full(matrices, 4, np.float32)
+    return ImatrixEntry(np.ones((matrices, columns), np.float32), counts)
+
+
+def written(path: Path, **entries: ImatrixEntry) -> Path:
+    write_imatrix(path, Imatrix({f"blk.{k}": e for k, e in entries.items()}, 512, 2, ("a.txt",)))
+    return path
+
+
+def test_what_llama_imatrix_wrote_keeps_its_bytes(tmp_path: Path) -> None:
+    given, out = DATA / "demo-4x512.imatrix.gguf", tmp_path / "imatrix.gguf"
+    ready = take_ready(given, TENSORS, out)
+    assert ready.notes == ()
+    assert file_sha256(out) == file_sha256(given)
+
+
+def test_a_dat_becomes_a_gguf_that_still_says_what_it_does_not_know(tmp_path: Path) -> None:
+    out = tmp_path / "imatrix.gguf"
+    ready = take_ready(DATA / "demo-4x512.imatrix.dat", TENSORS, out)
+    assert any("no counts" in note for note in ready.notes)
+    taken, reference = read_imatrix(out), read_imatrix(DATA / "demo-4x512.imatrix.gguf")
+    assert not taken.counts_are_exact
+    assert taken.unknown == ready.imatrix.unknown
+    assert sorted(taken.entries) == sorted(reference.entries)
+    for name, expected in reference.entries.items():
+        assert taken.entries[name].sums.shape == expected.sums.shape
+        seen = expected.tokens > 0
+        np.testing.assert_array_equal(taken.entries[name].tokens > 0, seen)
+        np.testing.assert_allclose(
+            taken.entries[name].importance()[seen], expected.importance()[seen], rtol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    "folder", ["/home/me/texts/", "C:\\Users\\me\\", "\\\\nas\\share\\", "file:///home/me/"]
+)
+@pytest.mark.parametrize("form", ["gguf", "dat"])
+def test_a_text_loses_its_folder_and_the_statistics_no_bit(
+    form: str, folder: str, tmp_path: Path
+) -> None:
+    given, out = tmp_path / f"given.{form}", tmp_path / "imatrix.gguf"
+    stored = f"{folder}calib.txt"
+    if form == "gguf":
+        rng = np.random.default_rng(5)
+        found = read_imatrix(DATA / "demo-4x512.imatrix.gguf")
+        odd = {
+            name: ImatrixEntry(
+                e.sums * rng.random(e.sums.shape, np.float32) * np.float32(1e-39), e.counts
+            )
+            for name, e in found.entries.items()
+        }  # subnormal numbers among them
+        write_imatrix(given, dataclasses.replace(found, entries=odd, datasets=(stored, "b.txt")))
+    else:
+        raw = (DATA / "demo-4x512.imatrix.dat").read_bytes()
+        name, path = b"demo-4x512.txt", stored.encode()
+        assert raw.endswith(struct.pack("<i", len(name)) + name)
+        given.write_bytes(raw[: -4 - len(name)] + struct.pack("<i", len(path)) + path)
+    ready = take_ready(given, TENSORS, out)
+    names = ("calib.txt", "b.txt") if form == "gguf" else ("calib.txt",)
+    assert read_imatrix(out).datasets == ready.imatrix.datasets == names
+    assert stored.encode() not in out.read_bytes()
+    rows = {info.name: info.row_elements for info in TENSORS}
+    before, after = read_imatrix(given, rows), read_imatrix(out)
+    assert (after.chunks, after.chunk_tokens) == (before.chunks, before.chunk_tokens)
+    assert sorted(after.entries) == sorted(before.entries)
+    for name, entry in before.entries.items():
+        assert after.entries[name].sums.tobytes() == entry.sums.tobytes()
+        assert after.entries[name].counts.tobytes() == entry.counts.tobytes()
+
+
+def test_what_else_a_gguf_says_stays_behind(tmp_path: Path) -> None:
+    given, out = tmp_path / "given.gguf", tmp_path / "imatrix.gguf"
+    file = GGUFFile(DATA / "demo-4x512.imatrix.gguf")
+    metadata = file.metadata | {"general.description": MetaValue("str", "made in /home/me")}
+    (layout,) = lay_out("given", metadata, [at.info for at in file.stored.values()])
+    with open_shard(given, layout) as writer:
+        for name in file.stored:
+            writer.write(name, file.tensor_bytes(name))
+    take_ready(given, TENSORS, out)
+    assert b"/home/me" in given.read_bytes()
+    assert file_sha256(out) == file_sha256(DATA / "demo-4x512.imatrix.gguf")
+
+
+def test_what_it_does_not_cover_is_said(tmp_path: Path) -> None:
+    columns = next(i.row_elements for i in TENSORS if i.name == "blk.2.attn_q.weight")
+    path = written(tmp_path / "some.gguf", **{"2.attn_q.weight": entry(1, columns)})
+    (note,) = check_ready(path, TENSORS).notes
+    assert "no statistics of 29 of the 30 weights" in note
+
+
+@pytest.mark.parametrize(
+    ("entries", "words"),
+    [
+        ({"2.attn_q.weight": entry(1, 128)}, "128 columns, the model's has 256"),
+        ({"1.ffn_up_exps.weight": entry(4, 64)}, "4 matrices, the model's has 8"),
+        ({"99.attn_q.weight": entry(1, 256)}, "only of others such as blk.99.attn_q.weight"),
+        ({}, "no statistics of this model's weights; it was collected on another model"),
+    ],
+)
+def test_an_imatrix_of_another_model_is_refused(
+    tmp_path: Path, entries: dict[str, ImatrixEntry], words: str
+) -> None:
+    info = next(i for i in TENSORS if i.name == "blk.1.ffn_up_exps.weight")
+    if "4 matrices" in words:
+        entries = {"1.ffn_up_exps.weight": entry(4, info.row_elements)}
+    path = written(tmp_path / "other.gguf", **entries)
+    with pytest.raises(InputError, match=words):
+        take_ready(path, TENSORS, tmp_path / "imatrix.gguf")
+    assert not (tmp_path / "imatrix.gguf").exists()
+
+
+def test_importance_that_ends_ggml_s_process_is_refused(tmp_path: Path) -> None:
+    columns = next(i.row_elements for i in TENSORS if i.name == "blk.2.attn_q.weight")
+    huge = dataclasses.replace(entry(1, columns), sums=np.full((1, columns), 3e38, np.float32))
+    path = written(tmp_path / "huge.gguf", **{"2.attn_q.weight": huge})
+    with pytest.raises(InputError, match=r"blk\.2\.attn_q\.weight has importance beyond 1e\+18"):
+        check_ready(path, TENSORS)

@@ -1,0 +1,136 @@
+"""Folders of finished levels, as a build leaves them, from answers that a test makes up."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from quantkit.config.recipe import RetrievalRecipe, recipe_for
+from quantkit.config.target import load_target
+from quantkit.core.receipts import Output, Receipt
+from quantkit.formats.imatrix_file import Imatrix
+from quantkit.quantize.integrity import Integrity
+from quantkit.report.facts import ReportFacts
+from quantkit.report.results import LevelResult, read_level
+from quantkit.retrieval.results import Answer, DeviceUse, Retrieval, Rung, score_tasks
+from quantkit.retrieval.run.verdict import validation_json
+from quantkit.study.imatrix_coverage import coverage_of
+from quantkit.study.kld_statistics import Divergence
+
+KEYS = {8192: 16, 32768: 32, 131072: 48, 516096: 64}
+"""Context tokens → keys hidden before the questions of that length."""
+PROBES = ("near-miss", "absent", "two-hop")
+INTEGRITY = Integrity(433, 41_234, 0.0123, "blk.3.ffn_up_exps.weight")
+COMMAND = "llama-server -m m.gguf -ngl 999 -sm layer -ts 2,2,2,2 -c 516096 -fa on"
+
+
+def answer(
+    task: str, context: int, index: int, of: int, seed: int = 1, **changes: object
+) -> Answer:
+    """Question `index` of `of`, rightly answered unless `changes` say otherwise."""
+    value = str(10000 + 97 * index + seed)
+    absent = task == "absent"
+    content: dict[str, Any] = {
+        "context_tokens": context, "prompt_tokens": context - 40, "seed": seed, "task": task,
+        "index": index, "depth": 0.5 if absent else (index + 0.4) / of,
+        "key": f"amber-{('anchor', 'badger', 'comet', 'dove')[index % 4]}",
+        "values": () if absent else (value,), "answer": "none" if absent else value,
+        "hit": True, "found": 0 if absent else 1, "truncated": False,
+        "log_probability": None if absent else -0.02 * (1 + index % 3), "rank": 1, "margin": 6.5,
+    }  # fmt: skip
+    return Answer(**content | changes)
+
+
+def answers_of(missing: float, seeds: Sequence[int] = (1,), each: int = 32) -> list[Answer]:
+    """Answers at all of KEYS, of which about the share `missing` is wrong or cut off."""
+    rng = random.Random(f"{missing}")
+    found = []
+    for context in KEYS:
+        for task, count in (("multikey", each), *((probe, 8) for probe in PROBES)):
+            for seed in seeds:
+                for index in range(count):
+                    worse = missing * (2 if task == "two-hop" else 1) * (context / 516096) ** 0.3
+                    changes: dict[str, Any] = {}
+                    if rng.random() < worse:
+                        cut = rng.random() < 0.25
+                        changes = {
+                            "hit": False, "found": 0, "truncated": cut, "margin": -1.4,
+                            "answer": "The number is" if cut else "99999", "rank": 7,
+                            "log_probability": None if task == "absent" else -rng.uniform(1, 9),
+                        }  # fmt: skip
+                    found.append(answer(task, context, index, count, seed, **changes))
+    return found
+
+
+def retrieval(answers: Sequence[Answer], *, clustered: bool = False) -> Retrieval:
+    """What a check with these answers found, with figures of cost that can be told apart."""
+    lengths = sorted({a.context_tokens for a in answers})
+    rungs = [
+        Rung(length, KEYS[length], length - before - 100, (length - before) / (2000 - length / 500),
+             4000 + length // 1000, 24, 24 / (72 - length / 11000), 0.0)
+        for before, length in zip([0, *lengths], lengths, strict=False)
+    ]  # fmt: skip
+    return Retrieval(
+        mode="one-pass", answers=tuple(answers), rungs=tuple(rungs),
+        scores=score_tasks(answers, KEYS, clustered=clustered),
+        forked=True, fork_difference=0.0,
+        prefill_tokens=sum(rung.prefill_tokens for rung in rungs),
+        question_tokens=sum(rung.question_tokens for rung in rungs),
+        classic_tokens=sum(a.prompt_tokens for a in answers),
+        memory=(DeviceUse("CUDA0", 17 << 30, 3 << 29, 1 << 29, 18 << 30, 3 << 29, 1 << 28),),
+    )  # fmt: skip
+
+
+def finish_level(
+    build: Path, name: str, answers: Sequence[Answer], *, bits: float = 4.6, baseline: bool = False,
+    kld: float | None = 0.01, recipe: RetrievalRecipe | None = None,
+) -> LevelResult:  # fmt: skip
+    """Write what a build leaves of a level in `build`, and read it back."""
+    asked = recipe or RetrievalRecipe(
+        needles=32, context_tokens=tuple(KEYS), probes=dict.fromkeys(PROBES, 8)
+    )
+    found = retrieval(answers, clustered=asked.clustered)
+    divergence = None if kld is None else Divergence(
+        2040, kld, kld / 20, kld / 2, 9 * kld, 20 * kld, 50 * kld, 1 - kld, 0.001, 8.1, 8.0,
+        kld / 5, 0.001,
+    )  # fmt: skip
+    folder = build / "levels" / name
+    folder.mkdir(parents=True)
+    card = {"total_bytes": 19 << 30, "capacity_bytes": 24 << 30}
+    tensor = {"type": "Q4_K", "bytes": 1}
+    files = {
+        "validation.json": validation_json(found, divergence, asked, "q8_0", INTEGRITY),
+        "placement.json": {"cards": [card] * 4, "context_tokens": 516096, "command": COMMAND},
+        "allocation.json": {
+            "tensors": {"a": tensor, "b": tensor}, "predicted_kld": kld, "fallbacks": {},
+        },
+    }  # fmt: skip
+    for file, content in files.items():
+        (folder / file).write_text(json.dumps(content))
+    lines = (json.dumps(asdict(a), ensure_ascii=False) for a in answers)
+    (folder / "niah.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    size = int(bits * 15_000_000_000)
+    receipt = Receipt(
+        f"quantize:{name}", {}, (Output(f"levels/{name}/m-{name}.gguf", size, 0, ""),), 1.0, {}
+    )
+    return read_level(build, name, receipt, 120_000_000_000, baseline=baseline)
+
+
+def report_facts(results: Sequence[LevelResult], **changes: object) -> ReportFacts:
+    """Of a model without experts, whose imatrix saw a shipped text."""
+    recipe = recipe_for("demo", None)
+    asked = RetrievalRecipe(needles=32, context_tokens=tuple(KEYS))
+    coverage = coverage_of(Imatrix({}, 512, 1, ()))
+    content: dict[str, Any] = {
+        "model": "Some-Model-120B", "architecture": "nemotron_h_moe", "parameters": 120_670_000_000,
+        "target": load_target("4x3090"), "recipe": recipe.model_copy(update={"retrieval": asked}),
+        "results": tuple(results), "kv_type": "q8_0", "ruled_out": {}, "coverage": coverage,
+        "counts_are_exact": True, "unweighted": (), "versions": {"quantkit": "0.1.0"},
+        "imatrix": {"tokens": 204800, "weights": 1, "ready": None, "sources": ()},
+        "dearest": (("token_embd.weight", 0.02), ("blk.0.ssm_in.weight", 0.001)),
+    }  # fmt: skip
+    return ReportFacts(**content | changes)
