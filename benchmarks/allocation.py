@@ -1,4 +1,4 @@
-"""Allocation at the flagship's shape: seconds and proven gap, with and without cards that bind.
+"""Allocation at the flagship's shape: seconds and proven gap, with and without GPUs that bind.
 
 The costs are made up as measured ones look: each bit more divides an error by about four, a type's
 own quality differs by some ten percent from tensor to tensor, and what an error costs the model
@@ -17,14 +17,14 @@ from make_shape import gguf_tensors, model_config
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import STOCK_CANDIDATES
-from quantkit.config.target import CardSpec, Target
+from quantkit.config.target import GPUSpec, Target
 from quantkit.core.units import GIB
 from quantkit.formats.tensors import TensorInfo
 from quantkit.models.families.registry import family_for
 from quantkit.models.geometry import geometry_of
 from quantkit.plan.allocate import Allocation, allocate
 from quantkit.plan.fit import target_budget
-from quantkit.plan.gpu_memory import EMBEDDING, CardMemory, card_memory, padded_bytes
+from quantkit.plan.gpu_memory import EMBEDDING, GPUMemory, gpu_memory, padded_bytes
 from quantkit.study.candidates import admissible, is_quantizable
 
 CONFIG = model_config("nemotron-3-super", mtp=False)
@@ -33,7 +33,7 @@ BUDGETS_GIB = (45, 56, 70.6, 93)
 SEEDS = (1, 2, 3)
 ORDERS = 4.0
 NOISE = 0.08
-# name, GiB of each card, context: what these leave for weights is less than Q8_0 takes
+# name, GiB of each GPU, context: what these leave for weights is less than Q8_0 takes
 CARDS = (
     ("4 × 20 GiB", (20, 20, 20, 20), 516_096),
     ("24 + 16 + 24 + 12 GiB", (24, 16, 24, 12), 262_144),
@@ -63,14 +63,14 @@ class Case:
     tensors: list[TensorInfo]
     costs: Mapping[str, Mapping[str, float]]
     budget_bytes: int
-    memory: CardMemory | None
+    memory: GPUMemory | None
 
     def run(self) -> Allocation:
         return allocate(self.tensors, self.costs, self.budget_bytes, 0, LEVEL, self.memory)
 
 
 def allocation_lines() -> list[str]:
-    """A row for each budget and each card set, over SEEDS."""
+    """A row for each budget and each GPU set, over SEEDS."""
     tensors = gguf_tensors(CONFIG)
     geometry = geometry_of(family_for(CONFIG).metadata(CONFIG))
     sets = [made_up_costs(tensors, seed) for seed in SEEDS]
@@ -87,9 +87,9 @@ def allocation_lines() -> list[str]:
         lines.append(_row(f"{gib:g} GiB", [Case(tensors, c, int(gib * GIB), None) for c in sets]))
     host = max(padded_bytes(i, "Q8_0") for i in tensors if i.name == EMBEDDING)
     for name, sizes, context in CARDS:
-        specs = tuple(CardSpec(name="card", memory_gib=size) for size in sizes)
-        target = Target(name=name, cards=specs, context_tokens=context)
-        memory = card_memory(geometry, target)
+        specs = tuple(GPUSpec(name="gpu", memory_gib=size) for size in sizes)
+        target = Target(name=name, gpus=specs, context_tokens=context)
+        memory = gpu_memory(geometry, target)
         budget = target_budget(target, memory, host)
         lines.append(_row(name, [Case(tensors, c, budget, memory) for c in sets]))
         less = int(0.98 * budget)

@@ -12,7 +12,7 @@ from make_shape import gguf_tensors, model_config, write_checkpoint
 from processes import quantkit, run
 
 from quantkit.config.recipe import MeasureRecipe
-from quantkit.config.target import CardSpec, Target, load_target
+from quantkit.config.target import GPUSpec, Target, load_target
 from quantkit.core.units import GIB
 from quantkit.models.families.registry import family_for
 from quantkit.models.geometry import geometry_of
@@ -41,21 +41,21 @@ def plan_lines(folder: Path) -> list[str]:
         "the demo's tokenizer.",
         "",
         f"The plan at {CONTEXT:,} tokens beside what llama.cpp takes on RPC servers in place "
-        "of the cards: the largest difference of any card. The last column is what flash "
+        "of the GPUs: the largest difference of any GPU. The last column is what flash "
         "attention's F16 copies of a quantized KV cache add on CUDA, which servers on a CPU do "
         "not need.",
         "",
-        "| cards | KV | batch | weights | context | compute | fullest card | CUDA needs more |",
+        "| GPUs | KV | batch | weights | context | compute | fullest GPU | CUDA needs more |",
         "|---|---|---|---|---|---|---|---|",
     ]
     model = _model()
     for name, sizes in CARDS.items():
         for kv_type in ("f16", "q8_0"):
             for batch in (512, 2048):
-                specs = tuple(CardSpec(name="card", memory_gib=size) for size in sizes)
+                specs = tuple(GPUSpec(name="gpu", memory_gib=size) for size in sizes)
                 target = Target(
                     name=name,
-                    cards=specs,
+                    gpus=specs,
                     context_tokens=CONTEXT,
                     kv_type=kv_type,
                     ubatch_tokens=batch,
@@ -102,7 +102,7 @@ def _row(model: PlannedModel, target: Target) -> str:
         part: max(one.difference for one in found.compared if one.part == part)
         for part in ("weights", "context", "compute")
     }
-    used = max(card.total_bytes - card.reserve_bytes for card in placement.cards)
+    used = max(gpu.total_bytes - gpu.reserve_bytes for gpu in placement.gpus)
     return (
         f"| {target.name} | {target.kv_type} | {target.ubatch_tokens} | "
         + " | ".join(f"{worst[part]:.3%}" for part in worst)
@@ -112,8 +112,8 @@ def _row(model: PlannedModel, target: Target) -> str:
 
 def _more_on_cuda(placement: Placement, found: Verification) -> int:
     on_servers = [one.found for one in found.compared if one.part == "compute"]
-    pairs = zip(placement.cards, on_servers, strict=True)
-    return max(card.compute_bytes - server for card, server in pairs)
+    pairs = zip(placement.gpus, on_servers, strict=True)
+    return max(gpu.compute_bytes - server for gpu, server in pairs)
 
 
 @contextmanager

@@ -29,8 +29,8 @@ from quantkit.models.geometry import ModelGeometry, geometry_of
 from quantkit.models.remote import RemoteCheckpoint, look_up
 from quantkit.plan import fit, level_plans
 from quantkit.plan.allocation_file import read_types
-from quantkit.plan.gpu_memory import CardMemory
-from quantkit.plan.machine import nvidia_cards
+from quantkit.plan.gpu_memory import GPUMemory
+from quantkit.plan.machine import nvidia_gpus
 from quantkit.plan.model import LevelPlan, PlannedModel
 from quantkit.plan.placement_file import read_tensor_split
 from quantkit.quantize.quantize import artifact_metadata
@@ -113,8 +113,8 @@ class BuildContext:
         return PlannedModel(self.choice.name, source.metadata, source.tensors, self.geometry)
 
     @functools.cached_property
-    def asked_memory(self) -> tuple[CardMemory, str | None]:
-        """The cards' memory for the model, and why it is only estimated, if it is."""
+    def asked_memory(self) -> tuple[GPUMemory, str | None]:
+        """The GPUs' memory for the model, and why it is only estimated, if it is."""
         return fit.memory_of(self.model, self.job.target)
 
     @functools.cached_property
@@ -212,8 +212,8 @@ class BuildContext:
         ]
 
     def placed_devices(self, plan: LevelPlan) -> DeviceSettings:
-        """The plan's own tensor split where this machine has the target's number of cards."""
+        """The plan's own tensor split where this machine has the target's number of GPUs."""
         shares = read_tensor_split(self.folder(plan) / "placement.json")
-        if self.devices.gpu_layers == 0 or len(nvidia_cards()) != len(shares):
+        if self.devices.gpu_layers == 0 or len(nvidia_gpus()) != len(shares):
             return self.devices
         return dataclasses.replace(self.devices, tensor_split=shares)

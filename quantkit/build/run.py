@@ -20,7 +20,7 @@ from quantkit.models.families.registry import family_for
 from quantkit.models.geometry import geometry_of
 from quantkit.models.local_copy import survey
 from quantkit.plan import fit, level_plans
-from quantkit.plan.gpu_memory import card_memory
+from quantkit.plan.gpu_memory import gpu_memory
 from quantkit.plan.model import PlannedModel
 from quantkit.report.results import LevelResult, read_level
 from quantkit.retrieval import gate
@@ -110,7 +110,7 @@ def _preflight_prompts(context: BuildContext) -> None:
 def _preflight_repository(context: BuildContext) -> None:
     """Look the repository up, and see that all has room, before the first byte of weights.
 
-    On the disk, and on the cards: of the weights only headers are read, and the levels planned.
+    On the disk, and on the GPUs: of the weights only headers are read, and the levels planned.
 
     Raises:
         DoesNotFitError: no level fits the target.
@@ -121,7 +121,7 @@ def _preflight_repository(context: BuildContext) -> None:
     keep = job.recipe.convert.mtp == "keep"
     config = remote.config if keep else without_prediction(remote.config)
     geometry = geometry_of(family_for(config).metadata(config))
-    limit = fit.target_budget(job.target, card_memory(geometry, job.target))
+    limit = fit.target_budget(job.target, gpu_memory(geometry, job.target))
     found = survey(remote, context.checkpoint)
     needed = space_needed(
         found.fetch_bytes, remote.elements, geometry.vocabulary, job.recipe, limit

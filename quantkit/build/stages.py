@@ -202,7 +202,7 @@ def logits_stage(build: BuildContext) -> Stage:
 
 
 def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
-    """Sensitivity + target → allocation.json: a type for every tensor, held by the cards."""
+    """Sensitivity + target → allocation.json: a type for every tensor, held by the GPUs."""
     target = build.job.target
 
     def run(work: Path, progress: Progress) -> Done:
@@ -231,7 +231,7 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
 
 
 def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
-    """Allocation + target → placement.json: layers on cards, and the command that runs it so."""
+    """Allocation + target → placement.json: layers on GPUs, and the command that runs it so."""
     target = build.job.target
 
     def run(work: Path, progress: Progress) -> Done:
@@ -243,10 +243,10 @@ def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         launch = launch_of(placement, build.planned(plan), names[0])
         started = write_launch_files(launch, build.folder(plan))
         write_json(out, placement_json(placement, server_command(launch)))
-        fullest = max(card.total_bytes / card.capacity_bytes for card in placement.cards)
+        fullest = max(gpu.total_bytes / gpu.capacity_bytes for gpu in placement.gpus)
         detail = (
             f"layers {'+'.join(map(str, placement.tensor_split))} on {target.name}, "
-            f"{placement.context_tokens:,} tokens, fullest card {fullest:.0%}"
+            f"{placement.context_tokens:,} tokens, fullest GPU {fullest:.0%}"
         )
         return Done((out, *started), detail, {"tensor_split": placement.tensor_split})
 

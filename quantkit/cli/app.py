@@ -14,7 +14,7 @@ from quantkit.core.errors import MACHINE_ERRORS, EnvironmentFault, InputError, Q
 INTERRUPTED = 130  # what typer exits with on ctrl-C
 
 app = typer.Typer(
-    help="Fit a large model on your cards as GGUF, and prove that it still retrieves.",
+    help="Fit a large model on your GPUs as GGUF, and prove that it still retrieves.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
@@ -34,7 +34,7 @@ TargetOption = Annotated[
     str,
     typer.Option(
         "--target",
-        help="A target's name ('quantkit targets'), a YAML file, or auto: this machine's cards.",
+        help="A target's name ('quantkit targets'), a YAML file, or auto: this machine's GPUs.",
     ),
 ]
 RecipeOption = Annotated[
@@ -181,7 +181,7 @@ def plan(
     no_pipeline: Annotated[
         bool,
         typer.Option(
-            "--no-pipeline", help="Cards wait for each other, and hold inputs once, not 4 times."
+            "--no-pipeline", help="GPUs wait for each other, and hold inputs once, not 4 times."
         ),
     ] = False,
     draft: Annotated[
@@ -211,7 +211,7 @@ def plan(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """What fits on the target: card by card, before a byte is quantized."""
+    """What fits on the target: GPU by GPU, before a byte is quantized."""
     from quantkit.cli.plan import Asked
     from quantkit.cli.plan import plan as run
     from quantkit.llamacpp.memory_plan import asking
@@ -668,7 +668,7 @@ def targets(
     ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """The card sets that can be named, and the largest artifact of a model that each holds."""
+    """The GPU sets that can be named, and the largest artifact of a model that each holds."""
     from quantkit.cli.targets import targets as run
 
     run(model, recipe, target or [], as_json)

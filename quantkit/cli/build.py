@@ -41,7 +41,7 @@ def build(
     from quantkit.models.choose import choose_model
     from quantkit.plan.targets import choose_target
 
-    card_set = choose_target(target)
+    gpu_set = choose_target(target)
     chosen = recipe_for(model, recipe)
     if levels is not None:
         chosen = chosen.with_levels(levels)
@@ -51,7 +51,7 @@ def build(
         changed = chosen.imatrix.calibrated_on(calibration)
         chosen = chosen.model_copy(update={"imatrix": changed})
     name = choose_model(model).name
-    folder = out or Path("build") / f"{name}-{card_set.name}"
+    folder = out or Path("build") / f"{name}-{gpu_set.name}"
     console = Console(quiet=quiet)
     if publish_to is not None:
         from quantkit.release.destination import check_access
@@ -64,7 +64,7 @@ def build(
         check_access(publish_to, name, private=private)  # hours of work later is too late
     elif private:
         raise InputError("--private says how to publish: give --publish too")
-    job = Job(model, chosen, card_set, folder, worker_count(workers), haystack, imatrix)
+    job = Job(model, chosen, gpu_set, folder, worker_count(workers), haystack, imatrix)
     results = run(job, console)
     _closing_table(console, results)
     best = next((r for r in results if r.passed), None)
@@ -98,14 +98,14 @@ def _published(folder: Path, to: str, private: bool, console: Console) -> dict[s
 
 def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:
     columns = (
-        "level", "size", "bits/w", "fullest card", "KLD\n[dim]99.9 %[/]",
+        "level", "size", "bits/w", "fullest GPU", "KLD\n[dim]99.9 %[/]",
         "same top\n[dim]perplexity[/]", "retrieval", "proven", "gate",
     )  # fmt: skip
     rows = []
     for r in results:
         gate = r.retrieval.gated[0]
         color = "green" if r.passed else "yellow" if r.baseline else "bold red"
-        used, capacity = max(zip(r.card_bytes, r.card_capacity_bytes, strict=True))
+        used, capacity = max(zip(r.gpu_bytes, r.gpu_capacity_bytes, strict=True))
         rows.append(
             (
                 r.name,

@@ -1,4 +1,4 @@
-"""`quantkit plan`: what fits a target, card by card, before a byte is quantized."""
+"""`quantkit plan`: what fits a target, GPU by GPU, before a byte is quantized."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 PICTURES = (".png", ".svg", ".pdf")
 WIDEST_NAME = 16
-"""Characters of a card's name in a table."""
+"""Characters of a GPU's name in a table."""
 BESIDE_BAR = 88
-"""Columns of the table of cards, at most, without the bar that shows how full each is."""
+"""Columns of the table of GPUs, at most, without the bar that shows how full each is."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Asked:
 
 
 def plan(asked: Asked) -> None:
-    """Print card by card what each level would hold, with nominal types: no weights are read.
+    """Print GPU by GPU what each level would hold, with nominal types: no weights are read.
 
     Raises:
         GateError: llama.cpp says something else than the plan.
@@ -117,7 +117,7 @@ def plan(asked: Asked) -> None:
         console.json(facts)
     if not agree:
         raise GateError(
-            "llama.cpp takes something else than was planned, or more than the cards have, see "
+            "llama.cpp takes something else than was planned, or more than the GPUs have, see "
             "above: do not rely on the plan, and report the model's configuration"
         )
 
@@ -169,7 +169,7 @@ def _planned(
 
 
 def _show(entry: Entry, console: Console) -> dict[str, Any]:
-    """Print one artifact's cards; returns its facts."""
+    """Print one artifact's GPUs; returns its facts."""
     from quantkit.plan.launch.llama_cpp import server_command
     from quantkit.plan.placement_file import placement_json
     from quantkit.report.results import fallback_text
@@ -188,29 +188,29 @@ def _show(entry: Entry, console: Console) -> dict[str, Any]:
     )
     if entry.fallbacks:
         console.note(fallback_text(entry.fallbacks))
-    unit, scale = unit_of(card.weights_bytes for card in placement.cards)
+    unit, scale = unit_of(gpu.weights_bytes for gpu in placement.gpus)
     digits = 2 if unit == "GiB" else 1
     bar = min(16, console.width - BESIDE_BAR) if console.width > BESIDE_BAR + 4 else 0
     rows = [
         (
-            f"{index} {_short(card.name)}",
-            str(card.layers),
+            f"{index} {_short(gpu.name)}",
+            str(gpu.layers),
             *(
                 f"{size / scale:.{digits}f}"
                 for size in (
-                    card.weights_bytes,
-                    card.context_bytes,
-                    card.compute_bytes,
-                    card.reserve_bytes,
-                    card.free_bytes,
+                    gpu.weights_bytes,
+                    gpu.context_bytes,
+                    gpu.compute_bytes,
+                    gpu.reserve_bytes,
+                    gpu.free_bytes,
                 )
             ),
-            console.bar(card.total_bytes / card.capacity_bytes, bar),
+            console.bar(gpu.total_bytes / gpu.capacity_bytes, bar),
         )
-        for index, card in enumerate(placement.cards)
+        for index, gpu in enumerate(placement.gpus)
     ]
     columns = ("layers", "weights", "context", "compute", "reserve", "free", "filled")
-    console.table((f"card, {unit}", *columns), rows)
+    console.table((f"GPU, {unit}", *columns), rows)
     host = placement.host_bytes + placement.host_compute_bytes
     console.note(f"in the computer's own memory: {bytes_text(host)}")
     command = server_command(entry.launch)
@@ -224,22 +224,22 @@ def _show(entry: Entry, console: Console) -> dict[str, Any]:
 
 
 def _short(name: str) -> str:
-    """A card's name without the words that all have, and no wider than a table's column."""
+    """A GPU's name without the words that all have, and no wider than a table's column."""
     for word in ("NVIDIA ", "GeForce "):
         name = name.removeprefix(word)
     return name if len(name) <= WIDEST_NAME else f"{name[: WIDEST_NAME - 1].rstrip()}…"
 
 
 def _show_budget(sheet: Sheet, costs: Costs, console: Console) -> dict[str, Any]:
-    """Print what the target allows, what its cards leave, and what the rest would buy."""
+    """Print what the target allows, what its GPUs leave, and what the rest would buy."""
     from quantkit.plan.plan import headroom
 
     target, room = sheet.target, sheet.room_bytes
     fixed = target.weight_budget_bytes
     console.line("")
     own = f"{gib_text(fixed)} are the target's own; " if fixed is not None else ""
-    console.line(f"Budget for weights: {own}the cards leave {gib_text(room)} ({gb_text(room)})")
-    facts = {"budget": {"target_bytes": fixed, "cards_leave_bytes": room}}
+    console.line(f"Budget for weights: {own}the GPUs leave {gib_text(room)} ({gb_text(room)})")
+    facts = {"budget": {"target_bytes": fixed, "gpus_leave_bytes": room}}
     if not sheet.entries:
         return facts
     entry = max(sheet.entries, key=lambda one: one.total_bytes)
@@ -345,17 +345,17 @@ def _verify(
 
     found = verify(entry, target, where, file)
     devices = {
-        "stand-ins": "stand-ins for the cards",
-        "present": "this machine's cards",
-        "rpc": "RPC servers in place of the cards",
+        "stand-ins": "stand-ins for the GPUs",
+        "present": "this machine's GPUs",
+        "rpc": "RPC servers in place of the GPUs",
     }[found.where]
     console.line("")
     console.heading(
         f"{entry.name} loaded by llama.cpp on {devices}, without weights: planned / found, MiB"
     )
     console.table(
-        ("card", "weights", "context", "compute", "off by"),
-        [_verified_row(index, found) for index in range(len(entry.placement.cards))],
+        ("gpu", "weights", "context", "compute", "off by"),
+        [_verified_row(index, found) for index in range(len(entry.placement.gpus))],
     )
     verdict = "the plan agrees" if found.agrees else "THE PLAN DIFFERS"
     fits = "and fits" if found.fits else "AND DOES NOT FIT"
@@ -366,9 +366,9 @@ def _verify(
         "agrees": found.agrees,
         "fits": found.fits,
         "host_bytes": found.host,
-        "cards": [
+        "gpus": [
             {
-                "card": one.card,
+                "gpu": one.gpu,
                 "part": one.part,
                 "planned_bytes": one.planned,
                 "llama_cpp_bytes": one.found,
@@ -378,9 +378,9 @@ def _verify(
     }
 
 
-def _verified_row(card: int, found: Verification) -> Sequence[str]:
-    ours = [one for one in found.compared if one.card == card]
-    row = [str(card)]
+def _verified_row(gpu: int, found: Verification) -> Sequence[str]:
+    ours = [one for one in found.compared if one.gpu == gpu]
+    row = [str(gpu)]
     for one in ours:
         row.append(f"{one.planned / MIB:,.1f} / {one.found / MIB:,.1f}")
     worst = max(one.difference for one in ours)

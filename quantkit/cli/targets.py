@@ -1,4 +1,4 @@
-"""`quantkit targets`: the card sets that can be named, and what each could hold of a model."""
+"""`quantkit targets`: the GPU sets that can be named, and what each could hold of a model."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def _list(found: Sequence[Target], console: Console) -> None:
     rows = [
         (
             target.name,
-            f"{sum(card.memory_gib for card in target.each_card):g} GiB",
+            f"{sum(gpu.memory_gib for gpu in target.each_gpu):g} GiB",
             f"{target.context_tokens:,}",
             target.kv_type,
             "all that fits"

@@ -1,4 +1,4 @@
-"""Target: the cards, the context and the KV cache that an artifact must run with."""
+"""Target: the GPUs, the context and the KV cache that an artifact must run with."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ Draft = Literal["none", "mtp"]
 UNQUANTIZED_KV = frozenset({"f16", "bf16"})
 
 
-class CardSpec(Strict):
-    """Equal cards.
+class GPUSpec(Strict):
+    """Equal GPUs.
 
     Attributes:
-        memory_gib: the card's total memory, GiB.
-        reserve_gib: kept free for the driver, the desktop and fragmentation, GiB a card.
+        memory_gib: the GPU's total memory, GiB.
+        reserve_gib: kept free for the driver, the desktop and fragmentation, GiB a GPU.
     """
 
     name: str
@@ -32,29 +32,29 @@ class CardSpec(Strict):
 
 
 class Target(Strict):
-    """A card set and how it is used; one YAML in `recipes/targets/`.
+    """A GPU set and how it is used; one YAML in `recipes/targets/`.
 
     Attributes:
-        weight_budget_gib: GiB for the weights, or "auto" for all that the cards leave after
+        weight_budget_gib: GiB for the weights, or "auto" for all that the GPUs leave after
             context, compute buffers and reserve.
         ubatch_tokens: physical batch, llama.cpp's `-ub`; compute buffers grow with it.
         sequences: that are served at once, llama.cpp's `-np`; they share the context's cells, and
             each keeps a recurrent state of its own.
         flash_attention: without it the attention scores of a whole batch are held, and the KV cache
             cannot be quantized.
-        pipeline: cards work on different batches at once. Switched off, they wait for each other
+        pipeline: GPUs work on different batches at once. Switched off, they wait for each other
             while a prompt is read, and the graph's inputs, a mask of context × batch among them,
             are held once and not four times.
         draft: "mtp" lets the model's own prediction layers draft tokens (llama-server's
             `--spec-type draft-mtp`), which takes a second context, with an F16 cache.
-        devices: each card's number in nvidia-smi, or its UUID; none: 0, 1, … as they are listed.
-        layers: "balanced" leaves the fullest card the most room; "in_order" fills the cards one
+        devices: each GPU's number in nvidia-smi, or its UUID; none: 0, 1, … as they are listed.
+        layers: "balanced" leaves the fullest GPU the most room; "in_order" fills the GPUs one
             after another, so that the last ones stay free.
     """
 
     name: str
     description: str = ""
-    cards: tuple[CardSpec, ...] = Field(min_length=1)
+    gpus: tuple[GPUSpec, ...] = Field(min_length=1)
     context_tokens: int = Field(gt=0)
     kv_type: KVType = "q8_0"
     ubatch_tokens: int = Field(default=512, gt=0)
@@ -67,10 +67,10 @@ class Target(Strict):
     weight_budget_gib: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
 
     @model_validator(mode="after")
-    def _a_device_for_each_card(self) -> Target:
-        if self.devices and len(self.devices) != len(self.each_card):
+    def _a_device_for_each_gpu(self) -> Target:
+        if self.devices and len(self.devices) != len(self.each_gpu):
             raise ValueError(
-                f"{len(self.devices)} devices are named for {len(self.each_card)} cards: name each "
+                f"{len(self.devices)} devices are named for {len(self.each_gpu)} GPUs: name each "
                 "one, or none"
             )
         return self
@@ -85,9 +85,9 @@ class Target(Strict):
         return self
 
     @property
-    def each_card(self) -> tuple[CardSpec, ...]:
-        """One entry a card, counts expanded."""
-        return tuple(spec for spec in self.cards for _ in range(spec.count))
+    def each_gpu(self) -> tuple[GPUSpec, ...]:
+        """One entry a GPU, counts expanded."""
+        return tuple(spec for spec in self.gpus for _ in range(spec.count))
 
     @property
     def weight_budget_bytes(self) -> int | None:
@@ -125,6 +125,6 @@ def load_target(name_or_path: str) -> Target:
         if name_or_path not in known_targets():
             raise InputError(
                 f"unknown target {name_or_path!r}; known: {', '.join(known_targets())}; auto "
-                "for this machine's cards, or give a YAML file of your own (docs/targets.md)"
+                "for this machine's GPUs, or give a YAML file of your own (docs/targets.md)"
             )
     return validated(Target, read_yaml(path), path)

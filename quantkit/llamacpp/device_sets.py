@@ -28,7 +28,7 @@ class Devices:
     """The devices that llama.cpp is to plan for.
 
     Attributes:
-        capacities: bytes of each card; of `present` and `rpc` devices only their number counts.
+        capacities: bytes of each GPU; of `present` and `rpc` devices only their number counts.
     """
 
     kind: DeviceKind
@@ -69,8 +69,8 @@ def free_memory() -> dict[str, int]:
     found, free, total = {}, ctypes.c_size_t(), ctypes.c_size_t()
     for device, kind in _registered().items():
         base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
-        is_card = kind in (GPU, INTEGRATED_GPU)
-        own = free.value if is_card else _available_memory()
+        is_gpu = kind in (GPU, INTEGRATED_GPU)
+        own = free.value if is_gpu else _available_memory()
         found[base.ggml_backend_dev_name(device).decode()] = own
     return found
 
@@ -105,12 +105,12 @@ def _registered() -> dict[int, int]:
 def _present(wanted: int) -> tuple[int, ...]:
     """This machine's GPUs, as llama.cpp numbers them."""
     kinds = _registered()
-    cards = tuple(d for d in kinds if kinds[d] == GPU) or tuple(
+    gpus = tuple(d for d in kinds if kinds[d] == GPU) or tuple(
         d for d in kinds if kinds[d] == INTEGRATED_GPU
     )
-    if len(cards) != wanted:
+    if len(gpus) != wanted:
         raise EnvironmentFault(
-            f"the target has {wanted} cards, but llama.cpp sees {len(cards)} here; verify on "
+            f"the target has {wanted} GPUs, but llama.cpp sees {len(gpus)} here; verify on "
             "stand-ins for them instead, with --on stand-ins"
         )
-    return cards
+    return gpus

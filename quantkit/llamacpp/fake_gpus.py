@@ -1,16 +1,16 @@
-"""Cards that exist only as numbers, so that llama.cpp plans for cards which are not here.
+"""GPUs that exist only as numbers, so that llama.cpp plans for GPUs which are not here.
 
 llama.cpp asks a device for names, sizes and abilities, and for computations. With `no_alloc` it
 never computes: a device that answers the questions is enough to have its own loader, scheduler and
-allocator say what a model would take on each card. The structs are those of
-`ggml/src/ggml-backend-impl.h`; the answers of a CUDA card are those of `ggml/src/ggml-cuda`:
+allocator say what a model would take on each GPU. The structs are those of
+`ggml/src/ggml-backend-impl.h`; the answers of a CUDA GPU are those of `ggml/src/ggml-cuda`:
 
 - buffers are aligned to 128 bytes, and a quantized tensor is followed by room for what is missing
   to rows of 512 (`ggml_backend_cuda_buffer_type_get_alloc_size`, MATRIX_ROW_PADDING);
 - flash attention over a KV cache that is not F16 keeps F16 copies of one layer's keys and values
   behind its result (`ggml_cuda_flash_attn_ext_get_alloc_size`): half a GiB for the flagship at
   504K, which a CPU behind an RPC server does not need;
-- it computes asynchronously and has events, so layers on several cards are pipelined.
+- it computes asynchronously and has events, so layers on several GPUs are pipelined.
 
 Used inside a child process: what llama.cpp keeps of a device is freed with it.
 """
@@ -113,10 +113,10 @@ class _Properties(ctypes.Structure):
 
 
 class StandIns:
-    """Stand-ins for cards of `capacities` bytes; they live as long as this object.
+    """Stand-ins for GPUs of `capacities` bytes; they live as long as this object.
 
     Args:
-        cuda: answer as CUDA cards do; otherwise as plain memory, as RPC servers on CPUs.
+        cuda: answer as CUDA GPUs do; otherwise as plain memory, as RPC servers on CPUs.
     """
 
     def __init__(self, capacities: Sequence[int], *, cuda: bool) -> None:
@@ -144,7 +144,7 @@ class StandIns:
         )
         found = [self._device(index, size) for index, size in enumerate(capacities)]
         self.devices: tuple[int, ...] = tuple(found)
-        """Address of each card's `ggml_backend_device`, for `llama_model_params.devices`."""
+        """Address of each GPU's `ggml_backend_device`, for `llama_model_params.devices`."""
 
     def _text(self, text: str) -> int:
         buffer = ctypes.create_string_buffer(text.encode())
@@ -224,7 +224,7 @@ class StandIns:
         return address
 
     def _buffer_type(self, device: int, name: int) -> int:
-        """Memory of a card: buffers have sizes and nothing in them."""
+        """Memory of a GPU: buffers have sizes and nothing in them."""
         buffer_type, buffer = _BufferType(device=device), _BufferFunctions()
         self._kept += [buffer_type, buffer]
         self._set(buffer, "free_buffer", None, [_Pointer], lambda _b: None)
@@ -264,7 +264,7 @@ class StandIns:
 
 
 def cuda_size(address: int) -> int:
-    """Bytes that the tensor at `address` takes in a CUDA card's buffer, without alignment."""
+    """Bytes that the tensor at `address` takes in a CUDA GPU's buffer, without alignment."""
     library = base_library()
     tensor = GgmlTensor.from_address(address)
     size = int(library.ggml_nbytes(address))

@@ -1,6 +1,6 @@
-"""What a model takes on each card: asked of llama.cpp itself, without cards and without weights.
+"""What a model takes on each GPU: asked of llama.cpp itself, without GPUs and without weights.
 
-llama.cpp opens a file of the model's shape with `no_alloc`, on stand-ins for the cards
+llama.cpp opens a file of the model's shape with `no_alloc`, on stand-ins for the GPUs
 (`stand_ins.py`), on the devices of this machine, or on RPC servers; its own loader, KV cache,
 scheduler and graph allocator then say what they would take. `llama_get_memory_breakdown` has the
 numbers; it is C++, and returns a `std::map` whose nodes are read here as libstdc++ lays them out.
@@ -41,7 +41,7 @@ class Use:
     """How a model is run: what a context of llama.cpp depends on.
 
     Attributes:
-        pipeline: several cards work on different batches at once.
+        pipeline: several GPUs work on different batches at once.
         drafted_tokens: that the model's own prediction layers (MTP) draft at a time, in a context
             of their own; 0 if they are not used, and then llama.cpp does not load them.
     """
@@ -70,9 +70,9 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """What llama.cpp takes of every card, in their order, and of the computer's own memory."""
+    """What llama.cpp takes of every GPU, in their order, and of the computer's own memory."""
 
-    cards: tuple[DeviceMemory, ...]
+    gpus: tuple[DeviceMemory, ...]
     host: DeviceMemory
 
 
@@ -81,7 +81,7 @@ class Question:
     """What is asked of one file.
 
     Attributes:
-        tensor_split: layers that each card gets, the output being the last.
+        tensor_split: layers that each GPU gets, the output being the last.
     """
 
     path: Path
@@ -92,7 +92,7 @@ class Question:
 
 @dataclass(frozen=True)
 class Shape:
-    """What is asked of a model that no file holds; its tokenizer, on no card, is left out."""
+    """What is asked of a model that no file holds; its tokenizer, on no GPU, is left out."""
 
     metadata: Metadata
     tensors: Sequence[TensorInfo]
@@ -177,7 +177,7 @@ def asking() -> Iterator[None]:
 def shape_metadata(metadata: Metadata, tensors: Sequence[TensorInfo]) -> Metadata:
     """What llama.cpp needs to plan: the architecture's keys, and how many tokens there are.
 
-    A tokenizer lies on no card, and takes longer to load than all the rest.
+    A tokenizer lies on no GPU, and takes longer to load than all the rest.
     """
     name = metadata["general.architecture"].value
     kept = {k: v for k, v in metadata.items() if k.startswith(f"{name}.")}
@@ -201,10 +201,10 @@ def ask_in_child(questions: Sequence[Question], emit: Emit) -> list[list[Breakdo
 
 
 def _answer_on_used(question: Question, devices: Sequence[int]) -> list[Breakdown]:
-    """As a launched model sees them: cards without layers are hidden from llama.cpp.
+    """As a launched model sees them: GPUs without layers are hidden from llama.cpp.
 
     It would count them as stages of its pipeline, and hold the graph's inputs more than once even
-    where one card has all layers.
+    where one GPU has all layers.
     """
     used = [at for at, layers in enumerate(question.tensor_split) if layers]
     split = tuple(question.tensor_split[at] for at in used)
@@ -212,10 +212,10 @@ def _answer_on_used(question: Question, devices: Sequence[int]) -> list[Breakdow
     nothing = [DeviceMemory(0, 0, 0)] * len(devices)
     spread = []
     for answer in found:
-        cards = list(nothing)
-        for at, card in zip(used, answer.cards, strict=True):
-            cards[at] = card
-        spread.append(Breakdown(tuple(cards), answer.host))
+        gpus = list(nothing)
+        for at, gpu in zip(used, answer.gpus, strict=True):
+            gpus[at] = gpu
+        spread.append(Breakdown(tuple(gpus), answer.host))
     return spread
 
 
@@ -272,12 +272,12 @@ def _breakdown(model: int, devices: Sequence[int], use: Use) -> Breakdown:
             found[key] = DeviceMemory(
                 there.weights, there.context + more.context, there.compute + more.compute
             )
-    cards = tuple(found.pop(_buffer_type(device), DeviceMemory(0, 0, 0)) for device in devices)
+    gpus = tuple(found.pop(_buffer_type(device), DeviceMemory(0, 0, 0)) for device in devices)
     rest = found.values()
     host = DeviceMemory(
         sum(m.weights for m in rest), sum(m.context for m in rest), sum(m.compute for m in rest)
     )
-    return Breakdown(cards, host)
+    return Breakdown(gpus, host)
 
 
 def _context_memory(model: int, use: Use, *, head: bool) -> dict[int, DeviceMemory]:

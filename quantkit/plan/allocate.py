@@ -1,7 +1,7 @@
 """sensitivity + Target → allocation.json: one type a tensor, at the least cost that fits.
 
 Exactly one type for every quantizable tensor, and the file within the budget: a multiple-choice
-knapsack. Where cards are given, every card must hold its layers too, wherever they are cut.
+knapsack. Where GPUs are given, every GPU must hold its layers too, wherever they are cut.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from quantkit.core.units import gib_text
 from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.presets import StockTypes
 from quantkit.plan.allowed_types import Costs, allowed_types, ruled_out, undominated
-from quantkit.plan.gpu_memory import CardMemory, layers_of, padded_bytes
+from quantkit.plan.gpu_memory import GPUMemory, layers_of, padded_bytes
 from quantkit.plan.solver.knapsack import Choices, Ints, Limits, fill, relax
-from quantkit.plan.solver.layer_cuts import Cards, solve_on_cards
+from quantkit.plan.solver.layer_cuts import GPUs, solve_on_gpus
 from quantkit.plan.solver.search import settle, solve
 
 FILLED_CUTS = 4
@@ -57,23 +57,23 @@ def allocate(
     budget_bytes: int,
     overhead_bytes: int,
     level: LevelRecipe,
-    memory: CardMemory | None = None,
+    memory: GPUMemory | None = None,
     gap: float = GAP,
 ) -> Allocation:
-    """Choose the types that minimise the summed cost within `budget_bytes`, and on the cards.
+    """Choose the types that minimise the summed cost within `budget_bytes`, and on the GPUs.
 
     Afterwards no tensor can get a type that costs less: the next one does not fit into what is
-    left of the budget or of its card. Of types that cost the same a tensor gets the largest that
+    left of the budget or of its GPU. Of types that cost the same a tensor gets the largest that
     fits into what the others leave.
 
     Args:
         costs: tensor → type → cost; tensors without an entry keep their type.
         overhead_bytes: header and metadata of the file.
-        memory: of the cards that must hold the layers; none: only the budget counts.
+        memory: of the GPUs that must hold the layers; none: only the budget counts.
         gap: how far from the optimum is good enough, relative.
 
     Raises:
-        DoesNotFitError: even the smallest types exceed the budget, or the cards; says by how much.
+        DoesNotFitError: even the smallest types exceed the budget, or the GPUs; says by how much.
         InputError: a minimum or a pin leaves a tensor without any candidate.
     """
     problem = _Problem.of(tensors, costs, budget_bytes, overhead_bytes, level, memory)
@@ -81,17 +81,17 @@ def allocate(
     types = {info.name: info.type_name for info in tensors}
     proven = 0.0
     if free:
-        choices, cards = problem.choices, problem.cards
-        if cards is None:
+        choices, gpus = problem.choices, problem.gpus
+        if gpus is None:
             solution = solve(choices, Limits.of_all(choices, room), gap)
         else:
-            solution = solve_on_cards(choices, cards, room, gap)
+            solution = solve_on_gpus(choices, gpus, room, gap)
         if solution.chosen is None:
             raise DoesNotFitError(
-                "no way to cut the layers between the cards holds them, even in their smallest "
+                "no way to cut the layers between the GPUs holds them, even in their smallest "
                 "types; allow smaller types in the recipe, or choose a larger target"
             )
-        limits, chosen = _filled(choices, cards, room, solution.chosen, gap)
+        limits, chosen = _filled(choices, gpus, room, solution.chosen, gap)
         types |= problem.types(chosen)
         types |= _larger_for_nothing(free, types, sizes, allowed, limits, choices, chosen)
         cost = choices.total(chosen)
@@ -106,33 +106,33 @@ def allocate(
     )
 
 
-def fill_cards(
+def fill_gpus(
     tensors: Sequence[TensorInfo],
     costs: Costs,
     budget_bytes: int,
     overhead_bytes: int,
     level: LevelRecipe,
-    memory: CardMemory,
+    memory: GPUMemory,
 ) -> dict[str, str]:
-    """Types that fill the budget and the cards, found at once and without a proof.
+    """Types that fill the budget and the GPUs, found at once and without a proof.
 
     For questions of size, what is the largest that fits: by the linear relaxation of one way to cut
     the layers, its rounding filled up.
 
     Raises:
-        DoesNotFitError: even the smallest types exceed the budget, or the cards.
+        DoesNotFitError: even the smallest types exceed the budget, or the GPUs.
         InputError: a minimum or a pin leaves a tensor without any candidate.
     """
     problem = _Problem.of(tensors, costs, budget_bytes, overhead_bytes, level, memory)
     types = {info.name: info.type_name for info in tensors}
     if not problem.free:
         return types
-    choices, cards = problem.choices, problem.cards
-    assert cards is not None
+    choices, gpus = problem.choices, problem.gpus
+    assert gpus is not None
     found: Ints | None = None
     for _ in range(FILLED_CUTS):
         chosen = choices.first[:-1] if found is None else found
-        limits = cards.limits(cards.counts(choices, chosen), problem.room)
+        limits = gpus.limits(gpus.counts(choices, chosen), problem.room)
         relaxed = None if limits is None else relax(choices, limits)
         if limits is None or relaxed is None:
             break  # from another cut than the one that it was found on
@@ -140,8 +140,8 @@ def fill_cards(
         if np.array_equal(better, chosen):
             break
         found = better
-    if found is None and not cards.hold(choices, choices.first[:-1]):
-        raise DoesNotFitError("the cards do not hold the layers, even in their smallest types")
+    if found is None and not gpus.hold(choices, choices.first[:-1]):
+        raise DoesNotFitError("the GPUs do not hold the layers, even in their smallest types")
     return types | problem.types(choices.first[:-1] if found is None else found)
 
 
@@ -190,7 +190,7 @@ class _Problem:
     room: int
     kinds: Sequence[Sequence[str]]
     choices: Choices
-    cards: Cards | None
+    gpus: GPUs | None
 
     @staticmethod
     def of(
@@ -199,7 +199,7 @@ class _Problem:
         budget_bytes: int,
         overhead_bytes: int,
         level: LevelRecipe,
-        memory: CardMemory | None,
+        memory: GPUMemory | None,
     ) -> _Problem:
         free = [info for info in tensors if info.name in costs]
         allowed = allowed_types(tensors, costs, level)
@@ -221,8 +221,8 @@ class _Problem:
                 for info, names in zip(free, kinds, strict=True)
             ]
         )
-        cards = None if memory is None else _cards(tensors, free, fixed, memory)
-        return _Problem(free, allowed, sizes, room, kinds, choices, cards)
+        gpus = None if memory is None else _gpus(tensors, free, fixed, memory)
+        return _Problem(free, allowed, sizes, room, kinds, choices, gpus)
 
     def types(self, chosen: Ints) -> dict[str, str]:
         """The types of the choices, by tensor."""
@@ -230,31 +230,31 @@ class _Problem:
         return {info.name: flat[at] for info, at in zip(self.free, chosen, strict=True)}
 
 
-def _cards(
+def _gpus(
     tensors: Sequence[TensorInfo],
     free: Sequence[TensorInfo],
     fixed: Mapping[str, int],
-    memory: CardMemory,
-) -> Cards:
-    """The cards with the layers of the free tensors, and all else that the layers need."""
+    memory: GPUMemory,
+) -> GPUs:
+    """The GPUs with the layers of the free tensors, and all else that the layers need."""
     at = layers_of(tensors, len(memory.context), memory.unloaded)
     kept = list(memory.kept)
     for name, size in fixed.items():
         if at[name] >= 0:
             kept[at[name]] += size
     layer = np.array([at[info.name] for info in free], np.int64)
-    return Cards(layer, tuple(kept), memory.rooms)
+    return GPUs(layer, tuple(kept), memory.rooms)
 
 
 def _filled(
-    choices: Choices, cards: Cards | None, room: int, chosen: Ints, gap: float
+    choices: Choices, gpus: GPUs | None, room: int, chosen: Ints, gap: float
 ) -> tuple[Limits, Ints]:
     """What the gap left open settled, and the rooms filled as the layers will be placed."""
     while True:
         limits = Limits.of_all(choices, room)
-        if cards is not None:
-            placed = cards.limits(cards.counts(choices, chosen), room)
-            assert placed is not None  # the cards hold what was chosen
+        if gpus is not None:
+            placed = gpus.limits(gpus.counts(choices, chosen), room)
+            assert placed is not None  # the GPUs hold what was chosen
             limits = placed
         better = fill(choices, limits, settle(choices, limits, chosen, gap))
         if np.array_equal(better, chosen):

@@ -10,10 +10,10 @@ from quantkit.config.target import Target
 from quantkit.core.errors import DoesNotFitError
 from quantkit.core.units import GIB
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.plan.allocate import fill_cards
+from quantkit.plan.allocate import fill_gpus
 from quantkit.plan.allowed_types import Costs, smallest_types
 from quantkit.plan.fit import ATTEMPTS, place_exactly
-from quantkit.plan.gpu_memory import CardMemory
+from quantkit.plan.gpu_memory import GPUMemory
 from quantkit.plan.level_plans import largest_bytes, model_host_bytes
 from quantkit.plan.llama_memory import ContextLadder, ask_ladders, asked_memories
 from quantkit.plan.model import PlannedModel
@@ -31,7 +31,7 @@ LARGEST = LevelRecipe(name="max")
 def longest_context(
     model: PlannedModel, types: Mapping[str, str], ladder: ContextLadder
 ) -> int | None:
-    """Tokens of the longest context within the ladder at which the cards hold the model.
+    """Tokens of the longest context within the ladder at which the GPUs hold the model.
 
     Where llama.cpp was asked for the ladder, it is asked again for what is found: that it fits as
     it is cut then, and that CONTEXT_STEP more does not.
@@ -86,7 +86,7 @@ def _with_rungs(model: PlannedModel, ladder: ContextLadder, *tokens: int) -> Con
 def _confirmed(
     model: PlannedModel, types: Mapping[str, str], ladder: ContextLadder, tokens: int
 ) -> int | None:
-    """`tokens`, or the most below them at which the cards hold what llama.cpp needs exactly."""
+    """`tokens`, or the most below them at which the GPUs hold what llama.cpp needs exactly."""
     shortest = ladder.rungs[0][0]
     while tokens >= shortest:
         target = ladder.target.changed(context_tokens=tokens)
@@ -107,9 +107,9 @@ class Largest:
 
 
 def largest_level(
-    model: PlannedModel, costs: Costs, target: Target, memory: CardMemory
+    model: PlannedModel, costs: Costs, target: Target, memory: GPUMemory
 ) -> Largest | None:
-    """The largest artifact that the cards hold, whatever the target's own budget; None: nothing.
+    """The largest artifact that the GPUs hold, whatever the target's own budget; None: nothing.
 
     Args:
         costs: nominal ones will do: they show sizes.
@@ -119,7 +119,7 @@ def largest_level(
     budget = min(room, largest_bytes(model, costs, LARGEST))
     overhead = overhead_bytes(model.stem, model.metadata, tensors)
     try:
-        types = fill_cards(tensors, costs, budget, overhead, LARGEST, memory)
+        types = fill_gpus(tensors, costs, budget, overhead, LARGEST, memory)
     except DoesNotFitError:
         return None
     placement = place(tensors, types, memory, target)
@@ -128,7 +128,7 @@ def largest_level(
 
 
 def largest_exactly(
-    model: PlannedModel, costs: Costs, target: Target, memory: CardMemory
+    model: PlannedModel, costs: Costs, target: Target, memory: GPUMemory
 ) -> Largest | None:
     """`largest_level`, with compute buffers that llama.cpp plans for exactly its cut.
 

@@ -11,7 +11,7 @@ from quantkit.core.progress import SILENT, Progress
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.alternatives import largest_level
 from quantkit.plan.gpu_memory import check_draft
-from quantkit.plan.llama_memory import ask_ladders, check_cards
+from quantkit.plan.llama_memory import ask_ladders, check_gpus
 from quantkit.plan.model import PlannedModel
 
 CONTEXTS = (32_768, 131_072, 516_096, 1_048_576)
@@ -54,7 +54,7 @@ def budgets_of(
 ) -> tuple[list[TargetBudgets], str | None]:
     """The budgets of each of `targets`, with their own KV types; llama.cpp is asked once for all.
 
-    Compute buffers are those of layers that lie evenly on the cards: asking for each cell's own
+    Compute buffers are those of layers that lie evenly on the GPUs: asking for each cell's own
     cut, as `largest_exactly` does, would take longer than all else.
 
     Args:
@@ -92,7 +92,7 @@ def budgets_of(
 def why_refused(model: PlannedModel, target: Target) -> str | None:
     """Why llama.cpp cannot run the model on the target, whatever its size; None: it can."""
     try:
-        check_cards(target)
+        check_gpus(target)
         check_draft(model.geometry, target)
     except InputError as error:
         return str(error)

@@ -1,4 +1,4 @@
-"""Levels on cards: allocation and placement that hold together, with llama.cpp's own buffers."""
+"""Levels on GPUs: allocation and placement that hold together, with llama.cpp's own buffers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from quantkit.config.target import Target
 from quantkit.llamacpp.memory_plan import Shape, ask_memory
 from quantkit.plan.allocate import GAP, allocate, allocate_preset
 from quantkit.plan.allowed_types import Costs, smallest_types
-from quantkit.plan.gpu_memory import CardMemory
+from quantkit.plan.gpu_memory import GPUMemory
 from quantkit.plan.llama_memory import asked_memories, shape_of, stand_ins, use_of
 from quantkit.plan.model import Fitted, LevelPlan, PlannedModel
 from quantkit.plan.place import Placement, check_fits, place
@@ -19,7 +19,7 @@ ATTEMPTS = 8
 """At a cut whose compute buffers are no larger than was thought."""
 
 
-def memory_of(model: PlannedModel, target: Target) -> tuple[CardMemory, str | None]:
+def memory_of(model: PlannedModel, target: Target) -> tuple[GPUMemory, str | None]:
     """The target's memory for the model as llama.cpp plans it, or why it is only estimated.
 
     Raises:
@@ -29,11 +29,11 @@ def memory_of(model: PlannedModel, target: Target) -> tuple[CardMemory, str | No
     return memory, why
 
 
-def target_budget(target: Target, memory: CardMemory, host_bytes: int = 0) -> int:
-    """Bytes of weights that the target allows: its own number, but no more than its cards leave.
+def target_budget(target: Target, memory: GPUMemory, host_bytes: int = 0) -> int:
+    """Bytes of weights that the target allows: its own number, but no more than its GPUs leave.
 
     Args:
-        host_bytes: of weights that lie on no card.
+        host_bytes: of weights that lie on no GPU.
     """
     left = memory.weights_room + host_bytes
     fixed = target.weight_budget_bytes
@@ -45,16 +45,16 @@ def fit(
     model: PlannedModel,
     costs: Costs,
     target: Target,
-    memory: CardMemory,
+    memory: GPUMemory,
     gap: float = GAP,
 ) -> Fitted:
-    """Allocate such that the level's budget and every card are kept, and place it.
+    """Allocate such that the level's budget and every GPU are kept, and place it.
 
     Args:
         gap: how far from the optimum is good enough, relative.
 
     Raises:
-        DoesNotFitError: not even the smallest types fit the budget or the cards.
+        DoesNotFitError: not even the smallest types fit the budget or the GPUs.
     """
     tensors = model.tensors
     overhead = overhead_bytes(model.stem, model.metadata, tensors)
@@ -75,7 +75,7 @@ def fit_exactly(
     model: PlannedModel,
     costs: Costs,
     target: Target,
-    memory: CardMemory,
+    memory: GPUMemory,
     gap: float = GAP,
 ) -> Fitted:
     """`fit`, with compute buffers that llama.cpp plans for exactly the cut that was found.
@@ -96,7 +96,7 @@ def fit_exactly(
 
 
 def place_exactly(
-    model: PlannedModel, types: Mapping[str, str], target: Target, memory: CardMemory
+    model: PlannedModel, types: Mapping[str, str], target: Target, memory: GPUMemory
 ) -> Placement:
     """A placement with the compute buffers that llama.cpp plans for its cut; it may not fit.
 
@@ -121,6 +121,6 @@ def place_exactly(
 def exact_shape(
     placement: Placement, model: PlannedModel, types: Mapping[str, str], target: Target
 ) -> Shape:
-    """The question what llama.cpp takes of the target's cards for exactly this placement."""
+    """The question what llama.cpp takes of the target's GPUs for exactly this placement."""
     use, devices = use_of(model.geometry, target), stand_ins(target)
     return shape_of(model.metadata, model.tensors, types, use, devices, placement.tensor_split)

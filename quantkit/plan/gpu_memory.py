@@ -1,9 +1,9 @@
-"""What lies on which card: the one account that allocation, placement and budgets share.
+"""What lies on which GPU: the one account that allocation, placement and budgets share.
 
-llama.cpp puts whole layers on cards, in order, and counts the output as one more layer after them.
+llama.cpp puts whole layers on GPUs, in order, and counts the output as one more layer after them.
 The token embedding stays with the CPU; where the output has no matrix of its own, the embedding is
-loaded a second time on the output's card. What a layer keeps of the context lies where its weights
-do. Every card that has layers also has a compute buffer. Layers of a prediction head (MTP) are
+loaded a second time on the output's GPU. What a layer keeps of the context lies where its weights
+do. Every GPU that has layers also has a compute buffer. Layers of a prediction head (MTP) are
 counted, and not loaded unless they draft tokens.
 """
 
@@ -23,7 +23,7 @@ from quantkit.llamacpp.memory_plan import DRAFT_KV_TYPE, DRAFTED_TOKENS
 from quantkit.models.geometry import ModelGeometry
 
 PIPELINE_COPIES = 4
-"""GGML_SCHED_MAX_COPIES: graph inputs are held this often when layers lie on several cards."""
+"""GGML_SCHED_MAX_COPIES: graph inputs are held this often when layers lie on several GPUs."""
 HOST = -1
 EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 _BLOCK = re.compile(r"^blk\.(\d+)\.")
@@ -34,28 +34,28 @@ class ComputeBuffers:
     """What llama.cpp's scheduler needs beside weights and context, bytes.
 
     Attributes:
-        card: on every card that has layers.
-        output: more than that on the card that has the output.
+        GPU: on every GPU that has layers.
+        output: more than that on the GPU that has the output.
         host: in the computer's own memory.
         estimated: worked out by `estimated_buffers`, not told by llama.cpp (`asked_memory.py`).
     """
 
-    card: int
+    gpu: int
     output: int
     host: int = 0
     estimated: bool = True
 
 
 @dataclass(frozen=True)
-class CardMemory:
+class GPUMemory:
     """A target's memory as a model needs it, bytes; layers include the output as the last.
 
     Attributes:
         context_tokens: that are planned for, never more than the model was trained for.
-        capacity: of each card.
-        reserve: of each card, what is kept free.
+        capacity: of each GPU.
+        reserve: of each GPU, what is kept free.
         context: of each layer.
-        unloaded: layers whose weights are on no card: those of a prediction head that is not used.
+        unloaded: layers whose weights are on no GPU: those of a prediction head that is not used.
     """
 
     context_tokens: int
@@ -68,39 +68,39 @@ class CardMemory:
 
     @property
     def rooms(self) -> tuple[int, ...]:
-        """What each card has for layers: its memory without reserve and compute buffer."""
+        """What each GPU has for layers: its memory without reserve and compute buffer."""
         parts = zip(self.capacity, self.reserve, strict=True)
-        return tuple(capacity - reserve - self.compute.card for capacity, reserve in parts)
+        return tuple(capacity - reserve - self.compute.gpu for capacity, reserve in parts)
 
     @property
     def kept(self) -> tuple[int, ...]:
-        """What each layer needs of its card beside its weights."""
+        """What each layer needs of its GPU beside its weights."""
         return (*self.context[:-1], self.context[-1] + self.compute.output)
 
-    def with_more_compute(self, more: int) -> CardMemory:
-        """The same with compute buffers that are larger by `more` bytes on every card."""
-        return replace(self, compute=replace(self.compute, card=self.compute.card + more))
+    def with_more_compute(self, more: int) -> GPUMemory:
+        """The same with compute buffers that are larger by `more` bytes on every GPU."""
+        return replace(self, compute=replace(self.compute, gpu=self.compute.gpu + more))
 
     @property
     def weights_room(self) -> int:
-        """What all cards together leave for weights."""
+        """What all GPUs together leave for weights."""
         return max(sum(max(room, 0) for room in self.rooms) - sum(self.kept), 0)
 
 
-def card_memory(
+def gpu_memory(
     geometry: ModelGeometry, target: Target, compute: ComputeBuffers | None = None
-) -> CardMemory:
+) -> GPUMemory:
     """The memory of `target` for the model.
 
     Args:
         compute: as llama.cpp told them; estimated where it was not asked.
     """
-    cards, tokens = target.each_card, planned_tokens(geometry, target)
-    return CardMemory(
+    gpus, tokens = target.each_gpu, planned_tokens(geometry, target)
+    return GPUMemory(
         context_tokens=tokens,
         trained_context_tokens=geometry.trained_context_tokens,
-        capacity=tuple(int(card.memory_gib * GIB) for card in cards),
-        reserve=tuple(int(card.reserve_gib * GIB) for card in cards),
+        capacity=tuple(int(gpu.memory_gib * GIB) for gpu in gpus),
+        reserve=tuple(int(gpu.reserve_gib * GIB) for gpu in gpus),
         context=(*context_by_layer(geometry, target), 0),
         compute=estimated_buffers(geometry, target) if compute is None else compute,
         unloaded=unloaded_layers(geometry, target),
@@ -160,15 +160,15 @@ def planned_tokens(geometry: ModelGeometry, target: Target) -> int:
 def estimated_buffers(geometry: ModelGeometry, target: Target) -> ComputeBuffers:
     """Estimate the compute buffers, where llama.cpp cannot be asked.
 
-    A card holds once for each pipeline copy of the graph's inputs (ggml-backend.cpp): the attention
-    mask, F16 n_ctx × n_ubatch, and the activations that come from the card before it. Beside them
+    A GPU holds once for each pipeline copy of the graph's inputs (ggml-backend.cpp): the attention
+    mask, F16 n_ctx × n_ubatch, and the activations that come from the GPU before it. Beside them
     lies the widest of: a layer's intermediates in F32; flash attention's F16 copies of one layer's
     keys and values where the cache has another type (fattn.cu), or without flash attention the
     scores in F32, n_ctx × n_ubatch × heads; the logits. The computer's memory holds the inputs.
     Prediction layers that draft, next to the output, have inputs and scores of their own.
     """
     tokens, batch = planned_tokens(geometry, target), target.ubatch_tokens
-    copies = PIPELINE_COPIES if target.pipeline and len(target.each_card) > 1 else 1
+    copies = PIPELINE_COPIES if target.pipeline and len(target.each_gpu) > 1 else 1
     attention = [layer for layer in geometry.layers if layer.key_elements]
     mask = 2 * tokens * batch if attention else 0
     hidden = 4 * batch * geometry.embedding_elements
@@ -184,14 +184,14 @@ def estimated_buffers(geometry: ModelGeometry, target: Target) -> ComputeBuffers
     scores = 0 if target.flash_attention else 4 * tokens * batch * geometry.attention_heads
     drafting = head + max(4 * hidden, scores) if head else 0
     return ComputeBuffers(
-        card=copies * (mask + hidden) + widest,
+        gpu=copies * (mask + hidden) + widest,
         output=max(0, logits - widest) + drafting,
         host=copies * (mask + hidden) + head,
     )
 
 
 def padded_bytes(info: TensorInfo, type_name: str) -> int:
-    """Bytes of the tensor in this type, with the padding after it in files and on cards."""
+    """Bytes of the tensor in this type, with the padding after it in files and on GPUs."""
     size = BY_NAME[type_name].size_bytes(info.elements)
     return -(-size // DEFAULT_ALIGNMENT) * DEFAULT_ALIGNMENT
 
@@ -199,7 +199,7 @@ def padded_bytes(info: TensorInfo, type_name: str) -> int:
 def layers_of(
     tensors: Sequence[TensorInfo], layers: int, unloaded: range = range(0)
 ) -> dict[str, int]:
-    """Tensor → the layer on whose card it lies, or HOST, which is no card.
+    """Tensor → the layer on whose GPU it lies, or HOST, which is no GPU.
 
     Args:
         layers: of the model, the output as the last.
@@ -230,7 +230,7 @@ def weights_by_layer(
     layers: int,
     unloaded: range = range(0),
 ) -> list[int]:
-    """Bytes that the weights of each layer take of its card; arguments as of `layers_of`."""
+    """Bytes that the weights of each layer take of its GPU; arguments as of `layers_of`."""
     sizes = [0] * layers
     at = layers_of(tensors, layers, unloaded)
     for info in tensors:

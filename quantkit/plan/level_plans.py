@@ -11,7 +11,7 @@ from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.presets import StockTypes, ask_preset
 from quantkit.plan.allowed_types import Costs, allowed_types, smallest_bytes, smallest_types
 from quantkit.plan.fit import place_exactly, target_budget
-from quantkit.plan.gpu_memory import HOST, CardMemory, layers_of, padded_bytes
+from quantkit.plan.gpu_memory import HOST, GPUMemory, layers_of, padded_bytes
 from quantkit.plan.model import LevelPlan, PlannedModel
 from quantkit.plan.place import check_fits, place
 from quantkit.plan.type_choice import TypeChoice, check_importance
@@ -43,11 +43,11 @@ def nominal_costs(model: PlannedModel, recipe: MeasureRecipe) -> dict[str, dict[
 
 
 def plan_levels(
-    recipe: Recipe, target: Target, model: PlannedModel, memory: CardMemory
+    recipe: Recipe, target: Target, model: PlannedModel, memory: GPUMemory
 ) -> tuple[list[LevelPlan], list[str]]:
     """The levels that can be built, and a sentence for each that the target rules out.
 
-    A level larger than the target's budget is left out, and so is one whose layers the cards
+    A level larger than the target's budget is left out, and so is one whose layers the GPUs
     cannot hold, not even in the smallest types that it allows. A level without a size of its own
     gets the whole budget, but never more than the model has in its largest types.
 
@@ -156,8 +156,8 @@ def largest_bytes(model: PlannedModel, costs: Costs, level: LevelRecipe) -> int:
     return overhead + SLACK_BYTES + sum(_largest(info, allowed) for info in model.tensors)
 
 
-def model_host_bytes(model: PlannedModel, costs: Costs, memory: CardMemory) -> int:
-    """The most that weights on no card can take."""
+def model_host_bytes(model: PlannedModel, costs: Costs, memory: GPUMemory) -> int:
+    """The most that weights on no GPU can take."""
     at = layers_of(model.tensors, len(memory.context), memory.unloaded)
     return sum(_largest(info, costs) for info in model.tensors if at[info.name] == HOST)
 

@@ -1,6 +1,6 @@
 """A target's memory for a model, with the compute buffers that llama.cpp itself plans.
 
-llama.cpp is asked on stand-ins for the target's cards (`native/memory.py`), with the model's shape
+llama.cpp is asked on stand-ins for the target's GPUs (`native/memory.py`), with the model's shape
 alone. Before the layers are placed they are taken to lie evenly; afterwards the exact cut is asked
 for, so a placement's numbers are llama.cpp's own.
 """
@@ -20,11 +20,11 @@ from quantkit.llamacpp.device_sets import Devices
 from quantkit.llamacpp.memory_plan import Breakdown, Shape, Use, ask_memory
 from quantkit.models.geometry import ModelGeometry
 from quantkit.plan.gpu_memory import (
-    CardMemory,
     ComputeBuffers,
-    card_memory,
+    GPUMemory,
     check_draft,
     drafted_tokens,
+    gpu_memory,
     planned_tokens,
 )
 
@@ -46,8 +46,8 @@ def use_of(geometry: ModelGeometry, target: Target) -> Use:
 
 
 def stand_ins(target: Target) -> Devices:
-    """CUDA cards of the target's sizes."""
-    return Devices("cuda", tuple(int(card.memory_gib * GIB) for card in target.each_card))
+    """CUDA GPUs of the target's sizes."""
+    return Devices("cuda", tuple(int(gpu.memory_gib * GIB) for gpu in target.each_gpu))
 
 
 def asked_memories(
@@ -55,74 +55,74 @@ def asked_memories(
     tensors: Sequence[TensorInfo],
     geometry: ModelGeometry,
     targets: Sequence[Target],
-) -> tuple[list[CardMemory], str | None]:
+) -> tuple[list[GPUMemory], str | None]:
     """The memory of each of `targets`; llama.cpp is asked of all of them at once.
 
-    It is told how many layers each card gets, and so plans alike for cards of any size: targets
-    that have as many cards share a question.
+    It is told how many layers each GPU gets, and so plans alike for GPUs of any size: targets
+    that have as many GPUs share a question.
 
     Returns:
         The memories, and why the compute buffers are only estimated, if they are.
 
     Raises:
-        InputError: llama.cpp refuses the model, a target has too many cards for it, or the model
+        InputError: llama.cpp refuses the model, a target has too many GPUs for it, or the model
             cannot draft tokens and should.
     """
     alike: dict[int, list[Target]] = {}
     for target in targets:
-        check_cards(target)
+        check_gpus(target)
         check_draft(geometry, target)
-        alike.setdefault(len(target.each_card), []).append(target)
+        alike.setdefault(len(target.each_gpu), []).append(target)
     shapes = []
-    for cards, same in alike.items():
-        counts = even_counts(len(geometry.layers) + 1, cards)
+    for gpus, same in alike.items():
+        counts = even_counts(len(geometry.layers) + 1, gpus)
         uses = tuple(dict.fromkeys(use_of(geometry, target) for target in same))
         shapes.append(Shape(metadata, tensors, stand_ins(same[0]), counts, uses))
     try:
         answers = ask_memory(shapes)
     except EnvironmentFault as error:
-        estimated = [card_memory(geometry, target) for target in targets]
+        estimated = [gpu_memory(geometry, target) for target in targets]
         return estimated, f"compute buffers are estimated: {error}"
     buffers = {
         (len(shape.tensor_split), use): buffers_of(answer, shape.tensor_split)
         for shape, of_uses in zip(shapes, answers, strict=True)
         for use, answer in zip(shape.uses, of_uses, strict=True)
     }
-    asked = [(target, len(target.each_card), use_of(geometry, target)) for target in targets]
-    return [card_memory(geometry, t, buffers[cards, use]) for t, cards, use in asked], None
+    asked = [(target, len(target.each_gpu), use_of(geometry, target)) for target in targets]
+    return [gpu_memory(geometry, t, buffers[gpus, use]) for t, gpus, use in asked], None
 
 
-def check_cards(target: Target) -> None:
-    """Raise when llama.cpp cannot use so many cards.
+def check_gpus(target: Target) -> None:
+    """Raise when llama.cpp cannot use so many GPUs.
 
     Raises:
         InputError: says how many it can.
     """
-    cards = len(target.each_card)
-    if cards > MOST_CARDS:
+    gpus = len(target.each_gpu)
+    if gpus > MOST_CARDS:
         raise InputError(
-            f"target {target.name} has {cards} cards, but one llama.cpp uses at most {MOST_CARDS} "
+            f"target {target.name} has {gpus} GPUs, but one llama.cpp uses at most {MOST_CARDS} "
             "(GGML_SCHED_MAX_BACKENDS); leave the others out of it"
         )
 
 
-def even_counts(layers: int, cards: int) -> tuple[int, ...]:
-    """Layers of each card when they are spread evenly, the later ones getting the rest."""
-    return tuple(layers * (i + 1) // cards - layers * i // cards for i in range(cards))
+def even_counts(layers: int, gpus: int) -> tuple[int, ...]:
+    """Layers of each GPU when they are spread evenly, the later ones getting the rest."""
+    return tuple(layers * (i + 1) // gpus - layers * i // gpus for i in range(gpus))
 
 
 def buffers_of(answer: Breakdown, counts: Sequence[int]) -> ComputeBuffers:
-    """The compute buffers, for cuts near an even one: of cards without the output the largest.
+    """The compute buffers, for cuts near an even one: of GPUs without the output the largest.
 
-    Where only the output's card attends, the mask is counted with the output; another cut is mended
+    Where only the output's GPU attends, the mask is counted with the output; another cut is mended
     when it is asked for exactly.
 
     Args:
-        counts: layers of each card, the output being the last.
+        counts: layers of each GPU, the output being the last.
     """
-    used = [card.compute for card, count in zip(answer.cards, counts, strict=True) if count]
-    card = max(used[:-1], default=used[-1])
-    return ComputeBuffers(card, max(0, used[-1] - card), answer.host.compute, estimated=False)
+    used = [gpu.compute for gpu, count in zip(answer.gpus, counts, strict=True) if count]
+    gpu = max(used[:-1], default=used[-1])
+    return ComputeBuffers(gpu, max(0, used[-1] - gpu), answer.host.compute, estimated=False)
 
 
 def shape_of(
@@ -144,7 +144,7 @@ class ContextLadder:
 
     A buffer is about the largest of several sums that grow linearly with the context, so between
     two rungs it is seldom more than the straight line between them. ggml's allocator packs as it
-    goes, which on one card can be a tenth off: what is found so is to be asked for again.
+    goes, which on one GPU can be a tenth off: what is found so is to be asked for again.
 
     Attributes:
         rungs: (tokens, buffers), at least one, in the order of tokens.
@@ -154,7 +154,7 @@ class ContextLadder:
     target: Target
     rungs: tuple[tuple[int, ComputeBuffers], ...]
 
-    def memory(self, tokens: int) -> CardMemory:
+    def memory(self, tokens: int) -> GPUMemory:
         """The memory at a context between the first rung and the last."""
         changed = self.target.changed(context_tokens=tokens)
         ends = [at for at, _ in self.rungs]
@@ -166,12 +166,12 @@ class ContextLadder:
         def between(x: int, y: int) -> int:
             return math.ceil(x + share * (y - x))
 
-        whole = between(a.card + a.output, b.card + b.output)
-        card = between(a.card, b.card)
+        whole = between(a.gpu + a.output, b.gpu + b.output)
+        gpu = between(a.gpu, b.gpu)
         buffers = ComputeBuffers(
-            card, max(0, whole - card), between(a.host, b.host), a.estimated or b.estimated
+            gpu, max(0, whole - gpu), between(a.host, b.host), a.estimated or b.estimated
         )
-        return card_memory(self.geometry, changed, buffers)
+        return gpu_memory(self.geometry, changed, buffers)
 
 
 def ask_ladders(
@@ -187,7 +187,7 @@ def ask_ladders(
         The ladders, and why their compute buffers are only estimated, if they are.
 
     Raises:
-        InputError: llama.cpp refuses the model, or a target has too many cards for it.
+        InputError: llama.cpp refuses the model, or a target has too many GPUs for it.
     """
     tokens = sorted({min(n, geometry.trained_context_tokens) for n in contexts})
     asked = [target.changed(context_tokens=n) for target in targets for n in tokens]

@@ -1,4 +1,4 @@
-"""What is in this machine: cores, memory, NVIDIA cards, library versions."""
+"""What is in this machine: cores, memory, NVIDIA GPUs, library versions."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from quantkit import __version__
 from quantkit.core.units import GIB
 from quantkit.llamacpp.shared_libraries import library_version
-from quantkit.plan.nvidia import NoDriver, driver_version, read_cards, visible_cards
+from quantkit.plan.nvidia import NoDriver, driver_version, read_gpus, visible_gpus
 
 
 def worker_count(chosen: int | None) -> int:
@@ -29,17 +29,17 @@ def describe_machine() -> dict[str, Any]:
         "cpu_cores": worker_count(None),
         "memory": f"{psutil.virtual_memory().total / GIB:.1f} GiB",
         "nvidia_driver": driver_version(),
-        "nvidia_cards": nvidia_cards(),
+        "nvidia_gpus": nvidia_gpus(),
     }
 
 
-def nvidia_cards() -> list[str]:
-    """Name and memory of the NVIDIA cards that CUDA shows this program; empty without a driver.
+def nvidia_gpus() -> list[str]:
+    """Name and memory of the NVIDIA GPUs that CUDA shows this program; empty without a driver.
 
     Raises:
-        EnvironmentFault: the driver fails to describe its cards.
+        EnvironmentFault: the driver fails to describe its GPUs.
     """
     try:
-        return [str(card) for card in visible_cards(read_cards(), os.environ)]
+        return [str(gpu) for gpu in visible_gpus(read_gpus(), os.environ)]
     except NoDriver:
         return []

@@ -1,4 +1,4 @@
-"""NVIDIA's cards, as the driver describes them, and which of them CUDA shows a program."""
+"""NVIDIA's GPUs, as the driver describes them, and which of them CUDA shows a program."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ class NoDriver(EnvironmentFault):
 
 
 @dataclass(frozen=True)
-class CardBytes:
-    """A card's memory as the driver reports it, bytes.
+class GPUBytes:
+    """A GPU's memory as the driver reports it, bytes.
 
     Attributes:
         total: what nvidia-smi shows; CUDA shows `driver` less.
@@ -40,18 +40,18 @@ class CardBytes:
 
 
 @dataclass(frozen=True)
-class Card:
-    """A card, or an instance of one in MIG mode.
+class GPU:
+    """A GPU, or an instance of one in MIG mode.
 
     Attributes:
         index: its number in the order of the PCI bus, which is nvidia-smi's, and CUDA's with
-            CUDA_DEVICE_ORDER=PCI_BUS_ID; of an instance its number on the card.
+            CUDA_DEVICE_ORDER=PCI_BUS_ID; of an instance its number on the GPU.
         name: as the driver writes it, for people; nothing is concluded from it.
         pci_bus_id: "00000000:07:00.0".
         multiprocessors: None where the driver does not tell.
-        memory: None where the driver does not tell: the card has none of its own (GB10, Jetson), or
+        memory: None where the driver does not tell: the GPU has none of its own (GB10, Jetson), or
             is in MIG mode.
-        instances: of a card in MIG mode, where programs run on its instances only.
+        instances: of a GPU in MIG mode, where programs run on its instances only.
         mig: it is in MIG mode.
         lent: to virtual machines, by this machine's hypervisor.
     """
@@ -62,8 +62,8 @@ class Card:
     pci_bus_id: str
     compute_capability: tuple[int, int]
     multiprocessors: int | None
-    memory: CardBytes | None
-    instances: tuple[Card, ...] = ()
+    memory: GPUBytes | None
+    instances: tuple[GPU, ...] = ()
     mig: bool = False
     lent: bool = False
 
@@ -86,15 +86,15 @@ def driver_version(nvml: NVML | None = None) -> str:
         nvml.nvmlShutdown()
 
 
-def read_cards(nvml: NVML | None = None) -> tuple[Card, ...]:
-    """Every NVIDIA card of this machine, in the order of the PCI bus.
+def read_gpus(nvml: NVML | None = None) -> tuple[GPU, ...]:
+    """Every NVIDIA GPU of this machine, in the order of the PCI bus.
 
     Args:
         nvml: pynvml, or a module with the same functions.
 
     Raises:
         NoDriver: no driver answers.
-        EnvironmentFault: it fails to describe its cards.
+        EnvironmentFault: it fails to describe its GPUs.
     """
     nvml = nvml or pynvml_module()
     try:
@@ -103,55 +103,55 @@ def read_cards(nvml: NVML | None = None) -> tuple[Card, ...]:
         raise NoDriver(f"no NVIDIA driver answers nvmlInit: {error}") from None
     try:
         handles = [nvml.nvmlDeviceGetHandleByIndex(i) for i in range(nvml.nvmlDeviceGetCount())]
-        found = [_card(nvml, handle) for handle in handles]
+        found = [_gpu(nvml, handle) for handle in handles]
     except nvml.NVMLError as error:
         raise EnvironmentFault(
-            f"the NVIDIA driver fails to describe its cards: {error}; nvidia-smi shows which one"
+            f"the NVIDIA driver fails to describe its GPUs: {error}; nvidia-smi shows which one"
         ) from None
     finally:
         nvml.nvmlShutdown()
-    found.sort(key=lambda card: card.pci_bus_id)
-    return tuple(replace(card, index=index) for index, card in enumerate(found))
+    found.sort(key=lambda gpu: gpu.pci_bus_id)
+    return tuple(replace(gpu, index=index) for index, gpu in enumerate(found))
 
 
-def visible_cards(cards: Sequence[Card], environment: Mapping[str, str]) -> tuple[Card, ...]:
+def visible_gpus(gpus: Sequence[GPU], environment: Mapping[str, str]) -> tuple[GPU, ...]:
     """Those that CUDA shows a program, in the order in which it numbers them there.
 
     CUDA_VISIBLE_DEVICES names them by number or by UUID, whole or its beginning. CUDA reads it up
-    to the first entry that names no card (CUDA programming guide, environment variables).
+    to the first entry that names no GPU (CUDA programming guide, environment variables).
     """
     entries = visible_entries(environment)
     if entries is None:
-        return tuple(cards)
-    found: list[Card] = []
+        return tuple(gpus)
+    found: list[GPU] = []
     for entry in entries:
-        card = _named(cards, entry)
-        if card is None or card in found:
+        gpu = _named(gpus, entry)
+        if gpu is None or gpu in found:
             break
-        found.append(card)
+        found.append(gpu)
     return tuple(found)
 
 
 def visible_entries(environment: Mapping[str, str]) -> list[str] | None:
-    """What CUDA_VISIBLE_DEVICES names; None where it is not set and all cards are visible."""
+    """What CUDA_VISIBLE_DEVICES names; None where it is not set and all GPUs are visible."""
     asked = environment.get(VISIBLE)
     return None if asked is None else [entry.strip() for entry in asked.split(",")]
 
 
-def _named(cards: Sequence[Card], entry: str) -> Card | None:
+def _named(gpus: Sequence[GPU], entry: str) -> GPU | None:
     if entry.isdecimal():
-        return cards[int(entry)] if int(entry) < len(cards) else None
-    every = [*cards, *(instance for card in cards for instance in card.instances)]
+        return gpus[int(entry)] if int(entry) < len(gpus) else None
+    every = [*gpus, *(instance for gpu in gpus for instance in gpu.instances)]
     fits = [c for c in every if entry.startswith(UUID_PREFIXES) and c.uuid.startswith(entry)]
     return fits[0] if len(fits) == 1 else None
 
 
-def _card(nvml: NVML, handle: object) -> Card:
+def _gpu(nvml: NVML, handle: object) -> GPU:
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     mig = _if_known(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
     cores = _if_known(nvml, lambda: nvml.nvmlDeviceGetNumGpuCores(handle))
     virtual = _if_known(nvml, lambda: nvml.nvmlDeviceGetVirtualizationMode(handle))
-    whole = Card(
+    whole = GPU(
         index=0,
         name=nvml.nvmlDeviceGetName(handle),
         uuid=nvml.nvmlDeviceGetUUID(handle),
@@ -171,7 +171,7 @@ def _card(nvml: NVML, handle: object) -> Card:
     return replace(whole, memory=_memory(nvml, handle))
 
 
-def _instances(nvml: NVML, handle: object, whole: Card) -> list[Card]:
+def _instances(nvml: NVML, handle: object, whole: GPU) -> list[GPU]:
     found = []
     for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
         try:
@@ -192,7 +192,7 @@ def _instances(nvml: NVML, handle: object, whole: Card) -> list[Card]:
     return found
 
 
-def _memory(nvml: NVML, handle: object) -> CardBytes | None:
+def _memory(nvml: NVML, handle: object) -> GPUBytes | None:
     """What the driver tells of the memory.
 
     `used` is left alone: whether it includes the driver's share depends on the driver. What is
@@ -208,11 +208,11 @@ def _memory(nvml: NVML, handle: object) -> CardBytes | None:
         return None
     if not found.total:
         return None
-    return CardBytes(found.total, driver, max(0, found.total - found.free - driver))
+    return GPUBytes(found.total, driver, max(0, found.total - found.free - driver))
 
 
 def _if_known(nvml: NVML, ask: Callable[[], AnswerT]) -> AnswerT | None:
-    """The answer, or None where the card or the driver has no such thing."""
+    """The answer, or None where the GPU or the driver has no such thing."""
     try:
         return ask()
     except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):

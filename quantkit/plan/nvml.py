@@ -1,6 +1,6 @@
 """What is used of pynvml, the Python module of NVIDIA's management library (nvidia-ml-py).
 
-The library comes with the driver and needs nothing of CUDA: a machine's cards are known where
+The library comes with the driver and needs nothing of CUDA: a machine's GPUs are known where
 llama.cpp was built without CUDA too.
 """
 

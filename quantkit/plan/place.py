@@ -1,6 +1,6 @@
-"""allocation + Target → placement.json: which layers lie on which card, and what each card holds.
+"""allocation + Target → placement.json: which layers lie on which GPU, and what each GPU holds.
 
-llama.cpp gives layer i of n + 1 (the output counts as the last) to the first card whose cumulated
+llama.cpp gives layer i of n + 1 (the output counts as the last) to the first GPU whose cumulated
 share of `tensor_split` is greater than i / (n + 1) (`llama-model.cpp`, load_tensors). Layer counts
 used as shares therefore reproduce any contiguous placement exactly.
 """
@@ -17,13 +17,13 @@ from quantkit.core.errors import DoesNotFitError
 from quantkit.core.units import GIB
 from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.memory_plan import Breakdown
-from quantkit.plan.gpu_memory import CardMemory, host_bytes, weights_by_layer
+from quantkit.plan.gpu_memory import GPUMemory, host_bytes, weights_by_layer
 from quantkit.plan.solver.layer_cuts import contiguous_counts, counts_in_order
 
 
 @dataclass(frozen=True)
-class CardPlan:
-    """What one card holds, bytes."""
+class GPUPlan:
+    """What one GPU holds, bytes."""
 
     name: str
     layers: int
@@ -45,12 +45,12 @@ class CardPlan:
 
 @dataclass(frozen=True)
 class Placement:
-    """The plan for a card set.
+    """The plan for a GPU set.
 
     Attributes:
-        tensor_split: llama.cpp's `-ts`, one share a card: its number of layers.
+        tensor_split: llama.cpp's `-ts`, one share a GPU: its number of layers.
         trained_context_tokens: what the model was trained for; the plan never exceeds it.
-        devices: each card's name for CUDA, where the target has them.
+        devices: each GPU's name for CUDA, where the target has them.
         host_bytes: of weights in the computer's own memory.
         host_compute_bytes: of compute buffers there.
         estimated: the compute buffers are, because llama.cpp could not be asked.
@@ -66,47 +66,47 @@ class Placement:
     devices: tuple[str, ...]
     draft: Draft
     tensor_split: tuple[int, ...]
-    cards: tuple[CardPlan, ...]
+    gpus: tuple[GPUPlan, ...]
     host_bytes: int
     host_compute_bytes: int
     estimated: bool
 
     @property
     def fits(self) -> bool:
-        return all(card.free_bytes >= 0 for card in self.cards)
+        return all(gpu.free_bytes >= 0 for gpu in self.gpus)
 
     @property
     def missing_bytes(self) -> int:
-        """What the fullest card lacks; 0 when everything fits."""
-        return max(0, -min(card.free_bytes for card in self.cards))
+        """What the fullest GPU lacks; 0 when everything fits."""
+        return max(0, -min(gpu.free_bytes for gpu in self.gpus))
 
     def with_compute(self, answer: Breakdown) -> Placement:
         """This placement with what llama.cpp plans beside weights for exactly this cut.
 
         Of the context too: of layers that attend to a window only it keeps less than is planned.
         """
-        cards = tuple(
-            replace(card, context_bytes=asked.context, compute_bytes=asked.compute)
-            for card, asked in zip(self.cards, answer.cards, strict=True)
+        gpus = tuple(
+            replace(gpu, context_bytes=asked.context, compute_bytes=asked.compute)
+            for gpu, asked in zip(self.gpus, answer.gpus, strict=True)
         )
-        return replace(self, cards=cards, host_compute_bytes=answer.host.compute, estimated=False)
+        return replace(self, gpus=gpus, host_compute_bytes=answer.host.compute, estimated=False)
 
 
-def assign_layers(card_shares: Sequence[int], count: int) -> list[int]:
-    """Card of each of `count` layers as llama.cpp assigns them, in its own F32 arithmetic."""
-    cumulated = np.cumsum(np.asarray(card_shares, np.float32), dtype=np.float32)
+def assign_layers(gpu_shares: Sequence[int], count: int) -> list[int]:
+    """GPU of each of `count` layers as llama.cpp assigns them, in its own F32 arithmetic."""
+    cumulated = np.cumsum(np.asarray(gpu_shares, np.float32), dtype=np.float32)
     points = cumulated / cumulated[-1]
     layers = np.arange(count, dtype=np.float32) / np.float32(count)
-    return [int(card) for card in np.searchsorted(points, layers, side="right")]
+    return [int(gpu) for gpu in np.searchsorted(points, layers, side="right")]
 
 
 def place(
     tensors: Sequence[TensorInfo],
     types: Mapping[str, str],
-    memory: CardMemory,
+    memory: GPUMemory,
     target: Target,
 ) -> Placement:
-    """Contiguous layers on each card: spread such that the fullest has the most left, or in order.
+    """Contiguous layers on each GPU: spread such that the fullest has the most left, or in order.
 
     The result may not fit (`fits`); `check_fits` turns that into an error with a way out.
     """
@@ -114,19 +114,19 @@ def place(
     load = [w + k for w, k in zip(weights, memory.kept, strict=True)]
     divide = contiguous_counts if target.layers == "balanced" else counts_in_order
     counts = divide(load, memory.rooms)
-    wanted = [card for card, count in enumerate(counts) for _ in range(count)]
+    wanted = [gpu for gpu, count in enumerate(counts) for _ in range(count)]
     if assign_layers(counts, len(load)) != wanted:
         raise AssertionError(f"llama.cpp would not place {counts} layers as asked")
     plans = []
     at = 0
-    for index, (card, count) in enumerate(zip(target.each_card, counts, strict=True)):
+    for index, (gpu, count) in enumerate(zip(target.each_gpu, counts, strict=True)):
         has_output = count > 0 and at + count == len(load)
-        compute = (memory.compute.card if count else 0) + (
+        compute = (memory.compute.gpu if count else 0) + (
             memory.compute.output if has_output else 0
         )
         plans.append(
-            CardPlan(
-                name=card.name,
+            GPUPlan(
+                name=gpu.name,
                 layers=count,
                 capacity_bytes=memory.capacity[index],
                 weights_bytes=sum(weights[at : at + count]),
@@ -147,7 +147,7 @@ def place(
         devices=target.devices,
         draft=target.draft,
         tensor_split=tuple(counts),
-        cards=tuple(plans),
+        gpus=tuple(plans),
         host_bytes=host_bytes(tensors, types),
         host_compute_bytes=memory.compute.host,
         estimated=memory.compute.estimated,
@@ -155,19 +155,19 @@ def place(
 
 
 def check_fits(placement: Placement, target: Target) -> None:
-    """Raise when a card overflows.
+    """Raise when a GPU overflows.
 
     Raises:
         DoesNotFitError: says by how much, and what would fit.
     """
     if placement.fits:
         return
-    worst = min(placement.cards, key=lambda card: card.free_bytes)
+    worst = min(placement.gpus, key=lambda gpu: gpu.free_bytes)
     raise DoesNotFitError(
         f"does not fit {target.name}: {worst.name} would need "
         f"{worst.total_bytes / GIB:.2f} GiB of {worst.capacity_bytes / GIB:.2f} GiB "
         f"({-worst.free_bytes / GIB:.2f} GiB too much: weights {worst.weights_bytes / GIB:.2f}, "
         f"context {worst.context_bytes / GIB:.2f}, compute {worst.compute_bytes / GIB:.2f}, "
         f"reserve {worst.reserve_bytes / GIB:.2f}); shorten the context "
-        f"(now {placement.context_tokens} tokens), lower the weight budget, or add a card"
+        f"(now {placement.context_tokens} tokens), lower the weight budget, or add a GPU"
     )

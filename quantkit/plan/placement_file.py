@@ -21,18 +21,18 @@ def placement_json(placement: Placement, command: str) -> dict[str, Any]:
         "pipeline": placement.pipeline,
         "draft": placement.draft,
         "tensor_split": list(placement.tensor_split),
-        "cards": [
+        "gpus": [
             {
-                "name": card.name,
-                "layers": card.layers,
-                "capacity_bytes": card.capacity_bytes,
-                "weights_bytes": card.weights_bytes,
-                "context_bytes": card.context_bytes,
-                "compute_bytes": card.compute_bytes,
-                "reserve_bytes": card.reserve_bytes,
-                "total_bytes": card.total_bytes,
+                "name": gpu.name,
+                "layers": gpu.layers,
+                "capacity_bytes": gpu.capacity_bytes,
+                "weights_bytes": gpu.weights_bytes,
+                "context_bytes": gpu.context_bytes,
+                "compute_bytes": gpu.compute_bytes,
+                "reserve_bytes": gpu.reserve_bytes,
+                "total_bytes": gpu.total_bytes,
             }
-            for card in placement.cards
+            for gpu in placement.gpus
         ],
         "host_bytes": placement.host_bytes,
         "host_compute_bytes": placement.host_compute_bytes,

@@ -1,4 +1,4 @@
-"""What `quantkit plan` finds out: levels with their cards, budgets, and what else would fit."""
+"""What `quantkit plan` finds out: levels with their GPUs, budgets, and what else would fit."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quantkit.models.geometry import ModelGeometry
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.alternatives import Largest, largest_level, longest_context, ways_out
 from quantkit.plan.fit import exact_shape, fit, fit_exactly, place_exactly
-from quantkit.plan.gpu_memory import HOST, CardMemory, layers_of, padded_bytes
+from quantkit.plan.gpu_memory import HOST, GPUMemory, layers_of, padded_bytes
 from quantkit.plan.launch.of_plan import launch_of
 from quantkit.plan.launch.settings import Launch
 from quantkit.plan.level_plans import NOMINAL_GAP, nominal_costs, plan_levels
@@ -79,13 +79,13 @@ class Sheet:
     """A plan.
 
     Attributes:
-        room_bytes: that the cards leave for weights.
+        room_bytes: that the GPUs leave for weights.
         notes: sentences on what was left out, or estimated.
     """
 
     target: Target
     geometry: ModelGeometry
-    memory: CardMemory
+    memory: GPUMemory
     room_bytes: int
     entries: Sequence[Entry]
     notes: Sequence[str]
@@ -162,7 +162,7 @@ def plan_types(
         costs: nominal ones, of what would fit instead.
 
     Raises:
-        DoesNotFitError: the cards do not hold it; says what would fit.
+        DoesNotFitError: the GPUs do not hold it; says what would fit.
         InputError: llama.cpp refuses the model.
     """
     memory, notes = _memory(model, target)
@@ -212,7 +212,7 @@ def _larger_batches(target: Target) -> list[Target]:
     return [target.changed(ubatch_tokens=n) for n in LARGER_BATCHES if n > target.ubatch_tokens]
 
 
-def _memory(model: PlannedModel, target: Target) -> tuple[CardMemory, list[str]]:
+def _memory(model: PlannedModel, target: Target) -> tuple[GPUMemory, list[str]]:
     """The target's memory for the model; what `headroom` asks first is asked for at once."""
     longest = target.changed(context_tokens=model.geometry.trained_context_tokens)
     asked = [target, longest, *_larger_batches(target)[:1]]
@@ -236,16 +236,16 @@ def _entry(
 def _sheet(
     target: Target,
     model: PlannedModel,
-    memory: CardMemory,
+    memory: GPUMemory,
     entries: Sequence[Entry],
     notes: Sequence[str],
 ) -> Sheet:
-    host = max((_off_cards(entry, memory) for entry in entries), default=0)
+    host = max((_off_gpus(entry, memory) for entry in entries), default=0)
     return Sheet(target, model.geometry, memory, memory.weights_room + host, entries, notes)
 
 
-def _off_cards(entry: Entry, memory: CardMemory) -> int:
-    """Bytes of the artifact's weights that lie on no card."""
+def _off_gpus(entry: Entry, memory: GPUMemory) -> int:
+    """Bytes of the artifact's weights that lie on no GPU."""
     tensors = entry.model.tensors
     at = layers_of(tensors, len(memory.context), memory.unloaded)
     return sum(padded_bytes(i, entry.types[i.name]) for i in tensors if at[i.name] == HOST)

@@ -1,4 +1,4 @@
-"""The targets that can be named here: those that ship, this machine's cards, and a person's own."""
+"""The targets that can be named here: those that ship, this machine's GPUs, and a person's own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from quantkit.config.target import Target, known_targets, load_target
 from quantkit.core.errors import InputError, QuantkitError
 from quantkit.plan.local_gpus import present_target
-from quantkit.plan.nvidia import NoDriver, read_cards
+from quantkit.plan.nvidia import NoDriver, read_gpus
 from quantkit.plan.nvml import NVML
 
 
@@ -28,14 +28,14 @@ def target_list(
     nvml: NVML | None = None,
     environment: Mapping[str, str] = os.environ,
 ) -> tuple[list[Target], str | None]:
-    """The targets that ship by name, `auto` where this machine has NVIDIA cards, and `files`.
+    """The targets that ship by name, `auto` where this machine has NVIDIA GPUs, and `files`.
 
     Args:
         nvml: as for `present_target`.
         environment: as for `present_target`.
 
     Returns:
-        The targets, and why this machine's cards are not among them, if it has some.
+        The targets, and why this machine's GPUs are not among them, if it has some.
 
     Raises:
         InputError: one of `files` is no YAML file, or not a valid target.
@@ -55,9 +55,9 @@ def target_list(
 
 
 def _present(nvml: NVML | None, environment: Mapping[str, str]) -> tuple[Target | None, str | None]:
-    """This machine's cards by the name that `--target` takes, or why they are no target."""
+    """This machine's GPUs by the name that `--target` takes, or why they are no target."""
     try:
-        if not read_cards(nvml):
+        if not read_gpus(nvml):
             return None, None
         return present_target(nvml, environment).changed(name="auto"), None
     except NoDriver:

@@ -14,7 +14,7 @@ from quantkit.llamacpp.child import run_isolated
 from quantkit.llamacpp.device_sets import DeviceKind, Devices
 from quantkit.llamacpp.memory_plan import Breakdown, Question, ask_memory, ask_of_files
 from quantkit.plan.llama_memory import shape_of, use_of
-from quantkit.plan.machine import nvidia_cards
+from quantkit.plan.machine import nvidia_gpus
 from quantkit.plan.place import Placement
 from quantkit.plan.plan import Entry
 
@@ -29,9 +29,9 @@ _KINDS: dict[str, DeviceKind] = {"stand-ins": "cuda", "present": "present", "rpc
 
 @dataclass(frozen=True)
 class Compared:
-    """One number of one card, bytes."""
+    """One number of one GPU, bytes."""
 
-    card: int
+    gpu: int
     part: str
     planned: int
     found: int
@@ -78,11 +78,11 @@ def where_of(word: str) -> Where:
     raise InputError(f"--on {word} is none of {', '.join(WHERE)}")
 
 
-def chosen_devices(where: Where, cards: int) -> Where:
-    """`auto` as what it means here: this machine's cards, where llama.cpp sees as many."""
+def chosen_devices(where: Where, gpus: int) -> Where:
+    """`auto` as what it means here: this machine's GPUs, where llama.cpp sees as many."""
     if where != "auto":
         return where
-    here = bool(cards) and len(nvidia_cards()) == cards
+    here = bool(gpus) and len(nvidia_gpus()) == gpus
     seen = here and run_isolated("quantkit.llamacpp.devices:offloads_in_child", {})
     return "present" if seen else "stand-ins"
 
@@ -97,18 +97,18 @@ def verify(entry: Entry, target: Target, where: Where, file: Path | None = None)
         InputError: llama.cpp refuses the model.
         EnvironmentFault: the devices are not there.
     """
-    planned, where = entry.placement, chosen_devices(where, len(target.each_card))
-    capacities = tuple(int(card.memory_gib * GIB) for card in target.each_card)
+    planned, where = entry.placement, chosen_devices(where, len(target.each_gpu))
+    capacities = tuple(int(gpu.memory_gib * GIB) for gpu in target.each_gpu)
     if where == "rpc":
         # Servers on a CPU need no F16 copies of the KV cache, and do not pad rows, as CUDA does.
         planned = planned.with_compute(_ask(entry, target, Devices("plain", capacities), None))
     found = _ask(entry, target, Devices(_KINDS[where], capacities), file)
     compared = []
-    for index, (card, asked) in enumerate(zip(planned.cards, found.cards, strict=True)):
+    for index, (gpu, asked) in enumerate(zip(planned.gpus, found.gpus, strict=True)):
         compared += [
-            Compared(index, "weights", card.weights_bytes, asked.weights),
-            Compared(index, "context", card.context_bytes, asked.context),
-            Compared(index, "compute", card.compute_bytes, asked.compute),
+            Compared(index, "weights", gpu.weights_bytes, asked.weights),
+            Compared(index, "context", gpu.context_bytes, asked.context),
+            Compared(index, "compute", gpu.compute_bytes, asked.compute),
         ]
     host = found.host.weights + found.host.context + found.host.compute
     return Verification(where, compared, _fits(planned, found), host)
@@ -126,8 +126,8 @@ def _ask(entry: Entry, target: Target, devices: Devices, file: Path | None) -> B
 
 
 def _fits(planned: Placement, found: Breakdown) -> bool:
-    """Whether what llama.cpp takes leaves every card its reserve."""
+    """Whether what llama.cpp takes leaves every GPU its reserve."""
     return all(
-        asked.weights + asked.context + asked.compute + card.reserve_bytes <= card.capacity_bytes
-        for card, asked in zip(planned.cards, found.cards, strict=True)
+        asked.weights + asked.context + asked.compute + gpu.reserve_bytes <= gpu.capacity_bytes
+        for gpu, asked in zip(planned.gpus, found.gpus, strict=True)
     )

@@ -2,7 +2,7 @@
 
 Every field is written, whether it has its default or not: a later version may have others. What
 belongs to the builder's machine is left out: paths of calibration texts and of the model, and the
-devices of the cards.
+devices of the GPUs.
 """
 
 from __future__ import annotations
@@ -97,14 +97,14 @@ def own_texts(recipe: Recipe, *, ready: bool) -> tuple[str, ...]:
 
 
 def public_target(target: Target) -> Target:
-    """`target` without `devices`: numbers and UUIDs of the builder's own cards."""
+    """`target` without `devices`: numbers and UUIDs of the builder's own GPUs."""
     return target.model_copy(update={"devices": ()})
 
 
 def target_document(target: Target) -> str:
-    """target.yaml: the cards, and how they are used."""
+    """target.yaml: the GPUs, and how they are used."""
     lines = [
-        f"Made by quantkit {__version__}. The cards that the artifacts were built for:",
+        f"Made by quantkit {__version__}. The GPUs that the artifacts were built for:",
         "",
         f"  quantkit build --model MODEL --recipe {RECIPE} --target {TARGET}",
         "",

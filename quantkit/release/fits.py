@@ -1,4 +1,4 @@
-"""Which card sets hold a published level, and at which context: a model card's table."""
+"""Which GPU sets hold a published level, and at which context: a model card's table."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quantkit.models.geometry import geometry_of
 from quantkit.plan.alternatives import possible_kv
 from quantkit.plan.budgets import why_refused
 from quantkit.plan.fit import place_exactly
-from quantkit.plan.gpu_memory import CardMemory, planned_tokens
+from quantkit.plan.gpu_memory import GPUMemory, planned_tokens
 from quantkit.plan.llama_memory import asked_memories
 from quantkit.plan.model import PlannedModel
 from quantkit.plan.what_if import CONTEXTS
@@ -100,8 +100,8 @@ def _at_contexts(model: PlannedModel, target: Target) -> list[Target]:
     return [target.changed(context_tokens=n) for n in sorted(tokens, reverse=True)]
 
 
-def _longest(model: PlannedModel, planned: Sequence[tuple[Target, CardMemory]]) -> int | None:
-    """The first of the contexts at which the cards hold the model as llama.cpp cuts it."""
+def _longest(model: PlannedModel, planned: Sequence[tuple[Target, GPUMemory]]) -> int | None:
+    """The first of the contexts at which the GPUs hold the model as llama.cpp cuts it."""
     types = {info.name: info.type_name for info in model.tensors}
     for target, memory in planned:
         if place_exactly(model, types, target, memory).fits:

@@ -19,7 +19,7 @@ _ESTIMATED = "compute_is_estimated"
 
 
 def read_placement(content: Mapping[str, Any]) -> Placement:
-    """The placement that a placement.json tells of, without the cards' own devices.
+    """The placement that a placement.json tells of, without the GPUs' own devices.
 
     Raises:
         InputError: a key is missing or has no such value; all are named.
@@ -50,7 +50,7 @@ def launch_from(
 ) -> Launch:
     """The launch that a level was built with, for launch files that lie elsewhere.
 
-    The cards are those of the plan, by their numbers: UUIDs are the builder's own.
+    The GPUs are those of the plan, by their numbers: UUIDs are the builder's own.
 
     Args:
         placement: the content of placement.json.

@@ -72,8 +72,8 @@ class LevelResult:
     files: tuple[str, ...]
     size_bytes: int
     bits_per_weight: float
-    card_bytes: tuple[int, ...]
-    card_capacity_bytes: tuple[int, ...]
+    gpu_bytes: tuple[int, ...]
+    gpu_capacity_bytes: tuple[int, ...]
     context_tokens: int
     command: str
     retrieval: LevelRetrieval
@@ -147,8 +147,8 @@ def read_level(
         files=tuple(output.path for output in quantized.outputs),
         size_bytes=size,
         bits_per_weight=8 * size / parameters,
-        card_bytes=tuple(card["total_bytes"] for card in placement["cards"]),
-        card_capacity_bytes=tuple(card["capacity_bytes"] for card in placement["cards"]),
+        gpu_bytes=tuple(gpu["total_bytes"] for gpu in placement["gpus"]),
+        gpu_capacity_bytes=tuple(gpu["capacity_bytes"] for gpu in placement["gpus"]),
         context_tokens=placement["context_tokens"],
         command=placement["command"],
         retrieval=_retrieval(validation["niah"]),

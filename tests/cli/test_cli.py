@@ -110,7 +110,7 @@ def test_the_prediction_head_is_converted_on_request(tmp_path: Path) -> None:
         if choice == "drop":
             assert "prediction layers (MTP), and this one has none" in refused(*plan)
     facts = json.loads(quantkit(*plan, "--verify", "--on", "stand-ins", "--json").stdout)
-    for one in facts["verified"][0]["cards"]:  # a small model's tensors are mostly padding
+    for one in facts["verified"][0]["gpus"]:  # a small model's tensors are mostly padding
         assert one["planned_bytes"] == pytest.approx(one["llama_cpp_bytes"], rel=0.01)
     (level,) = facts["levels"]
     assert level["draft"] == "mtp"
@@ -199,7 +199,7 @@ def test_plan_and_inspect_speak_json() -> None:
     assert planned.returncode == 0, planned.stderr
     levels = json.loads(planned.stdout)["levels"]
     assert [level["level"] for level in levels] == ["Q6", "Q4", "Q3", "IQ2_XXS"]
-    assert all(len(level["cards"]) == 2 and level["fits"] for level in levels)
+    assert all(len(level["gpus"]) == 2 and level["fits"] for level in levels)
 
 
 def test_inspect_counts_what_is_there(tmp_path: Path) -> None:
@@ -231,7 +231,7 @@ def test_imatrix_on_a_dataset_of_the_hub_records_where_it_is_from(
     model, out = tmp_path / "demo.gguf", tmp_path / "imatrix.gguf"
     assert quantkit("convert", "--model", "demo", "--out", model).returncode == 0
     name = "datasets/someone/talks"
-    with hub({name: rows}, cards={name: {"license": "cc-by-4.0"}}) as served:
+    with hub({name: rows}, gpus={name: {"license": "cc-by-4.0"}}) as served:
         monkeypatch.setenv("HF_ENDPOINT", served.address)
         chosen = ("--calibration", f"hf://{name}", "--chunks", "2")
         finished = quantkit("imatrix", model, "--out", out, *chosen, "--json")

@@ -55,10 +55,10 @@ def refused(*given: object, code: int = 2) -> str:
 
 
 def write_target(path: Path, *mib: float, **changes: object) -> Path:
-    """Small made-up cards; `changes` are fields of the target."""
-    cards = [{"name": f"card {m}", "memory_gib": m / 1024, "reserve_gib": 0.001} for m in mib]
+    """Small made-up GPUs; `changes` are fields of the target."""
+    gpus = [{"name": f"GPU {m}", "memory_gib": m / 1024, "reserve_gib": 0.001} for m in mib]
     content: dict[str, Any] = {
-        "name": "mine", "cards": cards, "context_tokens": 131_072, "ubatch_tokens": 64,
+        "name": "mine", "gpus": gpus, "context_tokens": 131_072, "ubatch_tokens": 64,
     }  # fmt: skip
     path.write_text(yaml.safe_dump(content | changes), encoding="utf-8")
     return path
@@ -72,7 +72,7 @@ def flagship(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
-def test_the_demo_on_one_card() -> None:
+def test_the_demo_on_one_gpu() -> None:
     facts = plan(*DEMO, *ONE)
     assert facts["model"] == "quantkit-demo"
     assert facts["target"] == "1x3090"
@@ -81,19 +81,19 @@ def test_the_demo_on_one_card() -> None:
     for name, bits in (("Q6", 6.6), ("Q4", 4.8), ("Q3", 3.2)):
         assert by_name[name]["bits_per_weight"] == pytest.approx(bits, rel=0.01)
     for level in by_name.values():
-        (card,) = level["cards"]
+        (gpu,) = level["gpus"]
         assert level["context_tokens"] == 32_768
         assert level["fits"]
         assert not level["compute_is_estimated"]
         parts = ("weights", "context", "compute", "reserve")
-        assert card["total_bytes"] == sum(card[f"{part}_bytes"] for part in parts)
-        assert card["capacity_bytes"] == 24 << 30
-        weights = card["weights_bytes"] + level["host_bytes"]
+        assert gpu["total_bytes"] == sum(gpu[f"{part}_bytes"] for part in parts)
+        assert gpu["capacity_bytes"] == 24 << 30
+        weights = gpu["weights_bytes"] + level["host_bytes"]
         assert weights == pytest.approx(level["total_bytes"], rel=0.1)  # the rest is tokenizer
         assert f"-m quantkit-demo-{level['level']}.gguf " in level["command"]
         assert " -c 32768 " in level["command"]
     assert facts["budget"]["target_bytes"] is None
-    assert 22 << 30 < facts["budget"]["cards_leave_bytes"] < 23 << 30
+    assert 22 << 30 < facts["budget"]["gpus_leave_bytes"] < 23 << 30
     assert facts["headroom"]["beside"] == "Q6"
     assert facts["headroom"]["largest_bytes"] > by_name["Q6"]["total_bytes"]
     assert facts["headroom"]["context_tokens"] == 1 << 20
@@ -109,7 +109,7 @@ def units_are_named(value: object, name: str = "") -> Iterator[str]:
         for inner in value:
             yield from units_are_named(inner, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        counts = ("tensor_split", "layers", "sequences", "card", "bits_per_weight")
+        counts = ("tensor_split", "layers", "sequences", "gpu", "bits_per_weight")
         if not name.endswith(("_bytes", "_tokens")) and name not in counts:
             yield name
 
@@ -129,10 +129,10 @@ def test_all_facts_are_one_document_with_units_in_the_names(flagship: Path, tmp_
     assert found["agrees"]
     assert found["fits"]
     assert found["devices"] == "stand-ins"
-    assert len(found["cards"]) == 12
-    for one in found["cards"]:
-        card = level["cards"][one["card"]]
-        assert one["planned_bytes"] == card[f"{one['part']}_bytes"]
+    assert len(found["gpus"]) == 12
+    for one in found["gpus"]:
+        gpu = level["gpus"][one["gpu"]]
+        assert one["planned_bytes"] == gpu[f"{one['part']}_bytes"]
         assert one["llama_cpp_bytes"] == pytest.approx(one["planned_bytes"], rel=0.001)
     cells = {(c["kv_type"], c["context_tokens"]): c for c in facts["what_if"]}
     assert len(cells) == 18
@@ -148,21 +148,21 @@ def test_all_facts_are_one_document_with_units_in_the_names(flagship: Path, tmp_
     assert f"-ts {','.join(map(str, level['tensor_split']))}" in script.read_text()
 
 
-def test_rpc_servers_and_cards_that_are_not_here() -> None:
+def test_rpc_servers_and_gpus_that_are_not_here() -> None:
     if "CUDA" in os.environ.get("CMAKE_ARGS", ""):
-        pytest.skip("this llama.cpp sees cards")
+        pytest.skip("this llama.cpp sees GPUs")
     given = ("--model", "demo", *ONE, "--levels", "Q4", "--verify", "--on")
     present = quantkit("plan", *given, "present")
     assert present.returncode == 3
-    assert "1 cards, but llama.cpp sees 0 here" in present.stderr
+    assert "1 GPUs, but llama.cpp sees 0 here" in present.stderr
     rpc = quantkit("plan", *given, "rpc")
     assert rpc.returncode == 3
     assert "without its RPC backend" in rpc.stderr
 
 
-def test_by_default_stand_ins_are_asked_where_the_cards_are_not_here(flagship: Path) -> None:
+def test_by_default_stand_ins_are_asked_where_the_gpus_are_not_here(flagship: Path) -> None:
     text = told("--model", flagship, "--target", "4x3090", "--verify")
-    assert "as it is loaded by llama.cpp on stand-ins for the cards" in text
+    assert "as it is loaded by llama.cpp on stand-ins for the GPUs" in text
     assert "the plan agrees and fits" in text
 
 
@@ -225,7 +225,7 @@ def test_how_it_is_used_can_be_changed() -> None:
         "levels"
     ]
     assert other["total_bytes"] > level["total_bytes"]
-    assert level["cards"][0]["context_bytes"] > other["cards"][0]["context_bytes"]
+    assert level["gpus"][0]["context_bytes"] > other["gpus"][0]["context_bytes"]
 
 
 def test_a_context_longer_than_the_metadata_says(tmp_path: Path) -> None:
@@ -278,9 +278,9 @@ def test_a_repository_is_planned_by_its_headers(
     assert level["total_bytes"] == pytest.approx(folder["total_bytes"], rel=0.01)
 
 
-def test_this_machine_s_cards_where_there_are_none() -> None:
+def test_this_machine_s_gpus_where_there_are_none() -> None:
     if shutil.which("nvidia-smi"):
-        pytest.skip("this machine has cards")
+        pytest.skip("this machine has GPUs")
     message = refused("--model", "demo", "--target", "auto", code=3)
     assert "no NVIDIA driver answers" in message
     assert "quantkit targets" in message

@@ -15,7 +15,7 @@ from quantkit.config.target import known_targets, load_target
 
 SMALL = """\
 name: small
-cards:
+GPUs:
   - {name: A2, memory_gib: 0.6, reserve_gib: 0}
 context_tokens: 4096
 kv_type: f16
@@ -47,7 +47,7 @@ def test_a_model_s_largest_artifacts_are_those_of_plans(tmp_path: Path) -> None:
     assert (facts["model"], facts["estimated"]) == ("quantkit-demo", None)
     by_name = {one["target"]: one for one in facts["targets"]}
     assert by_name.keys() >= {*known_targets(), "small", "many"}
-    assert "16 cards" in by_name["many"]["refused"]
+    assert "16 GPUs" in by_name["many"]["refused"]
     small = by_name["small"]
     assert (small["kv_type"], small["refused"]) == ("f16", None)
     contexts = {one["context_tokens"]: one for one in small["budgets"]}
@@ -68,7 +68,7 @@ def test_a_model_s_largest_artifacts_are_those_of_plans(tmp_path: Path) -> None:
     assert f"{level['total_bytes'] / 2**20:.2f} {level['bits_per_weight']:.2f}" in row
     (head,) = (line for line in shown.splitlines() if line.strip().startswith("target  "))
     assert head.split() == ["target", "32K", "128K", "504K", "1M", "KV"]
-    assert "many: target many has 16 cards" in shown
+    assert "many: target many has 16 GPUs" in shown
     assert "asking llama.cpp" in shown
 
 

@@ -1,4 +1,4 @@
-"""The targets that ship: each names its cards and what they have as the driver reports it."""
+"""The targets that ship: each names its GPUs and what they have as the driver reports it."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from quantkit.core.errors import InputError
 FOLDER = ROOT / "recipes" / "targets"
 
 
-def test_a_name_says_which_cards_and_how_many() -> None:
+def test_a_name_says_which_gpus_and_how_many() -> None:
     for name in known_targets():
         target = load_target(name)
         assert target.name == name
-        (card,) = target.cards
+        (gpu,) = target.gpus
         found = re.fullmatch(r"(\d+)x([\w-]+)", name)
         if found is None:
             assert name == "dgx-spark"
             continue
-        assert card.count == int(found[1])
-        assert found[2].split("-")[0] in card.name
+        assert gpu.count == int(found[1])
+        assert found[2].split("-")[0] in gpu.name
         assert {"1": "One", "2": "Two", "3": "Three", "4": "Four", "8": "Eight"}[
             found[1]
         ] == target.description.split()[0]
 
 
-def test_equal_cards_are_equal_in_every_target() -> None:
+def test_equal_gpus_are_equal_in_every_target() -> None:
     kinds: dict[str, set[tuple[float, float]]] = {}
     for name in known_targets():
-        for card in load_target(name).cards:
-            kinds.setdefault(card.name, set()).add((card.memory_gib, card.reserve_gib))
+        for gpu in load_target(name).gpus:
+            kinds.setdefault(gpu.name, set()).add((gpu.memory_gib, gpu.reserve_gib))
     assert len(kinds) == 8
     assert all(len(found) == 1 for found in kinds.values()), kinds
 

@@ -56,30 +56,30 @@ def flagship_shape(kind: DeviceKind, split: tuple[int, ...], *uses: Use) -> Shap
 
 
 def small_shape(
-    folder: Path, kind: DeviceKind, *uses: Use, cards: int = 1, name: str = "llama"
+    folder: Path, kind: DeviceKind, *uses: Use, gpus: int = 1, name: str = "llama"
 ) -> Shape:
     if name == "llama":
         source = open_checkpoint(write_llama(folder / name, head_dim=HEAD, intermediate_size=96))
     else:
         source = open_checkpoint(write_nemotron(folder / name))
-    split = even_counts(len(geometry_of(source.metadata).layers) + 1, cards)
-    return Shape(source.metadata, source.tensors, Devices(kind, (GIB,) * cards), split, uses)
+    split = even_counts(len(geometry_of(source.metadata).layers) + 1, gpus)
+    return Shape(source.metadata, source.tensors, Devices(kind, (GIB,) * gpus), split, uses)
 
 
-def predicting_shape(folder: Path, kind: DeviceKind, *uses: Use, cards: int = 1) -> Shape:
+def predicting_shape(folder: Path, kind: DeviceKind, *uses: Use, gpus: int = 1) -> Shape:
     """A small hybrid with a prediction head."""
     arrays = with_prediction_head(nemotron_arrays(NEMOTRON))
     config = NEMOTRON | {"num_nextn_predict_layers": 1}
     path = write_checkpoint(folder / "predicting", config, arrays)
     source = open_checkpoint(path, keep_prediction=True)
-    split = even_counts(len(geometry_of(source.metadata).layers) + 1, cards)
-    return Shape(source.metadata, source.tensors, Devices(kind, (GIB,) * cards), split, uses)
+    split = even_counts(len(geometry_of(source.metadata).layers) + 1, gpus)
+    return Shape(source.metadata, source.tensors, Devices(kind, (GIB,) * gpus), split, uses)
 
 
 def in_mib(found: Breakdown) -> list[tuple[float, float, float]]:
     return [
         (round(d.weights / MIB, 2), round(d.context / MIB, 2), round(d.compute / MIB, 2))
-        for d in (*found.cards, found.host)
+        for d in (*found.gpus, found.host)
     ]
 
 
@@ -117,9 +117,9 @@ def test_rpc_servers_say_the_same_where_prediction_layers_draft(
     if not tools or not (Path(tools) / "libggml-rpc.so").exists():
         pytest.skip("llama.cpp with RPC is not built; 'make slow' builds it")
     uses = [Use(65_536, kv, 512, 2, drafted_tokens=3) for kv in ("f16", "bf16")]
-    (here,) = ask_memory([predicting_shape(tmp_path, "plain", *uses, cards=2)])
+    (here,) = ask_memory([predicting_shape(tmp_path, "plain", *uses, gpus=2)])
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", tools)
-    (there,) = ask_memory([predicting_shape(tmp_path, "rpc", *uses, cards=2)])
+    (there,) = ask_memory([predicting_shape(tmp_path, "rpc", *uses, gpus=2)])
     assert here == there
 
 
@@ -128,10 +128,10 @@ def test_a_build_without_rpc_says_how_to_get_it(tmp_path: Path) -> None:
         ask_memory([small_shape(tmp_path, "rpc", PUBLISHED)])
 
 
-def test_no_card_is_present_where_none_is(tmp_path: Path) -> None:
+def test_no_gpu_is_present_where_none_is(tmp_path: Path) -> None:
     if "CUDA" in os.environ.get("CMAKE_ARGS", ""):
-        pytest.skip("this llama.cpp sees cards")
-    with pytest.raises(EnvironmentFault, match=r"1 cards, but llama\.cpp sees 0 here"):
+        pytest.skip("this llama.cpp sees GPUs")
+    with pytest.raises(EnvironmentFault, match=r"1 GPUs, but llama\.cpp sees 0 here"):
         ask_memory([small_shape(tmp_path, "present", PUBLISHED)])
 
 
@@ -142,9 +142,9 @@ def test_flash_attention_of_cuda_copies_a_quantized_cache_to_f16(tmp_path: Path)
     (plain,) = ask_memory([small_shape(tmp_path, "plain", *uses)])
     (cuda,) = ask_memory([small_shape(tmp_path, "cuda", *uses)])
     copied = 2 * 2 * tokens * LLAMA["num_key_value_heads"] * HEAD
-    grown = cuda[0].cards[0].compute - plain[0].cards[0].compute
+    grown = cuda[0].gpus[0].compute - plain[0].gpus[0].compute
     assert copied * 0.98 < grown <= copied
-    assert cuda[1].cards[0].compute == pytest.approx(plain[1].cards[0].compute, rel=1e-3)
+    assert cuda[1].gpus[0].compute == pytest.approx(plain[1].gpus[0].compute, rel=1e-3)
 
 
 def test_rows_of_quantized_tensors_are_padded_on_cuda(tmp_path: Path) -> None:
@@ -153,31 +153,31 @@ def test_rows_of_quantized_tensors_are_padded_on_cuda(tmp_path: Path) -> None:
     for kind, padded in (("BF16", False), ("Q8_0", True)):
         types = [replace(i, type_name=kind) if len(i.shape) > 1 else i for i in plain.tensors]
         (one,), (other,) = ask_memory([replace(plain, tensors=types), replace(cuda, tensors=types)])
-        grown = other.cards[0].weights - one.cards[0].weights
+        grown = other.gpus[0].weights - one.gpus[0].weights
         short = [i for i in types if len(i.shape) > 1 and i.row_elements % 512]
         most = sum(34 * (-i.row_elements % 512) // 32 + 128 for i in short)
         assert (0 < grown <= most) if padded else grown <= 128 * len(types)
 
 
-def test_several_cards_hold_four_copies_of_the_mask(tmp_path: Path) -> None:
+def test_several_gpus_hold_four_copies_of_the_mask(tmp_path: Path) -> None:
     tokens, batch = 1 << 20, 64
     use = Use(tokens, "f16", batch)
     (one,), (two,) = ask_memory(
         [
             small_shape(tmp_path, "cuda", use),
-            small_shape(tmp_path, "cuda", use, cards=2),
+            small_shape(tmp_path, "cuda", use, gpus=2),
         ]
     )
     mask = 2 * tokens * batch
-    assert one.cards[0].compute == pytest.approx(mask, rel=0.05)
-    for card in two.cards:
-        assert card.compute == pytest.approx(4 * mask, rel=0.05)
+    assert one.gpus[0].compute == pytest.approx(mask, rel=0.05)
+    for gpu in two.gpus:
+        assert gpu.compute == pytest.approx(4 * mask, rel=0.05)
 
 
 def test_each_sequence_keeps_a_state_of_its_own(tmp_path: Path) -> None:
     uses = tuple(Use(1024, "f16", 64, sequences) for sequences in (1, 3))
     (found,) = ask_memory([small_shape(tmp_path, "cuda", *uses, name="nemotron")])
-    one, three = (answer.cards[0].context for answer in found)
+    one, three = (answer.gpus[0].context for answer in found)
     layers = geometry_of(open_checkpoint(tmp_path / "nemotron").metadata).layers
     kv = sum(layer.context_bytes(1024, "f16", 0) for layer in layers)
     assert three - kv == pytest.approx(3 * (one - kv), rel=0.01)
@@ -193,18 +193,18 @@ def test_prediction_layers_draft_in_a_context_of_their_own(tmp_path: Path) -> No
     cache = head.context_bytes(65_536, "f16")
     assert cache == 65_536 * 2 * (head.key_elements + head.value_elements) > 0
     states = sum(4 * 8 * layer.recurrent_elements for layer in geometry.layers)
-    assert none.cards[0].context == sum(
+    assert none.gpus[0].context == sum(
         layer.context_bytes(65_536, "f16", 8) for layer in geometry.layers
     )
-    assert one.cards[0].context - none.cards[0].context == cache + states
-    assert three.cards[0].context - one.cards[0].context == 2 * states
+    assert one.gpus[0].context - none.gpus[0].context == cache + states
+    assert three.gpus[0].context - one.gpus[0].context == 2 * states
     own = [i for i in shape.tensors if i.name.startswith("blk.4.")]
     weights = sum(memory_bytes(info) for info in own)
-    assert one.cards[0].weights - none.cards[0].weights == weights > 0
-    assert three.cards[0].weights == one.cards[0].weights
+    assert one.gpus[0].weights - none.gpus[0].weights == weights > 0
+    assert three.gpus[0].weights == one.gpus[0].weights
     mask = 2 * 65_536 * 64
     for with_head in (one, three):
-        assert with_head.cards[0].compute - none.cards[0].compute == pytest.approx(mask, rel=0.2)
+        assert with_head.gpus[0].compute - none.gpus[0].compute == pytest.approx(mask, rel=0.2)
 
 
 def memory_bytes(info: TensorInfo) -> int:
@@ -216,11 +216,11 @@ def test_models_without_prediction_layers_have_no_context_for_them(tmp_path: Pat
         ask_memory([small_shape(tmp_path, "cuda", Use(1024, "f16", 64, drafted_tokens=3))])
 
 
-def test_a_cut_without_layers_takes_nothing_of_its_card(tmp_path: Path) -> None:
-    shape = small_shape(tmp_path, "cuda", Use(1024, "f16", 64), cards=2)
+def test_a_cut_without_layers_takes_nothing_of_its_gpu(tmp_path: Path) -> None:
+    shape = small_shape(tmp_path, "cuda", Use(1024, "f16", 64), gpus=2)
     ((found,),) = ask_memory([replace(shape, tensor_split=(sum(shape.tensor_split), 0))])
-    assert found.cards[1] == memory_plan.DeviceMemory(0, 0, 0)
-    assert found.cards[0].weights > 0
+    assert found.gpus[1] == memory_plan.DeviceMemory(0, 0, 0)
+    assert found.gpus[0].weights > 0
 
 
 def test_the_same_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,16 +287,16 @@ def test_without_pipeline_the_mask_is_held_once(tmp_path: Path) -> None:
     tokens, batch = 1 << 20, 64
     use = Use(tokens, "f16", batch)
     uses = (use, replace(use, pipeline=False), use)
-    ((piped, waiting, again),) = ask_memory([small_shape(tmp_path, "cuda", *uses, cards=2)])
+    ((piped, waiting, again),) = ask_memory([small_shape(tmp_path, "cuda", *uses, gpus=2)])
     assert piped == again
-    for card, other in zip(piped.cards, waiting.cards, strict=True):
-        assert card.compute == pytest.approx(4 * 2 * tokens * batch, rel=0.05)
+    for gpu, other in zip(piped.gpus, waiting.gpus, strict=True):
+        assert gpu.compute == pytest.approx(4 * 2 * tokens * batch, rel=0.05)
         assert other.compute == pytest.approx(2 * tokens * batch, rel=0.05)
-        assert (card.weights, card.context) == (other.weights, other.context)
+        assert (gpu.weights, gpu.context) == (other.weights, other.context)
 
 
-def test_cards_without_layers_are_no_pipeline_stages(tmp_path: Path) -> None:
+def test_gpus_without_layers_are_no_pipeline_stages(tmp_path: Path) -> None:
     use = Use(1 << 20, "f16", 64)
-    one, two = small_shape(tmp_path, "cuda", use), small_shape(tmp_path, "cuda", use, cards=2)
+    one, two = small_shape(tmp_path, "cuda", use), small_shape(tmp_path, "cuda", use, gpus=2)
     (alone,), (beside,) = ask_memory([one, replace(two, tensor_split=(0, sum(two.tensor_split)))])
-    assert beside.cards == (memory_plan.DeviceMemory(0, 0, 0), alone.cards[0])
+    assert beside.gpus == (memory_plan.DeviceMemory(0, 0, 0), alone.gpus[0])

@@ -1,4 +1,4 @@
-"""Allocation against brute force, and its promises: no budget or card exceeded, no fallback."""
+"""Allocation against brute force, and its promises: no budget or GPU exceeded, no fallback."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from hypothesis import strategies as st
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import STOCK_CANDIDATES
-from quantkit.config.target import CardSpec, Target
+from quantkit.config.target import GPUSpec, Target
 from quantkit.core.errors import DoesNotFitError
 from quantkit.core.units import GIB
 from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.presets import Fallback, StockTypes
 from quantkit.models.geometry import geometry_of
 from quantkit.plan.allocate import Allocation, allocate, allocate_preset
-from quantkit.plan.gpu_memory import CardMemory, ComputeBuffers, card_memory, padded_bytes
+from quantkit.plan.gpu_memory import ComputeBuffers, GPUMemory, gpu_memory, padded_bytes
 from quantkit.plan.place import place
 from quantkit.study.candidates import admissible, is_quantizable
 
@@ -109,10 +109,10 @@ EMBEDDING, OUTPUT = "token_embd.weight", "output.weight"
 
 
 @st.composite
-def card_cases(
+def gpu_cases(
     draw: st.DrawFn,
-) -> tuple[list[TensorInfo], Costs, int, CardMemory]:
-    """Two or three cards, three to six layers with the output, tied and untied embeddings."""
+) -> tuple[list[TensorInfo], Costs, int, GPUMemory]:
+    """Two or three GPUs, three to six layers with the output, tied and untied embeddings."""
     layers = draw(st.integers(3, 6))
     infos = [matrix(EMBEDDING, draw(st.integers(1, 20)), 4)]
     if draw(st.booleans()):
@@ -120,19 +120,19 @@ def card_cases(
     for layer in draw(st.lists(st.integers(0, layers - 2), min_size=1, max_size=3)):
         infos.append(matrix(f"blk.{layer}.w{len(infos)}.weight", draw(st.integers(1, 40)), 4))
     whole = sum(padded_bytes(info, "Q8_0") for info in infos)
-    cards = draw(st.integers(2, 3))
-    memory = CardMemory(
+    gpus = draw(st.integers(2, 3))
+    memory = GPUMemory(
         context_tokens=1,
         trained_context_tokens=1,
-        capacity=tuple(draw(st.integers(0, whole + 300)) for _ in range(cards)),
-        reserve=tuple(draw(st.integers(0, 50)) for _ in range(cards)),
+        capacity=tuple(draw(st.integers(0, whole + 300)) for _ in range(gpus)),
+        reserve=tuple(draw(st.integers(0, 50)) for _ in range(gpus)),
         context=(*(draw(st.integers(0, 200)) for _ in range(layers - 1)), 0),
         compute=ComputeBuffers(draw(st.integers(0, 100)), draw(st.integers(0, 100))),
     )
     return infos, draw(priced(infos)), draw(budgets(infos)), memory
 
 
-def cards_hold(infos: list[TensorInfo], types: Mapping[str, str], memory: CardMemory) -> bool:
+def gpus_hold(infos: list[TensorInfo], types: Mapping[str, str], memory: GPUMemory) -> bool:
     """By trying every way to cut, with the rules written out once more."""
     layers = len(memory.context)
     load = list(memory.context)
@@ -148,7 +148,7 @@ def cards_hold(infos: list[TensorInfo], types: Mapping[str, str], memory: CardMe
     ):
         ends = (0, *cuts, layers)
         if all(
-            start == end or sum(load[start:end]) + memory.compute.card + reserve <= capacity
+            start == end or sum(load[start:end]) + memory.compute.gpu + reserve <= capacity
             for start, end, capacity, reserve in zip(
                 ends, ends[1:], memory.capacity, memory.reserve, strict=False
             )
@@ -157,16 +157,16 @@ def cards_hold(infos: list[TensorInfo], types: Mapping[str, str], memory: CardMe
     return False
 
 
-@given(card_cases())
+@given(gpu_cases())
 @settings(max_examples=120, deadline=None)
-def test_equals_brute_force_on_cards(
-    case: tuple[list[TensorInfo], Costs, int, CardMemory],
+def test_equals_brute_force_on_gpus(
+    case: tuple[list[TensorInfo], Costs, int, GPUMemory],
 ) -> None:
     infos, costs, budget, memory = case
     fitting = [
         cost
         for cost, types in choices_of(infos, costs)
-        if size(infos, types) <= budget and cards_hold(infos, types, memory)
+        if size(infos, types) <= budget and gpus_hold(infos, types, memory)
     ]
     if not fitting:
         with pytest.raises(DoesNotFitError, match="no way to cut the layers"):
@@ -174,7 +174,7 @@ def test_equals_brute_force_on_cards(
         return
     found = allocate(infos, costs, budget, 0, LEVEL, memory, gap=1e-9)
     assert found.total_bytes <= budget
-    assert cards_hold(infos, found.types, memory)
+    assert gpus_hold(infos, found.types, memory)
     check_against(found, costs, min(fitting))
 
 
@@ -201,20 +201,20 @@ def test_the_flagship_uses_its_budget() -> None:
     assert found.types["blk.1.ffn_gate_inp.weight"] == "F32"
 
 
-def test_the_flagship_on_uneven_cards_that_bind() -> None:
+def test_the_flagship_on_uneven_gpus_that_bind() -> None:
     tensors, costs = flagship.tensors(), flagship_costs(2)
     geometry = geometry_of(flagship.metadata())
-    cards = tuple(CardSpec(name=str(gib), memory_gib=gib) for gib in (24, 16, 24, 12))
-    target = Target(name="uneven", cards=cards, context_tokens=262_144)
-    memory = card_memory(geometry, target)
-    budget = 80 * GIB  # more than the cards hold
+    gpus = tuple(GPUSpec(name=str(gib), memory_gib=gib) for gib in (24, 16, 24, 12))
+    target = Target(name="uneven", gpus=gpus, context_tokens=262_144)
+    memory = gpu_memory(geometry, target)
+    budget = 80 * GIB  # more than the GPUs hold
     found = allocate(tensors, costs, budget, 0, LEVEL, memory)
     assert found.gap is not None
     assert found.gap <= 1e-5
     placement = place(tensors, found.types, memory, target)
     assert placement.fits
-    assert all(card.free_bytes < 0.005 * card.capacity_bytes for card in placement.cards)
-    # lowering the budget until an allocation happens to fit the cards costs more
+    assert all(gpu.free_bytes < 0.005 * gpu.capacity_bytes for gpu in placement.gpus)
+    # lowering the budget until an allocation happens to fit the GPUs costs more
     lower = allocate(tensors, costs, int(0.98 * found.total_bytes), 0, LEVEL)
     assert lower.cost is not None
     assert found.cost is not None

@@ -12,7 +12,7 @@ from checkpoints import write_llama, write_nemotron
 
 from quantkit.config.levels import LevelRecipe, parse_size
 from quantkit.config.recipe import MeasureRecipe, Recipe
-from quantkit.config.target import CardSpec, Target, load_target
+from quantkit.config.target import GPUSpec, Target, load_target
 from quantkit.core.units import GIB, MIB
 from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp.memory_plan import asking
@@ -29,7 +29,7 @@ from quantkit.plan.alternatives import (
     ways_out,
 )
 from quantkit.plan.fit import place_exactly
-from quantkit.plan.gpu_memory import card_memory, padded_bytes
+from quantkit.plan.gpu_memory import gpu_memory, padded_bytes
 from quantkit.plan.level_plans import model_host_bytes, nominal_costs
 from quantkit.plan.llama_memory import ContextLadder, ask_ladders, asked_memories
 from quantkit.plan.model import PlannedModel
@@ -67,8 +67,8 @@ def costs(model: PlannedModel) -> Costs:
 
 
 def target(*mib: float, context: int = CONTEXT, **changes: object) -> Target:
-    cards = [{"name": f"{m} MiB", "memory_gib": m / 1024, "reserve_gib": 0.001} for m in mib]
-    given = {"name": "mine", "cards": cards, "context_tokens": context, "ubatch_tokens": 64}
+    gpus = [{"name": f"{m} MiB", "memory_gib": m / 1024, "reserve_gib": 0.001} for m in mib]
+    given = {"name": "mine", "gpus": gpus, "context_tokens": context, "ubatch_tokens": 64}
     return Target.model_validate(given | changes)
 
 
@@ -94,12 +94,12 @@ CARDS = {
 
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0", "q4_0"])
-@pytest.mark.parametrize("cards", CARDS)
+@pytest.mark.parametrize("gpus", CARDS)
 def test_the_longest_context_is_the_longest(
-    model: PlannedModel, costs: Costs, cards: str, kv: str
+    model: PlannedModel, costs: Costs, gpus: str, kv: str
 ) -> None:
     types = smallest_types(model.tensors, costs, LARGEST)
-    one = target(*CARDS[cards], kv_type=kv)
+    one = target(*CARDS[gpus], kv_type=kv)
     tokens = longest_context(model, types, ladder(model, one, 4096, CONTEXT))
     assert tokens is not None
     assert 4096 < tokens < CONTEXT
@@ -114,9 +114,9 @@ def test_where_the_buffers_bend_it_is_the_longest_too() -> None:
     large = PlannedModel.of("super", metadata, tensors)
     types = smallest_types(tensors, nominal_costs(large, MeasureRecipe()), LARGEST)
     weights = sum(padded_bytes(info, types[info.name]) for info in tensors) / GIB
-    for cards, more in ((1, 1.2), (2, 1.6)):
-        spec = CardSpec(name="c", memory_gib=weights / cards + more, reserve_gib=0, count=cards)
-        one = Target(name="t", cards=(spec,), context_tokens=1 << 20)
+    for gpus, more in ((1, 1.2), (2, 1.6)):
+        spec = GPUSpec(name="c", memory_gib=weights / gpus + more, reserve_gib=0, count=gpus)
+        one = Target(name="t", gpus=(spec,), context_tokens=1 << 20)
         wide = ladder(large, one, 4096, 1 << 20)
         tokens = longest_context(large, types, wide)
         assert tokens is not None
@@ -146,13 +146,13 @@ def test_estimates_are_not_asked_again(model: PlannedModel, costs: Costs) -> Non
     types = smallest_types(model.tensors, costs, LARGEST)
     one = target(60, 60)
     rungs = tuple(
-        (n, card_memory(model.geometry, one.changed(context_tokens=n)).compute)
+        (n, gpu_memory(model.geometry, one.changed(context_tokens=n)).compute)
         for n in (4096, CONTEXT)
     )
     tokens = longest_context(model, types, ContextLadder(model.geometry, one, rungs))
     assert tokens is not None
     for n, fits in ((tokens, True), (tokens + CONTEXT_STEP, False)):
-        memory = card_memory(model.geometry, one.changed(context_tokens=n))
+        memory = gpu_memory(model.geometry, one.changed(context_tokens=n))
         assert place(model.tensors, types, memory, one).fits is fits
 
 
@@ -187,17 +187,17 @@ def test_the_largest_level_fits_and_no_tensor_could_be_larger(
         now = padded_bytes(info, planned.types[info.name])
         larger = [s for s in (padded_bytes(info, kind) for kind in costs[info.name]) if s > now]
         if larger:
-            card = next(i for i, end in enumerate(ends) if layer_of[info.name] < end)
-            assert min(larger) - now > planned.placement.cards[card].free_bytes, info.name
+            gpu = next(i for i, end in enumerate(ends) if layer_of[info.name] < end)
+            assert min(larger) - now > planned.placement.gpus[gpu].free_bytes, info.name
             grew += 1
-    assert grew > 0  # or the cards hold the model in its largest types, and nothing is tested
+    assert grew > 0  # or the GPUs hold the model in its largest types, and nothing is tested
     budget = memory.weights_room + model_host_bytes(model, costs, memory)
     overhead = overhead_bytes(model.stem, model.metadata, model.tensors)
     best = allocate(model.tensors, costs, budget, overhead, LARGEST, memory)
     assert planned.total_bytes > 0.97 * best.total_bytes
 
 
-def test_the_largest_level_of_cards_that_hold_everything(model: PlannedModel, costs: Costs) -> None:
+def test_the_largest_level_of_gpus_that_hold_everything(model: PlannedModel, costs: Costs) -> None:
     """Whatever the target's own budget for weights is."""
     one = target(900, 900, weight_budget_gib=0.001)
     (memory,), _ = asked_memories(model.metadata, model.tensors, model.geometry, [one])
@@ -205,7 +205,7 @@ def test_the_largest_level_of_cards_that_hold_everything(model: PlannedModel, co
     assert found is not None
     widest = {name: max(kinds, key=lambda k: -kinds[k]) for name, kinds in costs.items()}
     assert {name: found.types[name] for name in costs} == widest
-    assert largest_level(model, costs, target(1), card_memory(model.geometry, target(1))) is None
+    assert largest_level(model, costs, target(1), gpu_memory(model.geometry, target(1))) is None
 
 
 @pytest.mark.slow
@@ -219,13 +219,13 @@ def test_the_flagship_s_largest_level_at_each_context() -> None:
         (memory,), _ = asked_memories(metadata, tensors, large.geometry, [at])
         found = largest_exactly(large, costs, at, memory)
         assert found is not None
-        free = [card.free_bytes for card in found.placement.cards]
+        free = [gpu.free_bytes for gpu in found.placement.gpus]
         assert min(free) >= 0
         assert sum(free) < GIB
 
 
 def roomy(model: PlannedModel, costs: Costs, parts: tuple[int, ...]) -> Target:
-    """The smallest cards in these parts that hold twice the model's smallest form."""
+    """The smallest GPUs in these parts that hold twice the model's smallest form."""
     smallest = smallest_types(model.tensors, costs, LARGEST)
     wanted = 2 * artifact_bytes(model.stem, model.metadata, model.tensors, smallest)
     one = target(*parts, context=4096, ubatch_tokens=8)
@@ -233,11 +233,11 @@ def roomy(model: PlannedModel, costs: Costs, parts: tuple[int, ...]) -> Target:
     for step in range(1, 400):
         sizes = (1 + 0.02 * step * part / min(parts) for part in parts)
         found = target(*sizes, context=4096, ubatch_tokens=8, weight_budget_gib=0.0001)
-        memory = card_memory(model.geometry, found, asked.compute)
+        memory = gpu_memory(model.geometry, found, asked.compute)
         largest = largest_level(model, costs, found, memory)
         if largest is not None and largest.total_bytes > wanted:
             return found
-    raise AssertionError("no such cards")
+    raise AssertionError("no such GPUs")
 
 
 OPTIONS = re.compile(r"\(((?:--[a-z]+ [\w.]+ ?)+)\)")
@@ -254,7 +254,7 @@ def followed(words: str, one: Target) -> tuple[Target, bool]:
 
 
 @pytest.mark.parametrize(
-    ("cards", "changes"),
+    ("gpus", "changes"),
     [
         ((15, 15), {"kv_type": "f16"}),
         ((33, 12, 14), {"kv_type": "q8_0"}),
@@ -264,10 +264,10 @@ def followed(words: str, one: Target) -> tuple[Target, bool]:
     ],
 )
 def test_ways_out_fit(
-    model: PlannedModel, costs: Costs, cards: tuple[int, ...], changes: dict[str, object]
+    model: PlannedModel, costs: Costs, gpus: tuple[int, ...], changes: dict[str, object]
 ) -> None:
     """Each is planned as it says: with its options, and with just the size that it names."""
-    one = target(*cards, **changes)
+    one = target(*gpus, **changes)
     smallest = smallest_types(model.tensors, costs, LARGEST)
     needed = artifact_bytes(model.stem, model.metadata, model.tensors, smallest)
     found = ways_out(model, costs, one)

@@ -9,7 +9,7 @@ import pytest
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import MeasureRecipe, Recipe
-from quantkit.config.target import CardSpec, Target, load_target
+from quantkit.config.target import GPUSpec, Target, load_target
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.progress import Silent
 from quantkit.core.units import GIB
@@ -45,9 +45,9 @@ def demo() -> PlannedModel:
     return PlannedModel.of("demo", source.metadata, source.tensors)
 
 
-def cards(count: int, gib: float, **fields: object) -> Target:
-    spec = CardSpec(name=f"{gib:g} GiB", memory_gib=gib, count=count)
-    given = {"name": f"{count}x{gib:g}", "cards": (spec,), "context_tokens": 4096, **fields}
+def gpus(count: int, gib: float, **fields: object) -> Target:
+    spec = GPUSpec(name=f"{gib:g} GiB", memory_gib=gib, count=count)
+    given = {"name": f"{count}x{gib:g}", "gpus": (spec,), "context_tokens": 4096, **fields}
     return Target.model_validate(given)
 
 
@@ -71,24 +71,24 @@ class Counted(Silent):
         self.done += amount
 
 
-def test_targets_of_other_cards_are_asked_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every memory is what llama.cpp says of the target alone, on cards of its own sizes."""
+def test_targets_of_other_gpus_are_asked_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every memory is what llama.cpp says of the target alone, on GPUs of its own sizes."""
     model = demo()
     targets = [
-        cards(1, 24),
-        cards(2, 12, kv_type="f16"),
-        cards(1, 80),
-        cards(2, 48, ubatch_tokens=1024),
+        gpus(1, 24),
+        gpus(2, 12, kv_type="f16"),
+        gpus(1, 80),
+        gpus(2, 48, ubatch_tokens=1024),
         Target(
             name="unequal",
-            cards=(CardSpec(name="a", memory_gib=40), CardSpec(name="b", memory_gib=8)),
+            gpus=(GPUSpec(name="a", memory_gib=40), GPUSpec(name="b", memory_gib=8)),
             context_tokens=65_536,
         ),
-        cards(3, 16),
+        gpus(3, 16),
     ]
     alone = []
     for target in targets:
-        counts = even_counts(len(model.geometry.layers) + 1, len(target.each_card))
+        counts = even_counts(len(model.geometry.layers) + 1, len(target.each_gpu))
         use = use_of(model.geometry, target)
         shape = Shape(model.metadata, model.tensors, stand_ins(target), counts, (use,))
         ((answer,),) = ask_memory([shape])
@@ -110,11 +110,11 @@ def test_targets_of_other_cards_are_asked_together(monkeypatch: pytest.MonkeyPat
     assert [memory.capacity for memory in memories][4] == (40 * GIB, 8 * GIB)
 
 
-def test_llama_cpp_takes_as_many_cards_as_are_let_through() -> None:
-    """Of a model with layers for all of them: cards without layers do not count."""
+def test_llama_cpp_takes_as_many_gpus_as_are_let_through() -> None:
+    """Of a model with layers for all of them: GPUs without layers do not count."""
 
     def shape(count: int) -> Shape:
-        target = cards(count, 24)
+        target = gpus(count, 24)
         counts = even_counts(len(FLAGSHIP.geometry.layers) + 1, count)
         uses = (use_of(FLAGSHIP.geometry, target),)
         return Shape(FLAGSHIP.metadata, FLAGSHIP.tensors, stand_ins(target), counts, uses)
@@ -122,14 +122,14 @@ def test_llama_cpp_takes_as_many_cards_as_are_let_through() -> None:
     ask_memory([shape(MOST_CARDS)])
     with pytest.raises(EnvironmentFault, match="GGML_SCHED_MAX_BACKENDS"):
         ask_memory([shape(MOST_CARDS + 1)])
-    with pytest.raises(InputError, match=r"target 16x24 has 16 cards, .*at most 15"):
-        asked_memories(FLAGSHIP.metadata, FLAGSHIP.tensors, FLAGSHIP.geometry, [cards(16, 24)])
+    with pytest.raises(InputError, match=r"target 16x24 has 16 GPUs, .*at most 15"):
+        asked_memories(FLAGSHIP.metadata, FLAGSHIP.tensors, FLAGSHIP.geometry, [gpus(16, 24)])
 
 
 def test_the_flagship_s_budgets_are_what_plans_say() -> None:
     """A plan finds the best types and asks llama.cpp for its cut: the size is as good as equal."""
     names = ("4x3090", "2x3090", "1xH100", "8x3090")
-    mine = cards(3, 24, name="mine", kv_type="f16", layers="in_order", ubatch_tokens=1024)
+    mine = gpus(3, 24, name="mine", kv_type="f16", layers="in_order", ubatch_tokens=1024)
     targets = [*map(load_target, names), mine]
     found, why = budgets_of(FLAGSHIP, COSTS, targets)
     assert why is None
@@ -147,7 +147,7 @@ def test_the_flagship_s_budgets_are_what_plans_say() -> None:
     smallest = smallest_types(FLAGSHIP.tensors, COSTS, MAX.levels[0])
     memory, _ = memory_of(FLAGSHIP, target)
     assert not place(FLAGSHIP.tensors, smallest, memory, target).fits
-    # the published target allows 71 GiB of weights; its cards hold more, and less at 1M
+    # the published target allows 71 GiB of weights; its GPUs hold more, and less at 1M
     at_504k, at_1m = by_name["4x3090"][2:]
     assert at_504k > 78 * GIB > 71 * GIB > at_1m > 66 * GIB
     # the largest types of every tensor: longer contexts take nothing from it
@@ -155,7 +155,7 @@ def test_the_flagship_s_budgets_are_what_plans_say() -> None:
 
 
 def test_a_larger_cache_leaves_less() -> None:
-    targets = [cards(2, 48, kv_type=kind) for kind in ("q4_0", "q8_0", "f16")]
+    targets = [gpus(2, 48, kv_type=kind) for kind in ("q4_0", "q8_0", "f16")]
     found, _ = budgets_of(FLAGSHIP, COSTS, targets)
     for column in list(zip(*map(sizes, found), strict=True))[2:]:
         assert column[0] > column[1] > column[2]
@@ -167,8 +167,8 @@ def test_a_larger_cache_leaves_less() -> None:
 
 def test_targets_that_cannot_run_the_model_do_not_spoil_the_others() -> None:
     model = demo()
-    drafting = cards(2, 24, draft="mtp")
-    targets = [cards(1, 24), cards(16, 24), drafting, cards(2, 0.6)]
+    drafting = gpus(2, 24, draft="mtp")
+    targets = [gpus(1, 24), gpus(16, 24), drafting, gpus(2, 0.6)]
     progress = Counted()
     found, why = budgets_of(model, nominal_costs(model, MeasureRecipe()), targets, progress)
     assert why is None
@@ -177,7 +177,7 @@ def test_targets_that_cannot_run_the_model_do_not_spoil_the_others() -> None:
     assert first.refused is None
     assert all(first.budgets[i].largest_bytes for i in range(4))
     assert many.refused is not None
-    assert "target 16x24 has 16 cards" in many.refused
+    assert "target 16x24 has 16 GPUs" in many.refused
     assert drafts.refused is not None
     assert "prediction layers" in drafts.refused
     assert sizes(many) == sizes(drafts) == [None] * 4
@@ -195,5 +195,5 @@ def test_contexts_are_those_that_the_model_was_trained_for() -> None:
     assert contexts_for(trained_for(model, 8192)) == (8192,)
     short = trained_for(model, 8192)
     costs = nominal_costs(short, MeasureRecipe())
-    (one,), _ = budgets_of(short, costs, [cards(1, 24, context_tokens=131_072)])
+    (one,), _ = budgets_of(short, costs, [gpus(1, 24, context_tokens=131_072)])
     assert [budget.context_tokens for budget in one.budgets] == [8192]

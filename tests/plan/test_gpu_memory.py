@@ -1,4 +1,4 @@
-"""What lies on which card of a model whose prediction layers draft tokens, against llama.cpp."""
+"""What lies on which GPU of a model whose prediction layers draft tokens, against llama.cpp."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import make_shape
 import pytest
 
 from quantkit.config.recipe import MeasureRecipe
-from quantkit.config.target import CardSpec, Target, load_target
+from quantkit.config.target import GPUSpec, Target, load_target
 from quantkit.core.errors import InputError
 from quantkit.models.families.registry import family_for
 from quantkit.models.geometry import geometry_of
@@ -17,9 +17,9 @@ from quantkit.plan.alternatives import largest_exactly
 from quantkit.plan.fit import place_exactly
 from quantkit.plan.gpu_memory import (
     HOST,
-    card_memory,
     check_draft,
     context_by_layer,
+    gpu_memory,
     layers_of,
     padded_bytes,
     weights_by_layer,
@@ -67,7 +67,7 @@ def test_a_plan_with_prediction_layers_is_what_llama_cpp_takes(
 
 
 def test_prediction_layers_that_do_not_draft_stay_in_the_file() -> None:
-    memory = card_memory(MODEL.geometry, PUBLISHED)
+    memory = gpu_memory(MODEL.geometry, PUBLISHED)
     assert list(memory.unloaded) == [HEAD]
     own = {i.name for i in MODEL.tensors if i.name.startswith(f"blk.{HEAD}.")}
     at = layers_of(MODEL.tensors, 90, memory.unloaded)
@@ -76,7 +76,7 @@ def test_prediction_layers_that_do_not_draft_stay_in_the_file() -> None:
     with_head = weights_by_layer(MODEL.tensors, TYPES, 90)
     assert (weights[HEAD], weights[-1]) == (0, with_head[-1])
     assert with_head[HEAD] > 1 << 30
-    assert not card_memory(MODEL.geometry, DRAFTS).unloaded
+    assert not gpu_memory(MODEL.geometry, DRAFTS).unloaded
 
 
 def test_drafting_keeps_the_state_four_times_and_a_cache_more() -> None:
@@ -90,13 +90,13 @@ def test_drafting_keeps_the_state_four_times_and_a_cache_more() -> None:
 
 
 def test_the_head_context_lies_beside_the_output() -> None:
-    """Its mask is held four times once more, on the one card that runs it."""
+    """Its mask is held four times once more, on the one GPU that runs it."""
     entry, _ = planned(DRAFTS)
     plain, _ = planned(PUBLISHED)
     mask = 2 * DRAFTS.context_tokens * DRAFTS.ubatch_tokens
     more = [
-        card.compute_bytes - other.compute_bytes
-        for card, other in zip(entry.placement.cards, plain.placement.cards, strict=True)
+        gpu.compute_bytes - other.compute_bytes
+        for gpu, other in zip(entry.placement.gpus, plain.placement.gpus, strict=True)
     ]
     assert max(map(abs, more[:-1])) < mask / 10
     assert more[-1] > 4 * mask
@@ -110,18 +110,16 @@ def test_estimates_are_close_where_llama_cpp_cannot_be_asked(kv: str, batch: int
     target = DRAFTS.changed(kv_type=kv, ubatch_tokens=batch)
     (asked,), why = asked_memories(MODEL.metadata, MODEL.tensors, MODEL.geometry, [target])
     assert why is None
-    estimated = card_memory(MODEL.geometry, target).compute
+    estimated = gpu_memory(MODEL.geometry, target).compute
     compute = asked.compute
-    assert estimated.card == pytest.approx(compute.card, rel=0.05)
-    assert estimated.card + estimated.output == pytest.approx(
-        compute.card + compute.output, rel=0.05
-    )
+    assert estimated.gpu == pytest.approx(compute.gpu, rel=0.05)
+    assert estimated.gpu + estimated.output == pytest.approx(compute.gpu + compute.output, rel=0.05)
     assert estimated.host == pytest.approx(compute.host, rel=0.05)
 
 
 def test_the_largest_that_fits_counts_the_head_where_it_is_loaded() -> None:
-    """Unloaded it may have any type; its bytes are in the file, not on a card."""
-    on_cards = {}
+    """Unloaded it may have any type; its bytes are in the file, not on a GPU."""
+    on_gpus = {}
     for target in (PUBLISHED, DRAFTS):
         (memory,), _ = asked_memories(MODEL.metadata, MODEL.tensors, MODEL.geometry, [target])
         found = largest_exactly(MODEL, COSTS, target, memory)
@@ -132,21 +130,21 @@ def test_the_largest_that_fits_counts_the_head_where_it_is_loaded() -> None:
             if info.name.startswith(f"blk.{HEAD}.")
         )
         placed = found.placement
-        on_cards[target.draft] = sum(card.weights_bytes for card in placed.cards)
-        unloaded = found.total_bytes - on_cards[target.draft] - placed.host_bytes
+        on_gpus[target.draft] = sum(gpu.weights_bytes for gpu in placed.gpus)
+        unloaded = found.total_bytes - on_gpus[target.draft] - placed.host_bytes
         assert placed.fits
         assert unloaded == pytest.approx(head if target is PUBLISHED else 0, abs=1 << 20)
-    assert on_cards["none"] > on_cards["mtp"]
+    assert on_gpus["none"] > on_gpus["mtp"]
 
 
-def test_a_card_that_would_get_the_head_without_the_output() -> None:
-    """Its mask lies with the head, not with the output: the first card cannot hold it too."""
-    cards = (CardSpec(name="first", memory_gib=80), CardSpec(name="last", memory_gib=24))
-    target = DRAFTS.changed(layers="in_order").model_copy(update={"cards": cards})
+def test_a_gpu_that_would_get_the_head_without_the_output() -> None:
+    """Its mask lies with the head, not with the output: the first GPU cannot hold it too."""
+    gpus = (GPUSpec(name="first", memory_gib=80), GPUSpec(name="last", memory_gib=24))
+    target = DRAFTS.changed(layers="in_order").model_copy(update={"gpus": gpus})
     (memory,), _ = asked_memories(MODEL.metadata, MODEL.tensors, MODEL.geometry, [target])
     weights = weights_by_layer(MODEL.tensors, TYPES, 90)
     load = [w + k for w, k in zip(weights, memory.kept, strict=True)]
-    exact = sum(load[:-1]) + memory.compute.card + memory.reserve[0] + (64 << 20)
+    exact = sum(load[:-1]) + memory.compute.gpu + memory.reserve[0] + (64 << 20)
     memory = replace(memory, capacity=(exact, memory.capacity[1]))
     assert place(MODEL.tensors, TYPES, memory, target).tensor_split == (89, 1)
     placement = place_exactly(MODEL, TYPES, target, memory)

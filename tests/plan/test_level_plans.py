@@ -1,4 +1,4 @@
-"""Which levels are planned, and whole fits: bytes as the files will have them, on every card."""
+"""Which levels are planned, and whole fits: bytes as the files will have them, on every GPU."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantkit.build.context import BuildContext, Job
 from quantkit.build.pipeline import Pipeline
 from quantkit.build.run import _preflight
 from quantkit.config.recipe import MeasureRecipe, Recipe
-from quantkit.config.target import CardSpec, Target, load_target
+from quantkit.config.target import GPUSpec, Target, load_target
 from quantkit.core.console import Console
 from quantkit.core.errors import DoesNotFitError, InputError
 from quantkit.core.units import GB, GIB
@@ -30,7 +30,7 @@ from quantkit.plan import level_plans
 from quantkit.plan.allocate import GAP
 from quantkit.plan.allocation_file import allocation_json
 from quantkit.plan.allowed_types import Costs
-from quantkit.plan.gpu_memory import CardMemory, card_memory
+from quantkit.plan.gpu_memory import GPUMemory, gpu_memory
 from quantkit.plan.level_plans import NOMINAL_GAP, nominal_costs
 from quantkit.plan.model import Fitted, LevelPlan, PlannedModel
 from quantkit.report.results import fallback_text
@@ -49,27 +49,27 @@ def recipe(*levels: dict[str, object]) -> Recipe:
 
 
 def target(*gib: float, context: int = 131_072, budget: float | None = None) -> Target:
-    cards = tuple(CardSpec(name=f"{size} GiB", memory_gib=size) for size in gib)
+    gpus = tuple(GPUSpec(name=f"{size} GiB", memory_gib=size) for size in gib)
     return Target(
-        name="mine", cards=cards, context_tokens=context, weight_budget_gib=budget or "auto"
+        name="mine", gpus=gpus, context_tokens=context, weight_budget_gib=budget or "auto"
     )
 
 
-def memory_of(model: PlannedModel, cards: Target) -> CardMemory:
+def memory_of(model: PlannedModel, gpus: Target) -> GPUMemory:
     """Without asking llama.cpp: these tests are of pure decisions."""
-    return card_memory(model.geometry, cards)
+    return gpu_memory(model.geometry, gpus)
 
 
 def plan_levels(
-    levels: Recipe, cards: Target, model: PlannedModel
+    levels: Recipe, gpus: Target, model: PlannedModel
 ) -> tuple[list[LevelPlan], list[str]]:
-    return level_plans.plan_levels(levels, cards, model, memory_of(model, cards))
+    return level_plans.plan_levels(levels, gpus, model, memory_of(model, gpus))
 
 
 def fit(
-    plan: LevelPlan, model: PlannedModel, costs: Costs, cards: Target, gap: float = GAP
+    plan: LevelPlan, model: PlannedModel, costs: Costs, gpus: Target, gap: float = GAP
 ) -> Fitted:
-    return fitting.fit(plan, model, costs, cards, memory_of(model, cards), gap)
+    return fitting.fit(plan, model, costs, gpus, memory_of(model, gpus), gap)
 
 
 def file_bytes(model: PlannedModel, types: dict[str, str]) -> int:
@@ -108,7 +108,7 @@ def test_levels_of_every_kind() -> None:
     assert fallback_text(stock.fallbacks) == "40 tensors fell back: 35 Q4_K → Q5_0, 5 Q5_K → Q5_1"
 
 
-def test_a_preset_whose_layers_fit_no_card_is_left_out() -> None:
+def test_a_preset_whose_layers_fit_no_gpu_is_left_out() -> None:
     """75.8 GB in all would be room enough, but no way to cut its layers is."""
     uneven = target(*[8.2] * 12)
     levels = recipe({"name": "all"}, {"name": "stock", "preset": "Q4_K_S"})
@@ -118,7 +118,7 @@ def test_a_preset_whose_layers_fit_no_card_is_left_out() -> None:
     assert plans[0].budget_bytes > 71 * GIB
 
 
-def test_a_fit_is_the_file_s_size_and_keeps_every_card() -> None:
+def test_a_fit_is_the_file_s_size_and_keeps_every_gpu() -> None:
     uneven = target(24, 16, 24, 12, context=262_144)
     (plan,), _ = plan_levels(recipe({"name": "all"}), uneven, FLAGSHIP)
     found = fit(plan, FLAGSHIP, COSTS, uneven, NOMINAL_GAP)
@@ -127,8 +127,8 @@ def test_a_fit_is_the_file_s_size_and_keeps_every_card() -> None:
     assert allocation.total_bytes <= plan.budget_bytes
     assert placement.fits
     assert sum(placement.tensor_split) == 89
-    room = sum(card.capacity_bytes for card in placement.cards)
-    assert sum(card.free_bytes for card in placement.cards) < 0.005 * room
+    room = sum(gpu.capacity_bytes for gpu in placement.gpus)
+    assert sum(gpu.free_bytes for gpu in placement.gpus) < 0.005 * room
     assert allocation.gap is not None
     assert allocation.gap <= NOMINAL_GAP
 
@@ -146,8 +146,8 @@ def test_shards_count_in_the_size() -> None:
     assert 0.995 * 75 * GB < found.total_bytes <= 75 * GB
 
 
-def test_the_host_s_embedding_does_not_take_the_cards_room() -> None:
-    memory = card_memory(FLAGSHIP.geometry, target(40))
+def test_the_host_s_embedding_does_not_take_the_gpus_room() -> None:
+    memory = gpu_memory(FLAGSHIP.geometry, target(40))
     alone = fitting.target_budget(target(40), memory)
     assert alone == sum(memory.rooms) - sum(memory.kept)
     assert fitting.target_budget(target(40), memory, GIB) == alone + GIB
@@ -220,7 +220,7 @@ def test_what_cannot_be_planned_says_the_way_out(
         plan_levels(recipe(*levels), target(24, 24), SMALL)
 
 
-def test_cards_that_no_type_fits() -> None:
+def test_gpus_that_no_type_fits() -> None:
     with pytest.raises(DoesNotFitError, match=r"all in its smallest types does not fit mine.*too"):
         plan_levels(recipe({"name": "all"}), target(20), FLAGSHIP)
 

@@ -12,12 +12,12 @@ from checkpoints import write_llama, write_nemotron
 from granite_checkpoints import ROPE, write_granite
 from qwen_checkpoints import QWEN3_MOE, write_qwen
 
-from quantkit.config.target import CardSpec, Target
+from quantkit.config.target import GPUSpec, Target
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.llamacpp import memory_plan
 from quantkit.llamacpp.memory_plan import Breakdown, DeviceMemory, asking
 from quantkit.models.checkpoint import open_checkpoint
-from quantkit.plan.gpu_memory import ComputeBuffers, card_memory
+from quantkit.plan.gpu_memory import ComputeBuffers, gpu_memory
 from quantkit.plan.llama_memory import (
     ContextLadder,
     ask_ladders,
@@ -68,9 +68,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PlannedModel]:
     return found
 
 
-def target(cards: int = 2, **changes: object) -> Target:
-    spec = CardSpec(name="card", memory_gib=1, reserve_gib=0, count=cards)
-    given = {"name": "t", "cards": (spec,), "context_tokens": CONTEXT} | changes
+def target(gpus: int = 2, **changes: object) -> Target:
+    spec = GPUSpec(name="gpu", memory_gib=1, reserve_gib=0, count=gpus)
+    given = {"name": "t", "gpus": (spec,), "context_tokens": CONTEXT} | changes
     return Target.model_validate(given)
 
 
@@ -93,37 +93,37 @@ BETWEEN = [1024 * round(share * CONTEXT / 1024) for share in (0.043, 0.09, 0.4, 
 
 
 @pytest.mark.parametrize(
-    ("name", "cards"), [*((name, 2) for name in FAMILIES), ("llama", 4), ("nemotron", 3)]
+    ("name", "gpus"), [*((name, 2) for name in FAMILIES), ("llama", 4), ("nemotron", 3)]
 )
 def test_between_two_rungs_it_is_never_too_little(
-    models: dict[str, PlannedModel], name: str, cards: int
+    models: dict[str, PlannedModel], name: str, gpus: int
 ) -> None:
     """And with rungs at double the context each it is at most a few percent too much."""
     model = models[name]
-    targets = [target(cards, **use) for use in USES]
+    targets = [target(gpus, **use) for use in USES]
     coarse = ladders(model, targets, RUNGS[0], RUNGS[-1])
     fine = ladders(model, targets, *RUNGS)
     asked = ladders(model, targets, *BETWEEN)
     for sparse, dense, exact in zip(coarse, fine, asked, strict=True):
         for tokens, buffers in exact.rungs:
             assert not buffers.estimated
-            whole = buffers.card + buffers.output
+            whole = buffers.gpu + buffers.output
             some, more = sparse.memory(tokens), dense.memory(tokens)
             for found in (some, more):
                 assert found.context_tokens == tokens
-                assert found.compute.card >= buffers.card
-                assert found.compute.card + found.compute.output >= whole
+                assert found.compute.gpu >= buffers.gpu
+                assert found.compute.gpu + found.compute.output >= whole
                 assert found.compute.host >= buffers.host
-            assert more.compute.card + more.compute.output <= 1.03 * whole
-            assert more.compute.card <= 1.08 * buffers.card
+            assert more.compute.gpu + more.compute.output <= 1.03 * whole
+            assert more.compute.gpu <= 1.08 * buffers.gpu
             assert more.compute.host <= 1.01 * buffers.host
             # what the context itself takes is not interpolated
             at = dense.target.changed(context_tokens=tokens)
-            assert more.context == card_memory(model.geometry, at).context
+            assert more.context == gpu_memory(model.geometry, at).context
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_on_a_single_card_it_is_close(models: dict[str, PlannedModel], name: str) -> None:
+def test_on_a_single_gpu_it_is_close(models: dict[str, PlannedModel], name: str) -> None:
     """No copies of inputs there: how ggml's allocator packs the graph shows, in both directions."""
     model = models[name]
     targets = [target(1, **use) for use in USES]
@@ -131,7 +131,7 @@ def test_on_a_single_card_it_is_close(models: dict[str, PlannedModel], name: str
     for dense, exact in zip(fine, asked, strict=True):
         for tokens, buffers in exact.rungs:
             found = dense.memory(tokens).compute
-            assert found.card == pytest.approx(buffers.card, rel=0.12)
+            assert found.gpu == pytest.approx(buffers.gpu, rel=0.12)
             assert found.output == buffers.output == 0
             assert buffers.host <= found.host <= 1.01 * buffers.host
 
@@ -143,7 +143,7 @@ def test_some_buffers_do_not_grow_in_a_straight_line(models: dict[str, PlannedMo
         (ladder,) = ladders(models[name], [target(**use)], RUNGS[0], CONTEXT)
         (exact,) = ladders(models[name], [target(**use)], BETWEEN[1])
         ((tokens, buffers),) = exact.rungs
-        assert ladder.memory(tokens).compute.card > 1.1 * buffers.card, name
+        assert ladder.memory(tokens).compute.gpu > 1.1 * buffers.gpu, name
 
 
 def test_a_rung_is_what_was_asked(models: dict[str, PlannedModel]) -> None:
@@ -185,13 +185,13 @@ def test_between_two_rungs_it_is_the_straight_line(models: dict[str, PlannedMode
 
 
 @pytest.mark.parametrize("layers", [1, 2, 5, 89])
-@pytest.mark.parametrize("cards", [1, 2, 3, 4, 8, 15])
-def test_even_counts(layers: int, cards: int) -> None:
-    counts = even_counts(layers, cards)
-    assert len(counts) == cards
+@pytest.mark.parametrize("gpus", [1, 2, 3, 4, 8, 15])
+def test_even_counts(layers: int, gpus: int) -> None:
+    counts = even_counts(layers, gpus)
+    assert len(counts) == gpus
     assert sum(counts) == layers
     assert max(counts) - min(counts) <= 1
-    assert counts[-1] > 0  # the output has a card
+    assert counts[-1] > 0  # the output has a GPU
 
 
 def test_the_flagship_s_layers_are_spread_as_llama_cpp_is_asked() -> None:
@@ -199,16 +199,16 @@ def test_the_flagship_s_layers_are_spread_as_llama_cpp_is_asked() -> None:
 
 
 def breakdown(*compute: int, host: int = 0) -> Breakdown:
-    cards = tuple(DeviceMemory(0, 0, size) for size in compute)
-    return Breakdown(cards, DeviceMemory(0, 0, host))
+    gpus = tuple(DeviceMemory(0, 0, size) for size in compute)
+    return Breakdown(gpus, DeviceMemory(0, 0, host))
 
 
 def test_buffers_of() -> None:
-    """The largest of the cards before the output's, and what the output's has more."""
+    """The largest of the GPUs before the output's, and what the output's has more."""
     found = buffers_of(breakdown(5, 9, 7, 12, host=3), (1, 1, 1, 1))
     assert found == ComputeBuffers(9, 3, 3, estimated=False)
     assert buffers_of(breakdown(5, 9, 7, 6), (1, 1, 1, 1)) == ComputeBuffers(9, 0, 0, False)
-    # cards without layers compute nothing, and do not count
+    # GPUs without layers compute nothing, and do not count
     assert buffers_of(breakdown(0, 4, 0, 6), (0, 1, 0, 2)) == ComputeBuffers(4, 2, 0, False)
     assert buffers_of(breakdown(0, 6), (0, 2)) == ComputeBuffers(6, 0, 0, False)
     assert buffers_of(breakdown(6, 0), (2, 0)) == ComputeBuffers(6, 0, 0, False)
@@ -221,8 +221,8 @@ def test_the_question_is_the_target_s() -> None:
         CONTEXT, "f16", 64, 5,
     )  # fmt: skip
     assert use_of(geometry, target(context_tokens=1 << 22)).context_tokens == 1 << 20
-    cards = (CardSpec(name="a", memory_gib=24, count=2), CardSpec(name="b", memory_gib=47.988))
-    devices = stand_ins(target().changed(cards=[card.model_dump() for card in cards]))
+    gpus = (GPUSpec(name="a", memory_gib=24, count=2), GPUSpec(name="b", memory_gib=47.988))
+    devices = stand_ins(target().changed(gpus=[gpu.model_dump() for gpu in gpus]))
     assert devices.kind == "cuda"
     assert devices.capacities == (24 << 30, 24 << 30, int(47.988 * (1 << 30)))
 
@@ -234,7 +234,7 @@ def test_where_llama_cpp_cannot_be_asked_it_is_estimated_and_said(
     monkeypatch.setattr("sys.platform", "darwin")
     model, one = models["granite"], target(kv_type="f16")
     found, why = asked_memories(model.metadata, model.tensors, model.geometry, [one])
-    assert found == [card_memory(model.geometry, one)]
+    assert found == [gpu_memory(model.geometry, one)]
     assert found[0].compute.estimated
     assert why is not None
     assert why.startswith("compute buffers are estimated: llama.cpp can be asked on Linux only")

@@ -16,13 +16,13 @@ from quantkit.plan.local_gpus import present_target
 BY_PLACE = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
-def cards_of(target: Target) -> list[tuple[str, float, float, int]]:
-    return [(c.name, c.memory_gib, c.reserve_gib, c.count) for c in target.cards]
+def gpus_of(target: Target) -> list[tuple[str, float, float, int]]:
+    return [(c.name, c.memory_gib, c.reserve_gib, c.count) for c in target.gpus]
 
 
-def test_equal_cards_are_one_entry() -> None:
+def test_equal_gpus_are_one_entry() -> None:
     target = present_target(FakeNVML(*(rtx_3090(i) for i in range(1, 5))), {})
-    assert cards_of(target) == [("NVIDIA GeForce RTX 3090", 24.0, 1.0, 4)]
+    assert gpus_of(target) == [("NVIDIA GeForce RTX 3090", 24.0, 1.0, 4)]
     assert target.name == "4xRTX-3090"
     assert target.context_tokens == 516_096
     assert target.kv_type == "q8_0"
@@ -31,12 +31,12 @@ def test_equal_cards_are_one_entry() -> None:
 
 
 def test_sizes_are_the_driver_s_and_not_the_name_s() -> None:
-    """A vGPU and a card with ECC have less than their name says."""
+    """A vGPU and a GPU with ECC have less than their name says."""
     device = Device("NVIDIA A100-SXM4-80GB", "GPU-1", "01", capability=(8, 0), cores=6912)
     for total in (20_475, 46_068, 81_920):
         device.total_mib = total
-        (card,) = present_target(FakeNVML(device), {}).cards
-        assert card.memory_gib * GIB == total * MIB
+        (gpu,) = present_target(FakeNVML(device), {}).gpus
+        assert gpu.memory_gib * GIB == total * MIB
 
 
 @pytest.mark.parametrize(
@@ -55,30 +55,30 @@ def test_reserve_is_driver_programs_and_runtime(
 ) -> None:
     device = rtx_3090(1, driver_mib=driver_mib, others_mib=others_mib, cores=cores)
     for old in (False, True):  # an old driver counts its share with the programs'
-        (card,) = present_target(FakeNVML(device, old=old), {}).cards
-        assert card.reserve_gib == reserve_gib
+        (gpu,) = present_target(FakeNVML(device, old=old), {}).gpus
+        assert gpu.reserve_gib == reserve_gib
 
 
 def test_what_other_programs_have_is_said() -> None:
     target = present_target(FakeNVML(rtx_3090(1, others_mib=1536), rtx_3090(2)), {})
-    assert [card.count for card in target.cards] == [1, 1]
+    assert [gpu.count for gpu in target.gpus] == [1, 1]
     assert "RTX 3090 (1.50 GiB taken by other programs), NVIDIA" in target.description
 
 
-def test_unequal_cards_keep_cuda_s_order() -> None:
+def test_unequal_gpus_keep_cuda_s_order() -> None:
     nvml = FakeNVML(rtx_4090(1), rtx_3090(1), rtx_3090(2))
     target = present_target(nvml, BY_PLACE)
-    assert [(c.name[-4:], c.count) for c in target.cards] == [("3090", 2), ("4090", 1)]
+    assert [(c.name[-4:], c.count) for c in target.gpus] == [("3090", 2), ("4090", 1)]
     assert target.name == "2xRTX-3090+1xRTX-4090"
     assert target.context_tokens == 262_144
     chosen = present_target(nvml, {"CUDA_VISIBLE_DEVICES": "GPU-4090, GPU-30900001"})
-    assert [(c.name[-4:], c.count) for c in chosen.cards] == [("4090", 1), ("3090", 1)]
+    assert [(c.name[-4:], c.count) for c in chosen.gpus] == [("4090", 1), ("3090", 1)]
     chosen = present_target(nvml, BY_PLACE | {"CUDA_VISIBLE_DEVICES": "2,0"})
-    assert [(c.name[-4:], c.count) for c in chosen.cards] == [("4090", 1), ("3090", 1)]
+    assert [(c.name[-4:], c.count) for c in chosen.gpus] == [("4090", 1), ("3090", 1)]
 
 
 @pytest.mark.parametrize("visible", [None, "1", "2,0", "GPU-4090,0"])
-def test_numbers_of_unequal_cards_need_an_order(visible: str | None) -> None:
+def test_numbers_of_unequal_gpus_need_an_order(visible: str | None) -> None:
     nvml = FakeNVML(rtx_4090(1), rtx_3090(1), rtx_3090(2))
     environment = {} if visible is None else {"CUDA_VISIBLE_DEVICES": visible}
     with pytest.raises(InputError, match=r"several kinds.*CUDA_DEVICE_ORDER=PCI_BUS_ID"):
@@ -95,17 +95,17 @@ def test_numbers_of_unequal_cards_need_an_order(visible: str | None) -> None:
         ("GPU-30", r"'GPU-30' names none"),
     ],
 )
-def test_a_selection_that_names_no_card(visible: str, words: str) -> None:
+def test_a_selection_that_names_no_gpu(visible: str, words: str) -> None:
     nvml = FakeNVML(rtx_3090(1), rtx_3090(2))
     with pytest.raises(InputError, match=words):
         present_target(nvml, {"CUDA_VISIBLE_DEVICES": visible})
 
 
-def test_one_mig_instance_is_a_card() -> None:
+def test_one_mig_instance_is_a_gpu() -> None:
     nvml = FakeNVML(a100_in_mig_mode(1), a100_in_mig_mode(2))
     target = present_target(nvml, {"CUDA_VISIBLE_DEVICES": "MIG-21"})
     # 63 + 320 + 3 x 42 = 509 MiB
-    assert cards_of(target) == [("NVIDIA A100-SXM4-80GB MIG 3g.40gb", 39.25, 0.5, 1)]
+    assert gpus_of(target) == [("NVIDIA A100-SXM4-80GB MIG 3g.40gb", 39.25, 0.5, 1)]
     assert target.name == "1xA100-SXM4-80GB-MIG-3g.40gb"
     assert target.context_tokens == 131_072
     for visible in (None, "0", "MIG-11,MIG-21"):
@@ -114,18 +114,18 @@ def test_one_mig_instance_is_a_card() -> None:
             present_target(nvml, environment)
 
 
-def test_cards_beside_one_in_mig_mode() -> None:
+def test_gpus_beside_one_in_mig_mode() -> None:
     nvml = FakeNVML(rtx_3090(1), a100_in_mig_mode(1))
     target = present_target(nvml, BY_PLACE | {"CUDA_VISIBLE_DEVICES": "0"})
-    assert cards_of(target) == [("NVIDIA GeForce RTX 3090", 24.0, 1.0, 1)]
+    assert gpus_of(target) == [("NVIDIA GeForce RTX 3090", 24.0, 1.0, 1)]
 
 
-def test_a_card_that_virtual_machines_have() -> None:
+def test_a_gpu_that_virtual_machines_have() -> None:
     mode = pynvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VGPU
     nvml = FakeNVML(rtx_3090(1), rtx_3090(2, virtualization=mode))
-    with pytest.raises(EnvironmentFault, match=r"card 1, .*lent to virtual machines"):
+    with pytest.raises(EnvironmentFault, match=r"GPU 1, .*lent to virtual machines"):
         present_target(nvml, {})
-    assert present_target(nvml, {"CUDA_VISIBLE_DEVICES": "0"}).cards[0].count == 1
+    assert present_target(nvml, {"CUDA_VISIBLE_DEVICES": "0"}).gpus[0].count == 1
 
 
 @pytest.mark.parametrize("total_mib", [None, 124_610])
@@ -144,16 +144,16 @@ def test_gb10_is_pointed_to_its_file(total_mib: int | None) -> None:
             FakeNVML(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND),
             r"no NVIDIA driver answers nvmlInit: NVML Shared Library Not Found",
         ),
-        (FakeNVML(), r"the NVIDIA driver shows no card"),
-        (FakeNVML(rtx_3090(1, total_mib=None)), r"does not report the memory of card 0, NVIDIA"),
+        (FakeNVML(), r"the NVIDIA driver shows no GPU"),
+        (FakeNVML(rtx_3090(1, total_mib=None)), r"does not report the memory of GPU 0, NVIDIA"),
     ],
 )
-def test_without_cards_the_way_out_is_named(nvml: FakeNVML, words: str) -> None:
+def test_without_gpus_the_way_out_is_named(nvml: FakeNVML, words: str) -> None:
     with pytest.raises(EnvironmentFault, match=f"target auto: .*{words}.*quantkit targets.*YAML"):
         present_target(nvml, {})
 
 
-def test_the_chosen_cards_are_named_for_the_launch() -> None:
+def test_the_chosen_gpus_are_named_for_the_launch() -> None:
     nvml = FakeNVML(*(rtx_3090(place) for place in (1, 2, 3)))
     assert present_target(nvml, {}).devices == ("0", "1", "2")
     assert present_target(nvml, {"CUDA_VISIBLE_DEVICES": "2,0"}).devices == ("2", "0")
@@ -163,10 +163,10 @@ def test_load_target_knows_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", FakeNVML(rtx_3090(1), rtx_3090(2)))
     target = load_target("auto")
-    assert cards_of(target) == [("NVIDIA GeForce RTX 3090", 24.0, 1.0, 2)]
+    assert gpus_of(target) == [("NVIDIA GeForce RTX 3090", 24.0, 1.0, 2)]
     changed = target.changed(context_tokens=65_536, kv_type="f16")
     assert (changed.context_tokens, changed.kv_type) == (65_536, "f16")
-    assert changed.cards == target.cards
+    assert changed.gpus == target.gpus
     monkeypatch.setitem(sys.modules, "pynvml", FakeNVML())
     with pytest.raises(QuantkitError) as caught:
         load_target("auto")
@@ -185,27 +185,27 @@ def test_load_target_knows_auto(monkeypatch: pytest.MonkeyPatch) -> None:
         ("1xRTX-PRO-6000", 24_064, (12, 0), 640),
     ],
 )
-def test_auto_on_the_shipped_cards_is_the_shipped_target(
+def test_auto_on_the_shipped_gpus_is_the_shipped_target(
     name: str, cores: int, capability: tuple[int, int], driver_mib: int
 ) -> None:
     """Cores by NVIDIA's data sheets; the driver's share is what CUDA shows less than nvidia-smi."""
     shipped = load_target(name)
     devices = [
         Device(
-            "card",
+            "gpu",
             f"GPU-{i}",
             f"0{i}",
-            total_mib=round(card.memory_gib * 1024),
+            total_mib=round(gpu.memory_gib * 1024),
             driver_mib=driver_mib,
             capability=capability,
             cores=cores,
         )
-        for i, card in enumerate(shipped.each_card)
+        for i, gpu in enumerate(shipped.each_gpu)
     ]
     found = present_target(FakeNVML(*devices), {})
     assert found.context_tokens == shipped.context_tokens
-    assert [card.reserve_gib for card in found.each_card] == [
-        card.reserve_gib for card in shipped.each_card
+    assert [gpu.reserve_gib for gpu in found.each_gpu] == [
+        gpu.reserve_gib for gpu in shipped.each_gpu
     ]
 
 
@@ -213,7 +213,7 @@ def test_contexts_are_those_of_the_shipped_targets() -> None:
     assert "dgx-spark" in known_targets()
     for name in known_targets():
         shipped = load_target(name)
-        total = sum(card.memory_gib for card in shipped.each_card)
+        total = sum(gpu.memory_gib for gpu in shipped.each_gpu)
         device = rtx_3090(1, total_mib=round(total * 1024))
         assert present_target(FakeNVML(device), {}).context_tokens == shipped.context_tokens, name
     for total, tokens in ((16_376, 32_768), (20_480, 131_072), (40_960, 262_144)):

@@ -1,4 +1,4 @@
-"""Cards as the driver tells them, and which of them CUDA shows; the driver is a double."""
+"""GPUs as the driver tells them, and which of them CUDA shows; the driver is a double."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from fake_nvml import (
 )
 
 from quantkit.core.errors import EnvironmentFault
-from quantkit.plan.nvidia import CardBytes, NoDriver, driver_version, read_cards, visible_cards
+from quantkit.plan.nvidia import GPUBytes, NoDriver, driver_version, read_gpus, visible_gpus
 
 
 def test_the_double_has_pynvml_s_functions_and_parameters() -> None:
@@ -31,40 +31,40 @@ def test_the_double_has_pynvml_s_functions_and_parameters() -> None:
 
 def test_every_fact_is_the_driver_s() -> None:
     nvml = FakeNVML(rtx_4090(2, others_mib=311), rtx_3090(7), rtx_3090(1, driver_mib=417))
-    cards = read_cards(nvml)
-    assert [card.index for card in cards] == [0, 1, 2]
-    assert [card.pci_bus_id for card in cards] == [
+    gpus = read_gpus(nvml)
+    assert [gpu.index for gpu in gpus] == [0, 1, 2]
+    assert [gpu.pci_bus_id for gpu in gpus] == [
         "00000000:01:00.0", "00000000:07:00.0", "00000000:42:00.0",
     ]  # fmt: skip
-    assert [card.memory for card in cards] == [
-        CardBytes(24576 * MIB, 417 * MIB, 0),
-        CardBytes(24576 * MIB, 453 * MIB, 0),
-        CardBytes(24564 * MIB, 487 * MIB, 311 * MIB),
+    assert [gpu.memory for gpu in gpus] == [
+        GPUBytes(24576 * MIB, 417 * MIB, 0),
+        GPUBytes(24576 * MIB, 453 * MIB, 0),
+        GPUBytes(24564 * MIB, 487 * MIB, 311 * MIB),
     ]
-    assert [card.multiprocessors for card in cards] == [82, 82, 128]
-    assert [card.compute_capability for card in cards] == [(8, 6), (8, 6), (8, 9)]
-    assert cards[2].uuid == "GPU-40900002-bb"
-    assert str(cards[2]) == "NVIDIA GeForce RTX 4090 23.99 GiB"
-    assert not any(card.mig or card.lent or card.instances for card in cards)
+    assert [gpu.multiprocessors for gpu in gpus] == [82, 82, 128]
+    assert [gpu.compute_capability for gpu in gpus] == [(8, 6), (8, 6), (8, 9)]
+    assert gpus[2].uuid == "GPU-40900002-bb"
+    assert str(gpus[2]) == "NVIDIA GeForce RTX 4090 23.99 GiB"
+    assert not any(gpu.mig or gpu.lent or gpu.instances for gpu in gpus)
     assert nvml.initialized == 0
 
 
 def test_an_old_driver_does_not_tell_its_share() -> None:
     """The first version of the structure counts it as used; the sum is the same."""
-    (card,) = read_cards(FakeNVML(rtx_3090(1, others_mib=100), old=True))
-    assert card.memory == CardBytes(24576 * MIB, 0, 553 * MIB)
+    (gpu,) = read_gpus(FakeNVML(rtx_3090(1, others_mib=100), old=True))
+    assert gpu.memory == GPUBytes(24576 * MIB, 0, 553 * MIB)
 
 
-def test_what_a_card_does_not_support_is_unknown() -> None:
+def test_what_a_gpu_does_not_support_is_unknown() -> None:
     bare = rtx_3090(1, cores=None, virtualization=None, mig=None)
-    (card,) = read_cards(FakeNVML(bare))
-    assert card.multiprocessors is None
-    assert not card.lent
-    assert card.memory is not None
+    (gpu,) = read_gpus(FakeNVML(bare))
+    assert gpu.multiprocessors is None
+    assert not gpu.lent
+    assert gpu.memory is not None
     for total in (None, 0):
-        (card,) = read_cards(FakeNVML(rtx_3090(1, total_mib=total, driver_mib=0)))
-        assert card.memory is None
-        assert str(card) == "NVIDIA GeForce RTX 3090 with memory that it does not report"
+        (gpu,) = read_gpus(FakeNVML(rtx_3090(1, total_mib=total, driver_mib=0)))
+        assert gpu.memory is None
+        assert str(gpu) == "NVIDIA GeForce RTX 3090 with memory that it does not report"
 
 
 @pytest.mark.parametrize(
@@ -75,19 +75,19 @@ def test_cores_of_a_multiprocessor(
     capability: tuple[int, int], cores: int, multiprocessors: int
 ) -> None:
     """A100, H100, TITAN RTX and RTX PRO 6000, by NVIDIA's data sheets."""
-    device = Device("card", "GPU-1", "01", capability=capability, cores=cores)
-    (card,) = read_cards(FakeNVML(device))
-    assert card.multiprocessors == multiprocessors
+    device = Device("gpu", "GPU-1", "01", capability=capability, cores=cores)
+    (gpu,) = read_gpus(FakeNVML(device))
+    assert gpu.multiprocessors == multiprocessors
 
 
-def test_instances_of_a_card_in_mig_mode() -> None:
-    (card,) = read_cards(FakeNVML(a100_in_mig_mode(1)))
-    assert card.mig
-    assert card.memory is None
-    assert [part.uuid for part in card.instances] == ["MIG-11c0ffee", "MIG-12c0ffee"]
-    part = card.instances[1]
+def test_instances_of_a_gpu_in_mig_mode() -> None:
+    (gpu,) = read_gpus(FakeNVML(a100_in_mig_mode(1)))
+    assert gpu.mig
+    assert gpu.memory is None
+    assert [part.uuid for part in gpu.instances] == ["MIG-11c0ffee", "MIG-12c0ffee"]
+    part = gpu.instances[1]
     assert (part.index, part.multiprocessors, part.mig) == (2, 42, False)
-    assert part.memory == CardBytes(40192 * MIB, 63 * MIB, 0)
+    assert part.memory == GPUBytes(40192 * MIB, 63 * MIB, 0)
     assert part.compute_capability == (8, 0)
 
 
@@ -95,12 +95,10 @@ def test_instances_of_a_card_in_mig_mode() -> None:
     "mode",
     [pynvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VGPU, pynvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VSGA],
 )
-def test_a_card_of_a_hypervisor_is_lent(mode: int) -> None:
+def test_a_gpu_of_a_hypervisor_is_lent(mode: int) -> None:
     guest = pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU
-    cards = read_cards(
-        FakeNVML(rtx_3090(1, virtualization=mode), rtx_3090(2, virtualization=guest))
-    )
-    assert [card.lent for card in cards] == [True, False]
+    gpus = read_gpus(FakeNVML(rtx_3090(1, virtualization=mode), rtx_3090(2, virtualization=guest)))
+    assert [gpu.lent for gpu in gpus] == [True, False]
 
 
 @pytest.mark.parametrize(
@@ -121,27 +119,27 @@ def test_a_card_of_a_hypervisor_is_lent(mode: int) -> None:
     ],
 )
 def test_cuda_visible_devices(value: str, numbers: list[int]) -> None:
-    """As NVIDIA documents it: up to the first entry that names no card, or not one alone."""
-    cards = read_cards(FakeNVML(rtx_3090(1), rtx_3090(2), rtx_4090(1)))
-    found = visible_cards(cards, {"CUDA_VISIBLE_DEVICES": value})
-    assert [card.index for card in found] == numbers
-    assert visible_cards(cards, {}) == cards
+    """As NVIDIA documents it: up to the first entry that names no GPU, or not one alone."""
+    gpus = read_gpus(FakeNVML(rtx_3090(1), rtx_3090(2), rtx_4090(1)))
+    found = visible_gpus(gpus, {"CUDA_VISIBLE_DEVICES": value})
+    assert [gpu.index for gpu in found] == numbers
+    assert visible_gpus(gpus, {}) == gpus
 
 
 def test_instances_are_visible_by_uuid() -> None:
-    cards = read_cards(FakeNVML(rtx_3090(1), a100_in_mig_mode(1)))
-    found = visible_cards(cards, {"CUDA_VISIBLE_DEVICES": "MIG-12c0ffee"})
-    assert found == (cards[1].instances[1],)
+    gpus = read_gpus(FakeNVML(rtx_3090(1), a100_in_mig_mode(1)))
+    found = visible_gpus(gpus, {"CUDA_VISIBLE_DEVICES": "MIG-12c0ffee"})
+    assert found == (gpus[1].instances[1],)
 
 
 def test_no_driver_and_a_driver_that_fails() -> None:
     missing = FakeNVML(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
     with pytest.raises(NoDriver, match="NVML Shared Library Not Found"):
-        read_cards(missing)
+        read_gpus(missing)
     assert driver_version(missing) == "none (NVML Shared Library Not Found)"
     lost = FakeNVML(rtx_3090(1), rtx_3090(2, lost=True))
     with pytest.raises(EnvironmentFault, match=r"GPU is lost; nvidia-smi") as caught:
-        read_cards(lost)
+        read_gpus(lost)
     assert not isinstance(caught.value, NoDriver)
     assert lost.initialized == 0
     assert driver_version(lost) == "580.142"
@@ -153,13 +151,13 @@ def test_pynvml_itself_answers_or_says_why() -> None:
     version = driver_version()
     if version.startswith("none"):
         with pytest.raises(NoDriver):
-            read_cards()
+            read_gpus()
     else:
-        assert all(card.uuid.startswith("GPU-") for card in read_cards())
+        assert all(gpu.uuid.startswith("GPU-") for gpu in read_gpus())
     assert "pynvml" in sys.modules
 
 
 def test_gb10_has_no_memory_of_its_own() -> None:
-    (card,) = read_cards(FakeNVML(gb10()))
-    assert card.memory is None
-    assert card.multiprocessors == 48
+    (gpu,) = read_gpus(FakeNVML(gb10()))
+    assert gpu.memory is None
+    assert gpu.multiprocessors == 48

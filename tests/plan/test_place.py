@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit.config.target import CardSpec, Target, load_target
+from quantkit.config.target import GPUSpec, Target, load_target
 from quantkit.core.errors import DoesNotFitError, InputError
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo
 from quantkit.models.geometry import geometry_of
-from quantkit.plan.gpu_memory import card_memory
+from quantkit.plan.gpu_memory import gpu_memory
 from quantkit.plan.place import Placement, assign_layers, check_fits, place
 from quantkit.plan.solver.layer_cuts import contiguous_counts, counts_in_order
 
@@ -49,8 +49,8 @@ def test_equals_brute_force(load: list[int], room: list[int]) -> None:
 @given(counts=st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(any))
 @settings(deadline=None)
 def test_layer_counts_as_shares_give_exactly_those_layers(counts: list[int]) -> None:
-    cards = assign_layers(counts, sum(counts))
-    assert cards == [card for card, count in enumerate(counts) for _ in range(count)]
+    gpus = assign_layers(counts, sum(counts))
+    assert gpus == [gpu for gpu, count in enumerate(counts) for _ in range(count)]
 
 
 def test_even_shares_of_the_flagship_as_llama_cpp_logs_them() -> None:
@@ -65,13 +65,13 @@ def q4_k_s_like() -> dict[str, str]:
 
 
 def placed(target: Target) -> Placement:
-    memory = card_memory(geometry_of(flagship.metadata()), target)
+    memory = gpu_memory(geometry_of(flagship.metadata()), target)
     return place(flagship.tensors(), q4_k_s_like(), memory, target)
 
 
-def test_uneven_cards_get_uneven_layers() -> None:
-    cards = (CardSpec(name="24", memory_gib=24, count=2), CardSpec(name="40", memory_gib=40))
-    target = Target(name="t", cards=cards, context_tokens=131072)
+def test_uneven_gpus_get_uneven_layers() -> None:
+    gpus = (GPUSpec(name="24", memory_gib=24, count=2), GPUSpec(name="40", memory_gib=40))
+    target = Target(name="t", gpus=gpus, context_tokens=131072)
     placement = placed(target)
     assert placement.fits
     assert placement.tensor_split[2] > placement.tensor_split[0]
@@ -86,21 +86,21 @@ def test_what_does_not_fit_says_by_how_much() -> None:
 
 
 def test_context_is_capped_at_what_the_model_was_trained_for() -> None:
-    target = Target(name="t", cards=(CardSpec(name="c", memory_gib=200),), context_tokens=4_000_000)
+    target = Target(name="t", gpus=(GPUSpec(name="c", memory_gib=200),), context_tokens=4_000_000)
     placement = placed(target)
     assert placement.context_tokens == 1048576
 
 
-def test_a_tied_embedding_lies_with_the_cpu_and_on_the_output_s_card() -> None:
+def test_a_tied_embedding_lies_with_the_cpu_and_on_the_output_s_gpu() -> None:
     geometry, target = geometry_of(flagship.metadata()), load_target("4x3090")
     untied, types = flagship.tensors(), q4_k_s_like()
     tied = [info for info in untied if info.name != "output.weight"]
     (embedding,) = [info for info in tied if info.name == "token_embd.weight"]
     size = BY_NAME[types[embedding.name]].size_bytes(embedding.elements)
-    memory = card_memory(geometry, target)
+    memory = gpu_memory(geometry, target)
     one, two = place(untied, types, memory, target), place(tied, types, memory, target)
     assert one.host_bytes == two.host_bytes == size
-    held = [sum(card.weights_bytes for card in placement.cards) for placement in (one, two)]
+    held = [sum(gpu.weights_bytes for gpu in placement.gpus) for placement in (one, two)]
     whole = [
         sum(BY_NAME[types[info.name]].size_bytes(info.elements) for info in tensors)
         for tensors in (untied, tied)
@@ -112,20 +112,20 @@ def test_a_tensor_of_a_layer_that_the_model_does_not_have_is_named() -> None:
     stray = TensorInfo("blk.88.ffn_up.weight", (4096, 4096), "BF16")
     types = {**q4_k_s_like(), stray.name: "BF16"}
     target = load_target("4x3090")
-    memory = card_memory(geometry_of(flagship.metadata()), target)
+    memory = gpu_memory(geometry_of(flagship.metadata()), target)
     with pytest.raises(InputError, match=r"blk\.88\.ffn_up.* is of layer 88, .*it has 88 layers"):
         place([*flagship.tensors(), stray], types, memory, target)
 
 
-def test_in_order_fills_a_card_before_the_next_gets_layers() -> None:
-    cards = (CardSpec(name="40", memory_gib=40, count=4),)
-    spread = Target(name="t", cards=cards, context_tokens=131072)
+def test_in_order_fills_a_gpu_before_the_next_gets_layers() -> None:
+    gpus = (GPUSpec(name="40", memory_gib=40, count=4),)
+    spread = Target(name="t", gpus=gpus, context_tokens=131072)
     found = placed(spread.changed(layers="in_order"))
     assert found.fits
     assert found.tensor_split[2] < found.tensor_split[1]
     assert found.tensor_split[3] == 0
     assert min(placed(spread).tensor_split) > 20
-    first = found.cards[0]
+    first = found.gpus[0]
     assert first.free_bytes < max(first.weights_bytes // first.layers, 1) * 4
 
 
@@ -140,8 +140,8 @@ def test_in_order_holds_all_that_spread_layers_hold(load: list[int], room: list[
     spread = smallest_room(load, room, tuple(contiguous_counts(load, room)))
     assert (smallest_room(load, room, tuple(counts)) >= 0) == (spread >= 0)
     used = 0
-    while spread >= 0 and used < len(load):  # no card could have taken its successor's first layer
-        card = next(i for i in range(len(counts)) if sum(counts[: i + 1]) > used)
-        used += counts[card]
+    while spread >= 0 and used < len(load):  # no GPU could have taken its successor's first layer
+        gpu = next(i for i in range(len(counts)) if sum(counts[: i + 1]) > used)
+        used += counts[gpu]
         if used < len(load):
-            assert sum(load[used - counts[card] : used + 1]) > room[card]
+            assert sum(load[used - counts[gpu] : used + 1]) > room[gpu]

@@ -1,4 +1,4 @@
-"""Plans held against llama.cpp: the flagship on cards of every kind, and models of each family."""
+"""Plans held against llama.cpp: the flagship on GPUs of every kind, and models of each family."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ import pytest
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import MeasureRecipe, Recipe
-from quantkit.config.target import CardSpec, Target, load_target
+from quantkit.config.target import GPUSpec, Target, load_target
 from quantkit.core.units import GIB
 from quantkit.llamacpp.memory_plan import ask_memory
 from quantkit.models.geometry import geometry_of
 from quantkit.plan.allowed_types import smallest_types
 from quantkit.plan.alternatives import LARGEST, largest_level
 from quantkit.plan.fit import place_exactly
-from quantkit.plan.gpu_memory import card_memory, padded_bytes
+from quantkit.plan.gpu_memory import gpu_memory, padded_bytes
 from quantkit.plan.level_plans import nominal_costs
 from quantkit.plan.llama_memory import asked_memories
 from quantkit.plan.model import PlannedModel
@@ -51,7 +51,7 @@ ALLOCATIONS = {
 
 def mixed() -> dict[str, str]:
     target = load_target("4x3090")
-    found = largest_level(MODEL, COSTS, target, card_memory(MODEL.geometry, target))
+    found = largest_level(MODEL, COSTS, target, gpu_memory(MODEL.geometry, target))
     assert found is not None
     return dict(found.types)
 
@@ -61,11 +61,11 @@ def mixed() -> dict[str, str]:
 def test_a_plan_of_the_flagship_is_what_llama_cpp_takes(name: str, gib: tuple[float, ...]) -> None:
     """At 516,096 tokens, F16 and Q8_0 KV, batches of 512 and 2048, wherever the layers lie."""
     types = ALLOCATIONS[name]()
-    # as much as the weights need, and 12 GiB for batches of 2048: so every card is needed
+    # as much as the weights need, and 12 GiB for batches of 2048: so every GPU is needed
     need = sum(padded_bytes(info, types[info.name]) for info in flagship.tensors()) / GIB
     sizes = [1.1 * need * size / sum(gib) + 12 for size in gib]
-    cards = tuple(CardSpec(name=f"{size:.1f} GiB", memory_gib=size) for size in sizes)
-    first = Target(name="t", cards=cards, context_tokens=516_096)
+    gpus = tuple(GPUSpec(name=f"{size:.1f} GiB", memory_gib=size) for size in sizes)
+    first = Target(name="t", gpus=gpus, context_tokens=516_096)
     targets = [
         first.changed(kv_type=kv, ubatch_tokens=batch)
         for kv in ("f16", "q8_0")
@@ -82,8 +82,8 @@ def test_a_plan_of_the_flagship_is_what_llama_cpp_takes(name: str, gib: tuple[fl
         found = verify(entry, target, "stand-ins")
         assert found.agrees
         assert len(found.compared) == 12
-        for card, planned in enumerate(expected.cards):
-            weights, context, compute = found.compared[3 * card : 3 * card + 3]
+        for gpu, planned in enumerate(expected.gpus):
+            weights, context, compute = found.compared[3 * gpu : 3 * gpu + 3]
             assert planned.weights_bytes == pytest.approx(weights.found, rel=1e-4)
             assert planned.context_bytes == pytest.approx(context.found, rel=1e-4)
             # before the cut was known: never too little, and at most 5 % too much
@@ -95,22 +95,22 @@ def test_a_plan_of_the_flagship_is_what_llama_cpp_takes(name: str, gib: tuple[fl
 def test_estimates_are_close_where_llama_cpp_cannot_be_asked(kv: str, batch: int) -> None:
     target = load_target("4x3090").changed(kv_type=kv, ubatch_tokens=batch)
     (asked,), _ = asked_memories(MODEL.metadata, MODEL.tensors, MODEL.geometry, [target])
-    estimated = card_memory(MODEL.geometry, target)
+    estimated = gpu_memory(MODEL.geometry, target)
     assert estimated.compute.estimated
     assert not asked.compute.estimated
-    assert estimated.compute.card == pytest.approx(asked.compute.card, rel=0.05)
+    assert estimated.compute.gpu == pytest.approx(asked.compute.gpu, rel=0.05)
     assert estimated.compute.host == pytest.approx(asked.compute.host, rel=0.05)
 
 
 def test_the_published_run() -> None:
-    """71 GiB on four RTX 3090 at 504K: 20 to 21 GiB a card, confirmed by llama.cpp."""
+    """71 GiB on four RTX 3090 at 504K: 20 to 21 GiB a GPU, confirmed by llama.cpp."""
     recipe = Recipe(name="r", levels=(LevelRecipe(name="all", size="71 GiB"),))
     target = load_target("4x3090")
     sheet = plan_recipe(recipe, target, MODEL, 1_048_576)
     (entry,) = sheet.entries
     assert 0.99 * 71 * GIB < entry.total_bytes <= 71 * GIB
-    for card in entry.placement.cards:
-        assert 19.5 * GIB < card.total_bytes - card.reserve_bytes < 21.5 * GIB
+    for gpu in entry.placement.gpus:
+        assert 19.5 * GIB < gpu.total_bytes - gpu.reserve_bytes < 21.5 * GIB
     found = verify(entry, target, "stand-ins")
     assert found.agrees
     assert found.fits
@@ -122,7 +122,7 @@ def test_the_largest_level_at_a_million_tokens() -> None:
     (entry,) = plan_recipe(recipe, target, MODEL, 1 << 20).entries
     assert verify(entry, target, "stand-ins").fits
     assert 60 * GIB < entry.total_bytes < 71 * GIB
-    free = [card.free_bytes for card in entry.placement.cards]
+    free = [gpu.free_bytes for gpu in entry.placement.gpus]
     assert min(free) >= 0
     assert sum(free) < GIB  # all that fits
 
@@ -130,16 +130,16 @@ def test_the_largest_level_at_a_million_tokens() -> None:
 def test_a_wrong_plan_does_not_agree() -> None:
     target = load_target("4x3090")
     types = uniform("Q4_K", "Q5_0", "Q8_0")
-    memory = card_memory(MODEL.geometry, target)
+    memory = gpu_memory(MODEL.geometry, target)
     placement = place(MODEL.tensors, types, memory, target)
-    cards = list(placement.cards)
-    cards[1] = replace(cards[1], weights_bytes=int(1.002 * cards[1].weights_bytes))
-    cards[2] = replace(cards[2], capacity_bytes=20 * GIB)
-    wrong = replace(placement, cards=tuple(cards))
+    gpus = list(placement.gpus)
+    gpus[1] = replace(gpus[1], weights_bytes=int(1.002 * gpus[1].weights_bytes))
+    gpus[2] = replace(gpus[2], capacity_bytes=20 * GIB)
+    wrong = replace(placement, gpus=tuple(gpus))
     found = verify(Entry("x", MODEL, types, 0, wrong, "m.gguf", 1), target, "stand-ins")
     assert not found.agrees
     assert not found.fits
-    assert [one.card for one in found.compared if not one.agrees] == [1]
+    assert [one.gpu for one in found.compared if not one.agrees] == [1]
 
 
 def test_tolerances() -> None:

@@ -17,21 +17,21 @@ MINE = "name: mine\ncards:\n  - {name: RTX 3060, memory_gib: 12}\ncontext_tokens
 
 
 @pytest.mark.parametrize("nvml", [NO_DRIVER, FakeNVML()])
-def test_without_cards_there_are_those_that_ship(nvml: FakeNVML) -> None:
+def test_without_gpus_there_are_those_that_ship(nvml: FakeNVML) -> None:
     found, why = target_list((), nvml, {})
     assert [target.name for target in found] == known_targets()
     assert why is None
 
 
-def test_cards_of_this_machine_are_auto() -> None:
+def test_gpus_of_this_machine_are_auto() -> None:
     found, why = target_list((), FakeNVML(rtx_3090(1), rtx_3090(2)), {})
     assert [target.name for target in found] == [*known_targets(), "auto"]
     assert why is None
-    assert [(card.name, card.count) for card in found[-1].cards] == [("NVIDIA GeForce RTX 3090", 2)]
+    assert [(gpu.name, gpu.count) for gpu in found[-1].gpus] == [("NVIDIA GeForce RTX 3090", 2)]
     assert "RTX 3090" in found[-1].description
 
 
-def test_cards_that_are_no_target_are_said_to_be_left_out() -> None:
+def test_gpus_that_are_no_target_are_said_to_be_left_out() -> None:
     found, why = target_list((), FakeNVML(rtx_4090(1), rtx_3090(1)), {})
     assert [target.name for target in found] == known_targets()
     assert why is not None
@@ -41,7 +41,7 @@ def test_cards_that_are_no_target_are_said_to_be_left_out() -> None:
     found, why = target_list((), FakeNVML(lost), {})
     assert len(found) == len(known_targets())
     assert why is not None
-    assert "fails to describe its cards" in why
+    assert "fails to describe its GPUs" in why
 
 
 def test_own_files_come_last(tmp_path: Path) -> None:
@@ -56,6 +56,6 @@ def test_what_is_no_file_of_a_target_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--target 4x3090 is no YAML file.*docs/targets.md"):
         target_list([Path("4x3090")], NO_DRIVER, {})
     wrong = tmp_path / "a.yaml"
-    wrong.write_text(MINE.replace("cards", "card"))
-    with pytest.raises(InputError, match=r"a\.yaml.*card"):
+    wrong.write_text(MINE.replace("gpus", "gpu"))
+    with pytest.raises(InputError, match=r"a\.yaml.*GPU"):
         target_list([wrong], NO_DRIVER, {})

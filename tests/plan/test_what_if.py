@@ -56,8 +56,8 @@ def costs(model: PlannedModel) -> Costs:
 
 
 def target(mib: float, **changes: object) -> Target:
-    card = {"name": "card", "memory_gib": mib / 1024, "reserve_gib": 0.001, "count": 2}
-    given = {"name": "mine", "cards": [card], "context_tokens": 65_536, "ubatch_tokens": 64}
+    gpu = {"name": "gpu", "memory_gib": mib / 1024, "reserve_gib": 0.001, "count": 2}
+    given = {"name": "mine", "gpus": [gpu], "context_tokens": 65_536, "ubatch_tokens": 64}
     return Target.model_validate(given | changes)
 
 

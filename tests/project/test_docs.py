@@ -22,7 +22,7 @@ from quantkit.config.recipe import (
     Recipe,
     RetrievalRecipe,
 )
-from quantkit.config.target import CardSpec, Target
+from quantkit.config.target import GPUSpec, Target
 
 PAGES = sorted(
     [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "calibration" / "README.md"]
@@ -90,7 +90,7 @@ def headings(page: Path) -> set[str]:
 
 @pytest.mark.parametrize(
     ("page", "models"),
-    [("docs/targets.md", (Target, CardSpec)), ("docs/recipes.md", RECIPE_SECTIONS)],
+    [("docs/targets.md", (Target, GPUSpec)), ("docs/recipes.md", RECIPE_SECTIONS)],
 )
 def test_every_field_is_described(page: str, models: tuple[type[BaseModel], ...]) -> None:
     rows = [line.split("|")[1] for line in text(page).splitlines() if line.startswith("| `")]

@@ -451,7 +451,7 @@ def test_files_go_with_a_commit_or_not_at_all(served: LoopbackHub, release: Path
     assert len(list((served.repository(REPO).folder / "commits").iterdir())) == 3
 
 
-def test_a_card_is_looked_at_first(served: LoopbackHub, release: Path) -> None:
+def test_a_gpu_is_looked_at_first(served: LoopbackHub, release: Path) -> None:
     api = created(served)
     for wrong, words in (
         ("license: [mit\n", "while parsing"),

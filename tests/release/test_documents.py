@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from quantkit import __version__
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import ImatrixRecipe, MeasureRecipe, Recipe, known_recipes, load_recipe
-from quantkit.config.target import CardSpec, Target, known_targets, load_target
+from quantkit.config.target import GPUSpec, Target, known_targets, load_target
 from quantkit.release.documents import (
     own_texts,
     public_recipe,
@@ -107,7 +107,7 @@ def test_a_shipped_target_comes_back_whole(name: str, tmp_path: Path) -> None:
 def test_a_target_loses_its_devices_and_nothing_else(tmp_path: Path) -> None:
     uuids = ("GPU-7f1ac5d2-0000-1111-2222-333344445555", "GPU-8f1ac5d2-0000-1111-2222-333344445555")
     target = Target(
-        name="2xmine", cards=(CardSpec(name="RTX", memory_gib=24, reserve_gib=0.25, count=2),),
+        name="2xmine", gpus=(GPUSpec(name="RTX", memory_gib=24, reserve_gib=0.25, count=2),),
         context_tokens=1000, kv_type="bf16", ubatch_tokens=256, sequences=3, flash_attention=False,
         pipeline=False, draft="mtp", devices=uuids, layers="in_order", weight_budget_gib=12.125,
     )  # fmt: skip
@@ -341,12 +341,12 @@ def test_names_of_any_letters_come_back(
 
 
 @WRITES_A_FILE
-@given(name=ODD, description=ODD, card=ODD, gib=st.floats(0.001, 1e6), budget=st.floats(0.01, 1e9))
+@given(name=ODD, description=ODD, gpu=ODD, gib=st.floats(0.001, 1e6), budget=st.floats(0.01, 1e9))
 def test_targets_of_any_words_come_back(
-    name: str, description: str, card: str, gib: float, budget: float, tmp_path: Path
+    name: str, description: str, gpu: str, gib: float, budget: float, tmp_path: Path
 ) -> None:
-    cards = (CardSpec(name=card, memory_gib=gib), CardSpec(name=card, memory_gib=gib, count=3))
+    gpus = (GPUSpec(name=gpu, memory_gib=gib), GPUSpec(name=gpu, memory_gib=gib, count=3))
     target = Target(
-        name=name, description=description, cards=cards, context_tokens=7, weight_budget_gib=budget
+        name=name, description=description, gpus=gpus, context_tokens=7, weight_budget_gib=budget
     )
     assert loaded_target(target_document(target), tmp_path) == target

@@ -1,4 +1,4 @@
-"""Which card sets hold a level: the longest context of a column is the last that a plan takes."""
+"""Which GPU sets hold a level: the longest context of a column is the last that a plan takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from checkpoints import write_llama, write_nemotron
 
 from quantkit.config.recipe import MeasureRecipe
-from quantkit.config.target import CardSpec, Target, known_targets, load_target
+from quantkit.config.target import GPUSpec, Target, known_targets, load_target
 from quantkit.core.errors import DoesNotFitError, EnvironmentFault, InputError
 from quantkit.core.progress import Silent
 from quantkit.core.units import GIB
@@ -70,13 +70,13 @@ def levels(model: PlannedModel) -> Levels:
 
 
 def target(*mib: float, **changes: object) -> Target:
-    cards = [{"name": f"{m} MiB", "memory_gib": m / 1024, "reserve_gib": 0.001} for m in mib]
-    given = {"name": "mine", "cards": cards, "context_tokens": 50_000, "ubatch_tokens": 64}
+    gpus = [{"name": f"{m} MiB", "memory_gib": m / 1024, "reserve_gib": 0.001} for m in mib]
+    given = {"name": "mine", "gpus": gpus, "context_tokens": 50_000, "ubatch_tokens": 64}
     return Target.model_validate(given | changes)
 
 
 def exactly(metadata: Metadata, tensors: Sequence[TensorInfo], one: Target) -> bool:
-    """Whether the cards hold it at the target's context, of which alone llama.cpp is asked."""
+    """Whether the GPUs hold it at the target's context, of which alone llama.cpp is asked."""
     of = PlannedModel.of("level", metadata, tensors)
     (asked,), _ = asked_memories(metadata, tensors, of.geometry, [one])
     types = {info.name: info.type_name for info in tensors}
@@ -155,7 +155,7 @@ def test_buffers_of_an_even_cut_are_those_of_any_types(model: PlannedModel, leve
 
 
 def test_the_flagship_as_it_was_published() -> None:
-    """Its 70.6 GiB lie on four cards of 24 GiB at 504K, and not on three."""
+    """Its 70.6 GiB lie on four GPUs of 24 GiB at 504K, and not on three."""
     metadata, tensors = flagship.metadata(), flagship.tensors()
     stock = ask_preset(metadata, tensors, "Q4_K_S", has_imatrix=True).types
     q4 = [dataclasses.replace(info, type_name=stock[info.name]) for info in tensors]
@@ -188,7 +188,7 @@ def test_targets_that_cannot_run_the_model_do_not_spoil_the_others(
     (first, second, third), why = fits_of(model.metadata, levels, targets, progress)
     assert why is None
     assert first.refused is not None
-    assert "target many has 16 cards" in first.refused
+    assert "target many has 16 GPUs" in first.refused
     assert third.refused is not None
     assert "prediction layers" in third.refused
     assert first.levels == third.levels == {"small": None, "large": None}
@@ -254,6 +254,6 @@ def test_the_build_s_own_target_is_among_those_that_ship() -> None:
     found = targets_of(changed)
     assert [one.name for one in found] == known_targets()
     assert changed in found
-    spec = CardSpec(name="RTX 3060", memory_gib=12)
-    another = Target(name="8x3090", cards=(spec,), context_tokens=8192)
+    spec = GPUSpec(name="RTX 3060", memory_gib=12)
+    another = Target(name="8x3090", gpus=(spec,), context_tokens=8192)
     assert [one for one in targets_of(another) if one.name == "8x3090"] == [another]

@@ -15,7 +15,7 @@ from models import write_llama
 from quantkit.config.target import Target, load_target
 from quantkit.core.errors import InputError
 from quantkit.models.choose import choose_model, open_source
-from quantkit.plan.gpu_memory import card_memory
+from quantkit.plan.gpu_memory import gpu_memory
 from quantkit.plan.launch.files import CLI_SCRIPT, SERVER_SCRIPT, launch_texts
 from quantkit.plan.launch.llama_cpp import server_command
 from quantkit.plan.launch.of_plan import launch_of
@@ -35,7 +35,7 @@ def demo() -> PlannedModel:
 
 def placed(model: PlannedModel, target: Target) -> Placement:
     types = {info.name: info.type_name for info in model.tensors}
-    return place(model.tensors, types, card_memory(model.geometry, target), target)
+    return place(model.tensors, types, gpu_memory(model.geometry, target), target)
 
 
 def content_of(placement: Placement, command: str = "") -> dict[str, Any]:
@@ -141,7 +141,7 @@ def test_compose_and_ollama_name_the_model_of_a_release() -> None:
         ("kv_type", 8),
         ("tensor_split", "2,2"),
         ("tensor_split", [2, None]),
-        ("cards", {}),
+        ("gpus", {}),
         ("draft", "eagle"),
         ("pipeline", 1),
         ("flash_attention", None),
@@ -155,10 +155,10 @@ def test_a_key_of_another_form_is_named(key: str, value: object) -> None:
             published(broken)
 
 
-def test_a_card_s_key_is_named() -> None:
+def test_a_gpu_s_key_is_named() -> None:
     content = content_of(placed(demo(), load_target("4x3090")))
-    del content["cards"][2]["name"]
-    with pytest.raises(InputError, match=r"cards\.2\.name: "):
+    del content["gpus"][2]["name"]
+    with pytest.raises(InputError, match=r"GPUs\.2\.name: "):
         published(content)
 
 
@@ -182,8 +182,8 @@ def test_words_that_would_be_more_than_words() -> None:
     content = content_of(placed(demo(), load_target("4x3090")))
     with pytest.raises(InputError, match="KV type"):
         published(content | {"kv_type": "f16 --host 0.0.0.0"})
-    content["cards"][0]["name"] = "card\nPARAMETER x"
-    with pytest.raises(InputError, match="a card's name"):
+    content["gpus"][0]["name"] = "GPU\nPARAMETER x"
+    with pytest.raises(InputError, match="a GPU's name"):
         published(content)
 
 

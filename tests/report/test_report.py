@@ -20,17 +20,17 @@ from quantkit.retrieval.results import Answer
 def rendered(folder: Path, answers: list[Answer], **changes: object) -> tuple[str, str]:
     """Page and model card of one level, Q4."""
     level = finish_level(folder, "Q4", answers, **changes)  # type: ignore[arg-type]
-    page, card = write_report(report_facts([level]), folder)
-    return page.read_text(encoding="utf-8"), card.read_text(encoding="utf-8")
+    page, gpu = write_report(report_facts([level]), folder)
+    return page.read_text(encoding="utf-8"), gpu.read_text(encoding="utf-8")
 
 
 def texts(row: str) -> list[str]:
     return [re.sub(r"<[^>]+>", "", cell) for cell in re.findall(r"<t[hd].*?</t[hd]>", row)]
 
 
-def cells_of(card: str) -> list[list[str]]:
+def cells_of(gpu: str) -> list[list[str]]:
     """The rows of all tables of a Markdown page."""
-    lines = [line for line in card.splitlines() if line.startswith("|")]
+    lines = [line for line in gpu.splitlines() if line.startswith("|")]
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines]
 
 
@@ -40,27 +40,27 @@ def test_a_line_a_task_with_cut_off_apart_from_wrong(tmp_path: Path) -> None:
     answers[3] = replace(answers[3], hit=False, truncated=True, answer="It", log_probability=-6.0)
     answers[4] = replace(answers[4], truncated=True)  # cut off, and right all the same
     answers += [answer("absent", 516096, i, 2) for i in range(2)]
-    page, card = rendered(tmp_path, answers)
+    page, gpu = rendered(tmp_path, answers)
     bounds = json.loads((tmp_path / "levels/Q4/validation.json").read_text())["niah"]["tasks"][0]
     low, high = (f"{100 * bounds[name]:.1f} %" for name in ("lower_bound", "upper_bound"))
     known = [a.log_probability or 0 for a in answers[:10]]
     mean = f"{sum(known) / 10:.2f}".replace("-", "−")
     main = ["multikey-64", "504K", "8/10", low, high, "1", "1", mean]
     assert main in [texts(row) for row in re.findall(r"<tr>.*?</tr>", page)]
-    assert main in cells_of(card)
-    assert ["absent", "504K", "2/2", "22.4 %", "100.0 %", "0", "0", "–"] in cells_of(card)
+    assert main in cells_of(gpu)
+    assert ["absent", "504K", "2/2", "22.4 %", "100.0 %", "0", "0", "–"] in cells_of(gpu)
     assert "fell short" in page
-    assert "fell short" in card
+    assert "fell short" in gpu
 
 
 def test_every_length_and_probe_is_there(tmp_path: Path) -> None:
-    page, card = rendered(tmp_path, answers_of(0.1))
+    page, gpu = rendered(tmp_path, answers_of(0.1))
     wanted = [
         [f"multikey-{KEYS[length]}" if task == "multikey" else task, tokens_text(length)]
         for task in ("multikey", *PROBES)
         for length in KEYS
     ]
-    rows = [row[:2] for row in cells_of(card) if len(row) == 8]
+    rows = [row[:2] for row in cells_of(gpu) if len(row) == 8]
     assert [row for row in rows if row in wanted] == wanted
     for number, task in enumerate(("multikey", *PROBES)):
         assert f'<div class="heatbox" data-task="{task}">' in page
@@ -74,7 +74,7 @@ def test_a_check_without_probes_offers_no_choice_of_task(tmp_path: Path) -> None
 
 
 def test_rates_cost_and_forks(tmp_path: Path) -> None:
-    page, card = rendered(tmp_path, answers_of(0.0))
+    page, gpu = rendered(tmp_path, answers_of(0.0))
     niah = json.loads((tmp_path / "levels/Q4/validation.json").read_text())["niah"]
     last = niah["rungs"][-1]
     prefill = last["prefill_tokens"] / last["prefill_seconds"]
@@ -83,18 +83,18 @@ def test_rates_cost_and_forks(tmp_path: Path) -> None:
         "504K", f"{last['prefill_tokens']:,}", f"{prefill:,.0f}", f"{last['question_tokens']:,}",
         f"{decode:.1f}",
     ]  # fmt: skip
-    assert row in cells_of(card)
+    assert row in cells_of(gpu)
     shown = [texts(row) for row in re.findall(r"<tr.*?</tr>", page)]
     assert ["Q4", "504K", "64", *row[1:]] in shown
     times = niah["classic_tokens"] / (niah["prefill_tokens"] + niah["question_tokens"])
-    for text in (page, card):
+    for text in (page, gpu):
         assert f"{niah['classic_tokens']:,}, {times:,.1f} times as many" in text
         assert "Forks are exact: " in text
 
 
 def test_what_the_file_was_compared_with_and_what_the_check_took(tmp_path: Path) -> None:
-    page, card = rendered(tmp_path, answers_of(0.0))
-    for text in (page, card):
+    page, gpu = rendered(tmp_path, answers_of(0.0))
+    for text in (page, gpu):
         assert "41,234 matrices of 433 tensors" in text
         assert "blk.3.ffn_up_exps.weight" in text
         assert "0.012" in text
@@ -120,11 +120,11 @@ def test_the_page_carries_every_answer(tmp_path: Path) -> None:
 @pytest.mark.parametrize("text", ["</script><img src=x onerror=alert(1)>", "a\u2028b\x85c\x0bd"])
 def test_an_answer_is_no_markup(tmp_path: Path, text: str) -> None:
     odd = answer("multikey", 516096, 0, 1, hit=False, answer=text, key="<i>k</i>")
-    page, card = rendered(tmp_path, [odd])
+    page, gpu = rendered(tmp_path, [odd])
     assert read_answers(tmp_path / "levels/Q4/niah.jsonl") == (odd,)
     for part in ("<img src=x", "<i>k</i>"):
         assert part not in page
-        assert part not in card
+        assert part not in gpu
     assert page.count("</script>") == 2
 
 
@@ -133,8 +133,8 @@ def test_several_gates_and_seeds(tmp_path: Path) -> None:
         needles=32, context_tokens=tuple(KEYS), probes=dict.fromkeys(PROBES, 8), seeds=(1, 2, 3),
         clustered=True, gate=("multikey", "two-hop"), minimum_lower_bound=0.5,
     )  # fmt: skip
-    page, card = rendered(tmp_path, answers_of(0.3, seeds=recipe.seeds), recipe=recipe)
-    for text in (page, card):
+    page, gpu = rendered(tmp_path, answers_of(0.3, seeds=recipe.seeds), recipe=recipe)
+    for text in (page, gpu):
         assert "spread between seeds" in text
         assert re.search(r"must reach 50.0 %\. multikey-64: \d+ of 96 .*; two-hop: \d+ of 24", text)
 
@@ -146,8 +146,8 @@ def test_a_classic_check(tmp_path: Path) -> None:
         for number, depth in enumerate((0.1, 0.5, 0.9))
     ]
     recipe = RetrievalRecipe(mode="classic", context_tokens=tuple(KEYS))
-    page, card = rendered(tmp_path, answers, recipe=recipe)
-    assert ["single", "504K", "2/3", "13.5 %", "98.3 %", "1", "0", "−0.040"] in cells_of(card)
+    page, gpu = rendered(tmp_path, answers, recipe=recipe)
+    assert ["single", "504K", "2/3", "13.5 %", "98.3 %", "1", "0", "−0.040"] in cells_of(gpu)
     assert "single: 2 of 3 found" in page
     cells = re.findall(r'data-cell="516096/(\d)" style', page)
     assert cells == ["1", "5", "9"]
@@ -157,14 +157,14 @@ def test_the_headline_is_the_gates_first_task(tmp_path: Path) -> None:
     recipe = RetrievalRecipe(
         needles=32, context_tokens=tuple(KEYS), probes=dict.fromkeys(PROBES, 8), gate=("two-hop",)
     )
-    page, card = rendered(tmp_path, answers_of(0.3), recipe=recipe)
+    page, gpu = rendered(tmp_path, answers_of(0.3), recipe=recipe)
     assert "two-hop at 504K" in page
-    assert re.search(r"\| two-hop at 504K: \d/8 \|", card)
+    assert re.search(r"\| two-hop at 504K: \d/8 \|", gpu)
 
 
 def test_a_level_without_kld_or_log_probabilities(tmp_path: Path) -> None:
     answers = [replace(a, log_probability=None, rank=None) for a in answers_of(0.1)]
-    page, card = rendered(tmp_path, answers, kld=None)
-    assert "None" not in page + card
-    assert "llama-perplexity" not in page + card
+    page, gpu = rendered(tmp_path, answers, kld=None)
+    assert "None" not in page + gpu
+    assert "llama-perplexity" not in page + gpu
     assert '<span class="mean">–</span>' in page

@@ -15,7 +15,7 @@ AnswerT = TypeVar("AnswerT")
 
 @dataclass
 class Device:
-    """What the driver knows of one card; None and absent things are "not supported"."""
+    """What the driver knows of one GPU; None and absent things are "not supported"."""
 
     name: str
     uuid: str
@@ -33,7 +33,7 @@ class Device:
 
 
 class FakeNVML:
-    """pynvml on a machine with these cards.
+    """pynvml on a machine with these GPUs.
 
     Args:
         devices: in the driver's order, which need not be that of the bus.

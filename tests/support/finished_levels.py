@@ -100,11 +100,11 @@ def finish_level(
     )  # fmt: skip
     folder = build / "levels" / name
     folder.mkdir(parents=True)
-    card = {"total_bytes": 19 << 30, "capacity_bytes": 24 << 30}
+    gpu = {"total_bytes": 19 << 30, "capacity_bytes": 24 << 30}
     tensor = {"type": "Q4_K", "bytes": 1}
     files = {
         "validation.json": validation_json(found, divergence, asked, "q8_0", INTEGRITY),
-        "placement.json": {"cards": [card] * 4, "context_tokens": 516096, "command": COMMAND},
+        "placement.json": {"gpus": [gpu] * 4, "context_tokens": 516096, "command": COMMAND},
         "allocation.json": {
             "tensors": {"a": tensor, "b": tensor}, "predicted_kld": kld, "fallbacks": {},
         },

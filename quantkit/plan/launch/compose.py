@@ -14,7 +14,7 @@ _HEADER = """\
 #
 #   docker compose up -d        serves on 127.0.0.1:{port}; PORT=9000 chooses another
 #
-# {where}; MODELS_DIR is another folder with it. For other cards than these,
+# {where}; MODELS_DIR is another folder with it. For other GPUs than these,
 # change device_ids and CUDA_VISIBLE_DEVICES, which counts from 0 inside the container, in
 # nvidia-smi's order. It needs the NVIDIA Container Toolkit. `docker compose pull` first: an older
 # image may not know the model.
@@ -73,7 +73,7 @@ def compose_file(launch: Launch) -> str:
 
 
 def _inside(devices: Sequence[str]) -> str:
-    """The same cards in the same order, as a container that has only them numbers them."""
+    """The same GPUs in the same order, as a container that has only them numbers them."""
     if not all(device.isdecimal() for device in devices):
         return ",".join(devices)  # UUIDs are the same everywhere
     ranks = sorted(map(int, devices))

@@ -13,8 +13,8 @@ from quantkit.plan.launch.settings import Launch
 
 HOST, PORT = "127.0.0.1", 8080
 
-# More than any model's: with all layers and the output on the cards, and only then, llama.cpp
-# lets the cards work on different batches at once (pipeline_parallel in llama-context.cpp).
+# More than any model's: with all layers and the output on the GPUs, and only then, llama.cpp
+# lets the GPUs work on different batches at once (pipeline_parallel in llama-context.cpp).
 ALL_LAYERS = 999
 NO_PIPELINE = "no-tensor=CPU"
 """An override of no tensor: llama.cpp does not pipeline where there is any (llama-context.cpp)."""
@@ -60,7 +60,7 @@ def _model_arguments(launch: Launch, model_path: str | None) -> tuple[str, ...]:
 
 
 def environment(launch: Launch) -> dict[str, str]:
-    """Which cards CUDA shows, in which order: `-ts` goes by position."""
+    """Which GPUs CUDA shows, in which order: `-ts` goes by position."""
     return {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(launch.shown_devices),
@@ -68,19 +68,19 @@ def environment(launch: Launch) -> dict[str, str]:
 
 
 def server_command(launch: Launch, model_path: str | None = None) -> str:
-    """One line for a shell, with `environment()` where it matters which cards are shown."""
+    """One line for a shell, with `environment()` where it matters which GPUs are shown."""
     return _command(launch, "llama-server", server_arguments(launch, model_path))
 
 
 def cli_command(launch: Launch, model_path: str | None = None) -> str:
-    """One line for a shell, with `environment()` where it matters which cards are shown."""
+    """One line for a shell, with `environment()` where it matters which GPUs are shown."""
     return _command(launch, "llama-cli", cli_arguments(launch, model_path))
 
 
 def _command(launch: Launch, program: str, arguments: Sequence[str]) -> str:
     line = shlex.join((program, *arguments))
-    all_alike = len(set(launch.cards)) == 1  # else CUDA's own order is another, by speed
-    if all_alike and launch.shown_devices == tuple(map(str, range(len(launch.cards)))):
+    all_alike = len(set(launch.gpus)) == 1  # else CUDA's own order is another, by speed
+    if all_alike and launch.shown_devices == tuple(map(str, range(len(launch.gpus)))):
         return line
     return " ".join([*(f"{name}={value}" for name, value in environment(launch).items()), line])
 
@@ -136,12 +136,12 @@ def _lines(arguments: Sequence[str]) -> list[str]:
 
 def summary(launch: Launch) -> list[str]:
     """What is started, as comments say it."""
-    names = zip(launch.shown_devices, launch.used_cards, strict=True)
-    cards = ", ".join(f"{device} {launch.cards[index]}" for device, index in names)
+    names = zip(launch.shown_devices, launch.used_gpus, strict=True)
+    gpus = ", ".join(f"{device} {launch.gpus[index]}" for device, index in names)
     sequences = "" if launch.sequences == 1 else f" shared by {launch.sequences} sequences"
     drafts = f", {launch.drafted_tokens} tokens drafted at a time" if launch.drafted_tokens else ""
     return [
         f"{launch.model_name}: {launch.context_tokens:,} tokens{sequences}, "
         f"{launch.kv_type} KV cache{drafts}",
-        f"Cards as nvidia-smi numbers them: {cards}",
+        f"GPUs as nvidia-smi numbers them: {gpus}",
     ]

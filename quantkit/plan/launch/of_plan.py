@@ -21,7 +21,7 @@ def launch_of(
         gguf_context_tokens: `context_length` of the file, where it is not what is planned with.
 
     Raises:
-        InputError: a name that cannot be written into commands, or too many cards.
+        InputError: a name that cannot be written into commands, or too many GPUs.
     """
     said = gguf_context_tokens or placement.trained_context_tokens
     return launch_placed(placement, model.stem, model.geometry.architecture, model_file, said)
@@ -38,14 +38,14 @@ def launch_placed(
     """The launch of an artifact that is placed so; arguments as of `Launch`.
 
     Raises:
-        InputError: a name that cannot be written into commands, or too many cards.
+        InputError: a name that cannot be written into commands, or too many GPUs.
         ValueError: numbers that no plan has.
     """
     return Launch(
         model_file=model_file,
         model_name=model_name,
         architecture=architecture,
-        cards=tuple(card.name for card in placement.cards),
+        gpus=tuple(gpu.name for gpu in placement.gpus),
         tensor_split=placement.tensor_split,
         devices=placement.devices,
         context_tokens=placement.context_tokens,

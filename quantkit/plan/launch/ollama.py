@@ -74,7 +74,7 @@ def _shards(launch: Launch) -> list[str]:
 def _server(launch: Launch) -> list[str]:
     lines = [
         "A Modelfile cannot set the type of the KV cache, flash attention, or what lies on which",
-        "card. Set these in the environment of `ollama serve`; they hold for all of its models:",
+        "GPU. Set these in the environment of `ollama serve`; they hold for all of its models:",
         *(f"  {name}={value}" for name, value in server_environment(launch).items()),
         "LLAMA_ARG_... need Ollama 0.30 or newer. Older versions divide the layers by an estimate",
         "of their own, and the plan does not hold. `ollama ps` must say 100% GPU, and the context",

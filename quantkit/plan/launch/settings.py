@@ -22,29 +22,29 @@ class Launch:
         model_file: name of the file, of the first one if there are shards; without a folder.
         model_name: what the server calls the model.
         architecture: `general.architecture`, which the names of other metadata begin with.
-        cards: their names, in the order of the plan.
-        tensor_split: layers on each card, the output counted as one.
+        GPUs: their names, in the order of the plan.
+        tensor_split: layers on each GPU, the output counted as one.
         context_tokens: cells of the KV cache, which the sequences share.
         trained_context_tokens: what the model was trained for.
         gguf_context_tokens: `{architecture}.context_length` as the file has it.
         batch_tokens: logical batch, llama.cpp's `-b`; ubatch_tokens is the physical one.
         sequences: that are served at once.
-        devices: each card's number in nvidia-smi, or its UUID; none: their numbers here.
-        pipeline: cards work on different batches at once; otherwise they take less memory.
+        devices: each GPU's number in nvidia-smi, or its UUID; none: their numbers here.
+        pipeline: GPUs work on different batches at once; otherwise they take less memory.
         drafted_tokens: that the model's own prediction layers (MTP) draft at a time; 0: none.
         draft_kv_type: of the KV cache of those layers.
         model_folder: where the model lies, from the folder that holds what starts it: `.`, or
             names of folders and `..` between slashes.
 
     Raises:
-        InputError: a name that cannot be written, or more cards than llama.cpp takes.
+        InputError: a name that cannot be written, or more GPUs than llama.cpp takes.
         ValueError: numbers that no plan has.
     """
 
     model_file: str
     model_name: str
     architecture: str
-    cards: tuple[str, ...]
+    gpus: tuple[str, ...]
     tensor_split: tuple[int, ...]
     context_tokens: int
     trained_context_tokens: int
@@ -63,8 +63,8 @@ class Launch:
     def __post_init__(self) -> None:
         _check_text("the GGUF file's name", self.model_file)
         _check_text("the model's name", self.model_name)
-        for card in self.cards:
-            _check_text("a card's name", card)
+        for gpu in self.gpus:
+            _check_text("a GPU's name", gpu)
         if "/" in self.model_file or not self.model_file.endswith(".gguf"):
             raise InputError(
                 f"{self.model_file!r} is not the name of a GGUF file; it must end in .gguf, and "
@@ -88,38 +88,38 @@ class Launch:
         too_long = self.context_tokens > self.trained_context_tokens
         if min(counts) < 1 or too_long or self.drafted_tokens < 0:
             raise ValueError(f"no plan has these numbers: {self}")
-        if len(self.cards) != len(self.tensor_split) or not any(self.tensor_split):
-            raise ValueError(f"no plan has these layers on cards: {self}")
-        if self.devices and len(self.devices) != len(self.cards):
-            raise ValueError(f"no plan has these devices for its cards: {self}")
+        if len(self.gpus) != len(self.tensor_split) or not any(self.tensor_split):
+            raise ValueError(f"no plan has these layers on GPUs: {self}")
+        if self.devices and len(self.devices) != len(self.gpus):
+            raise ValueError(f"no plan has these devices for its GPUs: {self}")
         for device in self.devices:
             if not _WORD.fullmatch(device):
                 raise InputError(
                     f"the device {device!r} is neither a number nor a UUID as nvidia-smi shows them"
                 )
         if min(self.tensor_split) < 0:
-            raise ValueError(f"no plan has these layers on cards: {self}")
-        if len(self.used_cards) > MAX_SPLIT_CARDS:
+            raise ValueError(f"no plan has these layers on GPUs: {self}")
+        if len(self.used_gpus) > MAX_SPLIT_CARDS:
             raise InputError(
-                f"{len(self.used_cards)} cards hold layers, llama.cpp divides a model among at "
-                f"most {MAX_SPLIT_CARDS}; plan for fewer cards"
+                f"{len(self.used_gpus)} GPUs hold layers, llama.cpp divides a model among at "
+                f"most {MAX_SPLIT_CARDS}; plan for fewer GPUs"
             )
 
     @property
     def shown_devices(self) -> tuple[str, ...]:
-        """What CUDA_VISIBLE_DEVICES calls the cards that hold a layer."""
-        names = self.devices or tuple(map(str, range(len(self.cards))))
-        return tuple(names[index] for index in self.used_cards)
+        """What CUDA_VISIBLE_DEVICES calls the GPUs that hold a layer."""
+        names = self.devices or tuple(map(str, range(len(self.gpus))))
+        return tuple(names[index] for index in self.used_gpus)
 
     @property
-    def used_cards(self) -> tuple[int, ...]:
-        """Indices of the cards that hold a layer; the others are left alone."""
+    def used_gpus(self) -> tuple[int, ...]:
+        """Indices of the GPUs that hold a layer; the others are left alone."""
         return tuple(index for index, layers in enumerate(self.tensor_split) if layers)
 
     @property
     def shares(self) -> tuple[int, ...]:
-        """Layers on each card that holds one."""
-        return tuple(self.tensor_split[index] for index in self.used_cards)
+        """Layers on each GPU that holds one."""
+        return tuple(self.tensor_split[index] for index in self.used_gpus)
 
     @property
     def files(self) -> tuple[str, ...]:

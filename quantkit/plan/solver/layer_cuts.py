@@ -1,7 +1,7 @@
-"""Where to cut the layers between cards, solved together with the choices of the items in them.
+"""Where to cut the layers between GPUs, solved together with the choices of the items in them.
 
-Cards take contiguous layers in order. For a price μ of the total, the linear relaxation of what a
-card can do with layers a … b is known in closed form from cumulated steps, for all a, b at once; a
+GPUs take contiguous layers in order. For a price μ of the total, the linear relaxation of what a
+GPU can do with layers a … b is known in closed form from cumulated steps, for all a, b at once; a
 dynamic program over the cuts sums it up. That bounds all solutions from below (a Lagrangian dual,
 the best μ is looked for), and it lists the ways to cut in the order of their bounds. Each way that
 could still beat the best solution is then solved as a knapsack, until the next one cannot.
@@ -35,13 +35,13 @@ TIE = 1e-9
 
 
 @dataclass(frozen=True)
-class Cards:
+class GPUs:
     """What the items are placed on, in sizes.
 
     Attributes:
-        layer: of each item, counted from 0; -1 for items that lie on no card.
+        layer: of each item, counted from 0; -1 for items that lie on no GPU.
         kept: size that each layer needs beside its items.
-        room: of each card.
+        room: of each GPU.
     """
 
     layer: Ints
@@ -49,7 +49,7 @@ class Cards:
     room: tuple[int, ...]
 
     def limits(self, counts: Sequence[int], total: int) -> Limits | None:
-        """The limits when the cards get `counts` layers; None when `kept` exceeds a room."""
+        """The limits when the GPUs get `counts` layers; None when `kept` exceeds a room."""
         ends = np.cumsum(counts)
         kept = np.concatenate([[0], np.cumsum(self.kept)])
         left = [
@@ -58,55 +58,55 @@ class Cards:
         ]
         if any(n < 0 for n, count in zip(left, counts, strict=True) if count):
             return None
-        card = np.searchsorted(ends, self.layer, side="right")
-        group = np.where(self.layer < 0, len(self.room), card).astype(np.int64)
+        gpu = np.searchsorted(ends, self.layer, side="right")
+        group = np.where(self.layer < 0, len(self.room), gpu).astype(np.int64)
         return Limits(group, (*(max(n, 0) for n in left), UNLIMITED), total)
 
     def counts(self, choices: Choices, chosen: Ints) -> list[int]:
-        """Layers of each card such that the fullest has the most left."""
+        """Layers of each GPU such that the fullest has the most left."""
         load = np.array(self.kept, np.int64)
-        on_card = self.layer >= 0
-        np.add.at(load, self.layer[on_card], choices.size[chosen][on_card])
+        on_gpu = self.layer >= 0
+        np.add.at(load, self.layer[on_gpu], choices.size[chosen][on_gpu])
         return contiguous_counts(load.tolist(), self.room)
 
     def hold(self, choices: Choices, chosen: Ints) -> bool:
-        """Whether there is a way to cut in which every card holds its layers."""
+        """Whether there is a way to cut in which every GPU holds its layers."""
         limits = self.limits(self.counts(choices, chosen), UNLIMITED)
         return limits is not None and bool((limits.left(choices, chosen)[0] >= 0).all())
 
 
 class _Segments:
-    """The relaxation of every card with every run of layers, for any price of the total.
+    """The relaxation of every GPU with every run of layers, for any price of the total.
 
     Sizes and gains count from each item's smallest choice.
     """
 
-    def __init__(self, choices: Choices, cards: Cards) -> None:
-        layers, steps = len(cards.kept), choices.steps
-        at = np.array([cards.layer[step.item] for step in steps], np.int64)
+    def __init__(self, choices: Choices, gpus: GPUs) -> None:
+        layers, steps = len(gpus.kept), choices.steps
+        at = np.array([gpus.layer[step.item] for step in steps], np.int64)
         self.rate = np.array([step.rate for step in steps])
         sizes = np.zeros((layers + 1, len(steps) + 1), np.int64)
         gains = np.zeros((layers + 1, len(steps) + 1))
-        on_card, column = at >= 0, np.arange(1, len(steps) + 1)
-        sizes[at[on_card] + 1, column[on_card]] = np.array([s.size for s in steps])[on_card]
-        gains[at[on_card] + 1, column[on_card]] = np.array([s.gain for s in steps])[on_card]
+        on_gpu, column = at >= 0, np.arange(1, len(steps) + 1)
+        sizes[at[on_gpu] + 1, column[on_gpu]] = np.array([s.size for s in steps])[on_gpu]
+        gains[at[on_gpu] + 1, column[on_gpu]] = np.array([s.gain for s in steps])[on_gpu]
         # [b, i]: of the layers before b, the first i steps
         self.sizes = sizes.cumsum(axis=0).cumsum(axis=1)
         self.gains = gains.cumsum(axis=0).cumsum(axis=1)
         self.host_sizes = np.concatenate(
-            [[0], np.cumsum([0 if c else s.size for s, c in zip(steps, on_card, strict=True)])]
+            [[0], np.cumsum([0 if c else s.size for s, c in zip(steps, on_gpu, strict=True)])]
         )
         self.host_gains = np.concatenate(
-            [[0.0], np.cumsum([0.0 if c else s.gain for s, c in zip(steps, on_card, strict=True)])]
+            [[0.0], np.cumsum([0.0 if c else s.gain for s, c in zip(steps, on_gpu, strict=True)])]
         )
-        kept = np.array(cards.kept, np.int64)
-        np.add.at(kept, cards.layer[cards.layer >= 0], choices.smallest[cards.layer >= 0])
+        kept = np.array(gpus.kept, np.int64)
+        np.add.at(kept, gpus.layer[gpus.layer >= 0], choices.smallest[gpus.layer >= 0])
         held = np.concatenate([[0], kept.cumsum()])
         self.first, self.last = np.triu_indices(layers + 1)
         needed = held[self.last] - held[self.first]
         self.layers = layers
         self.full: list[tuple[Ints, Ints, Floats]] = [
-            self._full(room - needed) for room in cards.room
+            self._full(room - needed) for room in gpus.room
         ]
 
     def _full(self, room: Ints) -> tuple[Ints, Ints, Floats]:
@@ -123,7 +123,7 @@ class _Segments:
         return low, room, self.gains[b, low] - self.gains[a, low] + rate * rest
 
     def values(self, price: float) -> Iterator[tuple[Floats, Ints]]:
-        """For each card [a, b]: the least cost and price of what it holds, and that size."""
+        """For each GPU [a, b]: the least cost and price of what it holds, and that size."""
         steps = int(np.searchsorted(-self.rate, -price, side="left"))
         a, b = self.first, self.last
         size = self.sizes[b, steps] - self.sizes[a, steps]
@@ -139,7 +139,7 @@ class _Segments:
             yield table, sizes
 
     def host(self, price: float) -> tuple[float, int]:
-        """The same of the items that lie on no card."""
+        """The same of the items that lie on no GPU."""
         steps = int(np.searchsorted(-self.rate, -price, side="left"))
         size = int(self.host_sizes[steps])
         return price * size - float(self.host_gains[steps]), size
@@ -147,11 +147,11 @@ class _Segments:
 
 @dataclass(frozen=True)
 class _Dual:
-    """The Lagrangian dual at a price: its value, and what each card's rest costs at least.
+    """The Lagrangian dual at a price: its value, and what each GPU's rest costs at least.
 
     Attributes:
-        tables: of each card, [a, b] as `_Segments.values` gives them.
-        rest: of each card [a], the least of it and those after it when it begins at layer a.
+        tables: of each GPU, [a, b] as `_Segments.values` gives them.
+        rest: of each GPU [a], the least of it and those after it when it begins at layer a.
         constant: what is the same for all cuts.
     """
 
@@ -194,7 +194,7 @@ def _best_dual(segments: _Segments, base: float, total: int) -> _Dual:
 
 
 def _ways(dual: _Dual) -> Iterator[tuple[float, tuple[int, ...]]]:
-    """All ways to cut, as layers of each card, with their bounds, the lowest bound first.
+    """All ways to cut, as layers of each GPU, with their bounds, the lowest bound first.
 
     Bounds are rounded down, so that among many that differ by rounding the first is found at once.
     """
@@ -215,14 +215,14 @@ def _ways(dual: _Dual) -> Iterator[tuple[float, tuple[int, ...]]]:
                 heapq.heappush(heap, entry)
 
 
-def solve_on_cards(choices: Choices, cards: Cards, total: int, gap: float) -> Solution:
+def solve_on_gpus(choices: Choices, gpus: GPUs, total: int, gap: float) -> Solution:
     """The least cost of all ways to cut the layers, and the bound that proves it.
 
     Args:
         total: limit of all sizes.
         gap: how far from the bound a solution may stay, relative.
     """
-    segments = _Segments(choices, cards)
+    segments = _Segments(choices, gpus)
     base = choices.total(choices.first[:-1])
     dual = _best_dual(segments, base, total - int(choices.smallest.sum()))
     if math.isinf(dual.bound):
@@ -231,14 +231,14 @@ def solve_on_cards(choices: Choices, cards: Cards, total: int, gap: float) -> So
     without = relax(choices, together)
     if without is not None and dual.bound <= without.bound + gap * abs(without.bound):
         found = solve(choices, together, gap)
-        if found.chosen is not None and cards.hold(choices, found.chosen):
-            return found  # the cards do not bind
-    return _search_cuts(choices, cards, total, gap, _ways(dual))
+        if found.chosen is not None and gpus.hold(choices, found.chosen):
+            return found  # the GPUs do not bind
+    return _search_cuts(choices, gpus, total, gap, _ways(dual))
 
 
 def _search_cuts(
     choices: Choices,
-    cards: Cards,
+    gpus: GPUs,
     total: int,
     gap: float,
     ways: Iterator[tuple[float, tuple[int, ...]]],
@@ -264,7 +264,7 @@ def _search_cuts(
             break
         if coming is not None and to_relax:
             looked += 1
-            limits = cards.limits(coming[1], total)
+            limits = gpus.limits(coming[1], total)
             relaxation = None if limits is None else relax(choices, limits)
             if limits is not None and relaxation is not None:
                 heapq.heappush(relaxed, (max(relaxation.bound, coming[0]), coming[1]))
@@ -275,7 +275,7 @@ def _search_cuts(
             continue
         solved += 1
         bound, counts = heapq.heappop(relaxed)
-        limits = cards.limits(counts, total)
+        limits = gpus.limits(counts, total)
         assert limits is not None  # it was relaxed
         found = solve(choices, limits, gap, best.cost)
         proven = min(proven, max(bound, found.bound))
@@ -285,10 +285,10 @@ def _search_cuts(
 
 
 def contiguous_counts(load: Sequence[int], room: Sequence[int]) -> list[int]:
-    """Layers for each card, in order, that maximise the smallest remaining room.
+    """Layers for each GPU, in order, that maximise the smallest remaining room.
 
-    Exact by dynamic programming over (card, first layers given away). The output, as the last
-    layer, stays on a card with at least one layer.
+    Exact by dynamic programming over (GPU, first layers given away). The output, as the last
+    layer, stays on a GPU with at least one layer.
     """
     prefix = np.concatenate([[0], np.cumsum(np.asarray(load, np.int64))])
     layers = len(load)
@@ -300,7 +300,7 @@ def contiguous_counts(load: Sequence[int], room: Sequence[int]) -> list[int]:
     for space in room:
         left = space - held
         left[starts, stops] = -(1 << 62)
-        np.fill_diagonal(left, 1 << 62)  # a card without layers cannot overflow
+        np.fill_diagonal(left, 1 << 62)  # a GPU without layers cannot overflow
         scores = np.minimum(best[:, None], left)
         choices.append(scores.argmax(axis=0))
         best = scores.max(axis=0)
@@ -314,7 +314,7 @@ def contiguous_counts(load: Sequence[int], room: Sequence[int]) -> list[int]:
 
 
 def counts_in_order(load: Sequence[int], room: Sequence[int]) -> list[int]:
-    """Layers for each card when each is filled before the next gets any.
+    """Layers for each GPU when each is filled before the next gets any.
 
     Where the layers cannot be held so, they are spread as `contiguous_counts` does.
     """

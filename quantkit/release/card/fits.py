@@ -94,5 +94,5 @@ def plan_commands(facts: CardFacts) -> str:
 
 def cards_text(target: Target) -> str:
     """The target's description, or its cards."""
-    cards = ", ".join(f"{card.count} × {card.name}" for card in target.cards)
+    cards = ", ".join(f"{card.count} × {card.name}" for card in target.gpus)
     return " ".join((target.description or cards).split())

@@ -69,7 +69,7 @@ def card_text(facts: CardFacts) -> str:
         texts_licence=texts_licence_words(facts.calibration),
         types=types_words(facts),
         again=again_words(facts),
-        own_cards=cards_text(facts.target),
+        own_gpus=cards_text(facts.target),
         versions=versions_words(facts.versions),
         sums=shell(
             f"(cd {shlex.quote(local_folder(facts.model))} && sha256sum --ignore-missing -c {SUMS})"

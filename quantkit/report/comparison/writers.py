@@ -38,13 +38,13 @@ def write_comparison(found: Comparison, folder: Path) -> tuple[Path, ...]:
         "ratio_error": ratio_error_text,
         "in_table": lambda text: text.replace("|", "\\|"),
     }
-    page, card = folder / "compare.html", folder / "compare.md"
-    for path in (page, card):
+    page, gpu = folder / "compare.html", folder / "compare.md"
+    for path in (page, gpu):
         write_text(path, environment.get_template(path.name).render(values))
     facts, table = folder / "compare.json", folder / "compare.csv"
     write_json(facts, comparison_facts(found))
     write_text(table, comparison_csv(found))
-    return page, card, facts, table, picture
+    return page, gpu, facts, table, picture
 
 
 def _page_values(found: Comparison, picture: Path) -> dict[str, Any]:

@@ -30,7 +30,7 @@ from quantkit.retrieval.run.ask import QuestionRun
 from quantkit.retrieval.run.check import CheckSettings, RunFacts, check_context_length
 
 BATCH_TOKENS = 2048
-"""llama-server's logical batch: several cards work on its physical ones at once."""
+"""llama-server's logical batch: several GPUs work on its physical ones at once."""
 ALONE_TOLERANCE = 1e-3
 """Of a fork's logits, relative. What is computed in the same order is equal to the bit."""
 TOGETHER_TOLERANCE = 0.1

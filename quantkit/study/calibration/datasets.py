@@ -126,7 +126,7 @@ def _fetch(address: DatasetAddress, hub: Hub, cache: Path, progress: Progress) -
 def chosen_files(listing: Listing, address: DatasetAddress) -> tuple[HubFile, ...]:
     """The files that are read of a dataset, in the order of their names.
 
-    Hidden ones are not, and neither is the dataset's card, unless `address` names it.
+    Hidden ones are not, and neither is the dataset's GPU, unless `address` names it.
 
     Raises:
         InputError: nothing lies at the path, none of it is read, a name could leave its folder, or

@@ -11,7 +11,7 @@ FLAGSHIP = Launch(
     model_file="Nemotron-3-Super-Q4_K_S-00001-of-00002.gguf",
     model_name="Nemotron-3-Super-Q4_K_S",
     architecture="nemotron_h_moe",
-    cards=("RTX 3090",) * 4,
+    gpus=("RTX 3090",) * 4,
     tensor_split=(23, 22, 22, 22),
     context_tokens=516096,
     trained_context_tokens=1048576,
@@ -19,7 +19,7 @@ FLAGSHIP = Launch(
     kv_type="q8_0",
 )
 SINGLE = dataclasses.replace(
-    FLAGSHIP, model_file="small.gguf", model_name="small", cards=("RTX 3090",), tensor_split=(89,)
+    FLAGSHIP, model_file="small.gguf", model_name="small", gpus=("RTX 3090",), tensor_split=(89,)
 )
 AWKWARD = (
     "two words",

@@ -119,7 +119,7 @@ def test_project_names_are_composes(name: str) -> None:
     assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*", project)
 
 
-def test_only_cards_with_layers_are_reserved() -> None:
+def test_only_gpus_with_layers_are_reserved() -> None:
     launch = dataclasses.replace(FLAGSHIP, tensor_split=(0, 45, 0, 44))
     (gpus,) = service(launch)["deploy"]["resources"]["reservations"]["devices"]
     assert gpus["device_ids"] == ["1", "3"]
@@ -133,7 +133,7 @@ def test_only_cards_with_layers_are_reserved() -> None:
         (("GPU-a", "GPU-c", "GPU-b", "MIG-d"), "GPU-a,GPU-c,GPU-b,MIG-d"),
     ],
 )
-def test_chosen_cards_keep_their_order_in_the_container(
+def test_chosen_gpus_keep_their_order_in_the_container(
     devices: tuple[str, ...], inside: str
 ) -> None:
     found = service(dataclasses.replace(FLAGSHIP, devices=devices))

@@ -62,13 +62,13 @@ def test_a_file_that_says_less_is_overridden() -> None:
     assert "--override-kv" not in server_arguments(enough)
 
 
-def test_one_card_is_not_split() -> None:
+def test_one_gpu_is_not_split() -> None:
     arguments = server_arguments(SINGLE)
     assert not {"-sm", "-ts"} & set(arguments)
     assert value(arguments, "-ngl") == "999"
 
 
-def test_cards_without_layers_are_left_alone() -> None:
+def test_gpus_without_layers_are_left_alone() -> None:
     assert value(server_arguments(SPARE), "-ts") == "50,39"
     shown = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1 llama-cli "
     assert cli_command(SPARE).startswith(shown)
@@ -113,13 +113,13 @@ def test_one_line_for_a_shell(name: str) -> None:
 
 @pytest.fixture
 def recorder(tmp_path: Path) -> Path:
-    """A program that writes its arguments, and what it is told of cards, as JSON."""
+    """A program that writes its arguments, and what it is told of GPUs, as JSON."""
     path = tmp_path / "a program"
     body = path.with_suffix(".py")
     body.write_text(
         "import json, os, sys\n"
-        "cards = {n: v for n, v in os.environ.items() if n.startswith('CUDA_')}\n"
-        "print(json.dumps([sys.argv[1:], cards]))\n"
+        "GPUs = {n: v for n, v in os.environ.items() if n.startswith('CUDA_')}\n"
+        "print(json.dumps([sys.argv[1:], GPUs]))\n"
     )
     # through a shell: a checkout's path may have spaces, which a #! line cannot
     path.write_text(
@@ -149,14 +149,14 @@ def test_scripts_run(launch: Launch, tmp_path: Path, recorder: Path) -> None:
             capture_output=True,
             text=True,
         )
-        arguments, cards = json.loads(done.stdout)
+        arguments, gpus = json.loads(done.stdout)
         path = f"{folder}/{launch.model_file}"
         assert arguments == ["-m", path, *expected[2:], "--port", "9 0"]
-        visible = ",".join(map(str, launch.used_cards))
-        assert cards == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible}
+        visible = ",".join(map(str, launch.used_gpus))
+        assert gpus == {"CUDA_DEVICE_ORDER": "PCI_BUS_ID", "CUDA_VISIBLE_DEVICES": visible}
 
 
-def test_scripts_leave_the_callers_cards(tmp_path: Path, recorder: Path) -> None:
+def test_scripts_leave_the_callers_gpus(tmp_path: Path, recorder: Path) -> None:
     write_launch_files(FLAGSHIP, tmp_path)
     done = subprocess.run(
         ["sh", SERVER_SCRIPT],
@@ -170,8 +170,8 @@ def test_scripts_leave_the_callers_cards(tmp_path: Path, recorder: Path) -> None
         capture_output=True,
         text=True,
     )
-    arguments, cards = json.loads(done.stdout)
-    assert cards["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
+    arguments, gpus = json.loads(done.stdout)
+    assert gpus["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
     assert arguments[1] == f"./{FLAGSHIP.model_file}"
 
 
@@ -224,7 +224,7 @@ class TestSource:
             assert {"-m", "-ngl", "-c", "-ctk", "-ctv", "-fa", "-b", "-ub", "-np"} <= used
             assert used <= options_of(example)
 
-    def test_all_layers_and_no_more_cards_than_it_takes(self) -> None:
+    def test_all_layers_and_no_more_gpus_than_it_takes(self) -> None:
         source = (LLAMA_CPP / "src" / "llama.cpp").read_text()
         found = re.search(r"size_t llama_max_devices\(void\) \{\s+return (\d+);", source)
         assert found is not None
@@ -355,7 +355,7 @@ def test_without_pipeline_an_override_of_no_tensor_is_given() -> None:
     assert "-ot" not in server_arguments(dataclasses.replace(SINGLE, pipeline=False))
 
 
-def test_chosen_cards_are_shown_in_their_order() -> None:
+def test_chosen_gpus_are_shown_in_their_order() -> None:
     chosen = dataclasses.replace(FLAGSHIP, devices=("2", "0", "GPU-12ab", "3"))
     assert environment(chosen)["CUDA_VISIBLE_DEVICES"] == "2,0,GPU-12ab,3"
     assert server_command(chosen).startswith("CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=2,")
@@ -366,8 +366,8 @@ def test_chosen_cards_are_shown_in_their_order() -> None:
     assert environment(some)["CUDA_VISIBLE_DEVICES"] == "0,3"
 
 
-def test_unequal_cards_are_named_in_the_printed_command_too() -> None:
-    mixed = dataclasses.replace(FLAGSHIP, cards=("RTX 4090", "RTX 3060", "RTX 3060", "RTX 3060"))
+def test_unequal_gpus_are_named_in_the_printed_command_too() -> None:
+    mixed = dataclasses.replace(FLAGSHIP, gpus=("RTX 4090", "RTX 3060", "RTX 3060", "RTX 3060"))
     line = server_command(mixed)
     assert line.startswith("CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1,2,3 llama-server")
 

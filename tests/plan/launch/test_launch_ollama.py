@@ -114,7 +114,7 @@ def test_any_name(name: str) -> None:
     assert "llama-gguf-split" not in text.replace(launch.model_file, "").replace(name, "")
 
 
-def test_one_card_needs_no_split() -> None:
+def test_one_gpu_needs_no_split() -> None:
     assert not {"LLAMA_ARG_TENSOR_SPLIT", "OLLAMA_SCHED_SPREAD"} & set(server_environment(SINGLE))
     assert server_environment(SINGLE)["CUDA_VISIBLE_DEVICES"] == "0"
 

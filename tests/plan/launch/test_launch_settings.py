@@ -16,7 +16,7 @@ def test_what_does_not_print_is_refused(text: str) -> None:
     with pytest.raises(InputError, match="name"):
         dataclasses.replace(SINGLE, model_name=text)
     with pytest.raises(InputError, match="name"):
-        dataclasses.replace(SINGLE, cards=(text,))
+        dataclasses.replace(SINGLE, gpus=(text,))
     if text.strip():
         with pytest.raises(InputError, match="name"):
             dataclasses.replace(SINGLE, model_file=f"{text}.gguf")
@@ -70,10 +70,10 @@ def test_numbers_that_no_plan_has(changes: dict[str, Any]) -> None:
         dataclasses.replace(FLAGSHIP, **changes)
 
 
-def test_llama_cpp_divides_among_fifteen_cards() -> None:
-    dataclasses.replace(FLAGSHIP, cards=("P100",) * 16, tensor_split=(6,) * 15 + (0,))
-    with pytest.raises(InputError, match=r"16 cards hold layers.*at most 15"):
-        dataclasses.replace(FLAGSHIP, cards=("P100",) * 16, tensor_split=(6,) * 16)
+def test_llama_cpp_divides_among_fifteen_gpus() -> None:
+    dataclasses.replace(FLAGSHIP, gpus=("P100",) * 16, tensor_split=(6,) * 15 + (0,))
+    with pytest.raises(InputError, match=r"16 GPUs hold layers.*at most 15"):
+        dataclasses.replace(FLAGSHIP, gpus=("P100",) * 16, tensor_split=(6,) * 16)
 
 
 @pytest.mark.parametrize("name", AWKWARD)

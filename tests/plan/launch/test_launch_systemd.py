@@ -154,9 +154,9 @@ def test_what_it_may_do() -> None:
     assert found["CapabilityBoundingSet"] == [""]
     assert (found["IPAddressDeny"], found["IPAddressAllow"]) == (["any"], ["localhost"])
     assert (found["DevicePolicy"], found["DeviceAllow"]) == (["closed"], ["char-nvidia* rwm"])
-    assert "PrivateDevices" not in found  # it would hide the cards
-    cards = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1,2,3"
-    assert found["Environment"][0] == cards
+    assert "PrivateDevices" not in found  # it would hide the GPUs
+    gpus = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1,2,3"
+    assert found["Environment"][0] == gpus
 
 
 def test_the_unit_has_a_folder_of_its_own() -> None:

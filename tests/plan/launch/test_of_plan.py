@@ -72,16 +72,16 @@ def test_the_published_run() -> None:
         f"-ts {','.join(map(str, split))} -c 516096 -ctk q8_0 -ctv q8_0 -fa on -b 2048 -ub 512 "
         f"--fit off -np 1 --jinja --alias {NAME}"
     )
-    assert entry.launch.cards == ("RTX 3090",) * 4
-    assert entry.launch.used_cards == (0, 1, 2, 3)
+    assert entry.launch.gpus == ("RTX 3090",) * 4
+    assert entry.launch.used_gpus == (0, 1, 2, 3)
     assert options(command)["-c"] == options(shlex.join(cli_arguments(entry.launch)))["-c"]
 
 
-def test_a_card_that_stays_free_is_left_out_of_the_command() -> None:
+def test_a_gpu_that_stays_free_is_left_out_of_the_command() -> None:
     target = load_target("4x3090").changed(layers="in_order")
-    eight = target.changed(cards=[{"name": "RTX 3090", "memory_gib": 24, "count": 8}])
+    eight = target.changed(gpus=[{"name": "RTX 3090", "memory_gib": 24, "count": 8}])
     entry = planned(eight)
-    used = entry.launch.used_cards
+    used = entry.launch.used_gpus
     assert used == tuple(range(len(used)))
     assert 4 <= len(used) < 8
     command = server_command(entry.launch)

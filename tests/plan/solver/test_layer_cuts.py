@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from quantkit.plan.solver import layer_cuts
 from quantkit.plan.solver.knapsack import UNLIMITED, Choices, Limits, fill, relax
-from quantkit.plan.solver.layer_cuts import Cards, solve_on_cards
+from quantkit.plan.solver.layer_cuts import GPUs, solve_on_gpus
 from quantkit.plan.solver.search import settle, solve
 
 
@@ -104,7 +104,7 @@ def test_nothing_that_highs_says_reaches_the_standard_output(
     assert capfd.readouterr().out == "said after"
 
 
-def cards_problem(seed: int) -> tuple[Choices, Cards]:
+def gpus_problem(seed: int) -> tuple[Choices, GPUs]:
     random = np.random.default_rng(seed)
     items, layer = [], []
     for at in range(12):
@@ -116,27 +116,27 @@ def cards_problem(seed: int) -> tuple[Choices, Cards]:
             )
             layer.append(at)
     room = (1700, 2300, 1500)
-    return Choices.of(items), Cards(np.array(layer), (10,) * 12, room)
+    return Choices.of(items), GPUs(np.array(layer), (10,) * 12, room)
 
 
 def test_a_search_that_is_cut_short_states_a_gap_that_holds(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    choices, cards = cards_problem(3)
-    whole = solve_on_cards(choices, cards, UNLIMITED, 1e-9)
+    choices, gpus = gpus_problem(3)
+    whole = solve_on_gpus(choices, gpus, UNLIMITED, 1e-9)
     assert whole.bound == pytest.approx(whole.cost, rel=1e-6)
     monkeypatch.setattr(layer_cuts, "MOST_SOLVED", 0)
-    cut = solve_on_cards(choices, cards, UNLIMITED, 1e-9)
+    cut = solve_on_gpus(choices, gpus, UNLIMITED, 1e-9)
     assert cut.chosen is not None
-    assert cards.hold(choices, cut.chosen)
+    assert gpus.hold(choices, cut.chosen)
     assert cut.bound < whole.cost <= cut.cost
     assert not math.isclose(cut.bound, cut.cost, rel_tol=1e-6)
 
 
-def test_items_on_no_card_count_for_the_total_alone() -> None:
+def test_items_on_no_gpu_count_for_the_total_alone() -> None:
     choices = Choices.of([[(10, 1.0), (90, 0.1)], [(10, 1.0), (90, 0.2)]])
-    cards = Cards(np.array([-1, 0]), (0,), (15,))
-    found = solve_on_cards(choices, cards, 200, 1e-9)
+    gpus = GPUs(np.array([-1, 0]), (0,), (15,))
+    found = solve_on_gpus(choices, gpus, 200, 1e-9)
     assert found.chosen is not None
     assert choices.size[found.chosen].tolist() == [90, 10]
-    assert solve_on_cards(choices, Cards(np.array([-1, 0]), (6,), (15,)), 200, 1e-9).chosen is None
+    assert solve_on_gpus(choices, GPUs(np.array([-1, 0]), (6,), (15,)), 200, 1e-9).chosen is None

@@ -160,7 +160,7 @@ def test_a_search_without_nodes_still_states_a_bound_that_holds(
 def test_limits_are_kept_to_the_last_byte(
     problem: tuple[Choices, Limits], unit: int, short: int
 ) -> None:
-    """HiGHS tolerates a millionth of a limit: of a card's memory that is thousands of bytes."""
+    """HiGHS tolerates a millionth of a limit: of a GPU's memory that is thousands of bytes."""
     small, limits = problem
     larger = [
         [(size * unit, cost) for size, cost in pairs]

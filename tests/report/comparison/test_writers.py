@@ -108,7 +108,7 @@ def test_the_page_stands_for_itself(tmp_path: Path) -> None:
     assert "less than 1 %" not in page.text
 
 
-def test_a_table_for_a_model_card(tmp_path: Path) -> None:
+def test_a_table_for_a_model_gpu(tmp_path: Path) -> None:
     found = compared_ladder()
     write_comparison(found, tmp_path)
     text = (tmp_path / "compare.md").read_text()
@@ -128,10 +128,10 @@ def test_without_questions_nothing_speaks_of_them(tmp_path: Path) -> None:
     found = compared(artifacts, replace(CONDITIONS, context_tokens=()))
     write_comparison(found, tmp_path)
     page = Page((tmp_path / "compare.html").read_text())
-    card = (tmp_path / "compare.md").read_text()
+    gpu = (tmp_path / "compare.md").read_text()
     for words in ("needles", "Retrieval", "KV cache"):
         assert words not in page.text
-        assert words not in card
+        assert words not in gpu
     assert json.loads((tmp_path / "compare.json").read_text())["retrieval"] is None
 
 
@@ -165,9 +165,9 @@ def test_a_broken_model_is_written_too(tmp_path: Path, capsys: pytest.CaptureFix
     assert facts["artifacts"][3]["kld"]["perplexity_ratio"] is None
     assert facts["artifacts"][3]["kld"]["perplexity"] is None
     assert "∞" in Page((tmp_path / "compare.html").read_text()).text
-    card = (tmp_path / "compare.md").read_text()
-    assert "| a\\|b |" in card
-    assert "∞ |" in card
+    gpu = (tmp_path / "compare.md").read_text()
+    assert "| a\\|b |" in gpu
+    assert "∞ |" in gpu
     print_comparison(Console(), found)
     printed = " ".join(capsys.readouterr().out.split())
     assert "∞" in printed
