@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -65,6 +65,14 @@ class Target(Strict):
     devices: tuple[str, ...] = ()
     layers: Literal["balanced", "in_order"] = "balanced"
     weight_budget_gib: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _earlier_name(cls, data: Any) -> Any:  # noqa: ANN401 - what a YAML file holds
+        """GPUs were called `cards` before the first release: such files are still read."""
+        if isinstance(data, dict) and "cards" in data and "gpus" not in data:
+            return {"gpus" if key == "cards" else key: value for key, value in data.items()}
+        return data
 
     @model_validator(mode="after")
     def _a_device_for_each_gpu(self) -> Target:

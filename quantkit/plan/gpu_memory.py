@@ -34,7 +34,7 @@ class ComputeBuffers:
     """What llama.cpp's scheduler needs beside weights and context, bytes.
 
     Attributes:
-        GPU: on every GPU that has layers.
+        gpu: on every GPU that has layers.
         output: more than that on the GPU that has the output.
         host: in the computer's own memory.
         estimated: worked out by `estimated_buffers`, not told by llama.cpp (`asked_memory.py`).

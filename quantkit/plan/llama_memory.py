@@ -28,7 +28,7 @@ from quantkit.plan.gpu_memory import (
     planned_tokens,
 )
 
-MOST_CARDS = 15
+MOST_GPUS = 15
 """ggml's scheduler takes 16 backends (GGML_SCHED_MAX_BACKENDS), one of which is the processor."""
 
 
@@ -99,9 +99,9 @@ def check_gpus(target: Target) -> None:
         InputError: says how many it can.
     """
     gpus = len(target.each_gpu)
-    if gpus > MOST_CARDS:
+    if gpus > MOST_GPUS:
         raise InputError(
-            f"target {target.name} has {gpus} GPUs, but one llama.cpp uses at most {MOST_CARDS} "
+            f"target {target.name} has {gpus} GPUs, but one llama.cpp uses at most {MOST_GPUS} "
             "(GGML_SCHED_MAX_BACKENDS); leave the others out of it"
         )
 

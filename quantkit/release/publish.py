@@ -13,6 +13,7 @@ from quantkit.core.errors import InputError
 from quantkit.hub.errors import NotThereError
 from quantkit.hub.reading import Hub
 from quantkit.hub.writing import HubWriter, LocalFile
+from quantkit.release.card.source_card import SourceCard, from_card, from_metadata
 from quantkit.release.changes import Changes
 from quantkit.release.contents import Build, BuiltLevel, check_outputs, chosen, read_build
 from quantkit.release.destination import (
@@ -25,7 +26,6 @@ from quantkit.release.destination import (
     owned,
 )
 from quantkit.release.fits import contexts_of, fits_of, targets_of
-from quantkit.release.gpu.source_card import SourceCard, from_card, from_metadata
 from quantkit.release.names import CARD, check_branch, repository_name
 from quantkit.release.sending import Sender
 from quantkit.release.staging import Fits, Release, check_stage, stage
@@ -139,8 +139,8 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     sender = Sender(hub, writer, console, files, job.replace, job.private, title, text)
     changes = sender.changes(place)
     if account is not None and not changes.nothing:
-        gpu = next(file for file in files if file.name == CARD)
-        writer.check_card(place.repository, gpu.content().decode())
+        card = next(file for file in files if file.name == CARD)
+        writer.check_card(place.repository, card.content().decode())
     return Prepared(build, source, levels, files, place, changes, sender, proposal)
 
 
@@ -212,7 +212,7 @@ def _source(build: Build, job: PublishJob, hub: Hub, console: Console) -> Source
         return from_metadata(metadata, name, commit)
     # by the name that it was built under: the Hub follows a repository that was renamed
     known = own if build.commit is not None else listing.repository
-    return from_card(known, listing.commit, listing.gpu, listing.gated)
+    return from_card(known, listing.commit, listing.card, listing.gated)
 
 
 def _levels(

@@ -22,6 +22,8 @@ from quantkit.hub.writing import LocalFile, local_file
 from quantkit.models.choose import imatrix_name
 from quantkit.models.geometry import geometry_of
 from quantkit.plan.launch.files import launch_texts
+from quantkit.release.card.source_card import SourceCard
+from quantkit.release.card.text import CardFacts, CardLevel, card_text
 from quantkit.release.contents import Build, BuiltLevel, published_as
 from quantkit.release.documents import (
     public_recipe,
@@ -30,8 +32,6 @@ from quantkit.release.documents import (
     target_document,
 )
 from quantkit.release.fits import TargetFits
-from quantkit.release.gpu.source_card import SourceCard
-from quantkit.release.gpu.text import CardFacts, CardLevel, card_text
 from quantkit.release.launches import launch_from
 from quantkit.release.names import (
     CARD,
@@ -151,7 +151,7 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
         "versions": versions,
         "levels": {level.name: _manifest_entry(level) for level in levels},
     }
-    gpu = CardFacts(
+    card = CardFacts(
         repository=release.repository,
         model=build.model,
         architecture=geometry.architecture,
@@ -174,7 +174,7 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
         licence_files=tuple(output.path.rpartition("/")[2] for output in build.licences),
     )
     texts = {
-        CARD: card_text(gpu),
+        CARD: card_text(card),
         MANIFEST: json.dumps(manifest, indent=1, ensure_ascii=False) + "\n",
         RECIPE: recipe_document(
             build.recipe, calibration, model=_again(build, source), imatrix=imatrix

@@ -34,7 +34,7 @@ def loopback(folder: Path) -> Iterator[LoopbackHub]:
     from huggingface_hub import close_session
 
     repositories = {"someone/demo": {"main": folder, "v2": folder}, DATASET: folder}
-    with hub(repositories, gpus={DATASET: {"license": ["mit", "cc0-1.0"]}}) as served:
+    with hub(repositories, cards={DATASET: {"license": ["mit", "cc0-1.0"]}}) as served:
         yield served
     close_session()
 

@@ -47,8 +47,8 @@ def repository(tmp_path: Path) -> Path:
     """Three shards of some megabytes, a model card, and a licence, which conversion never reads."""
     folder = tmp_path / "repository" / "checkpoint"
     make_shape.write_checkpoint(folder, CONFIG, shard_bytes=4_300_000)
-    gpu = "---\nlicense: apache-2.0\nbase_model: someone/parent\n---\n# Model\n"
-    (folder / "README.md").write_text(gpu, encoding="utf-8")
+    card = "---\nlicense: apache-2.0\nbase_model: someone/parent\n---\n# Model\n"
+    (folder / "README.md").write_text(card, encoding="utf-8")
     (folder / "generation_config.json").write_text('{"temperature": 0.6}', encoding="utf-8")
     (folder / "LICENSE").write_text("terms", encoding="utf-8")
     assert len(shards_of(folder)) == 3

@@ -22,7 +22,7 @@ from quantkit.plan.budgets import CONTEXTS, TargetBudgets, budgets_of, contexts_
 from quantkit.plan.fit import memory_of
 from quantkit.plan.level_plans import nominal_costs
 from quantkit.plan.llama_memory import (
-    MOST_CARDS,
+    MOST_GPUS,
     asked_memories,
     buffers_of,
     even_counts,
@@ -119,9 +119,9 @@ def test_llama_cpp_takes_as_many_gpus_as_are_let_through() -> None:
         uses = (use_of(FLAGSHIP.geometry, target),)
         return Shape(FLAGSHIP.metadata, FLAGSHIP.tensors, stand_ins(target), counts, uses)
 
-    ask_memory([shape(MOST_CARDS)])
+    ask_memory([shape(MOST_GPUS)])
     with pytest.raises(EnvironmentFault, match="GGML_SCHED_MAX_BACKENDS"):
-        ask_memory([shape(MOST_CARDS + 1)])
+        ask_memory([shape(MOST_GPUS + 1)])
     with pytest.raises(InputError, match=r"target 16x24 has 16 GPUs, .*at most 15"):
         asked_memories(FLAGSHIP.metadata, FLAGSHIP.tensors, FLAGSHIP.geometry, [gpus(16, 24)])
 

@@ -87,7 +87,7 @@ def test_somebody_s_file_is_overwritten_only_when_asked(tmp_path: Path, name: st
         assert [file.name for file in found.sent] == [name]
 
 
-def test_a_gpu_that_says_nothing_is_overwritten(tmp_path: Path) -> None:
+def test_a_card_that_says_nothing_is_overwritten(tmp_path: Path) -> None:
     """The Hub makes one where a licence is chosen for a new repository."""
     found = compared(tmp_path, {CARD: b"one"}, {CARD: b"---\nlicense: mit\n---\n"}, {})
     assert [file.name for file in found.sent] == [CARD]

@@ -158,7 +158,7 @@ def test_a_key_of_another_form_is_named(key: str, value: object) -> None:
 def test_a_gpu_s_key_is_named() -> None:
     content = content_of(placed(demo(), load_target("4x3090")))
     del content["gpus"][2]["name"]
-    with pytest.raises(InputError, match=r"GPUs\.2\.name: "):
+    with pytest.raises(InputError, match=r"gpus\.2\.name: "):
         published(content)
 
 

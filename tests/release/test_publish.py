@@ -44,7 +44,7 @@ def loopback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Loopba
     source = tmp_path / "source"
     source.mkdir()
     (source / "config.json").write_text("{}")
-    with hub({SOURCE: source}, storage=tmp_path / "hub", gpus={SOURCE: CARD}) as served:
+    with hub({SOURCE: source}, storage=tmp_path / "hub", cards={SOURCE: CARD}) as served:
         monkeypatch.setattr("quantkit.release.publish.Hub", partial(Hub, served.address))
         monkeypatch.setenv("HF_TOKEN", GOOD_TOKEN)
         yield served
@@ -172,15 +172,15 @@ def test_shards_lie_in_a_folder_and_their_launch_files_find_them(
     assert Path(found.stdout.strip()).samefile(folder / "Q4" / shards[0].name)
 
 
-def test_the_gpu_says_where_it_comes_from(loopback: LoopbackHub, own: Path) -> None:
+def test_the_card_says_where_it_comes_from(loopback: LoopbackHub, own: Path) -> None:
     from huggingface_hub import ModelCard
 
     loopback.gates[SOURCE] = "manual"
     _, prepared = ready(own, base_model=SOURCE)
     source = prepared.source
     assert (source.repository, source.licence, source.gated) == (SOURCE, "other", "manual")
-    gpu = ModelCard((own / "release" / "README.md").read_text())
-    data = gpu.data.to_dict()
+    card = ModelCard((own / "release" / "README.md").read_text())
+    data = card.data.to_dict()
     assert (data["base_model"], data["base_model_relation"]) == (SOURCE, "quantized")
     assert (data["license"], data["license_name"]) == ("other", "a-licence")
     assert data["license_link"].startswith("https://huggingface.co/nvidia/a-model/blob/")
@@ -229,7 +229,7 @@ def test_private_is_of_new_repositories(loopback: LoopbackHub, own: Path) -> Non
         publish(own, "someone/open", private=True)
 
 
-def test_an_edited_gpu_is_not_overwritten(loopback: LoopbackHub, own: Path) -> None:
+def test_an_edited_card_is_not_overwritten(loopback: LoopbackHub, own: Path) -> None:
     publish(own, levels=("Q8",))
     loopback.write(REPOSITORY, {"README.md": b"---\nlicense: mit\n---\nmy own words\n"})
     with pytest.raises(InputError, match=r"README\.md is there, not as quantkit left it"):
@@ -384,12 +384,12 @@ def test_nothing_is_written_through_a_link(
 
 def test_an_edited_release_folder_is_not_overwritten(loopback: LoopbackHub, own: Path) -> None:
     ready(own, dry_run=True)
-    gpu = own / "release" / "README.md"
-    gpu.write_text(gpu.read_text() + "my own words\n")
+    card = own / "release" / "README.md"
+    card.write_text(card.read_text() + "my own words\n")
     with pytest.raises(InputError, match=r"README\.md was changed after it was made.*move it away"):
         ready(own, dry_run=True)
-    assert "my own words" in gpu.read_text()
-    gpu.unlink()
+    assert "my own words" in card.read_text()
+    card.unlink()
     (own / "release" / "SHA256SUMS").unlink()  # as a run leaves it that was killed
     ready(own, dry_run=True)
 
@@ -413,7 +413,7 @@ def test_somebody_s_own_files_are_never_overwritten_unasked(
     assert files_at(loopback)["disc.iso"] == b"theirs"  # of another's SHA256SUMS nothing goes
 
 
-def test_a_gpu_with_nothing_but_metadata_is_overwritten(loopback: LoopbackHub, own: Path) -> None:
+def test_a_card_with_nothing_but_metadata_is_overwritten(loopback: LoopbackHub, own: Path) -> None:
     loopback.write(REPOSITORY, {"README.md": b"---\nlicense: mit\n---\n"})
     assert publish(own).made
 
@@ -427,7 +427,7 @@ def test_the_hub_s_own_words_of_a_bad_request_are_told(loopback: LoopbackHub, ow
 def test_metadata_that_the_hub_refuses_is_told_before_an_upload(
     loopback: LoopbackHub, own: Path
 ) -> None:
-    loopback.gpus[SOURCE] = CARD | {"license": "weird-licence"}
+    loopback.cards[SOURCE] = CARD | {"license": "weird-licence"}
     with pytest.raises(InputError, match=r"does not take the card's metadata: .*license"):
         publish(own, base_model=SOURCE)
     assert not loopback.received

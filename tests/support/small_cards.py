@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from finished_levels import KEYS, PROBES, answers_of, finish_level
-from quantkit.release.gpu.source_card import SourceCard
-from quantkit.release.gpu.text import CardFacts, CardLevel
 
 from quantkit.config.recipe import Recipe, RetrievalRecipe, recipe_for
 from quantkit.config.target import load_target
+from quantkit.release.card.source_card import SourceCard
+from quantkit.release.card.text import CardFacts, CardLevel
 from quantkit.release.fits import TargetFits
 from quantkit.report.results import LevelResult
 
@@ -57,7 +57,7 @@ def small_recipe(names: Sequence[str], **retrieval: object) -> Recipe:
     )
 
 
-def gpu_level(
+def card_level(
     build: Path, name: str, missing: float = 0.0, shards: int = 1, **changes: object
 ) -> CardLevel:
     """A finished level with answers of which the share `missing` is wrong."""
@@ -67,7 +67,7 @@ def gpu_level(
     return CardLevel(result, files if shards > 1 else (f"{stem}.gguf",))
 
 
-def gpu_facts(
+def card_facts(
     levels: Sequence[CardLevel], left_out: Sequence[LevelResult] = (), **changes: object
 ) -> CardFacts:
     """Of a model with experts, whose last target cannot run it, and whose first holds little."""
@@ -75,7 +75,7 @@ def gpu_facts(
     fits = (
         TargetFits(load_target("2x3090"), dict.fromkeys(names) | {names[-1]: 262_144}),
         TargetFits(load_target("4x3090"), dict.fromkeys(names, 1_048_576)),
-        TargetFits(load_target("dgx-spark"), dict.fromkeys(names), "no such <GPU>"),
+        TargetFits(load_target("dgx-spark"), dict.fromkeys(names), "no such <card>"),
     )
     content: dict[str, Any] = {
         "repository": REPOSITORY, "model": MODEL, "architecture": "nemotron_h_moe",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from quantkit.core.errors import InputError
 
-MAX_SPLIT_CARDS = 15
+MAX_SPLIT_GPUS = 15
 """`-ts` refuses as many shares as `llama_max_devices()`, which is 16."""
 _SHARD = re.compile(r"(?P<stem>.+)-00001-of-(?P<count>\d{5})\.gguf")
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -22,7 +22,7 @@ class Launch:
         model_file: name of the file, of the first one if there are shards; without a folder.
         model_name: what the server calls the model.
         architecture: `general.architecture`, which the names of other metadata begin with.
-        GPUs: their names, in the order of the plan.
+        gpus: their names, in the order of the plan.
         tensor_split: layers on each GPU, the output counted as one.
         context_tokens: cells of the KV cache, which the sequences share.
         trained_context_tokens: what the model was trained for.
@@ -99,10 +99,10 @@ class Launch:
                 )
         if min(self.tensor_split) < 0:
             raise ValueError(f"no plan has these layers on GPUs: {self}")
-        if len(self.used_gpus) > MAX_SPLIT_CARDS:
+        if len(self.used_gpus) > MAX_SPLIT_GPUS:
             raise InputError(
                 f"{len(self.used_gpus)} GPUs hold layers, llama.cpp divides a model among at "
-                f"most {MAX_SPLIT_CARDS}; plan for fewer GPUs"
+                f"most {MAX_SPLIT_GPUS}; plan for fewer GPUs"
             )
 
     @property

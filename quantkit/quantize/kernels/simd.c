@@ -3,7 +3,7 @@
  * ggml-quants.c searches the scale of one group after the other, in scalar arithmetic. Here LANES
  * groups are searched side by side. Every lane does what ggml does, in the same order, with the
  * same roundings, so the bytes are the same: compile with -ffp-contract=off and without any fast
- * mathematics. `lanes.py` compiles this file, and compares its bytes with ggml's before it is used.
+ * mathematics. `simd.py` compiles this file, and compares its bytes with ggml's before it is used.
  *
  * Derived from ggml-quants.c of llama.cpp: Copyright (c) 2023-2026 The ggml authors, MIT License.
  * Its text is in simd_search.h, which has the searches.

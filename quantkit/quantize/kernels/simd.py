@@ -59,7 +59,7 @@ class Finding:
     lasting: bool = False
 
 
-class Lanes:
+class SimdKernels:
     """The compiled kernels.
 
     Raises:
@@ -99,14 +99,14 @@ class Lanes:
         return out
 
 
-def lanes() -> Lanes | None:
+def simd_kernels() -> SimdKernels | None:
     """The compiled kernels, made and compared now if they were not yet; None without them."""
     with _one_at_a_time:
         return _loaded()[0]
 
 
 def finding(*, again: bool = False) -> Finding:
-    """What `lanes` goes by; `again` compiles and compares anew, whatever was found before."""
+    """What `simd_kernels` goes by; `again` compiles and compares anew."""
     with _one_at_a_time:
         return _load(again=True)[1] if again else _loaded()[1]
 
@@ -118,16 +118,16 @@ def why_not() -> str | None:
 
 
 @functools.cache
-def _loaded() -> tuple[Lanes | None, Finding]:
+def _loaded() -> tuple[SimdKernels | None, Finding]:
     return _load(again=False)
 
 
-def _load(*, again: bool) -> tuple[Lanes | None, Finding]:
+def _load(*, again: bool) -> tuple[SimdKernels | None, Finding]:
     found = find(again=again)
     if not found.usable:
         return None, found
     try:
-        return Lanes(_library(cache_folder())), found
+        return SimdKernels(_library(cache_folder())), found
     except EnvironmentFault as fault:  # it was found usable before the cache's disk became noexec
         return None, Finding(False, str(fault))
 
@@ -232,7 +232,7 @@ def compare_in_child(path: Path, emit: object) -> list[str]:
     from quantkit.llamacpp import ggml_kernels
 
     try:
-        return differences(Lanes(path).quantize, ggml_kernels.ggml_blocks)
+        return differences(SimdKernels(path).quantize, ggml_kernels.ggml_blocks)
     except MemoryError:
         raise EnvironmentFault("there is too little memory to compare compiled kernels") from None
 
@@ -281,7 +281,7 @@ def _library(folder: Path) -> Path:
     for path in (SOURCE, SEARCH, Path(__file__)):  # what makes it, and what compares it
         digest.update(path.read_bytes())
     source = digest.hexdigest()[:16]
-    return folder / f"lanes-{machine_key()}-{source}.so"
+    return folder / f"simd-{machine_key()}-{source}.so"
 
 
 def _reason(error: subprocess.SubprocessError) -> str:

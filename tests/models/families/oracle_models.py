@@ -164,7 +164,7 @@ def like_the_flagship(folder: Path, config: dict[str, Any]) -> None:
     (folder / "README.md").write_text(
         "---\nlicense: other\nlicense_name: nvidia-open\nlicense_link: https://example.org/l\n"
         "language: [en, fr]\ntags: [nvidia]\npipeline_tag: text-generation\n"
-        "base_model: [nvidia/Some-Base-8B]\ndatasets:\n- nvidia/Data-v1\n---\n# A GPU\n",
+        "base_model: [nvidia/Some-Base-8B]\ndatasets:\n- nvidia/Data-v1\n---\n# A card\n",
         encoding="utf-8",
     )
     settings = {"temperature": 1.0, "top_p": 0.95, "top_k": 20, "repetition_penalty": 1.1}

@@ -29,7 +29,7 @@ def found_anew() -> simd.Finding:
 @needs_compiler
 @pytest.mark.parametrize("name", simd.KINDS)
 def test_bytes_equal_ggml(name: str) -> None:
-    fast, kind = simd.lanes(), BY_NAME[name]
+    fast, kind = simd.simd_kernels(), BY_NAME[name]
     assert fast is not None, simd.why_not()
     random = np.random.default_rng([5, *name.encode()])
     for rows_count, blocks in ((1, 1), (1, 2), (3, 5), (7, 1), (16, 3), (33, 2), (40, 9)):
@@ -46,7 +46,7 @@ def test_bytes_equal_ggml(name: str) -> None:
 
 @needs_compiler
 def test_odd_rows_and_importances() -> None:
-    fast = simd.lanes()
+    fast = simd.simd_kernels()
     assert fast is not None
     assert simd.differences(fast.quantize, ggml_kernels.ggml_blocks) == []
 
@@ -122,7 +122,7 @@ def test_a_library_that_is_not_ggml_s_equal_is_not_kept(
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the compiler makes of the sources."""
     assert COMPILER is not None
-    library = tmp_path_factory.mktemp("ready") / "lanes.so"
+    library = tmp_path_factory.mktemp("ready") / "simd.so"
     found = simd.make(simd.SOURCE, [COMPILER], library)
     assert found.usable, found.finding
     return library
@@ -139,7 +139,7 @@ def test_it_is_made_once_for_a_machine(
     monkeypatch.setenv("CC", shlex.quote(str(copier(tmp_path, ready))))
     first = found_anew()
     assert first.usable, first.finding
-    (library,) = (tmp_path / "quantkit").glob("lanes-*.so")
+    (library,) = (tmp_path / "quantkit").glob("simd-*.so")
     made_at = library.stat().st_mtime_ns
     assert found_anew() == first
     assert library.stat().st_mtime_ns == made_at
@@ -173,8 +173,8 @@ def test_without_a_compiler_or_on_request_ggml_s_own_are_used(
         ('echo garbage > "$OUT"', r"cannot be loaded here: .*file too short|invalid ELF"),
         (":", "cannot be loaded here: .*No such file"),
         (f'echo "int x;" | {COMPILER} -shared -xc - -o "$OUT"', r"loaded here: .*quantkit_Q6_K"),
-        ("echo no room >&2; exit 4", r"cannot compile lanes\.c: no room"),
-        ("kill -9 $$", r"cannot compile lanes\.c"),
+        ("echo no room >&2; exit 4", r"cannot compile simd\.c: no room"),
+        ("kill -9 $$", r"cannot compile simd\.c"),
     ],
 )
 def test_a_compiler_that_makes_no_library_is_tried_again_the_next_time(
@@ -187,7 +187,7 @@ def test_a_compiler_that_makes_no_library_is_tried_again_the_next_time(
     assert not found.usable
     assert re.search(words, found.finding)
     assert "broken cc" in found.finding
-    assert not list((tmp_path / "cache").rglob("lanes-*"))
+    assert not list((tmp_path / "cache").rglob("simd-*"))
 
 
 def test_a_compiler_that_is_no_program_is_told(tmp_path: Path) -> None:
@@ -225,7 +225,7 @@ def test_bytes_that_differ_are_remembered_of_their_compiler_only(
 ) -> None:
     assert COMPILER is not None
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    made = tmp_path / "lanes.so"
+    made = tmp_path / "simd.so"
     compiler = shlex.quote(str(copier(tmp_path, made)))
     # a kernel that writes nothing, before all of the ready library's
     wrong = [

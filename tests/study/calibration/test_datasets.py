@@ -48,7 +48,7 @@ def repository(tmp_path: Path) -> Path:
 def loopback(repository: Path) -> Iterator[LoopbackHub]:
     from huggingface_hub import close_session
 
-    with hub({NAME: repository}, gpus={NAME: {"license": "cc-by-4.0"}}) as served:
+    with hub({NAME: repository}, cards={NAME: {"license": "cc-by-4.0"}}) as served:
         yield served
     close_session()
 
@@ -90,7 +90,7 @@ def test_a_dataset_arrives_with_its_commit_and_licence(
 
 
 @pytest.mark.parametrize(
-    ("gpu", "licence"),
+    ("card", "licence"),
     [
         (None, None),
         ({}, None),
@@ -104,10 +104,10 @@ def test_a_dataset_arrives_with_its_commit_and_licence(
         ("mit", None),
     ],
 )
-def test_the_licence_is_what_the_gpu_states(
-    gpu: object, licence: str | None, loopback: LoopbackHub, fetch: Fetch
+def test_the_licence_is_what_the_card_states(
+    card: object, licence: str | None, loopback: LoopbackHub, fetch: Fetch
 ) -> None:
-    loopback.gpus[NAME] = gpu
+    loopback.cards[NAME] = card
     assert fetch(f"{ALL}/a.txt").licence == licence
 
 
