@@ -1,0 +1,81 @@
+"""JSON files with one schema each: the class that writes a file also reads and validates it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Self
+
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from quantkit.core.errors import InputError
+from quantkit.core.files import write_text
+
+
+class Record(BaseModel):
+    """A part of a document: frozen, without conversions between types or unknown fields."""
+
+    model_config = ConfigDict(
+        frozen=True, strict=True, extra="forbid", ser_json_inf_nan="constants"
+    )
+
+
+class JsonDocument(Record):
+    """A whole JSON file.
+
+    A subclass declares `version: Literal[N] = N` and raises N when a reader of the earlier form
+    would misunderstand the file.
+    """
+
+    version: int
+
+    def write(self, path: Path) -> None:
+        """Write the document to `path` atomically."""
+        write_text(path, self.text())
+
+    def text(self) -> str:
+        """The file's content."""
+        return self.model_dump_json(indent=1) + "\n"
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """The document in the file `path`.
+
+        Raises:
+            InputError: it cannot be read, is damaged, or has another version.
+        """
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise InputError(f"cannot read {path}: {error.strerror}") from None
+        return cls.parse(content, str(path))
+
+    @classmethod
+    def parse(cls, content: bytes, name: str) -> Self:
+        """The document in `content`, which errors call `name`.
+
+        Raises:
+            InputError: it is damaged, or has another version.
+        """
+        try:
+            found = json.loads(content)
+        except ValueError as reason:
+            raise InputError(f"{name} is not valid JSON: {reason}") from None
+        expected = cls.model_fields["version"].default
+        if isinstance(found, dict) and found.get("version") != expected:
+            raise InputError(
+                f"{name} has format version {found.get('version', 'none')}, and this version of "
+                f"quantkit reads {expected}: make it again"
+            )
+        try:
+            return cls.model_validate_json(content)
+        except ValidationError as error:
+            raise InputError(cls._problem(name, error)) from None
+
+    @staticmethod
+    def _problem(name: str, error: ValidationError) -> str:
+        problems = error.errors(include_url=False)
+        first = problems[0]
+        place = ".".join(map(str, first["loc"])) or "the file"
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        return f"{name} is damaged: {place}: {first['msg']}{more}"
