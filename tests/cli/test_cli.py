@@ -231,7 +231,7 @@ def test_imatrix_on_a_dataset_of_the_hub_records_where_it_is_from(
     model, out = tmp_path / "demo.gguf", tmp_path / "imatrix.gguf"
     assert quantkit("convert", "--model", "demo", "--out", model).returncode == 0
     name = "datasets/someone/talks"
-    with hub({name: rows}, gpus={name: {"license": "cc-by-4.0"}}) as served:
+    with hub({name: rows}, cards={name: {"license": "cc-by-4.0"}}) as served:
         monkeypatch.setenv("HF_ENDPOINT", served.address)
         chosen = ("--calibration", f"hf://{name}", "--chunks", "2")
         finished = quantkit("imatrix", model, "--out", out, *chosen, "--json")

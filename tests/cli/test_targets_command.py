@@ -15,7 +15,7 @@ from quantkit.config.target import known_targets, load_target
 
 SMALL = """\
 name: small
-GPUs:
+gpus:
   - {name: A2, memory_gib: 0.6, reserve_gib: 0}
 context_tokens: 4096
 kv_type: f16

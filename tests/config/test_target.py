@@ -60,3 +60,9 @@ def test_numbers_are_the_sum_of_their_comments(path: Path) -> None:
 def test_an_unknown_name_says_what_there_is() -> None:
     with pytest.raises(InputError, match=r"'5x3090'; known: 1x3090, .*auto for this machine's"):
         load_target("5x3090")
+
+
+def test_the_earlier_name_of_gpus_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "old.yaml"
+    file.write_text("name: old\ncards: [{name: RTX 3060, memory_gib: 12}]\ncontext_tokens: 8192\n")
+    assert load_target(str(file)).gpus[0].name == "RTX 3060"

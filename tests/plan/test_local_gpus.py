@@ -12,6 +12,7 @@ from quantkit.config.target import Target, known_targets, load_target
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.core.units import GIB
 from quantkit.plan.local_gpus import present_target
+from quantkit.plan.targets import choose_target
 
 BY_PLACE = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
@@ -159,17 +160,17 @@ def test_the_chosen_gpus_are_named_for_the_launch() -> None:
     assert present_target(nvml, {"CUDA_VISIBLE_DEVICES": "2,0"}).devices == ("2", "0")
 
 
-def test_load_target_knows_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_choose_target_knows_auto(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", FakeNVML(rtx_3090(1), rtx_3090(2)))
-    target = load_target("auto")
+    target = choose_target("auto")
     assert gpus_of(target) == [("NVIDIA GeForce RTX 3090", 24.0, 1.0, 2)]
     changed = target.changed(context_tokens=65_536, kv_type="f16")
     assert (changed.context_tokens, changed.kv_type) == (65_536, "f16")
     assert changed.gpus == target.gpus
     monkeypatch.setitem(sys.modules, "pynvml", FakeNVML())
     with pytest.raises(QuantkitError) as caught:
-        load_target("auto")
+        choose_target("auto")
     assert caught.value.exit_code == 3
 
 

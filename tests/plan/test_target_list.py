@@ -13,7 +13,7 @@ from quantkit.core.errors import InputError
 from quantkit.plan.targets import target_list
 
 NO_DRIVER = FakeNVML(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
-MINE = "name: mine\ncards:\n  - {name: RTX 3060, memory_gib: 12}\ncontext_tokens: 8192\n"
+MINE = "name: mine\ngpus:\n  - {name: RTX 3060, memory_gib: 12}\ncontext_tokens: 8192\n"
 
 
 @pytest.mark.parametrize("nvml", [NO_DRIVER, FakeNVML()])
@@ -57,5 +57,5 @@ def test_what_is_no_file_of_a_target_is_refused(tmp_path: Path) -> None:
         target_list([Path("4x3090")], NO_DRIVER, {})
     wrong = tmp_path / "a.yaml"
     wrong.write_text(MINE.replace("gpus", "gpu"))
-    with pytest.raises(InputError, match=r"a\.yaml.*GPU"):
+    with pytest.raises(InputError, match=r"a\.yaml.*gpu"):
         target_list([wrong], NO_DRIVER, {})
