@@ -7,9 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 if TYPE_CHECKING:
     from small_release import SmallRelease
+
+# No deadlines, so that a busy machine fails nothing. The rest is hypothesis' own default, which
+# draws the same examples each time where CI is set.
+settings.register_profile("tests", deadline=None, print_blob=True)
+settings.load_profile("tests")
 
 
 @pytest.fixture(scope="session")

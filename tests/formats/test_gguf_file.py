@@ -137,7 +137,7 @@ def test_hostile_files_get_one_sentence(kind: str, tmp_path: Path) -> None:
 
 
 @given(cut=st.integers(0, 4000), flip=st.integers(0, 4000), value=st.integers(0, 255))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_cut_and_flipped_files_never_fail_otherwise(
     tmp_path_factory: pytest.TempPathFactory, cut: int, flip: int, value: int
 ) -> None:

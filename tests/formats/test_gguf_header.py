@@ -60,7 +60,7 @@ def test_a_long_header_takes_a_few_and_nothing_twice(with_vocabulary: Path) -> N
 
 
 @given(first=st.integers(1, 3000))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_wherever_a_reading_ends(tmp_path_factory: pytest.TempPathFactory, first: int) -> None:
     path = write_llama(tmp_path_factory.mktemp("m") / "m.gguf")
     far, before = Elsewhere(path.read_bytes()), gguf_header.FIRST_BYTES

@@ -85,7 +85,7 @@ def test_what_decides_is_exact() -> None:
     assert np.abs(found - base).max() <= OFF_BY * 1.01
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.data())
 def test_any_finite_row_comes_back(data: st.DataObject) -> None:
     values = (

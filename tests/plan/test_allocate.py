@@ -82,7 +82,7 @@ def check_against(found: Allocation, costs: Costs, best: float) -> None:
 
 
 @given(cases())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_equals_brute_force(case: tuple[list[TensorInfo], Costs, int]) -> None:
     infos, costs, budget = case
     found = allocate(infos, costs, budget, 0, LEVEL, gap=1e-9)
@@ -92,7 +92,7 @@ def test_equals_brute_force(case: tuple[list[TensorInfo], Costs, int]) -> None:
 
 
 @given(cases())
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 def test_what_is_left_helps_no_tensor(case: tuple[list[TensorInfo], Costs, int]) -> None:
     """No type that costs less fits into what is left, nor a larger one that costs the same."""
     infos, costs, budget = case
@@ -158,7 +158,7 @@ def gpus_hold(infos: list[TensorInfo], types: Mapping[str, str], memory: GPUMemo
 
 
 @given(gpu_cases())
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=120)
 def test_equals_brute_force_on_gpus(
     case: tuple[list[TensorInfo], Costs, int, GPUMemory],
 ) -> None:

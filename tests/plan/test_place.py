@@ -35,7 +35,7 @@ def smallest_room(load: list[int], room: list[int], counts: tuple[int, ...]) -> 
     load=st.lists(st.integers(0, 50), min_size=1, max_size=8),
     room=st.lists(st.integers(1, 120), min_size=1, max_size=4),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_equals_brute_force(load: list[int], room: list[int]) -> None:
     counts = contiguous_counts(load, room)
     assert sum(counts) == len(load)
@@ -47,7 +47,6 @@ def test_equals_brute_force(load: list[int], room: list[int]) -> None:
 
 
 @given(counts=st.lists(st.integers(0, 60), min_size=1, max_size=8).filter(any))
-@settings(deadline=None)
 def test_layer_counts_as_shares_give_exactly_those_layers(counts: list[int]) -> None:
     gpus = assign_layers(counts, sum(counts))
     assert gpus == [gpu for gpu, count in enumerate(counts) for _ in range(count)]
@@ -133,7 +132,7 @@ def test_in_order_fills_a_gpu_before_the_next_gets_layers() -> None:
     load=st.lists(st.integers(0, 50), min_size=1, max_size=8),
     room=st.lists(st.integers(1, 120), min_size=1, max_size=4),
 )
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_in_order_holds_all_that_spread_layers_hold(load: list[int], room: list[int]) -> None:
     counts = counts_in_order(load, room)
     assert sum(counts) == len(load)

@@ -32,7 +32,7 @@ LEVELS = (LevelRecipe(name="Q4", bits_per_weight=4.5),)
 ODD = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
 """Line breaks of every kind, quotes, colons, signs of YAML: all that a name may have."""
 WRITES_A_FILE = settings(
-    deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

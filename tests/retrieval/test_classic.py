@@ -85,7 +85,7 @@ def test_what_it_costs() -> None:
 
 
 @given(seed=st.integers(0, 10**6), depth=st.floats(0, 1))
-@settings(max_examples=10, deadline=None)
+@settings(max_examples=10)
 def test_needle_is_near_the_depth(seed: int, depth: float) -> None:
     prompts = build(seed=seed, mode="classic", context_tokens=(20_000,), depths=(depth,))
     assert abs(prompts.branches[0].question.depth - depth) < 0.03

@@ -29,7 +29,7 @@ def case(seed: int, lengths: int, most: int) -> tuple[list[Item], list[int], lis
 
 
 @given(st.integers(0, 10**6), st.integers(1, 4), st.integers(1, 60))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 def test_nothing_is_cut_or_late(seed: int, lengths: int, most: int) -> None:
     items, cuts, sizes = case(seed, lengths, most)
     if crowded(items, cuts):

@@ -121,7 +121,7 @@ def test_each_value_is_hidden_once(tokenizer: Tokenizer) -> None:
 
 
 @given(seed=st.integers(0, 10**6), needles=st.integers(1, 60))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_depths_are_stratified(seed: int, needles: int) -> None:
     prompts = build(BY_CHARACTER, seed, needles=needles, probes={})
     for length in LENGTHS:

@@ -60,7 +60,7 @@ def test_steps_are_taken_by_rate_and_leave_out_what_lies_on_the_way() -> None:
 
 
 @given(st.lists(items(), min_size=1, max_size=4))
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_steps_are_the_lower_hull(given_items: list[list[tuple[int, float]]]) -> None:
     choices = Choices.of(given_items)
     rates = [step.rate for step in choices.steps]
@@ -89,7 +89,7 @@ def test_limits_count_by_group_and_in_all() -> None:
 
 
 @given(problems())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_relaxation_is_that_of_an_lp_solver(problem: tuple[Choices, Limits]) -> None:
     choices, limits = problem
     found, optimum = relax(choices, limits), lp_optimum(choices, limits)
@@ -105,7 +105,7 @@ def test_the_relaxation_is_that_of_an_lp_solver(problem: tuple[Choices, Limits])
 
 
 @given(problems())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_no_solution_costs_less_than_the_bound_and_what_its_choices_add(
     problem: tuple[Choices, Limits],
 ) -> None:
@@ -119,7 +119,7 @@ def test_no_solution_costs_less_than_the_bound_and_what_its_choices_add(
 
 
 @given(problems(), st.integers(0, 1 << 20))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_after_filling_no_item_alone_can_be_improved(
     problem: tuple[Choices, Limits], number: int
 ) -> None:

@@ -33,7 +33,7 @@ def all_choices(choices: Choices) -> list[np.ndarray]:
 
 
 @given(problems(), st.floats(0, 1), st.floats(0.5, 1.5))
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_the_relaxation_bounds_every_solution(
     choices: Choices, share: float, looseness: float
 ) -> None:

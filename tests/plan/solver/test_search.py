@@ -30,7 +30,7 @@ def check(found: Solution, choices: Choices, limits: Limits) -> None:
 
 
 @given(problems(), st.sampled_from([EXACT, 1e-5, 0.05, 0.3]))
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_the_least_cost_is_found_within_the_gap(
     problem: tuple[Choices, Limits], gap: float
 ) -> None:
@@ -47,7 +47,7 @@ def test_the_least_cost_is_found_within_the_gap(
 
 
 @given(problems(), st.sampled_from([0.5, 0.999, 1.0, 1.0001, 1.5]), st.booleans())
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 def test_only_what_costs_less_than_what_is_known_is_found(
     problem: tuple[Choices, Limits], factor: float, exact: bool
 ) -> None:
@@ -156,7 +156,7 @@ def test_a_search_without_nodes_still_states_a_bound_that_holds(
 
 
 @given(problems(), st.sampled_from([10**6, 10**9, 10**10]), st.integers(0, 3))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_limits_are_kept_to_the_last_byte(
     problem: tuple[Choices, Limits], unit: int, short: int
 ) -> None:
@@ -180,7 +180,7 @@ def test_limits_are_kept_to_the_last_byte(
 
 
 @given(problems(), problems(), st.sampled_from([1e-6, 1e-9]))
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_costs_far_below_the_others_are_settled_too(
     large: tuple[Choices, Limits], small: tuple[Choices, Limits], scale: float
 ) -> None:
