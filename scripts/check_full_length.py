@@ -23,7 +23,7 @@ from typing import Any
 
 from quantkit import __version__
 from quantkit.core.units import bytes_text, seconds_text
-from quantkit.llamacpp.shared_libraries import library_version
+from quantkit.llamacpp.ggml import library_version
 
 LADDER = (8192, 32768, 131072, 262144, 516096)
 POLL_SECONDS = 0.2

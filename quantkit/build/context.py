@@ -93,7 +93,7 @@ class BuildContext:
 
     @functools.cached_property
     def devices(self) -> DeviceSettings:
-        from quantkit.llamacpp.devices import device_settings
+        from quantkit.llamacpp.selftest import device_settings
 
         return device_settings(self.job.workers)
 

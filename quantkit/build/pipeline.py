@@ -23,7 +23,7 @@ from quantkit.core.receipts import (
     write_receipt,
 )
 from quantkit.core.work_folders import resumable
-from quantkit.llamacpp.shared_libraries import library_version
+from quantkit.llamacpp.ggml import library_version
 
 
 @dataclass(frozen=True)

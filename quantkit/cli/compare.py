@@ -190,7 +190,7 @@ def _measured(
     )
     from quantkit.config.recipe import DivergenceRecipe
     from quantkit.formats.logits_file import LogitsFile
-    from quantkit.llamacpp.devices import device_settings
+    from quantkit.llamacpp.selftest import device_settings
     from quantkit.report.comparison.comparison import Conditions, compared
     from quantkit.report.comparison.measured import Measured, names_of
     from quantkit.study.base_logits import held_out_text

@@ -137,7 +137,7 @@ def _hits_text(found: Retrieval) -> str:
 
 
 def _library() -> dict[str, str]:
-    from quantkit.llamacpp.shared_libraries import library_version
+    from quantkit.llamacpp.ggml import library_version
 
     return {"llama-cpp-python": library_version()}
 

@@ -30,8 +30,8 @@ def measure(
     from quantkit.config.recipe import recipe_for
     from quantkit.core.files import content_id, identity
     from quantkit.core.work_folders import resumable
-    from quantkit.llamacpp.devices import device_settings
-    from quantkit.llamacpp.shared_libraries import library_version
+    from quantkit.llamacpp.ggml import library_version
+    from quantkit.llamacpp.selftest import device_settings
     from quantkit.models.gguf_source import GGUFSource
     from quantkit.study.calibration.sources import local_sources, resolve_sources
     from quantkit.study.imatrix_import import check_ready

@@ -128,7 +128,7 @@ def _on_file(
     where: Where, model: Path, recipe: RetrievalRecipe, console: Console
 ) -> tuple[str, Path, Retrieval, dict[str, Any]]:
     from quantkit.core.files import identity
-    from quantkit.llamacpp.devices import device_settings
+    from quantkit.llamacpp.selftest import device_settings
     from quantkit.models.gguf_source import GGUFSource
     from quantkit.retrieval.run.check import CheckSettings, check_retrieval
     from quantkit.retrieval.run.verdict import validation_json
@@ -206,7 +206,7 @@ def _on_server(
 def _parts(where: Where, recipe: RetrievalRecipe) -> dict[str, Any]:
     """What the kept work of a check belongs to."""
     from quantkit.core.files import content_id
-    from quantkit.llamacpp.shared_libraries import library_version
+    from quantkit.llamacpp.ggml import library_version
 
     return {
         "recipe": recipe.model_dump(mode="json"),

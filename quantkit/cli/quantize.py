@@ -28,7 +28,7 @@ def quantize(
     """Write a model with each tensor in the type that an allocation or a preset gives it."""
     from quantkit.core.files import content_id, identity
     from quantkit.core.work_folders import resumable
-    from quantkit.llamacpp.shared_libraries import library_version
+    from quantkit.llamacpp.ggml import library_version
     from quantkit.models.choose import choose_model, model_files, open_source
     from quantkit.plan.type_choice import check_importance, choose_types
     from quantkit.quantize.quantize import PRESET_FILE_TYPES, artifact_metadata, artifact_names

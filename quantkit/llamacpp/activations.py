@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.llamacpp.ggml_tensor import GgmlTensor, op_number, tensor_array, weight_name
+from quantkit.llamacpp.ggml import GgmlTensor, op_number, tensor_array, weight_name
 
 MIN_TOKENS = 16
 """llama-imatrix leaves smaller products out: they are not the model's token-wise products."""

@@ -14,8 +14,7 @@ from typing import Literal
 
 from quantkit.core.errors import EnvironmentFault
 from quantkit.llamacpp.fake_gpus import GPU, StandIns
-from quantkit.llamacpp.ggml_tensor import base_library
-from quantkit.llamacpp.shared_libraries import load
+from quantkit.llamacpp.ggml import base_library, load
 
 DeviceKind = Literal["cuda", "plain", "present", "rpc"]
 """`cuda` and `plain` are stand-ins, `present` are this machine's own devices."""

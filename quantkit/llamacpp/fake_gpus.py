@@ -23,7 +23,7 @@ import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from quantkit.llamacpp.ggml_tensor import GgmlTensor, base_library, op_number
+from quantkit.llamacpp.ggml import GgmlTensor, base_library, op_number
 
 API_VERSION = 2
 """GGML_BACKEND_API_VERSION of the structs below."""

@@ -6,14 +6,13 @@ ctypes releases the GIL while a kernel runs, so callers may use threads.
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.formats.tensor_types import QuantType
-from quantkit.llamacpp.shared_libraries import load
+from quantkit.llamacpp.ggml import base_library
 
 Blocks = Callable[[QuantType, NDArray[np.float32], NDArray[np.float32] | None], NDArray[np.uint8]]
 """(type, rows, importance of the columns) → blocks, shape (rows, bytes per row)."""
@@ -21,40 +20,9 @@ Blocks = Callable[[QuantType, NDArray[np.float32], NDArray[np.float32] | None], 
 _TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_int64)
 
 
-class _TypeTraits(ctypes.Structure):
-    """`struct ggml_type_traits` of ggml.h."""
-
-    _fields_ = (
-        ("type_name", ctypes.c_char_p),
-        ("blck_size", ctypes.c_int64),
-        ("blck_size_interleave", ctypes.c_int64),
-        ("type_size", ctypes.c_size_t),
-        ("is_quantized", ctypes.c_bool),
-        ("to_float", ctypes.c_void_p),
-        ("from_float_ref", ctypes.c_void_p),
-    )
-
-
-@functools.cache
-def _base() -> ctypes.CDLL:
-    library = load("ggml-base")
-    library.ggml_quantize_chunk.restype = ctypes.c_size_t
-    library.ggml_quantize_chunk.argtypes = (
-        ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p,
-        ctypes.c_int64, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p,
-    )  # fmt: skip
-    library.ggml_quantize_init.restype = None
-    library.ggml_quantize_init.argtypes = (ctypes.c_int,)
-    library.ggml_validate_row_data.restype = ctypes.c_bool
-    library.ggml_validate_row_data.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_size_t)
-    library.ggml_get_type_traits.restype = ctypes.POINTER(_TypeTraits)
-    library.ggml_get_type_traits.argtypes = (ctypes.c_int,)
-    return library
-
-
 def prepare(kind: QuantType) -> None:
     """Make the lookup tables that `kind` needs, before several threads ask for them."""
-    _base().ggml_quantize_init(kind.ggml_id)
+    base_library().ggml_quantize_init(kind.ggml_id)
 
 
 def quantize(
@@ -96,7 +64,7 @@ def ggml_blocks(
     """What `ggml_quantize_chunk` makes of contiguous rows that are whole blocks of `kind` long."""
     n_rows, n_columns = rows.shape
     out = np.empty((n_rows, kind.size_bytes(n_columns)), np.uint8)
-    written = _base().ggml_quantize_chunk(
+    written = base_library().ggml_quantize_chunk(
         kind.ggml_id,
         rows.ctypes.data,
         out.ctypes.data,
@@ -113,7 +81,7 @@ def ggml_blocks(
 def is_finite(kind: QuantType, raw: NDArray[np.uint8]) -> bool:
     """Whether `raw` bytes of type `kind` decode to finite numbers: what llama-quantize checks."""
     flat = np.ascontiguousarray(raw)
-    return bool(_base().ggml_validate_row_data(kind.ggml_id, flat.ctypes.data, flat.nbytes))
+    return bool(base_library().ggml_validate_row_data(kind.ggml_id, flat.ctypes.data, flat.nbytes))
 
 
 def _to_bf16(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -136,7 +104,7 @@ def dequantize(kind: QuantType, raw: NDArray[np.uint8], row_elements: int) -> ND
         return wide.view(np.float32).reshape(-1, row_elements)
     elements = flat.size // kind.block_bytes * kind.block_elements
     out = np.empty(elements, np.float32)
-    traits = _base().ggml_get_type_traits(kind.ggml_id).contents
+    traits = base_library().ggml_get_type_traits(kind.ggml_id).contents
     if not traits.to_float:
         raise ValueError(f"ggml cannot decode {kind.name}")
     _TO_FLOAT(traits.to_float)(flat.ctypes.data, out.ctypes.data, elements)

@@ -320,7 +320,7 @@ def _context_memory(model: int, use: Use, *, head: bool) -> dict[int, DeviceMemo
 
 
 def _buffer_type(device: int) -> int:
-    from quantkit.llamacpp.ggml_tensor import base_library
+    from quantkit.llamacpp.ggml import base_library
 
     function = base_library().ggml_backend_dev_buffer_type
     function.restype, function.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
@@ -332,7 +332,7 @@ def used_memory(context: int) -> dict[str, DeviceMemory]:
 
     Weights that are mapped from their file count as `CPU`, where they would lie otherwise.
     """
-    from quantkit.llamacpp.ggml_tensor import base_library
+    from quantkit.llamacpp.ggml import base_library
 
     name = base_library().ggml_backend_buft_name
     name.restype, name.argtypes = ctypes.c_char_p, (ctypes.c_void_p,)
@@ -358,7 +358,7 @@ def _read_breakdown(context: int) -> dict[int, DeviceMemory]:
     A libstdc++ map is a comparison, a header node and a count; a node is colour, parent, left and
     right, then the pair: here a pointer and three sizes (`llama_memory_breakdown_data`).
     """
-    from quantkit.llamacpp.shared_libraries import load
+    from quantkit.llamacpp.ggml import load
 
     function = getattr(load("llama"), _BREAKDOWN, None)
     if function is None:

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 from quantkit.core.errors import EnvironmentFault
 from quantkit.llamacpp.child import die_with_parent
-from quantkit.llamacpp.shared_libraries import load
+from quantkit.llamacpp.ggml import load
 
 START_S = 20.0
 LOOPBACK = "127.0.0.1"
@@ -87,7 +87,7 @@ def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 
 
 def _device(library: ctypes.CDLL, endpoint: str) -> int:
-    from quantkit.llamacpp.ggml_tensor import base_library
+    from quantkit.llamacpp.ggml import base_library
 
     base = base_library()
     library.ggml_backend_rpc_add_server.restype = ctypes.c_void_p

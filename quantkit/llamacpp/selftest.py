@@ -26,8 +26,8 @@ from quantkit.formats.tensor_types import quant_type
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 from quantkit.llamacpp import ggml_kernels
 from quantkit.llamacpp.child import Emit, NativeCrash, run_isolated
+from quantkit.llamacpp.ggml import library_version
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
-from quantkit.llamacpp.shared_libraries import library_version
 
 WIDTH = 256
 VOCABULARY = 256
@@ -73,6 +73,24 @@ def working_settings(cache: Path | None = None) -> SelfTest:
     except OSError:
         pass  # a read-only home costs a second each time, nothing more
     return result
+
+
+def device_settings(threads: int) -> DeviceSettings:
+    """The settings that work on this machine, with all layers on GPUs if there are any.
+
+    Raises:
+        EnvironmentFault: llama.cpp cannot run a quantized model here at all.
+    """
+    tested = working_settings()
+    layers = -1 if run_isolated("quantkit.llamacpp.selftest:offloads_in_child", {}) else 0
+    return DeviceSettings(threads, tested.use_extra_buffers, layers)
+
+
+def offloads_in_child(emit: Emit) -> bool:
+    """Body of a child process: whether this build of llama.cpp can use a GPU that is present."""
+    from quantkit.llamacpp.llama import offloads
+
+    return offloads()
 
 
 Probe = Callable[[Path, bool], NDArray[np.float32]]

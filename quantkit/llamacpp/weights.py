@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import EnvironmentFault
-from quantkit.llamacpp.ggml_tensor import GgmlTensor, base_library, op_number, weight_name
+from quantkit.llamacpp.ggml import GgmlTensor, base_library, op_number, weight_name
 from quantkit.llamacpp.llama import Context, Model
 from quantkit.llamacpp.settings import ContextSettings
 

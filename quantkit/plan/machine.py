@@ -8,7 +8,7 @@ from typing import Any
 
 from quantkit import __version__
 from quantkit.core.units import GIB
-from quantkit.llamacpp.shared_libraries import library_version
+from quantkit.llamacpp.ggml import library_version
 from quantkit.plan.nvidia import NoDriver, driver_version, read_gpus, visible_gpus
 
 

@@ -83,7 +83,7 @@ def chosen_devices(where: Where, gpus: int) -> Where:
     if where != "auto":
         return where
     here = bool(gpus) and len(nvidia_gpus()) == gpus
-    seen = here and run_isolated("quantkit.llamacpp.devices:offloads_in_child", {})
+    seen = here and run_isolated("quantkit.llamacpp.selftest:offloads_in_child", {})
     return "present" if seen else "stand-ins"
 
 

@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 from models import VOCABULARY, WIDTH, llama_arrays, llama_metadata, write_gguf
 
-from quantkit.llamacpp import activations, ggml_tensor
+from quantkit.llamacpp import activations, ggml
 from quantkit.llamacpp.activations import (
     GROUP_TOKENS,
     Collector,
     dense_sums,
     expert_sums,
 )
-from quantkit.llamacpp.ggml_tensor import GgmlTensor, weight_name
+from quantkit.llamacpp.ggml import GgmlTensor, weight_name
 from quantkit.llamacpp.llama import Context, Model
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 
@@ -55,7 +55,7 @@ def test_activations_on_a_device_are_read_from_there(
     path = write_gguf(tmp_path / "m.gguf", llama_metadata(), llama_arrays())
     tokens = np.random.default_rng(2).integers(0, VOCABULARY, TOKENS, dtype=np.int32)
     seen = collect(path, tokens).sums
-    monkeypatch.setattr(ggml_tensor.base_library(), "ggml_backend_buffer_is_host", lambda _: False)
+    monkeypatch.setattr(ggml.base_library(), "ggml_backend_buffer_is_host", lambda _: False)
     read = collect(path, tokens).sums
     assert sorted(read) == sorted(seen)
     for name, entry in read.items():

@@ -23,7 +23,7 @@ from quantkit.formats.gguf_writer import lay_out
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import MetaValue, TensorInfo
-from quantkit.llamacpp.shared_libraries import library_version
+from quantkit.llamacpp.ggml import library_version
 from quantkit.models.choose import choose_model
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.plan.gpu_memory import padded_bytes

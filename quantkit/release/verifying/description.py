@@ -220,7 +220,7 @@ def _level(name: str, receipts: Mapping[str, Receipt], parameters: int) -> Level
 
 def _native_versions(receipts: Mapping[str, Receipt]) -> dict[str, object]:
     """Of the library whose kernels made the artifacts."""
-    from quantkit.llamacpp.shared_libraries import PACKAGE
+    from quantkit.llamacpp.ggml import PACKAGE
 
     made = [r.parts[PACKAGE] for s, r in receipts.items() if s.startswith("quantize:")]
     return dict.fromkeys([PACKAGE], made[-1]) if made else {}

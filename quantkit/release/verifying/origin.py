@@ -13,7 +13,7 @@ from quantkit.core.files import file_sha256
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.units import bytes_text
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
-from quantkit.llamacpp.shared_libraries import PACKAGE, library_version
+from quantkit.llamacpp.ggml import PACKAGE, library_version
 from quantkit.models.choose import ModelChoice, imatrix_name, open_source
 from quantkit.release.sums import unsafe_name
 from quantkit.release.verifying.checking import Job, Outcome, count_text

@@ -15,12 +15,12 @@ from quantkit.core.journal import Journal
 from quantkit.core.units import bytes_text
 from quantkit.llamacpp.child import Emit
 from quantkit.llamacpp.device_sets import free_memory
+from quantkit.llamacpp.ggml import library_version
 from quantkit.llamacpp.llama import Context, Model
 from quantkit.llamacpp.memory_plan import DeviceMemory, used_memory
 from quantkit.llamacpp.questions import ForkTest, Seats, try_forks
 from quantkit.llamacpp.saved_state import SavedState
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings, device_parts
-from quantkit.llamacpp.shared_libraries import library_version
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.retrieval.branches import Prompts
 from quantkit.retrieval.chat import frame

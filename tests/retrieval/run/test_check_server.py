@@ -20,7 +20,7 @@ from loopback_llama_server import Faults, LoopbackServer, llama_server
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.llamacpp.devices import device_settings
+from quantkit.llamacpp.selftest import device_settings
 from quantkit.llamacpp.server import LlamaServer
 from quantkit.llamacpp.server_http import API_KEY_VARIABLE
 from quantkit.retrieval.results import Answer, Retrieval
