@@ -11,12 +11,11 @@ from fetch_smollm2 import fetch, rough_copy
 
 from quantkit.config.recipe import ConvertRecipe, DivergenceRecipe, Recipe, recipe_for
 from quantkit.formats.imatrix_file import read_imatrix
-from quantkit.formats.source import TensorSource
+from quantkit.formats.tensors import TensorSource
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.choose import choose_model, open_source
-from quantkit.quantize.convert import convert
 from quantkit.quantize.encode import Importance
-from quantkit.quantize.quantize import quantize
+from quantkit.quantize.quantize import convert, quantize
 from quantkit.study.base_logits import collect_base_logits
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.divergence import measure_divergence

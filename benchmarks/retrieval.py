@@ -10,7 +10,7 @@ from quantkit.config.recipe import ConvertRecipe, RetrievalRecipe
 from quantkit.core.progress import SILENT
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.choose import choose_model, open_source
-from quantkit.quantize.convert import convert
+from quantkit.quantize.quantize import convert
 from quantkit.retrieval.results import Retrieval
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
 

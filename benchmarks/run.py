@@ -39,7 +39,7 @@ from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 from quantkit.models.choose import choose_model, open_source
 from quantkit.plan.machine import describe_machine
 from quantkit.quantize import kernels
-from quantkit.quantize.convert import convert
+from quantkit.quantize.quantize import convert
 
 RESULTS = Path(__file__).with_name("results.md")
 RUNS = 5

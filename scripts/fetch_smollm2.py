@@ -54,7 +54,7 @@ class RoughSource:
     @property
     def tensors(self) -> list[TensorInfo]:
         return [
-            TensorInfo(i.name, i.shape, "BF16" if i.type_name in STEPPED else i.type_name)
+            i.with_type("BF16" if i.type_name in STEPPED else i.type_name)
             for i in self._stored.tensors
         ]
 

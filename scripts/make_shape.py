@@ -298,7 +298,7 @@ def with_types(tensors: Sequence[TensorInfo], types: str | None) -> list[TensorI
             raise InputError(f"{types} has no type for {missing[0]}; is it of this model?")
     else:
         chosen = {info.name: _nearest(info, types) for info in tensors}
-    return [TensorInfo(info.name, info.shape, chosen[info.name]) for info in tensors]
+    return [info.with_type(chosen[info.name]) for info in tensors]
 
 
 def _nearest(info: TensorInfo, type_name: str) -> str:

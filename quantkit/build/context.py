@@ -20,8 +20,7 @@ from quantkit.core.progress import Progress
 from quantkit.core.receipts import finished_receipts
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.formats.ready_tensors import FinishedFile
-from quantkit.formats.source import TensorSource
-from quantkit.formats.tensors import Metadata
+from quantkit.formats.tensors import Metadata, TensorSource
 from quantkit.hub.download.record import is_whole
 from quantkit.hub.reading import Hub
 from quantkit.models.choose import choose_model, imatrix_name, model_files, open_source

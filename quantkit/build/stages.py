@@ -24,9 +24,8 @@ from quantkit.plan.model import LevelPlan
 from quantkit.plan.place import check_fits
 from quantkit.plan.placement_file import placement_json
 from quantkit.plan.type_choice import TypeChoice, check_importance
-from quantkit.quantize.convert import convert
 from quantkit.quantize.integrity import check_artifact
-from quantkit.quantize.quantize import artifact_names, quantize
+from quantkit.quantize.quantize import artifact_names, convert, quantize
 from quantkit.report.coverage_picture import draw_coverage
 from quantkit.report.facts import BUILT, CALIBRATION, built_json, report_facts
 from quantkit.report.report import COVERAGE_PICTURE, write_report

@@ -19,7 +19,7 @@ def convert(
     from quantkit.core.files import identity
     from quantkit.core.work_folders import resumable
     from quantkit.models.choose import choose_model, model_files, open_source
-    from quantkit.quantize.convert import convert as run
+    from quantkit.quantize.quantize import convert as run
 
     if base_type not in ("BF16", "Q8_0"):
         raise InputError(f"--type is BF16 or Q8_0, not {base_type!r}")

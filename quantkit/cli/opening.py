@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from quantkit.core.console import Console
 
 if TYPE_CHECKING:
-    from quantkit.formats.source import TensorSource
+    from quantkit.formats.tensors import TensorSource
     from quantkit.models.checkpoint import OnShape
     from quantkit.models.choose import ModelChoice
 

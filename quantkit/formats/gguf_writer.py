@@ -11,7 +11,7 @@ import functools
 import hashlib
 import os
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -184,10 +184,22 @@ def open_shard(path: Path, layout: ShardLayout) -> Iterator[ShardWriter]:
         os.close(descriptor)
 
 
-def shape_layout(metadata: Metadata, tensors: Sequence[TensorInfo]) -> ShardLayout:
+def single_file_layout(stem: str, metadata: Metadata, tensors: Sequence[TensorInfo]) -> ShardLayout:
     """A model as one file, however large."""
-    (layout,) = lay_out("shape", metadata, tensors, max_shard_bytes=1 << 62)
+    (layout,) = lay_out(stem, metadata, tensors, max_shard_bytes=1 << 62)
     return layout
+
+
+def write_gguf(
+    path: Path,
+    metadata: Metadata,
+    tensors: Sequence[TensorInfo],
+    data: Iterable[tuple[str, NDArray[np.uint8]]],
+) -> None:
+    """Write one GGUF file from the bytes of each tensor; not atomic."""
+    with open_shard(path, single_file_layout(path.stem, metadata, tensors)) as writer:
+        for name, raw in data:
+            writer.write(name, raw)
 
 
 def write_shape(folder: Path, layout: ShardLayout) -> Path:

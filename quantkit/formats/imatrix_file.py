@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from quantkit.core.errors import InputError
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.gguf_header import MAGIC
-from quantkit.formats.gguf_writer import lay_out, open_shard
+from quantkit.formats.gguf_writer import write_gguf
 from quantkit.formats.imatrix_legacy import LegacyEntry, parse_legacy
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 
@@ -124,10 +124,8 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
         data[name + SUMS] = imatrix.entries[name].sums
         data[name + COUNTS] = imatrix.entries[name].counts.reshape(-1, 1)
     infos = [TensorInfo(name, _shape_in_file(a.shape), "F32") for name, a in data.items()]
-    (layout,) = lay_out(path.stem, metadata, infos, max_shard_bytes=1 << 62)
-    with open_shard(path, layout) as writer:
-        for name, array in data.items():
-            writer.write(name, np.ascontiguousarray(array, dtype="<f4").view(np.uint8))
+    raw = (np.ascontiguousarray(array, dtype="<f4").view(np.uint8) for array in data.values())
+    write_gguf(path, metadata, infos, zip(data, raw, strict=True))
 
 
 def _shape_in_file(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.formats.gguf_writer import shape_layout, write_shape
+from quantkit.formats.gguf_writer import single_file_layout, write_shape
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 from quantkit.llamacpp.child import Child, Emit, NativeCrash, run_isolated
 from quantkit.llamacpp.device_sets import Devices, open_devices
@@ -116,7 +116,10 @@ def ask_memory(shapes: Sequence[Shape]) -> list[list[Breakdown]]:
         InputError: llama.cpp refuses a model.
         EnvironmentFault: this machine or this llama.cpp cannot be asked.
     """
-    layouts = [shape_layout(shape_metadata(s.metadata, s.tensors), s.tensors) for s in shapes]
+    layouts = [
+        single_file_layout("shape", shape_metadata(s.metadata, s.tensors), s.tensors)
+        for s in shapes
+    ]
     keys: list[list[_Key]] = [
         [(layout.digest, s.devices, s.tensor_split, use) for use in s.uses]
         for layout, s in zip(layouts, shapes, strict=True)

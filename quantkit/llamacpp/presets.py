@@ -17,7 +17,7 @@ from pathlib import Path
 
 from quantkit.config.levels import PRESETS
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.formats.gguf_writer import shape_layout, write_shape
+from quantkit.formats.gguf_writer import single_file_layout, write_shape
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.llamacpp.child import Emit, run_isolated
@@ -69,7 +69,7 @@ def ask_preset(
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}; known are {', '.join(PRESETS)}")
     with tempfile.TemporaryDirectory() as folder:
-        path = write_shape(Path(folder), shape_layout(metadata, tensors))
+        path = write_shape(Path(folder), single_file_layout("shape", metadata, tensors))
         log: str = run_isolated(
             "quantkit.llamacpp.presets:dry_run_in_child",
             {"path": path, "preset": preset, "has_imatrix": has_imatrix},

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import EnvironmentFault
 from quantkit.core.paths import cache_folder
-from quantkit.formats.gguf_writer import lay_out, open_shard
+from quantkit.formats.gguf_writer import write_gguf
 from quantkit.formats.tensor_types import quant_type
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 from quantkit.llamacpp import ggml_kernels
@@ -162,13 +162,14 @@ def write_tiny_model(path: Path) -> None:
     norms = ("blk.0.attn_norm.weight", "blk.0.ffn_norm.weight", "output_norm.weight")
     infos += [TensorInfo(name, (WIDTH,), "F32") for name in norms]
     random = np.random.default_rng(1)
-    (layout,) = lay_out(path.stem, metadata, infos)
-    with open_shard(path, layout) as writer:
-        for info in infos:
+
+    def data(info: TensorInfo) -> tuple[str, NDArray[np.uint8]]:
+        rows = np.ones((1, WIDTH), np.float32)  # of a norm
+        if info.rows > 1:
             rows = random.standard_normal((info.rows, WIDTH), np.float32) / np.float32(16)
-            if info.rows == 1:  # a norm
-                rows = np.ones_like(rows)
-            writer.write(info.name, ggml_kernels.quantize(quant_type(info.type_name), rows, None))
+        return info.name, ggml_kernels.quantize(quant_type(info.type_name), rows, None)
+
+    write_gguf(path, metadata, infos, map(data, infos))
 
 
 def machine_key() -> str:

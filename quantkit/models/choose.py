@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Literal
 from quantkit.core.errors import InputError
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.progress import SILENT, Progress
-from quantkit.formats.source import TensorSource
+from quantkit.formats.tensors import TensorSource
 from quantkit.hub.reading import Hub
 
 if TYPE_CHECKING:

@@ -24,9 +24,8 @@ from quantkit.core.progress import Progress
 from quantkit.core.units import bytes_text
 from quantkit.formats.gguf_writer import ShardLayout, ShardWriter, open_shard, tensor_size_bytes
 from quantkit.formats.ready_tensors import FinishedFile, ReadyTensor, ready_tensors
-from quantkit.formats.source import TensorSource
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.formats.tensors import TensorInfo
+from quantkit.formats.tensors import TensorInfo, TensorSource
 from quantkit.llamacpp import ggml_kernels
 from quantkit.quantize import kernels
 from quantkit.quantize.kernels import simd

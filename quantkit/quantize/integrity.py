@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import GateError
 from quantkit.core.progress import SILENT, Progress
-from quantkit.formats.source import TensorSource
-from quantkit.formats.tensors import Metadata, TensorInfo
+from quantkit.formats.tensors import Metadata, TensorInfo, TensorSource
 from quantkit.models.gguf_source import GGUFSource
 
 ROWS_OF_A_MATRIX = 4

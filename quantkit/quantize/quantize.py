@@ -1,16 +1,18 @@
-"""TensorSource + imatrix + allocation → NAME.gguf, sharded below 50 GB."""
+"""TensorSource → GGUF files: quantized by an allocation, or converted to one base type."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from quantkit.config.recipe import ConvertRecipe
 from quantkit.core.progress import SILENT, Progress
-from quantkit.formats.gguf_writer import ShardLayout, lay_out
+from quantkit.formats.gguf_writer import ShardLayout, lay_out, single_file_layout
 from quantkit.formats.imatrix_file import Imatrix
 from quantkit.formats.ready_tensors import FinishedFile
-from quantkit.formats.source import TensorSource
-from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.formats.tensor_types import quant_type
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo, TensorSource
 from quantkit.quantize.encode import Importance, write_shards
 
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
@@ -22,6 +24,8 @@ PRESET_FILE_TYPES = {
     "MXFP4_MOE": 38,
 }  # fmt: skip
 """llama_ftype of llama.h."""
+BASE_FILE_TYPES = {"BF16": 32, "Q8_0": 7}
+"""The same for the types of a converted file."""
 
 
 def artifact_metadata(
@@ -72,7 +76,7 @@ def artifact_bytes(
 def _layouts(
     stem: str, metadata: Metadata, tensors: Sequence[TensorInfo], types: Mapping[str, str]
 ) -> list[ShardLayout]:
-    return lay_out(stem, metadata, [TensorInfo(i.name, i.shape, types[i.name]) for i in tensors])
+    return lay_out(stem, metadata, [i.with_type(types[i.name]) for i in tensors])
 
 
 def quantize(
@@ -93,6 +97,33 @@ def quantize(
     earlier run was killed (`work` keeps what it had done), or on `finished`: artifacts of the same
     source and importance, whose tensors are copied where they have the same type.
     """
-    infos = [TensorInfo(info.name, info.shape, types[info.name]) for info in source.tensors]
+    infos = [info.with_type(types[info.name]) for info in source.tensors]
     layouts = lay_out(stem, metadata, infos)
     return write_shards(folder, work, layouts, source, importance, progress, workers, finished)
+
+
+def convert(
+    source: TensorSource,
+    recipe: ConvertRecipe,
+    out: Path,
+    work: Path,
+    workers: int,
+    progress: Progress = SILENT,
+) -> Path:
+    """Write `source` to one GGUF file, its BF16 and F16 tensors in the recipe's base type.
+
+    A tensor whose rows do not fit the base type keeps its own. `work` keeps what an interrupted
+    run has done.
+    """
+    kind = quant_type(recipe.base_type)
+    infos = [
+        info.with_type(kind.name)
+        if info.type_name in ("BF16", "F16") and kind.fits_row(info.row_elements)
+        else info
+        for info in source.tensors
+    ]
+    file_type = MetaValue("u32", BASE_FILE_TYPES[recipe.base_type])
+    layout = single_file_layout(out.stem, source.metadata | {"general.file_type": file_type}, infos)
+    layout = dataclasses.replace(layout, file_name=out.name)
+    (path,) = write_shards(out.parent, work, [layout], source, {}, progress, workers)
+    return path

@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 from quantkit.config.recipe import MeasureRecipe
 from quantkit.core.journal import Journal
 from quantkit.core.progress import SILENT, Progress
-from quantkit.formats.source import TensorSource
 from quantkit.formats.tensor_types import BY_NAME, QuantType
-from quantkit.formats.tensors import TensorInfo
+from quantkit.formats.tensors import TensorInfo, TensorSource
 from quantkit.llamacpp import ggml_kernels
 from quantkit.quantize import kernels
 from quantkit.quantize.encode import Importance, row_blocks

@@ -12,8 +12,7 @@ from quantkit.config.recipe import ImatrixRecipe, MeasureRecipe
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.units import seconds_text
 from quantkit.formats.imatrix_file import Imatrix
-from quantkit.formats.source import TensorSource
-from quantkit.formats.tensors import TensorInfo
+from quantkit.formats.tensors import TensorInfo, TensorSource
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.quantize.encode import Importance
 from quantkit.study.calibration.texts import CalibrationSource

@@ -28,7 +28,7 @@ from quantkit.llamacpp.memory_plan import Breakdown, Question, Shape, Use, ask_m
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.geometry import geometry_of
 from quantkit.plan.llama_memory import even_counts
-from quantkit.quantize.convert import convert
+from quantkit.quantize.quantize import convert
 
 MIB, GIB = 1 << 20, 1 << 30
 HEAD = 64  # a head size that CUDA's kernels have

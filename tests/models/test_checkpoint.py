@@ -25,8 +25,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantkit.core.errors import InputError
-from quantkit.formats.source import TensorSource
 from quantkit.formats.tensor_types import quant_type
+from quantkit.formats.tensors import TensorSource
 from quantkit.llamacpp.ggml_kernels import quantize
 from quantkit.models.checkpoint import CheckpointSource, open_checkpoint
 

@@ -27,7 +27,7 @@ from quantkit.models.geometry import (
     ModelGeometry,
     geometry_of,
 )
-from quantkit.quantize.convert import convert
+from quantkit.quantize.quantize import convert
 
 LLAMA_CPP = Path(os.environ.get("QUANTKIT_LLAMA_CPP", "") or "/nonexistent")
 MIB = 1 << 20

@@ -21,7 +21,7 @@ from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
 
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.formats.safetensors_header import header_bytes
-from quantkit.formats.source import TensorSource
+from quantkit.formats.tensors import TensorSource
 from quantkit.hub.reading import Hub
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.choose import choose_model, open_headers

@@ -73,7 +73,7 @@ def fit(
 
 
 def file_bytes(model: PlannedModel, types: dict[str, str]) -> int:
-    infos = [TensorInfo(i.name, i.shape, types[i.name]) for i in model.tensors]
+    infos = [i.with_type(types[i.name]) for i in model.tensors]
     return sum(layout.size_bytes for layout in lay_out(model.stem, model.metadata, infos))
 
 
@@ -135,9 +135,7 @@ def test_a_fit_is_the_file_s_size_and_keeps_every_gpu() -> None:
 
 def test_shards_count_in_the_size() -> None:
     """Two files of at most 50 GB, from a source of one: each has a header."""
-    one = [
-        TensorInfo(i.name, i.shape, "Q4_0") for i in FLAGSHIP.tensors if i.row_elements % 32 == 0
-    ]
+    one = [i.with_type("Q4_0") for i in FLAGSHIP.tensors if i.row_elements % 32 == 0]
     source = PlannedModel("super", FLAGSHIP.metadata, one, FLAGSHIP.geometry)
     (plan,), _ = plan_levels(recipe({"name": "all", "size": "75GB"}), target(200), source)
     costs = nominal_costs(source, MeasureRecipe(candidates=("Q8_0", "Q5_0", "Q4_1", "Q4_0")))

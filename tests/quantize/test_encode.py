@@ -23,7 +23,6 @@ from quantkit.core.files import file_sha256
 from quantkit.core.journal import Journal
 from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_writer import ShardWriter, lay_out, tensor_size_bytes
-from quantkit.formats.tensors import TensorInfo
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize import encode
 from quantkit.quantize.encode import write_shards
@@ -164,7 +163,7 @@ def test_plain_types_take_no_weight_that_they_cannot_hold(
     work = tmp_path / "work"
     work.mkdir()
     types = {info.name: info.type_name for info in source.tensors} | {name: kind}
-    infos = [TensorInfo(info.name, info.shape, types[info.name]) for info in source.tensors]
+    infos = [info.with_type(types[info.name]) for info in source.tensors]
     layouts = lay_out("m", source.metadata, infos)
     with pytest.raises(InputError, match=rf"of blk\.0\.ffn_up\.weight are not finite as {kind}"):
         write_shards(tmp_path, work, layouts, source, {}, SILENT, workers=1)

@@ -148,9 +148,7 @@ def test_a_killed_run_goes_on_and_a_lost_file_is_made_again(
 ) -> None:
     monkeypatch.setattr(encode, "SYNC_BYTES", 0)  # every tensor is journalled at once
     source = GGUFSource(write_gguf(tmp_path / "s.gguf", llama_metadata(), llama_arrays()))
-    infos = [
-        TensorInfo(i.name, i.shape, "Q8_0" if len(i.shape) == 2 else "F32") for i in source.tensors
-    ]
+    infos = [i.with_type("Q8_0" if len(i.shape) == 2 else "F32") for i in source.tensors]
     work = tmp_path / "work"
     work.mkdir()
 

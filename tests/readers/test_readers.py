@@ -40,15 +40,13 @@ from quantkit.config.levels import PRESETS
 from quantkit.config.recipe import STOCK_CANDIDATES, ConvertRecipe
 from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_file import GGUFFile
-from quantkit.formats.gguf_writer import lay_out, shape_layout, write_shape
+from quantkit.formats.gguf_writer import lay_out, single_file_layout, write_shape
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
-from quantkit.formats.source import TensorSource
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.formats.tensors import Metadata, MetaScalar, MetaValue, TensorInfo
+from quantkit.formats.tensors import Metadata, MetaScalar, MetaValue, TensorInfo, TensorSource
 from quantkit.models.choose import artifact_name, choose_model, open_source
-from quantkit.quantize.convert import convert
 from quantkit.quantize.encode import write_shards
-from quantkit.quantize.quantize import artifact_metadata, quantize
+from quantkit.quantize.quantize import artifact_metadata, convert, quantize
 
 NodeRun = Callable[..., Any]
 """A script of this folder and its arguments → the JSON that it prints."""
@@ -220,7 +218,7 @@ def artifacts(node: NodeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for preset, stem in ((None, "quantkit-demo-4.5bpw"), ("Q4_K_M", "quantkit-demo-Q4_K_M")):
         metadata = artifact_metadata(source.metadata, imatrix, "imatrix.gguf", preset)
         quantize(source, metadata, types, importance, folder, folder, stem, workers=1)
-    infos = [TensorInfo(info.name, info.shape, types[info.name]) for info in source.tensors]
+    infos = [info.with_type(types[info.name]) for info in source.tensors]
     layouts = lay_out("quantkit-demo-Q4", metadata, infos, max_shard_bytes=1_500_000)
     (folder / "Q4").mkdir()
     write_shards(folder / "Q4", folder, layouts, source, importance, SILENT, workers=1)
@@ -331,7 +329,7 @@ def test_three_readers_know_every_type_of_value_and_tensor(node: NodeRun, tmp_pa
     tensors = [
         TensorInfo(f"{name}.{len(shape)}", shape, name) for name in BY_NAME for shape in shapes
     ]
-    path = write_shape(tmp_path, shape_layout(every_kind(), tensors))
+    path = write_shape(tmp_path, single_file_layout("shape", every_kind(), tensors))
     (read,), _ = read_over_http(node, tmp_path, path.name)
     (file,) = read["files"]
     assert_the_same(path, file)

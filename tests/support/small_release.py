@@ -160,7 +160,7 @@ def _write_level(
     """The level's files and its allocation.json; returns the files' names."""
     types = {info.name: _type(info, kind) for info in model.tensors}
     metadata = artifact_metadata(model.metadata, imatrix, "tiny-imatrix.gguf")
-    infos = [TensorInfo(i.name, i.shape, types[i.name]) for i in model.tensors]
+    infos = [i.with_type(types[i.name]) for i in model.tensors]
     shard_bytes = SHARD_BYTES if level == "Q8" else 1 << 40
     layouts = lay_out(f"tiny-{level}", metadata, infos, shard_bytes)
     place = folder / level if len(layouts) > 1 else folder

@@ -18,9 +18,8 @@ from quantkit.core.errors import InputError
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.threads import run_all
 from quantkit.formats.imatrix_file import LARGEST_IMPORTANCE, Imatrix
-from quantkit.formats.source import TensorSource
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo, TensorSource
 from quantkit.quantize import kernels
 from quantkit.quantize.encode import Importance, encode_rows
 from quantkit.quantize.quantize import PRESET_FILE_TYPES, artifact_metadata

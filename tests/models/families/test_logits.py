@@ -15,7 +15,7 @@ from test_against_llama_cpp import DIFFERENT, MODELS, PADDED
 
 from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_writer import lay_out
-from quantkit.formats.tensors import MetaValue, TensorInfo
+from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp.llama import Context, Model
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 from quantkit.models.checkpoint import open_checkpoint
@@ -38,7 +38,7 @@ def f32_gguf(checkpoint: Path, folder: Path, *, keep_prediction: bool) -> Path:
     """The whole checkpoint in F32: nothing is rounded on the way to llama.cpp."""
     source = open_checkpoint(checkpoint, keep_prediction=keep_prediction)
     metadata = {**source.metadata, "general.file_type": MetaValue("u32", 0)}
-    infos = [TensorInfo(info.name, info.shape, "F32") for info in source.tensors]
+    infos = [info.with_type("F32") for info in source.tensors]
     layouts = lay_out("model", metadata, infos)
     (path,) = write_shards(folder, folder, layouts, source, {}, SILENT, workers=2)
     return path

@@ -12,7 +12,7 @@ from oracle import needs_oracle, run_torch
 from scipy.special import log_softmax
 
 from quantkit.config.recipe import STOCK_CANDIDATES
-from quantkit.formats.source import TensorSource
+from quantkit.formats.tensors import TensorSource
 from quantkit.llamacpp.llama import Context, Model
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 from quantkit.models.checkpoint import open_checkpoint

@@ -16,7 +16,7 @@ from quantkit.config.recipe import ConvertRecipe
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.progress import SILENT
 from quantkit.models.choose import choose_model, open_source
-from quantkit.quantize.convert import convert
+from quantkit.quantize.quantize import convert
 
 SHAPE = {
     "hybrid_override_pattern": "MEMEMEM*EME",  # its first eleven layers, one attention among them
