@@ -19,7 +19,7 @@ from quantkit.llamacpp.presets import stock_types
 from quantkit.plan.allocate import Allocation, allocate
 from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
-from quantkit.study.kld_statistics import Divergence, kld_text
+from quantkit.study.kld_statistics import KLDStatistics, kld_text
 
 ANY = LevelRecipe(name="any")
 SIZES_OF = ("Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M", "Q4_K_S", "IQ4_XS", "Q3_K_M", "IQ3_M", "IQ3_XXS",
@@ -35,7 +35,7 @@ class Stock:
     preset: str
     types: Mapping[str, str]
     size_bytes: int
-    divergence: Divergence
+    divergence: KLDStatistics
 
 
 def best_bits_table(model: Prepared, *, retrieval: bool) -> list[str]:

@@ -20,8 +20,8 @@ from processes import quantkit, run
 
 from quantkit.llamacpp.activations import Collector
 from quantkit.llamacpp.llama import Context, Model
-from quantkit.llamacpp.settings import DeviceSettings
-from quantkit.study.imatrix import collection_settings
+from quantkit.llamacpp.settings import DeviceSettings, parallel_sequences
+from quantkit.study.imatrix import chunks_per_batch
 
 RUNS = 5
 CHUNK = 512
@@ -63,7 +63,7 @@ def callback_rates(base: Path, devices: DeviceSettings) -> Rates:
     model = Model(base, devices)
     tokens = np.random.default_rng(2).integers(5, 2000, CHUNK * DECODED_CHUNKS, dtype=np.int32)
     chunks = list(tokens.reshape(DECODED_CHUNKS, CHUNK))
-    settings = collection_settings(CHUNK, model.vocab.size)
+    settings = parallel_sequences(chunks_per_batch(CHUNK, model.vocab.size), CHUNK)
     together = settings.sequences
     collector = Collector()
     contexts = (Context(model, settings), Context(model, settings, collector))

@@ -19,7 +19,7 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.plan.allocate import allocate
 from quantkit.plan.allowed_types import smallest_bytes
 from quantkit.quantize.quantize import overhead_bytes
-from quantkit.study.kld_statistics import Divergence
+from quantkit.study.kld_statistics import KLDStatistics
 from quantkit.study.sensitivity import Sensitivity
 
 ANY = LevelRecipe(name="any")
@@ -64,5 +64,5 @@ def _row(model: Prepared) -> str:
     )
 
 
-def _ratio(other: Divergence, best: Divergence) -> str:
+def _ratio(other: KLDStatistics, best: KLDStatistics) -> str:
     return f"{other.mean:.4f} ({other.mean / best.mean:.2f} ×), {other.same_top:.1%}"

@@ -16,11 +16,11 @@ from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.choose import choose_model, open_source
 from quantkit.quantize.encode import Importance
 from quantkit.quantize.quantize import convert, quantize
+from quantkit.study.artifact_kld import measure_kld
 from quantkit.study.base_logits import collect_base_logits
 from quantkit.study.calibration.sources import resolve_sources
-from quantkit.study.divergence import measure_divergence
 from quantkit.study.imatrix import ImatrixFacts, collect_imatrix
-from quantkit.study.kld_statistics import Divergence
+from quantkit.study.kld_statistics import KLDStatistics
 from quantkit.study.measure import CostText, measure
 from quantkit.study.sensitivity import Sensitivity
 
@@ -43,7 +43,7 @@ class Prepared:
     logits: Path
     folder: Path
     devices: DeviceSettings
-    _klds: dict[tuple[str, ...], Divergence] = field(default_factory=dict)
+    _klds: dict[tuple[str, ...], KLDStatistics] = field(default_factory=dict)
 
     @property
     def elements(self) -> int:
@@ -59,11 +59,11 @@ class Prepared:
         )  # fmt: skip
         return path
 
-    def kld(self, types: Mapping[str, str], importance: Importance | None = None) -> Divergence:
+    def kld(self, types: Mapping[str, str], importance: Importance | None = None) -> KLDStatistics:
         """Of an artifact of these types, on the held-out text; the file is gone afterwards."""
         path = self.artifact(types, self.importance if importance is None else importance)
         kept = path.with_name("kept.jsonl")
-        found = measure_divergence(self.logits, path, kept, self.devices).summary()
+        found = measure_kld(self.logits, path, kept, self.devices).summary()
         path.unlink()
         return found
 

@@ -26,7 +26,7 @@ from quantkit.report.results import LevelResult, read_level
 from quantkit.retrieval import gate
 from quantkit.retrieval.run.check import check_prompts
 from quantkit.study.calibration.sources import local_sources
-from quantkit.study.imatrix_import import check_ready
+from quantkit.study.imatrix_import import check_imatrix
 
 __all__ = ["Job", "build", "check_gate"]
 
@@ -85,7 +85,7 @@ def _preflight(context: BuildContext) -> None:
     if ready is not None and context.choice.kind == "repository":
         read_imatrix(ready)  # compared with the model once its tensors are known
     elif ready is not None:
-        check_ready(ready, context.source.tensors)
+        check_imatrix(ready, context.source.tensors)
     if context.job.haystack is not None:
         haystack_text(context.job.haystack)
     gate.check_gate_is_possible(context.job.recipe.retrieval)

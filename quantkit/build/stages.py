@@ -33,12 +33,12 @@ from quantkit.report.results import LevelResult, fallback_text, verdict
 from quantkit.report.retrieval_heatmap import draw_heatmap
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
 from quantkit.retrieval.run.verdict import validation_json
+from quantkit.study.artifact_kld import measure_kld
 from quantkit.study.base_logits import collect_base_logits
 from quantkit.study.calibration.sources import local_sources, resolve_sources
-from quantkit.study.divergence import measure_divergence
 from quantkit.study.imatrix import collect_imatrix
 from quantkit.study.imatrix_coverage import coverage_of
-from quantkit.study.imatrix_import import take_ready
+from quantkit.study.imatrix_import import import_imatrix
 from quantkit.study.kld_statistics import kld_text
 from quantkit.study.measure import CostText, chunks_of_text, measure
 
@@ -130,7 +130,7 @@ def _ready_imatrix_stage(build: BuildContext, path: Path) -> Stage:
 
     def run(work: Path, progress: Progress) -> Done:
         out = build.job.out / "imatrix.gguf"
-        ready = take_ready(path, build.source.tensors, out)
+        ready = import_imatrix(path, build.source.tensors, out)
         for sentence in ready.notes:
             progress.note(sentence)
         found = ready.imatrix
@@ -301,7 +301,7 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         divergence = None
         if job.recipe.divergence.chunks:
             kept = work / "positions.jsonl"
-            found = measure_divergence(build.logits, artifact, kept, build.devices, progress)
+            found = measure_kld(build.logits, artifact, kept, build.devices, progress)
             divergence = found.summary()
         draw_heatmap(retrieval.answers, f"{build.stem(plan)}, {retrieval.name}", outputs[2])
         hashes = build.pipeline.receipt(f"quantize:{plan.recipe.name}").output_hashes

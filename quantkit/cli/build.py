@@ -12,7 +12,7 @@ from quantkit.core.errors import InputError, QuantkitError
 from quantkit.core.units import GIB, gb_text, gib_text
 from quantkit.plan.machine import worker_count
 from quantkit.report.results import LevelResult
-from quantkit.study.kld_statistics import Divergence, kld_text
+from quantkit.study.kld_statistics import KLDStatistics, kld_text
 
 
 def build(
@@ -121,7 +121,7 @@ def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:
     console.table(columns, rows)
 
 
-def _divergence_cells(kld: Divergence | None) -> tuple[str, str]:
+def _divergence_cells(kld: KLDStatistics | None) -> tuple[str, str]:
     """Mean over its 99.9th percentile, and the same top token over the perplexities' ratio."""
     if kld is None:
         return "–", "–"

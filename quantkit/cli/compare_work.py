@@ -21,7 +21,7 @@ from quantkit.core.units import bytes_text
 from quantkit.core.work_folders import resumable
 from quantkit.llamacpp.settings import device_parts
 from quantkit.retrieval.results import MAIN_TASKS, Retrieval
-from quantkit.study.kld_statistics import Positions, kld_text
+from quantkit.study.kld_statistics import PositionStatistics, kld_text
 
 if TYPE_CHECKING:
     from quantkit.config.recipe import DivergenceRecipe, RetrievalRecipe
@@ -65,24 +65,24 @@ def base_logits(
     return logits
 
 
-def base_positions(logits: LogitsFile) -> Positions:
+def base_positions(logits: LogitsFile) -> PositionStatistics:
     """What the base itself says at each position: it diverges nowhere."""
     header = logits.header
     rows = [logits.read_rows(index, 0, header.rows)["nll"] for index in range(header.chunks)]
     nll = np.concatenate(rows).astype(np.float64)
-    return Positions(np.zeros_like(nll), nll, nll, np.ones(len(nll), bool))
+    return PositionStatistics(np.zeros_like(nll), nll, nll, np.ones(len(nll), bool))
 
 
 def positions_of(
     console: Console, logits: Path, artifact: Path, name: str, devices: DeviceSettings
-) -> Positions:
+) -> PositionStatistics:
     """An artifact's positions, kept beside the logits."""
-    from quantkit.study.divergence import measure_divergence
+    from quantkit.study.artifact_kld import measure_kld
 
     began = time.monotonic()
     kept = logits.parent / f"{_kept_name(artifact)}.jsonl"
     with console.stage(name) as progress:
-        positions = measure_divergence(logits, artifact, kept, devices, progress)
+        positions = measure_kld(logits, artifact, kept, devices, progress)
     console.done(name, f"KLD {kld_text(float(positions.kld.mean()))}", time.monotonic() - began)
     return positions
 

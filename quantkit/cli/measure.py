@@ -34,7 +34,7 @@ def measure(
     from quantkit.llamacpp.selftest import device_settings
     from quantkit.models.gguf_source import GGUFSource
     from quantkit.study.calibration.sources import local_sources, resolve_sources
-    from quantkit.study.imatrix_import import check_ready
+    from quantkit.study.imatrix_import import check_imatrix
     from quantkit.study.measure import CostText, chunks_of_text
     from quantkit.study.measure import measure as run
 
@@ -42,7 +42,7 @@ def measure(
     recipe = chosen.measure.model_copy(update=dict(changes))
     texts = chosen.imatrix.calibrated_on(calibration) if calibration else chosen.imatrix
     source = GGUFSource(model)  # tells what is wrong with the file before llama.cpp is asked
-    ready = check_ready(imatrix, source.tensors)
+    ready = check_imatrix(imatrix, source.tensors)
     costs = recipe.cost_chunks > 0
     read = [path for entry in local_sources(texts) for path in entry.files] if costs else []
     named = [Path(recipe_name)] if recipe_name is not None else []

@@ -34,7 +34,7 @@ def quantize(
     from quantkit.quantize.quantize import PRESET_FILE_TYPES, artifact_metadata, artifact_names
     from quantkit.quantize.quantize import quantize as run
     from quantkit.report.results import fallback_text
-    from quantkit.study.imatrix_import import check_ready
+    from quantkit.study.imatrix_import import check_imatrix
 
     if mtp not in ("drop", "keep"):
         raise InputError(f"--mtp is drop or keep, not {mtp!r}")
@@ -47,7 +47,7 @@ def quantize(
         )
     assert choice.path is not None
     source = open_source(choice, keep_prediction=mtp == "keep")
-    ready = None if imatrix is None else check_ready(imatrix, source.tensors)
+    ready = None if imatrix is None else check_imatrix(imatrix, source.tensors)
     found = None if ready is None else ready.imatrix
     chosen = choose_types(types, source.metadata, source.tensors, has_imatrix=found is not None)
     entries = {} if found is None else found.entries

@@ -65,7 +65,7 @@ class ImatrixEntry:
         return mean
 
     @property
-    def is_tame(self) -> bool:
+    def is_usable(self) -> bool:
         """Whether all of its importance is a number that ggml can take."""
         with np.errstate(over="ignore", invalid="ignore"):
             return bool((self.importance() <= LARGEST_IMPORTANCE).all())

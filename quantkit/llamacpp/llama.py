@@ -97,6 +97,14 @@ class Model:
         llama_cpp.llama_model_free(self.handle)
 
 
+def with_first(chunk: Tokens, token: int | None) -> Tokens:
+    """A copy of `chunk` whose first token is `token`, unless that is None."""
+    found = chunk.copy()
+    if token is not None:
+        found[0] = token
+    return found
+
+
 class Vocabulary:
     """The tokenizer inside a GGUF."""
 
@@ -105,6 +113,7 @@ class Vocabulary:
         self.size = int(llama_cpp.llama_vocab_n_tokens(handle))
         self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(handle))
         self.bos = int(llama_cpp.llama_vocab_bos(handle))
+        self.text_bos = self.bos if self.adds_bos and self.bos >= 0 else None
         self.eos = int(llama_cpp.llama_vocab_eos(handle))
 
     def tokenize(self, text: str, *, parse_special: bool = True) -> Tokens:
@@ -119,21 +128,17 @@ class Vocabulary:
             raise InputError(f"the model's tokenizer cannot encode a text of {len(raw)} bytes")
         return np.ctypeslib.as_array(buffer)[:count].astype(np.int32)
 
-    def begun(self, tokens: Tokens) -> Tokens:
-        """`tokens` of a text from its beginning: BOS before them where the model wants one.
+    def prepend_bos(self, tokens: Tokens) -> Tokens:
+        """BOS if the model wants one, then `tokens`.
 
-        llama-imatrix and llama-perplexity tokenize so before they cut a text into chunks.
+        llama-imatrix and llama-perplexity do this before they cut a text into chunks.
         """
-        if not self.adds_bos or self.bos < 0:
-            return tokens
-        return np.concatenate([np.array([self.bos], np.int32), tokens])
+        bos = [] if self.text_bos is None else [self.text_bos]
+        return np.concatenate([np.array(bos, np.int32), tokens])
 
     def with_bos(self, chunk: Tokens) -> Tokens:
-        """`chunk` with BOS as its first token where the model wants one, as llama-imatrix does."""
-        begun = chunk.copy()
-        if self.adds_bos and self.bos >= 0:
-            begun[0] = self.bos
-        return begun
+        """`chunk`, its first token replaced by BOS if the model wants one, as in llama-imatrix."""
+        return with_first(chunk, self.text_bos)
 
     def text(self, tokens: Sequence[int], kept: Sequence[int] = ()) -> str:
         """The text of `tokens`, special tokens left out but for those in `kept`."""

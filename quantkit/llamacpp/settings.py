@@ -1,4 +1,4 @@
-"""Settings of native work as plain values, importable without loading llama.cpp."""
+"""Settings of llama.cpp as plain values, importable without loading it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ class DeviceSettings:
 
     Attributes:
         threads: CPU threads for decoding.
-        use_extra_buffers: let ggml repack weights (AMX and others); the self-test decides.
+        use_extra_buffers: whether ggml may repack weights (AMX and others); see `selftest`.
         gpu_layers: layers on GPUs; -1 for all, 0 for none.
-        tensor_split: share of the layers for each GPU, empty for llama.cpp's own choice.
+        tensor_split: share of the layers for each GPU; empty for llama.cpp's own choice.
     """
 
     threads: int
@@ -23,7 +23,7 @@ class DeviceSettings:
 
 
 def device_parts(devices: DeviceSettings) -> dict[str, object]:
-    """What of it decides how numbers are rounded: all but the number of threads."""
+    """The settings that influence rounding: all but the number of threads."""
     return {name: value for name, value in asdict(devices).items() if name != "threads"}
 
 
@@ -33,10 +33,10 @@ class ContextSettings:
 
     Attributes:
         context_tokens: cells of the KV cache, for all sequences together.
-        shared_cells: forks share the cells of their common prefix, and every sequence looks at
-            all cells. Without it each has its own part, which is faster where none is forked.
-        outputs: tokens of a batch that logits are wanted of, at most; one a sequence at least.
-        all_outputs: of every token.
+        shared_cells: forks share the cells of their common prefix, and every sequence attends over
+            all cells. Without it each sequence has its own part: faster if none is forked.
+        outputs: tokens of a batch with logits, at most; at least one per sequence.
+        all_outputs: logits of every token.
     """
 
     context_tokens: int
@@ -47,3 +47,16 @@ class ContextSettings:
     kv_type: str = "f16"
     outputs: int = 1
     all_outputs: bool = False
+
+
+def parallel_sequences(sequences: int, tokens: int) -> ContextSettings:
+    """A context for independent sequences of `tokens` each, decoded in one batch, all positions."""
+    batch = sequences * tokens
+    return ContextSettings(
+        batch,
+        batch_tokens=batch,
+        ubatch_tokens=batch,
+        sequences=sequences,
+        shared_cells=False,
+        all_outputs=True,
+    )

@@ -1,22 +1,22 @@
-"""A model's logits on a text cut into chunks, at the positions that count."""
+"""Logits of a text that is cut into chunks, at the scored positions."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 from quantkit.formats.logits_file import counted
-from quantkit.llamacpp.llama import Context, Logits, Model, Tokens
+from quantkit.llamacpp.llama import Context, Logits, Model, Tokens, Vocabulary, with_first
 from quantkit.llamacpp.settings import ContextSettings
 
 BATCH_TOKENS = 512
-"""Most whose logits are in memory together: 256 MiB with a vocabulary of 131072."""
+"""Limits the logits in memory: 256 MiB with a vocabulary of 131072."""
 
 
-class TextLogits:
+class ChunkLogits:
     """Runs chunks of `chunk_tokens` through a model, each from an empty context.
 
     Args:
-        bos: put in place of each chunk's first token; None leaves it.
+        bos: replaces each chunk's first token, unless None.
     """
 
     def __init__(self, model: Model, chunk_tokens: int, bos: int | None) -> None:
@@ -29,31 +29,20 @@ class TextLogits:
         self._bos = bos
 
     def of(self, chunk: Tokens) -> Iterator[tuple[range, Logits]]:
-        """(which of the counted positions, their logits), in order; the logits until the next."""
-        tokens = chunk.copy()
-        if self._bos is not None:
-            tokens[0] = self._bos
+        """(indices among the scored positions, their logits), the logits valid until the next."""
         self._context.clear()
         at = 0
-        for logits in self._context.logits_at(tokens, self._positions):
+        for logits in self._context.logits_at(with_first(chunk, self._bos), self._positions):
             yield range(at, at + len(logits)), logits
             at += len(logits)
 
 
-def begun_tokens(model: Model, text: str, count: int) -> Tokens:
-    """The first `count` tokens of `text` or all that there are, begun as llama-perplexity does."""
-    vocab = model.vocab
-    # A text may be long, and few of its tokens are asked for. Its first characters give the same
-    # tokens as the whole, but for the last ones, which the cut may have changed.
-    characters, slack = 16 * count, 64
-    if characters < len(text):
-        tokens = vocab.begun(vocab.tokenize(text[:characters], parse_special=False))
-        if len(tokens) >= count + slack:
-            return tokens[:count]
-    return vocab.begun(vocab.tokenize(text, parse_special=False))[:count]
-
-
-def bos_of(model: Model) -> int | None:
-    """The token that begins every text of the model; None where it wants none."""
-    vocab = model.vocab
-    return vocab.bos if vocab.adds_bos and vocab.bos >= 0 else None
+def first_tokens(vocab: Vocabulary, text: str, count: int) -> Tokens:
+    """The first `count` tokens of `text`, with BOS before them as llama-perplexity has it."""
+    # A long text need not be tokenized to its end: a prefix gives the same tokens, except for the
+    # last ones at the cut.
+    for characters in (16 * count, len(text)):
+        tokens = vocab.prepend_bos(vocab.tokenize(text[:characters], parse_special=False))
+        if len(tokens) >= count + 64:
+            break
+    return tokens[:count]

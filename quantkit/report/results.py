@@ -13,7 +13,7 @@ from quantkit.core.receipts import Receipt
 from quantkit.llamacpp.presets import Fallback
 from quantkit.quantize.integrity import Integrity
 from quantkit.retrieval.results import MAIN_TASKS, Answer, DeviceUse, Rung, TaskScore
-from quantkit.study.kld_statistics import Divergence
+from quantkit.study.kld_statistics import KLDStatistics
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class LevelResult:
     context_tokens: int
     command: str
     retrieval: LevelRetrieval
-    kld: Divergence | None
+    kld: KLDStatistics | None
     types: dict[str, int]
     heatmap: str
     answers: str
@@ -152,7 +152,7 @@ def read_level(
         context_tokens=placement["context_tokens"],
         command=placement["command"],
         retrieval=_retrieval(validation["niah"]),
-        kld=None if kld is None else Divergence(**kld),
+        kld=None if kld is None else KLDStatistics(**kld),
         types=dict(Counter(e["type"] for e in allocation["tensors"].values()).most_common()),
         heatmap=f"levels/{name}/heatmap.png",
         answers=f"levels/{name}/niah.jsonl",

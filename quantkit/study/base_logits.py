@@ -1,7 +1,7 @@
-"""base.gguf + held-out text → base.logits: what the base says, which artifacts are held against.
+"""base.gguf + held-out text → base.logits, the reference of the artifacts' KL divergence.
 
-The base is run once, alone. Chunks are kept as they are finished, so a run that was killed goes
-on with the next one and gives the same bytes.
+The base runs once, alone. Finished chunks are kept: an interrupted run resumes with the next chunk
+and writes the same bytes.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from quantkit.study.kl_divergence import blocks
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.llama import Tokens
-    from quantkit.llamacpp.text_logits import TextLogits
+    from quantkit.llamacpp.text_logits import ChunkLogits
 
 HAYSTACK_NAME = "the haystack"
 
 
 def held_out_text(path: Path | None) -> str:
-    """The text in the file `path`, or the haystack, which no calibration shares anything with.
+    """The text in the file `path`, or the haystack, which shares nothing with the calibration.
 
-    The newline at a file's end is left out, as llama-perplexity does with `-f`.
+    A newline at the file's end is dropped, as by llama-perplexity's `-f`.
 
     Raises:
         InputError: the file cannot be read as UTF-8 text.
@@ -71,19 +71,18 @@ def collect_base_logits(
     """Run `base` on `text` (None: the haystack) and write its logits to `out`.
 
     Args:
-        work: keeps finished chunks; a run that was killed does only the rest.
+        work: keeps finished chunks of an interrupted run.
 
     Raises:
-        InputError: llama.cpp cannot load the file, or the text holds not one chunk.
-        EnvironmentFault: native code crashed, or gave logits that are not finite.
+        InputError: llama.cpp cannot load the file, or the text is shorter than one chunk.
+        EnvironmentFault: native code crashed, or the logits are not finite.
     """
-
-    held_out_text(text)  # tells what is wrong with it before the model is loaded
+    held_out_text(text)  # fails before the model is loaded
     growing = work / "base.logits"
     header: LogitsHeader = run_isolated(
         "quantkit.study.base_logits:collect_in_child",
         {"base": base, "recipe": recipe, "text": text, "growing": growing, "devices": devices},
-        told_to(progress, "chunks", "of the base"),
+        told_to(progress, "chunks", "base logits"),
     )
     publish(growing, out)
     _journal_path(growing).unlink()
@@ -100,32 +99,32 @@ def collect_in_child(
 ) -> LogitsHeader:
     """Body of the child process of `collect_base_logits`."""
     from quantkit.llamacpp.llama import Model
-    from quantkit.llamacpp.text_logits import TextLogits, begun_tokens, bos_of
+    from quantkit.llamacpp.text_logits import ChunkLogits, first_tokens
 
     model = Model(base, devices)
     size = recipe.chunk_tokens
-    tokens = begun_tokens(model, held_out_text(text), size * recipe.chunks)
+    tokens = first_tokens(model.vocab, held_out_text(text), size * recipe.chunks)
     chunks = _chunks(tokens, size, recipe.chunks, emit)
     header = header_of(
         base.name,
         HAYSTACK_NAME if text is None else text.name,
         vocabulary_id(GGUFSource(base).metadata),
         model.vocab.size,
-        bos_of(model),
+        model.vocab.text_bos,
         chunks,
     )
     journal = Journal(_journal_path(growing), json.dumps(asdict(header)))
     start, row_bytes = header.start_bytes(chunks), header.row_type.itemsize
-    kept = len(start) + len(journal.lines) * header.rows * row_bytes
-    if not growing.exists() or growing.stat().st_size < kept:
+    written = len(start) + len(journal.lines) * header.rows * row_bytes
+    if not growing.exists() or growing.stat().st_size < written:
         journal.forget()
         growing.write_bytes(start)
-        kept = len(start)
+        written = len(start)
     emit(("start", (len(journal.lines), len(chunks))))
-    runner = TextLogits(model, size, header.bos)
+    runner = ChunkLogits(model, size, header.bos)
     with growing.open("r+b") as file, ThreadPoolExecutor(devices.threads) as pool:
-        file.truncate(kept)
-        file.seek(kept)
+        file.truncate(written)
+        file.seek(written)
         for index in range(len(journal.lines), len(chunks)):
             for part in _rows(runner, chunks[index], header, pool):
                 file.write(part.view(np.uint8).data)
@@ -145,14 +144,14 @@ def _chunks(tokens: Tokens, size: int, wanted: int, emit: Emit) -> Tokens:
             "longer text or shorter chunks"
         )
     if count < wanted:
-        emit(("note", f"the held-out text holds {count} of the {wanted} chunks asked for"))
+        emit(("note", f"the held-out text has only {count} of the requested {wanted} chunks"))
     return tokens[: count * size].reshape(count, size)
 
 
 def _rows(
-    runner: TextLogits, chunk: Tokens, header: LogitsHeader, pool: ThreadPoolExecutor
+    runner: ChunkLogits, chunk: Tokens, header: LogitsHeader, pool: ThreadPoolExecutor
 ) -> Iterator[Rows]:
-    """The rows of a chunk, some at a time."""
+    """The rows of a chunk, in blocks."""
     targets = following(chunk)
     for where, logits in runner.of(chunk):
         expected = targets[where.start : where.stop]
@@ -163,8 +162,8 @@ def _rows(
         for rows in pool.map(work, blocks(logits)):
             if not np.isfinite(rows["nll"]).all():
                 raise EnvironmentFault(
-                    f"the logits of {header.model} are not finite: the file is broken, or this "
-                    "device computes it wrongly; KLD cannot be measured from it"
+                    f"the logits of {header.model} are not finite, so KLD cannot be measured: the "
+                    "file is broken, or this device computes it wrongly"
                 )
             yield rows
 

@@ -1,4 +1,4 @@
-"""Which tensors are quantized, and which types each of them may have."""
+"""Which tensors are quantized, and to which types."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _WEIGHT_KINDS = ("F32", "F16", "BF16")
 
 
 def is_quantizable(info: TensorInfo) -> bool:
-    """Whether llama.cpp may hold the tensor in a block type.
+    """Whether llama.cpp supports the tensor in a block type.
 
-    After `tensor_allows_quantization` in llama-quant.cpp: matrices called `*weight`, but no norms,
-    routers, small convolutions, or tables of integers. Where that rule depends on the
-    architecture, this one keeps more tensors as they are.
+    After `tensor_allows_quantization` in llama-quant.cpp: matrices called `*weight`, except norms,
+    routers, small convolutions and integer tables. Where that rule depends on the architecture,
+    this one is stricter.
     """
     kind = BY_NAME[info.type_name]
     dimensions = len(info.shape) - next((i for i, n in enumerate(info.shape) if n != 1), 0)
@@ -35,16 +35,15 @@ def is_quantizable(info: TensorInfo) -> bool:
 
 
 def admissible(info: TensorInfo, has_imatrix: bool, candidates: Sequence[str]) -> list[QuantType]:
-    """The candidate types that this tensor can really have: no silent fallback anywhere."""
-    kinds = [BY_NAME[name] for name in candidates]
+    """The candidate types that are possible for this tensor, so that none falls back silently."""
     return [
         kind
-        for kind in kinds
+        for kind in map(BY_NAME.__getitem__, candidates)
         if kind.fits_row(info.row_elements) and (has_imatrix or not kind.needs_imatrix)
     ]
 
 
 def nearest_type(names: Sequence[str], bits_per_weight: float) -> str:
-    """The type of `names` that is nearest to `bits_per_weight`; of two, the smaller."""
+    """The type of `names` nearest to `bits_per_weight`; of two, the smaller."""
     sizes = {name: BY_NAME[name].bits_per_weight for name in names}
     return min(names, key=lambda name: (abs(sizes[name] - bits_per_weight), sizes[name]))

@@ -1,8 +1,8 @@
-"""The relative error of each tensor at each type that it may have.
+"""The relative quantization error of each tensor at each candidate type.
 
-Σ w·(x − q(x))² / Σ w·x², with the imatrix' mean squared activation, capped, as the weight w of a
-column: the share of the output's energy that quantization loses if inputs are uncorrelated, which
-is the imatrix' own assumption. Of a large tensor a seeded sample of rows and experts is measured.
+Σ w·(x − q(x))² / Σ w·x², where the weight w of a column is its mean squared activation from the
+imatrix, capped: the share of the output's energy that is lost if inputs are uncorrelated, which
+the imatrix assumes too. Large tensors are measured on a seeded sample of rows and experts.
 """
 
 from __future__ import annotations
@@ -26,9 +26,15 @@ from quantkit.llamacpp import ggml_kernels
 from quantkit.quantize import kernels
 from quantkit.quantize.encode import Importance, row_blocks
 from quantkit.study.candidates import admissible, is_quantizable
-from quantkit.study.columns import column_weights
 
 SPEED_ROWS, SPEED_ELEMENTS = 8, 2048
+LARGEST_WEIGHT = 1000.0
+"""Cap of a column's weight, in medians of its matrix.
+
+The massive activations of an attention sink are up to 10^5 times the others in a few columns.
+Their outputs are normalised away, so their error costs next to nothing; uncapped they would be
+nearly the whole sum, and the errors of two types could not be compared (ADR 10).
+"""
 
 
 @dataclass(frozen=True)
@@ -36,10 +42,10 @@ class TensorErrors:
     """Errors of one tensor.
 
     Attributes:
-        errors: type → relative error, types in the order of the candidates.
-        rows: that were measured.
-        standard_error: of the sample, relative to the error itself, largest of the types; 0 when
-            all rows were measured.
+        errors: type → relative error, in the order of the candidates.
+        rows: number of rows measured.
+        standard_error: sampling error relative to the error, the largest of all types; 0 if all
+            rows were measured.
     """
 
     name: str
@@ -49,13 +55,13 @@ class TensorErrors:
 
 
 @dataclass(frozen=True)
-class Piece:
-    """Rows of one matrix that stand for all of it.
+class MatrixSample:
+    """Sampled rows of one matrix.
 
     Attributes:
-        rows: F32, rows × row elements.
-        energies: Σ w·x² of each.
-        counts: how often each was drawn; all 1 where the matrix is whole.
+        rows: F32, shape (rows, row elements).
+        energies: Σ w·x² of each row.
+        counts: how often each row was drawn; all 1 if the matrix is `whole`.
         energy: Σ w·x² of the whole matrix.
     """
 
@@ -68,11 +74,23 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class Sample:
-    """What was drawn of a tensor, of `matrices` all together."""
+class TensorSample:
+    """Sampled matrices of a tensor that has `matrices` in all."""
 
-    pieces: tuple[Piece, ...]
+    pieces: tuple[MatrixSample, ...]
     matrices: int
+
+
+def column_weights(
+    importance: NDArray[np.float32] | None, matrix: int, width: int
+) -> NDArray[np.float64]:
+    """Mean squared activations of `matrix`, capped, shape (width,); ones without an imatrix."""
+    if importance is None:
+        return np.ones(width)
+    weights = importance[matrix].astype(np.float64)
+    positive = weights[weights > 0]
+    limit = LARGEST_WEIGHT * float(np.median(positive)) if positive.size else 0.0
+    return np.asarray(np.minimum(weights, limit), np.float64)
 
 
 def sample(
@@ -80,11 +98,11 @@ def sample(
     info: TensorInfo,
     importance: NDArray[np.float32] | None,
     recipe: MeasureRecipe,
-) -> Sample:
+) -> TensorSample:
     """All rows, or a seeded sample of rows and experts of a large tensor.
 
-    Experts are drawn with equal chances, rows with chances in proportion to Σ w·x², their part of
-    the tensor's energy: a few rows can have most of it, and then nearly all of the error too.
+    Experts are drawn with equal probability, rows in proportion to their energy Σ w·x²: a few rows
+    can hold most of the energy, and then nearly all of the error too.
     """
     random = np.random.default_rng([recipe.seed, *info.name.encode()])
     matrices = np.arange(info.matrices)
@@ -116,14 +134,14 @@ def sample(
             rows = np.concatenate(
                 [source.read_rows(info.name, start + int(r), start + int(r) + 1) for r in chosen]
             )
-        pieces.append(Piece(int(matrix), rows, energies, counts, energy, whole))
-    return Sample(tuple(pieces), info.matrices)
+        pieces.append(MatrixSample(int(matrix), rows, energies, counts, energy, whole))
+    return TensorSample(tuple(pieces), info.matrices)
 
 
 def _systematic(
     sizes: NDArray[np.float64], count: int, random: np.random.Generator
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """`count` equidistant points on the sizes laid end to end: (which were hit, how often each)."""
+    """Systematic sampling in proportion to `sizes`: (indices drawn, how often each)."""
     if not sizes.sum() > 0:
         return np.zeros(1, np.int64), np.full(1, count, np.int64)
     points = (random.random() + np.arange(count)) * (sizes.sum() / count)
@@ -133,13 +151,12 @@ def _systematic(
 
 
 def relative_error(
-    kind: QuantType, drawn: Sample, importance: NDArray[np.float32] | None
+    kind: QuantType, drawn: TensorSample, importance: NDArray[np.float32] | None
 ) -> tuple[float, float]:
     """(relative error, its standard error from sampling); 0 for an all-zero tensor.
 
-    With chances in proportion to energy, the mean of the drawn rows' own relative errors is the
-    matrix' (Hansen and Hurwitz, 1943); over drawn experts the ratio of sums is the tensor's, with
-    the variance of Cochran, Sampling Techniques, 1977, ch. 6.
+    Rows: the Hansen-Hurwitz estimator (1943), the mean of the drawn rows' relative errors.
+    Experts: the ratio estimator with the variance of Cochran, Sampling Techniques, 1977, ch. 6.
     """
     lost, within = [], []
     for piece in drawn.pieces:
@@ -182,9 +199,9 @@ def measure_errors(
     workers: int,
     progress: Progress = SILENT,
 ) -> tuple[TensorErrors, ...]:
-    """Measure every quantizable tensor at every type that it may have, in the source's order.
+    """Measure every quantizable tensor at every admissible type, in the source's order.
 
-    One line a finished tensor is kept in `work`, so a killed run goes on with the next tensor. A
+    `work` keeps a line per finished tensor, so an interrupted run resumes with the next one. A
     tensor whose rows fit no candidate has no entry: it keeps its type.
     """
     infos = [info for info in source.tensors if is_quantizable(info)]
@@ -195,7 +212,7 @@ def measure_errors(
     done = {entry.name: entry for entry in entries}
     for kind in {BY_NAME[name] for name in recipe.candidates}:
         kernels.prepare(kind)
-    progress.start(len(infos), "tensors", "errors")
+    progress.start(len(infos), "tensors", "quantization errors")
     with ThreadPoolExecutor(workers) as pool:
         for info in infos:
             if info.name not in done:
@@ -215,7 +232,7 @@ def measure_errors(
 def seconds_of_errors(
     tensors: Sequence[TensorInfo], importance: Importance, recipe: MeasureRecipe, workers: int
 ) -> float:
-    """About how long `measure_errors` will take on this machine: a short run of each kernel."""
+    """Estimate of how long `measure_errors` takes, from a short run of each kernel."""
     speeds = kernel_speeds([BY_NAME[name] for name in recipe.candidates])
     seconds = 0.0
     for info in tensors:
@@ -227,13 +244,13 @@ def seconds_of_errors(
 
 
 def kernel_speeds(kinds: Sequence[QuantType]) -> dict[str, float]:
-    """Type → elements a second that one core quantizes, decodes and compares."""
+    """Type → elements per second that one core quantizes, decodes and compares."""
     random = np.random.default_rng(1)
     rows = random.standard_normal((SPEED_ROWS, SPEED_ELEMENTS), np.float32)
     weights = np.ones((1, SPEED_ELEMENTS), np.float32)
     every = np.ones(SPEED_ROWS)
-    piece = Piece(0, rows, every, every.astype(np.int64), float(every.sum()), whole=True)
-    drawn = Sample((piece,), 1)
+    piece = MatrixSample(0, rows, every, every.astype(np.int64), float(every.sum()), whole=True)
+    drawn = TensorSample((piece,), 1)
     speeds = {}
     for kind in kinds:
         kernels.prepare(kind)
@@ -242,7 +259,7 @@ def kernel_speeds(kinds: Sequence[QuantType]) -> dict[str, float]:
 
 
 def _timed(
-    kind: QuantType, drawn: Sample, weights: NDArray[np.float32], runs: int = 3
+    kind: QuantType, drawn: TensorSample, weights: NDArray[np.float32], runs: int = 3
 ) -> Iterator[float]:
     for _ in range(runs):
         began = time.perf_counter()

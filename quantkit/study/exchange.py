@@ -1,11 +1,11 @@
-"""Puts tensors with a type's error into a loaded model, and the stored ones back.
+"""Replaces tensors of a loaded model by lossy versions, and restores the stored ones.
 
-Nothing is loaded twice: rows are quantized, decoded, and put in place in the base's own type.
+Nothing is loaded twice: rows are quantized, decoded, and written back in the base's own type.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -19,18 +19,18 @@ from quantkit.llamacpp import ggml_kernels
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize import kernels
 from quantkit.quantize.encode import row_blocks
-from quantkit.study.columns import column_weights
+from quantkit.study.errors import column_weights
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.weights import LoadedWeights
 
 BLOCKS_AT_ONCE = 8
-"""Few blocks wait to be put in place, whatever the tensor's size."""
+"""Bounds the encoded blocks in memory, whatever the tensor's size."""
 
 
 @dataclass(frozen=True)
 class _Block:
-    """Rows made lossy: where they begin, their bytes, Σ w·(x − x')² and Σ w·x²."""
+    """Lossy rows: the first row, their bytes, Σ w·(x − x')² and Σ w·x²."""
 
     start: int
     raw: NDArray[np.uint8]
@@ -47,21 +47,20 @@ class Exchange:
     importance: Mapping[str, NDArray[np.float32]]
     pool: ThreadPoolExecutor
 
-    def put(
-        self, types: Mapping[str, str], gains: Mapping[str, float] | None = None
-    ) -> dict[str, float]:
-        """Give tensors the error of their type; returns the relative errors as they now are.
+    def put(self, types: Mapping[str, str], gains: Mapping[str, float]) -> dict[str, float]:
+        """Give tensors the error of their type; returns their relative errors in the model.
 
-        `gains` multiply the error's amplitude, 1 where none is given. The base's own type rounds
-        once more what was decoded; that is part of the error.
+        Args:
+            types: tensor → type.
+            gains: tensor → factor on the error's amplitude. The base's own type rounds the decoded
+                rows once more, which is part of the error.
         """
         errors = {}
         for info in self._infos(types):
             kind = BY_NAME[types[info.name]]
             kernels.prepare(kind)
             lost = total = 0.0
-            gain = (gains or {}).get(info.name, 1.0)
-            for block in self._map(info, kind, gain):
+            for block in self._lossy_blocks(info, kind, gains[info.name]):
                 self.weights.exchange(info.name, block.raw, block.start * _row_bytes(info))
                 lost, total = lost + block.lost, total + block.total
             errors[info.name] = lost / total if total > 0 else 0.0
@@ -78,13 +77,15 @@ class Exchange:
         wanted = set(names)
         return [info for info in self.base.tensors if info.name in wanted]
 
-    def _map(self, info: TensorInfo, kind: QuantType, gain: float) -> Iterator[_Block]:
-        def work(block: tuple[int, int, int]) -> _Block:
-            return self._with_error(info, kind, gain, *block)
+    def _lossy_blocks(self, info: TensorInfo, kind: QuantType, gain: float) -> Iterator[_Block]:
+        blocks = list(row_blocks(info))
+        for at in range(0, len(blocks), BLOCKS_AT_ONCE):
+            yield from self.pool.map(
+                lambda block: self._lossy_block(info, kind, gain, *block),
+                blocks[at : at + BLOCKS_AT_ONCE],
+            )
 
-        yield from _in_order(self.pool, work, list(row_blocks(info)))
-
-    def _with_error(
+    def _lossy_block(
         self, info: TensorInfo, kind: QuantType, gain: float, matrix: int, start: int, stop: int
     ) -> _Block:
         weights = self.importance.get(info.name)
@@ -96,20 +97,11 @@ class Exchange:
         if gain != 1.0:
             lossy = rows + np.float32(gain) * (lossy - rows)
         raw = kernels.quantize(stored, lossy, column if stored.needs_imatrix else None)
-        kept = ggml_kernels.dequantize(stored, raw, width)
+        in_model = ggml_kernels.dequantize(stored, raw, width)
         scale = column_weights(weights, matrix, width)
-        lost = np.square(rows - kept, dtype=np.float64).sum(axis=0) @ scale
+        lost = np.square(rows - in_model, dtype=np.float64).sum(axis=0) @ scale
         total = np.square(rows, dtype=np.float64).sum(axis=0) @ scale
         return _Block(start, raw, float(lost), float(total))
-
-
-def _in_order(
-    pool: ThreadPoolExecutor,
-    work: Callable[[tuple[int, int, int]], _Block],
-    blocks: Sequence[tuple[int, int, int]],
-) -> Iterator[_Block]:
-    for at in range(0, len(blocks), BLOCKS_AT_ONCE):
-        yield from pool.map(work, blocks[at : at + BLOCKS_AT_ONCE])
 
 
 def _row_bytes(info: TensorInfo) -> int:

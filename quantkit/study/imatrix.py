@@ -1,8 +1,8 @@
 """base.gguf + calibration text → imatrix.gguf, llama.cpp's own format.
 
-As llama-imatrix does: the text is cut into chunks of equal length, each starts from an empty
-context (with BOS where the model wants it), and all positions give an output, so that the last
-layers see every token.
+As in llama-imatrix, the text is cut into chunks of equal length, each starts from an empty context
+(with BOS if the model wants it), and every position has an output, so that the last layers see
+every token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from quantkit.core.progress import SILENT, Progress, told_to
 from quantkit.core.units import bytes_text, seconds_text
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.llamacpp.child import Emit, run_isolated
-from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
+from quantkit.llamacpp.settings import DeviceSettings, parallel_sequences
 from quantkit.study.calibration.texts import CalibrationSource, CalibrationTokens
 from quantkit.study.calibration.tokens import model_calibration
 from quantkit.study.imatrix_coverage import layer_of
@@ -36,16 +36,16 @@ if TYPE_CHECKING:
 
 SAVE_EVERY_CHUNKS = 16
 BATCH_TOKENS = 8192
-"""The callback costs the less the more tokens it sees at once (make bench)."""
-TRIAL_PAYS = 64
-"""Chunks from which on two more are worth knowing how long all will take."""
+"""The callback's overhead per token falls with the size of a batch (make bench)."""
+TRIAL_CHUNKS = 64
+"""With at least so many chunks, two more are spent to estimate the time of all."""
 LOGITS_BYTES = 512 << 20
-"""llama.cpp keeps the logits of a whole batch; more of them than this would not pay."""
+"""Limit for the logits of a batch, which llama.cpp allocates."""
 
 
 @dataclass(frozen=True)
 class FileRead:
-    """A file of a calibration source; its name is without folders."""
+    """A file of a calibration source; `name` has no folders."""
 
     name: str
     size_bytes: int
@@ -54,11 +54,11 @@ class FileRead:
 
 @dataclass(frozen=True)
 class SourceRead:
-    """A calibration source as evidence names it: no path of this machine is in it.
+    """A calibration source as evidence names it, without paths of this machine.
 
     Attributes:
-        origin, licence: as `CalibrationSource` has them.
-        tokens: taken of it; None where several texts were joined.
+        origin, licence: see `CalibrationSource`.
+        tokens: number of tokens used; None if several texts were joined.
     """
 
     name: str
@@ -70,11 +70,11 @@ class SourceRead:
 
 @dataclass(frozen=True)
 class ImatrixFacts:
-    """What was collected.
+    """Facts of a collection.
 
     Attributes:
-        unseen_experts: that no token reached.
-        uncovered_experts: with fewer tokens than `until_covered` asks for.
+        unseen_experts: experts that no token reached.
+        uncovered_experts: experts with fewer tokens than `until_covered`.
     """
 
     chunks: int
@@ -85,33 +85,17 @@ class ImatrixFacts:
     sources: tuple[SourceRead, ...]
 
 
-def chunks_together(chunk_tokens: int, vocabulary: int) -> int:
-    """How many chunks are decoded side by side: a power of two, so that saving falls between them.
+def chunks_per_batch(chunk_tokens: int, vocabulary: int) -> int:
+    """How many chunks are decoded in one batch: a power of two, which divides SAVE_EVERY_CHUNKS.
 
     The result does not depend on it: each chunk is a sequence of its own.
     """
-    together = 1
-    while (
-        2 * together <= SAVE_EVERY_CHUNKS
-        and 2 * together * chunk_tokens <= BATCH_TOKENS
-        and 2 * together * chunk_tokens * vocabulary * 4 <= LOGITS_BYTES
-    ):
-        together *= 2
-    return together
-
-
-def collection_settings(chunk_tokens: int, vocabulary: int) -> ContextSettings:
-    """The context that chunks are collected in: one pass for all that lie side by side."""
-    together = chunks_together(chunk_tokens, vocabulary)
-    batch = together * chunk_tokens
-    return ContextSettings(
-        batch,
-        batch_tokens=batch,
-        ubatch_tokens=batch,
-        sequences=together,
-        shared_cells=False,
-        all_outputs=True,
+    most = min(
+        SAVE_EVERY_CHUNKS,
+        BATCH_TOKENS // chunk_tokens,
+        LOGITS_BYTES // (4 * chunk_tokens * vocabulary),
     )
+    return 1 << max(most.bit_length() - 1, 0)
 
 
 def collect_imatrix(
@@ -125,15 +109,14 @@ def collect_imatrix(
 ) -> ImatrixFacts:
     """Run `base` over the recipe's `sources` and write the importance matrix to `out`.
 
-    The sums are saved to `work` every few chunks; a run that was killed goes on there, with the
-    same bits as one that was not.
+    The sums are saved to `work` every few chunks, and an interrupted run resumes from there with
+    the same result to the bit.
 
     Raises:
         InputError: the text is shorter than one chunk.
         EnvironmentFault: an activation was NaN or infinite, or native code crashed.
     """
     progress.start(recipe.chunks * recipe.chunk_tokens, "tokens")
-
     facts: ImatrixFacts = run_isolated(
         "quantkit.study.imatrix:collect_in_child",
         {
@@ -164,15 +147,15 @@ def collect_in_child(
 
     model = Model(base, devices)
     calibration = model_calibration(recipe, sources, model, emit)
-    # A text gets BOS before it is cut, as llama-imatrix does it; a mixture is cut already.
-    tokens = calibration.tokens if recipe.mixture else model.vocab.begun(calibration.tokens)
+    # A text gets BOS before it is cut, as in llama-imatrix; a mixture is cut already.
+    tokens = calibration.tokens if recipe.mixture else model.vocab.prepend_bos(calibration.tokens)
     _check_length(tokens, recipe, emit)
     collector = Collector(math.gcd(recipe.chunk_tokens, GROUP_TOKENS))
     state = _State(work / "sums.npz", tokens, recipe.chunk_tokens)
     chunks = _collect(model, tokens, recipe, collector, state, emit)
     if not collector.sums:
         raise EnvironmentFault(
-            "llama.cpp showed no matrix product of the model's layers; update llama-cpp-python"
+            "llama.cpp reported no matrix product of the model's layers; update llama-cpp-python"
         )
     entries = {
         name: ImatrixEntry(sums.squares.astype(np.float32), sums.counts.astype(np.float32))
@@ -199,8 +182,8 @@ def _check_length(tokens: Tokens, recipe: ImatrixRecipe, emit: Emit) -> None:
             f"{recipe.chunk_tokens}; give a longer text or a smaller chunk_tokens"
         )
     if available < recipe.chunks:
-        found = f"the calibration text holds {available} of the {recipe.chunks} chunks asked for"
-        emit(("note", found))
+        note = f"the calibration text has only {available} of the requested {recipe.chunks} chunks"
+        emit(("note", note))
 
 
 def _read_of(
@@ -229,36 +212,38 @@ def _collect(
     state: _State,
     emit: Emit,
 ) -> int:
-    """Run the chunks that the recipe asks for through `collector`; returns how many there were."""
+    """Run the recipe's chunks through `collector`; returns how many were used."""
     from quantkit.llamacpp.llama import Context
 
     size, available = recipe.chunk_tokens, len(tokens) // recipe.chunk_tokens
     begin, stop = state.load(collector), first_stop(recipe, available)
     emit(("start", (begin * size, stop * size)))
-    settings = collection_settings(size, model.vocab.size)
-    together = settings.sequences
-    context = Context(model, settings, collector)
-    if stop - begin >= TRIAL_PAYS:
-        emit(("note", _outlook(context, collector, tokens[:size], stop - begin, model.size_bytes)))
+    batch = chunks_per_batch(size, model.vocab.size)
+    context = Context(model, parallel_sequences(batch, size), collector)
+    if stop - begin >= TRIAL_CHUNKS:
+        emit(("note", _estimate(context, collector, tokens[:size], stop - begin, model.size_bytes)))
     while True:
         if begin >= stop:
             missed = uncovered(collector.sums, recipe.until_covered)
             if begin == available and missed:
-                ended = f"{missed:,} experts have fewer than {recipe.until_covered} tokens"
-                emit(("note", f"the calibration text ended: {ended}; give more text"))
+                note = (
+                    f"the calibration text ended, and {missed:,} experts have fewer than "
+                    f"{recipe.until_covered} tokens; give more text"
+                )
+                emit(("note", note))
             if begin == available or not missed:
                 return begin
             stop = min(begin + SAVE_EVERY_CHUNKS, available)
             emit(("start", (begin * size, stop * size)))
-        end = min(begin + together, stop)
+        end = min(begin + batch, stop)
         context.clear()
         pieces = tokens[begin * size : end * size].reshape(-1, size)
         context.decode_together([model.vocab.with_bos(piece) for piece in pieces])
         if collector.broken is not None:
             where = f"chunk {end}" if end == begin + 1 else f"chunks {begin + 1} to {end}"
             raise EnvironmentFault(
-                f"activations of {collector.broken} became NaN or infinite in {where} of "
-                f"{stop}; what was collected before is kept; check the base model"
+                f"activations of {collector.broken} are NaN or infinite in {where} of {stop}; "
+                "check the base model (what was collected before is kept)"
             )
         if end % SAVE_EVERY_CHUNKS == 0:
             state.save(end, collector.sums)
@@ -267,9 +252,9 @@ def _collect(
 
 
 def first_stop(recipe: ImatrixRecipe, available: int) -> int:
-    """Chunks after which the collection ends, or is first seen to cover the experts or not.
+    """Number of chunks after which the collection ends, or coverage is checked first.
 
-    Coverage is looked at where the state is saved, so it does not depend on how chunks are decoded.
+    Coverage is checked where the state is saved, so it does not depend on the size of batches.
     """
     chunks = recipe.chunks
     if recipe.until_covered:
@@ -290,16 +275,16 @@ def uncovered(sums: Mapping[str, Sums], at_least: int) -> int:
     return sum(by_layer.values())
 
 
-def _outlook(
+def _estimate(
     context: Context, collector: Collector, chunk: Tokens, chunks: int, model_bytes: int
 ) -> str:
-    """What the run will take, from a trial of one chunk whose sums are thrown away."""
+    """Estimate of time and memory, from a trial of one chunk whose sums are discarded."""
     from quantkit.llamacpp.activations import Sums
 
     size = len(chunk)
     before = {name: Sums(s.squares.copy(), s.counts.copy()) for name, s in collector.sums.items()}
     context.clear()
-    context.decode_together([chunk])  # allocates and reads what a first pass has to
+    context.decode_together([chunk])  # warms up: allocates, reads weights
     context.clear()
     began = time.perf_counter()
     context.decode_together([chunk])
@@ -307,16 +292,16 @@ def _outlook(
     held = sum(entry.squares.nbytes + entry.counts.nbytes for entry in collector.sums.values())
     collector.sums, collector.broken = before, None
     return (
-        f"{chunks * size:,} tokens will take about {seconds_text(seconds)} at "
+        f"{chunks * size:,} tokens take about {seconds_text(seconds)} at "
         f"{chunks * size / seconds:,.0f} tokens/s; {bytes_text(model_bytes)} of model and "
         f"{bytes_text(held)} of sums in memory"
     )
 
 
 class _State:
-    """The sums of the first chunks, kept for a run that goes on after a kill.
+    """Saved sums of the first chunks, from which an interrupted run resumes.
 
-    They are taken up only by a run over the same tokens: a text may have changed meanwhile.
+    They are used only for the same tokens: the text may have changed in between.
     """
 
     def __init__(self, path: Path, tokens: Tokens, chunk_tokens: int) -> None:
@@ -325,7 +310,7 @@ class _State:
         self._text += f" {chunk_tokens}"
 
     def load(self, collector: Collector) -> int:
-        """Put what was saved into `collector`; returns the chunks that it holds."""
+        """Restore `collector`; returns the number of chunks that it has seen."""
         from quantkit.llamacpp.activations import Sums
 
         if not self._path.exists():

@@ -1,10 +1,9 @@
-"""How well an importance matrix knows a model: tokens a layer, tokens an expert, outliers.
+"""How well an importance matrix covers a model: tokens per layer, tokens per expert, outliers.
 
-What has no statistics at all - the output, the token embedding, layers of multi-token prediction,
-which the calibration never runs - is no part of the coverage. The policy for it: such a tensor is
-measured and quantized without weights, and types that need an importance matrix are not among its
-candidates (`measurement.candidates.admissible`). An expert that no token reached gets the mean
-weights of its layer's other experts (`ImatrixEntry.importance`).
+Tensors without statistics (the output, the token embedding, multi-token prediction layers, which
+the calibration never runs) are not part of the coverage. They are measured and quantized without
+weights, to types that need no imatrix (`candidates.admissible`). An expert that no token reached
+gets the mean weights of its layer's other experts (`ImatrixEntry.importance`).
 """
 
 from __future__ import annotations
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry
 
 ENOUGH_TOKENS = 100
-"""An expert with fewer is known by a few sentences of the text."""
+"""An expert with fewer saw only a few sentences of the text."""
 TOP_SHARE = 0.01
 _ACTIVE = 1e-5
 _LAYER = re.compile(r"blk\.([0-9]{1,6})\.(.+)", re.DOTALL)
@@ -28,15 +27,15 @@ _LAYER = re.compile(r"blk\.([0-9]{1,6})\.(.+)", re.DOTALL)
 
 @dataclass(frozen=True)
 class WeightStatistics:
-    """One weight; figures of its columns are over the means of the matrices that were reached.
+    """Statistics of one weight, over the column means of the matrices that were reached.
 
     Attributes:
-        tokens: seen by each matrix: least, median, most.
+        tokens: seen per matrix: least, median, most.
         total: Σ of the means; `least`, `most`, `mean`, `deviation` are of single columns.
         active: share of columns with a mean above 1e-5.
-        entropy: of the columns' shares, 1 where all are alike: median matrix, worst matrix.
-        top_share: share of the importance that the top 1 % of the columns hold.
-        cosine: with this tensor in the nearest layer before that has one; None for the first.
+        entropy: of the columns' shares, 1 if uniform: median matrix, worst matrix.
+        top_share: share of the importance held by the top 1 % of the columns.
+        cosine: similarity to the same tensor in the nearest layer before; None for the first.
     """
 
     name: str
@@ -58,11 +57,11 @@ class WeightStatistics:
 
 @dataclass(frozen=True)
 class LayerCoverage:
-    """One layer, `name` being its number (`output` for a weight outside the layers).
+    """One layer; `name` is its number, or the name of a weight outside the layers.
 
     Attributes:
-        weights: how many have statistics.
-        tokens: that the layer's dense weights saw; None where there is none.
+        weights: number of weights with statistics.
+        tokens: tokens that the layer's dense weights saw; None without dense weights.
         experts: tokens by expert id; empty for a dense layer.
     """
 
@@ -105,7 +104,7 @@ class Coverage:
 
     @property
     def tokens(self) -> int:
-        """Tokens of the calibration, as the dense weights saw them."""
+        """Calibration tokens, as the dense weights saw them."""
         return max((layer.tokens or 0 for layer in self.layers), default=0)
 
     def reached(self, at_least: int = 1) -> int:
@@ -144,7 +143,7 @@ def _order(layer: str) -> tuple[bool, int, str]:
 def coverage_of(imatrix: Imatrix) -> Coverage:
     """Count tokens by layer and expert.
 
-    The matrices of one expert are reached together; where they should differ, the least counts.
+    The matrices of one expert are reached together; if their counts differ, the least is taken.
     """
     by_layer: dict[str, list[ImatrixEntry]] = {}
     for name, entry in imatrix.entries.items():
@@ -181,7 +180,7 @@ def weight_statistics(imatrix: Imatrix) -> list[WeightStatistics]:
 
 
 def _mean_columns(entry: ImatrixEntry) -> NDArray[np.float64]:
-    """Mean squared activation by column, over all that reached any matrix."""
+    """Mean squared activation by column, over all matrices."""
     total = float(entry.tokens.sum(dtype=np.float64))
     return np.asarray(entry.sums.sum(axis=0, dtype=np.float64) / max(total, 1.0))
 
@@ -221,7 +220,7 @@ def _statistics(name: str, entry: ImatrixEntry, cosine: float | None) -> WeightS
 
 
 def _entropies(means: NDArray[np.float64], sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Of each matrix' columns, divided by the most that so many columns can have."""
+    """Normalised entropy of each matrix' columns."""
     share = means / np.where(sums > 0, sums, 1)[:, None]
     bits = -(share * np.log2(np.where(share > 0, share, 1))).sum(axis=1)
     most = np.log2(means.shape[1]) if means.shape[1] > 1 else 1.0
@@ -229,7 +228,7 @@ def _entropies(means: NDArray[np.float64], sums: NDArray[np.float64]) -> NDArray
 
 
 def top_share(entry: ImatrixEntry) -> float:
-    """Share of Σ x² that the top 1 % of columns hold, each matrix having its own top."""
+    """Share of Σ x² held by the top 1 % of the columns of each matrix."""
     columns = entry.sums.shape[1]
     top = max(1, round(TOP_SHARE * columns))
     highest = np.partition(entry.sums, columns - top, axis=1)[:, columns - top :]
@@ -238,12 +237,12 @@ def top_share(entry: ImatrixEntry) -> float:
 
 
 def percent_text(share: float) -> str:
-    """`95.8 %`, cut off and not rounded: only all is `100 %`."""
+    """`95.8 %`, rounded down: only a share of 1 is `100 %`."""
     return "100 %" if share >= 1 else f"{math.floor(1000 * share) / 10:.1f} %"
 
 
 def unseen_text(unseen: Sequence[tuple[str, int]], most: int = 20) -> str:
-    """`expert 4 of layer 1; experts 0, 7 of layer 3; 12 more`: at most `most` ids, then a count."""
+    """`expert 4 of layer 1; experts 0, 7 of layer 3; 12 more`, with at most `most` ids."""
     by_layer: dict[str, list[int]] = {}
     for layer, expert in unseen[:most]:
         by_layer.setdefault(layer, []).append(expert)
@@ -257,7 +256,7 @@ def unseen_text(unseen: Sequence[tuple[str, int]], most: int = 20) -> str:
 
 
 def top_weights(imatrix: Imatrix) -> Mapping[str, tuple[str, float]]:
-    """Layer → the weight whose top 1 % of columns hold the largest share, and that share."""
+    """Layer → its weight with the largest `top_share`, and that share."""
     found: dict[str, tuple[str, float]] = {}
     for name, entry in imatrix.entries.items():
         layer, share = layer_of(name), top_share(entry)

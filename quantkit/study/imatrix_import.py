@@ -1,4 +1,4 @@
-"""A ready importance matrix, GGUF or legacy .dat → imatrix.gguf, checked against the model."""
+"""Imports an existing importance matrix, GGUF or legacy .dat, and checks it against the model."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from quantkit.study.candidates import is_quantizable
 
 
 @dataclass(frozen=True)
-class ReadyImatrix:
-    """What a ready file holds for a model; `notes` is what the person should know about it."""
+class ImportedImatrix:
+    """An existing imatrix that fits the model, and notes about it for the user."""
 
     imatrix: Imatrix
     notes: tuple[str, ...]
 
 
-def check_ready(path: Path, tensors: Sequence[TensorInfo]) -> ReadyImatrix:
+def check_imatrix(path: Path, tensors: Sequence[TensorInfo]) -> ImportedImatrix:
     """Read `path` and compare it with the model's tensors.
 
     Raises:
-        InputError: not an imatrix, or one that was collected on another model.
+        InputError: not an imatrix, or collected on another model.
     """
     by_name = {info.name: info for info in tensors}
     found = read_imatrix(path, {info.name: info.row_elements for info in tensors})
@@ -47,13 +47,13 @@ def check_ready(path: Path, tensors: Sequence[TensorInfo]) -> ReadyImatrix:
         have, want = len(found.entries[name].sums), by_name[name].matrices
         if have != want:
             raise InputError(
-                f"{path}: {name} has {have} matrices, the model's has {want}; it was collected on "
-                "another model"
+                f"{path}: {name} has {have} matrices, the model's has {want}; the imatrix was "
+                "collected on another model"
             )
-        if not found.entries[name].is_tame:
+        if not found.entries[name].is_usable:
             raise InputError(
-                f"{path}: {name} has importance beyond {LARGEST_IMPORTANCE:g}, which no "
-                "activations give and ggml cannot take; collect it again"
+                f"{path}: {name} has importance above {LARGEST_IMPORTANCE:g}, which ggml cannot "
+                "use; collect the imatrix again"
             )
     notes = [f"{path.name}: {sentence}" for sentence in found.unknown]
     wanted = [i.name for i in tensors if i.name.startswith("blk.") and is_quantizable(i)]
@@ -61,24 +61,23 @@ def check_ready(path: Path, tensors: Sequence[TensorInfo]) -> ReadyImatrix:
     if missing:
         notes.append(
             f"{path.name} has no statistics of {len(missing)} of the {len(wanted)} weights of the "
-            f"model's layers, {missing[0]} for one: they are quantized without, and get no type "
-            "that needs them"
+            f"model's layers (for example {missing[0]}): these are quantized without an imatrix, "
+            "and not to types that need one"
         )
-    return ReadyImatrix(found, tuple(notes))
+    return ImportedImatrix(found, tuple(notes))
 
 
-def take_ready(path: Path, tensors: Sequence[TensorInfo], out: Path) -> ReadyImatrix:
-    """Check `path` and write what it holds to `out`, as a GGUF: sums and counts bit for bit.
+def import_imatrix(path: Path, tensors: Sequence[TensorInfo], out: Path) -> ImportedImatrix:
+    """Check `path` and write its statistics to `out` as GGUF, sums and counts bit for bit.
 
-    It is not copied: llama-imatrix stores the path of its text as it was given, and another
-    program may have put anything into a GGUF's metadata. `out` is published, so it gets what is
-    known of an imatrix, and of the texts their names only.
+    `out` is published, so it gets no other metadata, and of the texts only their names:
+    llama-imatrix stores the path of its text as it was given.
 
     Raises:
-        InputError: as `check_ready`.
+        InputError: as `check_imatrix`.
     """
-    ready = check_ready(path, tensors)
-    named = dataclasses.replace(ready.imatrix, datasets=ready.imatrix.dataset_names)
+    found = check_imatrix(path, tensors)
+    named = dataclasses.replace(found.imatrix, datasets=found.imatrix.dataset_names)
     with atomic(out) as partial:
         write_imatrix(partial, named)
-    return dataclasses.replace(ready, imatrix=named)
+    return dataclasses.replace(found, imatrix=named)

@@ -1,12 +1,11 @@
-"""Kullback–Leibler divergence of next-token distributions, from logits; exact where it is small.
+"""Kullback–Leibler divergence of next-token distributions from logits, exact also where small.
 
 With d = z' − z the differences of two rows of logits, and E the mean under the base's distribution,
 
     KLD = log E[exp(d)] − E[d] = log(1 + E[expm1(d − m)]) − E[d − m]    for any m; here m ≈ E[d]
 
-so the logits' size cancels before anything is rounded: in F32 the error is about 1e-7 of the
-differences, not of the logits. The textbook form, a difference of two log-softmaxes, loses every
-KLD below 1e-6 to rounding.
+so the logits' magnitude cancels before anything is rounded: the F32 error is about 1e-7 of the
+differences, not of the logits. A difference of two log-softmaxes loses KLDs below 1e-6 to rounding.
 """
 
 from __future__ import annotations
@@ -20,16 +19,14 @@ from numpy.typing import NDArray
 
 Logits = NDArray[np.float32]
 BLOCK_BYTES = 4 << 20
-"""Of logits that a thread takes at a time; a few copies of them stay in its cache."""
-
-
+"""Logits per block of a thread; a few copies of it fit the cache."""
 NEGLIGIBLE = 1e-15
-"""A token of less probability adds nothing where the other model rules it out by -inf."""
+"""Tokens of smaller probability may be -inf in the other model without adding to the KLD."""
 
 
 @dataclass(frozen=True)
 class BaseDistribution:
-    """What divergences are measured from: logits and their softmax, (positions, vocabulary).
+    """The reference of a divergence: logits and their softmax, (positions, vocabulary).
 
     Attributes:
         log_sums: ln Σ exp(logits) of each position.
@@ -41,7 +38,7 @@ class BaseDistribution:
 
     @classmethod
     def of(cls, logits: Logits) -> BaseDistribution:
-        """The distributions of `logits`, which are kept and not copied."""
+        """The distributions of `logits`, which are not copied."""
         probabilities = np.empty_like(logits)
         log_sums = np.empty(len(logits), np.float64)
         for block in blocks(logits):
@@ -76,9 +73,9 @@ class Comparison:
 
 
 def compare(base: Logits, logits: Logits, targets: NDArray[np.int32]) -> Comparison:
-    """Another model's `logits`, followed by the tokens `targets`, against the `base`'s.
+    """Compare another model's `logits`, followed by the tokens `targets`, with the `base`'s.
 
-    Both are not a number, or infinite, where a logit is that must not be.
+    Values are NaN or infinite where the logits are.
     """
     expected = BaseDistribution.of(base)
     kld, gained = _divergence(base, expected.probabilities, logits)
@@ -87,7 +84,7 @@ def compare(base: Logits, logits: Logits, targets: NDArray[np.int32]) -> Compari
 
 
 def blocks(logits: Logits) -> Iterator[slice]:
-    """Rows that a thread takes at a time."""
+    """Blocks of rows for threads."""
     rows = max(1, BLOCK_BYTES // (4 * logits.shape[1]))
     return (slice(at, at + rows) for at in range(0, len(logits), rows))
 
@@ -100,13 +97,13 @@ def _divergence(
         x = logits - base
         shift = np.einsum("ij,ij->i", probabilities, x)
         x -= shift[:, None]
-        mean = (probabilities * x).sum(axis=1, dtype=np.float64)  # what rounding left of it
+        mean = (probabilities * x).sum(axis=1, dtype=np.float64)  # what rounding left over
         np.expm1(x, out=x)
         x *= probabilities
         grown = np.log1p(np.maximum(x.sum(axis=1, dtype=np.float64), -0.5))
         found, gained = np.maximum(grown - mean, 0.0), grown + shift
     far = ~np.isfinite(found)
-    if far.any():  # differences beyond what exp can take in F32: of a broken model, or -inf
+    if far.any():  # exp overflows in F32: a broken model, or -inf
         found[far], gained[far] = _far_divergence(base[far], logits[far])
     return found, gained
 

@@ -1,9 +1,8 @@
-"""What an artifact and its base say at each position of a text, and the figures of it.
+"""Per-position statistics of an artifact against its base, and their summary.
 
-The conventions are llama-perplexity's (`tools/perplexity/perplexity.cpp`), so that figures can be
-set beside those that others publish: a text is cut into chunks, each from an empty context, and
-the positions of a chunk's second half count, the first half being context for them. Errors are
-standard errors of a mean over positions, as if these were independent.
+The conventions are llama-perplexity's (`tools/perplexity/perplexity.cpp`), so that figures compare
+with published ones: a text is cut into chunks, each from an empty context, and the second half of
+each chunk is scored. Errors are standard errors of a mean over positions, taken as independent.
 """
 
 from __future__ import annotations
@@ -18,14 +17,14 @@ F64 = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
-class Divergence:
-    """How far an artifact's next-token distribution is from its base's on a text.
+class KLDStatistics:
+    """Summary of an artifact's KL divergence from its base on a text.
 
-    `mean` to `maximum` are of the Kullback–Leibler divergence, nats; an error is a standard error.
+    `mean` to `maximum` are of the KL divergence in nats; an error is a standard error.
 
     Attributes:
-        tokens: positions that count.
-        same_top: share of positions where both put the same token first.
+        tokens: number of scored positions.
+        same_top: share of positions with the same most likely token.
         ln_ratio: ln(perplexity / base_perplexity); its error is of the paired differences.
     """
 
@@ -45,7 +44,7 @@ class Divergence:
 
     @property
     def perplexity_ratio(self) -> float:
-        """Infinite of a broken model, where it is beyond what a float holds."""
+        """Infinite if it overflows, as for a broken model."""
         try:
             return math.exp(self.ln_ratio)
         except OverflowError:
@@ -53,16 +52,16 @@ class Divergence:
 
 
 @dataclass(frozen=True)
-class Positions:
-    """Values of the counted positions in the text's order, each of shape (positions,).
+class PositionStatistics:
+    """Values of the scored positions in the text's order, each of shape (positions,).
 
-    Two artifacts' values on the same base and text are paired: position by position.
+    The values of two artifacts on the same base and text are paired by position.
 
     Attributes:
-        kld: Kullback–Leibler divergence of the artifact's distribution from the base's, nats.
-        nll: negative log-probability that the artifact gives to the token that follows, nats.
-        base_nll: that of the base.
-        same_top: whether both put the same token first.
+        kld: KL divergence of the artifact's distribution from the base's, nats.
+        nll: negative log-likelihood of the next token by the artifact, nats.
+        base_nll: the same by the base.
+        same_top: whether both have the same most likely token.
     """
 
     kld: F64
@@ -70,10 +69,10 @@ class Positions:
     base_nll: F64
     same_top: NDArray[np.bool_]
 
-    def summary(self) -> Divergence:
-        """The figures of all positions, two at least."""
+    def summary(self) -> KLDStatistics:
+        """Summary of all positions, of which there must be two or more."""
         same = float(self.same_top.mean())
-        return Divergence(
+        return KLDStatistics(
             tokens=self.kld.size,
             mean=float(self.kld.mean()),
             mean_error=standard_error(self.kld),
@@ -91,10 +90,10 @@ class Positions:
 
 
 def kld_text(nats: float, of: float | None = None) -> str:
-    """`0.4988`, `0.00204`, `3.5e-05`: two digits or more, whatever the size.
+    """`0.4988`, `0.00204`, `3.5e-05`: at least two significant digits.
 
     Args:
-        of: the mean that `nats` is the error of; it decides the form.
+        of: if `nats` is an error, the mean that it belongs to, which decides the format.
     """
     size = nats if of is None else of
     if size == 0 or size >= 0.01:
@@ -108,5 +107,5 @@ def standard_error(values: F64) -> float:
 
 
 def _perplexity(nll: F64) -> float:
-    with np.errstate(over="ignore"):  # of a broken model; it is infinite then
+    with np.errstate(over="ignore"):  # a broken model's is infinite
         return float(np.exp(nll.mean()))

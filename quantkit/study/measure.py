@@ -1,4 +1,4 @@
-"""TensorSource + imatrix + base.gguf → sensitivity.json: errors of tensors, and what they cost."""
+"""TensorSource + imatrix + base.gguf → sensitivity.json: tensors' errors and their cost in KLD."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class CostText:
 def chunks_of_text(
     imatrix: Imatrix, sources: Sequence[CalibrationSource], recipe: ImatrixRecipe
 ) -> int:
-    """Chunks of the recipe's text that `imatrix` was collected on, going by the names it has."""
+    """Chunks of the recipe's text that `imatrix` was collected on, judged by its dataset names."""
     names = {name for source in sources for name in source.dataset_names}
     if names.isdisjoint(imatrix.dataset_names):
         return 0
@@ -65,13 +65,13 @@ def measure(
     devices: DeviceSettings,
     progress: Progress = SILENT,
 ) -> Sensitivity:
-    """Measure every quantizable tensor and write `out`; `work` keeps what a killed run had done.
+    """Measure every quantizable tensor and write `out`; `work` keeps what a run has done.
 
-    Without `text` what errors cost is left out, and all tensors count alike. The time that each
-    part takes is told as a note before it.
+    Without `text`, costs are not measured, and an error costs the same in every tensor. An
+    estimate of the time is noted before each part.
     """
     seconds = seconds_of_errors(source.tensors, importance, recipe, devices.threads)
-    progress.note(f"errors of the tensors at each type will take about {seconds_text(seconds)}")
+    progress.note(f"measuring quantization errors takes about {seconds_text(seconds)}")
     errors = measure_errors(source, importance, recipe, work, devices.threads, progress)
     names = [entry.name for entry in errors]
     costs = NO_COSTS
@@ -98,7 +98,7 @@ def _about(
     costs: MeasuredCosts,
     tensors: Mapping[str, TensorInfo],
 ) -> dict[str, Any]:
-    """How it was measured, for whoever reads the file."""
+    """How it was measured."""
     return {
         "recipe": recipe.model_dump(mode="json"),
         "sampling": {

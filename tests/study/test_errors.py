@@ -18,9 +18,9 @@ from quantkit.llamacpp import ggml_kernels
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize import encode
 from quantkit.study import errors as module
-from quantkit.study.columns import column_weights
 from quantkit.study.errors import (
     TensorErrors,
+    column_weights,
     measure_errors,
     relative_error,
     sample,
@@ -163,6 +163,13 @@ def test_a_seed_draws_the_same_sample_for_ever(
         assert piece.energy == pytest.approx(every.sum(), rel=1e-12)
         assert piece.energies == pytest.approx(every[list(counts)], rel=1e-12)
         assert not piece.whole
+
+
+def test_the_weight_of_a_column_is_capped() -> None:
+    importance = np.array([[1, 2, 3, 0, 2e6], [0, 0, 0, 0, 0]], np.float32)
+    assert column_weights(importance, 0, 5).tolist() == [1, 2, 3, 0, module.LARGEST_WEIGHT * 2.5]
+    assert column_weights(importance, 1, 5).tolist() == [0] * 5
+    assert column_weights(None, 7, 3).tolist() == [1, 1, 1]
 
 
 def test_a_tensor_of_zeros_has_no_error(tmp_path: Path, run: Measure) -> None:

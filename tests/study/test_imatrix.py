@@ -25,7 +25,7 @@ from quantkit.quantize.encode import write_shards
 from quantkit.study import imatrix as stage
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.imatrix import (
-    chunks_together,
+    chunks_per_batch,
     collect_imatrix,
     collect_in_child,
     uncovered,
@@ -115,7 +115,7 @@ def test_chunks_side_by_side_change_nothing(
 ) -> None:
     hashes = set()
     for together in (1, 2, 4):
-        monkeypatch.setattr(stage, "chunks_together", lambda *_, n=together: n)
+        monkeypatch.setattr(stage, "chunks_per_batch", lambda *_, n=together: n)
         work, out = tmp_path / f"work{together}", tmp_path / f"{together}.gguf"
         work.mkdir()
         recipe = ImatrixRecipe(texts=(str(TEXT),), chunk_tokens=256, chunks=7)
@@ -259,7 +259,7 @@ def test_what_it_will_take_is_said_before_it_starts(
 ) -> None:
     hashes = set()
     for name, pays in (("told", 1), ("silent", 1000)):
-        monkeypatch.setattr(stage, "TRIAL_PAYS", pays)
+        monkeypatch.setattr(stage, "TRIAL_CHUNKS", pays)
         folder = tmp_path / name
         folder.mkdir()
         messages: list[tuple[str, object]] = []
@@ -290,4 +290,4 @@ def test_what_it_will_take_is_said_before_it_starts(
     ],
 )
 def test_batches_stay_small_enough(chunk_tokens: int, vocabulary: int, together: int) -> None:
-    assert chunks_together(chunk_tokens, vocabulary) == together
+    assert chunks_per_batch(chunk_tokens, vocabulary) == together

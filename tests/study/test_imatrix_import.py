@@ -17,7 +17,7 @@ from quantkit.formats.gguf_writer import lay_out, open_shard
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
 from quantkit.formats.tensors import MetaValue
 from quantkit.models.choose import choose_model, open_source
-from quantkit.study.imatrix_import import check_ready, take_ready
+from quantkit.study.imatrix_import import check_imatrix, import_imatrix
 
 DATA = DATA / "imatrix"
 TENSORS = open_source(choose_model("demo")).tensors
@@ -35,14 +35,14 @@ def written(path: Path, **entries: ImatrixEntry) -> Path:
 
 def test_what_llama_imatrix_wrote_keeps_its_bytes(tmp_path: Path) -> None:
     given, out = DATA / "demo-4x512.imatrix.gguf", tmp_path / "imatrix.gguf"
-    ready = take_ready(given, TENSORS, out)
+    ready = import_imatrix(given, TENSORS, out)
     assert ready.notes == ()
     assert file_sha256(out) == file_sha256(given)
 
 
 def test_a_dat_becomes_a_gguf_that_still_says_what_it_does_not_know(tmp_path: Path) -> None:
     out = tmp_path / "imatrix.gguf"
-    ready = take_ready(DATA / "demo-4x512.imatrix.dat", TENSORS, out)
+    ready = import_imatrix(DATA / "demo-4x512.imatrix.dat", TENSORS, out)
     assert any("no counts" in note for note in ready.notes)
     taken, reference = read_imatrix(out), read_imatrix(DATA / "demo-4x512.imatrix.gguf")
     assert not taken.counts_are_exact
@@ -81,7 +81,7 @@ def test_a_text_loses_its_folder_and_the_statistics_no_bit(
         name, path = b"demo-4x512.txt", stored.encode()
         assert raw.endswith(struct.pack("<i", len(name)) + name)
         given.write_bytes(raw[: -4 - len(name)] + struct.pack("<i", len(path)) + path)
-    ready = take_ready(given, TENSORS, out)
+    ready = import_imatrix(given, TENSORS, out)
     names = ("calib.txt", "b.txt") if form == "gguf" else ("calib.txt",)
     assert read_imatrix(out).datasets == ready.imatrix.datasets == names
     assert stored.encode() not in out.read_bytes()
@@ -102,7 +102,7 @@ def test_what_else_a_gguf_says_stays_behind(tmp_path: Path) -> None:
     with open_shard(given, layout) as writer:
         for name in file.stored:
             writer.write(name, file.tensor_bytes(name))
-    take_ready(given, TENSORS, out)
+    import_imatrix(given, TENSORS, out)
     assert b"/home/me" in given.read_bytes()
     assert file_sha256(out) == file_sha256(DATA / "demo-4x512.imatrix.gguf")
 
@@ -110,7 +110,7 @@ def test_what_else_a_gguf_says_stays_behind(tmp_path: Path) -> None:
 def test_what_it_does_not_cover_is_said(tmp_path: Path) -> None:
     columns = next(i.row_elements for i in TENSORS if i.name == "blk.2.attn_q.weight")
     path = written(tmp_path / "some.gguf", **{"2.attn_q.weight": entry(1, columns)})
-    (note,) = check_ready(path, TENSORS).notes
+    (note,) = check_imatrix(path, TENSORS).notes
     assert "no statistics of 29 of the 30 weights" in note
 
 
@@ -131,7 +131,7 @@ def test_an_imatrix_of_another_model_is_refused(
         entries = {"1.ffn_up_exps.weight": entry(4, info.row_elements)}
     path = written(tmp_path / "other.gguf", **entries)
     with pytest.raises(InputError, match=words):
-        take_ready(path, TENSORS, tmp_path / "imatrix.gguf")
+        import_imatrix(path, TENSORS, tmp_path / "imatrix.gguf")
     assert not (tmp_path / "imatrix.gguf").exists()
 
 
@@ -140,4 +140,4 @@ def test_importance_that_ends_ggml_s_process_is_refused(tmp_path: Path) -> None:
     huge = dataclasses.replace(entry(1, columns), sums=np.full((1, columns), 3e38, np.float32))
     path = written(tmp_path / "huge.gguf", **{"2.attn_q.weight": huge})
     with pytest.raises(InputError, match=r"blk\.2\.attn_q\.weight has importance beyond 1e\+18"):
-        check_ready(path, TENSORS)
+        check_imatrix(path, TENSORS)

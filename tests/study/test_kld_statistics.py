@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from quantkit.formats.logits_file import counted
-from quantkit.study.kld_statistics import Positions, kld_text
+from quantkit.study.kld_statistics import PositionStatistics, kld_text
 
 
 def test_the_second_half_counts_but_for_the_last_which_nothing_follows() -> None:
@@ -23,7 +23,7 @@ def test_figures_equal_llama_perplexitys_formulas() -> None:
     base = random.exponential(3, 999)
     nll = base + random.normal(0.02, 0.2, 999)
     top = random.random(999) < 0.9
-    found = Positions(kld, nll, base, top).summary()
+    found = PositionStatistics(kld, nll, base, top).summary()
     # sums as perplexity.cpp has them: variance of the mean = (E[x²] − E[x]²) / (n − 1)
     n = len(kld)
     mean = kld.sum() / n

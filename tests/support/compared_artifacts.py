@@ -11,7 +11,7 @@ import numpy as np
 from quantkit.report.comparison.comparison import Comparison, Conditions, compared
 from quantkit.report.comparison.measured import Measured
 from quantkit.retrieval.results import Answer, Retrieval, Rung, score_tasks
-from quantkit.study.kld_statistics import Positions
+from quantkit.study.kld_statistics import PositionStatistics
 
 LENGTHS = (2048, 8192)
 CHUNKS, ROWS = 16, 31
@@ -85,13 +85,13 @@ def retrieval(found: tuple[Answer, ...], speed: float = 1.0) -> Retrieval:
     return Retrieval("one-pass", found, scores, rungs, True, 1e-6, 3 * sum(lengths), 9000, 10**6)
 
 
-def positions(kld: float = 0.0, loss: float = 0.0, stream: int = 0) -> Positions:
+def positions(kld: float = 0.0, loss: float = 0.0, stream: int = 0) -> PositionStatistics:
     """Divergence of about `kld` and tokens less likely by about `loss`, nats."""
     base = np.random.default_rng(99).exponential(2.0, CHUNKS * ROWS)
     mine = np.random.default_rng(stream)
     diverged = mine.exponential(kld, base.size) if kld else np.zeros(base.size)
     nll = base + loss + mine.normal(0, 0.2 * kld + 0.1 * loss, base.size)
-    return Positions(diverged, nll, base, mine.random(base.size) > kld)
+    return PositionStatistics(diverged, nll, base, mine.random(base.size) > kld)
 
 
 def measured(

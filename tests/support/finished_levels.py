@@ -19,7 +19,7 @@ from quantkit.report.results import LevelResult, read_level
 from quantkit.retrieval.results import Answer, DeviceUse, Retrieval, Rung, score_tasks
 from quantkit.retrieval.run.verdict import validation_json
 from quantkit.study.imatrix_coverage import coverage_of
-from quantkit.study.kld_statistics import Divergence
+from quantkit.study.kld_statistics import KLDStatistics
 
 KEYS = {8192: 16, 32768: 32, 131072: 48, 516096: 64}
 """Context tokens → keys hidden before the questions of that length."""
@@ -94,7 +94,7 @@ def finish_level(
         needles=32, context_tokens=tuple(KEYS), probes=dict.fromkeys(PROBES, 8)
     )
     found = retrieval(answers, clustered=asked.clustered)
-    divergence = None if kld is None else Divergence(
+    divergence = None if kld is None else KLDStatistics(
         2040, kld, kld / 20, kld / 2, 9 * kld, 20 * kld, 50 * kld, 1 - kld, 0.001, 8.1, 8.0,
         kld / 5, 0.001,
     )  # fmt: skip

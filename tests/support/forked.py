@@ -20,7 +20,7 @@ _IMPORTED = (
     "gguf", "matplotlib.backends.backend_agg", "matplotlib.figure", "psutil", "rich.progress",
     "rich.table", "scipy.optimize", "scipy.sparse", "scipy.stats", "yaml", "quantkit.build.run",
     "quantkit.cli.app", "quantkit.report.comparison.writers", "quantkit.llamacpp.presets",
-    "quantkit.study.divergence",
+    "quantkit.study.artifact_kld",
     *(f"quantkit.cli.{name}" for name in (
         "build", "compare", "convert", "download", "imatrix", "inspect", "measure", "niah", "plan",
         "quantize", "verify",

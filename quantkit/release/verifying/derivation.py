@@ -153,7 +153,7 @@ def shape_faults(
             reason = (
                 f"has importance of the shape {entry.sums.shape} in {imatrix_file}, not {shape}"
             )
-        elif entry is not None and not entry.is_tame:
+        elif entry is not None and not entry.is_usable:
             reason = (
                 f"has importance in {imatrix_file} that no activations give: sums over counts "
                 f"beyond {LARGEST_IMPORTANCE:g}"

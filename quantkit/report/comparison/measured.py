@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
 from quantkit.retrieval.results import MAIN_TASKS, Answer, Retrieval, Rung, TaskScore
-from quantkit.study.kld_statistics import Divergence, Positions
+from quantkit.study.kld_statistics import KLDStatistics, PositionStatistics
 
 _SHARD = re.compile(r"(?<=.)-00001-of-\d{5}$")
 
@@ -34,9 +34,9 @@ class Measured:
     name: str
     size_bytes: int
     parameters: int
-    positions: Positions
+    positions: PositionStatistics
     chunks: int
-    divergence: Divergence
+    divergence: KLDStatistics
     is_base: bool = False
     retrieval: Retrieval | None = None
 
@@ -95,7 +95,7 @@ def ratio_text(ratio: float) -> str:
     return f"{ratio:.4f}" if math.isfinite(ratio) else "∞"
 
 
-def ratio_error_text(divergence: Divergence) -> str:
+def ratio_error_text(divergence: KLDStatistics) -> str:
     """Standard error of the perplexity ratio; `–` where that is infinite."""
     ratio = divergence.perplexity_ratio
     return ratio_text(ratio * divergence.ln_ratio_error) if math.isfinite(ratio) else "–"

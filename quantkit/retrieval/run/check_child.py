@@ -139,7 +139,7 @@ def _prompts(shape: Model, recipe: RetrievalRecipe, haystack: Path | None) -> di
     vocab = shape.vocab
     bos, eos = vocab.token_text(vocab.bos), vocab.token_text(vocab.eos)
     text = frame(shape.chat_template(), bos, eos, thinking=recipe.thinking)
-    begin = vocab.bos if vocab.adds_bos and vocab.bos >= 0 else None
+    begin = vocab.text_bos
     return {
         seed: prompts_of(vocab.tokenize, text, sentences(haystack), recipe, seed, bos=begin)
         for seed in recipe.seeds

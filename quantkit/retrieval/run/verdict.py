@@ -10,12 +10,12 @@ from quantkit.config.recipe import RetrievalRecipe
 from quantkit.quantize.integrity import Integrity
 from quantkit.retrieval.results import Retrieval
 from quantkit.retrieval.statistics import CONFIDENCE
-from quantkit.study.kld_statistics import Divergence
+from quantkit.study.kld_statistics import KLDStatistics
 
 
 def validation_json(
     retrieval: Retrieval,
-    divergence: Divergence | None,
+    divergence: KLDStatistics | None,
     recipe: RetrievalRecipe,
     kv_type: str,
     integrity: Integrity | None = None,

@@ -25,12 +25,12 @@ from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp import text_logits
 from quantkit.llamacpp.llama import Model
 from quantkit.llamacpp.settings import DeviceSettings
-from quantkit.llamacpp.text_logits import TextLogits, begun_tokens
+from quantkit.llamacpp.text_logits import ChunkLogits, begun_tokens
 from quantkit.study import base_logits, divergence
+from quantkit.study.artifact_kld import measure_kld
 from quantkit.study.base_logits import collect_base_logits
-from quantkit.study.divergence import measure_divergence
 from quantkit.study.kl_divergence import compare
-from quantkit.study.kld_statistics import Divergence, Positions
+from quantkit.study.kld_statistics import KLDStatistics, PositionStatistics
 
 RECORDED = DATA / "perplexity"
 DEVICES = DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0)
@@ -66,9 +66,9 @@ def collected(folder: Path, base: Path, out: Path, chunks: int, tokens: int = 51
     return out
 
 
-def measured(folder: Path, base: str, artifact: str, kept: Path) -> Divergence:
+def measured(folder: Path, base: str, artifact: str, kept: Path) -> KLDStatistics:
     logits, model = folder / f"{base}.logits", folder / f"{artifact}.gguf"
-    return measure_divergence(logits, model, kept, DEVICES).summary()
+    return measure_kld(logits, model, kept, DEVICES).summary()
 
 
 def printed(text: str) -> dict[str, tuple[float, float]]:
@@ -77,7 +77,7 @@ def printed(text: str) -> dict[str, tuple[float, float]]:
     return {re.sub(r" +", " ", name): (float(v), float(e or 0)) for name, v, e in rows}
 
 
-def check(found: Divergence, text: str) -> None:
+def check(found: KLDStatistics, text: str) -> None:
     """`found` against llama-perplexity's figures: closely where this CPU rounds as that one."""
     wanted = printed(text)
     base, base_error = wanted["Mean PPL(base)"]
@@ -134,7 +134,7 @@ def test_equal_to_llama_perplexity_run_now(folder: Path, tmp_path: Path) -> None
     collect_base_logits(
         base, DivergenceRecipe(chunks=999, chunk_tokens=size), text, ours, tmp_path, DEVICES
     )
-    found = measure_divergence(ours, artifact, tmp_path / "kept.jsonl", DEVICES).summary()
+    found = measure_kld(ours, artifact, tmp_path / "kept.jsonl", DEVICES).summary()
     assert found.tokens == LogitsFile(ours).header.chunks * 99
     check(found, ran.stdout)
 
@@ -146,7 +146,7 @@ def test_the_base_is_no_distance_from_itself(folder: Path, tmp_path: Path) -> No
     assert abs(found.ln_ratio) < 1e-7
     model = Model(folder / "demo.gguf", DEVICES)
     tokens = begun_tokens(model, (folder / "text.txt").read_text(), 128)
-    runner = TextLogits(model, 128, None)
+    runner = ChunkLogits(model, 128, None)
     first, again = ([z.copy() for _, z in runner.of(tokens)] for _ in range(2))
     assert [z.shape for z in first] == [(63, model.vocab.size)]
     exact = compare(first[0], again[0], tokens[65:128])
@@ -160,10 +160,10 @@ def test_every_chunk_begins_with_bos_where_the_model_wants_one(folder: Path) -> 
     chunk = bos.tokens[1].copy()
     assert chunk[0] != 11
     model = Model(folder / "demo-bos.gguf", DEVICES)
-    ((_, wanted),) = TextLogits(model, 512, 11).of(chunk)
+    ((_, wanted),) = ChunkLogits(model, 512, 11).of(chunk)
     wanted = wanted.copy()
     chunk[0] = 11
-    ((_, found),) = TextLogits(model, 512, None).of(chunk)
+    ((_, found),) = ChunkLogits(model, 512, None).of(chunk)
     np.testing.assert_array_equal(found, wanted)
     kept = decode_rows(bos.read_rows(1, 0, 255))
     assert np.abs(kept - found).max() < 1e-3  # of 16 bits
@@ -184,7 +184,7 @@ def test_batches_of_a_chunk_change_nothing(
         artifact = folder / "demo-q4.gguf"
         divergence.compare_in_child(out, artifact, kept, "a purpose", DEVICES, lambda _: None)
         lines = kept.read_text().splitlines()[1:]
-        found.append(divergence.read_positions(LogitsFile(out), lines))
+        found.append(divergence.read_statistics(LogitsFile(out), lines))
     whole, parts = found
     assert whole.kld.size == parts.kld.size == 2 * 149
     # the base, too, was computed in other batches, which round otherwise
@@ -196,7 +196,7 @@ def test_a_killed_run_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None
     recipe = DivergenceRecipe(chunks=5, chunk_tokens=128)
     base, artifact = folder / "demo.gguf", folder / "demo-q4.gguf"
 
-    def run(work: Path, kill_after: int | None) -> tuple[str, Positions]:
+    def run(work: Path, kill_after: int | None) -> tuple[str, PositionStatistics]:
         finished = 0
 
         def emit(message: object) -> None:
@@ -230,7 +230,7 @@ def test_a_killed_run_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None
             )
         go_on(lambda: divergence.compare_in_child(out, artifact, kept, "a purpose", DEVICES, emit))
         lines = kept.read_text().splitlines()[1:]
-        return file_sha256(out), divergence.read_positions(LogitsFile(out), lines)
+        return file_sha256(out), divergence.read_statistics(LogitsFile(out), lines)
 
     whole, positions = run(tmp_path / "whole", None)
     killed, again = run(tmp_path / "killed", 2)
@@ -245,18 +245,18 @@ def test_a_finished_artifact_is_not_run_again(
     kept = tmp_path / "kept.jsonl"
     logits = collected(folder, folder / "demo.gguf", tmp_path / "base.logits", 2, 64)
     model = folder / "demo-q8.gguf"
-    found = measure_divergence(logits, model, kept, DEVICES)
+    found = measure_kld(logits, model, kept, DEVICES)
     content = kept.read_bytes()
 
     def no_child(*_: object) -> None:
         raise AssertionError("it was run again")
 
     monkeypatch.setattr(divergence, "run_isolated", no_child)
-    again = measure_divergence(logits, model, kept, DEVICES)
+    again = measure_kld(logits, model, kept, DEVICES)
     assert kept.read_bytes() == content
     np.testing.assert_array_equal(again.kld, found.kld)
     with pytest.raises(AssertionError, match="run again"):  # another artifact
-        measure_divergence(logits, folder / "demo-q4.gguf", kept, DEVICES)
+        measure_kld(logits, folder / "demo-q4.gguf", kept, DEVICES)
 
 
 def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -265,7 +265,7 @@ def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path) -> Non
         tmp_path / "other.gguf", "Q8_0", {"tokenizer.ggml.pre": MetaValue("str", "gpt-2")}
     )
     with pytest.raises(InputError, match=r"other.gguf has another tokenizer than demo.gguf.*\.pre"):
-        measure_divergence(logits, other, tmp_path / "kept.jsonl", DEVICES)
+        measure_kld(logits, other, tmp_path / "kept.jsonl", DEVICES)
     (tmp_path / "text.txt").write_text("Not many words.")
     work = tmp_path / "work"
     work.mkdir()

@@ -1,7 +1,7 @@
-"""artifact and base.logits → how far quantization moved the next-token distribution.
+"""artifact + base.logits → KL divergence of the artifact's next-token distribution.
 
-The artifact is run alone. The positions of finished chunks are kept, so a run that was killed goes
-on with the next one, and a finished artifact is not run again.
+The artifact runs alone. Finished chunks are cached: an interrupted run resumes with the next chunk,
+and a finished artifact is not run again.
 """
 
 from __future__ import annotations
@@ -31,56 +31,56 @@ from quantkit.llamacpp.child import Emit, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.study.kl_divergence import blocks, compare
-from quantkit.study.kld_statistics import Positions
+from quantkit.study.kld_statistics import PositionStatistics
 
 if TYPE_CHECKING:
-    from quantkit.llamacpp.text_logits import TextLogits
+    from quantkit.llamacpp.text_logits import ChunkLogits
 
 
-def measure_divergence(
+def measure_kld(
     logits: Path,
     model: Path,
-    kept: Path,
+    cache: Path,
     devices: DeviceSettings,
     progress: Progress = SILENT,
-) -> Positions:
-    """Every counted position of `model` against the base's `logits`, on the same tokens.
+) -> PositionStatistics:
+    """Compare `model` with the base's `logits` on the same tokens, at every scored position.
 
     Args:
-        kept: file that keeps the positions of finished chunks, of this model and these logits.
+        cache: file for the values of finished chunks.
 
     Raises:
         InputError: llama.cpp cannot load the model, or its vocabulary is not the base's.
-        EnvironmentFault: native code crashed, or gave logits that are not finite.
+        EnvironmentFault: native code crashed, or the logits are not finite.
     """
     base = LogitsFile(logits)
     source = GGUFSource(model)
     found = vocabulary_id(source.metadata)
     check_vocabulary(model.name, found, base.header.model, base.header.vocabulary)
     purpose = json.dumps([asdict(base.header), identity([logits, *source.paths])])
-    done = Journal(kept, purpose).lines
+    done = Journal(cache, purpose).lines
     progress.start(base.header.chunks, "chunks", "KLD", done=len(done))
     if len(done) < base.header.chunks:
         run_isolated(
-            "quantkit.study.divergence:compare_in_child",
+            "quantkit.study.artifact_kld:compare_in_child",
             {
                 "logits": logits,
                 "model_path": model,
-                "kept": kept,
+                "cache": cache,
                 "purpose": purpose,
                 "devices": devices,
             },
             progress.advance,
         )
-    return read_positions(base, Journal(kept, purpose).lines)
+    return read_statistics(base, Journal(cache, purpose).lines)
 
 
 def compare_in_child(
-    logits: Path, model_path: Path, kept: Path, purpose: str, devices: DeviceSettings, emit: Emit
+    logits: Path, model_path: Path, cache: Path, purpose: str, devices: DeviceSettings, emit: Emit
 ) -> None:
-    """Body of the child process of `measure_divergence`: a line in `kept` for each chunk."""
+    """Body of the child process of `measure_kld`: a line in `cache` for each chunk."""
     from quantkit.llamacpp.llama import Model
-    from quantkit.llamacpp.text_logits import TextLogits
+    from quantkit.llamacpp.text_logits import ChunkLogits
 
     base = LogitsFile(logits)
     header = base.header
@@ -90,16 +90,16 @@ def compare_in_child(
             f"{model_path.name} has a vocabulary of {model.vocab.size} tokens and {header.model} "
             f"one of {header.vocabulary_size}; compare artifacts of one base"
         )
-    journal = Journal(kept, purpose)
-    runner = TextLogits(model, header.chunk_tokens, header.bos)
+    journal = Journal(cache, purpose)
+    runner = ChunkLogits(model, header.chunk_tokens, header.bos)
     with ThreadPoolExecutor(devices.threads) as pool:
         for index in range(len(journal.lines), header.chunks):
             parts = list(_chunk(runner, base, index, pool))
             kld, nll, top = (np.concatenate(column) for column in zip(*parts, strict=True))
             if not (np.isfinite(kld).all() and np.isfinite(nll).all()):
                 raise EnvironmentFault(
-                    f"the logits of {model_path.name} are not finite: the file is broken, or this "
-                    "device computes it wrongly; its KLD cannot be measured"
+                    f"the logits of {model_path.name} are not finite, so its KLD cannot be "
+                    "measured: the file is broken, or this device computes it wrongly"
                 )
             line = {"kld": kld.tolist(), "nll": nll.tolist(), "same_top": top.astype(int).tolist()}
             journal.append(json.dumps(line))
@@ -107,9 +107,9 @@ def compare_in_child(
 
 
 def _chunk(
-    runner: TextLogits, base: LogitsFile, index: int, pool: ThreadPoolExecutor
+    runner: ChunkLogits, base: LogitsFile, index: int, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]]:
-    """KLD, NLL and whether the top tokens are the same, of some positions of a chunk at a time."""
+    """KLD, NLL and whether the top tokens are the same, by blocks of a chunk's positions."""
     targets = base.targets(index)
     for where, logits in runner.of(base.tokens[index]):
 
@@ -125,8 +125,8 @@ def _chunk(
         yield from pool.map(work, blocks(logits))
 
 
-def read_positions(base: LogitsFile, lines: list[str]) -> Positions:
-    """The positions that `lines` of finished chunks hold, with what the base says there."""
+def read_statistics(base: LogitsFile, lines: list[str]) -> PositionStatistics:
+    """The values in the cached `lines` of finished chunks, with the base's."""
     chunks = [json.loads(line) for line in lines]
     kld, nll, top = (
         np.concatenate([np.asarray(chunk[name]) for chunk in chunks])
@@ -134,4 +134,4 @@ def read_positions(base: LogitsFile, lines: list[str]) -> Positions:
     )
     rows = base.header.rows
     base_nll = [base.read_rows(index, 0, rows)["nll"] for index in range(len(chunks))]
-    return Positions(kld, nll, np.concatenate(base_nll), top.astype(bool))
+    return PositionStatistics(kld, nll, np.concatenate(base_nll), top.astype(bool))
