@@ -19,9 +19,10 @@ from quantkit.quantize.quantize import convert, quantize
 from quantkit.study.artifact_kld import measure_kld
 from quantkit.study.base_logits import collect_base_logits
 from quantkit.study.calibration.sources import resolve_sources
+from quantkit.study.costs import CostInputs
 from quantkit.study.imatrix import ImatrixFacts, collect_imatrix
 from quantkit.study.kld_statistics import KLDStatistics
-from quantkit.study.measure import CostText, measure
+from quantkit.study.measure import measure
 from quantkit.study.sensitivity import Sensitivity
 
 HELD_OUT = DivergenceRecipe(chunk_tokens=512, chunks=12)
@@ -102,8 +103,7 @@ def _prepared(
     imatrix, logits = folder / "imatrix.gguf", folder / "base.logits"
     sources = resolve_sources(recipe.imatrix)
     facts = collect_imatrix(base, recipe.imatrix, sources, imatrix, work, devices)
-    entries = read_imatrix(imatrix).entries
-    importance = {name: entry.importance() for name, entry in entries.items()}
+    importance = read_imatrix(imatrix).importance()
     sensitivity = _measured(
         source, base, recipe, importance, imatrix, facts.chunks, folder / "with", devices
     )
@@ -124,6 +124,6 @@ def _measured(
     devices: DeviceSettings,
 ) -> Sensitivity:
     folder.mkdir()
-    text = CostText(base, imatrix, recipe.imatrix, resolve_sources(recipe.imatrix), used_chunks)
+    text = CostInputs(base, imatrix, recipe.imatrix, resolve_sources(recipe.imatrix), used_chunks)
     out = folder / "sensitivity.json"
     return measure(source, importance, recipe.measure, text, out, folder, devices)

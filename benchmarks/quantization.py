@@ -171,7 +171,7 @@ def _equal(work: Work, names: Sequence[str]) -> str:
 def _ours(asked: Mapping[str, object]) -> float:
     """Body of quantkit's process: the seconds that all levels took."""
     found = read_imatrix(Path(str(asked["imatrix"])))
-    importance = {name: entry.importance() for name, entry in found.entries.items()}
+    importance = found.importance()
     finished: list[FinishedFile] = []
     began = time.perf_counter()
     source = GGUFSource(Path(str(asked["model"])))
@@ -199,7 +199,7 @@ def _theirs(asked: Mapping[str, object]) -> float:
     llama_cpp.llama_log_set(silent, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
     found = read_imatrix(Path(str(asked["imatrix"])))
-    arrays = {name: entry.importance() for name, entry in found.entries.items()}
+    arrays = found.importance()
     entries = (llama_cpp.llama_model_imatrix_data * (len(arrays) + 1))()
     for entry, (name, values) in zip(entries, arrays.items(), strict=False):
         entry.name, entry.size = name.encode(), values.size

@@ -134,7 +134,7 @@ class BuildContext:
 
     @functools.cached_property
     def importance(self) -> dict[str, NDArray[np.float32]]:
-        return {name: entry.importance() for name, entry in self.imatrix.entries.items()}
+        return self.imatrix.importance()
 
     @functools.cached_property
     def parameters(self) -> int:

@@ -36,11 +36,12 @@ from quantkit.retrieval.run.verdict import validation_json
 from quantkit.study.artifact_kld import measure_kld
 from quantkit.study.base_logits import collect_base_logits
 from quantkit.study.calibration.sources import local_sources, resolve_sources
+from quantkit.study.costs import CostInputs
 from quantkit.study.imatrix import collect_imatrix
 from quantkit.study.imatrix_coverage import coverage_of
 from quantkit.study.imatrix_import import import_imatrix
 from quantkit.study.kld_statistics import kld_text
-from quantkit.study.measure import CostText, chunks_of_text, measure
+from quantkit.study.measure import chunks_of_text, measure
 
 
 def checkpoint_stage(build: BuildContext) -> Stage:
@@ -165,7 +166,7 @@ def measure_stage(build: BuildContext) -> Stage:
             sources = resolve_sources(calibration, progress)
             used = chunks_of_text(build.imatrix, sources, calibration)
             imatrix = build.job.out / "imatrix.gguf"
-            text = CostText(build.base, imatrix, calibration, sources, used)
+            text = CostInputs(build.base, imatrix, calibration, sources, used)
         found = measure(
             build.source, build.importance, recipe, text, out, work, build.devices, progress
         )

@@ -34,8 +34,9 @@ def measure(
     from quantkit.llamacpp.selftest import device_settings
     from quantkit.models.gguf_source import GGUFSource
     from quantkit.study.calibration.sources import local_sources, resolve_sources
+    from quantkit.study.costs import CostInputs
     from quantkit.study.imatrix_import import check_imatrix
-    from quantkit.study.measure import CostText, chunks_of_text
+    from quantkit.study.measure import chunks_of_text
     from quantkit.study.measure import measure as run
 
     chosen = recipe_for("default", recipe_name)
@@ -59,13 +60,13 @@ def measure(
         "calibration": texts.model_dump(mode="json"),
         "llama-cpp-python": library_version(),
     }
-    importance = {name: entry.importance() for name, entry in ready.imatrix.entries.items()}
+    importance = ready.imatrix.importance()
     with resumable(work_folder(out), parts) as work, console.stage("measure") as progress:
         text = None
         if costs:
             sources = resolve_sources(texts, progress)
             used = chunks_of_text(ready.imatrix, sources, texts)
-            text = CostText(model, imatrix, texts, sources, used)
+            text = CostInputs(model, imatrix, texts, sources, used)
         found = run(source, importance, recipe, text, out, work, devices, progress)
     if as_json:
         console.json(_facts(found, out))

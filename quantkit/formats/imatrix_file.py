@@ -103,6 +103,10 @@ class Imatrix:
             for name in self.datasets
         )
 
+    def importance(self) -> dict[str, NDArray[np.float32]]:
+        """Weight name → `ImatrixEntry.importance`."""
+        return {name: entry.importance() for name, entry in self.entries.items()}
+
     @property
     def counts_are_exact(self) -> bool:
         """Whether `counts` are tokens; a `.dat` tells no more than whether there were any."""

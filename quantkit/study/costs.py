@@ -58,26 +58,36 @@ _BLOCK = re.compile(r"^blk\.(\d+)\.")
 
 
 @dataclass(frozen=True)
-class CostJob:
-    """What is measured, on which text.
+class CostInputs:
+    """What costs are measured with, besides the errors.
 
     Attributes:
-        base: GGUF that is loaded, and whose rows are quantized.
-        imatrix: weights of the columns; None weighs all columns alike.
-        units: groups of tensors that are exchanged together.
-        errors: tensor → type → relative error.
+        base: GGUF that is loaded, of the same weights as the source.
+        imatrix: weights of the columns, for the child process; None weighs all columns alike.
         calibration: describes the text, with its `sources`; its first `used_chunks`, which the
             imatrix was collected on, are skipped.
     """
 
     base: Path
     imatrix: Path | None
+    calibration: ImatrixRecipe
+    sources: Sequence[CalibrationSource]
+    used_chunks: int
+
+
+@dataclass(frozen=True)
+class CostJob:
+    """A measurement of costs.
+
+    Attributes:
+        units: groups of tensors that are exchanged together.
+        errors: tensor → type → relative error.
+    """
+
+    inputs: CostInputs
     units: tuple[tuple[str, ...], ...]
     errors: Mapping[str, Mapping[str, float]]
     recipe: MeasureRecipe
-    calibration: ImatrixRecipe
-    sources: tuple[CalibrationSource, ...]
-    used_chunks: int
 
 
 @dataclass(frozen=True)
@@ -126,13 +136,14 @@ def measure_in_child(
     from quantkit.llamacpp.weights import LoadedWeights
 
     plain = DeviceSettings(devices.threads, False, devices.gpu_layers, devices.tensor_split)
-    model = Model(job.base, plain, writable=True)  # repacked weights cannot be exchanged
+    model = Model(job.inputs.base, plain, writable=True)  # repacked weights cannot be exchanged
     tokens = _text(job, model, emit)
-    base = GGUFSource(job.base)
+    base = GGUFSource(job.inputs.base)
     weights = LoadedWeights(model, {info.name for info in base.tensors})
-    rows = {info.name: info.row_elements for info in base.tensors}
-    entries = {} if job.imatrix is None else read_imatrix(job.imatrix, rows).entries
-    importance = {name: entry.importance() for name, entry in entries.items()}
+    importance = {}
+    if job.inputs.imatrix is not None:
+        rows = {info.name: info.row_elements for info in base.tensors}
+        importance = read_imatrix(job.inputs.imatrix, rows).importance()
     journal = Journal(work / "costs.jsonl", _purpose(job, tokens))
     done = {unit.tensors: unit for unit in map(unit_of, map(json.loads, journal.lines))}
     exchangeable = {
@@ -270,13 +281,14 @@ def _layer(unit: Sequence[str]) -> int | None:
 
 def _text(job: CostJob, model: Model, emit: Emit) -> Tokens:
     """The text's tokens, (chunks, chunk tokens)."""
-    size, count = job.calibration.chunk_tokens, job.recipe.cost_chunks
-    recipe = job.calibration.model_copy(
-        update={"chunks": job.used_chunks + count, "until_covered": 0}
+    inputs, count, requested = job.inputs, job.recipe.cost_chunks, job.recipe.cost_chunk_tokens
+    size = inputs.calibration.chunk_tokens
+    recipe = inputs.calibration.model_copy(
+        update={"chunks": inputs.used_chunks + count, "until_covered": 0}
     )
-    found = model_calibration(recipe, job.sources, model, lambda _: None).tokens
+    found = model_calibration(recipe, inputs.sources, model, lambda _: None).tokens
     chunks = found[: len(found) // size * size].reshape(-1, size)
-    text, overlap = held_out(chunks, job.used_chunks, count)
+    text, overlap = held_out(chunks, inputs.used_chunks, count)
     if not len(text):
         raise InputError(
             f"the calibration text has {len(found)} tokens, fewer than one chunk of {size}, so "
@@ -289,7 +301,6 @@ def _text(job: CostJob, model: Model, emit: Emit) -> Tokens:
             "were also used for the importance matrix"
         )
         emit(("note", note))
-    requested = job.recipe.cost_chunk_tokens
     if requested > size:
         note = f"costs are measured on the calibration's chunks of {size} tokens, not {requested}"
         emit(("note", note))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from quantkit.formats.tensors import TensorInfo, TensorSource
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.quantize.encode import Importance
 from quantkit.study.calibration.texts import CalibrationSource
-from quantkit.study.costs import CostJob, MeasuredCosts, measure_costs
+from quantkit.study.costs import CostInputs, CostJob, MeasuredCosts, measure_costs
 from quantkit.study.errors import (
     TensorErrors,
     measure_errors,
@@ -25,24 +24,6 @@ from quantkit.study.errors import (
 from quantkit.study.sensitivity import Sensitivity, units_of
 
 NO_COSTS = MeasuredCosts((), 0, 0.0)
-
-
-@dataclass(frozen=True)
-class CostText:
-    """What costs are measured with.
-
-    Attributes:
-        base: GGUF that is loaded, of the same weights as the source.
-        imatrix: as a file, for the child process.
-        calibration: its chunks after the first `used_chunks`, which the importance matrix was
-            collected on, are the text.
-    """
-
-    base: Path
-    imatrix: Path | None
-    calibration: ImatrixRecipe
-    sources: Sequence[CalibrationSource]
-    used_chunks: int
 
 
 def chunks_of_text(
@@ -59,7 +40,7 @@ def measure(
     source: TensorSource,
     importance: Importance,
     recipe: MeasureRecipe,
-    text: CostText | None,
+    inputs: CostInputs | None,
     out: Path,
     work: Path,
     devices: DeviceSettings,
@@ -67,28 +48,19 @@ def measure(
 ) -> Sensitivity:
     """Measure every quantizable tensor and write `out`; `work` keeps what a run has done.
 
-    Without `text`, costs are not measured, and an error costs the same in every tensor. An
+    Without `inputs`, costs are not measured, and an error costs the same in every tensor. An
     estimate of the time is noted before each part.
     """
     seconds = seconds_of_errors(source.tensors, importance, recipe, devices.threads)
     progress.note(f"measuring quantization errors takes about {seconds_text(seconds)}")
-    errors = measure_errors(source, importance, recipe, work, devices.threads, progress)
-    names = [entry.name for entry in errors]
+    measured = measure_errors(source, importance, recipe, work, devices.threads, progress)
+    errors = {entry.name: entry.errors for entry in measured}
     costs = NO_COSTS
-    if text is not None:
-        job = CostJob(
-            text.base,
-            text.imatrix,
-            tuple(units_of(names, recipe.groups)),
-            {entry.name: entry.errors for entry in errors},
-            recipe,
-            text.calibration,
-            tuple(text.sources),
-            text.used_chunks,
-        )
+    if inputs is not None:
+        job = CostJob(inputs, tuple(units_of(errors, recipe.groups)), errors, recipe)
         costs = measure_costs(job, work, devices, devices.threads, progress)
-    found = Sensitivity({entry.name: entry.errors for entry in errors}, costs.units)
-    found.write(out, _about(recipe, errors, costs, {i.name: i for i in source.tensors}))
+    found = Sensitivity(errors, costs.units)
+    found.write(out, _about(recipe, measured, costs, {i.name: i for i in source.tensors}))
     return found
 
 

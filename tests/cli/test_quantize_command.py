@@ -103,7 +103,7 @@ def llama_quantize(base: Path, out: Path, preset: str, imatrix: Path | None) -> 
     params.nthread = 2
     if imatrix is not None:
         found = read_imatrix(imatrix)
-        arrays = {name: entry.importance() for name, entry in found.entries.items()}
+        arrays = found.importance()
         entries = (llama_cpp.llama_model_imatrix_data * (len(arrays) + 1))()
         for entry, (name, values) in zip(entries, arrays.items(), strict=False):
             entry.name, entry.size = name.encode(), values.size

@@ -12,6 +12,7 @@ import llama_cpp
 import numpy as np
 import pytest
 from models import llama_arrays, llama_metadata, write_gguf
+from watched import Killed, Recorder
 
 from quantkit.config.levels import PRESETS
 from quantkit.config.recipe import STOCK_CANDIDATES
@@ -143,7 +144,7 @@ def test_experts_use_their_own_importance_and_workers_do_not_matter(tmp_path: Pa
     assert file_sha256(path) not in hashes
 
 
-def test_a_killed_run_goes_on_and_a_lost_file_is_made_again(
+def test_a_killed_run_resumes_and_a_lost_file_is_made_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encode, "SYNC_BYTES", 0)  # every tensor is journalled at once
@@ -152,30 +153,12 @@ def test_a_killed_run_goes_on_and_a_lost_file_is_made_again(
     work = tmp_path / "work"
     work.mkdir()
 
-    class Killed(Exception):
-        pass
-
-    class KillAfter:
-        def __init__(self, advances: int) -> None:
-            self.left = advances
-
-        def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
-            pass
-
-        def advance(self, amount: float) -> None:
-            self.left -= 1
-            if self.left == 0:
-                raise Killed
-
-        def note(self, sentence: str) -> None:
-            pass
-
     (reference,) = write_shards(
         tmp_path, work, lay_out("ref", source.metadata, infos), source, {}, SILENT, 2
     )
     layouts = lay_out("m", source.metadata, infos)
     with pytest.raises(Killed):
-        write_shards(tmp_path, work, layouts, source, {}, KillAfter(4), 2)
+        write_shards(tmp_path, work, layouts, source, {}, Recorder(kill_after=4), 2)
     journal = work / "m.gguf.journal"
     assert 1 < len(journal.read_text().splitlines()) <= 1 + 4
     journal.write_text(journal.read_text() + "blk.0.attn")  # cut off in the middle of a line
@@ -183,7 +166,7 @@ def test_a_killed_run_goes_on_and_a_lost_file_is_made_again(
     assert path.read_bytes()[1000:] == reference.read_bytes()[1000:]
     assert file_sha256(path) == file_sha256(reference)
     with pytest.raises(Killed):
-        write_shards(tmp_path, tmp_path, layouts, source, {}, KillAfter(4), 2)
+        write_shards(tmp_path, tmp_path, layouts, source, {}, Recorder(kill_after=4), 2)
     (tmp_path / "m.gguf").unlink()  # what the journal lists is gone
     (path,) = write_shards(tmp_path, tmp_path, layouts, source, {}, SILENT, 2)
     assert file_sha256(path) == file_sha256(reference)

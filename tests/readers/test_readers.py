@@ -213,7 +213,7 @@ def artifacts(node: NodeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     source = open_source(choose_model("demo"))
     imatrix = importance_matrix(source)
     write_imatrix(folder / "quantkit-demo-imatrix.gguf", imatrix)
-    importance = {name: entry.importance() for name, entry in imatrix.entries.items()}
+    importance = imatrix.importance()
     types = mixed_types(source)
     for preset, stem in ((None, "quantkit-demo-4.5bpw"), ("Q4_K_M", "quantkit-demo-Q4_K_M")):
         metadata = artifact_metadata(source.metadata, imatrix, "imatrix.gguf", preset)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -14,17 +13,20 @@ import pytest
 from demo_artifacts import write_demo
 from models import write_gguf
 from places import DATA
+from watched import Killed, Recorder
 
 from quantkit.config.recipe import ImatrixRecipe, MeasureRecipe
 from quantkit.core.errors import InputError
+from quantkit.core.progress import told_to
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
 from quantkit.formats.tensor_types import quant_type
 from quantkit.llamacpp import ggml_kernels
 from quantkit.llamacpp.llama import Context, Model
-from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
+from quantkit.llamacpp.settings import DeviceSettings, parallel_sequences
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.costs import (
+    CostInputs,
     CostJob,
     MeasuredCosts,
     held_out,
@@ -60,9 +62,12 @@ def job(tmp_path_factory: pytest.TempPathFactory) -> CostJob:
     write_imatrix(folder / "imatrix.gguf", Imatrix(entries, 128, 4, ("text",)))
     units = ((EMBEDDING,), (MAMBA,), (EXPERTS,), (NEVER_RUN,))
     sources = tuple(resolve_sources(CALIBRATION))
-    return CostJob(
-        base, folder / "imatrix.gguf", units, ERRORS, RECIPE, CALIBRATION, sources, used_chunks=4
-    )
+    inputs = CostInputs(base, folder / "imatrix.gguf", CALIBRATION, sources, used_chunks=4)
+    return CostJob(inputs, units, ERRORS, RECIPE)
+
+
+def with_inputs(job: CostJob, **changes: Any) -> CostJob:  # noqa: ANN401
+    return dataclasses.replace(job, inputs=dataclasses.replace(job.inputs, **changes))
 
 
 @pytest.fixture(scope="module")
@@ -80,11 +85,7 @@ def logits_of(model: Path, tokens: np.ndarray) -> np.ndarray:
     """Of all chunks side by side, as the measurement runs them."""
     count, size = tokens.shape
     loaded = Model(model, DEVICES)
-    settings = ContextSettings(
-        count * size, batch_tokens=count * size, ubatch_tokens=count * size, sequences=count,
-        shared_cells=False, all_outputs=True,
-    )  # fmt: skip
-    context = Context(loaded, settings)
+    context = Context(loaded, parallel_sequences(count, size))
     context.decode_together(list(tokens))
     logits = context.all_logits().copy()
     context.close()
@@ -101,8 +102,8 @@ def test_equal_to_a_file_with_the_same_values(
     assert [unit.tensors for unit in measured.units] == [(EMBEDDING,), (MAMBA,), (EXPERTS,)]
     (probe,) = next(unit for unit in measured.units if unit.tensors == (name,)).probes
 
-    source, kind = GGUFSource(job.base), quant_type("Q4_0")
-    importance = {n: e.importance() for n, e in read_imatrix(job.imatrix).entries.items()}
+    source, kind = GGUFSource(job.inputs.base), quant_type("Q4_0")
+    importance = read_imatrix(job.inputs.imatrix).importance()
     arrays = {
         info.name: source.read_rows(info.name, 0, info.rows).reshape(info.shape)
         for info in source.tensors
@@ -133,11 +134,11 @@ def test_equal_to_a_file_with_the_same_values(
         source.metadata,
         {**arrays, name: lossy.reshape(arrays[name].shape)},
     )
-    model = Model(job.base, DEVICES)
+    model = Model(job.inputs.base, DEVICES)
     text = model.vocab.tokenize(TEXT.read_text(encoding="utf-8"), parse_special=False)
     model.close()
     tokens = text[4 * 128 : 7 * 128].reshape(3, 128)[:, :64]
-    base, other = (logits_of(path, tokens) for path in (job.base, changed))
+    base, other = (logits_of(path, tokens) for path in (job.inputs.base, changed))
     with ThreadPoolExecutor(1) as pool:
         kld = BaseDistribution.of(base).divergence(other, pool)
     assert probe.kld == pytest.approx(kld.mean(), rel=1e-9)
@@ -160,37 +161,25 @@ def test_the_floor_is_what_a_tiny_error_costs(measured: MeasuredCosts) -> None:
         assert 0 <= unit.floor < 0.5 * unit.probes[0].kld
 
 
-def killed_after(units: int) -> Callable[[Any], None]:
-    """Stops a run when so many units are done, as a signal would."""
-    left = [units]
-
-    def emit(message: tuple[str, Any]) -> None:
-        if message[0] == "advance":
-            left[0] -= 1
-            if not left[0]:
-                raise KeyboardInterrupt
-
-    return emit
-
-
-def test_a_killed_run_goes_on_and_gives_the_same(
+def test_a_killed_run_resumes_and_gives_the_same(
     job: CostJob, measured: MeasuredCosts, tmp_path: Path
 ) -> None:
-    work = tmp_path / "again"
-    with pytest.raises(KeyboardInterrupt):
-        measure_in_child(job, work, DEVICES, 1, killed_after(2))
-    assert len((work / "costs.jsonl").read_text().splitlines()) == 1 + 2
-    said: list[Any] = []
-    assert measure_in_child(job, work, DEVICES, 1, said.append) == measured
-    assert ("start", (2, 3)) in said
-    assert said.count(("advance", 1)) == 1
-    assert any(kind == "note" and "1 units on 192 tokens" in value for kind, value in said)
-    other = dataclasses.replace(job, used_chunks=0)  # another text: nothing of it is kept
-    measure_in_child(other, work, DEVICES, 1, said.append)
-    assert said.count(("start", (0, 3))) == 1
+    def run(job: CostJob, kill_after: int | None = None) -> tuple[MeasuredCosts, Recorder]:
+        told = Recorder(kill_after)
+        return measure_in_child(job, tmp_path, DEVICES, 1, told_to(told)), told
+
+    with pytest.raises(Killed):
+        run(job, kill_after=2)
+    assert len((tmp_path / "costs.jsonl").read_text().splitlines()) == 1 + 2
+    found, told = run(job)
+    assert found == measured
+    assert (told.starts, told.advances) == ([(2, 3)], 1)
+    assert any("192" in note for note in told.notes)
+    _, told = run(with_inputs(job, used_chunks=0))  # another text: nothing is reused
+    assert told.starts == [(0, 3)]
 
 
-def test_a_run_killed_at_its_very_end_goes_on(
+def test_a_run_killed_at_its_very_end_resumes(
     job: CostJob, measured: MeasuredCosts, work: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(work, tmp_path / "work")
@@ -223,7 +212,7 @@ def test_a_base_in_four_bits(job: CostJob, tmp_path: Path) -> None:
         update={"candidates": ("Q8_0", "Q4_0", "Q4_K"), "probe_error": 0.02, "cost_chunks": 2}
     )
     coarse = dataclasses.replace(
-        job, base=base, units=((MAMBA,), (EMBEDDING,)), errors=exact, recipe=recipe
+        with_inputs(job, base=base), units=((MAMBA,), (EMBEDDING,)), errors=exact, recipe=recipe
     )
     units = measure_costs(coarse, tmp_path, DEVICES, 1).units
     assert len(units) == 2
@@ -237,28 +226,27 @@ def test_a_base_in_four_bits(job: CostJob, tmp_path: Path) -> None:
 def test_a_text_that_is_too_short(job: CostJob, tmp_path: Path) -> None:
     (tmp_path / "short.txt").write_text("four score and seven", encoding="utf-8")
     calibration = CALIBRATION.model_copy(update={"texts": (str(tmp_path / "short.txt"),)})
-    short = dataclasses.replace(
-        job, calibration=calibration, sources=tuple(resolve_sources(calibration)), used_chunks=0
-    )
-    with pytest.raises(InputError, match="fewer than one chunk of 128"):
+    sources = tuple(resolve_sources(calibration))
+    short = with_inputs(job, calibration=calibration, sources=sources, used_chunks=0)
+    with pytest.raises(InputError, match="128"):
         measure_costs(short, tmp_path, DEVICES, 1)
 
 
 def test_chunks_longer_than_the_calibrations_are_told(job: CostJob, tmp_path: Path) -> None:
     recipe = RECIPE.model_copy(update={"cost_chunk_tokens": 512})
-    said: list[Any] = []
+    told = Recorder()
     longer = dataclasses.replace(job, recipe=recipe, units=((MAMBA,),))
-    assert measure_in_child(longer, tmp_path, DEVICES, 1, said.append).tokens == 3 * 128
-    assert any(kind == "note" and "not of 512" in value for kind, value in said)
+    assert measure_in_child(longer, tmp_path, DEVICES, 1, told_to(told)).tokens == 3 * 128
+    assert any("512" in note for note in told.notes)
 
 
 def test_text_that_the_imatrix_did_not_see() -> None:
     chunks = np.arange(20).reshape(10, 2)
-    found, overlap = held_out(chunks, used=6, wanted=3)
+    found, overlap = held_out(chunks, used=6, count=3)
     assert found.tolist() == chunks[6:9].tolist()
     assert overlap == 0
-    found, overlap = held_out(chunks, used=8, wanted=3)
+    found, overlap = held_out(chunks, used=8, count=3)
     assert sorted(found[:, 0]) == [14, 16, 18]
     assert overlap == 1
-    found, overlap = held_out(chunks, used=10, wanted=30)
+    found, overlap = held_out(chunks, used=10, count=30)
     assert len(found) == overlap == 10

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from models import WIDTH, llama_metadata, write_gguf, write_llama
 from numpy.typing import NDArray
+from watched import Killed, Recorder
 
 from quantkit.config.recipe import MeasureRecipe
-from quantkit.core.progress import Silent
 from quantkit.formats.tensor_types import quant_type
 from quantkit.llamacpp import ggml_kernels
 from quantkit.models.gguf_source import GGUFSource
@@ -178,24 +178,12 @@ def test_a_tensor_of_zeros_has_no_error(tmp_path: Path, run: Measure) -> None:
     assert run(source, {})["blk.0.attn_q.weight"].errors == {"Q8_0": 0.0, "Q4_K": 0.0}
 
 
-class Killed(Silent):
-    """Stops a run after some units, as a signal would."""
-
-    def __init__(self, units: int) -> None:
-        self._left = units
-
-    def advance(self, amount: float) -> None:
-        self._left -= 1
-        if not self._left:
-            raise KeyboardInterrupt
-
-
-def test_a_killed_run_goes_on_and_gives_the_same(
+def test_a_killed_run_resumes_and_gives_the_same(
     source: GGUFSource, run: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run(source, {})
-    with pytest.raises(KeyboardInterrupt):
-        measure_errors(source, {}, RECIPE, tmp_path / "again", 2, Killed(3))
+    with pytest.raises(Killed):
+        measure_errors(source, {}, RECIPE, tmp_path / "again", 2, Recorder(kill_after=3))
     kept = (tmp_path / "again" / "errors.jsonl").read_text().splitlines()[1:]
     assert [json.loads(line)["name"] for line in kept] == list(whole)[:3]
     drawn: list[str] = []

@@ -9,22 +9,23 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from broken_artifacts import with_nan
+from demo_artifacts import WANTS_BOS, write_demo
 from places import DATA
+from watched import Killed, Recorder
 
 from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.errors import EnvironmentFault
 from quantkit.core.files import file_sha256
-from quantkit.core.progress import SILENT
-from quantkit.formats.gguf_writer import lay_out
+from quantkit.core.progress import told_to
+from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
-from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp.activations import Sums
 from quantkit.llamacpp.settings import DeviceSettings
-from quantkit.models.choose import choose_model, open_source
-from quantkit.quantize.encode import write_shards
 from quantkit.study import imatrix as stage
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.imatrix import (
+    ImatrixFacts,
     chunks_per_batch,
     collect_imatrix,
     collect_in_child,
@@ -41,12 +42,10 @@ ANY_CPU_RMS = 2e-2
 @pytest.fixture(scope="module")
 def balanced(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model with the router's bias changed for the one expert that it never chose."""
-    folder = tmp_path_factory.mktemp("balanced")
-    source = open_source(choose_model("demo"))
-    layouts = lay_out("balanced", source.metadata, source.tensors)
-    (base,) = write_shards(folder, folder, layouts, source, {}, SILENT, workers=2)
+    base = write_demo(tmp_path_factory.mktemp("balanced") / "balanced.gguf")
+    bias = GGUFFile(base).stored["blk.1.exp_probs_b.bias"]
     with base.open("r+b") as file:
-        file.seek(layouts[0].offsets["blk.1.exp_probs_b.bias"] + 4 * np.dtype("<f4").itemsize)
+        file.seek(bias.offset + 4 * np.dtype("<f4").itemsize)
         file.write(np.array([-0.4], "<f4").tobytes())
     return base
 
@@ -55,13 +54,23 @@ def balanced(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The demo model as BF16, and the same with a vocabulary that wants BOS."""
     folder = tmp_path_factory.mktemp("bases")
-    source = open_source(choose_model("demo"))
-    found = {}
-    for name, wants_bos in (("demo", False), ("bos", True)):
-        metadata = {**source.metadata, "tokenizer.ggml.add_bos_token": MetaValue("bool", wants_bos)}
-        layouts = lay_out(name, metadata, source.tensors)
-        (found[name],) = write_shards(folder, folder, layouts, source, {}, SILENT, workers=2)
-    return found
+    return {
+        "demo": write_demo(folder / "demo.gguf"),
+        "bos": write_demo(folder / "bos.gguf", changes=WANTS_BOS),
+    }
+
+
+def in_child(
+    base: Path, folder: Path, told: Recorder | None = None, **changes: object
+) -> tuple[ImatrixFacts, str]:
+    """What a run without a child process gives, and the hash of its file."""
+    fields: dict[str, object] = {"texts": (str(TEXT),), "chunk_tokens": 64}
+    recipe = ImatrixRecipe.model_validate(fields | changes)
+    out = folder / "imatrix.gguf"
+    folder.mkdir(exist_ok=True)
+    emit = told_to(told or Recorder())
+    facts = collect_in_child(base, recipe, resolve_sources(recipe), out, folder, DEVICES, emit)
+    return facts, file_sha256(out)
 
 
 def collected(base: Path, folder: Path, **changes: object) -> Path:
@@ -106,55 +115,29 @@ def test_equal_to_llama_imatrix(
             assert rms < ANY_CPU_RMS, name
 
 
-def ignored(_: object) -> None:
-    """A message that no test looks at."""
-
-
 def test_chunks_side_by_side_change_nothing(
     bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hashes = set()
     for together in (1, 2, 4):
         monkeypatch.setattr(stage, "chunks_per_batch", lambda *_, n=together: n)
-        work, out = tmp_path / f"work{together}", tmp_path / f"{together}.gguf"
-        work.mkdir()
-        recipe = ImatrixRecipe(texts=(str(TEXT),), chunk_tokens=256, chunks=7)
-        collect_in_child(
-            bases["demo"], recipe, resolve_sources(recipe), out, work, DEVICES, ignored
-        )
-        hashes.add(file_sha256(out))
+        found = in_child(bases["demo"], tmp_path / f"{together}", chunk_tokens=256, chunks=7)
+        hashes.add(found[1])
     assert len(hashes) == 1
 
 
 def test_a_killed_collection_gives_the_same_bits(
     bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Killed(Exception):
-        pass
-
-    def run(folder: Path, kill_after: int | None) -> Path:
-        folder.mkdir(exist_ok=True)
-        tokens = 0
-
-        def emit(message: tuple[str, int]) -> None:
-            nonlocal tokens
-            if message[0] == "advance":
-                tokens += message[1]
-                if kill_after is not None and tokens >= kill_after:
-                    raise Killed
-
-        recipe = ImatrixRecipe(texts=(str(TEXT),), chunk_tokens=64, chunks=24)
-        out = folder / "imatrix.gguf"
-        collect_in_child(bases["demo"], recipe, resolve_sources(recipe), out, folder, DEVICES, emit)
-        return out
-
     monkeypatch.setattr(stage, "SAVE_EVERY_CHUNKS", 4)
-    whole = run(tmp_path / "whole", None)
-    for tokens in (64 * 6, 64 * 14):
+    whole = in_child(bases["demo"], tmp_path / "whole", chunks=24)
+    for advances in (2, 3):
         with pytest.raises(Killed):
-            run(tmp_path / "killed", tokens)
+            in_child(bases["demo"], tmp_path / "killed", Recorder(advances), chunks=24)
     assert (tmp_path / "killed" / "sums.npz").exists()
-    assert file_sha256(run(tmp_path / "killed", None)) == file_sha256(whole)
+    told = Recorder()
+    assert in_child(bases["demo"], tmp_path / "killed", told, chunks=24) == whole
+    assert told.starts[0][0] > 0
 
 
 def least_tokens(path: Path) -> int:
@@ -166,51 +149,25 @@ def test_goes_on_until_every_expert_is_covered(
     balanced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "SAVE_EVERY_CHUNKS", 4)
-    at = {n: tmp_path / f"{n}.gguf" for n in range(8, 33, 4)}
-    for n, out in at.items():
-        recipe = ImatrixRecipe(texts=(str(TEXT),), chunk_tokens=64, chunks=n)
-        (tmp_path / str(n)).mkdir()
-        collect_in_child(
-            balanced, recipe, resolve_sources(recipe), out, tmp_path / str(n), DEVICES, ignored
-        )
-    least = {n: least_tokens(path) for n, path in at.items()}
+    hashes, least = {}, {}
+    for chunks in range(8, 33, 4):
+        folder = tmp_path / str(chunks)
+        _, hashes[chunks] = in_child(balanced, folder, chunks=chunks)
+        least[chunks] = least_tokens(folder / "imatrix.gguf")
     (stops, *_) = [n for n in range(12, 29, 4) if least[n - 4] < least[n]]
-    wanted = least[stops]
-
-    kept: list[object] = []
-    stop_at: int | None = 9 * 64
-
-    class Killed(Exception):
-        pass
-
-    def emit(message: tuple[str, object]) -> None:
-        kept.append(message)
-        done = sum(value for kind, value in kept if kind == "advance")
-        if stop_at is not None and done >= stop_at:
-            raise Killed
-
-    fields = {"texts": (str(TEXT),), "chunk_tokens": 64}
-    recipe = ImatrixRecipe.model_validate(fields | {"chunks": 3, "until_covered": wanted})
-    out = tmp_path / "imatrix.gguf"
+    covered = {"chunks": 3, "until_covered": least[stops]}
     with pytest.raises(Killed):
-        collect_in_child(balanced, recipe, resolve_sources(recipe), out, tmp_path, DEVICES, emit)
-    stop_at = None
-    facts = collect_in_child(
-        balanced, recipe, resolve_sources(recipe), out, tmp_path, DEVICES, emit
-    )
+        in_child(balanced, tmp_path / "killed", Recorder(kill_after=3), **covered)
+    facts, found = in_child(balanced, tmp_path / "killed", **covered)
     assert (facts.chunks, facts.uncovered_experts) == (stops, 0)
-    assert file_sha256(out) == file_sha256(at[stops])
+    assert found == hashes[stops]
 
-    # more than the text can give: it ends, and says so
-    kept.clear()
-    recipe = recipe.model_copy(update={"until_covered": least[32] + 1})
-    (tmp_path / "all").mkdir()
-    facts = collect_in_child(
-        balanced, recipe, resolve_sources(recipe), out, tmp_path / "all", DEVICES, emit
-    )
+    # more than the text can give: it ends, and a note says so
+    told = Recorder()
+    facts, _ = in_child(balanced, tmp_path / "all", told, chunks=3, until_covered=least[32] + 1)
     assert facts.chunks == 32
     assert facts.uncovered_experts > 0
-    assert any(kind == "note" and "text ended" in str(value) for kind, value in kept)
+    assert any("ended" in note for note in told.notes)
 
 
 def test_a_dense_model_is_covered_at_once() -> None:
@@ -222,59 +179,36 @@ def test_a_dense_model_is_covered_at_once() -> None:
     assert [uncovered(sums, n) for n in (0, 1, 100)] == [0, 1, 3]
 
 
-def test_a_kept_state_of_another_text_is_not_taken_up(
+def test_the_saved_sums_of_another_text_are_not_used(
     bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(stage, "SAVE_EVERY_CHUNKS", 4)
     own = tmp_path / "own.txt"
+    fields = {"texts": (str(own),), "chunks": 8}
     results = []
     for text in (TEXT.read_text(encoding="utf-8"), "Other words. " * 2000):
-        own.write_text(text, encoding="utf-8")
-        recipe = ImatrixRecipe(texts=(str(own),), chunk_tokens=64, chunks=8)
-        out = tmp_path / "imatrix.gguf"
-        collect_in_child(
-            bases["demo"], recipe, resolve_sources(recipe), out, tmp_path, DEVICES, ignored
-        )
-        results.append(file_sha256(out))  # sums.npz of all eight chunks is left in the folder
-    fresh = collected(
-        bases["demo"], tmp_path / "fresh", texts=(str(own),), chunk_tokens=64, chunks=8
-    )
+        own.write_text(text, encoding="utf-8")  # sums.npz of all eight chunks stays in the folder
+        results.append(in_child(bases["demo"], tmp_path / "work", **fields)[1])
+    fresh = collected(bases["demo"], tmp_path / "fresh", **fields, chunk_tokens=64)
     assert results[1] == file_sha256(fresh) != results[0]
 
 
-def test_nan_names_weight_and_chunk_and_keeps_what_was_saved(tmp_path: Path) -> None:
-    source = open_source(choose_model("demo"))
-    layouts = lay_out("broken", source.metadata, source.tensors)
-    (base,) = write_shards(tmp_path, tmp_path, layouts, source, {}, SILENT, workers=2)
-    offset = layouts[0].offsets["blk.2.attn_norm.weight"]
-    with base.open("r+b") as file:
-        file.seek(offset)
-        file.write(np.array([np.nan], "<f4").tobytes())
+def test_nan_names_weight_and_chunks(bases: dict[str, Path], tmp_path: Path) -> None:
+    base = with_nan(bases["demo"], tmp_path / "nan.gguf", "blk.2.attn_norm.weight")
     with pytest.raises(EnvironmentFault, match=r"blk\.2\.attn_\w+\.weight .*chunks 1 to 4 of 4"):
         collected(base, tmp_path / "out")
 
 
-def test_what_it_will_take_is_said_before_it_starts(
+def test_time_and_memory_are_estimated_before_it_starts(
     bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hashes = set()
-    for name, pays in (("told", 1), ("silent", 1000)):
-        monkeypatch.setattr(stage, "TRIAL_CHUNKS", pays)
-        folder = tmp_path / name
-        folder.mkdir()
-        messages: list[tuple[str, object]] = []
-        recipe = ImatrixRecipe(texts=(str(TEXT),), chunk_tokens=64, chunks=32)
-        out = folder / "imatrix.gguf"
-        collect_in_child(
-            bases["demo"], recipe, resolve_sources(recipe), out, folder, DEVICES, messages.append
-        )
-        hashes.add(file_sha256(out))
-        if name == "told":
-            kinds = [kind for kind, _ in messages]
-            (note,) = [str(value) for kind, value in messages if kind == "note"]
-            assert kinds.index("note") < kinds.index("advance")
-            assert "2,048 tokens" in note
-            assert "MiB" in note
+    told, hashes = Recorder(), set()
+    for recorder, chunks in ((told, 1), (Recorder(), 1000)):
+        monkeypatch.setattr(stage, "TRIAL_CHUNKS", chunks)
+        hashes.add(in_child(bases["demo"], tmp_path / f"{chunks}", recorder, chunks=32)[1])
+    (note,) = told.notes
+    assert "2,048" in note
+    assert "MiB" in note
     assert len(hashes) == 1  # the trial was not counted
 
 

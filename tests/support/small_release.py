@@ -165,7 +165,7 @@ def _write_level(
     layouts = lay_out(f"tiny-{level}", metadata, infos, shard_bytes)
     place = folder / level if len(layouts) > 1 else folder
     work = folder.parent / f"{folder.name}-{level}.work"
-    importance = {name: entry.importance() for name, entry in imatrix.entries.items()}
+    importance = imatrix.importance()
     work.mkdir()
     paths = write_shards(place, work, layouts, model, importance, SILENT, 1)
     shutil.rmtree(work)
