@@ -25,7 +25,7 @@ from processes import run
 
 from quantkit.config.recipe import recipe_for
 from quantkit.formats.imatrix_file import read_imatrix
-from quantkit.formats.ready_tensors import FinishedFile
+from quantkit.formats.reusable_tensors import FinishedFile
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.presets import stock_types

@@ -19,7 +19,7 @@ from quantkit.config.target import Target
 from quantkit.core.progress import Progress
 from quantkit.core.receipts import finished_receipts
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
-from quantkit.formats.ready_tensors import FinishedFile
+from quantkit.formats.reusable_tensors import FinishedFile
 from quantkit.formats.tensors import Metadata, TensorSource
 from quantkit.hub.download.record import is_whole
 from quantkit.hub.reading import Hub

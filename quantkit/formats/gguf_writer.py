@@ -26,7 +26,7 @@ from quantkit.formats.gguf_header import (
     MAGIC,
     SCALAR_FORMATS,
 )
-from quantkit.formats.ready_tensors import ReadyTensor
+from quantkit.formats.reusable_tensors import ReusableTensor
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
 
@@ -152,7 +152,7 @@ class ShardWriter:
         view = np.ascontiguousarray(data).data.cast("B")
         _write_at(self._fd, view, self.layout.offsets[name] + at)
 
-    def copy(self, name: str, ready: ReadyTensor, start: int, stop: int) -> bool:
+    def copy(self, name: str, ready: ReusableTensor, start: int, stop: int) -> bool:
         """Copy bytes [start, stop) of tensor `name`; False where `ready` cannot be relied on."""
         return ready.copy_to(start, stop, self._fd, self.layout.offsets[name] + start)
 

@@ -1,7 +1,7 @@
-"""Encodes a source's tensors into a GGUF: all cores, bounded memory, resumable by tensor.
+"""Encodes a source's tensors into GGUF files: on all cores, in bounded memory, resumable by tensor.
 
 Every row is encoded on its own, so the bytes depend neither on the number of workers nor on where
-an earlier run was killed.
+an earlier run was interrupted.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from quantkit.core.journal import Journal
 from quantkit.core.progress import Progress
 from quantkit.core.units import bytes_text
 from quantkit.formats.gguf_writer import ShardLayout, ShardWriter, open_shard, tensor_size_bytes
-from quantkit.formats.ready_tensors import FinishedFile, ReadyTensor, ready_tensors
+from quantkit.formats.reusable_tensors import FinishedFile, ReusableTensor, reusable_tensors
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo, TensorSource
 from quantkit.llamacpp import ggml_kernels
@@ -32,14 +32,14 @@ from quantkit.quantize.kernels import simd
 
 END = "(end of shard)"
 ROWS_BYTES = 16 << 20
-"""F32 bytes of the rows that one worker holds at a time, at most."""
+"""Limit for the rows that one worker holds at a time, as F32."""
 ENCODED_ROWS_BYTES = 1 << 20
-"""The same where they are encoded: they stay in a core's cache, and all workers end together."""
+"""The same for rows that are encoded: they fit a core's cache, and all workers end together."""
 LARGEST_WEIGHT = 1e18
-"""Of what is encoded: the square of a much larger one is infinite in F32."""
+"""Limit for values that are encoded: the square of a much larger one is infinite in F32."""
 SYNC_BYTES = 64 << 20
 SYNC_SECONDS = 10.0
-"""What a killed run may have to encode again, beside the tensors that were not finished."""
+"""What an interrupted run may have to encode again, besides the unfinished tensors."""
 
 Importance = Mapping[str, NDArray[np.float32]]
 """Weight name → mean squared activation, shape (matrices, row elements)."""
@@ -57,12 +57,12 @@ def write_shards(
 ) -> list[Path]:
     """Encode all tensors of `layouts` from `source` into files in `folder`.
 
-    Files grow in `work` and move when they are complete; a run that was killed goes on at the
-    tensor it had reached. A tensor that the source already stores in the wanted type is copied.
+    Files are written in `work` and moved when complete; an interrupted run resumes at the tensor it
+    had reached. A tensor that the source already stores in its new type is copied.
 
     Args:
-        finished: files that were made of the same source with the same importance; what they hold
-            in the wanted type is copied too. The bytes are the same without them.
+        finished: files made from the same source with the same importance; tensors that they hold
+            in the new type are copied too. The bytes are the same without them.
 
     Returns:
         The finished files.
@@ -77,19 +77,19 @@ def write_shards(
             kernels.prepare(kind)
     slower = {i.type_name for i in wanted if i.name in importance} & set(simd.KINDS)
     if slower and (reason := simd.why_not()) is not None:
-        progress.note(f"ggml's own kernels are used for {', '.join(sorted(slower))}: {reason}")
+        progress.note(f"using ggml's own kernels for {', '.join(sorted(slower))}: {reason}")
     journals = [_journal(layout, folder, work) for layout in layouts]
     done = {name for journal in journals for name in journal.lines}
     sizes = {info.name: tensor_size_bytes(info) for info in wanted}
     before = sum(size for name, size in sizes.items() if name in done)
     progress.start(sum(sizes.values()), "B", done=before)
     encoded = [info for info in wanted if stored_types[info.name] != info.type_name]
-    ready = ready_tensors(finished, encoded)
-    if ready:
-        shared, all_of_them = (sum(sizes[name] for name in ready), sum(sizes.values()))
+    reusable = reusable_tensors(finished, encoded)
+    if reusable:
+        shared, total = (sum(sizes[name] for name in reusable), sum(sizes.values()))
         progress.note(
-            f"{len(ready)} of {len(encoded)} tensors to encode, {bytes_text(shared)} of "
-            f"{bytes_text(all_of_them)}, are copied from files that hold them already"
+            f"{len(reusable)} of {len(encoded)} tensors to encode, {bytes_text(shared)} of "
+            f"{bytes_text(total)}, are copied from finished files"
         )
     paths = []
     with ThreadPoolExecutor(workers) as pool:
@@ -98,7 +98,7 @@ def write_shards(
             if END not in journal.lines:
                 with open_shard(growing, layout) as writer:
                     left = [info for info in layout.tensors if info.name not in done]
-                    encoder = _Encoder(writer, source, importance, stored_types, ready)
+                    encoder = _Encoder(writer, source, importance, stored_types, reusable)
                     _encode_all(encoder, left, journal, progress, pool, workers)
                     journal.append(END)
             if growing.exists():
@@ -108,7 +108,7 @@ def write_shards(
 
 
 def _journal(layout: ShardLayout, folder: Path, work: Path) -> Journal:
-    """The tensors of a shard that an earlier run finished; none where their file is gone."""
+    """The tensors of a shard that an earlier run finished; none if their file is gone."""
     growing = work / layout.file_name
     journal = Journal(work / f"{layout.file_name}.journal", layout.digest)
     whole = growing.exists() and growing.stat().st_size == layout.size_bytes
@@ -125,10 +125,10 @@ def _encode_all(
     pool: ThreadPoolExecutor,
     workers: int,
 ) -> None:
-    """Encode `tensors` as one stream of blocks, which the workers take one by one.
+    """Encode `tensors` as one stream of blocks that the workers take one by one.
 
-    So no worker waits for a tensor to end, nor for the disk: that this thread does. A tensor is
-    journalled once it is on the disk, which is asked for every SYNC_BYTES or SYNC_SECONDS.
+    No worker waits for the end of a tensor or for the disk; this thread does. Every SYNC_BYTES or
+    SYNC_SECONDS it syncs the file and journals the tensors that are finished.
     """
     blocks = _Blocks(block for info in tensors for block in encoder.blocks(info))
     written = SimpleQueue[tuple[str, int] | None]()
@@ -138,14 +138,14 @@ def _encode_all(
             while (block := blocks.take()) is not None:
                 written.put((block.info.name, encoder.encode(block)))
         finally:
-            blocks.stop()  # the last is taken, or an error ends all
+            blocks.stop()  # all blocks are taken, or an error ends the run
             written.put(None)
 
     left = {info.name: tensor_size_bytes(info) for info in tensors}
     finished = [name for name, size in left.items() if not size]
     unsynced, synced_at = 0, time.monotonic()
 
-    def keep() -> None:
+    def sync() -> None:
         nonlocal unsynced, synced_at
         encoder.writer.sync()
         journal.append(*finished)
@@ -156,11 +156,11 @@ def _encode_all(
     try:
         working = workers
         while working:
-            done = written.get()
-            if done is None:
+            block = written.get()
+            if block is None:
                 working -= 1
                 continue
-            name, size = done
+            name, size = block
             left[name] -= size
             if not left[name]:
                 finished.append(name)
@@ -168,17 +168,17 @@ def _encode_all(
             progress.advance(size)
             late = time.monotonic() - synced_at >= SYNC_SECONDS
             if finished and (late or unsynced >= SYNC_BYTES):
-                keep()
+                sync()
         for future in running:
             future.result()
-        keep()
-    finally:  # nothing may write any more when the file is closed
+        sync()
+    finally:  # nothing may write after the file is closed
         blocks.stop()
         wait(running)
 
 
 class _Blocks:
-    """Blocks that several threads take, each once, until they are stopped."""
+    """Hands out blocks to several threads, each once, until stopped."""
 
     def __init__(self, blocks: Iterator[_Block]) -> None:
         self._blocks, self._lock = blocks, threading.Lock()
@@ -193,16 +193,16 @@ class _Blocks:
 
 
 def row_blocks(info: TensorInfo, rows_bytes: int | None = None) -> Iterator[tuple[int, int, int]]:
-    """(matrix, first row, last row + 1): pieces of bounded size that never cross a matrix.
+    """(matrix, first row, last row + 1) of blocks within one matrix each.
 
-    `rows_bytes` bounds them, ROWS_BYTES by default: the bytes of their rows as F32.
+    `rows_bytes`, by default ROWS_BYTES, limits the size of a block as F32.
     """
-    rows_a_matrix = info.rows // info.matrices
+    matrix_rows = info.rows // info.matrices
     step = max(1, (rows_bytes or ROWS_BYTES) // (4 * info.row_elements))
     for matrix in range(info.matrices):
-        base = matrix * rows_a_matrix
-        for start in range(0, rows_a_matrix, step):
-            yield matrix, base + start, base + min(start + step, rows_a_matrix)
+        base = matrix * matrix_rows
+        for start in range(0, matrix_rows, step):
+            yield matrix, base + start, base + min(start + step, matrix_rows)
 
 
 @dataclass(frozen=True)
@@ -215,43 +215,40 @@ class _Block:
     stop: int
 
 
-def _is_tame(values: NDArray[np.float32]) -> bool:
-    """Whether all are numbers that can be squared; one NaN makes both comparisons false."""
+def _can_be_squared(values: NDArray[np.float32]) -> bool:
+    """Whether no square overflows F32; false for a NaN too, which makes both comparisons false."""
     return bool(values.max() < LARGEST_WEIGHT and values.min() > -LARGEST_WEIGHT)
 
 
 @dataclass(frozen=True)
 class _Encoder:
-    """Makes blocks of rows and writes them where they belong; safe in several threads."""
+    """Encodes blocks of rows and writes them to their place; thread-safe."""
 
     writer: ShardWriter
     source: TensorSource
     importance: Importance
     stored_types: Mapping[str, str]
-    ready: Mapping[str, ReadyTensor]
+    reusable: Mapping[str, ReusableTensor]
 
     def blocks(self, info: TensorInfo) -> Iterator[_Block]:
-        """The tensor's blocks: large where they are copied, else such that a core holds them."""
-        copied = info.name in self.ready or self.stored_types[info.name] == info.type_name
+        """The tensor's blocks: large if they are copied, small enough for the cache otherwise."""
+        copied = info.name in self.reusable or self.stored_types[info.name] == info.type_name
         size = ROWS_BYTES if copied else min(ROWS_BYTES, ENCODED_ROWS_BYTES)
         return (_Block(info, *block) for block in row_blocks(info, size))
 
     def encode(self, block: _Block) -> int:
-        """Write the block; returns its bytes."""
+        """Write the block; returns its size in bytes."""
         info = block.info
         row_bytes = BY_NAME[info.type_name].size_bytes(info.row_elements)
         start, stop = block.start * row_bytes, block.stop * row_bytes
-        ready = self.ready.get(info.name)
-        if ready is None or not self.writer.copy(info.name, ready, start, stop):
-            self.writer.write(info.name, self._made(block), start)
+        reusable = self.reusable.get(info.name)
+        if reusable is None or not self.writer.copy(info.name, reusable, start, stop):
+            rows, stored_type = (block.start, block.stop), self.stored_types[info.name]
+            encoded = encode_rows(
+                self.source, info, block.matrix, rows, self.importance, stored_type
+            )
+            self.writer.write(info.name, encoded, start)
         return stop - start
-
-    def _made(self, block: _Block) -> NDArray[np.uint8]:
-        stored_type = self.stored_types[block.info.name]
-        rows = (block.start, block.stop)
-        return encode_rows(
-            self.source, block.info, block.matrix, rows, self.importance, stored_type
-        )
 
 
 def encode_rows(
@@ -262,17 +259,16 @@ def encode_rows(
     importance: Importance,
     stored_type: str,
 ) -> NDArray[np.uint8]:
-    """The bytes of some rows of a tensor in an artifact, shape (rows, bytes a row).
+    """Rows of a tensor encoded for an artifact, shape (rows, bytes per row).
 
-    They are the same whatever other rows are encoded with them. `kernels.prepare` comes first
-    where several threads do this.
+    They do not depend on which rows are encoded together. With several threads, call
+    `kernels.prepare` first.
 
     Args:
-        info: the tensor in its type there.
-        matrix: of the tensor, in which the rows lie.
-        rows: [start, stop) of the whole tensor.
-        importance: of all tensors that have one.
-        stored_type: of the tensor in `source`; where it is the same, bytes are taken as they are.
+        info: the tensor in its type in the artifact.
+        matrix: index of the matrix that the rows belong to.
+        rows: [start, stop) in the whole tensor.
+        stored_type: type in `source`; if it is the artifact's, the bytes are copied.
 
     Raises:
         InputError: a weight is not finite, or too large for the type.
@@ -285,13 +281,13 @@ def encode_rows(
     weights = importance.get(info.name)
     column = None if weights is None else weights[matrix]
     values = source.read_rows(info.name, *rows)
-    if not kind.is_quantized or _is_tame(values):  # ggml aborts the process over some others
-        with np.errstate(over="ignore"):  # what is infinite as F16 is told below
-            made = kernels.quantize(kind, values, column if kind.is_quantized else None)
-        if ggml_kernels.is_finite(kind, made):
-            return made
+    if not kind.is_quantized or _can_be_squared(values):  # ggml may abort on others
+        with np.errstate(over="ignore"):  # infinities in F16 are reported below
+            encoded = kernels.quantize(kind, values, column if kind.is_quantized else None)
+        if ggml_kernels.is_finite(kind, encoded):
+            return encoded
     raise InputError(
         f"rows {rows[0]} to {rows[1] - 1} of {info.name} are not finite as {kind.name}: the model "
-        "holds NaN, infinities, or weights too large for that type; use another checkpoint of it, "
-        "or another type"
+        "has NaN, infinite, or too large weights for that type; use another checkpoint or another "
+        "type"
     )

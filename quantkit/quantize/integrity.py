@@ -1,7 +1,7 @@
-"""Whether an artifact is what it should be: names, types, metadata, samples of its weights.
+"""Checks an artifact before it is run: names, types, metadata, and samples of its weights.
 
-Retrieval may survive two experts in each other's place, or one tensor that decodes to noise. So
-every matrix of the artifact is looked at before the model is asked anything.
+Retrieval may survive two swapped experts or one tensor of noise, so a sample of every matrix is
+compared with the source.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ from quantkit.models.gguf_source import GGUFSource
 
 ROWS_OF_A_MATRIX = 4
 ROWS_OF_AN_EXPERT = 1
-MOST_ERROR = 0.9
-"""Relative squared error of a matrix. Zeros would have 1, another expert about 2."""
-MOST_UNSEEN_ERROR = 1.2
-"""Of an expert, where it is not known which columns counted when it was quantized: one that the
-calibration hardly reached is kept in those few, and may lose most of the others."""
+MAX_ERROR = 0.9
+"""Relative squared error of a matrix. Zeros would give 1, another expert about 2."""
+MAX_EXPERT_ERROR = 1.2
+"""The same for an expert if the importance is unknown: one that few calibration tokens reached is
+precise in few columns, and may lose most of the others."""
 UNWEIGHTED_ERROR = {"F32": 1e-9, "F16": 1e-4, "BF16": 1e-4, "Q8_0": 1e-3}
-"""Of types that take no importance: equal but for rounding."""
+"""The same for types that use no importance: only rounding."""
 
 
 @dataclass(frozen=True)
 class Integrity:
-    """What was compared.
+    """Result of the comparison.
 
     Attributes:
-        worst_error: relative squared error of the sampled rows of a matrix, the largest of all.
-        worst_tensor: that has it.
+        worst_error: largest relative squared error of a matrix' sampled rows.
+        worst_tensor: tensor with that error.
     """
 
     tensors: int
@@ -54,17 +54,17 @@ def check_artifact(
     seed: int = 1,
     progress: Progress = SILENT,
 ) -> Integrity:
-    """Compare `artifact` with its allocation and with the model that it was made from.
+    """Compare `artifact` with its allocation and with the source model.
 
     Args:
-        metadata: that it should have; it may have more.
-        types: tensor → type that it should have; None: any.
-        importance: tensor → weights of its columns that it was quantized with, shape (columns,) or
-            (experts, columns); errors are weighted so. None: not known.
+        metadata: expected keys; the artifact may have more.
+        types: tensor → expected type; None: any.
+        importance: tensor → column weights that it was quantized with, shape (columns,) or
+            (experts, columns), by which errors are weighted. None: unknown.
 
     Raises:
-        GateError: names what differs.
-        InputError: it is no whole GGUF file.
+        GateError: the artifact differs; the message names up to three differences.
+        InputError: it is not a complete GGUF file.
     """
     made = GGUFSource(artifact)
     kinds = {info.name: info.type_name for info in made.tensors}
@@ -74,7 +74,7 @@ def check_artifact(
     if faults:
         raise _refused(artifact, faults)
     rng = np.random.default_rng(seed)
-    progress.start(sum(info.matrices for info in source.tensors), "matrices", "of the artifact")
+    progress.start(sum(info.matrices for info in source.tensors), "matrices", "checked")
     matrices, worst = 0, (0.0, "")
     for info in source.tensors:
         weights = None if importance is None else importance.get(info.name)
@@ -82,11 +82,11 @@ def check_artifact(
         matrices += len(errors)
         at = int(errors.argmax())
         limit = _limit(info, kinds[info.name], known=importance is not None)
-        wrong = np.flatnonzero(~(errors <= limit))  # nan too
+        wrong = np.flatnonzero(~(errors <= limit))  # true for NaN too
         if wrong.size:
             faults.append(
-                f"{_which(info, wrong.tolist())}, {kinds[info.name]}: a relative squared error of "
-                f"{errors[at]:.2g} (limit {limit:.2g}), so not the model's weights"
+                f"{_which(info, wrong.tolist())}, {kinds[info.name]}, has a relative squared error "
+                f"of {errors[at]:.2g} (limit {limit:.2g})"
             )
         worst = max(worst, (float(errors[at]), info.name))
         progress.advance(len(errors))
@@ -98,7 +98,7 @@ def check_artifact(
 def _limit(info: TensorInfo, type_name: str, *, known: bool) -> float:
     if type_name in UNWEIGHTED_ERROR:
         return UNWEIGHTED_ERROR[type_name]
-    return MOST_UNSEEN_ERROR if info.matrices > 1 and not known else MOST_ERROR
+    return MAX_EXPERT_ERROR if info.matrices > 1 and not known else MAX_ERROR
 
 
 def _which(info: TensorInfo, wrong: Sequence[int]) -> str:
@@ -123,18 +123,16 @@ def _metadata_faults(made: Metadata, wanted: Metadata) -> list[str]:
         if there is None:
             faults.append(f"its metadata has no {key}")
         elif there.value != value.value:
-            words = f"is {there.value}, not {value.value}" if _is_short(value.value) else "differs"
-            faults.append(f"its {key} {words}")
+            short = len(str(value.value)) <= 40
+            faults.append(
+                f"its {key} " + (f"is {there.value}, not {value.value}" if short else "differs")
+            )
     return faults
-
-
-def _is_short(value: object) -> bool:
-    return len(str(value)) <= 40
 
 
 def _type_faults(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[str]:
     missing = [f"{name} is missing" for name in wanted if name not in found]
-    extra = [f"{name} is not the model's" for name in found if name not in wanted]
+    extra = [f"{name} is not in the model" for name in found if name not in wanted]
     wrong = [
         f"{name} is {found[name]}, not {kind}"
         for name, kind in wanted.items()
@@ -181,7 +179,7 @@ def _errors(
 def _relative(
     difference: NDArray[np.float64], expected: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> float:
-    """Weighted squared difference over the squared values; unweighted where no weight is left."""
+    """Weighted squared difference over the squared values; unweighted if all weights are 0."""
     lost, whole = (float((np.square(x) * weights).sum()) for x in (difference, expected))
     if whole == 0:
         lost, whole = (float(np.square(x).sum()) for x in (difference, expected))

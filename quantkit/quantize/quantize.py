@@ -10,7 +10,7 @@ from quantkit.config.recipe import ConvertRecipe
 from quantkit.core.progress import SILENT, Progress
 from quantkit.formats.gguf_writer import ShardLayout, lay_out, single_file_layout
 from quantkit.formats.imatrix_file import Imatrix
-from quantkit.formats.ready_tensors import FinishedFile
+from quantkit.formats.reusable_tensors import FinishedFile
 from quantkit.formats.tensor_types import quant_type
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo, TensorSource
 from quantkit.quantize.encode import Importance, write_shards
@@ -34,11 +34,10 @@ def artifact_metadata(
     imatrix_file: str | None = None,
     preset: str | None = None,
 ) -> Metadata:
-    """The artifact's metadata: the source's, and what llama-quantize adds.
+    """The source's metadata with the keys that llama-quantize adds.
 
-    `general.file_type` is that of the stock `preset` whose types the artifact has. Else it is left
-    out: no stock name describes the mixture, and llama.cpp then names the type that most tensors
-    have.
+    `general.file_type` is that of the stock `preset`, if given. A mixture of types has none;
+    llama.cpp then shows the most frequent type.
     """
     metadata = {k: v for k, v in source.items() if k != "general.file_type"}
     metadata["general.quantization_version"] = MetaValue("u32", QUANTIZATION_VERSION)
@@ -56,12 +55,12 @@ def artifact_metadata(
 def artifact_names(
     stem: str, metadata: Metadata, tensors: Sequence[TensorInfo], types: Mapping[str, str]
 ) -> list[str]:
-    """Names of the artifact's files, the one that llama.cpp opens first."""
+    """Names of the artifact's files; llama.cpp opens the first."""
     return [layout.file_name for layout in _layouts(stem, metadata, tensors, types)]
 
 
 def overhead_bytes(stem: str, metadata: Metadata, tensors: Sequence[TensorInfo]) -> int:
-    """Bytes of the artifact that are not tensors; an upper bound, of shards as many as in F32."""
+    """Upper bound of the artifact's bytes that are not tensors, with as many shards as in F32."""
     largest = {info.name: "F32" for info in tensors}
     return sum(len(layout.header) for layout in _layouts(stem, metadata, tensors, largest))
 
@@ -69,7 +68,7 @@ def overhead_bytes(stem: str, metadata: Metadata, tensors: Sequence[TensorInfo])
 def artifact_bytes(
     stem: str, metadata: Metadata, tensors: Sequence[TensorInfo], types: Mapping[str, str]
 ) -> int:
-    """Bytes of the artifact's files together, headers and alignment included."""
+    """Size of the artifact's files, headers and alignment included."""
     return sum(layout.size_bytes for layout in _layouts(stem, metadata, tensors, types))
 
 
@@ -93,9 +92,9 @@ def quantize(
 ) -> list[Path]:
     """Write the artifact with each tensor in its type of `types`; returns its files in order.
 
-    The bytes depend on nothing but the arguments' content: not on paths, workers, whether an
-    earlier run was killed (`work` keeps what it had done), or on `finished`: artifacts of the same
-    source and importance, whose tensors are copied where they have the same type.
+    `work` keeps what an interrupted run has done. `finished` are artifacts of the same source and
+    importance, whose tensors are copied if they have the same type. The bytes do not depend on
+    either, nor on paths or workers.
     """
     infos = [info.with_type(types[info.name]) for info in source.tensors]
     layouts = lay_out(stem, metadata, infos)

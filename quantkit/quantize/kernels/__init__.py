@@ -1,7 +1,4 @@
-"""Quantization with the fastest kernel that gives ggml's bytes.
-
-Eleven types have a SIMD kernel here (`simd`); all others use ggml's own.
-"""
+"""Quantization by the fastest kernel with ggml's bytes: `simd` for eleven types, else ggml's."""
 
 from __future__ import annotations
 
@@ -14,7 +11,7 @@ from quantkit.quantize.kernels import simd
 
 
 def prepare(kind: QuantType) -> None:
-    """Make what `kind` needs, lookup tables or a SIMD kernel, before several threads ask for it."""
+    """Create the lookup tables or the SIMD kernel of `kind`, before several threads use them."""
     ggml_kernels.prepare(kind)
     if kind.name in simd.KINDS:
         simd.simd_kernels()
@@ -23,6 +20,6 @@ def prepare(kind: QuantType) -> None:
 def quantize(
     kind: QuantType, rows: NDArray[np.float32], importance: NDArray[np.float32] | None
 ) -> NDArray[np.uint8]:
-    """`ggml_kernels.quantize` with a SIMD kernel where there is one: the same bytes, sooner."""
+    """`ggml_kernels.quantize`, by a SIMD kernel if there is one: the same bytes."""
     fast = simd.simd_kernels() if importance is not None and kind.name in simd.KINDS else None
     return ggml_kernels.quantize(kind, rows, importance, fast.quantize if fast else None)

@@ -1,11 +1,10 @@
-"""ggml's slow quantizers for this machine's vector unit: `simd.c`, compiled here, the same bytes.
+"""SIMD versions of ggml's slow quantizers, compiled on this machine from `simd.c`: the same bytes.
 
-llama-cpp-python compiles ggml's quantizers for any processor, and they search one group after the
-other. `simd.c` searches as many at a time as a vector register holds. It is compiled once for a
-machine, with the C compiler that installing llama-cpp-python from source needed too, and compared
-with ggml byte for byte in a child process before it is used. Where there is no compiler, what it
-makes cannot be loaded, or a byte differs, ggml's own kernels are used: the result is the same, it
-only takes longer.
+ggml's quantizers search one group after the other; `simd.c` searches as many at a time as a vector
+register holds. It is compiled once per machine, with the C compiler that llama-cpp-python's
+installation from source needs too, and compared with ggml byte for byte in a child process. Without
+a compiler, or if the library cannot be loaded or a byte differs, ggml's own kernels are used: the
+result is the same and takes longer.
 """
 
 from __future__ import annotations
@@ -36,9 +35,9 @@ SOURCE, SEARCH = (Path(__file__).with_name(name) for name in ("simd.c", "simd_se
 KINDS = (
     "Q6_K", "Q5_1", "Q5_0", "Q5_K", "Q4_1", "Q4_0", "Q4_K", "IQ4_NL", "IQ4_XS", "Q3_K", "Q2_K",
 )  # fmt: skip
-"""What `simd.c` has, each with an importance matrix only."""
+"""Types that `simd.c` has, each with an importance matrix only."""
 SWITCH = "QUANTKIT_KERNELS"
-"""Environment variable; `ggml` leaves these kernels out."""
+"""Environment variable; the value `ggml` turns these kernels off."""
 _OPTIONS = ("-O3", "-march=native", "-ffp-contract=off", "-shared", "-fPIC")
 _COMPILE_SECONDS = 120
 _one_at_a_time = threading.Lock()
@@ -46,12 +45,12 @@ _one_at_a_time = threading.Lock()
 
 @dataclass(frozen=True)
 class Finding:
-    """Whether the compiled kernels can be used here.
+    """Whether the compiled kernels can be used on this machine.
 
     Attributes:
-        finding: why not, or what was found.
-        lasting: whether the same compiler would lead to the same again. A crash, a compiler that
-            took too long or memory that ran out may be different the next time.
+        finding: the reason, or the result of the comparison.
+        lasting: whether the same compiler would give the same result again. A crash, a timeout or
+            a lack of memory may not occur the next time.
     """
 
     usable: bool
@@ -63,15 +62,15 @@ class SimdKernels:
     """The compiled kernels.
 
     Raises:
-        EnvironmentFault: the library cannot be loaded, or is another one.
+        EnvironmentFault: the library cannot be loaded, or lacks a kernel.
     """
 
     def __init__(self, path: Path) -> None:
         try:
             library = ctypes.CDLL(str(path))
             self._functions = {name: getattr(library, f"quantkit_{name}") for name in KINDS}
-        except (OSError, AttributeError) as error:  # a noexec disk, another processor's, garbage
-            raise EnvironmentFault(f"compiled kernels cannot be loaded here: {error}") from None
+        except (OSError, AttributeError) as error:  # noexec disk, other processor, garbage
+            raise EnvironmentFault(f"compiled kernels cannot be loaded: {error}") from None
         for function in self._functions.values():
             function.restype = None
             function.argtypes = (
@@ -82,10 +81,10 @@ class SimdKernels:
     def quantize(
         self, kind: QuantType, rows: NDArray[np.float32], importance: NDArray[np.float32] | None
     ) -> NDArray[np.uint8]:
-        """Blocks of a type of KINDS; both arrays contiguous, rows whole blocks long.
+        """Blocks of a type of KINDS, from contiguous arrays and rows of whole blocks.
 
         Raises:
-            ValueError: there is no importance, without which ggml searches otherwise.
+            ValueError: there is no importance, without which ggml's search is another.
         """
         if importance is None:
             raise ValueError(f"the SIMD kernel of {kind.name} needs an importance matrix")
@@ -100,19 +99,19 @@ class SimdKernels:
 
 
 def simd_kernels() -> SimdKernels | None:
-    """The compiled kernels, made and compared now if they were not yet; None without them."""
+    """The compiled kernels, compiled and compared on first use; None if they cannot be used."""
     with _one_at_a_time:
         return _loaded()[0]
 
 
 def finding(*, again: bool = False) -> Finding:
-    """What `simd_kernels` goes by; `again` compiles and compares anew."""
+    """The finding behind `simd_kernels`; `again` compiles and compares anew."""
     with _one_at_a_time:
         return _load(again=True)[1] if again else _loaded()[1]
 
 
 def why_not() -> str | None:
-    """The sentence that says why ggml's own kernels are used, or None where these are."""
+    """Why ggml's own kernels are used; None if the compiled ones are."""
     found = finding()
     return None if found.usable else found.finding
 
@@ -128,24 +127,24 @@ def _load(*, again: bool) -> tuple[SimdKernels | None, Finding]:
         return None, found
     try:
         return SimdKernels(_library(cache_folder())), found
-    except EnvironmentFault as fault:  # it was found usable before the cache's disk became noexec
+    except EnvironmentFault as fault:  # the cache's disk may have become noexec
         return None, Finding(False, str(fault))
 
 
 def find(*, again: bool = False) -> Finding:
-    """What this machine's cache says, or what `make` finds now; `again` does not ask the cache."""
+    """The cached finding of this machine, or what `make` finds now; `again` ignores the cache."""
     if os.environ.get(SWITCH) == "ggml":
-        return Finding(False, f"{SWITCH}=ggml asks for ggml's own kernels")
+        return Finding(False, f"{SWITCH}=ggml selects ggml's own kernels")
     folder = cache_folder()
     library = _library(folder)
     record = library.with_suffix(".json")
     command = os.environ.get("CC") or "cc"
     compiler = _compiler(command)
-    known = None if again else _recorded(record, compiler)
-    if known is not None and (library.is_file() or not known.usable):
-        return known
-    if compiler is None:  # not recorded: one may be installed
-        return Finding(False, f"there is no C compiler ({command}) to make faster ones with")
+    cached = None if again else _recorded(record, compiler)
+    if cached is not None and (library.is_file() or not cached.usable):
+        return cached
+    if compiler is None:  # not recorded, as one may be installed
+        return Finding(False, f"there is no C compiler ({command}) for faster kernels")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         found = make(SOURCE, compiler, library)
@@ -154,28 +153,28 @@ def find(*, again: bool = False) -> Finding:
             text = json.dumps({**facts, "compiler": _identity(compiler)})
             record.write_text(text, encoding="utf-8")
     except OSError as error:
-        return Finding(False, f"compiled kernels cannot be kept in {folder}: {error.strerror}")
+        return Finding(False, f"compiled kernels cannot be stored in {folder}: {error.strerror}")
     return found
 
 
 def _compiler(command: str) -> list[str] | None:
-    """The words of CC, `ccache gcc` for one, its program with its path; None without a program."""
+    """The arguments of CC, for example `ccache gcc`, with the program's path; None if not found."""
     try:
         program, *options = shlex.split(command)
-    except ValueError:  # a quote that does not end, or blanks only
+    except ValueError:  # an unterminated quote, or only blanks
         return None
     path = shutil.which(program)
     return None if path is None else [path, *options]
 
 
 def _identity(compiler: Sequence[str]) -> list[str | int]:
-    """Its words, and what changes when its program is another."""
+    """Arguments, size and modification time of the compiler."""
     status = os.stat(compiler[0])
     return [*compiler, status.st_size, status.st_mtime_ns]
 
 
 def _recorded(record: Path, compiler: Sequence[str] | None) -> Finding | None:
-    """What was found before: of a library whoever made it, of its lack only with this compiler."""
+    """The recorded finding; a negative one only if it was made with this compiler."""
     try:
         facts = json.loads(record.read_text(encoding="utf-8"))
         found = Finding(facts["usable"], facts["finding"], lasting=True)
@@ -186,7 +185,7 @@ def _recorded(record: Path, compiler: Sequence[str] | None) -> Finding | None:
 
 
 def make(source: Path, compiler: Sequence[str], library: Path) -> Finding:
-    """Compile `source`, compare it with ggml in a child process, and keep it as `library`.
+    """Compile `source`, compare it with ggml in a child process, and install it as `library`.
 
     Args:
         compiler: a program and its first arguments.
@@ -204,23 +203,23 @@ def make(source: Path, compiler: Sequence[str], library: Path) -> Finding:
             subprocess.run(command, check=True, capture_output=True, timeout=_COMPILE_SECONDS)
         except subprocess.SubprocessError as error:
             return Finding(False, f"{name} cannot compile {source.name}: {_reason(error)}")
-        except OSError as error:  # no program, or no memory for one
+        except OSError as error:  # not a program, or no memory to start it
             return Finding(False, f"{name} cannot be run: {error.strerror}")
         try:
             different = run_isolated(
                 "quantkit.quantize.kernels.simd:compare_in_child", {"path": made}
             )
         except NativeCrash as crash:
-            return Finding(False, f"the compiled kernels crash here ({crash})")
+            return Finding(False, f"the compiled kernels crash ({crash})")
         except EnvironmentFault as fault:
-            return Finding(False, f"{fault}; {name} made them")
+            return Finding(False, f"{fault}; compiler: {name}")
         if different:
-            types = ", ".join(different)
-            words = f"the compiled kernels' bytes differ from ggml's in {types}; {name} made them"
-            return Finding(False, words, lasting=True)
+            reason = (
+                f"compiled kernels differ from ggml's in {', '.join(different)}; compiler: {name}"
+            )
+            return Finding(False, reason, lasting=True)
         os.replace(made, library)
-    words = f"compiled kernels agree with ggml's for {', '.join(KINDS)}"
-    return Finding(True, words, lasting=True)
+    return Finding(True, f"compiled kernels agree with ggml's for {', '.join(KINDS)}", lasting=True)
 
 
 def compare_in_child(path: Path, emit: object) -> list[str]:
@@ -234,11 +233,11 @@ def compare_in_child(path: Path, emit: object) -> list[str]:
     try:
         return differences(SimdKernels(path).quantize, ggml_kernels.ggml_blocks)
     except MemoryError:
-        raise EnvironmentFault("there is too little memory to compare compiled kernels") from None
+        raise EnvironmentFault("not enough memory to compare compiled kernels") from None
 
 
 def differences(ours: Blocks, theirs: Blocks) -> list[str]:
-    """The types of KINDS whose blocks differ, for rows of many shapes, ordinary and odd."""
+    """The types of KINDS whose blocks differ for one of the `samples`."""
     found = []
     for name in KINDS:
         kind = BY_NAME[name]
@@ -250,7 +249,7 @@ def differences(ours: Blocks, theirs: Blocks) -> list[str]:
 
 
 def samples(width: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-    """(rows, importance): normal weights, and all that makes a search stop or divide by zero."""
+    """(rows, importance): normal weights, and edge cases of the search such as zeros and ties."""
     random = np.random.default_rng(7)
     normal = random.standard_normal((21, width), np.float32)
     steps = np.round(normal * 4) / 4
@@ -274,11 +273,11 @@ def samples(width: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 def _library(folder: Path) -> Path:
-    """Where this machine's library lies; other processors, ggmls and sources have others."""
+    """Path of the library for this processor, ggml version and source."""
     from quantkit.llamacpp.selftest import machine_key
 
     digest = hashlib.sha256()
-    for path in (SOURCE, SEARCH, Path(__file__)):  # what makes it, and what compares it
+    for path in (SOURCE, SEARCH, Path(__file__)):  # the source and the comparison
         digest.update(path.read_bytes())
     source = digest.hexdigest()[:16]
     return folder / f"simd-{machine_key()}-{source}.so"

@@ -96,13 +96,13 @@ def copier(folder: Path, library: Path) -> Path:
                 "step <= 9;": "step <= 8;",  # Q6_K, Q5_0, Q4_0, Q3_K
                 "first_of[m] = above": "first_of[m] = 1 + above",  # IQ4_NL, IQ4_XS
             },
-            f"bytes differ from ggml's in {', '.join(simd.KINDS)}; ",
+            f"differ from ggml's in {', '.join(simd.KINDS)}; ",
         ),
         (
             {"turn <= 9;": "turn <= 8;", "is <= 4;": "is <= 3;"},  # Q3_K; Q5_K, Q4_K, Q2_K
-            "bytes differ from ggml's in Q5_K, Q4_K, Q3_K, Q2_K; ",
+            "differ from ggml's in Q5_K, Q4_K, Q3_K, Q2_K; ",
         ),
-        ({"fifth |= low": "__builtin_trap(); fifth |= low"}, "crash here"),
+        ({"fifth |= low": "__builtin_trap(); fifth |= low"}, "crash"),
         ({"#include <math.h>": "#error no"}, "cannot compile simd.c"),
     ],
 )
@@ -160,9 +160,9 @@ def test_without_a_compiler_or_on_request_ggml_s_own_are_used(
     monkeypatch.setenv("CC", "no-compiler-of-this-name")
     found = found_anew()
     assert not found.usable
-    assert "no C compiler (no-compiler-of-this-name)" in found.finding
+    assert "no-compiler-of-this-name" in found.finding
     monkeypatch.setenv(simd.SWITCH, "ggml")
-    assert found_anew() == simd.Finding(False, "QUANTKIT_KERNELS=ggml asks for ggml's own kernels")
+    assert found_anew() == simd.Finding(False, f"{simd.SWITCH}=ggml selects ggml's own kernels")
     assert not list(tmp_path.iterdir())
 
 
@@ -170,9 +170,9 @@ def test_without_a_compiler_or_on_request_ggml_s_own_are_used(
 @pytest.mark.parametrize(
     ("script", "words"),
     [
-        ('echo garbage > "$OUT"', r"cannot be loaded here: .*file too short|invalid ELF"),
-        (":", "cannot be loaded here: .*No such file"),
-        (f'echo "int x;" | {COMPILER} -shared -xc - -o "$OUT"', r"loaded here: .*quantkit_Q6_K"),
+        ('echo garbage > "$OUT"', r"file too short|invalid ELF"),
+        (":", "No such file"),
+        (f'echo "int x;" | {COMPILER} -shared -xc - -o "$OUT"', "quantkit_Q6_K"),
         ("echo no room >&2; exit 4", r"cannot compile simd\.c: no room"),
         ("kill -9 $$", r"cannot compile simd\.c"),
     ],
@@ -194,8 +194,9 @@ def test_a_compiler_that_is_no_program_is_told(tmp_path: Path) -> None:
     text = tmp_path / "cc"
     text.write_bytes(b"\x7fELF of another machine")
     text.chmod(0o755)
-    found = simd.make(simd.SOURCE, [str(text)], tmp_path / "kept.so")
-    assert found == simd.Finding(False, f"{text} cannot be run: Exec format error")
+    found = simd.make(simd.SOURCE, [str(text)], tmp_path / "made.so")
+    assert (found.usable, found.lasting) == (False, False)
+    assert "Exec format error" in found.finding
 
 
 @needs_compiler
@@ -213,7 +214,7 @@ def test_a_library_that_cannot_be_loaded_any_more_is_not_used(
     fast, found = simd._load(again=False)
     assert fast is None
     assert not found.usable
-    assert "compiled kernels cannot be loaded here: " in found.finding
+    assert "loaded" in found.finding
     again = simd.finding(again=True)
     assert again.usable, again.finding
     assert simd._load(again=False)[0] is not None
@@ -228,23 +229,12 @@ def test_bytes_that_differ_are_remembered_of_their_compiler_only(
     made = tmp_path / "simd.so"
     compiler = shlex.quote(str(copier(tmp_path, made)))
     # a kernel that writes nothing, before all of the ready library's
-    wrong = [
-        COMPILER,
-        "-shared",
-        "-fPIC",
-        "-o",
-        str(made),
-        "-xc",
-        "-",
-        "-xnone",
-        "-Wl,--no-as-needed",
-        str(ready),
-    ]
-    subprocess.run(wrong, input="void quantkit_Q3_K(void) {}", text=True, check=True)
+    options = f"-shared -fPIC -o {made} -xc - -xnone -Wl,--no-as-needed {ready}".split()
+    subprocess.run([COMPILER, *options], input="void quantkit_Q3_K(void) {}", text=True, check=True)
     monkeypatch.setenv("CC", f"{compiler} -O1")
     first = found_anew()
-    assert "bytes differ from ggml's in Q3_K; " in first.finding
-    assert f"{compiler} -O1 made them" in first.finding
+    assert "differ from ggml's in Q3_K; " in first.finding
+    assert f"{compiler} -O1" in first.finding
     shutil.copy(ready, made)
     assert found_anew() == first
     assert simd.find(again=True).usable  # and what was found then is remembered

@@ -344,7 +344,7 @@ def test_weights_that_are_not_the_models_fail_before_it_is_asked(
     check_artifact(model, source, own, types)
     out = tmp_path / "broken.gguf"
     exchanged(model, out, "blk.0.attn_norm.weight", "blk.1.attn_norm.weight")
-    with pytest.raises(GateError, match=r"blk\.0\.attn_norm\.weight, F32: a relative squared"):
+    with pytest.raises(GateError, match=r"blk\.0\.attn_norm\.weight"):
         check_artifact(out, source, own, types)
     for tensor in ("blk.1.ffn_up_exps.weight", "blk.6.ffn_down_exps.weight"):
         swapped(model, out, tensor, 2, 5)
@@ -353,7 +353,7 @@ def test_weights_that_are_not_the_models_fail_before_it_is_asked(
     mistyped(model, out, "blk.2.attn_q.weight", "IQ4_NL")
     with pytest.raises(GateError, match=r"blk\.2\.attn_q\.weight is IQ4_NL, not Q4_0"):
         check_artifact(out, source, own, types)
-    with pytest.raises(GateError, match="so not the model's weights"):
+    with pytest.raises(GateError, match="relative squared error"):
         check_artifact(out, source, own)
     with_context_length(model, out, 1024)
     with pytest.raises(GateError, match="context_length is 1024, not 1048576"):
@@ -361,7 +361,7 @@ def test_weights_that_are_not_the_models_fail_before_it_is_asked(
     with pytest.raises(GateError, match=r"extra\.weight is missing"):
         check_artifact(model, source, own, {**types, "extra.weight": "F32"})
     del types["output.weight"]
-    with pytest.raises(GateError, match=r"output\.weight is not the model's"):
+    with pytest.raises(GateError, match=r"output\.weight"):
         check_artifact(model, source, own, types)
 
 

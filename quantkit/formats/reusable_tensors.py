@@ -1,4 +1,4 @@
-"""Tensors that a finished file holds already, so that they can be copied instead of made again."""
+"""Tensors of finished files, which can be copied instead of encoded again."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from quantkit.formats.tensors import TensorInfo
 
 @dataclass(frozen=True)
 class FinishedFile:
-    """A GGUF file, with its size and its time of change as they were when it was finished."""
+    """A GGUF file, with its size and modification time when it was finished."""
 
     path: Path
     size_bytes: int
@@ -23,8 +23,8 @@ class FinishedFile:
 
 
 @dataclass(frozen=True)
-class ReadyTensor:
-    """The bytes of a tensor in an open finished file, from `offset` on."""
+class ReusableTensor:
+    """A tensor's bytes in an open finished file, from `offset` on."""
 
     source: FileBytes
     finished: FinishedFile
@@ -34,40 +34,39 @@ class ReadyTensor:
         """Copy the tensor's bytes [start, stop) to byte `at` of the open file `descriptor`.
 
         Returns:
-            Whether they can be relied on: False where something has written to the finished file,
-            and the same bytes must be made after all.
+            False if the finished file was modified: the bytes must be encoded after all.
         """
         if not _unchanged(self.source, self.finished):
             return False
         try:
             self.source.copy_to(self.offset + start, stop - start, descriptor, at)
-        except InputError:  # cut short meanwhile
+        except InputError:  # truncated in the meantime
             return False
         return _unchanged(self.source, self.finished)
 
 
-def ready_tensors(
+def reusable_tensors(
     files: Sequence[FinishedFile], wanted: Sequence[TensorInfo]
-) -> dict[str, ReadyTensor]:
-    """Name → bytes of those tensors of `wanted` that `files` hold in the same shape and type.
+) -> dict[str, ReusableTensor]:
+    """The tensors of `wanted` that `files` hold in the same shape and type, by name.
 
-    A file that is gone, or is no longer what it was when it was finished, is passed over. The
-    others stay open, so replacing or deleting them does not matter any more.
+    A file that is gone or was modified is skipped. The others stay open, so replacing or deleting
+    them later does no harm.
     """
-    found: dict[str, ReadyTensor] = {}
+    found: dict[str, ReusableTensor] = {}
     by_name = {info.name: info for info in wanted}
     for finished in files:
         try:
             source = FileBytes(finished.path)
             stored = GGUFFile(finished.path).stored
             same_file = os.path.samestat(finished.path.stat(), source.stat())
-        except (OSError, InputError):  # gone, or something else by now
+        except (OSError, InputError):  # gone, or not this GGUF file any more
             continue
         if not same_file or not _unchanged(source, finished):
             continue
         for name, at in stored.items():
             if name not in found and by_name.get(name) == at.info:
-                found[name] = ReadyTensor(source, finished, at.offset)
+                found[name] = ReusableTensor(source, finished, at.offset)
     return found
 
 

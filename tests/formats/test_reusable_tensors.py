@@ -1,4 +1,4 @@
-"""Tensors that are copied from finished files: the same bytes, and never from a changed file."""
+"""Tensors copied from finished files: the same bytes, and never from a modified file."""
 
 from __future__ import annotations
 
@@ -13,35 +13,20 @@ import numpy as np
 import pytest
 from models import llama_arrays, llama_metadata, write_gguf
 from numpy.typing import NDArray
+from watched import Recorder
 
 from quantkit.core.files import file_sha256
 from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.gguf_writer import lay_out
-from quantkit.formats.ready_tensors import FinishedFile, ready_tensors
+from quantkit.formats.reusable_tensors import FinishedFile, reusable_tensors
 from quantkit.formats.tensors import TensorInfo
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize import encode
 from quantkit.quantize.quantize import quantize
 
 
-class Notes:
-    """Progress that keeps what is said."""
-
-    def __init__(self) -> None:
-        self.said: list[str] = []
-
-    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
-        pass
-
-    def advance(self, amount: float) -> None:
-        pass
-
-    def note(self, sentence: str) -> None:
-        self.said.append(sentence)
-
-
-class Asked(GGUFSource):
-    """A source that remembers whose rows were asked for."""
+class Recorded(GGUFSource):
+    """A source that records the tensors whose rows were read."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(path)
@@ -53,8 +38,8 @@ class Asked(GGUFSource):
 
 
 @pytest.fixture
-def source(tmp_path: Path) -> Asked:
-    return Asked(write_gguf(tmp_path / "f32.gguf", llama_metadata(), llama_arrays()))
+def source(tmp_path: Path) -> Recorded:
+    return Recorded(write_gguf(tmp_path / "f32.gguf", llama_metadata(), llama_arrays()))
 
 
 def types_of(source: GGUFSource, others: dict[str, str]) -> dict[str, str]:
@@ -71,14 +56,14 @@ SECOND = {"blk.0.attn_q.weight": "Q5_0", "output.weight": "Q6_K", "blk.0.ffn_up.
 def written(
     source: GGUFSource, others: dict[str, str], folder: Path, *finished: FinishedFile
 ) -> tuple[Path, list[str]]:
-    """The artifact with these types, and what was said."""
+    """The artifact with these types, and the notes."""
     folder.mkdir()
-    notes = Notes()
+    told = Recorder()
     (path,) = quantize(
-        source, source.metadata, types_of(source, others), {}, folder, folder, "m", 2, notes,
+        source, source.metadata, types_of(source, others), {}, folder, folder, "m", 2, told,
         finished,
     )  # fmt: skip
-    return path, notes.said
+    return path, told.notes
 
 
 def finished(path: Path) -> FinishedFile:
@@ -86,21 +71,21 @@ def finished(path: Path) -> FinishedFile:
     return FinishedFile(path, stat.st_size, stat.st_mtime_ns)
 
 
-def test_what_another_file_holds_is_copied_and_the_bytes_are_the_same(
-    source: Asked, tmp_path: Path
+def test_tensors_of_another_file_are_copied_and_the_bytes_are_the_same(
+    source: Recorded, tmp_path: Path
 ) -> None:
-    alone, said = written(source, SECOND, tmp_path / "alone")
-    assert said == []
+    alone, notes = written(source, SECOND, tmp_path / "alone")
+    assert notes == []
     first, _ = written(source, FIRST, tmp_path / "first")
     source.names.clear()
-    shared, said = written(source, SECOND, tmp_path / "shared", finished(first))
+    shared, notes = written(source, SECOND, tmp_path / "shared", finished(first))
     assert source.names == {"blk.0.attn_q.weight", "blk.0.ffn_up.weight"}
-    assert len(said) == 1
-    assert said[0].startswith("7 of 9 tensors to encode, ")
+    assert len(notes) == 1
+    assert notes[0].startswith("7 of 9 tensors")
     assert file_sha256(shared) == file_sha256(alone)
 
 
-def test_two_files_give_what_each_has(source: Asked, tmp_path: Path) -> None:
+def test_two_files_give_what_each_has(source: Recorded, tmp_path: Path) -> None:
     both = [
         finished(written(source, others, tmp_path / name)[0])
         for name, others in (("a", FIRST), ("b", SECOND))
@@ -134,20 +119,20 @@ def replace_by_another(path: Path) -> None:
 
 @pytest.mark.parametrize("change", [flip, cut, touch, Path.unlink, replace_by_another])
 def test_a_file_that_is_not_as_it_was_finished_is_not_used(
-    source: Asked, tmp_path: Path, change: Callable[[Path], None]
+    source: Recorded, tmp_path: Path, change: Callable[[Path], None]
 ) -> None:
     alone, _ = written(source, SECOND, tmp_path / "alone")
     first, _ = written(source, FIRST, tmp_path / "first")
     before = finished(first)
     change(first)
-    shared, said = written(source, SECOND, tmp_path / "shared", before)
-    assert said == []
+    shared, notes = written(source, SECOND, tmp_path / "shared", before)
+    assert notes == []
     assert file_sha256(shared) == file_sha256(alone)
 
 
 @pytest.mark.parametrize("change", [flip, cut, Path.unlink, replace_by_another])
 def test_a_file_that_changes_while_it_is_copied_does_no_harm(
-    source: Asked,
+    source: Recorded,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     change: Callable[[Path], None],
@@ -171,7 +156,7 @@ def test_a_file_that_changes_while_it_is_copied_does_no_harm(
 
 
 def test_bytes_are_moved_by_hand_where_the_system_cannot(
-    source: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    source: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     alone, _ = written(source, SECOND, tmp_path / "alone")
     first, _ = written(source, FIRST, tmp_path / "first")
@@ -180,12 +165,14 @@ def test_bytes_are_moved_by_hand_where_the_system_cannot(
         raise OSError(errno.EXDEV, "Invalid cross-device link")
 
     monkeypatch.setattr(os, "copy_file_range", refuse)
-    shared, said = written(source, SECOND, tmp_path / "shared", finished(first))
-    assert said
+    shared, notes = written(source, SECOND, tmp_path / "shared", finished(first))
+    assert notes
     assert file_sha256(shared) == file_sha256(alone)
 
 
-def test_shards_share_too(source: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_shards_share_too(
+    source: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = functools.partial(lay_out, max_shard_bytes=100_000)
     monkeypatch.setattr("quantkit.quantize.quantize.lay_out", small)
     found = []
@@ -207,7 +194,7 @@ def test_shards_share_too(source: Asked, tmp_path: Path, monkeypatch: pytest.Mon
     assert {info.name: info.type_name for info in whole.tensors} == types_of(source, SECOND)
 
 
-def test_only_the_same_shape_and_type_count(source: Asked, tmp_path: Path) -> None:
+def test_only_the_same_shape_and_type_count(source: Recorded, tmp_path: Path) -> None:
     first, _ = written(source, FIRST, tmp_path / "first")
     wanted = [
         TensorInfo("output.weight", (64, 256), "Q6_K"),
@@ -215,4 +202,4 @@ def test_only_the_same_shape_and_type_count(source: Asked, tmp_path: Path) -> No
         TensorInfo("blk.0.attn_k.weight", (128, 256), "Q4_K"),  # there with 256 rows
         TensorInfo("blk.0.attn_x.weight", (256, 256), "Q4_K"),  # not there
     ]
-    assert set(ready_tensors([finished(first)], wanted)) == {"output.weight"}
+    assert set(reusable_tensors([finished(first)], wanted)) == {"output.weight"}
