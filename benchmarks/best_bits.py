@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from prepared import HELD_OUT, Prepared
 
 from quantkit.config.levels import PRESETS, LevelRecipe
-from quantkit.formats.logits_file import counted
+from quantkit.formats.logits_file import scored_positions
 from quantkit.llamacpp.presets import stock_types
 from quantkit.plan.allocate import Allocation, allocate
 from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
@@ -42,7 +42,7 @@ def best_bits_table(model: Prepared, *, retrieval: bool) -> list[str]:
     """A row a size, largest first."""
     stock = _presets(model)
     largest_error = max(s.divergence.mean_error / s.divergence.mean for s in stock)
-    tokens = HELD_OUT.chunks * len(counted(HELD_OUT.chunk_tokens))
+    tokens = HELD_OUT.chunks * len(scored_positions(HELD_OUT.chunk_tokens))
     asked = f" | needles at {RETRIEVAL_TOKENS:,}" if retrieval else ""
     lines = [
         f"{model.name}: mean KLD over {tokens:,} tokens of held-out prose, standard errors up to "

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from prepared import HELD_OUT, Prepared
 
 from quantkit.config.levels import LevelRecipe
-from quantkit.formats.logits_file import counted
+from quantkit.formats.logits_file import scored_positions
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.plan.allocate import allocate
 from quantkit.plan.allowed_types import smallest_bytes
@@ -27,7 +27,7 @@ ANY = LevelRecipe(name="any")
 
 def importance_table(models: Sequence[Prepared]) -> list[str]:
     """A row a model: KLD with the importance matrix and without."""
-    tokens = HELD_OUT.chunks * len(counted(HELD_OUT.chunk_tokens))
+    tokens = HELD_OUT.chunks * len(scored_positions(HELD_OUT.chunk_tokens))
     return [
         f"Mean KLD against the base over {tokens:,} tokens of held-out prose, at the recipe's "
         "lowest level, and how often both put the same token first.",

@@ -1,8 +1,7 @@
-"""Positioned reads from one file: what is asked for is all that is ever in memory.
+"""Reads a file by position; only the requested bytes are in memory.
 
-Not a mapping: the pages of a mapped file count as this process's resident memory until the system
-takes them back, so converting 241 GB would look like a process as large as the machine. ADR 7 has
-the numbers.
+The file is not mapped: mapped pages count as resident memory of the process until the system takes
+them back (ADR 7).
 """
 
 from __future__ import annotations
@@ -17,14 +16,14 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
 
-_MOST_AT_ONCE = 1 << 30  # Linux moves at most 2^31 - 4096 bytes in one call
-_COPIED_AT_ONCE = 4 << 20
+_MAX_CALL_BYTES = 1 << 30  # Linux moves at most 2^31 - 4096 bytes per call
+_COPY_BYTES = 4 << 20
 _CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM)
-"""What copy_file_range says between file systems, on some of them, and in some containers."""
+"""Errors of copy_file_range between or on some file systems, and in some containers."""
 
 
 class FileBytes:
-    """The bytes of the file at `path`; safe to read from several threads.
+    """The bytes of the file at `path`; thread-safe.
 
     Raises:
         OSError: the file cannot be opened.
@@ -46,40 +45,40 @@ class FileBytes:
         """Fill the contiguous array `out` with the bytes from `offset` on.
 
         Raises:
-            InputError: the file ends before; it was cut short after it was opened.
+            InputError: the file is shorter; it was truncated after it was opened.
         """
         view = out.data.cast("B")
         while view:
-            got = os.preadv(self._descriptor, [view[:_MOST_AT_ONCE]], offset)
+            got = os.preadv(self._descriptor, [view[:_MAX_CALL_BYTES]], offset)
             if got == 0:
                 raise InputError(
-                    f"{self.path} ends at byte {offset}, {len(view)} bytes before it should: it "
-                    "was changed while it was read; download or convert it again"
+                    f"{self.path} ends at byte {offset}, {len(view)} bytes too early: it was "
+                    "modified while it was read; download or convert it again"
                 )
             view, offset = view[got:], offset + got
 
     def stat(self) -> os.stat_result:
-        """Of the open file, whatever has its name by now."""
+        """`os.stat_result` of the open file, even if its name now belongs to another."""
         return os.fstat(self._descriptor)
 
     def copy_to(self, offset: int, size: int, descriptor: int, at: int) -> None:
         """Copy bytes [offset, offset + size) to byte `at` of the open file `descriptor`.
 
-        The system moves them, or lets both files share them, where it can.
+        The system copies them, or lets both files share them, if it can.
 
         Raises:
-            InputError: the file ends before; it was cut short after it was opened.
+            InputError: the file is shorter; it was truncated after it was opened.
         """
         end = offset + size
         while offset < end:
-            count = min(end - offset, _MOST_AT_ONCE)
+            count = min(end - offset, _MAX_CALL_BYTES)
             try:
                 moved = os.copy_file_range(self._descriptor, descriptor, count, offset, at)
             except OSError as error:
                 if error.errno not in _CANNOT_COPY:
                     raise
                 moved = 0
-            if not moved:  # at the end of the file too, which `read` then tells
-                data = self.read(offset, min(count, _COPIED_AT_ONCE))
+            if not moved:  # also at the end of the file, which `read` reports
+                data = self.read(offset, min(count, _COPY_BYTES))
                 moved = os.pwrite(descriptor, data.data, at)
             offset, at = offset + moved, at + moved

@@ -1,4 +1,4 @@
-"""Reading GGUF files: one file, or the shards of a model; `gguf_header` has the parser."""
+"""Reads GGUF files and finds the shards of a model; `gguf_header` has the parser."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ _SHARD_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.
 class GGUFFile:
     """One GGUF file: `metadata`, and `stored` by tensor name in file order.
 
-    The header is parsed from a mapping that is closed again; data is read on demand.
+    The header is parsed at once; data is read on demand.
 
     Raises:
-        InputError: the file is missing, is not GGUF, is truncated, or contradicts itself.
+        InputError: the file is missing, not GGUF, truncated, or inconsistent.
     """
 
     def __init__(self, path: Path) -> None:
@@ -48,7 +48,7 @@ class GGUFFile:
 
 
 def shard_paths(path: Path) -> list[Path]:
-    """All shards of the model that `path` is the first (or only) file of.
+    """All shards of the model whose first (or only) file is `path`.
 
     Raises:
         InputError: a shard is missing, or `path` is not the first one.

@@ -1,8 +1,8 @@
-"""The header of a GGUF file: a strict parser, of a mapping or of first bytes from elsewhere.
+"""Strict parser of GGUF headers, from a mapped file or from the first bytes of a remote one.
 
-Written for hostile input: every count and length is checked against the size of the file before
-anything is allocated, and what is kept is bounded. Layout: ggml's `docs/gguf.md`, version 3 (and
-2, which has the same layout).
+Written for hostile input: every count and length is checked against the file's size before anything
+is allocated, and the totals are limited. Layout: ggml's `docs/gguf.md`, version 3 (and 2, which has
+the same layout).
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from quantkit.formats.tensors import Metadata, MetaKind, MetaScalar, MetaValue, 
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
-MAX_NAME_BYTES = 64 * 1024  # llama.cpp caps tensor names at 64; keys at 65535
+MAX_NAME_BYTES = 64 * 1024  # llama.cpp limits tensor names to 64 bytes and keys to 65535
 MAX_DIMENSIONS = 4
 
 KINDS: tuple[MetaKind | None, ...] = (
@@ -32,20 +32,20 @@ SCALAR_FORMATS: dict[str, str] = {
     "bool": "?", "u64": "Q", "i64": "q", "f64": "d",
 }  # fmt: skip
 FIRST_BYTES = 64 << 10
-"""Of a file that is elsewhere, read at first: more than a header without a vocabulary has."""
-MOST_BYTES = 64 << 20
-"""Of such a header: a vocabulary of a quarter million tokens with its merges takes about 10 MB."""
-MOST_ITEMS = 4_000_000
-"""In all arrays together: each is a Python object, 20 times what an u16 takes in the file. The
-largest vocabularies, a million tokens with scores, types and merges, stay below."""
-MOST_ENTRIES = 100_000
-"""Keys, and tensors: each takes a kilobyte here and 30 bytes there; models have some thousands."""
+"""First read of a remote file: more than a header without a vocabulary has."""
+MAX_BYTES = 64 << 20
+"""Limit for a remote header; a vocabulary of 250,000 tokens with merges takes about 10 MB."""
+MAX_ITEMS = 4_000_000
+"""Limit for the items of all arrays together, each a Python object. A vocabulary of a million
+tokens with scores, types and merges stays below."""
+MAX_ENTRIES = 100_000
+"""Limit for keys, and for tensors: each takes a kilobyte in memory; models have some thousands."""
 _LENGTH = struct.Struct("<Q")
 
 
 @dataclass(frozen=True)
 class StoredAt:
-    """Where a tensor's bytes lie: offset from the start of the file, and length."""
+    """A stored tensor: offset of its bytes from the start of the file, and their number."""
 
     info: TensorInfo
     offset: int
@@ -54,12 +54,12 @@ class StoredAt:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """What a file says before its data.
+    """A parsed header.
 
     Attributes:
-        stored: tensor name → where its bytes lie, in the order of the table.
-        data_start: where the data begins, a multiple of `alignment`.
-        size_bytes: of the whole file.
+        stored: tensor name → location, in the order of the table.
+        data_start: offset of the data, a multiple of `alignment`.
+        size_bytes: size of the whole file.
     """
 
     metadata: Metadata
@@ -69,15 +69,15 @@ class GGUFHeader:
     size_bytes: int
 
 
-class _Unread(Exception):
-    """The header goes on behind the bytes that are there, at least to byte `needed`."""
+class _Incomplete(Exception):
+    """The header continues after the bytes at hand, at least to byte `needed`."""
 
     def __init__(self, needed: int) -> None:
         self.needed = needed
 
 
 class _Cursor:
-    """Reads little-endian values from a file's first bytes and refuses to go past its end."""
+    """Reads little-endian values from a file's first bytes, with checks of its size."""
 
     def __init__(self, buffer: mmap.mmap | bytes, size_bytes: int, name: str) -> None:
         self.buffer, self.size_bytes, self.name, self.at = buffer, size_bytes, name, 0
@@ -93,7 +93,7 @@ class _Cursor:
         if size < 0 or self.at + size > self.size_bytes:
             raise self.fail(f"needs {size} more bytes, has {self.size_bytes - self.at}")
         if self.at + size > len(self.buffer):
-            raise _Unread(self.at + size)
+            raise _Incomplete(self.at + size)
         chunk = self.buffer[self.at : self.at + size]
         self.at += size
         return chunk
@@ -105,22 +105,22 @@ class _Cursor:
         """A u64 count of items that each take at least `smallest_item_bytes`."""
         value = self.number("Q")
         if value * smallest_item_bytes > self.size_bytes - self.at:
-            raise self.fail(f"{what} claims {value} items, more than the file can hold,")
+            raise self.fail(f"{what} has {value} items, more than the file can hold,")
         return value
 
     def entries(self, smallest_bytes: int, what: str) -> int:
-        """The count of a table."""
+        """The number of entries of a table."""
         value = self.count(smallest_bytes, what)
-        if value > MOST_ENTRIES:
-            raise self.fail(f"{what} has {value} items (limit {MOST_ENTRIES})")
+        if value > MAX_ENTRIES:
+            raise self.fail(f"{what} has {value} items (limit {MAX_ENTRIES})")
         return value
 
     def array(self, smallest_item_bytes: int, what: str) -> int:
-        """The count of an array, before anything is read of it."""
+        """The number of items of an array, before any is read."""
         value = self.count(smallest_item_bytes, what)
         self.items += value
-        if self.items > MOST_ITEMS:
-            raise self.fail(f"arrays of {self.items} items together (limit {MOST_ITEMS})")
+        if self.items > MAX_ITEMS:
+            raise self.fail(f"arrays of {self.items} items together (limit {MAX_ITEMS})")
         return value
 
     def text(self, limit: int | None = None) -> str:
@@ -130,7 +130,7 @@ class _Cursor:
         return self.take(size).decode("utf-8", errors="surrogateescape")
 
     def texts(self, count: int) -> tuple[str, ...]:
-        """So many strings; a vocabulary has hundreds of thousands, so none costs a call."""
+        """`count` strings, in one loop without calls: a vocabulary has hundreds of thousands."""
         buffer, unpack, end = self.buffer, _LENGTH.unpack_from, len(self.buffer)
         found, at = [], self.at
         for _ in range(count):
@@ -138,7 +138,7 @@ class _Cursor:
             stop = begin + unpack(buffer, at)[0] if begin <= end else begin
             if stop > end:
                 self.at = at
-                self.text()  # says what is wrong, or how much is not read yet
+                self.text()  # raises the right error
             found.append(buffer[begin:stop].decode("utf-8", "surrogateescape"))
             at = stop
         self.at = at
@@ -177,19 +177,18 @@ def parse_header(buffer: mmap.mmap | bytes, name: str, size_bytes: int | None = 
 
     Args:
         name: of the file, for messages.
-        size_bytes: of the whole file, where `buffer` is only its beginning.
+        size_bytes: of the whole file, if `buffer` is only its beginning.
 
     Raises:
-        InputError: it is not GGUF, is truncated, contradicts itself, or holds more than
-            `MOST_ITEMS` or `MOST_ENTRIES`.
-        _Unread: the header does not end in `buffer`.
+        InputError: it is not GGUF, truncated, inconsistent, or over `MAX_ITEMS` or `MAX_ENTRIES`.
+        _Incomplete: the header does not end in `buffer`.
     """
     cursor = _Cursor(buffer, len(buffer) if size_bytes is None else size_bytes, name)
     if cursor.take(min(4, cursor.size_bytes)) != MAGIC:
         raise InputError(f"{name} is not a GGUF file: it does not begin with 'GGUF'")
     version = cursor.number("I")
     if version not in (2, 3):
-        raise cursor.fail(f"version {version}, quantkit reads 2 and 3 (little-endian),")
+        raise cursor.fail(f"version {version} (supported are 2 and 3, little-endian)")
     tensor_count = cursor.entries(24, "the tensor table")
     metadata_count = cursor.entries(12, "the metadata table")
     metadata: Metadata = {}
@@ -206,8 +205,8 @@ def parse_header(buffer: mmap.mmap | bytes, name: str, size_bytes: int | None = 
         at = data_start + offset
         if at + size > cursor.size_bytes:
             raise InputError(
-                f"{name} is cut short: tensor {info.name} ends at byte {at + size}, the file "
-                f"has {cursor.size_bytes}; download or convert it again"
+                f"{name} is truncated: tensor {info.name} ends at byte {at + size}, the file has "
+                f"{cursor.size_bytes}; download or convert it again"
             )
         if info.name in stored:
             raise cursor.fail(f"tensor {info.name} is listed twice")
@@ -216,25 +215,25 @@ def parse_header(buffer: mmap.mmap | bytes, name: str, size_bytes: int | None = 
 
 
 def read_header(read: Callable[[int, int], bytes], size_bytes: int, name: str) -> GGUFHeader:
-    """The header of a file that is elsewhere, by as few readings as its length allows.
+    """The header of a remote file, with few reads.
 
     Args:
-        read: gives the bytes [start, stop) of the file.
+        read: returns the bytes [start, stop) of the file.
 
     Raises:
-        InputError: as `parse_header`, or the header is longer than `MOST_BYTES`.
+        InputError: see `parse_header`; or the header is longer than `MAX_BYTES`.
     """
     content = read(0, min(FIRST_BYTES, size_bytes))
     while True:
         try:
             return parse_header(content, name, size_bytes)
-        except _Unread as unread:
-            if unread.needed > MOST_BYTES:
+        except _Incomplete as incomplete:
+            if incomplete.needed > MAX_BYTES:
                 raise InputError(
-                    f"{name}: its header takes {unread.needed} bytes or more, {MOST_BYTES} are the "
-                    "limit; download the file to read it"
+                    f"{name} has a header of {incomplete.needed} bytes or more (limit "
+                    f"{MAX_BYTES}); download the file to read it"
                 ) from None
-            stop = min(max(unread.needed, 4 * len(content)), MOST_BYTES, size_bytes)
+            stop = min(max(incomplete.needed, 4 * len(content)), MAX_BYTES, size_bytes)
             content += read(len(content), stop)
 
 

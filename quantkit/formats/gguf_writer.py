@@ -1,8 +1,7 @@
-"""Writing GGUF files tensor by tensor, sharded and resumable: same input, same bytes.
+"""Writes GGUF files tensor by tensor, sharded and resumable: same input, same bytes.
 
-The header is known before the first tensor is made, so a file is laid out once and then filled;
-nothing of a model is held beyond the tensor being written. Shards carry llama.cpp's own split
-metadata (`tools/gguf-split`): all keys in the first shard, only `split.*` in the others.
+The header is known before the first tensor, so a file is laid out first and then filled. Shards
+carry llama.cpp's split metadata (`tools/gguf-split`): the first has all keys, the others `split.*`.
 """
 
 from __future__ import annotations
@@ -32,7 +31,6 @@ from quantkit.formats.tensors import Metadata, MetaKind, MetaScalar, MetaValue, 
 
 MAX_SHARD_BYTES = 50 * 10**9  # huggingface_hub's plain-HTTP upload refuses larger files
 
-
 _pack_length = struct.Struct("<Q").pack
 
 
@@ -47,7 +45,7 @@ def _scalar(kind: MetaKind, value: MetaScalar) -> bytes:
 
 @functools.lru_cache(maxsize=8)
 def _texts(values: tuple[str, ...]) -> bytes:
-    """Kept, because planning lays a model with its hundred thousand tokens out again and again."""
+    """Cached: planning lays out a model with a hundred thousand tokens many times."""
     return b"".join([_text(value) for value in values])
 
 
@@ -87,7 +85,7 @@ def _header(metadata: Metadata, tensors: Sequence[TensorInfo]) -> bytes:
 
 @dataclass(frozen=True)
 class ShardLayout:
-    """One file of a model: its name, its header, its tensors and where each begins."""
+    """One file of a model: name, header, tensors and their offsets."""
 
     file_name: str
     header: bytes
@@ -97,7 +95,7 @@ class ShardLayout:
 
     @property
     def digest(self) -> str:
-        """Tells this layout from any other: the hash of its header."""
+        """Hash of the header, which identifies the layout."""
         return hashlib.sha256(self.header).hexdigest()
 
 
@@ -109,8 +107,8 @@ def lay_out(
 ) -> list[ShardLayout]:
     """Divide `tensors` into shards of at most `max_shard_bytes` of data, in order.
 
-    One shard is called `stem.gguf`; several are `stem-00001-of-0000N.gguf`, llama.cpp's names.
-    A single tensor larger than the limit gets a shard of its own.
+    A single shard is `stem.gguf`; several are `stem-00001-of-0000N.gguf`, as in llama.cpp. A tensor
+    larger than the limit gets a shard of its own.
     """
     groups: list[list[TensorInfo]] = [[]]
     filled = 0
@@ -124,7 +122,7 @@ def lay_out(
     layouts = []
     for number, group in enumerate(groups):
         keys = dict(metadata) if number == 0 else {}
-        keys.pop("general.alignment", None)  # a source's own: these files use the default
+        keys.pop("general.alignment", None)  # these files use the default
         name = f"{stem}.gguf"
         if len(groups) > 1:
             name = f"{stem}-{number + 1:05}-of-{len(groups):05}.gguf"
@@ -141,28 +139,28 @@ def lay_out(
 
 
 class ShardWriter:
-    """Fills one laid-out file in place; bytes never written read as zero (alignment)."""
+    """Fills one laid-out file in place; unwritten bytes (alignment) are zero."""
 
     def __init__(self, descriptor: int, layout: ShardLayout) -> None:
         self._fd = descriptor
         self.layout = layout
 
     def write(self, name: str, data: NDArray[np.uint8], at: int = 0) -> None:
-        """Write `data` at byte `at` of tensor `name`; safe from several threads."""
+        """Write `data` at byte `at` of tensor `name`; thread-safe."""
         view = np.ascontiguousarray(data).data.cast("B")
         _write_at(self._fd, view, self.layout.offsets[name] + at)
 
-    def copy(self, name: str, ready: ReusableTensor, start: int, stop: int) -> bool:
-        """Copy bytes [start, stop) of tensor `name`; False where `ready` cannot be relied on."""
-        return ready.copy_to(start, stop, self._fd, self.layout.offsets[name] + start)
+    def copy(self, name: str, tensor: ReusableTensor, start: int, stop: int) -> bool:
+        """Copy bytes [start, stop) of tensor `name`; False if its file was modified."""
+        return tensor.copy_to(start, stop, self._fd, self.layout.offsets[name] + start)
 
     def sync(self) -> None:
-        """Make what was written so far survive a crash of the machine."""
+        """Flush everything written so far to the disk."""
         os.fsync(self._fd)
 
 
 def _write_at(descriptor: int, view: memoryview, offset: int) -> None:
-    """All of `view`: one call may write less, on a disk that is nearly full for example."""
+    """Write all of `view`: one call may write less, for example on a nearly full disk."""
     while view:
         written = os.pwrite(descriptor, view, offset)
         view, offset = view[written:], offset + written
@@ -170,7 +168,7 @@ def _write_at(descriptor: int, view: memoryview, offset: int) -> None:
 
 @contextmanager
 def open_shard(path: Path, layout: ShardLayout) -> Iterator[ShardWriter]:
-    """Create or continue the file at `path` (the caller's partial name) for `layout`."""
+    """Create or continue the file at `path` for `layout`."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         if os.fstat(descriptor).st_size != layout.size_bytes:
@@ -203,7 +201,7 @@ def write_gguf(
 
 
 def write_shape(folder: Path, layout: ShardLayout) -> Path:
-    """A file of the layout's exact shape: its header, and a hole where the weights would be."""
+    """Write a sparse file of the layout: its header, and a hole in place of the weights."""
     path = folder / layout.file_name
     with path.open("wb") as file:
         file.write(layout.header)

@@ -1,9 +1,9 @@
 """llama.cpp's importance-matrix files: sums of squared activations and their counts.
 
-The GGUF form is written byte for byte as `tools/imatrix/imatrix.cpp`, save_imatrix, does: for a
-weight `W` the file holds `W.in_sum2` (matrices × row) and `W.counts` (matrices × 1), both F32, and
-dimensions of 1 are left out at the front, so a dense weight has `[row]` and `[1]`. The older
-`.dat` form is read as well (see `imatrix_legacy`).
+The GGUF form is written byte for byte as by save_imatrix of `tools/imatrix/imatrix.cpp`: a weight
+`W` has `W.in_sum2` (matrices × row) and `W.counts` (matrices × 1), both F32, without leading
+dimensions of 1, so a dense weight has `[row]` and `[1]`. The older `.dat` form is read too (see
+`imatrix_legacy`).
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 
 SUMS, COUNTS = ".in_sum2", ".counts"
 UNKNOWN = "quantkit.imatrix.unknown"
-"""Ours, and only in what was made of a `.dat`: a GGUF does not show that counts were assumed."""
+"""quantkit's own key in files converted from a `.dat`: says that counts were assumed."""
 LARGEST_IMPORTANCE = 1e18
-"""Of a mean squared activation: a larger one makes some of ggml's quantizers end the process."""
+"""Limit for a mean squared activation: some of ggml's quantizers abort on larger ones."""
 LEGACY_CHUNK_TOKENS = 512
-"""llama-imatrix's default: a `.dat` does not say how long its chunks were."""
+"""llama-imatrix's default, assumed for a `.dat`, which does not store it."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +38,8 @@ class ImatrixEntry:
 
     Attributes:
         sums: Σ x² for each input column, F32, shape (matrices, row elements).
-        counts: activations seen by each matrix (expert), F32, shape (matrices,); or (1,), one
-            count for all matrices of a stack that is no expert stack.
+        counts: activations seen by each matrix (expert), F32, shape (matrices,); or (1,), a
+            common count of a stack that is not one of experts.
     """
 
     sums: NDArray[np.float32]
@@ -53,8 +53,7 @@ class ImatrixEntry:
     def importance(self) -> NDArray[np.float32]:
         """Mean squared activation, shape (matrices, row elements).
 
-        An expert that no token reached gets the mean of those that were reached, scaled as they
-        are, instead of llama.cpp's flat 1.
+        An expert that no token reached gets the mean of the others, instead of llama.cpp's flat 1.
         """
         tokens = self.tokens
         seen = tokens > 0
@@ -66,7 +65,7 @@ class ImatrixEntry:
 
     @property
     def is_usable(self) -> bool:
-        """Whether all of its importance is a number that ggml can take."""
+        """Whether ggml can use all of its importance."""
         with np.errstate(over="ignore", invalid="ignore"):
             return bool((self.importance() <= LARGEST_IMPORTANCE).all())
 
@@ -81,8 +80,8 @@ class Imatrix:
     """A whole importance matrix: entries by weight name, and how it was collected.
 
     Attributes:
-        unknown: what the file does not say and was assumed, in sentences; empty for a GGUF that
-            was collected as one.
+        unknown: sentences about what the file does not store and was assumed; empty unless it
+            came from a `.dat`.
     """
 
     entries: Mapping[str, ImatrixEntry]
@@ -93,10 +92,9 @@ class Imatrix:
 
     @property
     def dataset_names(self) -> tuple[str, ...]:
-        """`datasets` without folders: llama-imatrix writes paths of the machine that it ran on.
+        """`datasets` without folders, which llama-imatrix writes as they were given.
 
-        A dataset of the Hub keeps its address. Any other, such as `file:///home/me/a.txt`, is
-        shortened like a path.
+        A Hub dataset keeps its address; others, such as `file:///home/me/a.txt`, are shortened.
         """
         return tuple(
             name if name.startswith("hf://") else re.split(r"[/\\]", name.rstrip("/\\"))[-1]
@@ -109,12 +107,12 @@ class Imatrix:
 
     @property
     def counts_are_exact(self) -> bool:
-        """Whether `counts` are tokens; a `.dat` tells no more than whether there were any."""
+        """Whether `counts` are tokens; of a `.dat` it is only known whether there were any."""
         return not self.unknown
 
 
 def write_imatrix(path: Path, imatrix: Imatrix) -> None:
-    """Write `imatrix` to `path`, names sorted as llama.cpp sorts them; not atomic by itself."""
+    """Write `imatrix` to `path`, names sorted as by llama.cpp; not atomic."""
     metadata: Metadata = {
         "general.type": MetaValue("str", "imatrix"),
         "imatrix.datasets": MetaValue("str", imatrix.datasets),
@@ -133,7 +131,7 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
 
 
 def _shape_in_file(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """Without a stack of one: ggml counts dimensions up to the last that is not 1."""
+    """`shape` without a leading 1: ggml counts dimensions up to the last that is not 1."""
     return shape[1:] if shape[0] == 1 else shape
 
 
@@ -141,11 +139,11 @@ def read_imatrix(path: Path, rows: Mapping[str, int] | None = None) -> Imatrix:
     """Read an importance matrix that quantkit or llama-imatrix wrote, GGUF or legacy `.dat`.
 
     Args:
-        rows: weight name → row elements in the model; a `.dat` needs them to tell the experts of
-            a stack apart. Without them such a stack is one matrix.
+        rows: weight name → row elements in the model, which separate the experts of a stack in a
+            `.dat`. Without them such a stack is one matrix.
 
     Raises:
-        InputError: not an imatrix, or it contradicts itself or `rows`.
+        InputError: not an imatrix, or inconsistent in itself or with `rows`.
     """
     try:
         with path.open("rb") as file:
@@ -178,8 +176,8 @@ def _read_gguf(path: Path, rows: Mapping[str, int]) -> Imatrix:
         sums = file.tensor_bytes(name).view("<f4").reshape(at.info.rows, -1).astype(np.float32)
         if sums.shape[1] != rows.get(weight, sums.shape[1]):
             raise InputError(
-                f"{path}: {weight} has {sums.shape[1]} columns, the model's has {rows[weight]}; it "
-                "was collected on another model"
+                f"{path}: {weight} has {sums.shape[1]} columns, the model's has {rows[weight]}; "
+                "the imatrix was collected on another model"
             )
         if counts.size not in (1, len(sums)):
             raise InputError(f"{path}: {weight} has {len(sums)} sums for {counts.size} counts")
@@ -209,7 +207,7 @@ def _integer(file: GGUFFile, key: str) -> int:
 
 
 def _read_legacy(path: Path, rows: Mapping[str, int]) -> Imatrix:
-    """Means are exact; every matrix that was reached gets the count of the fullest one."""
+    """Means are exact; every matrix that was reached gets the largest matrix' count."""
     found = parse_legacy(path)
     entries = {}
     for name, stored in found.entries.items():
@@ -217,7 +215,7 @@ def _read_legacy(path: Path, rows: Mapping[str, int]) -> Imatrix:
         if row < 1 or stored.values.size % row:
             raise InputError(
                 f"{path}: {name} has {stored.values.size} values, the model's rows have {row}; "
-                "it was collected on another model"
+                "the imatrix was collected on another model"
             )
         entries[name] = _from_legacy(stored, row)
     unknown = [
@@ -238,7 +236,7 @@ def _read_legacy(path: Path, rows: Mapping[str, int]) -> Imatrix:
 
 def _from_legacy(stored: LegacyEntry, row: int) -> ImatrixEntry:
     values = stored.values.reshape(-1, row)
-    # llama-imatrix stores a mean of exactly 1 for every column of an expert without tokens
+    # an expert without tokens has a mean of exactly 1 in every column
     reached = (values != np.float32(stored.calls)).any(axis=1) | (len(values) == 1)
     sums = np.where(reached[:, None], values * np.float32(LEGACY_CHUNK_TOKENS), np.float32(0))
     counts = np.where(reached, np.float32(stored.calls * LEGACY_CHUNK_TOKENS), np.float32(0))

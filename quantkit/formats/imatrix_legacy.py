@@ -1,12 +1,11 @@
-"""llama.cpp's older importance-matrix file, `.dat`: a strict parser of its bytes.
+"""Strict parser of llama.cpp's older importance-matrix file, `.dat`.
 
-Little-endian, no magic, no padding: the number of entries; of each its name, its calls, its
-values (mean square × calls); then the chunks of the run and the name of its text
-(`tools/imatrix/imatrix.cpp`, save_imatrix_legacy). Every length is held against the bytes that are
-there before anything is read.
+Little-endian, without magic or padding: the number of entries; for each its name, calls and values
+(mean square × calls); then the number of chunks and the name of the text (save_imatrix_legacy of
+`tools/imatrix/imatrix.cpp`). Every length is checked before anything is read.
 
-What the format does not say: how many tokens reached which expert, how many experts a stack has,
-how long a chunk was.
+The format does not store how many tokens reached an expert, how many experts a stack has, and how
+long a chunk was.
 """
 
 from __future__ import annotations
@@ -28,8 +27,8 @@ class LegacyEntry:
     """One weight as it is stored.
 
     Attributes:
-        calls: chunks that the fullest matrix saw, rounded up.
-        values: mean square × calls, all matrices one after the other; F32.
+        calls: chunks that the most used matrix saw, rounded up.
+        values: mean square × calls of all matrices in order, F32.
     """
 
     calls: int
@@ -38,7 +37,7 @@ class LegacyEntry:
 
 @dataclass(frozen=True)
 class LegacyFile:
-    """The whole file; `chunks` is None and `dataset` empty where an old writer left them out."""
+    """The whole file; `chunks` is None and `dataset` empty if an old version wrote it."""
 
     entries: dict[str, LegacyEntry]
     chunks: int | None
@@ -46,7 +45,7 @@ class LegacyFile:
 
 
 class _Cursor:
-    """Reads from `content` and refuses to go past its end."""
+    """Reads values from `content`, with checks of its size."""
 
     def __init__(self, content: bytes, path: Path) -> None:
         self.content, self.path, self.at = content, path, 0
@@ -57,8 +56,8 @@ class _Cursor:
 
     def fail(self, what: str) -> InputError:
         return InputError(
-            f"{self.path} is not a GGUF file, and no readable legacy imatrix (.dat) either: {what} "
-            f"at byte {self.at} of {len(self.content)}; collect the imatrix again"
+            f"{self.path} is neither a GGUF file nor a readable legacy imatrix (.dat): {what} at "
+            f"byte {self.at} of {len(self.content)}; collect the imatrix again"
         )
 
     def number(self, what: str, least: int) -> int:
@@ -71,7 +70,7 @@ class _Cursor:
         return int(value)
 
     def length(self, what: str, least: int, item_bytes: int) -> int:
-        """A count of items of at least `item_bytes` each, which must be there."""
+        """A number of items of at least `item_bytes` each."""
         value = self.number(what, least)
         if value * item_bytes > self.left:
             raise self.fail(f"{what} is {value}, more than the file can hold,")
@@ -85,7 +84,7 @@ class _Cursor:
         except UnicodeDecodeError:
             text = ""
         if not text.isprintable() or (size and not text):
-            raise self.fail(f"a name that is no text ({what} is {size})")
+            raise self.fail(f"a name is not printable text ({what} is {size})")
         self.at += size
         return text
 
@@ -101,7 +100,7 @@ def parse_legacy(path: Path) -> LegacyFile:
     """Read the file at `path`.
 
     Raises:
-        InputError: it is cut short, contradicts itself, or is something else.
+        InputError: it is truncated, inconsistent, or another format.
     """
     cursor = _Cursor(path.read_bytes(), path)
     entries: dict[str, LegacyEntry] = {}

@@ -1,16 +1,15 @@
-"""Next-token logits of a base model on a text, kept in 16 bits each: a file format of our own.
+"""Next-token logits of a base model on a text, 16 bits each: quantkit's own file format.
 
-A row is one position whose next token counts. What divergences are most sensitive to is kept
-exactly, in F32: the logits of the most likely tokens, `kept_tokens` of them, the first among them
-the top token; and the negative log-probability of the token that follows, in F64. All other logits
-are linear in 16 bits, between FLOOR_NATS below the row's highest and the lowest of those kept.
-What lies below that floor is raised to it, -inf too: no more than vocabulary · exp(-40) of the
-probability, 6e-13 of 131072 tokens.
+A row is one scored position. Stored exactly are the F32 logits of the `kept_tokens` most likely
+tokens, in descending order, and the negative log-likelihood of the next token in F64. All other
+logits are linear in 16 bits, from FLOOR_NATS below the row's highest to the lowest of the exact
+ones. Values below that floor (-inf too) are raised to it: at most vocabulary · exp(-40) of the
+probability, 6e-13 for 131072 tokens.
 
-So a logit is off by at most h = 40 / 65535 / 2 = 3.1e-4 nats, and only in the tail of the mass r
-outside the kept tokens. A KLD from these rows is then off by at most h·√(2·r·KLD) + r·h²/2 nats:
-by 5e-8 where the true one is 0. The roundings are independent of each other, so that what is left
-of them in a position is far smaller, and of a mean over positions less again.
+So a logit is off by at most h = 40 / 65535 / 2 = 3.1e-4 nats, only in the tail of mass r outside
+the exact tokens, and a KLD from these rows by at most h·√(2·r·KLD) + r·h²/2 nats: 5e-8 if the true
+one is 0. The roundings are independent, so the error of a position is far smaller, and of a mean
+smaller still.
 
 Layout, little-endian: MAGIC, U32 version, U32 length of the header, the header as JSON, the tokens
 as I32, then the rows of each chunk in order as `row_type` says.
@@ -47,15 +46,15 @@ Rows = NDArray[np.void]
 
 @dataclass(frozen=True)
 class LogitsHeader:
-    """What the logits are of.
+    """Describes the logits.
 
     Attributes:
         model: name of the base's file.
         text: name of the text.
-        vocabulary: tokenizer.ggml key → SHA-256 of what the base has there; see `vocabulary_id`.
-        bos: token in place of each chunk's first; None where the model wants none.
-        kept_tokens: of a row, whose logits are kept exactly.
-        tokens_sha256: of all chunks' tokens, as they lie in the file.
+        vocabulary: see `vocabulary_id`.
+        bos: token that replaces each chunk's first; None if the model wants no BOS.
+        kept_tokens: number of tokens per row whose logits are exact.
+        tokens_sha256: hash of all chunks' tokens as stored.
     """
 
     model: str
@@ -70,17 +69,17 @@ class LogitsHeader:
 
     @property
     def rows(self) -> int:
-        """Positions of a chunk."""
-        return len(counted(self.chunk_tokens))
+        """Scored positions of a chunk."""
+        return len(scored_positions(self.chunk_tokens))
 
     @property
     def positions(self) -> int:
-        """Of all chunks."""
+        """Scored positions of all chunks."""
         return self.chunks * self.rows
 
     @property
     def row_type(self) -> np.dtype[np.void]:
-        """One position; `align` keeps its size a multiple of 8, whatever the vocabulary."""
+        """One position; `align` keeps its size a multiple of 8 for any vocabulary."""
         kept = (self.kept_tokens,)
         fields = [
             ("nll", "<f8"), ("low", "<f4"), ("step", "<f4"), ("kept", "<i4", kept),
@@ -89,7 +88,7 @@ class LogitsHeader:
         return np.dtype(fields, align=True)
 
     def start_bytes(self, tokens: Tokens) -> bytes:
-        """The file's beginning, before the rows."""
+        """The bytes of the file before the rows."""
         text = json.dumps(asdict(self), ensure_ascii=False).encode()
         text += b" " * (-(_START.size + len(text)) % 64)
         return _START.pack(MAGIC, VERSION, len(text)) + text + tokens.astype("<i4").tobytes()
@@ -106,7 +105,7 @@ def header_of(
 
 
 def vocabulary_id(metadata: Metadata) -> dict[str, str]:
-    """What makes two GGUF files' tokens the same: tokenizer.ggml key → SHA-256 of its value."""
+    """Identifies a GGUF file's tokens: tokenizer.ggml key → SHA-256 of its value."""
     found = {}
     for name in VOCABULARY_KEYS:
         value = metadata.get(f"tokenizer.ggml.{name}")
@@ -118,21 +117,21 @@ def vocabulary_id(metadata: Metadata) -> dict[str, str]:
 def check_vocabulary(
     name: str, vocabulary: Mapping[str, str], base: str, base_vocabulary: Mapping[str, str]
 ) -> None:
-    """Refuse an artifact whose tokens are not those of its base.
+    """Check that an artifact has its base's tokens.
 
     Raises:
-        InputError: says what differs.
+        InputError: names the key that differs.
     """
     for key in VOCABULARY_KEYS:
         if vocabulary.get(key) != base_vocabulary.get(key):
             raise InputError(
-                f"{name} has another tokenizer than {base} (tokenizer.ggml.{key} differs), so "
-                "their probabilities are not of the same tokens; compare artifacts of one base"
+                f"{name} and {base} have different tokenizers (tokenizer.ggml.{key}), so their "
+                "probabilities cannot be compared; use artifacts of one base"
             )
 
 
-def counted(chunk_tokens: int) -> range:
-    """Positions of a chunk that count: each predicts the token after it; 255 of 512."""
+def scored_positions(chunk_tokens: int) -> range:
+    """The second half of a chunk, where each position predicts the next token; 255 of 512."""
     return range(chunk_tokens // 2, chunk_tokens - 1)
 
 
@@ -141,7 +140,7 @@ def encode_rows(logits: Logits, targets: Tokens, header: LogitsHeader) -> Rows:
     rows = np.zeros(len(logits), header.row_type)
     count = header.kept_tokens
     kept = np.argpartition(logits, -count, axis=1)[:, -count:].astype(np.int32)
-    kept.sort(axis=1)  # so that of equal logits the first token comes first, as argmax has it
+    kept.sort(axis=1)  # of equal logits the first token comes first, as in argmax
     exact = np.take_along_axis(logits, kept, axis=1)
     order = np.argsort(-exact, axis=1, kind="stable")
     rows["kept"] = np.take_along_axis(kept, order, axis=1)
@@ -170,10 +169,10 @@ def decode_rows(rows: Rows) -> Logits:
 
 
 class LogitsFile:
-    """A finished file: its `header` and `tokens`, (chunks, chunk tokens); rows are read on demand.
+    """A finished file: its `header` and `tokens` (chunks, chunk tokens); rows are read on demand.
 
     Raises:
-        InputError: it cannot be read, is no such file, or is not whole.
+        InputError: it cannot be read, is another format, or is incomplete.
     """
 
     def __init__(self, path: Path) -> None:
@@ -181,24 +180,26 @@ class LogitsFile:
         try:
             self._bytes = FileBytes(path)
         except OSError as error:
-            raise InputError(f"cannot read the base's logits {path}: {error.strerror}") from None
+            raise InputError(f"cannot read the base logits {path}: {error.strerror}") from None
         size = self._bytes.size_bytes
         start = self._bytes.read(0, min(size, _START.size)).tobytes()
         if len(start) < _START.size or not start.startswith(MAGIC):
-            raise InputError(f"{path} holds no logits: it does not begin with {MAGIC.decode()!r}")
+            raise InputError(
+                f"{path} is not a logits file: it does not begin with {MAGIC.decode()!r}"
+            )
         _, version, length = _START.unpack(start)
         if version != VERSION:
-            raise InputError(f"{path} has version {version} of the format, {VERSION} is read here")
+            raise InputError(f"{path} has format version {version}; supported is {VERSION}")
         self.header = self._header(min(length, size - _START.size))
         self._row_type = self.header.row_type
         tokens_at = _START.size + length
         self._rows_at = tokens_at + 4 * self.header.chunks * self.header.chunk_tokens
         whole = self._rows_at + self.header.positions * self._row_type.itemsize
         if size != whole:
-            raise self._broken(f"it has {size} bytes and should have {whole}")
+            raise self._broken(f"it has {size} bytes instead of {whole}")
         raw = self._bytes.read(tokens_at, self._rows_at - tokens_at)
         if hashlib.sha256(raw.data).hexdigest() != self.header.tokens_sha256:
-            raise self._broken("its tokens were changed")
+            raise self._broken("its tokens were modified")
         self.tokens: Tokens = raw.view("<i4").reshape(self.header.chunks, -1)
 
     def _header(self, length: int) -> LogitsHeader:
@@ -210,24 +211,24 @@ class LogitsFile:
                 raise ValueError(counts)
             return header
         except (ValueError, TypeError):
-            raise self._broken("its header says nothing that can be understood") from None
+            raise self._broken("its header is invalid") from None
 
     def _broken(self, why: str) -> InputError:
         return InputError(f"{self.path} is not readable: {why}; delete it and run again")
 
     def read_rows(self, chunk: int, start: int, stop: int) -> Rows:
-        """Rows [start, stop) of a chunk; safe to call from several threads."""
+        """Rows [start, stop) of a chunk; thread-safe."""
         first = chunk * self.header.rows + start
         size = self._row_type.itemsize
         raw = self._bytes.read(self._rows_at + first * size, (stop - start) * size)
         return raw.view(self._row_type)
 
     def targets(self, chunk: int) -> Tokens:
-        """The token that follows each counted position."""
-        return following(self.tokens[chunk])
+        """The token after each scored position."""
+        return next_tokens(self.tokens[chunk])
 
 
-def following(chunk: Tokens) -> Tokens:
-    """The token that follows each counted position of `chunk`."""
-    positions = counted(len(chunk))
+def next_tokens(chunk: Tokens) -> Tokens:
+    """The token after each scored position of `chunk`."""
+    positions = scored_positions(len(chunk))
     return chunk[positions.start + 1 : positions.stop + 1]

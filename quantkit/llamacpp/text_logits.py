@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from quantkit.formats.logits_file import counted
+from quantkit.formats.logits_file import scored_positions
 from quantkit.llamacpp.llama import Context, Logits, Model, Tokens, Vocabulary, with_first
 from quantkit.llamacpp.settings import ContextSettings
 
@@ -25,7 +25,7 @@ class ChunkLogits:
             chunk_tokens, batch_tokens=batch, ubatch_tokens=batch, all_outputs=True
         )
         self._context = Context(model, settings)
-        self._positions = counted(chunk_tokens)
+        self._positions = scored_positions(chunk_tokens)
         self._bos = bos
 
     def of(self, chunk: Tokens) -> Iterator[tuple[range, Logits]]:

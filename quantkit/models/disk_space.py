@@ -10,7 +10,7 @@ from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import Recipe
 from quantkit.core.errors import EnvironmentFault
 from quantkit.core.units import bytes_text
-from quantkit.formats.logits_file import counted
+from quantkit.formats.logits_file import scored_positions
 from quantkit.formats.tensor_types import BY_NAME
 
 HEADER_BYTES = 16 << 20
@@ -51,7 +51,7 @@ def space_needed(
     sizes = [_level_bytes(level, elements, limit) for level in recipe.levels]
     levels = sum(min(size, largest) + HEADER_BYTES for size in sizes if size is not None)
     base = BY_NAME[recipe.convert.base_type].size_bytes(elements) + HEADER_BYTES
-    positions = recipe.divergence.chunks * len(counted(recipe.divergence.chunk_tokens))
+    positions = recipe.divergence.chunks * len(scored_positions(recipe.divergence.chunk_tokens))
     logits = 2 * vocabulary * positions + HEADER_BYTES if positions else 0  # of 16 bits
     return SpaceNeeded(download_bytes, base, levels, logits)
 

@@ -27,8 +27,8 @@ from quantkit.formats.logits_file import (
     LogitsHeader,
     Rows,
     encode_rows,
-    following,
     header_of,
+    next_tokens,
     vocabulary_id,
 )
 from quantkit.llamacpp.child import Emit, run_isolated
@@ -152,7 +152,7 @@ def _rows(
     runner: ChunkLogits, chunk: Tokens, header: LogitsHeader, pool: ThreadPoolExecutor
 ) -> Iterator[Rows]:
     """The rows of a chunk, in blocks."""
-    targets = following(chunk)
+    targets = next_tokens(chunk)
     for where, logits in runner.of(chunk):
         expected = targets[where.start : where.stop]
 

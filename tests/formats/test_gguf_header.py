@@ -1,4 +1,4 @@
-"""Headers of files that are elsewhere: as of files that are here, by few short readings."""
+"""Headers of remote files: equal to those of local ones, with few short reads."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from quantkit.formats.tensors import MetaValue
 
 
 class Elsewhere:
-    """A file's bytes, and what was asked for of them."""
+    """A file's bytes, and the ranges that were read."""
 
     def __init__(self, content: bytes, size: int | None = None) -> None:
         self.content, self.size = content, len(content) if size is None else size
@@ -71,43 +71,41 @@ def test_wherever_a_reading_ends(tmp_path_factory: pytest.TempPathFactory, first
         gguf_header.FIRST_BYTES = before
 
 
-def test_what_is_wrong_is_told_by_the_true_size(tmp_path: Path, with_vocabulary: Path) -> None:
+def test_errors_name_the_true_size(with_vocabulary: Path) -> None:
     content = with_vocabulary.read_bytes()
-    with pytest.raises(InputError, match=r"far\.gguf is cut short: tensor .* the file has"):
-        Elsewhere(content, len(content) - 5000).header()
-    with pytest.raises(InputError, match=r"far\.gguf .* at byte \d+ of 1000000"):
-        Elsewhere(content, 1_000_000).header()
-    with pytest.raises(InputError, match="does not begin with 'GGUF'"):
-        Elsewhere(b"<html>" + content).header()
-    with pytest.raises(InputError, match=r"at byte 0 of 0|does not begin"):
-        Elsewhere(b"").header()
+    for found, size, words in (
+        (content, len(content) - 5000, str(len(content) - 5000)),
+        (content, 1_000_000, r"byte \d+ of 1000000"),
+        (b"<html>" + content, None, "'GGUF'"),
+        (b"", None, "GGUF"),
+    ):
+        with pytest.raises(InputError, match=rf"far\.gguf.*{words}"):
+            Elsewhere(found, size).header()
 
 
 def test_a_header_that_claims_to_be_huge_is_not_fetched(with_vocabulary: Path) -> None:
     """Of a file that is large enough to hold it."""
     content = bytearray(with_vocabulary.read_bytes())
-    token = b"token-7token-7token-7"
-    at = content.index(token) - 8
+    at = content.index(b"token-7token-7token-7") - 8
     content[at : at + 8] = (1 << 30).to_bytes(8, "little")
     far = Elsewhere(bytes(content), 80 << 30)
-    with pytest.raises(InputError, match=r"its header takes 10737\d+ bytes or more, 67108864 are"):
+    with pytest.raises(InputError, match=r"10737\d+ bytes.*67108864"):
         far.header()
-    assert far.asked[-1][1] < gguf_header.MOST_BYTES
+    assert far.asked[-1][1] < gguf_header.MAX_BYTES
 
 
-def test_arrays_and_tables_that_memory_would_not_hold_are_refused_unread(tmp_path: Path) -> None:
+def test_arrays_and_tables_beyond_the_limits_are_refused_unread(tmp_path: Path) -> None:
     """A number of one byte takes eight and more as an object; a tensor of 30 bytes a kilobyte."""
-    numbers = MetaValue("u8", (0,) * (gguf_header.MOST_ITEMS // 2 + 1))
-    small = tmp_path / "small.gguf"
-    write_gguf(small, llama_metadata() | {"a": numbers}, {})
+    numbers = MetaValue("u8", (0,) * (gguf_header.MAX_ITEMS // 2 + 1))
+    small = write_gguf(tmp_path / "small.gguf", llama_metadata() | {"a": numbers}, {})
     assert Elsewhere(small.read_bytes()).header() == GGUFFile(small).header
-    large = tmp_path / "large.gguf"
-    write_gguf(large, llama_metadata() | {"a": numbers, "b": numbers}, {})
+    twice = llama_metadata() | {"a": numbers, "b": numbers}
+    large = write_gguf(tmp_path / "large.gguf", twice, {})
     for read in (Elsewhere(large.read_bytes()).header, lambda: GGUFFile(large)):
-        with pytest.raises(InputError, match=r"arrays of 4000002 items together \(limit 4000000\)"):
+        with pytest.raises(InputError, match=r"4000002 .*4000000"):
             read()
     for at, what in ((8, "tensor"), (16, "metadata")):
         content = bytearray(small.read_bytes())
         content[at : at + 8] = (100_001).to_bytes(8, "little")
-        with pytest.raises(InputError, match=rf"the {what} table has 100001 items \(limit 100000"):
+        with pytest.raises(InputError, match=f"{what} table.*100001.*100000"):
             Elsewhere(bytes(content), 1 << 40).header()

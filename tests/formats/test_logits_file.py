@@ -19,8 +19,8 @@ from quantkit.formats.logits_file import (
     check_vocabulary,
     decode_rows,
     encode_rows,
-    following,
     header_of,
+    next_tokens,
     vocabulary_id,
 )
 from quantkit.formats.tensors import MetaValue
@@ -130,7 +130,7 @@ def write(path: Path, vocabulary: int = 301, chunks: int = 3) -> tuple[Logits, L
     with path.open("wb") as file:
         file.write(found.start_bytes(tokens))
         for chunk, rows in zip(tokens, logits, strict=True):
-            file.write(encode_rows(rows, following(chunk), found).tobytes())
+            file.write(encode_rows(rows, next_tokens(chunk), found).tobytes())
     return logits, found
 
 
@@ -155,11 +155,11 @@ def test_files_that_are_not_whole_are_refused(tmp_path: Path) -> None:
     whole = path.read_bytes()
     start = len(whole) - found.positions * found.row_type.itemsize
     cases = {
-        "does not begin with": b"GGUF" + whole[4:],
+        "QKLOGITS": b"GGUF" + whole[4:],
         "version 7": whole[:8] + b"\x07" + whole[9:],
-        "and should have": whole[:-1],
-        "header says nothing": whole[:16] + b"]" + whole[17:],
-        "tokens were changed": whole[: start - 4] + b"\xff" + whole[start - 3 :],
+        f"{len(whole) - 1} bytes": whole[:-1],
+        "header": whole[:16] + b"]" + whole[17:],
+        "tokens": whole[: start - 4] + b"\xff" + whole[start - 3 :],
     }
     for words, content in cases.items():
         path.write_bytes(content)
@@ -169,11 +169,11 @@ def test_files_that_are_not_whole_are_refused(tmp_path: Path) -> None:
         path.write_bytes(whole[:length])
         with pytest.raises(InputError):
             LogitsFile(path)
-    with pytest.raises(InputError, match="cannot read"):
+    with pytest.raises(InputError, match="none"):
         LogitsFile(tmp_path / "none")
     absurd = replace(found, vocabulary_size=-5)
     path.write_bytes(absurd.start_bytes(np.zeros((3, 16), np.int32)))
-    with pytest.raises(InputError, match="nothing that can be understood"):
+    with pytest.raises(InputError, match="header"):
         LogitsFile(path)
 
 
@@ -184,7 +184,7 @@ def test_another_tokenizer_is_told() -> None:
     check_vocabulary("x.gguf", vocabulary_id(dict(ours)), "base.gguf", base)
     for key, value in (("tokens", ("b", "a", "\udcff")), ("pre", "default")):
         other = vocabulary_id({**ours, f"tokenizer.ggml.{key}": MetaValue("str", value)})
-        with pytest.raises(InputError, match=rf"x.gguf has another tokenizer.*ggml.{key} differs"):
+        with pytest.raises(InputError, match=rf"x\.gguf.*tokenizer\.ggml\.{key}\b"):
             check_vocabulary("x.gguf", other, "base.gguf", base)
-    with pytest.raises(InputError, match="merges differs"):
+    with pytest.raises(InputError, match="merges"):
         check_vocabulary("x.gguf", base | {"merges": "0"}, "base.gguf", base)

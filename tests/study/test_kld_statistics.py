@@ -7,14 +7,14 @@ import math
 import numpy as np
 import pytest
 
-from quantkit.formats.logits_file import counted
+from quantkit.formats.logits_file import scored_positions
 from quantkit.study.kld_statistics import PositionStatistics, kld_text
 
 
 def test_the_second_half_counts_but_for_the_last_which_nothing_follows() -> None:
-    assert list(counted(8)) == [4, 5, 6]
-    assert list(counted(7)) == [3, 4, 5]
-    assert len(counted(512)) == 255
+    assert list(scored_positions(8)) == [4, 5, 6]
+    assert list(scored_positions(7)) == [3, 4, 5]
+    assert len(scored_positions(512)) == 255
 
 
 def test_figures_equal_llama_perplexitys_formulas() -> None:
