@@ -1,4 +1,4 @@
-"""Reads weights' names and activations out of a running llama.cpp graph, for the imatrix.
+"""Collects sums of squared activations from a running llama.cpp graph, for the imatrix.
 
 llama.cpp calls back for every node of the graph; matrix products carry the weight in `src[0]`,
 the activations in `src[1]`, and for MUL_MAT_ID the chosen experts in `src[2]` (ggml.h).
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from quantkit.llamacpp.ggml import GgmlTensor, op_number, tensor_array, weight_name
 
 MIN_TOKENS = 16
-"""llama-imatrix leaves smaller products out: they are not the model's token-wise products."""
+"""llama-imatrix skips smaller products: they are not the model's token-wise products."""
 LAST_NORM = b"result_norm"
-"""llama.cpp's name for what the output matrix gets; false after it leaves the graph there."""
+"""llama.cpp's name for the input of the output matrix; returning false stops the graph there."""
 F32 = 0
 GROUP_TOKENS = 16
 BLOCK_ROWS = 128
 BLOCK_BYTES = 8 << 20
-"""Of activations in F64 at once, where they are summed by a product."""
+"""Activations in F64 at once, if they are summed by a matrix product."""
 
 
 @dataclass
@@ -37,9 +37,9 @@ class Sums:
 
 @dataclass(frozen=True)
 class _Increment:
-    """What one product adds: Σ x² of the matrices `rows`, and how many activations they saw.
+    """What one product adds: Σ x² of the matrices `rows`, and the number of activations.
 
-    Counts are of each of these matrices, or one number for a weight that has one count.
+    `counts` is per matrix, or one number for a weight with a single count.
     """
 
     rows: NDArray[np.int64] | slice
@@ -51,16 +51,16 @@ class _Increment:
 class Collector:
     """Sums squared activations of every weight of the repeating layers.
 
-    Products that share their input (query, key and value; gate and up) share its sums: they are
-    worked out once in each pass through the graph. The output matrix has no statistics, and what
-    it makes, logits, is not computed: they are without meaning after a decode with this callback.
+    Products with the same input (query, key and value; gate and up) share its sums, computed once
+    per pass through the graph. The output matrix has no statistics and is not computed: logits are
+    meaningless after a decode with this callback.
 
     Attributes:
-        group_tokens: so many squares are added up in F32 before F64 takes over. Where it divides
-            the length of a chunk, the sums do not depend on which chunks lie side by side.
+        group_tokens: number of squares added in F32 before F64. If it divides the chunk length,
+            the sums do not depend on which chunks are in one batch.
         sums: by weight name.
-        broken: name of the first weight whose activations were NaN or infinite, else None.
-        seconds: spent here, in all.
+        broken: name of the first weight with NaN or infinite activations, else None.
+        seconds: total time in this callback.
     """
 
     group_tokens: int = GROUP_TOKENS
@@ -95,14 +95,14 @@ class Collector:
             matrices,
         )
         if ask:
-            if name in self._seen:  # another pass: the same addresses hold other activations
+            if name in self._seen:  # a new pass: the same addresses hold other activations
                 self._seen.clear()
                 self._shared.clear()
             self._seen.add(name)
-            known = self._shared.get(key)
-            if known is not None:
-                self._add(name, matrices, known, each=indirect)
-            return known is None
+            shared = self._shared.get(key)
+            if shared is not None:
+                self._add(name, matrices, shared, each=indirect)
+            return shared is None
         values = tensor_array(tensor.src[1], np.float32).astype(np.float32, copy=False)
         if indirect:
             ids = tensor_array(tensor.src[2], np.int32).astype(np.int32, copy=False)[0, 0]
@@ -114,20 +114,20 @@ class Collector:
         return self.broken is None
 
     def _add(self, name: str, matrices: int, found: _Increment, *, each: bool) -> None:
-        """Add `found` to the sums of `name`, with a count for each matrix or one for all."""
+        """Add `found` to the sums of `name`, with a count per matrix or one for all."""
         if name not in self.sums:
             zeros = np.zeros((matrices, found.squares.shape[1]), np.float64)
             self.sums[name] = Sums(zeros, np.zeros(matrices if each else 1, np.int64))
         entry = self.sums[name]
         entry.squares[found.rows] += found.squares
         entry.counts[found.rows] += found.counts
-        # of numbers that are not negative: finite only if each is
+        # a sum of non-negative numbers is finite only if each is
         if self.broken is None and not math.isfinite(found.squares.sum()):
             self.broken = name
 
 
 def dense_sums(values: NDArray[np.float32], matrices: int, group: int) -> _Increment:
-    """Of activations (…, tokens, columns) of a weight of `matrices` stacked matrices."""
+    """Sums of activations (…, tokens, columns) of a weight of `matrices` stacked matrices."""
     tokens, columns = values.shape[-2:]
     stacked = values.reshape(-1, tokens, columns)
     squares = np.zeros((matrices, columns), np.float64)
@@ -137,10 +137,7 @@ def dense_sums(values: NDArray[np.float32], matrices: int, group: int) -> _Incre
 
 
 def _sums_of_squares(values: NDArray[np.float32], group: int) -> NDArray[np.float64]:
-    """Σ x² of each column: of `group` rows in F32, then in F64.
-
-    Twice as fast as F64 from the start, which writes every activation once more at double width.
-    """
+    """Σ x² of each column, `group` rows in F32, then F64: twice as fast as F64 throughout."""
     whole = len(values) - len(values) % group
     groups = values[:whole].reshape(-1, group, values.shape[1])
     total: NDArray[np.float64]
@@ -152,16 +149,16 @@ def _sums_of_squares(values: NDArray[np.float32], group: int) -> NDArray[np.floa
 
 
 def expert_sums(values: NDArray[np.float32], ids: NDArray[np.int32]) -> _Increment:
-    """Of activations (tokens, used or 1, columns) by the experts that `ids` (tokens, used) chose.
+    """Sums of activations (tokens, used or 1, columns) by the experts in `ids` (tokens, used).
 
-    In blocks: all activations in F64 at once would take gigabytes for a large mixture.
-    F64 throughout: which tokens come one after another depends on what lies side by side.
+    In blocks, as all activations in F64 would take gigabytes for a large model. F64 throughout, as
+    the order of an expert's tokens depends on the batch.
     """
     chosen = np.ascontiguousarray(ids).reshape(-1)
     counts = np.bincount(chosen)
     present = np.flatnonzero(counts)
     rows = values.reshape(-1, values.shape[2])
-    # Each block's product adds a whole result, so it pays only while that is the smaller of both.
+    # Each block's product adds a whole result, so the product pays only if that is small.
     if len(counts) <= BLOCK_BYTES // (8 * rows.shape[1]):
         squares = _by_product(rows, chosen, len(counts))[present]
     else:
@@ -172,10 +169,10 @@ def expert_sums(values: NDArray[np.float32], ids: NDArray[np.int32]) -> _Increme
 def _by_product(
     rows: NDArray[np.float32], chosen: NDArray[np.int32], experts: int
 ) -> NDArray[np.float64]:
-    """Σ x² (experts, columns) as a sparse product: `chosen` (a multiple of the rows) are its ones.
+    """Σ x² (experts, columns) as a sparse matrix product with a one for each of `chosen`.
 
-    Nothing is sorted or gathered, and a row that several experts share is squared once: 1.3 to 3
-    times as fast as `_by_sorting` where few experts or wide blocks make it pay.
+    Nothing is sorted or gathered, and a row shared by several experts is squared once: 1.3 to 3
+    times as fast as `_by_sorting` for few experts or wide blocks.
     """
     from scipy.sparse import csc_array
 
@@ -198,7 +195,7 @@ def _by_product(
 def _by_sorting(
     rows: NDArray[np.float32], chosen: NDArray[np.int32], counts: NDArray[np.int64]
 ) -> NDArray[np.float64]:
-    """Σ x² (experts present, columns), one expert after the other; `counts` are their rows."""
+    """Σ x² (experts present, columns), one expert after the other with `counts` rows each."""
     order = np.argsort(chosen.astype(np.uint16), kind="stable")  # 16 bits: a radix sort, faster
     order //= len(chosen) // len(rows)
     squares = np.zeros((len(counts), rows.shape[1]), np.float64)

@@ -1,9 +1,9 @@
-"""Runs native work in a child process, so that a crash there becomes a sentence here.
+"""Runs native code in a child process, so that a crash becomes an exception here.
 
 The child is `python -m quantkit.llamacpp.child`: it reads pickled calls from its standard input,
-writes pickled messages to a pipe of its own (llama.cpp may print to the standard ones), and dies
-with its parent. The task is named as `module:function`; it is called with the keyword arguments
-and an `emit` callable for progress.
+writes pickled messages to a pipe of its own (llama.cpp may print to the standard streams), and dies
+with its parent. A task is named `module:function` and called with keyword arguments and an `emit`
+callable for progress.
 """
 
 from __future__ import annotations
@@ -29,41 +29,41 @@ STDERR_KEPT_BYTES = 4000
 
 
 class NativeCrash(EnvironmentFault):
-    """The child ended by a signal or without an answer."""
+    """The child ended by a signal or without a result."""
 
 
 def run_isolated(task: str, arguments: dict[str, Any], on_message: Emit = lambda _m: None) -> Any:  # noqa: ANN401 - whatever the task returns
     """Call `task` (`module:function`) with `arguments` in a child and return its result.
 
-    Messages that the task emits go to `on_message` as they come.
+    Messages that the task emits are passed to `on_message`.
 
     Raises:
         NativeCrash: the child died; the message names the signal.
-        QuantkitError: what the task itself raised.
+        QuantkitError: raised by the task.
     """
     with Child() as child:
         return child.call(task, arguments, on_message)
 
 
 class Child:
-    """A process that runs one task after the other; the first that fails may be its last.
+    """A process that runs one task after the other; a failed one may end it.
 
     Args:
-        preload: modules that it imports while nothing is asked of it yet.
+        preload: modules to import before the first task.
     """
 
     def __init__(self, preload: Sequence[str] = ()) -> None:
         receiving, sending = os.pipe()
         self._printed = tempfile.TemporaryFile()  # a file never blocks the child as a pipe can
-        words = [str(sending), str(os.getpid()), *preload]
+        arguments = [str(sending), str(os.getpid()), *preload]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "quantkit.llamacpp.child", *words],
+                [sys.executable, "-m", "quantkit.llamacpp.child", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._printed,
                 pass_fds=(sending,),
-                env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # its last words are the assertion
+                env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # its last line is then the assertion
             )
         finally:
             os.close(sending)
@@ -74,7 +74,7 @@ class Child:
 
     def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
         if kind is not None:
-            self.end()  # it may be in the middle of a task whose messages nobody reads any more
+            self.end()  # it may be in the middle of a task
         self.close()
 
     def call(self, task: str, arguments: dict[str, Any], on_message: Emit = lambda _m: None) -> Any:  # noqa: ANN401
@@ -85,16 +85,16 @@ class Child:
             pickle.dump((task, arguments), stdin)
             stdin.flush()
         except BrokenPipeError:
-            pass  # it died before it read the call; its exit code says how
+            pass  # it died before it read the call; see its exit code
         try:
             return _receive(self._messages, on_message)
         except EOFError:
             code = self._process.wait()
         self._printed.seek(0)
         tail = self._printed.read()[-STDERR_KEPT_BYTES:].decode(errors="replace").strip()
-        if code > 0:  # a bug in the task, not a crash below it: keep its traceback
+        if code > 0:  # a bug in the task: keep its traceback
             raise RuntimeError(f"{task} failed in its child process:\n{tail}")
-        how = signal.Signals(-code).name if code < 0 else "without an answer"
+        how = signal.Signals(-code).name if code < 0 else "without a result"
         raise NativeCrash(
             f"native code in {task.split(':')[-1]} ended by {how} "
             f"({tail.splitlines()[-1] if tail else 'it printed nothing'}); "
@@ -102,11 +102,11 @@ class Child:
         )
 
     def end(self) -> None:
-        """End it at once; nothing is asked of it any more."""
+        """Kill it."""
         self._process.kill()
 
     def close(self) -> None:
-        """Let it end, and wait until it has."""
+        """Let it end, and wait for it."""
         with suppress(BrokenPipeError):
             if self._process.stdin is not None:
                 self._process.stdin.close()
@@ -126,7 +126,7 @@ def _receive(messages: BinaryIO, on_message: Emit) -> Any:  # noqa: ANN401
 
 
 def die_with_parent(parent: int) -> None:
-    """Have this process killed when the one with this id ends."""
+    """Have this process killed when the process `parent` ends."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above
@@ -134,7 +134,7 @@ def die_with_parent(parent: int) -> None:
 
 
 def main() -> None:
-    """Body of the child process: calls come until the standard input ends."""
+    """Body of the child process: runs calls until the standard input ends."""
     channel = open(int(sys.argv[1]), "wb", buffering=0)
     die_with_parent(int(sys.argv[2]))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # ctrl-C is the parent's to handle

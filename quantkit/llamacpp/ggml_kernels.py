@@ -21,7 +21,7 @@ _TO_FLOAT = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_in
 
 
 def prepare(kind: QuantType) -> None:
-    """Make the lookup tables that `kind` needs, before several threads ask for them."""
+    """Create the lookup tables of `kind`, before several threads use them."""
     base_library().ggml_quantize_init(kind.ggml_id)
 
 
@@ -61,7 +61,7 @@ def quantize(
 def ggml_blocks(
     kind: QuantType, rows: NDArray[np.float32], importance: NDArray[np.float32] | None
 ) -> NDArray[np.uint8]:
-    """What `ggml_quantize_chunk` makes of contiguous rows that are whole blocks of `kind` long."""
+    """`ggml_quantize_chunk` of contiguous rows of whole blocks."""
     n_rows, n_columns = rows.shape
     out = np.empty((n_rows, kind.size_bytes(n_columns)), np.uint8)
     written = base_library().ggml_quantize_chunk(
@@ -79,13 +79,13 @@ def ggml_blocks(
 
 
 def is_finite(kind: QuantType, raw: NDArray[np.uint8]) -> bool:
-    """Whether `raw` bytes of type `kind` decode to finite numbers: what llama-quantize checks."""
+    """Whether `raw` bytes of type `kind` decode to finite numbers, as llama-quantize checks."""
     flat = np.ascontiguousarray(raw)
     return bool(base_library().ggml_validate_row_data(kind.ggml_id, flat.ctypes.data, flat.nbytes))
 
 
 def _to_bf16(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Round to nearest even, NaN kept quiet: ggml's `ggml_compute_fp32_to_bf16`."""
+    """Round to nearest even, with quiet NaN, as `ggml_compute_fp32_to_bf16`."""
     bits = np.ascontiguousarray(rows, dtype="<f4").view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
     nan = (bits & 0x7FFFFFFF) > 0x7F800000

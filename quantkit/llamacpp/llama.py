@@ -1,7 +1,7 @@
-"""llama.cpp's model, vocabulary and context, as small typed objects. Used inside a child process.
+"""llama.cpp's model, vocabulary and context as small typed objects, for use in a child process.
 
-The high-level `llama_cpp.Llama` prefills again where partial removal from a recurrent memory
-fails, so everything here stands on the low-level API.
+Uses the low-level API: the high-level `llama_cpp.Llama` prefills again when partial removal from a
+recurrent memory fails.
 """
 
 from __future__ import annotations
@@ -19,13 +19,12 @@ from numpy.typing import NDArray
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 
-LOG_LINES_KEPT = 12
+LOG_LINES = 12
 KV_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "f32": 0}
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
 
-
-_recent_log: deque[str] = deque(maxlen=LOG_LINES_KEPT)
+_recent_log: deque[str] = deque(maxlen=LOG_LINES)
 
 
 @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
@@ -36,16 +35,18 @@ def _keep_log(level: int, text: bytes, _user: ctypes.c_void_p) -> None:
 
 
 def start_backend() -> None:
+    """Initialise llama.cpp and record its warnings and errors."""
     llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
 
 
 def forget_log() -> None:
-    """What was logged until now is of no matter to what follows."""
+    """Clear the recorded log."""
     _recent_log.clear()
 
 
 def why() -> str:
+    """The last recorded log lines, for error messages."""
     return "; ".join(_recent_log) or "no reason in its log"
 
 
@@ -54,10 +55,10 @@ class Model:
 
     Args:
         writable: read into memory instead of mapped, so that weights can be exchanged.
-        weightless: no weights are read; contexts on it say what they would take, and run nothing.
+        weightless: read no weights; contexts report the memory that they need and cannot run.
 
     Raises:
-        InputError: llama.cpp refuses the file; its own words are in the message.
+        InputError: llama.cpp refuses the file; its log is in the message.
     """
 
     def __init__(
@@ -117,7 +118,7 @@ class Vocabulary:
         self.eos = int(llama_cpp.llama_vocab_eos(handle))
 
     def tokenize(self, text: str, *, parse_special: bool = True) -> Tokens:
-        """Token ids of `text`, without BOS or EOS; special tokens in it are recognised or not."""
+        """Token ids of `text` without BOS or EOS; `parse_special` recognises special tokens."""
         raw = text.encode("utf-8")
         capacity = len(raw) + 16
         buffer = (llama_cpp.llama_token * capacity)()
@@ -140,18 +141,18 @@ class Vocabulary:
         """`chunk`, its first token replaced by BOS if the model wants one, as in llama-imatrix."""
         return with_first(chunk, self.text_bos)
 
-    def text(self, tokens: Sequence[int], kept: Sequence[int] = ()) -> str:
-        """The text of `tokens`, special tokens left out but for those in `kept`."""
+    def text(self, tokens: Sequence[int], visible: Sequence[int] = ()) -> str:
+        """The text of `tokens` without special tokens, except those in `visible`."""
         pieces = []
         buffer = ctypes.create_string_buffer(256)
         for token in tokens:
-            special = token in kept
+            special = token in visible
             size = llama_cpp.llama_token_to_piece(self._handle, int(token), buffer, 256, 0, special)
             pieces.append(buffer.raw[: max(size, 0)])
         return b"".join(pieces).decode("utf-8", errors="replace")
 
     def token_text(self, token: int) -> str:
-        """The raw text of one token, special ones too; empty for none (id -1)."""
+        """The raw text of one token, also of a special one; empty for id -1."""
         if token < 0:
             return ""
         raw = llama_cpp.llama_vocab_get_text(self._handle, token)
@@ -162,11 +163,11 @@ class Vocabulary:
 
 
 class Span(NamedTuple):
-    """Tokens of one sequence, to be decoded beside others.
+    """Tokens of one sequence, decoded in a batch with others.
 
     Attributes:
         start: position of the first.
-        every: logits of all of them are wanted, not of the last alone.
+        every: whether logits of all tokens are wanted, or only of the last.
     """
 
     sequence: int
@@ -176,11 +177,11 @@ class Span(NamedTuple):
 
 
 EvalCallback = Callable[[int, bool], bool]
-"""(address of a ggml_tensor, whether llama.cpp only asks) → wanted / go on."""
+"""(address of a ggml_tensor, whether llama.cpp asks before computing it) → wanted / go on."""
 
 
 class Context:
-    """A context on a model: decode tokens, fork and drop sequences.
+    """A context of a model: decodes tokens, forks and drops sequences.
 
     Raises:
         EnvironmentFault: llama.cpp could not allocate it.
@@ -197,7 +198,7 @@ class Context:
         params.n_seq_max = settings.sequences
         params.n_rs_seq = 0  # rolling back a whole ubatch returned success with wrong logits
         params.kv_unified = settings.shared_cells
-        params.swa_full = False  # as llama-server and the plan have it
+        params.swa_full = False  # as in llama-server and in the plan
         params.n_threads = params.n_threads_batch = model.devices.threads
         params.type_k = params.type_v = KV_TYPES[settings.kv_type]
         if settings.kv_type not in ("f16", "bf16", "f32"):
@@ -244,7 +245,7 @@ class Context:
         return np.ctypeslib.as_array(raw, shape=(self._vocab_size,)).copy()
 
     def prefill(self, tokens: Tokens, start: int, sequence: int = 0) -> None:
-        """Decode `tokens` at positions from `start` on; nobody asks for their logits."""
+        """Decode `tokens` at positions from `start` on, without logits."""
         size = self.settings.batch_tokens
         for at in range(0, len(tokens), size):
             piece = tokens[at : at + size]
@@ -252,11 +253,11 @@ class Context:
             self._run(f"{len(piece)} tokens at position {start + at}")
 
     def wait(self) -> None:
-        """Return when the device has done all that it was told; for honest timings."""
+        """Wait until the device has finished; for timing."""
         llama_cpp.llama_synchronize(self.handle)
 
     def decode_spans(self, spans: Sequence[Span]) -> list[Logits]:
-        """Decode spans of different sequences in one batch, which must hold them all.
+        """Decode spans of different sequences in one batch, which must be large enough.
 
         Returns:
             Logits of each span, F32, shape (tokens, vocabulary) of one with `every`, else
@@ -275,10 +276,10 @@ class Context:
         return [part.copy() for part in np.split(rows, np.cumsum(wanted)[:-1])]
 
     def decode_together(self, chunks: Sequence[Tokens]) -> None:
-        """Decode `chunks` side by side, each from position 0 in a sequence of its own.
+        """Decode `chunks` in one batch, each from position 0 in a sequence of its own.
 
-        For callbacks that watch activations: every position is computed to the end, and the logits
-        are left where they are. The context must be empty, and `batch_tokens` hold all chunks.
+        Every position is computed to the end; logits are not copied. The context must be empty, and
+        `batch_tokens` large enough for all chunks.
         """
         at = 0
         for sequence, chunk in enumerate(chunks):
@@ -290,8 +291,8 @@ class Context:
         """Decode `tokens` from position 0 on, a batch at a time, in an empty context.
 
         Yields:
-            Logits of those of `positions` that were in the batch, where there are any, shape
-            (positions, vocabulary). They lie in llama.cpp's own memory: valid until the next.
+            Logits of the batch's positions that are in `positions`, if any, shape (positions,
+            vocabulary), in llama.cpp's own memory: valid until the next.
         """
         size = self.settings.batch_tokens
         for at in range(0, len(tokens), size):
@@ -307,15 +308,15 @@ class Context:
                 yield np.ctypeslib.as_array(raw, shape=(len(wanted), self._vocab_size))
 
     def all_logits(self) -> Logits:
-        """Logits of the last batch, whose every position had an output, shape (tokens, vocabulary).
+        """Logits of all positions of the last batch, shape (tokens, vocabulary).
 
-        They lie in llama.cpp's own memory: valid until the next decode.
+        In llama.cpp's own memory: valid until the next decode.
         """
         raw = llama_cpp.llama_get_logits(self.handle)
         return np.ctypeslib.as_array(raw, shape=(self._batch.n_tokens, self._vocab_size))
 
     def _run(self, what: str) -> None:
-        """Decode the filled batch; `what` it is, for the error."""
+        """Decode the filled batch; `what` describes it in an error."""
         status = llama_cpp.llama_decode(self.handle, self._batch)
         if self._failure is not None:
             raise self._failure
@@ -324,7 +325,7 @@ class Context:
             raise EnvironmentFault(f"llama.cpp failed to decode {what} (status {status}: {reason})")
 
     def _guarded(self, on_tensor: EvalCallback) -> Callable[[int, bool, object], bool]:
-        """`on_tensor`, with its exceptions kept for `decode`: ctypes would only print them."""
+        """`on_tensor`, whose exceptions `decode` raises: ctypes would only print them."""
 
         def callback(tensor: int, ask: bool, _user: object) -> bool:
             try:
@@ -338,7 +339,7 @@ class Context:
     def _fill(
         self, piece: Tokens, start: int, sequence: int, *, every: bool, last: bool, at: int = 0
     ) -> None:
-        """Put `piece` into the batch from its token `at` on; the batch ends with it."""
+        """Put `piece` into the batch from index `at` on; the batch ends with it."""
         batch, stop = self._batch, at + len(piece)
         batch.n_tokens = stop
         np.ctypeslib.as_array(batch.token, shape=(stop,))[at:] = piece
@@ -352,22 +353,22 @@ class Context:
             batch.seq_id[index][0] = sequence
 
     def fork(self, source: int, target: int) -> None:
-        """Make `target` continue where `source` stands; exact, also for recurrent state."""
+        """Copy the state of sequence `source` to `target`, recurrent state included."""
         if not 0 <= target < self.settings.sequences:
-            # llama.cpp would copy the attention cells and silently not the recurrent state
+            # llama.cpp would silently copy only the attention cells
             raise ValueError(f"sequence {target} is outside 0..{self.settings.sequences - 1}")
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def drop(self, sequence: int) -> None:
-        """Forget all of `sequence`."""
+        """Remove `sequence`."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def clear(self) -> None:
-        """Forget every sequence."""
+        """Remove all sequences."""
         llama_cpp.llama_memory_clear(self._memory, True)
 
     def save(self, sequence: int, tokens: Tokens, path: Path) -> None:
-        """Write the state of `sequence`, which is that after `tokens`, and them, to `path`.
+        """Write the state of `sequence` after `tokens`, and the tokens, to `path`.
 
         Raises:
             EnvironmentFault: it could not be written.
@@ -383,10 +384,9 @@ class Context:
             )
 
     def load(self, sequence: int, path: Path, at_most: int) -> Tokens | None:
-        """Read a state into the empty `sequence`: the tokens after which it stands, or None.
+        """Read a state into the empty `sequence`; returns its tokens, or None if it does not fit.
 
-        None is for a file that is none of this model's contexts of this size; llama.cpp looks at
-        shapes only, so that whose weights it was is the caller's to know.
+        llama.cpp checks shapes only; the caller must know that the weights are the same.
         """
         ids = np.empty(at_most, np.int32)
         count = ctypes.c_size_t(0)

@@ -1,8 +1,8 @@
-"""A prefix that survives a kill: llama.cpp's state of a sequence, and what it is the state of.
+"""Saves the prefilled state of a sequence, so that an interrupted run resumes.
 
-llama.cpp's own files do not name their model. Beside each lies a small one with the hash of
-everything that the state depends on; a state of anything else is not taken. The tokens that it
-stands after are in it, and are compared with those that are wanted.
+llama.cpp's state files do not name their model. A second file has the hash of everything that the
+state depends on, and a state with another hash is not used. The tokens in the state are compared
+with the requested ones.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from quantkit.core.files import publish, write_json
 from quantkit.llamacpp.llama import Context, Tokens
 
 SAVED_SHARE = 0.02
-"""Of the time, at most, that goes into saving."""
+"""Largest share of the time that is spent on saving."""
 
 
 class SavedState:
     """The last saved prefix in a folder.
 
     Args:
-        purpose: all that the state depends on, but for its tokens: model, settings, versions.
-        seconds: between two savings, at least.
-        note: is told, once, when there is no room to save.
+        purpose: all that the state depends on besides its tokens: model, settings, versions.
+        seconds: least time between two saves.
+        note: called once if the state cannot be saved.
     """
 
     def __init__(
@@ -43,26 +43,26 @@ class SavedState:
         self._gave_up = False
 
     def position(self, at_most: int) -> int:
-        """Tokens that the saved prefix seems to have, without reading it; 0 for none."""
+        """Length of the saved prefix in tokens according to its description; 0 for none."""
         about = self._read()
         return 0 if about is None or about["tokens"] > at_most else int(about["tokens"])
 
-    def load(self, context: Context, wanted: Tokens) -> tuple[int, dict[str, Any]]:
-        """Read the saved prefix into sequence 0 if it is one of `wanted`: (its length, its facts).
+    def load(self, context: Context, tokens: Tokens) -> tuple[int, dict[str, Any]]:
+        """Read the saved state into sequence 0 if it is of a prefix of `tokens`: (length, facts).
 
-        The context must be empty, and stays so where nothing fits: (0, {}).
+        The context must be empty; if nothing fits it stays empty, and the result is (0, {}).
         """
         about = self._read()
-        if about is None or about["tokens"] > len(wanted):
+        if about is None or about["tokens"] > len(tokens):
             return 0, {}
-        found = context.load(0, self._state, len(wanted))
-        if found is None or not np.array_equal(found, wanted[: len(found)]):
+        found = context.load(0, self._state, len(tokens))
+        if found is None or not np.array_equal(found, tokens[: len(found)]):
             context.clear()
             return 0, {}
         return len(found), about["facts"]
 
     def _read(self) -> dict[str, Any] | None:
-        """What lies beside the state; None where that is of something else, or not whole."""
+        """The description of the state; None if it does not match or is incomplete."""
         try:
             about: dict[str, Any] = json.loads(self._about.read_text(encoding="utf-8"))
             same = about["key"] == self._key and about["bytes"] == self._state.stat().st_size
@@ -71,10 +71,10 @@ class SavedState:
             return None
 
     def save(self, context: Context, tokens: Tokens, facts: dict[str, Any]) -> None:
-        """Save sequence 0, which stands after `tokens`, if it is time; `facts` come back on load.
+        """Save sequence 0, the state after `tokens`, if it is time; `load` returns `facts`.
 
-        The file before it stays until the new one is whole. A disk without room costs the
-        resumption, not the run.
+        The last file stays until the new one is complete. If the state cannot be saved, the run
+        goes on without.
         """
         if self._gave_up or time.monotonic() - self._last < self._due:
             return
@@ -90,11 +90,11 @@ class SavedState:
         except (EnvironmentFault, OSError) as error:
             self._gave_up = True
             growing.unlink(missing_ok=True)
-            self._note(f"the prefill is not saved ({error}): after a kill it begins anew")
+            self._note(f"the prefill cannot be saved ({error}); an interrupted run starts it again")
         self._last = time.monotonic()
         self._cost = self._last - began
 
     @property
     def _due(self) -> float:
-        """Seconds between two savings: more where saving is slow."""
+        """Seconds between two saves: more if saving is slow."""
         return max(self._seconds, self._cost / SAVED_SHARE) if self._seconds else 0.0

@@ -1,9 +1,9 @@
-"""A tiny quantized model, run in a child process, decides which native settings work here.
+"""Finds the llama.cpp settings that work on this machine, with a tiny model in a child process.
 
-ggml chooses its repacked kernels (AMX and others) from the CPU's flags. On some virtual machines
-the flags are there and the instructions are refused: the process dies by SIGILL or SIGSEGV. So
-the fast setting is tried once where it can be caught, its logits are compared with those of the
-plain setting, and the answer is kept for this machine and this library.
+ggml chooses its repacked kernels (AMX and others) by the CPU's flags. On some virtual machines the
+flags are set but the instructions fail, and the process dies by SIGILL or SIGSEGV. So the fast
+setting is tried in a child process, its logits are compared with the plain setting's, and the
+result is cached for this machine and library version.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ WIDTH = 256
 VOCABULARY = 256
 TOKENS = 64
 TOLERANCE = 0.05
-"""Repacked kernels may quantize activations otherwise; measured differences are below 0.02."""
+"""Repacked kernels may quantize activations differently; measured differences are below 0.02."""
 
 _TYPES = {
     "token_embd": "Q4_K",
@@ -50,14 +50,14 @@ _TYPES = {
 
 @dataclass(frozen=True)
 class SelfTest:
-    """What the self-test found: the setting to use, and the sentence that explains it."""
+    """Result of the self-test: the setting to use, and why."""
 
     use_extra_buffers: bool
     finding: str
 
 
 def working_settings(cache: Path | None = None) -> SelfTest:
-    """The native settings that work on this machine, from the cache or by trying them now.
+    """The settings that work on this machine, from the cache or tried now.
 
     Raises:
         EnvironmentFault: not even the plain setting runs a quantized model.
@@ -71,7 +71,7 @@ def working_settings(cache: Path | None = None) -> SelfTest:
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(result)))
     except OSError:
-        pass  # a read-only home costs a second each time, nothing more
+        pass  # with a read-only home the test runs each time
     return result
 
 
@@ -117,10 +117,10 @@ def run_selftest(probe: Probe | None = None) -> SelfTest:
         try:
             fast = probe(model, True)
         except NativeCrash as crash:
-            return SelfTest(False, f"repacked kernels crash here ({crash}), plain kernels are used")
+            return SelfTest(False, f"repacked kernels crash ({crash}); plain ones are used")
     difference = float(np.abs(fast - plain).max() / np.abs(plain).max())
     if not difference <= TOLERANCE:  # also when it is NaN
-        return SelfTest(False, f"repacked kernels differ by {difference:.1%}, plain ones are used")
+        return SelfTest(False, f"repacked kernels differ by {difference:.1%}; plain ones are used")
     return SelfTest(True, f"repacked kernels agree with plain ones (difference {difference:.1%})")
 
 
@@ -173,11 +173,12 @@ def write_tiny_model(path: Path) -> None:
 
 
 def machine_key() -> str:
+    """Hash of the CPU and the library version."""
     flags = ""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = "\n".join(sorted({x for x in lines if x.startswith(("model name", "flags"))}))
     except OSError:
-        pass  # not Linux: the platform's own words must do
+        pass  # not Linux
     parts = (library_version(), platform.platform(), platform.processor(), flags)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -1,8 +1,8 @@
 """The weights of a loaded model: found in its graph by name, and exchanged in place.
 
-llama.cpp has no call that names a loaded tensor, but every graph that it computes does: the weight
-is `src[0]` of each matrix product and row lookup. A weight that lies on two devices (a tied
-embedding whose rows are looked up on the CPU) appears once for each.
+llama.cpp has no function that finds a loaded tensor, but it is `src[0]` of the matrix products and
+row lookups of every graph. A weight on two devices (a tied embedding whose rows are looked up on
+the CPU) appears once for each.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class LoadedWeights:
     """Weights of a model that was loaded with `writable`.
 
     Raises:
-        EnvironmentFault: the graph shows none of the `names`.
+        EnvironmentFault: none of `names` is in the graph.
     """
 
     def __init__(self, model: Model, names: Collection[str]) -> None:
@@ -37,16 +37,16 @@ class LoadedWeights:
         context.close()
         if not self._at:
             raise EnvironmentFault(
-                "llama.cpp showed none of the model's weights; update llama-cpp-python"
+                "llama.cpp reported none of the model's weights; update llama-cpp-python"
             )
 
     @property
     def names(self) -> frozenset[str]:
-        """What was found; weights of layers that are never run are not."""
+        """Names of the weights found; those of layers that never run are missing."""
         return frozenset(self._at)
 
     def exchange(self, name: str, data: NDArray[np.uint8], at: int = 0) -> None:
-        """Put `data`, bytes in the tensor's own type, at byte `at` of it, on every device."""
+        """Write `data`, in the tensor's own type, at byte `at` of it, on every device."""
         library = base_library()
         raw = np.ascontiguousarray(data)
         for address in self._at[name]:
