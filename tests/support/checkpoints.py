@@ -15,6 +15,12 @@ TEKKEN_REGEX = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
 CHATML = (
     "{% for m in messages %}<|im_start|>{{m.role}}\n{{m.content}}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -229,11 +235,11 @@ def byte_level_tokenizer() -> dict[str, Any]:
                     "behavior": "Isolated",
                     "invert": False,
                 },
-                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+                BYTE_LEVEL | {"use_regex": False},
             ],
         },
         "post_processor": None,
-        "decoder": {"type": "ByteLevel"},
+        "decoder": BYTE_LEVEL,
         "model": {
             "type": "BPE",
             "vocab": {word: i for i, word in enumerate(words) if word != "<think>"},
