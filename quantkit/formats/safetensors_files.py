@@ -20,7 +20,7 @@ from quantkit.formats.safetensors_header import (
     read_header,
 )
 
-CONVERTIBLE = ("BF16", "F16", "F32")
+CONVERTIBLE = tuple(DTYPE_BYTES)
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _INDEX = "model.safetensors.index.json"
 

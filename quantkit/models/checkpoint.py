@@ -18,8 +18,9 @@ from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.families.base import Config, StoredTensor, TensorRule, without_prediction
 from quantkit.models.families.registry import family_for
 from quantkit.models.general_metadata import general_metadata
-from quantkit.models.tokenizers.special_tokens import read_json
+from quantkit.models.json_files import read_json
 from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
+from quantkit.models.transformers_reader import config_with_defaults
 
 _EMBEDDINGS = ("model.embed_tokens.weight", "backbone.embeddings.weight", "model.embeddings.weight")
 _OUTPUT = "lm_head.weight"
@@ -81,6 +82,7 @@ def open_checkpoint(
     if not keep_prediction:
         config = without_prediction(config)
     family = family_for(config)
+    config = config_with_defaults(config)
     if config.get("quantization_config"):
         raise InputError(
             f"{folder / 'config.json'} describes a quantized checkpoint; only BF16, F16 and F32 "
@@ -118,6 +120,8 @@ def _is_tied(files: SafetensorsFolder) -> bool | None:
     if _OUTPUT not in entries or embedding is None:
         return True
     output = entries[_OUTPUT]
+    if output.dtype not in DTYPE_BYTES:  # refused with its name when the rules are made
+        return False
     if (output.shape, output.dtype) != (entries[embedding].shape, entries[embedding].dtype):
         return False
     if not files.file_of(_OUTPUT).has_data:
