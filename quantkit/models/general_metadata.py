@@ -9,7 +9,7 @@ from pathlib import Path
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata, MetaKind, TensorInfo
 from quantkit.models.families.base import meta
-from quantkit.models.tokenizers.special_tokens import read_json
+from quantkit.models.json_files import read_json
 
 
 def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | None) -> Metadata:

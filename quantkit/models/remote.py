@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -18,18 +17,20 @@ from quantkit.hub.download.remote_files import RemoteFiles
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.models.families.base import without_prediction
 from quantkit.models.families.registry import family_for
+from quantkit.models.json_files import parse_json
+from quantkit.models.transformers_reader import config_with_defaults
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 BESIDE_WEIGHTS = (
-    "*.json", "tokenizer.model", "*.jinja", "additional_chat_templates/*.jinja",
+    "*.json", "tokenizer.model", "merges.txt", "*.jinja", "additional_chat_templates/*.jinja",
     "LICENSE*", "LICENCE*", "NOTICE*", "README.md",
 )  # fmt: skip
 """Configuration, tokenizer, chat templates, licence, model card."""
 READ_BY_CONVERSION = (
     "*.safetensors", INDEX, CONFIG, "generation_config.json", "tokenizer.model",
-    "tokenizer*.json", "added_tokens.json", "special_tokens_map.json", "chat_template.json",
-    "chat_template.jinja", "additional_chat_templates/*.jinja", "README.md",
+    "tokenizer*.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    "chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "README.md",
 )  # fmt: skip
 """What is taken for a part of the model where it lies in its folder."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
@@ -45,7 +46,7 @@ class RemoteCheckpoint(RemoteFiles):
 
     Attributes:
         files: small ones first.
-        config: config.json.
+        config: config.json, with the defaults of transformers.
     """
 
     config: Mapping[str, Any]
@@ -131,8 +132,11 @@ def look_up(
     if CONFIG not in listed:
         raise InputError(f"{repository} has no {CONFIG}; choose the repository of a whole model")
     contents = {CONFIG: read_small(hub, listing, listed[CONFIG], folder)}
-    config = _json_object(contents[CONFIG], repository, CONFIG)
-    family_for(config).metadata(without_prediction(config))
+    advice = "choose another revision"
+    config = parse_json(contents[CONFIG], f"{repository}: {CONFIG}", advice)
+    family = family_for(config)
+    config = config_with_defaults(config)
+    family.metadata(without_prediction(config))
     if config.get("quantization_config"):
         raise InputError(
             f"{repository} is a quantized checkpoint (quantization_config in {CONFIG}); only BF16, "
@@ -141,7 +145,8 @@ def look_up(
     shards = None
     if INDEX in listed:
         contents[INDEX] = read_small(hub, listing, listed[INDEX], folder)
-        weight_map = _json_object(contents[INDEX], repository, INDEX).get("weight_map")
+        index = parse_json(contents[INDEX], f"{repository}: {INDEX}", advice)
+        weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{repository}: {INDEX} names no shards; choose another revision")
         shards = {str(shard) for shard in weight_map.values()}
@@ -172,13 +177,3 @@ def _readable(path: Path) -> Iterator[bytes]:
     """The content of `path`; what cannot be read is not there, and told when it is in the way."""
     with suppress(OSError):
         yield from pieces(path)
-
-
-def _json_object(content: bytes, repository: str, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{repository}: {name} is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{repository}: {name} holds no JSON object")
-    return value

@@ -2,34 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
-
-from quantkit.core.errors import InputError
-
-Pair = tuple[str, str]
-
-
-def merge_pair(entry: object) -> Pair:
-    """The two parts of a merge; older files store it as "left right", newer as two strings.
-
-    Raises:
-        InputError: it is neither.
-    """
-    parts = entry.split(" ") if isinstance(entry, str) else entry
-    # No match statement: it takes five times as long, and a vocabulary has 270,000 merges.
-    if isinstance(parts, list) and len(parts) == 2:
-        left, right = parts
-        if isinstance(left, str) and isinstance(right, str):
-            return left, right
-    raise InputError(f"tokenizer.json: {entry!r} is no merge; download it again")
-
-
-def distinct(pairs: Sequence[Pair]) -> list[Pair]:
-    """Every merge once: of a repeated one, the library takes the last and llama.cpp the first."""
-    return list(dict.fromkeys(reversed(pairs)))[::-1]
 
 
 @dataclass(frozen=True)
@@ -46,27 +21,15 @@ class Encoded:
 
 
 class Merges:
-    """The merges of a model, the most urgent first."""
+    """The merges of a model, by falling priority."""
 
-    def __init__(self, pairs: Sequence[Pair]) -> None:
-        self._ranks = {pair: rank for rank, pair in enumerate(distinct(pairs))}
-
-    @property
-    def pairs(self) -> Iterable[Pair]:
-        return self._ranks.keys()
-
-    def __len__(self) -> int:
-        return len(self._ranks)
-
-    @classmethod
-    def of_model(cls, model: Mapping[str, Any]) -> Merges:
-        """The merges of a tokenizer.json's `model`."""
-        return cls([merge_pair(entry) for entry in model.get("merges") or ()])
+    def __init__(self, pairs: Iterable[Sequence[str]]) -> None:
+        self.ranks = {(left, right): rank for rank, (left, right) in enumerate(pairs)}
 
     def encode(self, text: str) -> Encoded:
-        """Join the most urgent pair, of several the leftmost, until none is left."""
+        """Join the pair of the highest priority, of several the leftmost, until none is left."""
         symbols, last = list(text), None
-        ranks = self._ranks
+        ranks = self.ranks
         while len(symbols) > 1:
             found = [ranks.get(pair, -1) for pair in pairwise(symbols)]
             rank = min((r for r in found if r >= 0), default=None)

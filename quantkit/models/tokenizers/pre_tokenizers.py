@@ -26,7 +26,6 @@ from typing import Any
 
 from quantkit.core.errors import InputError
 from quantkit.models.tokenizers.merges import Merges
-from quantkit.models.tokenizers.special_tokens import added_tokens
 
 
 @dataclass(frozen=True)
@@ -90,32 +89,31 @@ _NAMES: dict[tuple[Step, ...], dict[bool, str]] = {  # Then by `ignore_merges`.
 }
 
 
-def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
-    """The `tokenizer.ggml.pre` of a parsed tokenizer.json of a byte-level BPE.
+def pre_tokenizer_name(definition: Mapping[str, Any]) -> str:
+    """The `tokenizer.ggml.pre` of a byte-level BPE, given in the form of a tokenizer.json.
 
     Raises:
         InputError: the splitting has no name in the table, and the message shows its definition;
             or the name says the opposite of the model's `ignore_merges`, and that would matter.
     """
-    definition = tokenizer.get("pre_tokenizer")
-    steps = _steps(definition)
+    steps = _steps(definition.get("pre_tokenizer"))
     names = _NAMES.get(tuple(steps)) if steps is not None else None
     if names is None:
         known = sorted(name for by_flag in _NAMES.values() for name in by_flag.values())
         raise InputError(
-            f"tokenizer.json splits text by {_shortened(definition)}, which has no known name in "
-            f"llama.cpp; known are {', '.join(known)}. Convert the model with llama.cpp's own "
+            f"tokenizer.json splits text by {str(definition.get('pre_tokenizer'))[:300]}, which has "
+            f"no known name in llama.cpp; known are {', '.join(known)}. Convert the model with llama.cpp's own "
             "converter and give the GGUF to --model"
         )
-    model = tokenizer.get("model")
-    model = model if isinstance(model, Mapping) else {}
+    model = definition["model"]
     ignores_merges = bool(model.get("ignore_merges"))
     if ignores_merges in names:
         return names[ignores_merges]
     (name,) = names.values()
-    added = {token.text for token in added_tokens(tokenizer)}  # Found before words are split.
-    words = (text for text in model.get("vocab") or () if text not in added)
-    lost = Merges.of_model(model).unreachable(words)
+    # Added tokens are found before text is split into words.
+    added = {token["content"] for token in definition.get("added_tokens") or ()}
+    words = (text for text in model["vocab"] if text not in added)
+    lost = Merges(model["merges"]).unreachable(words)
     if lost is not None:
         raise InputError(
             f"tokenizer.json has ignore_merges {str(ignores_merges).lower()}, but llama.cpp's "
@@ -143,8 +141,3 @@ def _steps(definition: object) -> list[Step] | None:
             return [ByteLevel(splits=bool(rest.get("use_regex", True)))]
         case _:
             return None
-
-
-def _shortened(definition: object) -> str:
-    text = str(definition)
-    return text if len(text) <= 300 else f"{text[:300]}…"
