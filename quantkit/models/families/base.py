@@ -14,7 +14,7 @@ from quantkit.formats.safetensors_files import CONVERTIBLE
 from quantkit.formats.tensors import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
 
 Config = Mapping[str, Any]
-"""A parsed config.json."""
+"""A parsed config.json, with the defaults of transformers: see `config_with_defaults`."""
 
 PREDICTION_LAYERS = "num_nextn_predict_layers"
 """config.json's key for multi-token prediction (MTP) layers; `without_prediction` sets it to 0."""
@@ -182,6 +182,20 @@ def base_type(name: str, shape: tuple[int, ...]) -> str:
     if len(shape) == 1 or name.endswith(_F32_NAMES) or not name.endswith(".weight"):
         return "F32"
     return "BF16"
+
+
+def check_activation(config: Config, key: str = "hidden_act", computed: str = "silu") -> None:
+    """Refuse another activation than the one that llama.cpp computes whatever the file says.
+
+    Raises:
+        InputError: config.json names another one.
+    """
+    given = config.get(key)
+    if given not in (None, computed) and (given, computed) != ("swish", "silu"):
+        raise InputError(
+            f"config.json: {key} is {given!r}, but llama.cpp computes this architecture with "
+            f"{computed!r} only: the GGUF would be another model"
+        )
 
 
 def config_int(config: Config, *keys: str) -> int:

@@ -101,9 +101,9 @@ def pre_tokenizer_name(definition: Mapping[str, Any]) -> str:
     if names is None:
         known = sorted(name for by_flag in _NAMES.values() for name in by_flag.values())
         raise InputError(
-            f"tokenizer.json splits text by {str(definition.get('pre_tokenizer'))[:300]}, which has "
-            f"no known name in llama.cpp; known are {', '.join(known)}. Convert the model with llama.cpp's own "
-            "converter and give the GGUF to --model"
+            f"tokenizer.json splits text by {str(definition.get('pre_tokenizer'))[:300]}, which "
+            f"has no known name in llama.cpp; known are {', '.join(known)}. Convert the model with "
+            "llama.cpp's own converter and give the GGUF to --model"
         )
     model = definition["model"]
     ignores_merges = bool(model.get("ignore_merges"))
