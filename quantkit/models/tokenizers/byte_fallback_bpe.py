@@ -22,7 +22,7 @@ from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import meta
 from quantkit.models.tokenizers.byte_level_bpe import refuse_model_options
-from quantkit.models.tokenizers.merges import Merges
+from quantkit.models.tokenizers.merges import Ranks, merge_ranks, merged, unreachable
 from quantkit.models.tokenizers.token_types import (
     TokenType,
     is_control,
@@ -58,8 +58,8 @@ def byte_fallback_metadata(tokenizer: LoadedTokenizer, rows: int) -> Metadata:
         )
     tokens = [texts.get(i, f"[PAD{i}]") for i in range(rows)]
     refuse_unreadable(tokens)
-    merges = Merges(model["merges"])
-    _refuse_merging(merges, model, {token.text for token in tokenizer.added.values()})
+    ranks = merge_ranks(model["merges"])
+    _refuse_merging(ranks, model, {token.text for token in tokenizer.added.values()})
     types, scores = [], []
     for token_id, text in enumerate(tokens):
         added = tokenizer.added.get(token_id)
@@ -71,7 +71,7 @@ def byte_fallback_metadata(tokenizer: LoadedTokenizer, rows: int) -> Metadata:
             types.append(TokenType.CONTROL if is_control(added, text) else TokenType.USER_DEFINED)
         else:
             types.append(TokenType.BYTE if text in _BYTES else TokenType.NORMAL)
-        scores.append(_score(text, merges, added is not None))
+        scores.append(_score(text, ranks, added is not None))
     return {
         "tokenizer.ggml.model": meta("str", "llama"),
         "tokenizer.ggml.pre": meta("str", "default"),
@@ -121,13 +121,13 @@ def _refuse_added(token: AddedToken, adds_space: bool) -> None:
         )
 
 
-def _refuse_merging(merges: Merges, model: Mapping[str, Any], added: Set[str]) -> None:
+def _refuse_merging(ranks: Ranks, model: Mapping[str, Any], added: Set[str]) -> None:
     """Merging that is not by characters alone."""
-    if any(part in _BYTES for pair in merges.ranks for part in pair):
+    if any(part in _BYTES for pair in ranks for part in pair):
         raise InputError(f"tokenizer.json merges byte tokens, which llama.cpp does not: {_NEXT}")
     if model.get("ignore_merges"):
         words = (text for text in model["vocab"] if text not in added and text not in _BYTES)
-        lost = merges.unreachable(words)
+        lost = unreachable(words, ranks)
         if lost is not None:
             raise InputError(
                 f"tokenizer.json has ignore_merges, and no merges lead to the token {lost!r}; "
@@ -135,12 +135,12 @@ def _refuse_merging(merges: Merges, model: Mapping[str, Any], added: Set[str]) -
             )
 
 
-def _score(text: str, merges: Merges, is_added: bool) -> float:
-    found = merges.encode(text)
-    if len(found.symbols) == 2 and not is_added:  # Added tokens are cut out of the text before.
+def _score(text: str, ranks: Ranks, is_added: bool) -> float:
+    symbols, last = merged(text, ranks)
+    if len(symbols) == 2 and not is_added:  # Added tokens are cut out of the text before.
         raise InputError(
-            f"tokenizer.json has the token {text!r}, but no merge of {found.symbols[0]!r} and "
-            f"{found.symbols[1]!r}; llama.cpp would merge them: {_NEXT}"
+            f"tokenizer.json has the token {text!r}, but no merge of {symbols[0]!r} and "
+            f"{symbols[1]!r}; llama.cpp would merge them: {_NEXT}"
         )
     # A token of one character, or that nothing leads to, is never merged: last of all.
-    return -float(len(merges.ranks) if found.rank is None else found.rank)
+    return -float(last if len(symbols) == 1 and last >= 0 else len(ranks))

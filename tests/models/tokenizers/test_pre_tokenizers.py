@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from quantkit.core.errors import InputError
-from quantkit.models.tokenizers.merges import Merges
+from quantkit.models.tokenizers.merges import merge_ranks, merged, unreachable
 from quantkit.models.tokenizers.pre_tokenizers import (
     GPT4O,
     LLAMA3,
@@ -91,9 +91,9 @@ def test_the_other_ignore_merges_is_taken_where_it_changes_nothing(
 
 
 def test_merges_are_applied_by_rank_then_from_the_left() -> None:
-    merges = Merges([("a", "a"), ("b", "c"), ("a", "b"), ("a", "bc")])
-    assert merges.encode("aaabc").symbols == ("aa", "abc")
-    assert merges.encode("abc").rank == 3
-    assert merges.encode("ba").rank is None
-    assert merges.encode("").symbols == ()
-    assert merges.unreachable(["abc", "ab", "aa", "abcd"]) == "abcd"
+    ranks = merge_ranks([("a", "a"), ("b", "c"), ("a", "b"), ("a", "bc")])
+    assert merged("aaabc", ranks) == (["aa", "abc"], 3)
+    assert merged("abc", ranks) == (["abc"], 3)
+    assert merged("ba", ranks) == (["b", "a"], -1)
+    assert merged("", ranks) == ([], -1)
+    assert unreachable(["abc", "bc", "aa", "abcd"], ranks) == "abcd"
