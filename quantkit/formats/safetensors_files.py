@@ -74,20 +74,6 @@ class SafetensorsFile:
         ]
         return np.concatenate(runs).reshape(rows.size, -1)
 
-    def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Elements [start, stop) of the flattened tensor as F32, shape (stop - start,).
-
-        Raises:
-            InputError: the tensor's dtype is not one of BF16, F16 and F32.
-        """
-        dtype = self.entries[name].dtype
-        if dtype not in CONVERTIBLE:
-            raise InputError(
-                f"{self.name}: tensor {name} has dtype {dtype}, but only "
-                f"{', '.join(CONVERTIBLE)} are converted; use the model's BF16 release"
-            )
-        return as_f32(self.read_raw(name, start, stop), dtype)
-
 
 class SafetensorsHeader(SafetensorsFile):
     """A .safetensors file elsewhere, of which only the header is here.

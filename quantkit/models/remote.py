@@ -1,4 +1,4 @@
-"""A checkpoint on the Hub: which files are wanted, and whether it can be converted at all."""
+"""A checkpoint on the Hub: the files that a build needs, and whether it can be converted."""
 
 from __future__ import annotations
 
@@ -32,17 +32,17 @@ READ_BY_CONVERSION = (
     "tokenizer*.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
     "chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "README.md",
 )  # fmt: skip
-"""What is taken for a part of the model where it lies in its folder."""
+"""Files that count as part of the model if they are in its folder."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SMALL_BYTES = 256 << 20
-"""Limit of config.json and the index, which are read into memory."""
+"""Size limit of config.json and the index, which are read into memory."""
 _SAFE_NAME = re.compile(r"(additional_chat_templates/)?(?!\.)[^/\\\x00-\x1f\x7f]+")
-"""No other folder, nothing hidden, no characters that a terminal would obey."""
+"""No other folders, hidden files or control characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteCheckpoint(RemoteFiles):
-    """A repository that was found fit to be converted, before a byte of weights came.
+    """A repository that can be converted, checked before any weights are downloaded.
 
     Attributes:
         files: small ones first.
@@ -61,10 +61,10 @@ class RemoteCheckpoint(RemoteFiles):
 
 
 def wanted_files(listing: Listing, shards: Iterable[str] | None) -> tuple[HubFile, ...]:
-    """The files of a repository that a build reads, small ones first.
+    """The files of a repository that a build needs, small ones first.
 
     Args:
-        shards: the files that the index names; None where there is no index.
+        shards: the files that the index names; None without an index.
 
     Raises:
         InputError: no safetensors, or a shard of the index is not in the repository.
@@ -115,11 +115,11 @@ def look_up(
     folder: Path | None = None,
     progress: Progress = SILENT,
 ) -> RemoteCheckpoint:
-    """Find a checkpoint on the Hub and check what can be checked without its weights.
+    """Find a checkpoint on the Hub and check everything but its weights.
 
     Args:
-        folder: where it may already lie: what is right there is not fetched again.
-        progress: told why is waited, if so.
+        folder: may already hold files of it; those with the right hash are not fetched again.
+        progress: notified of waits and their reason.
 
     Raises:
         InputError: no such repository or revision, no access, no safetensors, or an architecture
@@ -155,7 +155,7 @@ def look_up(
 
 
 def read_small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -> bytes:
-    """The verified content of a small file, from `folder` where it is right there."""
+    """The verified content of a small file, read from `folder` if its hash is right there."""
     if file.size_bytes > SMALL_BYTES:
         raise InputError(
             f"{listing.repository}: {file.name} has {file.size_bytes} bytes, {SMALL_BYTES} are the "
@@ -174,6 +174,6 @@ def read_small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -
 
 
 def _readable(path: Path) -> Iterator[bytes]:
-    """The content of `path`; what cannot be read is not there, and told when it is in the way."""
+    """The content of `path`; nothing if it cannot be read."""
     with suppress(OSError):
         yield from pieces(path)
