@@ -27,8 +27,8 @@ pytestmark = needs_oracle
 # |---|---|---|---|
 # | tokenizer.ggml.add_bos_token | absent | false | `ONLY_OURS`, only where theirs says nothing: a
 #   tokenizer.json that adds no BOS; llama.cpp would add one for some pre-tokenizers |
-# | tokenizer.ggml.unknown_token_id | absent | 0 | `NAMED`: without tokenizer.json theirs ignores the
-#   names in tokenizer_config.json and takes ids from config.json alone |
+# | tokenizer.ggml.unknown_token_id | absent | 0 | `NAMED`: without tokenizer.json, theirs takes
+#   ids from config.json alone, and not those of the tokens that tokenizer_config.json names |
 # | .ssm_a | torch's F32 exponential | the nearest F32 | `SSM_A`: at most the last bit; ours does
 #   not depend on the machine, see `minus_exp` |
 # | router of the prediction head | BF16 | F32 | `PREDICTION_ROUTER`: the converter looks for it
