@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -46,22 +45,25 @@ def config_with_defaults(raw: Config) -> dict[str, Any]:
             f"config.json: num_hidden_layers is {layers}, but llama.cpp loads at most {MAX_LAYERS} "
             "layers; is it the checkpoint's own?"
         )
-    passed = {key: value for key, value in raw.items() if key not in _NOT_PASSED}
-    try:
-        with _quiet(), tempfile.TemporaryDirectory() as folder:
-            from transformers.models.auto.configuration_auto import AutoConfig
-            from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    with _quiet():
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-            if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(raw["model_type"]) != raw["architectures"][0]:
+        kind, passed = raw.get("model_type"), {k: v for k, v in raw.items() if k not in _NOT_PASSED}
+        try:
+            if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) != raw["architectures"][0]:
                 return dict(raw)
-            Path(folder, "config.json").write_text(json.dumps(passed), encoding="utf-8")
-            full: dict[str, Any] = AutoConfig.from_pretrained(
-                folder, local_files_only=True, trust_remote_code=False
-            ).to_dict()
-    except Exception:  # noqa: BLE001 transformers raises exceptions of any kind
-        return dict(raw)
+            passed = json.loads(json.dumps(passed), object_hook=_special_float)
+            full: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(passed).to_dict()
+        except Exception:  # noqa: BLE001 transformers raises exceptions of any kind
+            return dict(raw)
     known = {k: v for k, v in full.items() if k != "_name_or_path" and not k.endswith("_token_id")}
     return {**raw, **known}
+
+
+def _special_float(value: dict[str, Any]) -> object:
+    """Infinity as transformers writes it into config.json."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 @dataclass(frozen=True)
