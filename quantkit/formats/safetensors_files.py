@@ -20,7 +20,7 @@ from quantkit.formats.safetensors_header import (
     read_header,
 )
 
-CONVERTIBLE = ("BF16", "F16", "F32")
+CONVERTIBLE = tuple(DTYPE_BYTES)
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _INDEX = "model.safetensors.index.json"
 
@@ -73,20 +73,6 @@ class SafetensorsFile:
             for a, b in itertools.pairwise(cuts)
         ]
         return np.concatenate(runs).reshape(rows.size, -1)
-
-    def read(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Elements [start, stop) of the flattened tensor as F32, shape (stop - start,).
-
-        Raises:
-            InputError: the tensor's dtype is not one of BF16, F16 and F32.
-        """
-        dtype = self.entries[name].dtype
-        if dtype not in CONVERTIBLE:
-            raise InputError(
-                f"{self.name}: tensor {name} has dtype {dtype}, but only "
-                f"{', '.join(CONVERTIBLE)} are converted; use the model's BF16 release"
-            )
-        return as_f32(self.read_raw(name, start, stop), dtype)
 
 
 class SafetensorsHeader(SafetensorsFile):

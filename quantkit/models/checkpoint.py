@@ -18,15 +18,16 @@ from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.families.base import Config, StoredTensor, TensorRule, without_prediction
 from quantkit.models.families.registry import family_for
 from quantkit.models.general_metadata import general_metadata
-from quantkit.models.tokenizers.special_tokens import read_json
+from quantkit.models.json_files import read_json
 from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
+from quantkit.models.transformers_reader import config_with_defaults
 
 _EMBEDDINGS = ("model.embed_tokens.weight", "backbone.embeddings.weight", "model.embeddings.weight")
 _OUTPUT = "lm_head.weight"
 _COMPARED_AT_ONCE = 8 << 20  # elements
 _BELIEVED = (
-    "config.json ties the output to the embeddings, and the checkpoint stores both: they are taken "
-    "for equal, which only its weights can tell; if they are not, the model has one tensor more"
+    "config.json ties the output to the embeddings and the checkpoint stores both; they are "
+    "assumed equal, because the weights are not here: if they differ, the model has one more tensor"
 )
 
 OnShape = Callable[[Metadata, Sequence[TensorInfo]], object]
@@ -34,10 +35,10 @@ OnShape = Callable[[Metadata, Sequence[TensorInfo]], object]
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Spare a quarter of the time, which goes by in looking for garbage.
+    """Without garbage collection, which takes a quarter of the time.
 
-    Headers and a vocabulary are a million small values without a cycle, and as they grow, Python
-    looks through all of them again and again.
+    Headers and a vocabulary are a million small values without cycles, which the collector would
+    scan again and again.
     """
     was_enabled = gc.isenabled()
     gc.disable()
@@ -57,7 +58,9 @@ def open_checkpoint(
     shards: Iterable[SafetensorsFile] | None = None,
     on_shape: OnShape | None = None,
 ) -> CheckpointSource:
-    """The checkpoint in `folder`, fully checked; of weights, at most a copied output is read.
+    """The checkpoint in `folder`, fully checked.
+
+    Weights are not read, except an output matrix that may be a copy of tied embeddings.
 
     Args:
         folder: config.json, tokenizer files and safetensors.
@@ -65,22 +68,22 @@ def open_checkpoint(
             repository's name for folders of the Hub cache, which are named by commit.
         keep_prediction: convert the multi-token prediction (MTP) layers too, which speculative
             decoding uses; otherwise they are left out.
-        shards: its safetensors files where they do not lie in `folder`, as of a repository of which
-            only headers are here: names, shapes and metadata are then whole, and reading rows
-            raises.
-        on_shape: told the architecture's metadata and the tensors as soon as they are known, which
-            is before the tokenizer is read.
+        shards: its safetensors files, if they are not in `folder`. With headers alone, as of a
+            repository, names, shapes and metadata are complete and reading rows raises.
+        on_shape: called with the architecture's metadata and the tensors before the tokenizer is
+            read.
 
     Raises:
         InputError: a file is missing or broken, the architecture is not supported, or weights and
             configuration contradict each other.
     """
     if not folder.is_dir():
-        raise InputError(f"{folder} is no folder; give one with a checkpoint, or a GGUF file")
+        raise InputError(f"{folder} is no folder; give a folder with a checkpoint, or a GGUF file")
     config: Config = read_json(folder / "config.json")
     if not keep_prediction:
         config = without_prediction(config)
     family = family_for(config)
+    config = config_with_defaults(config)
     if config.get("quantization_config"):
         raise InputError(
             f"{folder / 'config.json'} describes a quantized checkpoint; only BF16, F16 and F32 "
@@ -102,22 +105,24 @@ def open_checkpoint(
 
 
 def _stored(files: SafetensorsFolder) -> dict[str, StoredTensor]:
-    """Every tensor; experts by the thousand share one value."""
+    """Every stored tensor. Equal descriptions share one value: there are thousands of experts."""
     described = functools.cache(StoredTensor)
     return {name: described(entry.shape, entry.dtype) for name, entry in files.entries.items()}
 
 
 def _is_tied(files: SafetensorsFolder) -> bool | None:
-    """Whether the output matrix, where one is stored beside tied embeddings, is their copy.
+    """Whether an output matrix that is stored beside tied embeddings is a copy of them.
 
-    Some checkpoints store both. Where they differ, transformers uses the stored output, and so does
-    llama.cpp where the GGUF has it. None where only their weights would tell, and are not here.
+    Where the two differ, transformers uses the stored output, and so does llama.cpp if the GGUF has
+    it. None if the weights are not here to compare.
     """
     entries = files.entries
     embedding = next((name for name in _EMBEDDINGS if name in entries), None)
     if _OUTPUT not in entries or embedding is None:
         return True
     output = entries[_OUTPUT]
+    if output.dtype not in DTYPE_BYTES:  # refused with its name when the rules are made
+        return False
     if (output.shape, output.dtype) != (entries[embedding].shape, entries[embedding].dtype):
         return False
     if not files.file_of(_OUTPUT).has_data:
@@ -136,7 +141,7 @@ class CheckpointSource:
     """Implements `TensorSource`; made by `open_checkpoint`.
 
     Attributes:
-        notes: what was taken for true because weights are not here, in sentences.
+        notes: assumptions that only the weights could confirm, in sentences.
     """
 
     def __init__(
@@ -161,7 +166,7 @@ class CheckpointSource:
         return self._tensors
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows [start, stop) as F32; at most these rows are ever in memory.
+        """Rows [start, stop) as F32. Only these rows are in memory.
 
         Raises:
             IndexError: the range lies outside the tensor.
@@ -173,9 +178,9 @@ class CheckpointSource:
         return rows if rule.values is None else rule.values(rows)
 
     def read_stored(self, name: str, start: int, stop: int) -> NDArray[np.uint8] | None:
-        """The rows' bytes where the checkpoint holds them just as the base GGUF will, else None.
+        """The rows' bytes if the base GGUF stores them unchanged, else None.
 
-        Stacked and permuted rows too: only their order changes.
+        Stacked and permuted rows count as unchanged: only their order changes.
 
         Raises:
             IndexError: the range lies outside the tensor.
@@ -194,7 +199,7 @@ class CheckpointSource:
         return rule
 
     def _dtype(self, rule: TensorRule) -> str:
-        """Of all parts: `Rules.add` takes no others."""
+        """The dtype of all parts: `Rules.add` refuses parts of different dtypes."""
         return self._files.file_of(rule.parts[0]).entries[rule.parts[0]].dtype
 
     def _raw_rows(self, rule: TensorRule, start: int, stop: int) -> NDArray[np.uint8]:

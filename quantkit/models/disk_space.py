@@ -1,4 +1,4 @@
-"""Disk space: what a download and the build after it need, told before the first byte."""
+"""The disk space that a download and a build need, checked before the first byte."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from quantkit.formats.tensor_types import BY_NAME
 HEADER_BYTES = 16 << 20
 """Room for a GGUF file's header: a vocabulary of 131072 with merges takes about 6 MiB."""
 PRESET_MARGIN_BITS = 1.5
-"""What a preset takes beyond the type that it is named after: it gives some tensors larger types,
-and so do rows that its blocks do not divide. 0.3 to 0.9 bits a weight are usual; 1.42 (IQ1_S) is
-the most for Nemotron-3-Super, half of whose weights have such rows."""
+"""Bits per weight of a preset beyond those of its type: some tensors get larger types, and so do
+rows that are no multiple of the block size. 0.3 to 0.9 are usual; 1.42 (IQ1_S) is the most for
+Nemotron-3-Super, where half of the weights have such rows."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class SpaceNeeded:
 def space_needed(
     download_bytes: int, elements: int, vocabulary: int, recipe: Recipe, limit: int | None = None
 ) -> SpaceNeeded:
-    """The disk space of a whole build, of presets an upper bound.
+    """The disk space of a whole build; for presets an upper bound.
 
     Args:
-        download_bytes: still to come.
+        download_bytes: still to be downloaded.
         elements: weights of the model.
-        vocabulary: tokens.
-        limit: bytes that the target has for weights; larger levels are not built. None where no
-            target is known: levels that get all that it has are left out.
+        vocabulary: number of tokens.
+        limit: bytes of the target for weights: larger levels are not built. None if no target is
+            known; levels that use all of a target's memory are then left out.
     """
     largest = int(1.01 * BY_NAME["Q8_0"].size_bytes(elements))  # with what stays F32
     sizes = [_level_bytes(level, elements, limit) for level in recipe.levels]
@@ -57,7 +57,7 @@ def space_needed(
 
 
 def _level_bytes(level: LevelRecipe, elements: int, limit: int | None) -> int | None:
-    """The most that a level takes; None where it is not built, or where that is not known."""
+    """Upper bound of a level's size; None if it is not built, or if the bound is not known."""
     if level.takes_all:
         return limit
     bits, margin = level.bits(elements), 0.0
@@ -72,7 +72,7 @@ def _level_bytes(level: LevelRecipe, elements: int, limit: int | None) -> int | 
 
 
 def _preset_bits(preset: str) -> float:
-    """Bits a weight of the type that the preset is named after, of IQ3_M the largest IQ3."""
+    """Bits per weight of the preset's type; for IQ3_M, of the largest IQ3 type."""
     named = [kind for kind in BY_NAME.values() if preset.startswith(kind.name)]
     family = preset.partition("_")[0]
     kinds = named or [kind for kind in BY_NAME.values() if kind.name.startswith(family)]
@@ -80,14 +80,14 @@ def _preset_bits(preset: str) -> float:
 
 
 def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str = "--out") -> None:
-    """Raise when the disk has less than `needed`.
+    """Raise if the disk has less free space than `needed`.
 
     Args:
         free: bytes.
         chosen_with: the option or variable that chooses the folder.
 
     Raises:
-        EnvironmentFault: with what each part takes and how much is missing.
+        EnvironmentFault: names the size of each part and how much is missing.
     """
     missing = needed.total_bytes - free
     if missing <= 0:
@@ -101,13 +101,13 @@ def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str =
     words = ", ".join(f"{bytes_text(size)} {what}" for size, what in parts if size)
     raise EnvironmentFault(
         f"the disk of {folder} has {bytes_text(free)} free, but {bytes_text(needed.total_bytes)} "
-        f"are needed ({words}): {bytes_text(missing)} too little; make room, or choose a folder on "
+        f"are needed ({words}), {bytes_text(missing)} more; make room, or choose a folder on "
         f"another disk with {chosen_with}"
     )
 
 
 def free_bytes(folder: Path) -> int:
-    """Free space of the disk that `folder` is or will be on."""
+    """Free space of the disk that holds `folder`, or will hold it."""
     place = folder.absolute()
     while not place.exists():
         place = place.parent

@@ -1,4 +1,4 @@
-"""Hub → folder: only what is needed, checked before, verified after, always resumed."""
+"""Downloads the files that a build needs into a folder. Resumes, and verifies every byte."""
 
 from __future__ import annotations
 
@@ -33,17 +33,17 @@ from quantkit.models.local_copy import (
 )
 
 WORKERS = 8
-"""Files at a time; one connection seldom fills a fast line."""
+"""Files at a time: one connection is often slower than the line."""
 NOTE_EVERY_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
 class Downloaded:
-    """All that was wanted of a repository, in a folder.
+    """The files of a repository in a folder.
 
     Attributes:
-        files: all of them, in the order of their names.
-        fetched_bytes: what came over the network this time.
+        files: all of them, sorted by name.
+        fetched_bytes: downloaded by this run.
     """
 
     repository: str
@@ -59,22 +59,22 @@ class Downloaded:
 def download(
     remote: RemoteFiles, hub: Hub, folder: Path, progress: Progress, workers: int = WORKERS
 ) -> Downloaded:
-    """Bring files of a repository into `folder`, several files at a time, and verify every byte.
+    """Download the files of a repository into `folder`, several at a time.
 
-    Running again is resuming: finished files stay, unfinished ones go on where they ended. Files
-    of an earlier revision that quantkit brought and nobody changed are removed or replaced;
-    nothing else is ever deleted: a file of ours that was changed is moved to `NAME.changed`.
+    A second run resumes: finished files stay, and unfinished ones continue where they ended. Files
+    of an earlier revision that quantkit downloaded are removed or replaced if nobody changed them;
+    a changed one is moved to `NAME.changed`. No other file is deleted.
 
     Args:
-        folder: made if it does not exist; one run at a time, others are refused.
-        progress: told of bytes; those that are here already count.
+        folder: created if it does not exist. A second run at the same time is refused.
+        progress: counts bytes, with those that are here already.
 
     Raises:
         InputError: `folder` holds files that are not of this repository or is being written by
             another run, or access was refused.
         EnvironmentFault: network, disk, or content that is wrong twice.
     """
-    _checked_survey(remote, folder)  # what is refused makes no folder
+    _checked_survey(remote, folder)  # before the folder is created
     with build_folder(folder / STATE):
         return _download(remote, hub, folder, progress, workers)
 
@@ -94,7 +94,7 @@ def _download(
     progress.start(remote.size_bytes, "B", done=kept)
     job = _Job(remote, hub, folder, progress)
     job.take_over(found.kept)
-    # Files that are here come first: if one is a person's, that is said early.
+    # Files that are here come first: one that is not ours ends the run early.
     run_all(job.bring, (*found.present, *found.missing), workers, job.stop)
     job.journal.forget_others()
     _remove_empty_folders(folder / STATE)
@@ -103,7 +103,7 @@ def _download(
 
 
 def _prepare(found: Survey, folder: Path, chosen_with: str) -> None:
-    """Remove what is ours and of no use any more."""
+    """Remove our files of earlier revisions."""
     try:
         for path in (*(folder / obsolete.name for obsolete in found.obsolete), *found.leftovers):
             path.unlink()
@@ -138,12 +138,12 @@ class _Job:
         self.fetched_bytes = 0
 
     def take_over(self, files: tuple[Kept, ...]) -> None:
-        """What was verified before, perhaps for an earlier commit."""
+        """Add files that were verified before, perhaps for an earlier commit."""
         self.journal.add(*files)
         self.verified += files
 
     def bring(self, file: HubFile) -> None:
-        """Make sure that `file` is in the folder, whole and right."""
+        """Make sure that `file` is in the folder, complete and with the right hash."""
         path, known = self._folder / file.name, self._recorded.get(file.name)
         doing = "read"
         try:
@@ -181,7 +181,7 @@ class _Job:
         return digest.is_right
 
     def _fetch(self, file: HubFile) -> str | None:
-        """Fetch the rest of `file`; None when it is right, else the hash of what came."""
+        """Fetch the rest of `file`; None if its hash is right, else the hash of what arrived."""
         partial, path = partial_path(self._folder, file), self._folder / file.name
         digest = FileDigest(file)
         partial.parent.mkdir(parents=True, exist_ok=True)
@@ -205,7 +205,7 @@ class _Job:
         return f"a file of {size} bytes" if digest.is_right else digest.identity
 
     def _publish(self, partial: Path, path: Path) -> None:
-        """Put a finished file in its place; what a person put there meanwhile is kept."""
+        """Move a finished file to its place. A file that a person put there meanwhile is kept."""
         known = self._recorded.get(path.relative_to(self._folder).as_posix())
         ours = known is not None and known.brought and known.is_unchanged(self._folder)
         if os.path.lexists(path) and not ours:
@@ -235,7 +235,7 @@ class _Job:
             self._progress.advance(amount)
 
     def _note_of_wait(self, sentence: str) -> None:
-        """One sentence now and then: all files lose the network at the same moment."""
+        """At most one sentence in ten seconds: all files lose the network at the same moment."""
         now = time.monotonic()
         if now - self._noted_at >= NOTE_EVERY_SECONDS:
             self._noted_at = now
@@ -262,12 +262,12 @@ def _disk_fault(doing: str, path: Path, error: OSError) -> EnvironmentFault:
         case errno.ENOSPC | errno.EDQUOT:
             advice = f"{bytes_text(free_bytes(path))} free on its disk: make room"
         case errno.EACCES | errno.EPERM | errno.EROFS:
-            advice = "see to its permissions"
+            advice = "check its permissions"
         case errno.EISDIR | errno.ENOTDIR | errno.EEXIST:
             where = error.filename or path
-            advice = f"something else stands at {where}: move it away"
+            advice = f"{where} exists and is of another kind: move it away"
         case _:
-            advice = "see to the disk"
+            advice = "check the disk"
     return EnvironmentFault(
         f"cannot {doing} {path}: {error.strerror}; {advice}, then run again: finished files are "
         "kept"

@@ -9,13 +9,13 @@ from pathlib import Path
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata, MetaKind, TensorInfo
 from quantkit.models.families.base import meta
-from quantkit.models.tokenizers.special_tokens import read_json
+from quantkit.models.json_files import read_json
 
 
 def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | None) -> Metadata:
-    """What gguf makes of README.md, generation_config.json and the folder's name.
+    """What gguf derives from README.md, generation_config.json and the folder's name.
 
-    Only names of folders are used, never paths.
+    Only the folder's name is used, never its path.
 
     Args:
         folder: the checkpoint.
@@ -59,12 +59,12 @@ def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | No
             )
         else:
             result[key] = meta(kind, value)
-    result.pop("general.architecture", None)  # The family's to say.
+    result.pop("general.architecture", None)  # the family sets it
     return result
 
 
 def _size_label(tensors: Sequence[TensorInfo]) -> str:
-    """Like 120B, or 512x500M: the experts, and the size of the model with one in each layer."""
+    """120B, or 512x500M: number of experts, and size of the model with one expert a layer."""
     import gguf
 
     experts = [info for info in tensors if "_exps." in info.name]
@@ -77,7 +77,7 @@ def _size_label(tensors: Sequence[TensorInfo]) -> str:
 
 
 def _fits(kind: MetaKind, value: object) -> bool:
-    """Whether gguf took a value of the right type from the files: it does not check."""
+    """Whether a value has the right type; gguf does not check those of the files."""
     match kind:
         case "u32" | "i32":
             return type(value) is int and -(1 << 31) <= value < 1 << 31

@@ -1,4 +1,4 @@
-"""What a folder already has of a checkpoint, and which files there are not ours to touch."""
+"""Which files of a checkpoint a folder already has, and which of its files are not ours."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from quantkit.models.disk_space import free_bytes
 
 @dataclass(frozen=True)
 class Survey:
-    """A folder compared with what is wanted of a repository on the Hub.
+    """A folder compared with the files of a repository.
 
     Attributes:
         kept: verified before and unchanged since.
-        present: here, but to be hashed first.
-        missing: to be fetched, wholly or from where a partial file ends.
-        obsolete: of an earlier revision, ours and unchanged: to be removed.
+        present: here, but not hashed yet.
+        missing: to be fetched, completely or from the end of a partial file.
+        obsolete: ours, of an earlier revision and unchanged: to be removed.
         leftovers: unfinished files of earlier revisions: to be removed.
-        fetch_bytes: still to come, if everything in `present` is found right.
-        free_bytes: on the disk, together with what `obsolete` and `leftovers` give back.
+        fetch_bytes: to be fetched, if all of `present` has the right hash.
+        free_bytes: free on the disk, plus the size of `obsolete` and `leftovers`.
     """
 
     kept: tuple[Kept, ...]
@@ -42,7 +42,7 @@ def survey(remote: RemoteFiles, folder: Path) -> Survey:
     """Compare `folder` with `remote` by names and sizes; nothing is changed or hashed.
 
     Raises:
-        InputError: files here are not of this repository, so `folder` is not ours to fill.
+        InputError: `folder` holds files of another origin.
     """
     listing, record = remote.listing, read_record(folder)
     others = sorted(record.repositories - {listing.repository})
@@ -108,29 +108,29 @@ def _by_state(
 
 
 def is_brought(known: Kept | None) -> bool:
-    """Whether a file is ours; where it was changed since, it is kept aside and never removed."""
+    """Whether quantkit downloaded the file. A changed one is set aside and never removed."""
     return known is not None and known.brought
 
 
 def is_outdated(known: Kept | None, file: HubFile, folder: Path) -> bool:
-    """Whether what is here is ours, unchanged, and of an earlier revision."""
+    """Whether the file here is ours, unchanged, and of an earlier revision."""
     if known is None or not known.brought or known.identity == file.identity:
         return False
     return known.is_unchanged(folder)
 
 
 def not_ours(path: Path, remote: RemoteFiles) -> InputError:
-    """What is said of a file that stands where one of the repository's is to be."""
+    """The error for a file of another origin in the place of a repository's file."""
     listing = remote.listing
     return InputError(
         f"{path} is not the file that {listing.repository} has at {listing.commit[:12]}, and "
-        "quantkit did not bring it: move it away, or choose another folder with "
+        "quantkit did not download it: move it away, or choose another folder with "
         f"{remote.chosen_with}"
     )
 
 
 def partial_path(folder: Path, file: HubFile) -> Path:
-    """Named by the content, so that it is never continued with another revision's bytes."""
+    """Named after the content, so that bytes of two revisions never meet in one file."""
     content = file.identity.partition(":")[2][:16]
     return folder / STATE / f"{file.name}.{content}.partial"
 
@@ -140,7 +140,7 @@ def _partial_bytes(folder: Path, file: HubFile) -> int:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file; 0 where there is none (any more: another run may be at work here)."""
+    """Bytes of a file; 0 if it does not exist, because another run may have removed it."""
     try:
         return path.stat().st_size
     except OSError:

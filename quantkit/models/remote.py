@@ -1,8 +1,7 @@
-"""A checkpoint on the Hub: which files are wanted, and whether it can be converted at all."""
+"""A checkpoint on the Hub: the files that a build needs, and whether it can be converted."""
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
@@ -18,34 +17,36 @@ from quantkit.hub.download.remote_files import RemoteFiles
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.models.families.base import without_prediction
 from quantkit.models.families.registry import family_for
+from quantkit.models.json_files import parse_json
+from quantkit.models.transformers_reader import config_with_defaults
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 BESIDE_WEIGHTS = (
-    "*.json", "tokenizer.model", "*.jinja", "additional_chat_templates/*.jinja",
+    "*.json", "tokenizer.model", "merges.txt", "*.jinja", "additional_chat_templates/*.jinja",
     "LICENSE*", "LICENCE*", "NOTICE*", "README.md",
 )  # fmt: skip
 """Configuration, tokenizer, chat templates, licence, model card."""
 READ_BY_CONVERSION = (
     "*.safetensors", INDEX, CONFIG, "generation_config.json", "tokenizer.model",
-    "tokenizer*.json", "added_tokens.json", "special_tokens_map.json", "chat_template.json",
-    "chat_template.jinja", "additional_chat_templates/*.jinja", "README.md",
+    "tokenizer*.json", "vocab.json", "merges.txt", "added_tokens.json", "special_tokens_map.json",
+    "chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "README.md",
 )  # fmt: skip
-"""What is taken for a part of the model where it lies in its folder."""
+"""Files that count as part of the model if they are in its folder."""
 PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SMALL_BYTES = 256 << 20
-"""Limit of config.json and the index, which are read into memory."""
+"""Size limit of config.json and the index, which are read into memory."""
 _SAFE_NAME = re.compile(r"(additional_chat_templates/)?(?!\.)[^/\\\x00-\x1f\x7f]+")
-"""No other folder, nothing hidden, no characters that a terminal would obey."""
+"""No other folders, hidden files or control characters."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RemoteCheckpoint(RemoteFiles):
-    """A repository that was found fit to be converted, before a byte of weights came.
+    """A repository that can be converted, checked before any weights are downloaded.
 
     Attributes:
         files: small ones first.
-        config: config.json.
+        config: config.json, with the defaults of transformers.
     """
 
     config: Mapping[str, Any]
@@ -60,10 +61,10 @@ class RemoteCheckpoint(RemoteFiles):
 
 
 def wanted_files(listing: Listing, shards: Iterable[str] | None) -> tuple[HubFile, ...]:
-    """The files of a repository that a build reads, small ones first.
+    """The files of a repository that a build needs, small ones first.
 
     Args:
-        shards: the files that the index names; None where there is no index.
+        shards: the files that the index names; None without an index.
 
     Raises:
         InputError: no safetensors, or a shard of the index is not in the repository.
@@ -114,11 +115,11 @@ def look_up(
     folder: Path | None = None,
     progress: Progress = SILENT,
 ) -> RemoteCheckpoint:
-    """Find a checkpoint on the Hub and check what can be checked without its weights.
+    """Find a checkpoint on the Hub and check everything but its weights.
 
     Args:
-        folder: where it may already lie: what is right there is not fetched again.
-        progress: told why is waited, if so.
+        folder: may already hold files of it; those with the right hash are not fetched again.
+        progress: notified of waits and their reason.
 
     Raises:
         InputError: no such repository or revision, no access, no safetensors, or an architecture
@@ -131,8 +132,11 @@ def look_up(
     if CONFIG not in listed:
         raise InputError(f"{repository} has no {CONFIG}; choose the repository of a whole model")
     contents = {CONFIG: read_small(hub, listing, listed[CONFIG], folder)}
-    config = _json_object(contents[CONFIG], repository, CONFIG)
-    family_for(config).metadata(without_prediction(config))
+    advice = "choose another revision"
+    config = parse_json(contents[CONFIG], f"{repository}: {CONFIG}", advice)
+    family = family_for(config)
+    config = config_with_defaults(config)
+    family.metadata(without_prediction(config))
     if config.get("quantization_config"):
         raise InputError(
             f"{repository} is a quantized checkpoint (quantization_config in {CONFIG}); only BF16, "
@@ -141,7 +145,8 @@ def look_up(
     shards = None
     if INDEX in listed:
         contents[INDEX] = read_small(hub, listing, listed[INDEX], folder)
-        weight_map = _json_object(contents[INDEX], repository, INDEX).get("weight_map")
+        index = parse_json(contents[INDEX], f"{repository}: {INDEX}", advice)
+        weight_map = index.get("weight_map")
         if not isinstance(weight_map, dict) or not weight_map:
             raise InputError(f"{repository}: {INDEX} names no shards; choose another revision")
         shards = {str(shard) for shard in weight_map.values()}
@@ -150,7 +155,7 @@ def look_up(
 
 
 def read_small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -> bytes:
-    """The verified content of a small file, from `folder` where it is right there."""
+    """The verified content of a small file, read from `folder` if its hash is right there."""
     if file.size_bytes > SMALL_BYTES:
         raise InputError(
             f"{listing.repository}: {file.name} has {file.size_bytes} bytes, {SMALL_BYTES} are the "
@@ -169,16 +174,6 @@ def read_small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -
 
 
 def _readable(path: Path) -> Iterator[bytes]:
-    """The content of `path`; what cannot be read is not there, and told when it is in the way."""
+    """The content of `path`; nothing if it cannot be read."""
     with suppress(OSError):
         yield from pieces(path)
-
-
-def _json_object(content: bytes, repository: str, name: str) -> dict[str, Any]:
-    try:
-        value = json.loads(content)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{repository}: {name} is not valid JSON ({error})") from None
-    if not isinstance(value, dict):
-        raise InputError(f"{repository}: {name} holds no JSON object")
-    return value

@@ -1,13 +1,13 @@
 """A checkpoint on the Hub without its weights: small files, and the header of every shard.
 
-Planning reads no more. It is kept in the user's cache, so that the next plan takes one small
-request, to learn which commit a branch has, and none where the Hub cannot be reached:
+Planning needs no more. Everything is kept in the user's cache, so the next plan makes one small
+request for the branch's commit, and needs none if the Hub cannot be reached:
 
-    OWNER--NAME/revisions/REVISION.json   the commit that a revision had when it was last asked for
-    OWNER--NAME/COMMIT/headers.json       what is there
+    OWNER--NAME/revisions/REVISION.json   the commit of a revision at the last request
+    OWNER--NAME/COMMIT/headers.json       the files of this commit and their sizes
     OWNER--NAME/COMMIT/checkpoint/        configuration, tokenizer, chat templates, model card
     OWNER--NAME/COMMIT/headers/           SHARD.header: the first bytes of each safetensors file
-    OWNER--NAME/COMMIT.partial/           what is being fetched; renamed when it is whole
+    OWNER--NAME/COMMIT.partial/           an unfinished download; renamed when it is complete
 """
 
 from __future__ import annotations
@@ -41,21 +41,21 @@ from quantkit.hub.reading import Hub, HubFile
 from quantkit.models.remote import READ_BY_CONVERSION, RemoteCheckpoint, look_up, read_small
 
 FIRST_BYTES = 256 << 10
-"""What is asked of a shard first: headers of shards of 5 GB have 90 to 120 kB."""
+"""Size of the first request for a shard; headers of 5 GB shards have 90 to 120 kB."""
 WORKERS = 8
 """Files at a time."""
 NOTE_EVERY_SECONDS = 10.0
 _WEIGHTS = ".safetensors"
 _RECORD = "headers.json"
 _VERSION = 1
-"""Of the record; a higher one makes headers that are here be fetched again."""
+"""Version of the record; after an increase cached headers are fetched again."""
 _CHECKPOINT = "checkpoint"
-"""Builds call a downloaded checkpoint so, and the name of its folder may enter the metadata."""
+"""The folder's name may enter the metadata, so it is the one that builds use."""
 
 
 @dataclass(frozen=True)
 class RemoteHeaders:
-    """What is here of a checkpoint on the Hub at one commit, whole.
+    """The complete headers and small files of a checkpoint at one commit.
 
     Attributes:
         repository: OWNER/NAME as the Hub spells it.
@@ -70,14 +70,14 @@ class RemoteHeaders:
 
     @property
     def checkpoint(self) -> Path:
-        """The folder of all files but the weights."""
+        """The folder with all files except the weights."""
         return self.folder / _CHECKPOINT
 
     def open_shards(self) -> Iterator[SafetensorsHeader]:
         """Every safetensors file of the checkpoint.
 
         Raises:
-            InputError: a header was changed since it came, or removed.
+            InputError: a header was changed since its download, or removed.
         """
         origin = f"{self.repository}@{self.commit}"
         advice = f"delete {self.folder}, and it is fetched again"
@@ -98,22 +98,22 @@ def fetch_headers(
     progress: Progress,
     cache: Path | None = None,
 ) -> RemoteHeaders:
-    """All of a checkpoint on the Hub but its weights, fetched where it is not here.
+    """Everything of a checkpoint on the Hub except its weights, fetched if it is not cached.
 
-    Running again is resuming: after a kill, what had come is not fetched again.
+    A second run resumes.
 
     Args:
-        hub: makes the client; not called for a commit that is here.
+        hub: makes the client; not called for a cached commit.
         repository: OWNER/NAME.
         revision: branch, tag or commit; None for `main`.
-        progress: told of files, of waits, and when an earlier commit has to do because the Hub
-            cannot be asked.
-        cache: the folder to keep them in; the user's by default.
+        progress: counts files, and is notified of waits and of the use of an earlier commit when
+            the Hub cannot be reached.
+        cache: the cache folder; the user's by default.
 
     Raises:
         InputError: no such repository or revision, no access, no safetensors, a header that is
             wrong, an architecture that is not converted, or another run is fetching the same.
-        EnvironmentFault: the disk failed, or the network or the Hub, and nothing is here.
+        EnvironmentFault: the disk failed, or the network or the Hub did and nothing is cached.
     """
     place = (cache or cache_folder() / "headers") / repository.lower().replace("/", "--")
     if is_commit(revision or ""):
@@ -129,8 +129,8 @@ def fetch_headers(
         if known is None:
             raise
         progress.note(
-            f"the Hub cannot be asked, so {repository} is taken at {known.commit[:12]}, the last "
-            f"commit that was known of {revision or 'main'}: {error}"
+            f"the Hub cannot be reached, so {repository} is used at {known.commit[:12]}, the last "
+            f"known commit of {revision or 'main'}: {error}"
         )
         return known
     if known is not None and known.commit == commit:
@@ -147,7 +147,7 @@ def fetch_headers(
 
 
 def _commit_in(noted: Path) -> str | None:
-    """The commit in a note, if there is one."""
+    """The commit that a revision had at the last request, if it is cached."""
     try:
         commit = json.loads(noted.read_text(encoding="utf-8"))["commit"]
         return commit if is_commit(commit) else None
@@ -156,7 +156,7 @@ def _commit_in(noted: Path) -> str | None:
 
 
 def _kept(place: Path, commit: str | None) -> RemoteHeaders | None:
-    """What is here of a commit; None where that is not whole."""
+    """The cached files of a commit; None if they are not complete."""
     folder = place / (commit or "none")
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
@@ -200,7 +200,7 @@ def _is_shard(file: HubFile) -> bool:
 
 
 def _is_read(file: HubFile) -> bool:
-    """Whether conversion reads a file of the repository: licences for example it does not."""
+    """Whether conversion reads the file; it reads no licences, for example."""
     return any(fnmatchcase(file.name, pattern) for pattern in READ_BY_CONVERSION)
 
 
@@ -209,7 +209,7 @@ def _header_name(shard: str) -> str:
 
 
 def _place(file: HubFile) -> str:
-    """Where a file is kept, below the folder of its commit."""
+    """Path of a file below the folder of its commit."""
     return _header_name(file.name) if _is_shard(file) else f"{_CHECKPOINT}/{file.name}"
 
 
@@ -225,7 +225,7 @@ class _Job:
         self.stop = threading.Event()
 
     def bring(self, file: HubFile) -> None:
-        """Make sure that a file, or of a shard its header, is in the folder and right."""
+        """Make sure that a file, or a shard's header, is in the folder and correct."""
         path = self._folder / _place(file)
         content = self._header(file, path) if _is_shard(file) else self._small(file)
         if not path.is_file() or path.read_bytes() != content:
@@ -245,10 +245,10 @@ class _Job:
         """The first bytes of a shard, to the end of its header.
 
         A header has no hash of its own, but it must account for every byte of its file, whose size
-        the Hub records. One that does not is fetched again, as any other file that came wrong.
+        the Hub records. A wrong one is fetched a second time.
 
         Raises:
-            InputError: it came wrong twice.
+            InputError: it was wrong twice.
         """
         listing = self._remote.listing
         here = [path.read_bytes()] if path.is_file() else []
@@ -269,7 +269,7 @@ class _Job:
 
     def _first_bytes(self, file: HubFile) -> bytes:
         content = self._read(file, 0, FIRST_BYTES)
-        # What is too long for the format or the file is not asked for, and told by its parser.
+        # A length beyond the format or the file is not fetched; the parser refuses it.
         stop = LENGTH_BYTES + header_bytes(content)
         if len(content) < stop <= min(file.size_bytes, LENGTH_BYTES + MAX_HEADER_BYTES):
             content += self._read(file, len(content), stop)
@@ -280,7 +280,7 @@ class _Job:
         return b"".join(pieces)
 
     def _note_of_wait(self, sentence: str) -> None:
-        """One sentence now and then: all files lose the network at the same moment."""
+        """At most one sentence in ten seconds: all files lose the network at the same moment."""
         now = time.monotonic()
         with self._lock:
             if now - self._noted_at >= NOTE_EVERY_SECONDS and not self.stop.is_set():

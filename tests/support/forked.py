@@ -7,18 +7,27 @@ environment, folder, streams, exit code and signals are the process's own.
 
 from __future__ import annotations
 
+import functools
 import multiprocessing
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
+import pytest
+
 _IMPORTED = (
     "gguf", "matplotlib.backends.backend_agg", "matplotlib.figure", "psutil", "rich.progress",
-    "rich.table", "scipy.optimize", "scipy.sparse", "scipy.stats", "yaml", "quantkit.build.run",
+    "rich.table", "scipy.optimize", "scipy.sparse", "scipy.stats", "yaml",
+    "transformers.models.auto.modeling_auto", "transformers.models.auto.tokenization_auto",
+    *(f"transformers.models.{name}.configuration_{name}" for name in (
+        "granitemoehybrid", "llama", "mistral", "nemotron_h", "qwen2", "qwen3", "qwen3_moe",
+    )),
+    "quantkit.build.run",
     "quantkit.cli.app", "quantkit.report.comparison.writers", "quantkit.llamacpp.presets",
     "quantkit.study.artifact_kld",
     *(f"quantkit.cli.{name}" for name in (
@@ -26,7 +35,7 @@ _IMPORTED = (
         "quantize", "verify",
     )),
 )  # fmt: skip
-"""Not huggingface_hub, which reads the environment when it is imported, and no native library."""
+"""No native library; huggingface_hub, which transformers brings, is imported again: `_command`."""
 
 
 def _command(
@@ -39,6 +48,8 @@ def _command(
     os.environ.clear()
     os.environ.update(environment)
     os.chdir(folder)
+    for name in [name for name in sys.modules if name.partition(".")[0] == "huggingface_hub"]:
+        del sys.modules[name]  # it reads the environment when it is imported
     for path, descriptor in ((output, 1), (errors, 2)):
         opened = os.open(path, os.O_WRONLY)
         os.dup2(opened, descriptor)
@@ -47,6 +58,15 @@ def _command(
     from quantkit.cli.app import main
 
     main()
+
+
+@functools.cache
+def _start_server() -> None:
+    forkserver.set_forkserver_preload(list(_IMPORTED))
+    with pytest.MonkeyPatch.context() as patch:
+        # transformers says that torch is missing, which quantkit silences where it imports it
+        patch.setenv("TRANSFORMERS_VERBOSITY", "error")
+        forkserver.ensure_running()
 
 
 def start(
@@ -60,8 +80,8 @@ def start(
 
     It ends with this process at the latest.
     """
+    _start_server()
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_IMPORTED))
     environment = dict(os.environ if env is None else env)
     given = (tuple(map(str, arguments)), environment, cwd or Path.cwd(), output, errors)
     process = context.Process(target=_command, args=given, daemon=True)

@@ -1,4 +1,4 @@
-"""What a family must say of its architecture, and the helpers that families share."""
+"""The interface of a family, and the helpers that families share."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from quantkit.formats.safetensors_files import CONVERTIBLE
 from quantkit.formats.tensors import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
 
 Config = Mapping[str, Any]
-"""A parsed config.json."""
+"""A parsed config.json, with the defaults of transformers: see `config_with_defaults`."""
 
 PREDICTION_LAYERS = "num_nextn_predict_layers"
 """config.json's key for multi-token prediction (MTP) layers; `without_prediction` sets it to 0."""
@@ -22,7 +22,7 @@ PREDICTION_LAYERS = "num_nextn_predict_layers"
 FILE_TYPE_BF16 = 32
 """llama.cpp's LLAMA_FTYPE_MOSTLY_BF16, the `general.file_type` of a converted checkpoint."""
 
-# Names end so when llama.cpp computes with them in F32 whatever the file's type is.
+# Endings of tensors that llama.cpp computes in F32 whatever the file's type is.
 _F32_NAMES = ("_norm.weight", ".ffn_gate_inp.weight", ".ssm_conv1d.weight")
 
 
@@ -151,19 +151,19 @@ class Rules:
         self._rules.append(TensorRule(info, (), constant=values))
 
     def has(self, part: str) -> bool:
-        """Whether the checkpoint stores `part`: for tensors that a model may leave out."""
+        """Whether the checkpoint stores the optional tensor `part`."""
         return part in self.stored
 
     def drop(self, part: str) -> None:
-        """Note that `part` is left out on purpose."""
+        """Leave `part` out of the GGUF."""
         self._used.add(part)
 
     def finish(self) -> list[TensorRule]:
         """All rules.
 
         Raises:
-            InputError: a stored tensor was neither used nor dropped: this is another model than
-                the family knows, and leaving weights out would ruin it silently.
+            InputError: a stored tensor was neither used nor dropped. Leaving it out would make
+                another model.
         """
         unused = [name for name in self.stored if name not in self._used]
         if unused:
@@ -177,11 +177,25 @@ class Rules:
 def base_type(name: str, shape: tuple[int, ...]) -> str:
     """The type in which an unquantized GGUF stores the tensor, as llama.cpp's converter decides.
 
-    Vectors, norms, routers and convolutions stay F32; so does what is no `.weight`.
+    Vectors, norms, routers, convolutions and everything but `.weight` stay F32.
     """
     if len(shape) == 1 or name.endswith(_F32_NAMES) or not name.endswith(".weight"):
         return "F32"
     return "BF16"
+
+
+def check_activation(config: Config, key: str = "hidden_act", computed: str = "silu") -> None:
+    """Refuse another activation than the one that llama.cpp computes whatever the file says.
+
+    Raises:
+        InputError: config.json names another one.
+    """
+    given = config.get(key)
+    if given not in (None, computed) and (given, computed) != ("swish", "silu"):
+        raise InputError(
+            f"config.json: {key} is {given!r}, but llama.cpp computes this architecture with "
+            f"{computed!r} only: the GGUF would be another model"
+        )
 
 
 def config_int(config: Config, *keys: str) -> int:

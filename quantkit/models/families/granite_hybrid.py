@@ -57,9 +57,9 @@ class GraniteHybrid:
 
         Rotation follows `position_embedding_type`, as in transformers; the converter rotates if and
         only if all layers are attention. A model without experts uses none of them and is as wide
-        as its shared MLP, whatever `num_experts_per_tok` and `intermediate_size` say. A scale that
-        config.json leaves out is 1. And a `head_dim` other than hidden size / heads is kept. In all
-        of IBM's releases both ways give the same.
+        as its shared MLP, whatever `num_experts_per_tok` and `intermediate_size` say. And a
+        `head_dim` other than hidden size / heads is kept. In all of IBM's releases both ways give
+        the same.
         """
         g = granite_sizes(config)
         sizes = g.decoder
@@ -79,8 +79,7 @@ class GraniteHybrid:
             "expert_shared_feed_forward_length": meta("u32", g.shared_inner),
         }
         for source, key in _SCALES.items():
-            scale = config_float({"default": 1.0, **config}, source, "default")
-            keys[key] = meta("f32", scale)
+            keys[key] = meta("f32", config_float(config, source))
         if sizes.head_dim * sizes.heads != sizes.hidden:
             keys["attention.key_length"] = meta("u32", sizes.head_dim)
             keys["attention.value_length"] = meta("u32", sizes.head_dim)

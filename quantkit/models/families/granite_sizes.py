@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from quantkit.core.errors import InputError
-from quantkit.models.families.base import Config, config_int
+from quantkit.models.families.base import Config, check_activation, config_int
 from quantkit.models.families.decoder import DecoderSizes, decoder_sizes
 from quantkit.models.families.mamba2 import Mamba2Sizes
 
@@ -107,11 +107,7 @@ def _mamba_sizes(config: Config, hidden: int) -> Mamba2Sizes:
 
 def _check(config: Config, sizes: GraniteSizes) -> None:
     """Refuse what llama.cpp cannot load, or would compute otherwise than transformers."""
-    if config.get("hidden_act") not in (None, "silu"):
-        raise InputError(
-            f"config.json: hidden_act is {config['hidden_act']!r}, but llama.cpp computes Granite "
-            "models with silu only; no file of this model would run"
-        )
+    check_activation(config)
     if sizes.experts_used > sizes.experts:
         raise InputError(
             f"config.json: num_experts_per_tok is {sizes.experts_used}, but there are only "

@@ -5,7 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from quantkit.formats.tensors import Metadata
-from quantkit.models.families.base import Config, Rules, StoredTensor, TensorRule, config_int, meta
+from quantkit.models.families.base import (
+    Config,
+    Rules,
+    StoredTensor,
+    TensorRule,
+    check_activation,
+    config_int,
+    meta,
+)
 from quantkit.models.families.decoder import (
     add_attention,
     add_embedding,
@@ -25,6 +33,7 @@ class Llama:
     architectures = ("LlamaForCausalLM", "MistralForCausalLM")
 
     def metadata(self, config: Config) -> Metadata:
+        check_activation(config)
         check_no_unread_rope(config, reads_factors=True)
         sizes = decoder_sizes(config)
         keys = decoder_keys(config) | {

@@ -16,6 +16,7 @@ from quantkit.models.families.base import (
     Rules,
     StoredTensor,
     TensorRule,
+    check_activation,
     config_float,
     config_int,
     meta,
@@ -43,6 +44,8 @@ class NemotronH:
     architectures = ("NemotronHForCausalLM",)
 
     def metadata(self, config: Config) -> Metadata:
+        check_activation(config, "mlp_hidden_act", "relu2")
+        check_activation(config, "mamba_hidden_act")
         g = nemotron_sizes(config)
         arch = "nemotron_h_moe" if g.is_moe else "nemotron_h"
         feed_forward = config_int(
@@ -129,7 +132,7 @@ def _expert_keys(config: Config) -> Metadata:
         "expert_shared_feed_forward_length": meta(
             "u32", config_int(config, "moe_shared_expert_intermediate_size")
         ),
-        "expert_weights_norm": meta("bool", bool(config.get("norm_topk_prob", True))),
+        "expert_weights_norm": meta("bool", bool(config.get("norm_topk_prob"))),
         "expert_weights_scale": meta("f32", config_float(config, "routed_scaling_factor")),
         "expert_group_count": meta("u32", config_int(config, "n_group")),
     }

@@ -57,7 +57,7 @@ def nemotron_sizes(config: Config) -> NemotronSizes:
         vocabulary=config_int(config, "vocab_size"),
         heads=config_int(config, "num_attention_heads"),
         kv_heads=config_int(config, "num_key_value_heads"),
-        head_dim=config_int(config, "head_dim", "attention_head_dim"),
+        head_dim=config_int(config, "attention_head_dim", "head_dim"),
         mamba=Mamba2Sizes(
             heads=config_int(config, "mamba_num_heads"),
             head_dim=config_int(config, "mamba_head_dim"),

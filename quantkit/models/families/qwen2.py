@@ -6,7 +6,14 @@ from collections.abc import Mapping, Sequence
 
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
-from quantkit.models.families.base import Config, Rules, StoredTensor, TensorRule, config_int
+from quantkit.models.families.base import (
+    Config,
+    Rules,
+    StoredTensor,
+    TensorRule,
+    check_activation,
+    config_int,
+)
 from quantkit.models.families.decoder import (
     add_attention,
     add_embedding,
@@ -53,12 +60,11 @@ class Qwen2:
 
 
 def _sliding_layers(config: Config) -> Sequence[int]:
-    """Layers that would attend to a window, as transformers' Qwen2Config and Qwen3Config say."""
-    layers, kinds = config_int(config, "num_hidden_layers"), config.get("layer_types")
-    if isinstance(kinds, list):
-        return [index for index, kind in enumerate(kinds) if kind == "sliding_attention"]
-    full = config.get("max_window_layers")
-    return range(full if type(full) is int else 28, layers)
+    """Layers that attend to a window where config.json uses one."""
+    kinds = config.get("layer_types")
+    if not isinstance(kinds, list):
+        return range(config_int(config, "num_hidden_layers"))
+    return [index for index, kind in enumerate(kinds) if kind == "sliding_attention"]
 
 
 def check_dense_config(config: Config) -> None:
@@ -76,11 +82,7 @@ def check_qwen_config(config: Config, sliding: Sequence[int]) -> None:
         InputError: a sliding window shorter than the context, another activation than SiLU,
             attention in both directions, a reranker, or rope settings that are not read.
     """
-    if config.get("hidden_act", "silu") != "silu":
-        raise InputError(
-            f"config.json: hidden_act is {config['hidden_act']!r}, but llama.cpp computes Qwen "
-            "models with 'silu' only"
-        )
+    check_activation(config)
     if config.get("is_causal") is False:
         raise InputError(
             "config.json: is_causal is false, so this is an embedding model; quantkit builds "
@@ -93,8 +95,8 @@ def check_qwen_config(config: Config, sliding: Sequence[int]) -> None:
             "from two rows of the output: convert it with llama.cpp and give the GGUF to --model"
         )
     context = config_int(config, "max_position_embeddings")
-    if config.get("use_sliding_window") and config.get("sliding_window", 4096) is not None:
-        window = config_int({"sliding_window": 4096, **config}, "sliding_window")
+    if config.get("use_sliding_window") and config.get("sliding_window") is not None:
+        window = config_int(config, "sliding_window")
         if sliding and window < context:
             raise InputError(
                 f"config.json: {len(sliding)} layers from layer {sliding[0]} on attend to a window "

@@ -28,12 +28,12 @@ class Qwen3:
 
     def metadata(self, config: Config) -> Metadata:
         check_dense_config(config)
-        return with_prefix("qwen3", decoder_keys(_with_head_dim(config)))
+        config_int(config, "head_dim")  # never hidden size / heads
+        return with_prefix("qwen3", decoder_keys(config))
 
     def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
         check_qwen_tensors(stored)
-        sizes = decoder_sizes(_with_head_dim(config))
-        inner = config_int(config, "intermediate_size")
+        sizes, inner = decoder_sizes(config), config_int(config, "intermediate_size")
         rules = Rules(stored)
         add_embedding(rules, sizes)
         for index in range(sizes.layers):
@@ -42,11 +42,6 @@ class Qwen3:
             add_gated_mlp(rules, sizes.hidden, inner, block, f"{layer}mlp.")
         add_output(rules, config, sizes)
         return rules.finish()
-
-
-def _with_head_dim(config: Config) -> Config:
-    """With the head_dim that Qwen3Config has where config.json names none: not hidden / heads."""
-    return config if config.get("head_dim") is not None else {**config, "head_dim": 128}
 
 
 def add_qwen3_attention(rules: Rules, sizes: DecoderSizes, block: str, layer: str) -> None:

@@ -33,9 +33,9 @@ class Qwen3Moe:
         # Where a window is used here, it is used in every layer.
         check_qwen_config(config, sliding=range(config_int(config, "num_hidden_layers")))
         _check_every_layer_has_experts(config)
-        if config.get("norm_topk_prob") is not True:  # False where it is absent: Qwen3MoeConfig.
+        if config.get("norm_topk_prob") is not True:
             raise InputError(
-                f"config.json: norm_topk_prob is {config.get('norm_topk_prob', False)!r}, but "
+                f"config.json: norm_topk_prob is {config.get('norm_topk_prob')!r}, but "
                 "llama.cpp always normalises the experts' weights in qwen3moe models; set it to "
                 "true to accept that"
             )
@@ -79,7 +79,7 @@ def _check_every_layer_has_experts(config: Config) -> None:
         InputError: mlp_only_layers or decoder_sparse_step makes a layer dense.
     """
     layers = config_int(config, "num_hidden_layers")
-    step = config_int({"decoder_sparse_step": 1, **config}, "decoder_sparse_step")
+    step = config_int(config, "decoder_sparse_step")
     only = config.get("mlp_only_layers") or []
     if not isinstance(only, list) or not all(type(index) is int for index in only):
         raise InputError(f"config.json: mlp_only_layers is {only!r}, expected a list of layers")

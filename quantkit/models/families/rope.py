@@ -132,18 +132,9 @@ def llama3_frequency_factors(rope: Mapping[str, Any], head_dim: int) -> NDArray[
     Raises:
         InputError: a parameter is no positive number, or the two bounds are the wrong way round.
     """
-    options = {
-        "rope_theta": 10000.0,
-        "factor": 8.0,
-        "low_freq_factor": 1.0,
-        "high_freq_factor": 4.0,
-        "original_max_position_embeddings": 8192,
-        **rope,
-    }
-    base, factor = config_float(options, "rope_theta"), config_float(options, "factor")
-    low = config_float(options, "low_freq_factor")
-    high = config_float(options, "high_freq_factor")
-    original = config_float(options, "original_max_position_embeddings")
+    base, factor = config_float(rope, "rope_theta"), config_float(rope, "factor")
+    low, high = config_float(rope, "low_freq_factor"), config_float(rope, "high_freq_factor")
+    original = config_float(rope, "original_max_position_embeddings")
     if low >= high:
         raise InputError(
             f"config.json: low_freq_factor {low} must be below high_freq_factor {high}"

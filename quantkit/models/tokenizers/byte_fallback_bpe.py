@@ -15,16 +15,21 @@ converter gives all tokens the score -1000, and so merges from left to right.)
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import meta
-from quantkit.models.tokenizers.byte_level_bpe import refuse_model_options, tokens_by_id
-from quantkit.models.tokenizers.merges import Merges
-from quantkit.models.tokenizers.special_tokens import AddedToken
-from quantkit.models.tokenizers.token_types import TokenType, is_control, refuse_unreadable
+from quantkit.models.tokenizers.byte_level_bpe import refuse_model_options
+from quantkit.models.tokenizers.merges import Ranks, merge_ranks, merged, unreachable
+from quantkit.models.tokenizers.token_types import (
+    TokenType,
+    is_control,
+    refuse_unreadable,
+    texts_by_id,
+)
+from quantkit.models.transformers_reader import AddedToken, LoadedTokenizer
 
 _SPACE = "\u2581"
 _REPLACE = {"type": "Replace", "pattern": {"String": " "}, "content": _SPACE}
@@ -33,17 +38,17 @@ _BYTES = frozenset(f"<0x{byte:02X}>" for byte in range(256))
 _NEXT = "download tokenizer.model from the same repository too, it is preferred where present"
 
 
-def byte_fallback_metadata(tokenizer: Mapping[str, Any], vocabulary: int) -> Metadata:
+def byte_fallback_metadata(tokenizer: LoadedTokenizer, rows: int) -> Metadata:
     """Tokens, scores and types, and whether texts get a space before them.
 
     Raises:
         InputError: llama.cpp would encode some text differently.
     """
-    model = tokenizer["model"]
+    model = tokenizer.definition["model"]
     refuse_model_options(model)
-    adds_space = _adds_space(tokenizer)
-    text_of, added = tokens_by_id(tokenizer, vocabulary)
-    for token in added.values():
+    adds_space = _adds_space(tokenizer.definition)
+    texts = texts_by_id(tokenizer, rows)
+    for token in tokenizer.added.values():
         _refuse_added(token, adds_space)
     missing = _BYTES - set(model["vocab"])
     if missing:
@@ -51,12 +56,22 @@ def byte_fallback_metadata(tokenizer: Mapping[str, Any], vocabulary: int) -> Met
             f"tokenizer.json lacks the byte tokens {', '.join(sorted(missing)[:3])}…; llama.cpp "
             f"needs all 256: {_NEXT}"
         )
-    tokens = [text_of.get(i, f"[PAD{i}]") for i in range(vocabulary)]
+    tokens = [texts.get(i, f"[PAD{i}]") for i in range(rows)]
     refuse_unreadable(tokens)
-    merges = Merges.of_model(model)
-    _refuse_merging(merges, model, added)
-    types = [_type(i, text, text_of, added, model) for i, text in enumerate(tokens)]
-    scores = [_score(text, merges, text in added) for text in tokens]
+    ranks = merge_ranks(model["merges"])
+    _refuse_merging(ranks, model, {token.text for token in tokenizer.added.values()})
+    types, scores = [], []
+    for token_id, text in enumerate(tokens):
+        added = tokenizer.added.get(token_id)
+        if token_id not in texts:
+            types.append(TokenType.UNUSED)
+        elif text == model.get("unk_token"):
+            types.append(TokenType.UNKNOWN)
+        elif added is not None:
+            types.append(TokenType.CONTROL if is_control(added, text) else TokenType.USER_DEFINED)
+        else:
+            types.append(TokenType.BYTE if text in _BYTES else TokenType.NORMAL)
+        scores.append(_score(text, ranks, added is not None))
     return {
         "tokenizer.ggml.model": meta("str", "llama"),
         "tokenizer.ggml.pre": meta("str", "default"),
@@ -67,12 +82,12 @@ def byte_fallback_metadata(tokenizer: Mapping[str, Any], vocabulary: int) -> Met
     }
 
 
-def _adds_space(tokenizer: Mapping[str, Any]) -> bool:
+def _adds_space(definition: Mapping[str, Any]) -> bool:
     """Whether a text, and what follows a special token, gets a space before it; always or never.
 
     Metaspace adds one only where there is none yet, or only at the very start: llama.cpp cannot.
     """
-    match tokenizer.get("normalizer"), tokenizer.get("pre_tokenizer"):
+    match definition.get("normalizer"), definition.get("pre_tokenizer"):
         case {"type": "Sequence", "normalizers": [first, second]}, None if (
             first == _PREPEND and second == _REPLACE
         ):
@@ -106,15 +121,13 @@ def _refuse_added(token: AddedToken, adds_space: bool) -> None:
         )
 
 
-def _refuse_merging(
-    merges: Merges, model: Mapping[str, Any], added: Mapping[str, AddedToken]
-) -> None:
+def _refuse_merging(ranks: Ranks, model: Mapping[str, Any], added: Set[str]) -> None:
     """Merging that is not by characters alone."""
-    if any(part in _BYTES for pair in merges.pairs for part in pair):
+    if any(part in _BYTES for pair in ranks for part in pair):
         raise InputError(f"tokenizer.json merges byte tokens, which llama.cpp does not: {_NEXT}")
     if model.get("ignore_merges"):
         words = (text for text in model["vocab"] if text not in added and text not in _BYTES)
-        lost = merges.unreachable(words)
+        lost = unreachable(words, ranks)
         if lost is not None:
             raise InputError(
                 f"tokenizer.json has ignore_merges, and no merges lead to the token {lost!r}; "
@@ -122,28 +135,12 @@ def _refuse_merging(
             )
 
 
-def _type(
-    token_id: int,
-    text: str,
-    text_of: Mapping[int, str],
-    added: Mapping[str, AddedToken],
-    model: Mapping[str, Any],
-) -> TokenType:
-    if token_id not in text_of:
-        return TokenType.UNUSED
-    if text == model.get("unk_token"):
-        return TokenType.UNKNOWN
-    if text in added:
-        return TokenType.CONTROL if is_control(added[text], text) else TokenType.USER_DEFINED
-    return TokenType.BYTE if text in _BYTES else TokenType.NORMAL
-
-
-def _score(text: str, merges: Merges, is_added: bool) -> float:
-    found = merges.encode(text)
-    if len(found.symbols) == 2 and not is_added:  # Added tokens are cut out of the text before.
+def _score(text: str, ranks: Ranks, is_added: bool) -> float:
+    symbols, last = merged(text, ranks)
+    if len(symbols) == 2 and not is_added:  # Added tokens are cut out of the text before.
         raise InputError(
-            f"tokenizer.json has the token {text!r}, but no merge of {found.symbols[0]!r} and "
-            f"{found.symbols[1]!r}; llama.cpp would merge them: {_NEXT}"
+            f"tokenizer.json has the token {text!r}, but no merge of {symbols[0]!r} and "
+            f"{symbols[1]!r}; llama.cpp would merge them: {_NEXT}"
         )
     # A token of one character, or that nothing leads to, is never merged: last of all.
-    return -float(len(merges) if found.rank is None else found.rank)
+    return -float(last if len(symbols) == 1 and last >= 0 else len(ranks))

@@ -1,20 +1,24 @@
-"""A byte-level BPE in tokenizer.json as GGUF metadata: llama.cpp's model "gpt2"."""
+"""A byte-level BPE as GGUF metadata: llama.cpp's model "gpt2"."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import meta
-from quantkit.models.tokenizers.merges import Pair, distinct, merge_pair
 from quantkit.models.tokenizers.pre_tokenizers import pre_tokenizer_name
-from quantkit.models.tokenizers.special_tokens import AddedToken, added_tokens
-from quantkit.models.tokenizers.token_types import TokenType, converted, refuse_unreadable
+from quantkit.models.tokenizers.token_types import (
+    TokenType,
+    converted,
+    refuse_unreadable,
+    texts_by_id,
+)
+from quantkit.models.transformers_reader import LoadedTokenizer
 
 
-def byte_level_metadata(tokenizer: Mapping[str, Any], vocabulary: int) -> Metadata:
+def byte_level_metadata(tokenizer: LoadedTokenizer, rows: int) -> Metadata:
     """Tokens, types and merges, and the name of the pre-tokenizer.
 
     Ids without a token become `[PADi]` of type UNUSED, so there is a token for every row of the
@@ -24,54 +28,23 @@ def byte_level_metadata(tokenizer: Mapping[str, Any], vocabulary: int) -> Metada
     Raises:
         InputError: the tokenizer does what llama.cpp cannot do, or does not fit the vocabulary.
     """
-    model = tokenizer["model"]
-    _refuse_normalizer(tokenizer.get("normalizer"))
+    model = tokenizer.definition["model"]
+    _refuse_normalizer(tokenizer.definition.get("normalizer"))
     refuse_model_options(model)
-    text_of, added = tokens_by_id(tokenizer, vocabulary)
-    tokens: list[str] = []
-    types: list[int] = []
-    for token_id in range(vocabulary):
-        text = text_of.get(token_id)
-        if text is None:
-            tokens.append(f"[PAD{token_id}]")
-            types.append(TokenType.UNUSED)
-        elif text in added:
-            text, kind = converted(added[text])
-            tokens.append(text)
-            types.append(kind)
-        else:
-            tokens.append(text)
-            types.append(TokenType.NORMAL)
+    texts = texts_by_id(tokenizer, rows)
+    tokens = [texts.get(token_id, f"[PAD{token_id}]") for token_id in range(rows)]
+    types = [TokenType.NORMAL if i in texts else TokenType.UNUSED for i in range(rows)]
+    for token_id, token in tokenizer.added.items():
+        if token_id < rows:
+            tokens[token_id], types[token_id] = converted(token)
     refuse_unreadable(tokens)
-    merges = [_joined(pair) for pair in distinct([merge_pair(m) for m in model["merges"]])]
     return {
         "tokenizer.ggml.model": meta("str", "gpt2"),
-        "tokenizer.ggml.pre": meta("str", pre_tokenizer_name(tokenizer)),
+        "tokenizer.ggml.pre": meta("str", pre_tokenizer_name(tokenizer.definition)),
         "tokenizer.ggml.tokens": meta("str", tokens),
         "tokenizer.ggml.token_type": meta("i32", types),
-        "tokenizer.ggml.merges": meta("str", merges),
+        "tokenizer.ggml.merges": meta("str", [_joined(pair) for pair in model["merges"]]),
     }
-
-
-def tokens_by_id(
-    tokenizer: Mapping[str, Any], vocabulary: int
-) -> tuple[dict[int, str], dict[str, AddedToken]]:
-    """Every token's text by its id, and the added tokens by their text.
-
-    Raises:
-        InputError: an id is no number, or outside the vocabulary.
-    """
-    added = {token.text: token for token in added_tokens(tokenizer)}
-    ids = tokenizer["model"]["vocab"] | {text: token.token_id for text, token in added.items()}
-    if any(type(token_id) is not int for token_id in ids.values()):
-        raise InputError("tokenizer.json: an id in the vocabulary is no number; download it again")
-    text_of = {token_id: text for text, token_id in ids.items()}
-    if not ids or max(text_of) >= vocabulary or min(text_of) < 0:
-        raise InputError(
-            f"tokenizer.json has token ids up to {max(text_of, default=None)}, but config.json "
-            f"says vocab_size {vocabulary}; they do not belong together"
-        )
-    return text_of, added
 
 
 def refuse_model_options(model: Mapping[str, Any]) -> None:
@@ -100,7 +73,7 @@ def _refuse_normalizer(normalizer: object) -> None:
             )
 
 
-def _joined(pair: Pair) -> str:
+def _joined(pair: Sequence[str]) -> str:
     joined = " ".join(pair)
     if joined.count(" ") == 1:
         return joined

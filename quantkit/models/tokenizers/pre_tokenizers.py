@@ -21,34 +21,14 @@ neither are one to llama.cpp, and the first is written: "pixtral", "falcon3", "l
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from quantkit.core.errors import InputError
-from quantkit.models.tokenizers.merges import Merges
-from quantkit.models.tokenizers.special_tokens import added_tokens
+from quantkit.models.tokenizers.merges import merge_ranks, unreachable
 
-
-@dataclass(frozen=True)
-class Split:
-    """Matches of `regex` become words of their own."""
-
-    regex: str
-
-
-@dataclass(frozen=True)
-class Digits:
-    """Every digit is a word."""
-
-
-@dataclass(frozen=True)
-class ByteLevel:
-    """Bytes become printable characters; `splits` with GPT-2's own expression before."""
-
-    splits: bool
-
-
-Step = Split | Digits | ByteLevel
+# The steps of a splitting: an expression whose matches are words, or one of these, which are no
+# expressions: every digit alone, bytes as characters, the same after GPT-2's own expression.
+DIGITS, BYTES, GPT2_BYTES = "(digits", "(bytes", "(gpt-2"
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _TAIL = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -76,46 +56,44 @@ GPT4O = (
 )
 MINICPM5 = rf"{_CONTRACTIONS}|{_START}\p{{L}}+|\p{{N}}+|{_TAIL}"
 
-_BYTES = ByteLevel(splits=False)
-_NAMES: dict[tuple[Step, ...], dict[bool, str]] = {  # Then by `ignore_merges`.
-    (Split(LLAMA3), _BYTES): {True: "llama-bpe", False: "dbrx"},
-    (Split(QWEN2), _BYTES): {False: "qwen2"},
-    (Split(QWEN35), _BYTES): {False: "qwen35"},
-    (Split(SEED_CODER), _BYTES): {False: "seed-coder"},
-    (Split(r"\p{N}{1,3}"), Split(MINICPM5), _BYTES): {True: "minicpm5"},
-    (Split(TEKKEN), _BYTES): {True: "tekken"},
-    (Split(GPT4O), _BYTES): {False: "gpt-4o"},
-    (ByteLevel(splits=True),): {False: "gpt-2"},
-    (Digits(), ByteLevel(splits=True)): {False: "smollm"},
+_NAMES: dict[tuple[str, ...], dict[bool, str]] = {  # Then by `ignore_merges`.
+    (LLAMA3, BYTES): {True: "llama-bpe", False: "dbrx"},
+    (QWEN2, BYTES): {False: "qwen2"},
+    (QWEN35, BYTES): {False: "qwen35"},
+    (SEED_CODER, BYTES): {False: "seed-coder"},
+    (r"\p{N}{1,3}", MINICPM5, BYTES): {True: "minicpm5"},
+    (TEKKEN, BYTES): {True: "tekken"},
+    (GPT4O, BYTES): {False: "gpt-4o"},
+    (GPT2_BYTES,): {False: "gpt-2"},
+    (DIGITS, GPT2_BYTES): {False: "smollm"},
 }
 
 
-def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
-    """The `tokenizer.ggml.pre` of a parsed tokenizer.json of a byte-level BPE.
+def pre_tokenizer_name(definition: Mapping[str, Any]) -> str:
+    """The `tokenizer.ggml.pre` of a byte-level BPE, given in the form of a tokenizer.json.
 
     Raises:
         InputError: the splitting has no name in the table, and the message shows its definition;
             or the name says the opposite of the model's `ignore_merges`, and that would matter.
     """
-    definition = tokenizer.get("pre_tokenizer")
-    steps = _steps(definition)
+    steps = _steps(definition.get("pre_tokenizer"))
     names = _NAMES.get(tuple(steps)) if steps is not None else None
     if names is None:
         known = sorted(name for by_flag in _NAMES.values() for name in by_flag.values())
         raise InputError(
-            f"tokenizer.json splits text by {_shortened(definition)}, which has no known name in "
-            f"llama.cpp; known are {', '.join(known)}. Convert the model with llama.cpp's own "
-            "converter and give the GGUF to --model"
+            f"tokenizer.json splits text by {str(definition.get('pre_tokenizer'))[:300]}, which "
+            f"has no known name in llama.cpp; known are {', '.join(known)}. Convert the model with "
+            "llama.cpp's own converter and give the GGUF to --model"
         )
-    model = tokenizer.get("model")
-    model = model if isinstance(model, Mapping) else {}
+    model = definition["model"]
     ignores_merges = bool(model.get("ignore_merges"))
     if ignores_merges in names:
         return names[ignores_merges]
     (name,) = names.values()
-    added = {token.text for token in added_tokens(tokenizer)}  # Found before words are split.
-    words = (text for text in model.get("vocab") or () if text not in added)
-    lost = Merges.of_model(model).unreachable(words)
+    # Added tokens are found before text is split into words.
+    added = {token["content"] for token in definition.get("added_tokens") or ()}
+    words = (text for text in model["vocab"] if text not in added)
+    lost = unreachable(words, merge_ranks(model["merges"]))
     if lost is not None:
         raise InputError(
             f"tokenizer.json has ignore_merges {str(ignores_merges).lower()}, but llama.cpp's "
@@ -125,7 +103,7 @@ def pre_tokenizer_name(tokenizer: Mapping[str, Any]) -> str:
     return name
 
 
-def _steps(definition: object) -> list[Step] | None:
+def _steps(definition: object) -> list[str] | None:
     """The steps of a pre-tokenizer, None where one is not understood."""
     match definition:
         case {"type": "Sequence", "pretokenizers": list(members)}:
@@ -135,16 +113,11 @@ def _steps(definition: object) -> list[Step] | None:
             # Isolating the matches, or removing what is none, is the same where all text matches.
             if (behavior, rest.get("invert", False)) in (("Isolated", False), ("Removed", True)):
                 # Files spell line ends in either way; the expressions here, as escapes.
-                return [Split(regex.replace("\r", r"\r").replace("\n", r"\n"))]
+                return [regex.replace("\r", r"\r").replace("\n", r"\n")]
             return None
         case {"type": "Digits", "individual_digits": True}:
-            return [Digits()]
+            return [DIGITS]
         case {"type": "ByteLevel", "add_prefix_space": False, **rest}:
-            return [ByteLevel(splits=bool(rest.get("use_regex", True)))]
+            return [GPT2_BYTES if rest.get("use_regex", True) else BYTES]
         case _:
             return None
-
-
-def _shortened(definition: object) -> str:
-    text = str(definition)
-    return text if len(text) <= 300 else f"{text[:300]}…"

@@ -1,4 +1,4 @@
-"""The pieces of a SentencePiece `tokenizer.model`, without the sentencepiece library.
+"""The pieces of a SentencePiece `tokenizer.model`, without the sentencepiece library (ADR 15).
 
 The file is a protocol buffer (sentencepiece_model.proto): field 1 of the message repeats for every
 piece {1: text, 2: score as F32, 3: type}; field 2 says how it was trained {3: model type}; field 3
@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, NamedTuple
 
 from quantkit.core.errors import InputError
 
-_NORMAL = 1
 _MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
 
 
-@dataclass(frozen=True)
-class Piece:
+class Piece(NamedTuple):
     """One piece; `kind` is SentencePiece's type: 1 normal, 2 unknown, 3 control, … 6 byte."""
 
     text: str
@@ -27,8 +25,7 @@ class Piece:
     kind: int
 
 
-@dataclass(frozen=True)
-class SentencePieceModel:
+class SentencePieceModel(NamedTuple):
     """All pieces in the order of their ids; `adds_space`: a space is put before every text."""
 
     pieces: tuple[Piece, ...]
@@ -42,70 +39,49 @@ def read_model(path: Path) -> SentencePieceModel:
         InputError: the file cannot be read, is no SentencePiece model, or no BPE.
     """
     try:
-        message = path.read_bytes()
+        fields = list(_fields(path.read_bytes()))
+        pieces = tuple(_piece(value) for number, value in fields if number == 1)
+        training, preparation = (
+            dict(_fields(b"".join(value for number, value in fields if number == wanted)))
+            for wanted in (2, 3)
+        )
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
-    pieces, kind, adds_space = [], "BPE", True
-    try:
-        for number, value in _fields(message):
-            match number, value:
-                case 1, bytes(piece):
-                    pieces.append(_piece(piece))
-                case 2, bytes(training):
-                    kind = _MODEL_TYPES.get(_option(training, 3, default=1), "unknown")
-                case 3, bytes(normalizer):
-                    adds_space = bool(_option(normalizer, 3, default=1))
-    except (ValueError, IndexError, struct.error) as error:
+    except (ValueError, TypeError, AttributeError, IndexError, struct.error) as error:
         raise InputError(
             f"{path} is no SentencePiece model ({error}); download it again"
         ) from error
-    if not pieces:
-        raise InputError(f"{path} holds no pieces; download it again")
-    if kind != "BPE":
+    kind = _MODEL_TYPES.get(training.get(3, 1 if training else 2), "unknown")
+    if kind != "BPE" or not pieces:
         raise InputError(
-            f"{path} is a SentencePiece model of type {kind}, only BPE is converted; convert the "
-            "model with llama.cpp and give the GGUF to --model"
+            f"{path} holds {len(pieces)} pieces of a model of type {kind}; only BPE is converted: "
+            "convert the model with llama.cpp and give the GGUF to --model"
         )
-    return SentencePieceModel(tuple(pieces), adds_space)
+    return SentencePieceModel(pieces, bool(preparation.get(3, 1)))
 
 
-def _option(message: bytes, number: int, default: int) -> int:
-    """The last whole number of that field, as protocol buffers have it."""
-    found = [value for field, value in _fields(message) if field == number]
-    return found[-1] if found and isinstance(found[-1], int) else default
+def _piece(message: Any) -> Piece:  # noqa: ANN401 - what is no bytes raises TypeError
+    values = dict(_fields(message))
+    (score,) = struct.unpack("<f", values.get(2, bytes(4)))
+    return Piece(values.get(1, b"").decode("utf-8"), score, int(values.get(3, 1)))
 
 
-def _piece(message: bytes) -> Piece:
-    text, score, kind = "", 0.0, _NORMAL
-    for number, value in _fields(message):
-        match number, value:
-            case 1, bytes(raw):
-                text = raw.decode("utf-8")
-            case 2, bytes(raw):
-                (score,) = struct.unpack("<f", raw)
-            case 3, int(kind):
-                pass
-    return Piece(text, score, kind)
-
-
-def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """(field number, value) of a protocol buffer message; fixed-width values stay bytes."""
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """(field number, value) of a protocol buffer message; only a varint's value is a number."""
     position = 0
     while position < len(message):
         tag, position = _varint(message, position)
-        match tag & 7:
-            case 0:
-                value, position = _varint(message, position)
-                yield tag >> 3, value
-                continue
-            case 1:
-                size = 8
-            case 2:
-                size, position = _varint(message, position)
-            case 5:
-                size = 4
-            case wire:
-                raise ValueError(f"wire type {wire} at byte {position}")
+        wire = tag & 7
+        if wire == 0:
+            value, position = _varint(message, position)
+            yield tag >> 3, value
+            continue
+        if wire == 2:
+            size, position = _varint(message, position)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire} at byte {position}")
         if position + size > len(message):
             raise ValueError(f"a field at byte {position} runs past the end")
         yield tag >> 3, message[position : position + size]

@@ -1,13 +1,13 @@
-"""What kind a token is, and the text that llama.cpp looks for."""
+"""The tokens of a GGUF: a text and a type for every row of the embedding."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from enum import IntEnum
 
 from quantkit.core.errors import InputError
-from quantkit.models.tokenizers.special_tokens import AddedToken
+from quantkit.models.transformers_reader import AddedToken, LoadedTokenizer
 
 
 class TokenType(IntEnum):
@@ -23,19 +23,37 @@ class TokenType(IntEnum):
 
 def converted(token: AddedToken) -> tuple[str, TokenType]:
     """An added token as llama.cpp expects it: the text that it stands for, and its type."""
-    text = token.text if token.normalized else _decoded(token.text)
-    if is_control(token, text):
-        return text, TokenType.CONTROL
-    return text.replace("\u2581", " "), TokenType.USER_DEFINED
+    if is_control(token, token.decoded):
+        return token.decoded, TokenType.CONTROL
+    return token.decoded.replace("\u2581", " "), TokenType.USER_DEFINED
 
 
 def is_control(token: AddedToken, text: str) -> bool:
-    """Whether it is no text; some models forget to mark such tokens as special."""
+    """Whether it is a control token; some models do not mark them as special."""
     return (
         bool(token.special)
         or text in ("<pad>", "<mask>", "<2mass>", "[@BOS@]")
         or re.fullmatch(r"<\|.*\|>|<\uff5c.*\uff5c>|<unused.*>", text, re.DOTALL) is not None
     )
+
+
+def texts_by_id(tokenizer: LoadedTokenizer, rows: int) -> Mapping[int, str]:
+    """The text of every token that has a row of the embedding.
+
+    Added tokens without a row are left out, as llama.cpp's converter leaves them out of a
+    SentencePiece model: the model cannot read them.
+
+    Raises:
+        InputError: the vocabulary is empty, or larger than the embedding.
+    """
+    texts = {token_id: text for text, token_id in tokenizer.ids.items()}
+    last = max((i for i in texts if i not in tokenizer.added), default=-1)
+    if not 0 <= last < rows:
+        raise InputError(
+            f"the tokenizer has token ids up to {last}, but config.json says vocab_size {rows}; "
+            "they do not belong together"
+        )
+    return {token_id: text for token_id, text in texts.items() if token_id < rows}
 
 
 def refuse_unreadable(tokens: Sequence[str]) -> None:
@@ -57,22 +75,3 @@ def refuse_unreadable(tokens: Sequence[str]) -> None:
                 f"the tokens {first} and {token_id} are both {text!r}, and llama.cpp takes a text "
                 "only once; the checkpoint cannot be converted"
             )
-
-
-def _byte_of_character() -> dict[str, int]:
-    """GPT-2's printable character of each byte, the other way round."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    rest = [byte for byte in range(256) if byte not in printable]
-    table = {chr(byte): byte for byte in printable}
-    return table | {chr(256 + i): byte for i, byte in enumerate(rest)}
-
-
-_BYTE_OF = _byte_of_character()
-
-
-def _decoded(text: str) -> str:
-    """What a byte-level decoder makes of a token; text that spells no bytes of a text stays."""
-    try:
-        return bytes(_BYTE_OF[character] for character in text).decode("utf-8")
-    except (KeyError, UnicodeDecodeError):
-        return text

@@ -1,10 +1,8 @@
-"""A checkpoint's tokenizer as GGUF metadata, read from its files without transformers or torch."""
+"""A checkpoint's tokenizer as GGUF metadata."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
@@ -12,7 +10,8 @@ from quantkit.models.families.base import Config, config_int, meta
 from quantkit.models.tokenizers.byte_fallback_bpe import byte_fallback_metadata
 from quantkit.models.tokenizers.byte_level_bpe import byte_level_metadata
 from quantkit.models.tokenizers.sentencepiece import sentencepiece_metadata
-from quantkit.models.tokenizers.special_tokens import read_json, special_token_metadata
+from quantkit.models.tokenizers.special_tokens import special_token_metadata
+from quantkit.models.transformers_reader import LoadedTokenizer, load_tokenizer
 
 # llama.cpp's converter writes two more keys for Llama and Mistral than for any other family.
 _LLAMAS = ("llama", "mistral")
@@ -27,42 +26,40 @@ def tokenizer_metadata(folder: Path, config: Config) -> Metadata:
     Raises:
         InputError: there is no tokenizer that is understood, or it does not fit the vocabulary.
     """
-    vocabulary = config_int(config, "vocab_size")
-    is_nemotron = config.get("model_type") == "nemotron_h"
-    has_pieces = (folder / "tokenizer.model").is_file() and not is_nemotron
-    tokenizer = read_json(folder / "tokenizer.json", optional=has_pieces)
-    if has_pieces:
-        result = sentencepiece_metadata(folder, vocabulary)
-        result |= special_token_metadata(folder, config, tokenizer, vocabulary)
+    rows = config_int(config, "vocab_size")
+    if (folder / "tokenizer.model").is_file() and config.get("model_type") != "nemotron_h":
+        result, tokenizer = sentencepiece_metadata(folder, config, rows)
+        result |= special_token_metadata(folder, config, tokenizer, rows)
     else:
-        result = _bpe(tokenizer, vocabulary)
-        result |= special_token_metadata(folder, config, tokenizer, vocabulary)
+        if not any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json")):
+            raise InputError(
+                f"{folder} has no tokenizer.json, vocab.json or tokenizer.model; download it again"
+            )
+        tokenizer = load_tokenizer(folder, config)
+        result = _bpe(tokenizer, rows)
+        result |= special_token_metadata(folder, config, tokenizer, rows)
         # The one key that llama.cpp's converter lacks: a tokenizer that says nothing of BOS adds
         # none, but llama.cpp would for tekken, llama-bpe and "llama" where the key is absent.
         result.setdefault("tokenizer.ggml.add_bos_token", meta("bool", False))
     if config.get("model_type") in _LLAMAS:
-        options = read_json(folder / "tokenizer_config.json", optional=True)
-        if isinstance(options.get("add_prefix_space"), bool):
+        adds_space = tokenizer.options.get("add_prefix_space")
+        if isinstance(adds_space, bool):
             # A tokenizer.json that says so itself has the last word.
-            result.setdefault(
-                "tokenizer.ggml.add_space_prefix", meta("bool", options["add_prefix_space"])
-            )
-        if vocabulary == 49152:
+            result.setdefault("tokenizer.ggml.add_space_prefix", meta("bool", adds_space))
+        if rows == 49152:
             # SmolLM and Granite declare a BOS that they were not trained with; llama.cpp too.
             result["tokenizer.ggml.add_bos_token"] = meta("bool", False)
     return result
 
 
-def _bpe(tokenizer: Mapping[str, Any], vocabulary: int) -> Metadata:
-    """The BPE in a tokenizer.json, which works on bytes or on characters."""
-    match tokenizer.get("model"):
-        case {"type": "BPE", "vocab": dict(), "merges": list(), **model}:
-            if model.get("byte_fallback"):
-                return byte_fallback_metadata(tokenizer, vocabulary)
-            return byte_level_metadata(tokenizer, vocabulary)
-        case other:
-            kind = other.get("type") if isinstance(other, dict) else None
-            raise InputError(
-                f"tokenizer.json holds a model of type {kind!r}, only BPE is converted; "
-                "convert the model with llama.cpp and give the GGUF to --model"
-            )
+def _bpe(tokenizer: LoadedTokenizer, rows: int) -> Metadata:
+    """A BPE, which works on bytes or on characters."""
+    model = tokenizer.definition["model"]
+    if model["type"] != "BPE":
+        raise InputError(
+            f"tokenizer.json holds a model of type {model['type']!r}, only BPE is converted; "
+            "convert the model with llama.cpp and give the GGUF to --model"
+        )
+    if model.get("byte_fallback"):
+        return byte_fallback_metadata(tokenizer, rows)
+    return byte_level_metadata(tokenizer, rows)

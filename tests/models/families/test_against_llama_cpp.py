@@ -27,6 +27,8 @@ pytestmark = needs_oracle
 # |---|---|---|---|
 # | tokenizer.ggml.add_bos_token | absent | false | `ONLY_OURS`, only where theirs says nothing: a
 #   tokenizer.json that adds no BOS; llama.cpp would add one for some pre-tokenizers |
+# | tokenizer.ggml.unknown_token_id | absent | 0 | `NAMED`: without tokenizer.json, theirs takes
+#   ids from config.json alone, and not those of the tokens that tokenizer_config.json names |
 # | .ssm_a | torch's F32 exponential | the nearest F32 | `SSM_A`: at most the last bit; ours does
 #   not depend on the machine, see `minus_exp` |
 # | router of the prediction head | BF16 | F32 | `PREDICTION_ROUTER`: the converter looks for it
@@ -35,6 +37,7 @@ pytestmark = needs_oracle
 # | keys of four kinds of Granite models | | | `DIFFERENT`, `PADDED`: llama.cpp refuses theirs, or
 #   computes something else than transformers; no released model of them is known to us |
 ONLY_OURS = {"tokenizer.ggml.add_bos_token": False}
+NAMED = {"llama-sentencepiece": {"tokenizer.ggml.unknown_token_id": MetaValue("u32", 0)}}
 SSM_A = ".ssm_a"
 PREDICTION_ROUTER = "blk.4.ffn_gate_inp.weight"
 # Model: {key: (theirs, ours)}.
@@ -101,6 +104,8 @@ def _converted(model: Path, out: Path, *options: str) -> gguf.GGUFReader:
 def test_equal_to_llama_cpps_converter(models: Path, tmp_path: Path, name: str) -> None:
     theirs = _converted(models / name, tmp_path / "theirs.gguf", *MODELS[name])
     ours = open_checkpoint(models / name)
+    for key, value in NAMED.get(name, {}).items():
+        assert ours.metadata.pop(key) == value
     _compare_keys(ours, theirs)
     _compare_tensors(ours, theirs)
 

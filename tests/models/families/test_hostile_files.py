@@ -13,7 +13,14 @@ from quantkit.core.errors import InputError
 from quantkit.models.checkpoint import open_checkpoint
 
 HOSTILE: list[Any] = [None, [], {}, [[]], [{}], {"a": 1}, "x", -1, 0, 1.5, True, 10**30, "\ud800"]
-ROPE = {"rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 8192}
+ROPE = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
 
 
 @pytest.fixture(scope="module")

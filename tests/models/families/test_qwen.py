@@ -15,6 +15,7 @@ from quantkit.formats.tensors import Metadata
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.families.registry import family_for
 from quantkit.models.geometry import geometry_of
+from quantkit.models.transformers_reader import config_with_defaults
 
 ATTENTION = ["attn_q", "attn_k", "attn_v", "attn_output"]
 DENSE = ["ffn_norm", "ffn_gate", "ffn_up", "ffn_down"]
@@ -22,7 +23,7 @@ YARN = {"type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768
 
 
 def metadata_of(config: dict[str, Any], **changes: object) -> Metadata:
-    config = config | changes
+    config = config_with_defaults(config | changes)
     return family_for(config).metadata(config)
 
 
@@ -236,7 +237,7 @@ def test_a_window_shorter_than_the_context_is_refused(
         (QWEN2, {"sliding_window": 32768}),
         (QWEN2, {"sliding_window": 4096, "max_window_layers": 2}),
         (QWEN2, {"sliding_window": 4096, "layer_types": ["full_attention"] * 2}),
-        (QWEN3, {"sliding_window": 4096, "max_window_layers": None}),  # 28 layers are full.
+        (QWEN3, {"sliding_window": 4096, "max_window_layers": 28}),
         (QWEN3_MOE, {"sliding_window": None}),
     ],
 )

@@ -11,7 +11,6 @@ llama.cpp's expression in place of its own, so nothing else hides among them.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import re
@@ -20,12 +19,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import llama_cpp
 import pytest
 from checkpoints import LLAMA, write_llama
 from lines import lines
+from vocabularies import Encoder
 
-from quantkit.formats.gguf_writer import lay_out
 from quantkit.models.checkpoint import open_checkpoint
 
 TORCH_PYTHON = os.environ.get("QUANTKIT_TORCH_PYTHON", "")
@@ -106,37 +104,6 @@ def oracle(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     return folder / "kinds"
 
 
-class Encoder:
-    """llama.cpp's tokenizer from a GGUF that has no tensors."""
-
-    def __init__(self, path: Path) -> None:
-        llama_cpp.llama_log_set(_SILENT, ctypes.c_void_p(0))
-        llama_cpp.llama_backend_init()
-        params = llama_cpp.llama_model_default_params()
-        params.vocab_only = True
-        self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
-        assert self.model, path
-        self.vocab = llama_cpp.llama_model_get_vocab(self.model)
-
-    def encode(self, text: str, add_special: bool) -> list[int]:
-        raw = text.encode()
-        capacity = 2 * len(raw) + 16
-        found = (llama_cpp.llama_token * capacity)()
-        count = llama_cpp.llama_tokenize(
-            self.vocab, raw, len(raw), found, capacity, add_special, True
-        )
-        assert count >= 0, text
-        return list(found[:count])
-
-    def close(self) -> None:
-        llama_cpp.llama_model_free(self.model)
-
-
-@llama_cpp.llama_log_callback
-def _SILENT(level: int, text: bytes, user: ctypes.c_void_p) -> None:
-    pass
-
-
 @pytest.mark.parametrize("kind", NAMES)
 def test_every_line_is_encoded_as_transformers_does(
     oracle: Path, texts: list[str], tmp_path: Path, kind: str
@@ -176,6 +143,4 @@ def _encoder(tokenizer: Path, folder: Path, kind: str) -> Encoder:
         (checkpoint / path.name).write_bytes(path.read_bytes())
     metadata = open_checkpoint(checkpoint).metadata
     assert metadata["tokenizer.ggml.pre"].value == NAMES[kind]
-    (layout,) = lay_out("vocabulary", metadata, [])
-    (folder / layout.file_name).write_bytes(layout.header)
-    return Encoder(folder / layout.file_name)
+    return Encoder(metadata, folder)

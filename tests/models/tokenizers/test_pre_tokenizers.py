@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from quantkit.core.errors import InputError
-from quantkit.models.tokenizers.merges import Merges
+from quantkit.models.tokenizers.merges import merge_ranks, merged, unreachable
 from quantkit.models.tokenizers.pre_tokenizers import (
     GPT4O,
     LLAMA3,
@@ -21,7 +21,8 @@ from quantkit.models.tokenizers.pre_tokenizers import (
 
 
 def _pre(*steps: dict[str, Any], **model: object) -> dict[str, Any]:
-    return {"pre_tokenizer": {"type": "Sequence", "pretokenizers": list(steps)}, "model": model}
+    steps_before = {"type": "Sequence", "pretokenizers": list(steps)}
+    return {"pre_tokenizer": steps_before, "model": {"vocab": {}, "merges": []} | model}
 
 
 def _split(regex: str, behavior: str = "Isolated", invert: bool = False) -> dict[str, Any]:
@@ -47,7 +48,7 @@ DIGITS = {"type": "Digits", "individual_digits": True}
         (_pre(_split(SEED_CODER), BYTES), "seed-coder"),
         (_pre(_split(r"\p{N}{1,3}"), _split(MINICPM5), BYTES, ignore_merges=True), "minicpm5"),
         (_pre(DIGITS, GPT2), "smollm"),
-        ({"pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False}}, "gpt-2"),
+        (_pre(GPT2), "gpt-2"),
     ],
 )
 def test_splitting_is_found_by_its_definition(tokenizer: dict[str, Any], name: str) -> None:
@@ -90,13 +91,9 @@ def test_the_other_ignore_merges_is_taken_where_it_changes_nothing(
 
 
 def test_merges_are_applied_by_rank_then_from_the_left() -> None:
-    merges = Merges([("a", "a"), ("b", "c"), ("a", "b"), ("a", "bc")])
-    assert merges.encode("aaabc").symbols == ("aa", "abc")
-    assert merges.encode("abc").rank == 3
-    assert merges.encode("ba").rank is None
-    assert merges.encode("").symbols == ()
-    assert merges.unreachable(["abc", "ab", "aa", "abcd"]) == "abcd"
-
-
-def test_of_a_repeated_merge_the_last_counts() -> None:
-    assert Merges([("a", "b"), ("b", "c"), ("a", "b")]).encode("abc").symbols == ("a", "bc")
+    ranks = merge_ranks([("a", "a"), ("b", "c"), ("a", "b"), ("a", "bc")])
+    assert merged("aaabc", ranks) == (["aa", "abc"], 3)
+    assert merged("abc", ranks) == (["abc"], 3)
+    assert merged("ba", ranks) == (["b", "a"], -1)
+    assert merged("", ranks) == ([], -1)
+    assert unreachable(["abc", "bc", "aa", "abcd"], ranks) == "abcd"

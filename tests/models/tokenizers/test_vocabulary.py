@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import CHATML, LLAMA, NEMOTRON, byte_level_tokenizer, write_tokenizer
+from checkpoints import (
+    CHATML,
+    LLAMA,
+    NEMOTRON,
+    added_token,
+    byte_level_tokenizer,
+    write_tokenizer,
+)
 
 from quantkit.core.errors import InputError
 from quantkit.models.tokenizers.token_types import TokenType
@@ -49,31 +56,35 @@ def test_byte_level_bpe(tmp_path: Path) -> None:
 
 def test_merges_of_old_files_and_spaces_in_merges(tmp_path: Path) -> None:
     tokenizer = byte_level_tokenizer()
-    merges = ["t h", ["th", "e"], ["a b", "c"], ["t", "h"]]
-    tokenizer["model"] |= {"merges": merges, "ignore_merges": True}
     # Of a repeated merge the last counts for the library, for llama.cpp the first.
-    expected = ("th e", "a\u0120b c", "t h")
-    assert metadata_of(tmp_path, tokenizer=tokenizer)["ggml.merges"] == expected
+    tokenizer["model"] |= {"merges": ["t h", "th e", "t h"], "ignore_merges": True}
+    assert metadata_of(tmp_path, tokenizer=tokenizer)["ggml.merges"] == ("th e", "t h")
+    tokenizer["model"]["vocab"] |= {"a b": 264, "a bc": 265}
+    tokenizer["model"]["merges"] = [["t", "h"], ["a b", "c"]]
+    assert metadata_of(tmp_path, tokenizer=tokenizer)["ggml.merges"] == ("t h", "a\u0120b c")
 
 
 def test_added_tokens_become_what_they_stand_for(tmp_path: Path) -> None:
-    tokenizer = byte_level_tokenizer()
-    extra = (
-        ("\u0120said", False, True),  # A byte-level spelling of " said".
-        ("<|tool|>", False, True),  # Looks special, is not marked.
-        ("a\u2581b", True, False),  # SentencePiece's space.
+    tokenizer = byte_level_tokenizer(
+        added_token(264, "\u0120said", special=False),  # A byte-level spelling of " said".
+        added_token(265, "<|tool|>", special=False),  # Looks special, is not marked.
+        added_token(266, "a\u2581b", special=False, normalized=True),  # SentencePiece's space.
+        added_token(267, "\u00e9", special=False),  # No bytes of a text.
     )
-    for i, (content, normalized, _) in enumerate(extra):
-        token = {"id": 270 + i, "content": content, "normalized": normalized, "special": False}
-        tokenizer["added_tokens"].append(token)
     found = metadata_of(tmp_path, tokenizer=tokenizer)
-    assert found["ggml.tokens"][270:273] == (" said", "<|tool|>", "a b")
+    assert found["ggml.tokens"][264:267] == (" said", "<|tool|>", "a b")
     kinds = (TokenType.USER_DEFINED, TokenType.CONTROL, TokenType.USER_DEFINED)
-    assert found["ggml.token_type"][270:273] == kinds
+    assert found["ggml.token_type"][264:267] == kinds
+
+
+def test_added_tokens_without_a_row_are_left_out(tmp_path: Path) -> None:
+    more = [added_token(264 + i, f"<|{i}|>") for i in range(60)]
+    found = metadata_of(tmp_path, tokenizer=byte_level_tokenizer(*more))
+    assert found["ggml.tokens"][-1] == "<|55|>"
 
 
 def test_ids_come_from_the_tokenizer_then_from_the_configuration(tmp_path: Path) -> None:
-    options = {"bos_token": {"content": "<s>"}, "eos_token": "<|im_end|>", "add_bos_token": True}
+    options = {"bos_token": "<s>", "eos_token": "<|im_end|>", "add_bos_token": True}
     config = NEMOTRON | {"eos_token_id": 2, "pad_token_id": 0, "unk_token_id": None}
     found = metadata_of(tmp_path, config, options=options)
     assert found["ggml.bos_token_id"] == 1
@@ -83,11 +94,15 @@ def test_ids_come_from_the_tokenizer_then_from_the_configuration(tmp_path: Path)
     assert found["ggml.add_bos_token"] is True
 
 
+def test_of_a_list_of_ids_the_first_counts_and_minus_one_is_none(tmp_path: Path) -> None:
+    config = NEMOTRON | {"eos_token_id": [3, 2], "pad_token_id": -1}
+    found = metadata_of(tmp_path, config, options={})
+    assert found["ggml.eos_token_id"] == 3
+    assert "ggml.padding_token_id" not in found
+
+
 def _template(*items: str) -> list[dict[str, Any]]:
-    return [
-        {"Sequence": {"id": i, "type_id": 0}} if i in "AB" else {"SpecialToken": {"id": i}}
-        for i in items
-    ]
+    return [{"Sequence" if i in "AB" else "SpecialToken": {"id": i, "type_id": 0}} for i in items]
 
 
 def test_a_template_says_what_is_added(tmp_path: Path) -> None:
@@ -96,6 +111,7 @@ def test_a_template_says_what_is_added(tmp_path: Path) -> None:
         "type": "TemplateProcessing",
         "single": _template("<s>", "A"),
         "pair": _template("<s>", "A", "<s>", "B"),
+        "special_tokens": {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}},
     }
     options = {"bos_token": "<s>", "eos_token": "<|im_end|>", "add_bos_token": False}
     found = metadata_of(tmp_path, tokenizer=tokenizer, options=options)
@@ -114,29 +130,30 @@ def test_several_chat_templates(tmp_path: Path) -> None:
 def test_the_chat_template_may_be_a_file(tmp_path: Path) -> None:
     (tmp_path / "chat_template.jinja").write_text("from jinja", encoding="utf-8")
     assert metadata_of(tmp_path, options={})["chat_template"] == "from jinja"
-    assert metadata_of(tmp_path, options={"chat_template": "own"})["chat_template"] == "own"
+    older = {"chat_template": "own"}  # The file wins, as in transformers.
+    assert metadata_of(tmp_path, options=older)["chat_template"] == "from jinja"
     (tmp_path / "chat_template.jinja").unlink()
     (tmp_path / "chat_template.json").write_text('{"chat_template": "from json"}')
     assert metadata_of(tmp_path, options={})["chat_template"] == "from json"
 
 
+BPE_MODEL = byte_level_tokenizer()["model"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model": {"type": "Unigram", "vocab": []}}, "model of type 'Unigram'"),
-        (
-            {"model": {"type": "BPE", "byte_fallback": True, "vocab": {"a": 0}, "merges": []}},
-            "download tokenizer.model",
-        ),
+        ({"model": {"type": "Unigram", "unk_id": 0, "vocab": [["a", 0.0]]}}, "'Unigram'"),
         ({"normalizer": {"type": "Lowercase"}}, "changes text by .*Lowercase"),
-        ({"model": byte_level_tokenizer()["model"] | {"end_of_word_suffix": "</w>"}}, "suffix"),
-        ({"added_tokens": [{"id": 300, "content": "[PAD301]"}]}, "300 and 301 are both"),
-        ({"added_tokens": [{"id": 300, "content": "a\0b"}]}, "null character"),
+        ({"model": BPE_MODEL | {"end_of_word_suffix": "</w>"}}, "suffix"),
+        ({"model": BPE_MODEL | {"byte_fallback": True}}, "download tokenizer.model"),
+        ({"added_tokens": [added_token(264, "[PAD264]"), added_token(263, "x")]}, "264 are both"),
+        ({"added_tokens": [added_token(263, "a\0b")]}, "null character"),
         ({"model": {"type": "BPE", "vocab": {"a": 320}, "merges": []}}, "up to 320"),
-        ({"model": {"type": "BPE", "vocab": {"a": 0}, "merges": [["a"]]}}, "is no merge"),
-        ({"model": {"type": "BPE", "vocab": {"a": "0"}, "merges": []}}, "is no number"),
-        ({"model": {"type": "BPE", "vocab": {"a": -1}, "merges": []}}, "do not belong together"),
-        ({"added_tokens": [{"id": 3}]}, "is no token"),
+        ({"model": BPE_MODEL | {"merges": [["a"]]}}, "transformers cannot read"),
+        ({"model": BPE_MODEL | {"vocab": {"a": "0"}}}, "transformers cannot read"),
+        ({"model": BPE_MODEL | {"vocab": {"a": -1}}}, "transformers cannot read"),
+        ({"added_tokens": [{"id": 3}]}, "transformers cannot read"),
     ],
 )
 def test_a_tokenizer_that_is_not_understood_is_refused(
@@ -234,12 +251,6 @@ def test_smollm_does_not_add_its_bos(tmp_path: Path) -> None:
     assert found["ggml.add_bos_token"] is False
 
 
-def test_added_text_that_no_bytes_spell_stays(tmp_path: Path) -> None:
-    tokenizer = byte_level_tokenizer()
-    tokenizer["added_tokens"].append({"id": 270, "content": "\u00e9", "normalized": False})
-    assert metadata_of(tmp_path, tokenizer=tokenizer)["ggml.tokens"][270] == "\u00e9"
-
-
 LEGACY = {
     "type": "Sequence",
     "normalizers": [
@@ -260,11 +271,11 @@ def _byte_fallback(
 ) -> dict[str, Any]:
     """A tokenizer.json: unknown, BOS, the bytes, `words`, and one added token."""
     texts = ["<unk>", "<s>", *(f"<0x{byte:02X}>" for byte in range(256)), *words]
-    added = [(0, "<unk>", True), (1, "<s>", True), (300, "<tool\u2581>", False)]
     return {
         "added_tokens": [
-            {"id": i, "content": text, "special": special, "normalized": False}
-            for i, text, special in added
+            added_token(0, "<unk>"),
+            added_token(1, "<s>"),
+            added_token(len(texts), "<tool\u2581>", special=False),
         ],
         "normalizer": LEGACY,
         "pre_tokenizer": None,
@@ -288,13 +299,12 @@ def test_byte_fallback_bpe(tmp_path: Path) -> None:
     found = metadata_of(tmp_path, LLAMA, tokenizer, {"add_prefix_space": False})
     assert (found["ggml.model"], found["ggml.pre"]) == ("llama", "default")
     assert "ggml.merges" not in found
-    assert found["ggml.tokens"][258:266] == (*ABC, "[PAD265]")
+    assert found["ggml.tokens"][258:266] == (*ABC, "<tool\u2581>")
     # Of the two merges that make "abc" the one counts that "abc" alone comes to.
     assert found["ggml.scores"][258:265] == (-4, -4, -4, -1, -2, 0, -4)
     types = found["ggml.token_type"]
     assert types[:3] == (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE)
-    assert types[264:266] == (TokenType.NORMAL, TokenType.UNUSED)
-    assert (found["ggml.tokens"][300], types[300]) == ("<tool\u2581>", TokenType.USER_DEFINED)
+    assert types[264:267] == (TokenType.NORMAL, TokenType.USER_DEFINED, TokenType.UNUSED)
     assert found["ggml.add_space_prefix"] is True  # The definition wins over the option.
     assert found["ggml.add_bos_token"] is False
 
@@ -325,8 +335,8 @@ def test_byte_fallback_bpe_without_a_space_before(tmp_path: Path, change: dict[s
                 {"split": True},
             )
         ),
-        ({"added_tokens": [{"id": 0, "content": "a b", "normalized": True}]}, "normalized text"),
-        ({"added_tokens": [{"id": 0, "content": "ab", "rstrip": True}]}, "white space beside it"),
+        ({"added_tokens": [added_token(259, "a b", normalized=True)]}, "normalized text"),
+        ({"added_tokens": [added_token(259, "ab", rstrip=True)]}, "white space beside it"),
     ],
 )
 def test_byte_fallback_bpe_that_prepares_text_otherwise_is_refused(
@@ -340,13 +350,13 @@ def test_byte_fallback_bpe_whose_merges_scores_cannot_say_is_refused(tmp_path: P
     tokenizer = _byte_fallback(*ABC, merges=ABC_MERGES[:2])
     with pytest.raises(InputError, match="'abc', but no merge of 'a' and 'bc'"):
         metadata_of(tmp_path, LLAMA, tokenizer)
-    tokenizer = _byte_fallback("a", "ab", "xyz")
+    tokenizer = _byte_fallback("a", "b", "ab", "a<0x62>", "xyz")
     tokenizer["model"]["ignore_merges"] = True
     tokenizer["model"]["merges"] = [["a", "<0x62>"]]
     with pytest.raises(InputError, match="merges byte tokens"):
         metadata_of(tmp_path, LLAMA, tokenizer)
     tokenizer["model"]["merges"] = [["a", "b"]]
-    with pytest.raises(InputError, match="no merges lead to the token 'xyz'"):
+    with pytest.raises(InputError, match="no merges lead to"):
         metadata_of(tmp_path, LLAMA, tokenizer)
     del tokenizer["model"]["vocab"]["<0x7F>"]
     with pytest.raises(InputError, match="lacks the byte tokens <0x7F>"):

@@ -1,0 +1,45 @@
+"""JSON objects in a checkpoint's files."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from quantkit.core.errors import InputError
+
+
+def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
+    """The JSON object in `path`; an empty one where an optional file is absent.
+
+    Raises:
+        InputError: the file is missing, unreadable, or holds no JSON object.
+    """
+    if optional and not path.is_file():
+        return {}
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(
+            f"{path} cannot be read ({error.strerror}); is this the folder of a checkpoint?"
+        ) from error
+    return parse_json(content, str(path))
+
+
+def parse_json(content: bytes, where: str, advice: str = "download it again") -> dict[str, Any]:
+    """The JSON object in `content`.
+
+    Args:
+        where: the file's name, for messages.
+        advice: what to do about a broken file.
+
+    Raises:
+        InputError: it is not valid JSON, or no object.
+    """
+    try:
+        value = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where} is not valid JSON ({error}); {advice}") from error
+    if not isinstance(value, dict):
+        raise InputError(f"{where} holds no JSON object; {advice}")
+    return value

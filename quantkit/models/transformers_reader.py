@@ -1,0 +1,206 @@
+"""Configuration and tokenizer as transformers reads them, without torch and without a network.
+
+The only module that imports transformers. The import takes a second, so it happens when a
+checkpoint is opened. Whatever transformers raises becomes an `InputError` or the use of the file
+as it is; it prints nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from quantkit.core.errors import InputError
+from quantkit.models.families.base import Config
+from quantkit.models.json_files import read_json
+
+MAX_LAYERS = 512
+"""LLAMA_MAX_LAYERS of llama.cpp; transformers makes a list of this length, so checked before."""
+
+SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "mask", "cls")
+
+_NOT_PASSED = ("auto_map", "quantization_config", "num_labels", "id2label", "label2id")
+"""Keys that name code to run, or that transformers makes long lists of; no family reads them."""
+
+
+def config_with_defaults(raw: Config) -> dict[str, Any]:
+    """config.json with the defaults and the current key names that AutoConfig gives.
+
+    As in llama.cpp's converter, config.json alone counts where transformers cannot read it: an
+    unknown model type, a model type that is not the architecture's, or a value of the wrong type.
+    Token ids are only those that config.json names: the defaults belong to other vocabularies.
+
+    Raises:
+        InputError: the model has more layers than llama.cpp can load.
+    """
+    layers = raw.get("num_hidden_layers")
+    if type(layers) is int and layers > MAX_LAYERS:
+        raise InputError(
+            f"config.json: num_hidden_layers is {layers}, but llama.cpp loads at most {MAX_LAYERS} "
+            "layers; is it the checkpoint's own?"
+        )
+    with _quiet():
+        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+        kind, passed = raw.get("model_type"), {k: v for k, v in raw.items() if k not in _NOT_PASSED}
+        try:
+            if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) != raw["architectures"][0]:
+                return dict(raw)
+            passed = json.loads(json.dumps(passed), object_hook=_special_float)
+            full: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(passed).to_dict()
+        except Exception:  # noqa: BLE001 transformers raises exceptions of any kind
+            return dict(raw)
+    known = {k: v for k, v in full.items() if k != "_name_or_path" and not k.endswith("_token_id")}
+    return {**raw, **known}
+
+
+def _special_float(value: dict[str, Any]) -> object:
+    """Infinity as transformers writes it into config.json."""
+    return float(value["__float__"]) if value.keys() == {"__float__"} else value
+
+
+@dataclass(frozen=True)
+class AddedToken:
+    """A token that is cut out of a text before the tokenizer's model sees it.
+
+    Attributes:
+        text: as the files spell it.
+        decoded: the text that it stands for: a byte-level spelling is decoded.
+        special: a control token, no text; None where the file does not say.
+        normalized: searched in the normalized text.
+        takes_space: takes white space beside it, or is found only as a whole word.
+    """
+
+    text: str
+    decoded: str
+    special: bool | None = None
+    normalized: bool = False
+    takes_space: bool = False
+
+
+@dataclass(frozen=True)
+class LoadedTokenizer:
+    """The state of a tokenizer, from all files that hold a part of it.
+
+    Attributes:
+        definition: in the form of a tokenizer.json: normalizer, pre_tokenizer, model, …
+        ids: every token, added ones too.
+        added: the added tokens by id.
+        special: the text of each special token that has one: bos, eos, …
+        chat_templates: Jinja by name; a model with one template calls it "default".
+        options: tokenizer_config.json.
+    """
+
+    definition: Mapping[str, Any]
+    ids: Mapping[str, int]
+    added: Mapping[int, AddedToken]
+    special: Mapping[str, str]
+    chat_templates: Mapping[str, str]
+    options: Mapping[str, Any]
+
+
+def load_tokenizer(
+    folder: Path, config: Config, pieces: Mapping[str, int] | None = None
+) -> LoadedTokenizer:
+    """The tokenizer of the checkpoint in `folder`.
+
+    tokenizer.json is loaded as it is; without one AutoTokenizer builds the tokenizer from
+    vocab.json and merges.txt. (AutoTokenizer would ignore the pre-tokenizer of a tokenizer.json
+    for some classes, and split the digits of SmolLM2 otherwise than in its training: ADR 15.)
+
+    Args:
+        config: config.json, whose model type AutoTokenizer may need.
+        pieces: the vocabulary, where it comes from a SentencePiece model.
+
+    Raises:
+        InputError: the files are missing or broken, or need code of the repository.
+    """
+    options = read_json(folder / "tokenizer_config.json", optional=True)
+    try:
+        with _quiet():
+            return _loaded(_opened(folder, config, pieces), options)
+    except BaseException as error:
+        # A panic of the tokenizers library derives from BaseException alone.
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise InputError(
+            f"transformers cannot read the tokenizer in {folder} ({reason}); download the "
+            "tokenizer's files again"
+        ) from error
+
+
+def _opened(folder: Path, config: Config, pieces: Mapping[str, int] | None) -> Any:  # noqa: ANN401
+    from tokenizers import Tokenizer, models
+    from transformers.configuration_utils import PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+    from transformers.tokenization_utils_tokenizers import PreTrainedTokenizerFast
+
+    class OfPieces(PreTrainedTokenizerFast):  # type: ignore[misc]
+        """Given pieces and everything that the other files say of tokens."""
+
+        @classmethod
+        def convert_to_native_format(cls, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401
+            kwargs.pop("tokenizer_file", None)
+            backend = Tokenizer(models.BPE(vocab=dict(pieces or {}), merges=[]))
+            return kwargs | {"tokenizer_object": backend}
+
+    if pieces is not None:
+        return OfPieces.from_pretrained(folder, local_files_only=True)
+    if (folder / "tokenizer.json").is_file():
+        return PreTrainedTokenizerFast.from_pretrained(folder, local_files_only=True)
+    # Without a given configuration it would read config.json again, unchecked.
+    kind = config.get("model_type")
+    known = CONFIG_MAPPING[kind] if kind in CONFIG_MAPPING else PreTrainedConfig
+    return AutoTokenizer.from_pretrained(
+        folder, config=known(), local_files_only=True, trust_remote_code=False
+    )
+
+
+def _loaded(tokenizer: Any, options: Mapping[str, Any]) -> LoadedTokenizer:  # noqa: ANN401
+    backend = tokenizer.backend_tokenizer
+    added = {
+        token_id: AddedToken(
+            token.content,
+            token.content
+            if token.normalized
+            else backend.decode([token_id], skip_special_tokens=False),
+            token.special,
+            token.normalized,
+            token.lstrip or token.rstrip or token.single_word,
+        )
+        for token_id, token in tokenizer.added_tokens_decoder.items()
+    }
+    named = {kind: getattr(tokenizer, f"{kind}_token") for kind in SPECIAL_KINDS}
+    templates = tokenizer.chat_template or {}
+    if isinstance(templates, str):
+        templates = {"default": templates}
+    return LoadedTokenizer(
+        definition=json.loads(backend.to_str()),
+        ids=backend.get_vocab(with_added_tokens=True),
+        added=added,
+        special={kind: str(text) for kind, text in named.items() if text is not None},
+        chat_templates={str(name): str(text) for name, text in templates.items()},
+        options=options,
+    )
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without log lines and warnings, of which importing transformers without torch gives one."""
+    level = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
