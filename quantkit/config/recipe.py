@@ -262,12 +262,31 @@ def load_recipe(path: Path) -> Recipe:
     return validated(Recipe, read_yaml(path), path)
 
 
-def recipe_for(model: str, chosen: str | None = None) -> Recipe:
+def recipe_for(
+    model: str,
+    chosen: str | None = None,
+    levels: str | None = None,
+    calibration: Sequence[str] | None = None,
+) -> Recipe:
     """The recipe named or filed as `chosen`; else the one written for `model`; else the default.
 
+    Args:
+        levels: made instead of the recipe's, as `with_levels` takes them.
+        calibration: read instead of the recipe's texts.
+
     Raises:
-        InputError: `chosen` is neither a known name nor a readable file.
+        InputError: `chosen` is neither a known name nor a readable file, or a level is impossible.
     """
+    found = _recipe_for(model, chosen)
+    if levels is not None:
+        found = found.with_levels(levels)
+    if calibration:
+        changed = found.imatrix.calibrated_on(calibration)
+        found = found.model_copy(update={"imatrix": changed})
+    return found
+
+
+def _recipe_for(model: str, chosen: str | None) -> Recipe:
     shipped = known_recipes()
     if chosen is not None:
         if chosen not in shipped and not Path(chosen).exists():
