@@ -80,7 +80,7 @@ def quantize_file(
         EnvironmentFault: the disk is full, or native code failed.
     """
     if out.suffix != ".gguf":
-        raise InputError(f"--out is the name of a GGUF file, so it ends in .gguf; {out} does not")
+        raise InputError(f"--out names a GGUF file, so it ends in .gguf; {out} does not")
     choice, path = choose_local(model)
     source = open_source(choice, keep_prediction=keep_prediction)
     ready = None if imatrix is None else check_ready(imatrix, source.tensors)

@@ -94,14 +94,9 @@ def _show_layers(console: Console, found: Imatrix, coverage: Coverage) -> None:
     shown = len(columns) - 1 if exact and coverage.experts else 4 if coverage.experts else 3
     console.table((*columns[:shown], columns[-1]), [(*row[:shown], row[-1]) for row in rows])
     if exact and coverage.experts:
-        console.note(
-            f"experts: those reached by any token, of all; ≥ {ENOUGH}: the share reached by "
-            f"{ENOUGH} tokens or more; least, median, most: tokens of one expert"
-        )
-    console.note(
-        "top 1 %: share of the importance in the highest 1 % of columns, of the layer's most "
-        "uneven weight"
-    )
+        console.note(f"experts: those that a token reached; ≥ {ENOUGH}: the share with that many")
+        console.note("least, median, most: tokens of one expert")
+    console.note("top 1 %: their share of the importance, in the layer's most uneven weight")
 
 
 def _show_experts(console: Console, coverage: Coverage, exact: bool) -> None:

@@ -238,6 +238,23 @@ class Recipe(Strict):
             raise ValueError(f"two levels have the same name: {', '.join(names)}")
         return self
 
+    def adapted(
+        self, levels: str | None = None, calibration: Sequence[str] | None = None
+    ) -> Recipe:
+        """This recipe with other levels or calibration texts, where they are given.
+
+        Args:
+            levels: as in `Q6,Q4_K_M,4.5,71GiB`: see `chosen_levels`.
+            calibration: as `ImatrixRecipe.calibrated_on` takes them.
+
+        Raises:
+            InputError: a level is neither in the recipe nor a preset, bits or a size.
+        """
+        found = self if levels is None else self.with_levels(levels)
+        if not calibration:
+            return found
+        return found.model_copy(update={"imatrix": self.imatrix.calibrated_on(calibration)})
+
     def with_levels(self, words: str) -> Recipe:
         """This recipe with the levels that `--levels` asks for: see `chosen_levels`.
 
@@ -271,19 +288,12 @@ def recipe_for(
     """The recipe named or filed as `chosen`; else the one written for `model`; else the default.
 
     Args:
-        levels: made instead of the recipe's, as `with_levels` takes them.
-        calibration: read instead of the recipe's texts.
+        levels, calibration: as `Recipe.adapted` takes them.
 
     Raises:
         InputError: `chosen` is neither a known name nor a readable file, or a level is impossible.
     """
-    found = _recipe_for(model, chosen)
-    if levels is not None:
-        found = found.with_levels(levels)
-    if calibration:
-        changed = found.imatrix.calibrated_on(calibration)
-        found = found.model_copy(update={"imatrix": changed})
-    return found
+    return _recipe_for(model, chosen).adapted(levels, calibration)
 
 
 def _recipe_for(model: str, chosen: str | None) -> Recipe:

@@ -21,6 +21,7 @@ from quantkit.formats.ready_tensors import FinishedFile, ready_tensors
 from quantkit.formats.tensors import TensorInfo
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize import encode
+from quantkit.quantize import quantize as quantizing
 from quantkit.quantize.quantize import quantize
 
 
@@ -187,7 +188,7 @@ def test_bytes_are_moved_by_hand_where_the_system_cannot(
 
 def test_shards_share_too(source: Asked, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small = functools.partial(lay_out, max_shard_bytes=100_000)
-    monkeypatch.setattr("quantkit.quantize.quantize.lay_out", small)
+    monkeypatch.setattr(quantizing, "lay_out", small)
     found = []
     for name, others in (("alone", SECOND), ("first", FIRST), ("shared", SECOND)):
         folder = tmp_path / name
