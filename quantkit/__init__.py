@@ -28,27 +28,14 @@ if TYPE_CHECKING:
         read_results,
         study,
         validate,
-    )
+    )  # fmt: skip
 
 __version__ = "0.1.0"
 __all__ = [
-    "DoesNotFitError",
-    "EnvironmentFault",
-    "GateError",
-    "InputError",
-    "QuantkitError",
-    "Recipe",
-    "RetrievalRecipe",
-    "Target",
-    "__version__",
-    "build",
-    "compare",
-    "plan",
-    "quantize",
-    "read_results",
-    "study",
-    "validate",
-]
+    "DoesNotFitError", "EnvironmentFault", "GateError", "InputError", "QuantkitError", "Recipe",
+    "RetrievalRecipe", "Target", "__version__", "build", "compare", "plan", "quantize",
+    "read_results", "study", "validate",
+]  # fmt: skip
 
 
 class _FrontDoor(ModuleType):

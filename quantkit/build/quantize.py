@@ -7,21 +7,18 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from quantkit.core.console import Console
 from quantkit.core.errors import InputError
 from quantkit.core.files import check_writable, content_id, identity
-from quantkit.core.progress import SILENT, Progress
+from quantkit.core.threads import worker_count
 from quantkit.core.work_folders import resumable, work_folder
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.llamacpp.presets import Fallback
 from quantkit.llamacpp.shared_libraries import library_version
 from quantkit.models.choose import choose_local, model_files, open_source
 from quantkit.plan.type_choice import check_importance, choose_types
-from quantkit.quantize.quantize import (
-    PRESET_FILE_TYPES,
-    artifact_metadata,
-    artifact_names,
-    quantize,
-)
+from quantkit.quantize.quantize import PRESET_FILE_TYPES, artifact_metadata, artifact_names
+from quantkit.quantize.quantize import quantize as write_artifact
 from quantkit.report.results import fallback_text
 from quantkit.study.imatrix_import import check_ready
 
@@ -55,69 +52,71 @@ class Artifact:
         return dict(Counter(self.types.values()).most_common())
 
 
-def quantize_file(
-    model: str,
-    types: str | Mapping[str, str],
-    out: Path,
-    imatrix: Path | None,
-    workers: int,
-    progress: Progress = SILENT,
+def quantize(
+    model: str | Path,
+    types: str | Path | Mapping[str, str],
+    out: str | Path,
     *,
+    imatrix: str | Path | None = None,
     keep_prediction: bool = False,
+    workers: int | None = None,
+    quiet: bool = True,
 ) -> Artifact:
-    """Write `model` with each tensor in its type.
-
-    A run that was interrupted resumes: unfinished work is kept beside `out`.
+    """Write a model on this disk as one artifact; running it again after an interruption resumes.
 
     Args:
-        model: on this disk.
-        types: an allocation.json, the name of a stock preset, or tensor → type.
-        keep_prediction: of a checkpoint, the multi-token prediction layers too.
+        types: an allocation.json, a preset such as "Q4_K_M", or tensor → type, as a plan has them.
+        out: the GGUF file; a large one becomes several shards beside it.
+        imatrix: importance matrix, GGUF or legacy .dat.
+        keep_prediction: of a checkpoint, keep the multi-token prediction layers.
+        workers: CPU threads; None: one for each core.
 
     Raises:
         InputError: a broken model or importance matrix, types that are not of this model or need
             an importance matrix, or `out` cannot be written.
         EnvironmentFault: the disk is full, or native code failed.
     """
+    console, out = Console(quiet=quiet), Path(out)
     if out.suffix != ".gguf":
         raise InputError(f"--out names a GGUF file, so it ends in .gguf; {out} does not")
-    choice, path = choose_local(model)
+    choice, path = choose_local(str(model))
     source = open_source(choice, keep_prediction=keep_prediction)
-    ready = None if imatrix is None else check_ready(imatrix, source.tensors)
+    ready = None if imatrix is None else check_ready(Path(imatrix), source.tensors)
     found = None if ready is None else ready.imatrix
     entries = {} if found is None else found.entries
-    chosen = choose_types(types, source.metadata, source.tensors, has_imatrix=found is not None)
+    given = types if isinstance(types, Mapping) else str(types)
+    chosen = choose_types(given, source.metadata, source.tensors, has_imatrix=found is not None)
     check_importance(chosen, entries)
-    file = None if imatrix is None else imatrix.name
-    metadata = artifact_metadata(source.metadata, found, file, chosen.preset)
+    named = None if imatrix is None else Path(imatrix).name
+    metadata = artifact_metadata(source.metadata, found, named, chosen.preset)
     files = model_files(choice, path)
-    named = Path(types) if isinstance(types, str) else None
-    read = [file for file in (*files, imatrix, named) if file is not None]
+    read = [*files, *(Path(one) for one in (imatrix, types) if isinstance(one, str | Path))]
     for name in artifact_names(out.stem, metadata, source.tensors, chosen.types):
         check_writable(out.with_name(name), read)
-    for sentence in () if ready is None else ready.notes:
-        progress.note(sentence)
     fallbacks = {} if chosen.stock is None else chosen.stock.fallbacks
+    for sentence in () if ready is None else ready.notes:
+        console.note(sentence)
     stored = [info.name for info in source.tensors if BY_NAME[info.type_name].is_quantized]
     if stored:
-        progress.note(
+        console.note(
             f"{model} is quantized already, {len(stored)} of its tensors: what that lost is not "
             "brought back; quantize the BF16 model where you can"
         )
-    progress.note(f"{chosen.preset or named or 'types'}: {_mixture(chosen.types)}")
+    label = chosen.preset or ("types" if isinstance(given, Mapping) else given)
+    console.note(f"{label}: {_mixture(chosen.types)}")
     if fallbacks:
-        progress.note(fallback_text(fallbacks))
+        console.note(fallback_text(fallbacks))
     parts = {
         "files": identity(files),
         "types": dict(chosen.types),
-        "imatrix": None if imatrix is None else content_id(imatrix),
+        "imatrix": None if imatrix is None else content_id(Path(imatrix)),
         "llama-cpp-python": library_version(),
     }
     importance = {name: entry.importance() for name, entry in entries.items()}
-    with resumable(work_folder(out), parts) as work:
-        paths = quantize(
-            source, metadata, chosen.types, importance, out.parent, work, out.stem, workers,
-            progress,
+    with resumable(work_folder(out), parts) as work, console.stage("quantize") as progress:
+        paths = write_artifact(
+            source, metadata, chosen.types, importance, out.parent, work, out.stem,
+            worker_count(workers), progress,
         )  # fmt: skip
     size = sum(path.stat().st_size for path in paths)
     bits = 8 * size / sum(info.elements for info in source.tensors)

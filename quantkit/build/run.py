@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
 from quantkit.build import stages
 from quantkit.build.context import BuildContext, Job, StudyContext, StudyJob
@@ -29,25 +28,9 @@ from quantkit.retrieval.run.check import check_prompts
 from quantkit.study.calibration.sources import local_sources
 from quantkit.study.imatrix_import import check_ready
 from quantkit.study.sensitivity import Sensitivity
+from quantkit.study.study import Study
 
-__all__ = ["Job", "Study", "StudyJob", "build", "check_gate", "study"]
-
-
-@dataclass(frozen=True)
-class Study:
-    """What is known of a model before it is quantized, in the folder of its study.
-
-    Attributes:
-        folder: a build of the same model and recipe in it goes on from here.
-        base: GGUF that it was measured on.
-        imatrix: file with the importance matrix.
-        sensitivity: errors of the tensors at each type, and what they cost.
-    """
-
-    folder: Path
-    base: Path
-    imatrix: Path
-    sensitivity: Sensitivity
+__all__ = ["Job", "StudyJob", "build", "check_gate", "study"]
 
 
 def study(job: StudyJob, console: Console) -> Study:

@@ -11,10 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.config.recipe import RetrievalRecipe
+from quantkit.core.console import Console
 from quantkit.core.errors import GateError, InputError
 from quantkit.core.files import check_writable, content_id, identity, write_json
 from quantkit.core.progress import SILENT, Progress
+from quantkit.core.threads import worker_count
 from quantkit.core.work_folders import resumable
+from quantkit.core.yaml import validated
 from quantkit.llamacpp.devices import device_settings
 from quantkit.llamacpp.server_http import Endpoint
 from quantkit.llamacpp.shared_libraries import library_version
@@ -22,13 +25,14 @@ from quantkit.models.choose import choose_local, open_source
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize.integrity import Integrity, check_artifact
 from quantkit.report.retrieval_heatmap import draw_heatmap
-from quantkit.retrieval.gate import check_gate_is_possible
+from quantkit.retrieval.gate import check_gate_is_possible, gate_words
 from quantkit.retrieval.results import Retrieval, TaskScore
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
 from quantkit.retrieval.run.check_server import check_served
 from quantkit.retrieval.run.verdict import validation_json
 
 AS_SERVED = "as served"
+DEFAULTS = {"context_tokens": (8192, 32768), "kv_type": "q8_0"}
 
 
 @dataclass(frozen=True)
@@ -71,78 +75,91 @@ class Validation:
         )
 
 
-def check_inputs(model: Path | None, endpoint: str | None, recipe: RetrievalRecipe) -> None:
-    """See that there is one thing to ask, and that the gate can be passed, before any work.
+def validate(
+    model: str | Path,
+    out: str | Path | None = None,
+    *,
+    retrieval: RetrievalRecipe | None = None,
+    source: str | Path | None = None,
+    haystack: str | Path | None = None,
+    fresh: bool = False,
+    workers: int | None = None,
+    quiet: bool = True,
+    **settings: object,
+) -> Validation:
+    """The retrieval check of a GGUF file, or of a running llama-server.
+
+    Running it again after an interruption resumes. A missed gate is not an error here: look at
+    `passed`, or call `check_gate()`.
+
+    Args:
+        model: a GGUF file, or the address of a server, as in http://127.0.0.1:8080.
+        out: folder for answers, heatmap and validation.json; None: NAME-niah in the current one.
+        retrieval: what is asked; None: by default 64 needles at 8192 and at 32768 tokens.
+        source: of a file, the model that it was made from: its weights are compared first.
+        haystack: text to hide the needles in; None: the one that ships.
+        fresh: prefill the whole prompt for each question, and use no forks.
+        workers: CPU threads; None: one for each core.
+        settings: fields of `retrieval` where that is not given, as in context_tokens=(8192,).
 
     Raises:
-        InputError: neither or both of `model` and `endpoint`, a broken file, or too few questions.
+        InputError: a broken file, no server, settings that cannot be met, or too little text.
+        GateError: the weights are not those of `source`, or the file is not made for the context.
+        EnvironmentFault: no memory for the context, or native code failed.
     """
-    if (model is None) == (endpoint is None):
-        raise InputError("give a GGUF file, or --endpoint of a running llama-server; one of them")
+    recipe = retrieval or validated(RetrievalRecipe, DEFAULTS | settings, Path("settings"))
     check_gate_is_possible(recipe)
-    if model is not None:
-        GGUFSource(model)
+    folder = None if out is None else Path(out)
+    text = None if haystack is None else Path(haystack)
+    console = Console(quiet=quiet)
+    served = str(model).lower().startswith(("http://", "https://"))
+    for option, given in (("--fresh", fresh), ("--source", source is not None)):
+        if served and given:
+            raise InputError(f"{option} needs the file itself; it cannot be used with a server")
+    if not served:
+        GGUFSource(Path(model))  # says what is wrong with the file before any work
+    console.note(gate_words(recipe))
+    with console.stage("niah") as progress:
+        if served:
+            return _server(str(model), recipe, folder, text, progress)
+        made_from = None if source is None else str(source)
+        threads = worker_count(workers)
+        return _file(Path(model), recipe, folder, made_from, text, fresh, threads, progress)
 
 
-def validate_file(
+def _file(
     model: Path,
     recipe: RetrievalRecipe,
     out: Path | None,
+    source: str | None,
+    haystack: Path | None,
+    fresh: bool,
     workers: int,
-    progress: Progress = SILENT,
-    *,
-    source: str | None = None,
-    haystack: Path | None = None,
-    fresh: bool = False,
+    progress: Progress,
 ) -> Validation:
-    """Ask the GGUF file `model` the recipe's questions.
-
-    A run that was interrupted resumes: answers are kept in the folder.
-
-    Args:
-        out: folder; None: `NAME-niah` in the current folder.
-        source: what `model` was made from, on this disk: its weights are compared first.
-        haystack: None: the text that ships.
-        fresh: each question after a prefill of its own, not on a fork.
-
-    Raises:
-        InputError: a broken file, too little text, or `out` cannot be written.
-        GateError: the weights are not those of `source`, or the file was not made for the context.
-        EnvironmentFault: no memory for the context, or native code failed.
-    """
     files = GGUFSource(model).paths
     integrity = None if source is None else _compared(model, source, progress)
     folder = out or Path(f"{model.stem}-niah")
     check_writable(folder / "niah.jsonl", files)
-    kv_type = recipe.kv_type or "q8_0"
-    settings = CheckSettings(device_settings(workers), kv_type, fresh=fresh)
+    settings = CheckSettings(device_settings(workers), recipe.kv_type or "q8_0", fresh=fresh)
     parts = {"model": identity(files), "fresh": fresh, **_parts(recipe, haystack)}
 
     def run(work: Path) -> tuple[str, Retrieval, dict[str, Any]]:
         answers = folder / "niah.jsonl"
         found = check_retrieval(model, recipe, settings, answers, work, haystack, progress)
-        return model.stem, found, validation_json(found, None, recipe, kv_type, integrity)
+        facts = validation_json(found, None, recipe, settings.kv_type, integrity)
+        return model.stem, found, facts
 
     return Validation(model.name, folder, recipe, *_written(folder, parts, run))
 
 
-def validate_server(
+def _server(
     endpoint: str,
     recipe: RetrievalRecipe,
     out: Path | None,
-    progress: Progress = SILENT,
-    *,
-    haystack: Path | None = None,
+    haystack: Path | None,
+    progress: Progress,
 ) -> Validation:
-    """Ask the llama-server at `endpoint` the recipe's questions.
-
-    Args:
-        out: folder; None: `server-niah` in the current folder.
-
-    Raises:
-        InputError: no llama-server there, a context that is too short, or `out` cannot be written.
-        EnvironmentFault: the server fails.
-    """
     address = Endpoint(endpoint, SILENT).address  # without the password that it may have
     folder = out or Path("server-niah")
     check_writable(folder / "niah.jsonl")

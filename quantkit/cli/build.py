@@ -8,20 +8,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Option
 
-from quantkit.cli.options import (
-    CalibrationOption,
-    HaystackOption,
-    ImatrixOption,
-    JsonOption,
-    LevelsOption,
-    ModelOption,
-    QuietOption,
-    RecipeOption,
-    TargetOption,
-    WorkersOption,
-)
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import InputError, QuantkitError
 from quantkit.core.units import GIB, gb_text, gib_text
@@ -33,31 +22,30 @@ if TYPE_CHECKING:
 
 
 def build(
-    target: TargetOption,
-    model: ModelOption,
-    recipe: RecipeOption = None,
+    target: options.Target,
+    model: options.Model,
+    recipe: options.Recipe = None,
     out: Annotated[
-        Path | None,
-        typer.Option("--out", help="Folder to build in. Default: build/MODEL-TARGET."),
+        Path | None, Option("--out", help="Folder to build in. Default: build/MODEL-TARGET.")
     ] = None,
-    levels: LevelsOption = None,
-    haystack: HaystackOption = None,
-    calibration: CalibrationOption = None,
-    imatrix: ImatrixOption = None,
+    levels: options.Levels = None,
+    haystack: options.Haystack = None,
+    calibration: options.Calibration = None,
+    imatrix: options.Imatrix = None,
     publish: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--publish",
             help="Publish what passed to this Hub repository: OWNER, or OWNER/NAME. See "
             "'quantkit publish'.",
         ),
     ] = None,
     private: Annotated[
-        bool, typer.Option("--private", help="With --publish: make the new repository private.")
+        bool, Option("--private", help="With --publish: make the new repository private.")
     ] = False,
-    workers: WorkersOption = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Quantize a model for a target, check the results, and report."""
     from quantkit.build.run import Job, check_gate

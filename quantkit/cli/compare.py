@@ -5,46 +5,36 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from quantkit.cli.options import (
-    HaystackOption,
-    JsonOption,
-    KVOption,
-    QuietOption,
-    WorkersOption,
-    retrieval_recipe,
-)
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.units import bytes_text
 
 
 def compare(
     artifacts: Annotated[
-        list[Path], typer.Argument(help="GGUF files to compare, all made from one base model.")
+        list[Path], Argument(help="GGUF files to compare, all made from one base model.")
     ],
     base: Annotated[
         Path | None,
-        typer.Option(
-            "--base", help="File that KLD is measured from. Default: the largest artifact."
-        ),
+        Option("--base", help="File that KLD is measured from. Default: the largest artifact."),
     ] = None,
     text: Annotated[
-        Path | None,
-        typer.Option("--text", help="Text to measure KLD on. Default: the one that ships."),
+        Path | None, Option("--text", help="Text to measure KLD on. Default: the one that ships.")
     ] = None,
     chunks: Annotated[
-        int, typer.Option("--chunks", min=1, help="Number of text chunks to evaluate.")
+        int, Option("--chunks", min=1, help="Number of text chunks to evaluate.")
     ] = 16,
     chunk_tokens: Annotated[
         int,
-        typer.Option(
+        Option(
             "--chunk-tokens", min=32, help="Tokens in each chunk; the second half is evaluated."
         ),
     ] = 512,
     context: Annotated[
         list[int] | None,
-        typer.Option(
+        Option(
             "--context",
             min=256,
             help="Context length of the retrieval check, in tokens. May be repeated. Default: "
@@ -53,7 +43,7 @@ def compare(
     ] = None,
     needles: Annotated[
         int,
-        typer.Option(
+        Option(
             "--needles",
             min=1,
             max=400,
@@ -62,43 +52,37 @@ def compare(
     ] = 32,
     seed: Annotated[
         list[int] | None,
-        typer.Option("--seed", help="Seed of a haystack. May be repeated. Default: 1, 2 and 3."),
+        Option("--seed", help="Seed of a haystack. May be repeated. Default: 1, 2 and 3."),
     ] = None,
-    kv: KVOption = "q8_0",
-    haystack: HaystackOption = None,
+    kv: options.KV = "q8_0",
+    haystack: options.Haystack = None,
     no_retrieval: Annotated[
-        bool,
-        typer.Option("--no-retrieval", help="Leave the retrieval check out: only size and KLD."),
+        bool, Option("--no-retrieval", help="Leave the retrieval check out: only size and KLD.")
     ] = False,
-    workers: WorkersOption = None,
+    workers: options.Workers = None,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder for page, tables and picture. Default: BASE-compare."),
+        Option("--out", help="Folder for page, tables and picture. Default: BASE-compare."),
     ] = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Compare files of one model by size, KLD, retrieval and speed."""
     from quantkit.cli.compare_table import print_comparison
-    from quantkit.config.recipe import DivergenceRecipe
-    from quantkit.core.threads import worker_count
     from quantkit.report.comparison.facts import comparison_facts
-    from quantkit.report.comparison.run import ComparisonJob
+    from quantkit.report.comparison.run import DEFAULTS
     from quantkit.report.comparison.run import compare as run
 
-    recipe = None
-    if not no_retrieval:
-        asked = {
-            "context_tokens": tuple(context or ()), "needles": needles, "kv_type": kv,
-            "seeds": tuple(seed or (1, 2, 3)), "minimum_lower_bound": None, "near_misses": 0,
-        }  # fmt: skip
-        recipe = retrieval_recipe(asked)
-    divergence = DivergenceRecipe(chunks=chunks, chunk_tokens=chunk_tokens)
+    asked = DEFAULTS | {
+        "context_tokens": tuple(context or ()), "needles": needles, "kv_type": kv,
+        "seeds": tuple(seed or (1, 2, 3)),
+    }  # fmt: skip
     console = Console(quiet=quiet or as_json)
-    job = ComparisonJob(
-        tuple(artifacts), base, divergence, text, recipe, haystack, out, worker_count(workers)
-    )
-    found = run(job, console)
+    found = run(
+        artifacts, out, base=base, text=text, chunks=chunks, chunk_tokens=chunk_tokens,
+        retrieval=False if no_retrieval else options.retrieval_recipe(asked), haystack=haystack,
+        workers=workers, quiet=console.quiet,
+    )  # fmt: skip
     if as_json:
         console.json(comparison_facts(found.comparison))
     print_comparison(console, found.comparison)

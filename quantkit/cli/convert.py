@@ -4,30 +4,23 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from quantkit.cli.options import (
-    LocalModelOption,
-    MTPOption,
-    OutFileOption,
-    QuietOption,
-    WorkersOption,
-    check_mtp,
-)
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import InputError
 from quantkit.core.units import bytes_text
 
 
 def convert(
-    model: LocalModelOption,
-    out: OutFileOption,
+    model: options.LocalModel,
+    out: options.OutFile,
     base_type: Annotated[
-        str, typer.Option("--type", help="Type of the weight matrices: BF16 or Q8_0.")
+        str, Option("--type", help="Type of the weight matrices: BF16 or Q8_0.")
     ] = "BF16",
-    mtp: MTPOption = "drop",
-    workers: WorkersOption = None,
-    quiet: QuietOption = False,
+    mtp: options.MTP = "drop",
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
 ) -> None:
     """Convert a checkpoint into one GGUF file."""
     from quantkit.config.recipe import ConvertRecipe
@@ -39,7 +32,7 @@ def convert(
 
     if base_type not in ("BF16", "Q8_0"):
         raise InputError(f"--type is BF16 or Q8_0, not {base_type!r}")
-    check_mtp(mtp)
+    options.check_mtp(mtp)
     choice, path = choose_local(model)
     source = open_source(choice, keep_prediction=mtp == "keep")
     files = model_files(choice, path)

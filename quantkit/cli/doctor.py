@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from typing import Annotated
 
-import typer
+from typer import Option
 
-from quantkit.cli.options import JsonOption
+from quantkit.cli import options
 from quantkit.core.console import Console
 
 
 def doctor(
     again: Annotated[
-        bool, typer.Option("--again", help="Run the self-test now, even if its result is cached.")
+        bool, Option("--again", help="Run the self-test now, even if its result is cached.")
     ] = False,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """Show this machine, and which native settings work on it."""
     from quantkit.llamacpp.selftest import run_selftest, working_settings

@@ -7,9 +7,9 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from quantkit.cli.options import JsonOption, QuietOption
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.units import bytes_text, gb_text, gib_text
 
@@ -21,15 +21,13 @@ if TYPE_CHECKING:
 
 
 def download(
-    repository: Annotated[
-        str, typer.Argument(help="Hub repository: OWNER/NAME or OWNER/NAME@REVISION.")
-    ],
+    repository: Annotated[str, Argument(help="Hub repository: OWNER/NAME or OWNER/NAME@REVISION.")],
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Folder to download into. Default: the repository's name."),
+        Option("--out", help="Folder to download into. Default: the repository's name."),
     ] = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Download and verify a checkpoint from the Hub. Resumes after an interruption."""
     from quantkit.config.recipe import recipe_for

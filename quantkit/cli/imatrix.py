@@ -6,15 +6,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument, Option
 
-from quantkit.cli.options import (
-    CalibrationOption,
-    JsonOption,
-    QuietOption,
-    StudyRecipeOption,
-    WorkersOption,
-)
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import InputError
 
@@ -22,25 +16,24 @@ from quantkit.core.errors import InputError
 def imatrix(
     model: Annotated[
         Path | None,
-        typer.Argument(
+        Argument(
             help="GGUF file to collect on; with --show, the one it was collected on, which "
             "a legacy .dat file needs to tell experts apart."
         ),
     ] = None,
-    out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("imatrix.gguf"),
-    recipe: StudyRecipeOption = None,
-    calibration: CalibrationOption = None,
+    out: Annotated[Path, Option("--out", help="File to write.")] = Path("imatrix.gguf"),
+    recipe: options.StudyRecipe = None,
+    calibration: options.Calibration = None,
     chunks: Annotated[
-        int | None,
-        typer.Option("--chunks", min=1, help="Number of text chunks. Default: the recipe's."),
+        int | None, Option("--chunks", min=1, help="Number of text chunks. Default: the recipe's.")
     ] = None,
     chunk_tokens: Annotated[
         int | None,
-        typer.Option("--chunk-tokens", min=32, help="Tokens in each chunk. Default: the recipe's."),
+        Option("--chunk-tokens", min=32, help="Tokens in each chunk. Default: the recipe's."),
     ] = None,
     until_covered: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--until-covered",
             min=0,
             help="Continue after --chunks until every expert has seen this many tokens or the "
@@ -49,14 +42,13 @@ def imatrix(
     ] = None,
     show: Annotated[
         Path | None,
-        typer.Option(
-            "--show",
-            help="Describe this importance matrix instead: a GGUF or a legacy .dat file.",
+        Option(
+            "--show", help="Describe this importance matrix instead: a GGUF or a legacy .dat file."
         ),
     ] = None,
-    workers: WorkersOption = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Collect an importance matrix from a model, or describe one."""
     if show is not None:

@@ -6,16 +6,16 @@ from collections import Counter
 from pathlib import Path
 from typing import Annotated
 
-import typer
+from typer import Argument
 
-from quantkit.cli.options import JsonOption
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.units import bytes_text, gb_text, gib_text
 
 
 def inspect(
-    file: Annotated[Path, typer.Argument(help="GGUF file; the first one of several shards.")],
-    as_json: JsonOption = False,
+    file: Annotated[Path, Argument(help="GGUF file; the first one of several shards.")],
+    as_json: options.Json = False,
 ) -> None:
     """Show the architecture, tensor types and sizes of a GGUF file."""
     from quantkit.formats.tensor_types import BY_NAME

@@ -5,15 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from quantkit.cli.options import (
-    CalibrationOption,
-    JsonOption,
-    QuietOption,
-    StudyRecipeOption,
-    WorkersOption,
-)
+from quantkit.cli import options
 from quantkit.core.console import Console, escape
 
 if TYPE_CHECKING:
@@ -23,19 +17,17 @@ SHOWN = 10
 
 
 def measure(
-    model: Annotated[Path, typer.Argument(help="GGUF file to measure, in BF16 or Q8_0.")],
+    model: Annotated[Path, Argument(help="GGUF file to measure, in BF16 or Q8_0.")],
     imatrix: Annotated[
         Path,
-        typer.Option(
-            "--imatrix", help="Importance matrix of the model: a GGUF or a legacy .dat file."
-        ),
+        Option("--imatrix", help="Importance matrix of the model: a GGUF or a legacy .dat file."),
     ],
-    out: Annotated[Path, typer.Option("--out", help="File to write.")] = Path("sensitivity.json"),
-    recipe: StudyRecipeOption = None,
-    calibration: CalibrationOption = None,
+    out: Annotated[Path, Option("--out", help="File to write.")] = Path("sensitivity.json"),
+    recipe: options.StudyRecipe = None,
+    calibration: options.Calibration = None,
     cost_chunks: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--cost-chunks",
             min=0,
             help="Number of text chunks to measure costs on; 0 measures errors only. Default: "
@@ -44,15 +36,15 @@ def measure(
     ] = None,
     sample_rows: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--sample-rows",
             min=0,
             help="Number of rows of each matrix to measure; 0 for all. Default: the recipe's.",
         ),
     ] = None,
-    workers: WorkersOption = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Measure every tensor's quantization error and its cost in KLD."""
     from quantkit.config.recipe import recipe_for

@@ -7,17 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from quantkit.cli.options import (
-    HaystackOption,
-    JsonOption,
-    KVOption,
-    QuietOption,
-    SourceOption,
-    WorkersOption,
-    retrieval_recipe,
-)
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import InputError
 
@@ -26,10 +18,10 @@ PROBE_QUESTIONS = 8
 
 
 def niah(
-    model: Annotated[Path | None, typer.Argument(help="GGUF file to check.")] = None,
+    model: Annotated[Path | None, Argument(help="GGUF file to check.")] = None,
     endpoint: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--endpoint",
             help="Check a running llama-server instead, as in http://127.0.0.1:8080. Its key, if "
             "it wants one, is read from LLAMA_API_KEY.",
@@ -37,27 +29,21 @@ def niah(
     ] = None,
     context: Annotated[
         list[int] | None,
-        typer.Option(
+        Option(
             "--context",
             min=256,
             help="Context length to check, in tokens. May be repeated. Default: 8192 and 32768.",
         ),
     ] = None,
     needles: Annotated[
-        int,
-        typer.Option(
-            "--needles", min=1, max=400, help="Number of questions at each context length."
-        ),
+        int, Option("--needles", min=1, max=400, help="Number of questions at each context length.")
     ] = 64,
     classic: Annotated[
-        bool,
-        typer.Option(
-            "--classic", help="Hide one needle in each prompt, at every length and depth."
-        ),
+        bool, Option("--classic", help="Hide one needle in each prompt, at every length and depth.")
     ] = False,
     depth: Annotated[
         list[float] | None,
-        typer.Option(
+        Option(
             "--depth",
             min=0,
             max=1,
@@ -67,7 +53,7 @@ def niah(
     ] = None,
     probe: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--probe",
             help="Also ask these harder questions: near-miss, absent, updated, multi-value, "
             "two-hop, paraphrased or all. 8 of each, or as many as given: two-hop=16. May be "
@@ -76,7 +62,7 @@ def niah(
     ] = None,
     gate: Annotated[
         list[str] | None,
-        typer.Option(
+        Option(
             "--gate",
             help="Task whose hit rate decides whether the check passes. May be repeated. "
             "Default: multikey, or single with --classic.",
@@ -84,7 +70,7 @@ def niah(
     ] = None,
     minimum: Annotated[
         float,
-        typer.Option(
+        Option(
             "--minimum",
             min=0,
             max=1,
@@ -92,54 +78,47 @@ def niah(
         ),
     ] = 0.9,
     seed: Annotated[
-        list[int] | None,
-        typer.Option("--seed", help="Seed of a haystack. May be repeated. Default: 1."),
+        list[int] | None, Option("--seed", help="Seed of a haystack. May be repeated. Default: 1.")
     ] = None,
     clustered: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--clustered",
             help="Widen the bounds for haystacks of different difficulty; takes 3 seeds or more.",
         ),
     ] = False,
-    kv: KVOption = "q8_0",
+    kv: options.KV = "q8_0",
     thinking: Annotated[
         bool,
-        typer.Option(
-            "--thinking", help="Let the model think first; only the answer after it counts."
-        ),
+        Option("--thinking", help="Let the model think first; only the answer after it counts."),
     ] = False,
     answer_tokens: Annotated[
         int,
-        typer.Option(
-            "--answer-tokens", min=1, help="Maximum tokens of an answer, thinking included."
-        ),
+        Option("--answer-tokens", min=1, help="Maximum tokens of an answer, thinking included."),
     ] = 24,
-    source: SourceOption = None,
+    source: options.Source = None,
     fresh: Annotated[
         bool,
-        typer.Option(
-            "--fresh",
-            help="Prefill the whole prompt for every question: hours instead of minutes.",
+        Option(
+            "--fresh", help="Prefill the whole prompt for every question: hours instead of minutes."
         ),
     ] = False,
-    haystack: HaystackOption = None,
+    haystack: options.Haystack = None,
     out: Annotated[
         Path | None,
-        typer.Option(
-            "--out",
-            help="Folder for answers, heatmap and validation.json. Default: NAME-niah.",
+        Option(
+            "--out", help="Folder for answers, heatmap and validation.json. Default: NAME-niah."
         ),
     ] = None,
-    workers: WorkersOption = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Check retrieval on a GGUF file or a server; exit 1 if it fails."""
-    from quantkit.build.validate import check_inputs, validate_file, validate_server
+    from quantkit.build.validate import validate
     from quantkit.cli.retrieval_table import print_retrieval
-    from quantkit.core.threads import worker_count
-    from quantkit.retrieval.gate import gate_words
+    from quantkit.core.progress import SILENT
+    from quantkit.llamacpp.server_http import Endpoint
 
     settings: dict[str, Any] = {
         "mode": "classic" if classic else "one-pass",
@@ -154,20 +133,17 @@ def niah(
         "thinking": thinking,
         "answer_tokens": answer_tokens,
     }
-    recipe = retrieval_recipe(settings | ({"depths": tuple(depth)} if depth else {}))
-    check_inputs(model, endpoint, recipe)
+    recipe = options.retrieval_recipe(settings | ({"depths": tuple(depth)} if depth else {}))
+    asked = [str(one) for one in (model, endpoint) if one is not None]
+    if len(asked) != 1:
+        raise InputError("give a GGUF file, or --endpoint of a running llama-server; one of them")
     if endpoint is not None:
-        _check_served(fresh, source)
+        Endpoint(endpoint, SILENT)  # refuses what is no address of a server
     console, began = Console(quiet=quiet or as_json), time.monotonic()
-    console.note(gate_words(recipe))
-    with console.stage("niah") as progress:
-        if model is not None:
-            found = validate_file(
-                model, recipe, out, worker_count(workers), progress,
-                source=source, haystack=haystack, fresh=fresh,
-            )  # fmt: skip
-        else:
-            found = validate_server(str(endpoint), recipe, out, progress, haystack=haystack)
+    found = validate(
+        asked[0], out, retrieval=recipe, source=source, haystack=haystack, fresh=fresh,
+        workers=workers, quiet=console.quiet,
+    )  # fmt: skip
     if as_json:
         console.json(found.content)
     first = found.gated[0]
@@ -175,13 +151,6 @@ def niah(
     print_retrieval(console, found.retrieval, served=model is None)
     console.line(f"Answers and heatmap: {found.folder}")
     found.check_gate()
-
-
-def _check_served(fresh: bool, source: str | None) -> None:
-    """Refuse options that need the file itself."""
-    for option, given in (("--fresh", fresh), ("--source", source is not None)):
-        if given:
-            raise InputError(f"{option} needs the file itself; it cannot be used with --endpoint")
 
 
 def probes_of(words: Sequence[str]) -> dict[str, int]:

@@ -6,103 +6,95 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
 from quantkit.core.errors import InputError
 
 if TYPE_CHECKING:
     from quantkit.config.recipe import RetrievalRecipe
 
-ModelOption = Annotated[
+Model = Annotated[
     str,
-    typer.Option(
+    Option(
         "--model",
         help="Model: a Hub repository (OWNER/NAME[@REVISION]), a folder, a GGUF file, or 'demo'.",
     ),
 ]
-LocalModelOption = Annotated[
+LocalModel = Annotated[
     str,
-    typer.Option(
+    Option(
         "--model",
         help="Model on this disk: a folder, a GGUF file, or 'demo'. 'quantkit download' fetches "
         "others.",
     ),
 ]
-SourceOption = Annotated[
+Source = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--source",
         help="Also compare the weights with the model that they were made from: a folder, a GGUF "
         "file, or 'demo'.",
     ),
 ]
-TargetOption = Annotated[
+Target = Annotated[
     str,
-    typer.Option(
+    Option(
         "--target",
         help="GPUs to fit: a name that 'quantkit targets' lists, a YAML file, or 'auto' for the "
         "GPUs of this machine.",
     ),
 ]
-RecipeOption = Annotated[
+Recipe = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--recipe",
         help="Recipe: a name or a YAML file. Default: the one written for the model, else "
         "'default'.",
     ),
 ]
-StudyRecipeOption = Annotated[
-    str | None,
-    typer.Option("--recipe", help="Recipe with the settings to use. Default: 'default'."),
+StudyRecipe = Annotated[
+    str | None, Option("--recipe", help="Recipe with the settings to use. Default: 'default'.")
 ]
-LevelsOption = Annotated[
+Levels = Annotated[
     str | None,
-    typer.Option(
+    Option(
         "--levels",
         help="Levels to make, instead of all of the recipe: its level names, llama.cpp presets, "
         "bits per weight, sizes, or 'max', as in Q6,Q4_K_M,4.5,71GiB.",
     ),
 ]
-TypesOption = Annotated[
+Types = Annotated[
     str,
-    typer.Option(
-        "--types", help="Type of each tensor: an allocation.json, or a preset such as Q4_K_M."
-    ),
+    Option("--types", help="Type of each tensor: an allocation.json, or a preset such as Q4_K_M."),
 ]
-CalibrationOption = Annotated[
+Calibration = Annotated[
     list[str] | None,
-    typer.Option(
+    Option(
         "--calibration",
         help="Calibration text instead of the recipe's: a text file, a folder, a domain, or "
         "hf://datasets/OWNER/NAME. May be repeated.",
     ),
 ]
-ImatrixOption = Annotated[
+Imatrix = Annotated[
+    Path | None, Option("--imatrix", help="Importance matrix to use: a GGUF or a legacy .dat file.")
+]
+Haystack = Annotated[
     Path | None,
-    typer.Option("--imatrix", help="Importance matrix to use: a GGUF or a legacy .dat file."),
+    Option("--haystack", help="Text file to hide the needles in. Default: the one that ships."),
 ]
-HaystackOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--haystack", help="Text file to hide the needles in. Default: the one that ships."
-    ),
+KV = Annotated[
+    str, Option("--kv", help="Type of the KV cache: f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.")
 ]
-KVOption = Annotated[
-    str,
-    typer.Option("--kv", help="Type of the KV cache: f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0."),
+MTP = Annotated[
+    str, Option("--mtp", help="Whether to keep the multi-token prediction layers: drop or keep.")
 ]
-MTPOption = Annotated[
-    str,
-    typer.Option("--mtp", help="Whether to keep the multi-token prediction layers: drop or keep."),
-]
-OutFileOption = Annotated[Path, typer.Option("--out", help="GGUF file to write.")]
-WorkersOption = Annotated[
+OutFile = Annotated[Path, Option("--out", help="GGUF file to write.")]
+Workers = Annotated[
     int | None,
-    typer.Option("--workers", min=1, help="Number of CPU threads. Default: one for each core."),
+    Option("--workers", min=1, help="Number of CPU threads. Default: one for each core."),
 ]
-QuietOption = Annotated[bool, typer.Option("--quiet", help="Print errors only.")]
-JsonOption = Annotated[bool, typer.Option("--json", help="Print the results as JSON.")]
+Quiet = Annotated[bool, Option("--quiet", help="Print errors only.")]
+Json = Annotated[bool, Option("--json", help="Print the results as JSON.")]
 
 RETRIEVAL_OPTIONS = {
     "kv_type": "kv", "context_tokens": "context", "minimum_lower_bound": "minimum",

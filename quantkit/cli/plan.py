@@ -6,15 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
-from quantkit.cli.options import (
-    JsonOption,
-    LevelsOption,
-    ModelOption,
-    RecipeOption,
-    TargetOption,
-)
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import GateError, InputError
 from quantkit.core.units import GIB
@@ -27,13 +21,13 @@ PICTURES = (".png", ".svg", ".pdf")
 
 
 def plan(
-    target: TargetOption,
-    model: ModelOption,
-    recipe: RecipeOption = None,
-    levels: LevelsOption = None,
+    target: options.Target,
+    model: options.Model,
+    recipe: options.Recipe = None,
+    levels: options.Levels = None,
     types: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--types",
             help="Plan one artifact with these types instead of levels: an allocation.json or a "
             "llama.cpp preset.",
@@ -41,7 +35,7 @@ def plan(
     ] = None,
     context: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--context",
             min=1,
             help="Context length, in tokens; it may exceed the one in the model's metadata. "
@@ -49,12 +43,11 @@ def plan(
         ),
     ] = None,
     kv: Annotated[
-        str | None,
-        typer.Option("--kv", help="Type of the KV cache: f16, q8_0, … Default: the target's."),
+        str | None, Option("--kv", help="Type of the KV cache: f16, q8_0, … Default: the target's.")
     ] = None,
     ubatch: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--ubatch",
             min=1,
             help="Physical batch size, in tokens (llama.cpp's -ub). Default: the target's.",
@@ -62,7 +55,7 @@ def plan(
     ] = None,
     sequences: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--sequences",
             min=1,
             help="Number of sequences served at once (llama.cpp's -np). Default: the target's.",
@@ -70,7 +63,7 @@ def plan(
     ] = None,
     budget: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--budget",
             help="Budget for the weights: a size such as 71GiB, or 'auto' for all that fits. "
             "Default: the target's.",
@@ -78,7 +71,7 @@ def plan(
     ] = None,
     no_pipeline: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--no-pipeline",
             help="Switch pipeline parallelism off: slower prompts on several GPUs, smaller "
             "compute buffers.",
@@ -86,7 +79,7 @@ def plan(
     ] = False,
     draft: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--draft",
             help="Speculative decoding: 'mtp' drafts tokens with the model's own prediction "
             "layers. Default: the target's.",
@@ -94,22 +87,20 @@ def plan(
     ] = None,
     what_if: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--what-if",
             help="Show the largest artifact that fits for each context length and KV cache type.",
         ),
     ] = False,
     picture: Annotated[
-        Path | None,
-        typer.Option("--picture", help="Draw --what-if into this PNG, SVG or PDF file."),
+        Path | None, Option("--picture", help="Draw --what-if into this PNG, SVG or PDF file.")
     ] = None,
     verify: Annotated[
-        bool,
-        typer.Option("--verify", help="Compare the plan with the memory that llama.cpp reports."),
+        bool, Option("--verify", help="Compare the plan with the memory that llama.cpp reports.")
     ] = False,
     on: Annotated[
         str,
-        typer.Option(
+        Option(
             "--on",
             help="Devices for --verify: 'present' (the GPUs of this machine), 'stand-ins' "
             "(simulated GPUs), 'rpc' (RPC servers on this machine), or 'auto'.",
@@ -117,41 +108,30 @@ def plan(
     ] = "auto",
     launch: Annotated[
         Path | None,
-        typer.Option(
+        Option(
             "--launch",
             help="Folder to write launch files into: scripts, systemd units, compose.yaml, "
             "Modelfile.",
         ),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """Plan the memory of each GPU before anything is quantized."""
     from quantkit.cli.plan_table import show_verification, show_what_if
-    from quantkit.config.recipe import recipe_for
     from quantkit.llamacpp.memory_plan import asking
-    from quantkit.models.choose import choose_model
-    from quantkit.plan.run import plan_model
-    from quantkit.plan.targets import choose_target
+    from quantkit.plan.run import plan as run
     from quantkit.plan.verify import where_of
 
-    if types is not None and levels is not None:
-        raise InputError("--types plans one artifact and --levels several: give one of them")
-    changes = {
-        "context_tokens": context, "kv_type": kv, "ubatch_tokens": ubatch, "sequences": sequences,
-        "weight_budget_gib": _budget(budget), "pipeline": False if no_pipeline else None,
-        "draft": draft,
-    }  # fmt: skip
     devices = where_of(on)
     _check_outputs(picture, launch)
-    gpus = choose_target(target).changed(**changes)
-    choice, chosen = choose_model(model), recipe_for(model, recipe, levels)
-    console, as_it_is = Console(quiet=as_json), levels is None and recipe is None
+    console = Console(quiet=as_json)
     with asking():
-        with console.stage("headers") as progress:
-            found = plan_model(
-                choice, chosen, gpus, progress, types=types, as_it_is=as_it_is,
-                context_tokens=context,
-            )  # fmt: skip
+        found = run(
+            model, target, recipe=recipe, levels=levels, types=types, quiet=as_json,
+            context_tokens=context, kv_type=kv, ubatch_tokens=ubatch, sequences=sequences,
+            weight_budget_gib=_budget(budget), pipeline=False if no_pipeline else None,
+            draft=draft,
+        )  # fmt: skip
         facts = _show_plan(found, console)
         if what_if or picture is not None:
             facts["what_if"] = show_what_if(found, picture, console)

@@ -102,7 +102,7 @@ def show_budget(found: ModelPlan, console: Console) -> dict[str, Any]:
     rest = headroom(sheet, entry, found.costs)
     words = _headroom_words(rest, entry)
     if words:
-        console.line(f"Room left by {entry.name}: {words} would fit")
+        console.line(f"Room left by {entry.name}: {words}")
     largest = rest.largest
     return {
         **facts,
@@ -124,7 +124,7 @@ def _headroom_words(found: Headroom, entry: Entry) -> str:
     if found.context_tokens is not None:
         parts.append(f"{found.context_tokens:,} tokens of context")
     if found.ubatch_tokens is not None:
-        parts.append(f"batches of {found.ubatch_tokens} (-ub), which read a prompt faster")
+        parts.append(f"batches of {found.ubatch_tokens} (-ub), for faster prompts")
     return ", or ".join(parts)
 
 

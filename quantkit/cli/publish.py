@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-import typer
+from typer import Argument, Option
 
-from quantkit.cli.options import JsonOption, QuietOption
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import InputError
 from quantkit.core.units import bytes_text, gb_text, gib_text
@@ -23,48 +23,44 @@ SHOWN = 6
 
 
 def publish(
-    folder: Annotated[Path, typer.Argument(help="Folder of a finished build.")],
+    folder: Annotated[Path, Argument(help="Folder of a finished build.")],
     to: Annotated[
         str,
-        typer.Option(
+        Option(
             "--to",
             help="Hub repository to publish to: OWNER, or OWNER/NAME; -GGUF is added to NAME.",
         ),
     ],
     levels: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--levels",
             help="Levels to publish, as in Q6,Q4. Default: all that passed, without baselines.",
         ),
     ] = None,
-    private: Annotated[
-        bool, typer.Option("--private", help="Make the new repository private.")
-    ] = False,
+    private: Annotated[bool, Option("--private", help="Make the new repository private.")] = False,
     dry_run: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--dry-run",
             help="Show what would be published and write the model card; change nothing on the "
             "Hub.",
         ),
     ] = False,
     branch: Annotated[
-        str | None, typer.Option("--branch", help="Branch to commit to. Default: main.")
+        str | None, Option("--branch", help="Branch to commit to. Default: main.")
     ] = None,
-    pr: Annotated[
-        bool, typer.Option("--pr", help="Open a pull request instead of committing.")
-    ] = False,
+    pr: Annotated[bool, Option("--pr", help="Open a pull request instead of committing.")] = False,
     allow_failed: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--allow-failed",
             help="Also publish levels that failed their gate; the model card says so.",
         ),
     ] = False,
     replace: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--replace",
             help="Overwrite files that quantkit did not write, and remove files of an earlier "
             "release.",
@@ -72,17 +68,17 @@ def publish(
     ] = False,
     base_model: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--base-model",
             help="Hub repository (OWNER/NAME) of a model that was built from a folder; for the "
             "model card and the licence.",
         ),
     ] = None,
     exact_name: Annotated[
-        bool, typer.Option("--exact-name", help="Do not add -GGUF to the repository's name.")
+        bool, Option("--exact-name", help="Do not add -GGUF to the repository's name.")
     ] = False,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Publish a finished build to the Hub, with its evidence."""
     from quantkit.release.publish import PublishJob

@@ -4,41 +4,30 @@ from __future__ import annotations
 
 from dataclasses import asdict
 
-from quantkit.cli.options import (
-    ImatrixOption,
-    JsonOption,
-    LocalModelOption,
-    MTPOption,
-    OutFileOption,
-    QuietOption,
-    TypesOption,
-    WorkersOption,
-    check_mtp,
-)
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.units import bytes_text
 
 
 def quantize(
-    model: LocalModelOption,
-    types: TypesOption,
-    out: OutFileOption,
-    imatrix: ImatrixOption = None,
-    mtp: MTPOption = "drop",
-    workers: WorkersOption = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    model: options.LocalModel,
+    types: options.Types,
+    out: options.OutFile,
+    imatrix: options.Imatrix = None,
+    mtp: options.MTP = "drop",
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Quantize a model with the types of an allocation or a preset."""
-    from quantkit.build.quantize import quantize_file
-    from quantkit.core.threads import worker_count
+    from quantkit.build.quantize import quantize as run
 
-    check_mtp(mtp)
-    console, threads = Console(quiet=quiet or as_json), worker_count(workers)
-    with console.stage("quantize") as progress:
-        made = quantize_file(
-            model, types, out, imatrix, threads, progress, keep_prediction=mtp == "keep"
-        )
+    options.check_mtp(mtp)
+    console = Console(quiet=quiet or as_json)
+    made = run(
+        model, types, out, imatrix=imatrix, keep_prediction=mtp == "keep", workers=workers,
+        quiet=console.quiet,
+    )  # fmt: skip
     if as_json:
         console.json(
             {

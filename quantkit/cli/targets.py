@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Option
 
-from quantkit.cli.options import JsonOption, RecipeOption
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import InputError
 from quantkit.core.units import GIB, tokens_text, unit_of
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
 def targets(
     model: Annotated[
         str | None,
-        typer.Option(
+        Option(
             "--model",
             help="List the largest artifact of this model that each target holds: a Hub "
             "repository (OWNER/NAME), a folder, a GGUF file, or 'demo'.",
         ),
     ] = None,
-    recipe: RecipeOption = None,
+    recipe: options.Recipe = None,
     target: Annotated[
         list[Path] | None,
-        typer.Option("--target", help="Also list the target in this YAML file. May be repeated."),
+        Option("--target", help="Also list the target in this YAML file. May be repeated."),
     ] = None,
-    as_json: JsonOption = False,
+    as_json: options.Json = False,
 ) -> None:
     """List the targets, or the largest artifact that each one holds."""
     from quantkit.plan.targets import target_list

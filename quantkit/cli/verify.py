@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated, Any
 
-import typer
+from typer import Argument, Option
 
-from quantkit.cli.options import JsonOption, QuietOption, SourceOption, WorkersOption
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import GateError, InputError
 
@@ -25,31 +25,31 @@ NAMES_SHOWN = 6
 def verify(
     release: Annotated[
         str,
-        typer.Argument(
+        Argument(
             help="Release to verify: a downloaded release, the folder of a build, or "
             "OWNER/NAME[@REVISION] on the Hub."
         ),
     ],
-    source: SourceOption = None,
+    source: options.Source = None,
     full: Annotated[
         bool,
-        typer.Option(
+        Option(
             "--full",
             help="With --source: compare all rows, not a sample, and hash all of its files.",
         ),
     ] = False,
     seed: Annotated[
         int | None,
-        typer.Option(
+        Option(
             "--seed",
             min=0,
             help="Seed that chooses the sampled rows. Default: a new one each time, which is "
             "printed.",
         ),
     ] = None,
-    workers: WorkersOption = None,
-    quiet: QuietOption = False,
-    as_json: JsonOption = False,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
     """Verify a release: hashes, tensors, types, verdicts, source."""
     from quantkit.core.threads import worker_count

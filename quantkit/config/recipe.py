@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -238,23 +238,6 @@ class Recipe(Strict):
             raise ValueError(f"two levels have the same name: {', '.join(names)}")
         return self
 
-    def adapted(
-        self, levels: str | None = None, calibration: Sequence[str] | None = None
-    ) -> Recipe:
-        """This recipe with other levels or calibration texts, where they are given.
-
-        Args:
-            levels: as in `Q6,Q4_K_M,4.5,71GiB`: see `chosen_levels`.
-            calibration: as `ImatrixRecipe.calibrated_on` takes them.
-
-        Raises:
-            InputError: a level is neither in the recipe nor a preset, bits or a size.
-        """
-        found = self if levels is None else self.with_levels(levels)
-        if not calibration:
-            return found
-        return found.model_copy(update={"imatrix": self.imatrix.calibrated_on(calibration)})
-
     def with_levels(self, words: str) -> Recipe:
         """This recipe with the levels that `--levels` asks for: see `chosen_levels`.
 
@@ -280,20 +263,30 @@ def load_recipe(path: Path) -> Recipe:
 
 
 def recipe_for(
-    model: str,
-    chosen: str | None = None,
-    levels: str | None = None,
-    calibration: Sequence[str] | None = None,
+    model: str | Path,
+    chosen: str | Path | Recipe | None = None,
+    levels: str | Iterable[str] | None = None,
+    calibration: str | Sequence[str] | None = None,
 ) -> Recipe:
     """The recipe named or filed as `chosen`; else the one written for `model`; else the default.
 
     Args:
-        levels, calibration: as `Recipe.adapted` takes them.
+        levels: instead of the recipe's, as in `Q6,Q4_K_M,4.5,71GiB`: see `chosen_levels`.
+        calibration: texts instead of the recipe's: files, folders, domains or datasets.
 
     Raises:
         InputError: `chosen` is neither a known name nor a readable file, or a level is impossible.
     """
-    return _recipe_for(model, chosen).adapted(levels, calibration)
+    if isinstance(chosen, Recipe):
+        found = chosen
+    else:
+        found = _recipe_for(str(model), None if chosen is None else str(chosen))
+    if levels is not None:
+        found = found.with_levels(levels if isinstance(levels, str) else ",".join(levels))
+    if not calibration:
+        return found
+    texts = [calibration] if isinstance(calibration, str) else calibration
+    return found.model_copy(update={"imatrix": found.imatrix.calibrated_on(texts)})
 
 
 def _recipe_for(model: str, chosen: str | None) -> Recipe:

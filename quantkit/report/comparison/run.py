@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,7 +10,9 @@ from quantkit.config.recipe import DivergenceRecipe, RetrievalRecipe
 from quantkit.core.console import Console
 from quantkit.core.errors import InputError
 from quantkit.core.haystack import haystack_text
+from quantkit.core.threads import worker_count
 from quantkit.core.work_folders import build_folder
+from quantkit.core.yaml import validated
 from quantkit.formats.logits_file import LogitsFile, check_vocabulary, vocabulary_id
 from quantkit.llamacpp.devices import device_settings
 from quantkit.models.gguf_source import GGUFSource
@@ -23,31 +25,11 @@ from quantkit.study.base_logits import held_out_text
 LENGTHS = (2048, 8192)
 """Context tokens that are checked by default, as far as all artifacts were trained for them."""
 SHORTEST_TOKENS = 256
-
-
-@dataclass(frozen=True)
-class ComparisonJob:
-    """What is compared, and on what.
-
-    Attributes:
-        artifacts: GGUF files made from one base, the first shard of each.
-        base: what the KL divergence is measured from; None: the largest artifact.
-        divergence: chunks of the text.
-        text: None: the text that ships.
-        retrieval: the retrieval check, with a KV cache type; without lengths it is made at
-            `LENGTHS`. None: none is made.
-        haystack: text of the retrieval check; None: the one that ships.
-        out: folder to write to; None: named by the base, in the current folder.
-    """
-
-    artifacts: tuple[Path, ...]
-    base: Path | None
-    divergence: DivergenceRecipe
-    text: Path | None
-    retrieval: RetrievalRecipe | None
-    haystack: Path | None
-    out: Path | None
-    workers: int
+DEFAULTS = {
+    "needles": 32, "seeds": (1, 2, 3), "kv_type": "q8_0", "minimum_lower_bound": None,
+    "near_misses": 0,
+}  # fmt: skip
+"""Of the retrieval check: no gate, and what tells artifacts apart."""
 
 
 @dataclass(frozen=True)
@@ -92,44 +74,78 @@ class _File:
         return found.value
 
 
-def compare(job: ComparisonJob, console: Console) -> ComparisonFiles:
-    """Measure every artifact of `job`, and write what tells them apart into a folder.
+def compare(
+    artifacts: Iterable[str | Path],
+    out: str | Path | None = None,
+    *,
+    base: str | Path | None = None,
+    text: str | Path | None = None,
+    chunks: int = 16,
+    chunk_tokens: int = 512,
+    retrieval: RetrievalRecipe | bool = True,
+    haystack: str | Path | None = None,
+    workers: int | None = None,
+    quiet: bool = True,
+    **settings: object,
+) -> ComparisonFiles:
+    """Artifacts of one base side by side: size, KL divergence, retrieval, speed, and which differ.
 
     What an earlier run into the same folder measured is not repeated.
+
+    Args:
+        artifacts: GGUF files, the first shard of each.
+        out: folder for page, tables and picture; None: BASE-compare in the current one.
+        base: file that the KL divergence is measured from; None: the largest artifact.
+        text: that it is measured on, `chunks` chunks of `chunk_tokens`; None: the one that ships.
+        retrieval: the retrieval check, with a KV cache type; True: 32 needles, seeds 1, 2 and 3;
+            False: none. Without lengths it is made at `LENGTHS`.
+        haystack: text to hide the needles in; None: the one that ships.
+        workers: CPU threads; None: one for each core.
+        settings: fields of `retrieval` where that is True, as in context_tokens=(2048,).
 
     Raises:
         InputError: fewer than two artifacts, broken files, other tokenizers or chat templates, a
             context that one was not trained for, or a folder that cannot be written.
         EnvironmentFault: no memory, or native code failed.
     """
-    files, base = _opened(job)
-    _check_alike(files, base, retrieval=job.retrieval is not None)
-    recipe = None if job.retrieval is None else _at_lengths(job.retrieval, job.haystack, files)
-    held_out_text(job.text)
-    if job.base is None:
-        console.note(f"no --base: KLD is measured from {base.path.name}, the largest file")
-    folder = job.out or Path(f"{base.path.stem}-compare")
+    console, where = Console(quiet=quiet), Path("settings")
+    chunking = {"chunks": chunks, "chunk_tokens": chunk_tokens}
+    divergence = validated(DivergenceRecipe, chunking, where)
+    if retrieval is True:
+        retrieval = validated(RetrievalRecipe, DEFAULTS | settings, where)
+    kld_text, needle_text = (None if given is None else Path(given) for given in (text, haystack))
+    files, measured_from = _opened(map(Path, artifacts), None if base is None else Path(base))
+    _check_alike(files, measured_from, retrieval=bool(retrieval))
+    recipe = _at_lengths(retrieval, needle_text, files) if retrieval else None
+    held_out_text(kld_text)
+    if base is None:
+        console.note(f"no --base: KLD is measured from {measured_from.path.name}, the largest file")
+    folder = Path(f"{measured_from.path.stem}-compare" if out is None else out)
     kept = folder / "kept"
     with build_folder(folder):
-        found = _measured(job, files, base, recipe, kept, console)
+        measuring = Kept(kept, device_settings(worker_count(workers)), console)
+        logits = measuring.base_logits(
+            measured_from.path, measured_from.source.paths, divergence, kld_text
+        )
+        found = _measured(files, measured_from, logits, recipe, needle_text, measuring)
         written = write_comparison(found, folder)
     size = sum(file.stat().st_size for file in kept.rglob("*") if file.is_file())
     return ComparisonFiles(found, folder, written, kept, size)
 
 
-def _opened(job: ComparisonJob) -> tuple[list[_File], _File]:
+def _opened(artifacts: Iterable[Path], base: Path | None) -> tuple[list[_File], _File]:
     """The artifacts, each once, and the base, which may be one of them."""
-    paths = list({path.resolve(): path for path in job.artifacts}.values())
-    if len(paths) < 2 and job.base is None:
+    paths = list({path.resolve(): path for path in artifacts}.values())
+    if len(paths) < 1 + (base is None):
         raise InputError(
-            f"{paths[0].name} alone has nothing to be compared with; give a second artifact, or "
-            "the file that it was made from with --base"
+            "there is nothing to compare: give two artifacts or more, or one and the file that "
+            "it was made from with --base"
         )
     files = [_File(path, GGUFSource(path)) for path in paths]
-    if job.base is None:
+    if base is None:
         return files, max(files, key=lambda file: file.size_bytes)
-    same = [file for file in files if file.path.resolve() == job.base.resolve()]
-    return files, same[0] if same else _File(job.base, GGUFSource(job.base))
+    same = [file for file in files if file.path.resolve() == base.resolve()]
+    return files, same[0] if same else _File(base, GGUFSource(base))
 
 
 def _check_alike(files: Sequence[_File], base: _File, *, retrieval: bool) -> None:
@@ -168,16 +184,14 @@ def _at_lengths(
 
 
 def _measured(
-    job: ComparisonJob,
     files: Sequence[_File],
     base: _File,
+    logits: Path,
     recipe: RetrievalRecipe | None,
-    kept: Path,
-    console: Console,
+    haystack: Path | None,
+    measuring: Kept,
 ) -> Comparison:
     """Measure one artifact after the other, as far as no earlier run did."""
-    measuring = Kept(kept, device_settings(job.workers), console)
-    logits = measuring.base_logits(base.path, base.source.paths, job.divergence, job.text)
     opened = LogitsFile(logits)
     header, found = opened.header, []
     names = names_of([file.path for file in files])
@@ -188,7 +202,7 @@ def _measured(
         )
         retrieval = None
         if recipe is not None:
-            retrieval = measuring.retrieval(file.path, paths, name, recipe, job.haystack)
+            retrieval = measuring.retrieval(file.path, paths, name, recipe, haystack)
         found.append(
             Measured(
                 path=file.path,
@@ -214,6 +228,6 @@ def _measured(
         needles=asked.needles,
         seeds=asked.seeds,
         kv_type=str(asked.kv_type),
-        haystack="State of the Union" if job.haystack is None else job.haystack.name,
+        haystack="State of the Union" if haystack is None else haystack.name,
     )
     return compared(found, conditions)
