@@ -32,7 +32,8 @@ from quantkit.retrieval.run.check_server import check_served
 from quantkit.retrieval.run.verdict import validation_json
 
 AS_SERVED = "as served"
-DEFAULTS = {"context_tokens": (8192, 32768), "kv_type": "q8_0"}
+LENGTHS = (8192, 32768)
+"""Context tokens that are checked where none are given."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,7 @@ def validate(
     Args:
         model: a GGUF file, or the address of a server, as in http://127.0.0.1:8080.
         out: folder for answers, heatmap and validation.json; None: NAME-niah in the current one.
-        retrieval: what is asked; None: by default 64 needles at 8192 and at 32768 tokens.
+        retrieval: what is asked; without lengths at 8192 and 32768 tokens. None: 64 needles.
         source: of a file, the model that it was made from: its weights are compared first.
         haystack: text to hide the needles in; None: the one that ships.
         fresh: prefill the whole prompt for each question, and use no forks.
@@ -107,7 +108,9 @@ def validate(
         GateError: the weights are not those of `source`, or the file is not made for the context.
         EnvironmentFault: no memory for the context, or native code failed.
     """
-    recipe = retrieval or validated(RetrievalRecipe, DEFAULTS | settings, Path("settings"))
+    recipe = retrieval or validated(RetrievalRecipe, dict(settings), Path("settings"))
+    if not recipe.context_tokens:
+        recipe = recipe.model_copy(update={"context_tokens": LENGTHS})
     check_gate_is_possible(recipe)
     folder = None if out is None else Path(out)
     text = None if haystack is None else Path(haystack)

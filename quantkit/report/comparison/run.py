@@ -97,8 +97,8 @@ def compare(
         out: folder for page, tables and picture; None: BASE-compare in the current one.
         base: file that the KL divergence is measured from; None: the largest artifact.
         text: that it is measured on, `chunks` chunks of `chunk_tokens`; None: the one that ships.
-        retrieval: the retrieval check, with a KV cache type; True: 32 needles, seeds 1, 2 and 3;
-            False: none. Without lengths it is made at `LENGTHS`.
+        retrieval: the retrieval check, without lengths at `LENGTHS`; True: 32 needles for each of
+            the seeds 1, 2 and 3; False: none.
         haystack: text to hide the needles in; None: the one that ships.
         workers: CPU threads; None: one for each core.
         settings: fields of `retrieval` where that is True, as in context_tokens=(2048,).
@@ -180,7 +180,8 @@ def _at_lengths(
             f"{max(lengths)}: check shorter contexts, or leave the retrieval check out with "
             "--no-retrieval"
         )
-    return recipe.model_copy(update={"context_tokens": tuple(sorted(set(lengths)))})
+    found = {"context_tokens": tuple(sorted(set(lengths))), "kv_type": recipe.kv_type or "q8_0"}
+    return recipe.model_copy(update=found)
 
 
 def _measured(
