@@ -77,7 +77,7 @@ def study(
         EnvironmentFault: the network, the disk or native code failed.
     """
     chosen = recipe_for(model, recipe, calibration=calibration)
-    ready = None if imatrix is None else Path(imatrix)
+    ready = _ready(imatrix, calibration)
     job = StudyJob(str(model), chosen, Path(out), worker_count(workers), ready)
     return run_study(job, Console(quiet=quiet))
 
@@ -118,7 +118,7 @@ def build(
         recipe_for(model, recipe, levels, calibration),
         Path(out),
         worker_count(workers),
-        None if imatrix is None else Path(imatrix),
+        _ready(imatrix, calibration),
         target=choose_target(target),
         haystack=None if haystack is None else Path(haystack),
     )
@@ -132,3 +132,9 @@ def read_results(folder: str | Path) -> tuple[LevelResult, ...]:
         InputError: it holds no build, an unfinished one, or one of another version.
     """
     return tuple(level.result for level in read_build(Path(folder)).levels)
+
+
+def _ready(imatrix: str | Path | None, calibration: object) -> Path | None:
+    if imatrix is not None and calibration:
+        raise InputError("--calibration is what an imatrix is collected on; leave it or --imatrix")
+    return None if imatrix is None else Path(imatrix)

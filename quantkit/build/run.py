@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from quantkit.build import stages
@@ -167,7 +168,7 @@ def _preflight_repository(context: BuildContext) -> None:
     level_plans.plan_levels(job.recipe, job.target, model, memory)
 
 
-def check_gate(results: list[LevelResult]) -> None:
+def check_gate(results: Sequence[LevelResult]) -> None:
     """Raise when a level that is meant for release failed.
 
     Raises:

@@ -48,22 +48,21 @@ def build(
     as_json: options.Json = False,
 ) -> None:
     """Quantize a model for a target, check the results, and report."""
-    from quantkit.build.run import Job, check_gate
-    from quantkit.build.run import build as run
+    from quantkit.api import build as run
+    from quantkit.build.run import check_gate
     from quantkit.config.recipe import recipe_for
-    from quantkit.core.threads import worker_count
     from quantkit.models.choose import choose_model
     from quantkit.plan.targets import choose_target
 
-    if calibration and imatrix:
-        raise InputError("--calibration is what an imatrix is collected on; leave it or --imatrix")
-    gpus, chosen = choose_target(target), recipe_for(model, recipe, levels, calibration)
+    gpus, chosen = choose_target(target), recipe_for(model, recipe, levels)
     name = choose_model(model).name
     folder = out or Path("build") / f"{name}-{gpus.name}"
     _check_publishing(publish, private, name, chosen)
     console = Console(quiet=quiet or as_json)
-    job = Job(model, chosen, folder, worker_count(workers), imatrix, target=gpus, haystack=haystack)
-    results = run(job, console)
+    results = run(
+        model, gpus, folder, recipe=chosen, calibration=calibration, imatrix=imatrix,
+        haystack=haystack, workers=workers, quiet=console.quiet,
+    )  # fmt: skip
     _show(console, folder, results)
     facts: dict[str, object] = {"folder": str(folder), "levels": [asdict(r) for r in results]}
     if publish is not None and any(r.passed and not r.baseline for r in results):

@@ -20,9 +20,8 @@ _IMPORTED = (
     "gguf", "matplotlib.backends.backend_agg", "matplotlib.figure", "psutil", "rich.progress",
     "rich.table", "scipy.optimize", "scipy.sparse", "scipy.stats", "yaml",
     *(f"quantkit.{name}" for name in (
-        "build.quantize", "build.run", "build.validate", "cli.app", "cli.compare_table",
-        "cli.imatrix_table", "cli.plan_table", "cli.retrieval_table", "llamacpp.presets",
-        "report.comparison.run", "study.divergence", "study.run",
+        "api", "cli.app", "cli.compare_table", "cli.imatrix_table", "cli.plan_table",
+        "cli.retrieval_table", "llamacpp.presets", "study.divergence", "study.run",
     )),
 )  # fmt: skip
 """Not huggingface_hub, which reads the environment when it is imported, and no native library."""
