@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,8 +41,8 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Job:
-    """What to build and where: all that a person chooses.
+class StudyJob:
+    """What to study and where.
 
     Attributes:
         imatrix: a ready importance matrix, taken instead of collecting one.
@@ -50,17 +50,27 @@ class Job:
 
     model: str
     recipe: Recipe
-    target: Target
     out: Path
     workers: int
-    haystack: Path | None = None
     imatrix: Path | None = None
 
 
-class BuildContext:
-    """A job and what its stages read, each read once; nothing here writes."""
+@dataclass(frozen=True)
+class Job(StudyJob):
+    """What to build and where: all that a person chooses.
 
-    def __init__(self, job: Job, pipeline: Pipeline) -> None:
+    Attributes:
+        haystack: text of the retrieval check; None: the one that ships.
+    """
+
+    target: Target = field(kw_only=True)
+    haystack: Path | None = field(default=None, kw_only=True)
+
+
+class StudyContext:
+    """A job and what the stages of a study read, each read once; nothing here writes."""
+
+    def __init__(self, job: StudyJob, pipeline: Pipeline) -> None:
         self.job, self.pipeline = job, pipeline
         self.choice = choose_model(job.model)
         self._remote: RemoteCheckpoint | None = None
@@ -101,6 +111,47 @@ class BuildContext:
         """The GGUF that statistics are collected on: the model itself where it is one."""
         return self.checkpoint if self.choice.kind == "gguf" else self.job.out / "base.gguf"
 
+    @functools.cached_property
+    def imatrix(self) -> Imatrix:
+        return read_imatrix(self.job.out / "imatrix.gguf")
+
+    @functools.cached_property
+    def importance(self) -> dict[str, NDArray[np.float32]]:
+        return self.imatrix.importance()
+
+    @functools.cached_property
+    def parameters(self) -> int:
+        return sum(info.elements for info in self.source.tensors)
+
+    @property
+    def base_stage(self) -> str:
+        """The stage whose output is `base`."""
+        return "checkpoint" if self.choice.kind == "gguf" else "convert"
+
+    def files(self) -> list[Path]:
+        """The model's files that the build depends on."""
+        return model_files(self.choice, self.checkpoint)
+
+    def is_whole(self) -> bool:
+        """Whether a repository's files are still as they were downloaded."""
+        if self.choice.kind != "repository":
+            return True
+        try:
+            manifest = json.loads((self.job.out / "checkpoint.json").read_text(encoding="utf-8"))
+            same = manifest["model"] == self.choice.repository
+            return same and is_whole(self.checkpoint, manifest["files"])
+        except (OSError, ValueError, KeyError):
+            return False
+
+
+class BuildContext(StudyContext):
+    """A build's job and what its stages read."""
+
+    job: Job
+
+    def __init__(self, job: Job, pipeline: Pipeline) -> None:
+        super().__init__(job, pipeline)
+
     @property
     def logits(self) -> Path:
         """What the base says, which the levels' KLD is measured against."""
@@ -128,23 +179,6 @@ class BuildContext:
         metadata = self.artifact_metadata(plan)
         return PlannedModel(self.stem(plan), metadata, self.source.tensors, self.geometry)
 
-    @functools.cached_property
-    def imatrix(self) -> Imatrix:
-        return read_imatrix(self.job.out / "imatrix.gguf")
-
-    @functools.cached_property
-    def importance(self) -> dict[str, NDArray[np.float32]]:
-        return self.imatrix.importance()
-
-    @functools.cached_property
-    def parameters(self) -> int:
-        return sum(info.elements for info in self.source.tensors)
-
-    @property
-    def base_stage(self) -> str:
-        """The stage whose output is `base`."""
-        return "checkpoint" if self.choice.kind == "gguf" else "convert"
-
     def artifact_metadata(self, plan: LevelPlan) -> Metadata:
         preset = plan.recipe.preset
         imatrix = imatrix_name(self.choice.name)
@@ -165,21 +199,6 @@ class BuildContext:
 
     def stem(self, plan: LevelPlan) -> str:
         return f"{self.choice.name}-{plan.recipe.name}"
-
-    def files(self) -> list[Path]:
-        """The model's files that the build depends on."""
-        return model_files(self.choice, self.checkpoint)
-
-    def is_whole(self) -> bool:
-        """Whether a repository's files are still as they were downloaded."""
-        if self.choice.kind != "repository":
-            return True
-        try:
-            manifest = json.loads((self.job.out / "checkpoint.json").read_text(encoding="utf-8"))
-            same = manifest["model"] == self.choice.repository
-            return same and is_whole(self.checkpoint, manifest["files"])
-        except (OSError, ValueError, KeyError):
-            return False
 
     def types(self, plan: LevelPlan) -> dict[str, str]:
         """Tensor → type of a level that was allocated."""

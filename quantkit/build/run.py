@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 from quantkit.build import stages
-from quantkit.build.context import BuildContext, Job
+from quantkit.build.context import BuildContext, Job, StudyContext, StudyJob
 from quantkit.build.pipeline import Pipeline
 from quantkit.core.console import Console
 from quantkit.core.errors import GateError
@@ -27,8 +28,32 @@ from quantkit.retrieval import gate
 from quantkit.retrieval.run.check import check_prompts
 from quantkit.study.calibration.sources import local_sources
 from quantkit.study.imatrix_import import check_imatrix
+from quantkit.study.sensitivity import Sensitivity
+from quantkit.study.study import Study
 
-__all__ = ["Job", "build", "check_gate"]
+__all__ = ["Job", "StudyJob", "build", "check_gate", "study"]
+
+
+def study(job: StudyJob, console: Console) -> Study:
+    """Collect a model's importance matrix and measure its tensors; running again resumes.
+
+    Raises:
+        QuantkitError: bad input, or a fault of this machine.
+    """
+    pipeline = Pipeline(job.out, console)
+    context = StudyContext(job, pipeline)
+    _preflight_texts(context)
+    with build_folder(job.out):
+        console.heading(f"quantkit study {job.model} → {job.out}")
+        if not context.is_whole():
+            pipeline.forget("checkpoint")
+        pipeline.run(stages.checkpoint_stage(context))
+        if context.choice.kind != "gguf":
+            pipeline.run(stages.convert_stage(context))
+        pipeline.run(stages.imatrix_stage(context))
+        pipeline.run(stages.measure_stage(context))
+    sensitivity = Sensitivity.load(job.out / "sensitivity.json")
+    return Study(job.out, context.base, job.out / "imatrix.gguf", sensitivity)
 
 
 def build(job: Job, console: Console) -> list[LevelResult]:
@@ -79,6 +104,16 @@ def _preflight(context: BuildContext) -> None:
     """Bad input is told before the folder is made and before any work."""
     if context.choice.kind != "repository":
         _ = context.levels
+    _preflight_texts(context)
+    if context.job.haystack is not None:
+        haystack_text(context.job.haystack)
+    gate.check_gate_is_possible(context.job.recipe.retrieval)
+    if not context.is_whole():
+        _preflight_repository(context)
+
+
+def _preflight_texts(context: StudyContext) -> None:
+    """See that the calibration texts and a ready importance matrix can be read."""
     ready = context.job.imatrix
     if ready is None or context.job.recipe.measure.cost_chunks:
         local_sources(context.job.recipe.imatrix)
@@ -86,11 +121,6 @@ def _preflight(context: BuildContext) -> None:
         read_imatrix(ready)  # compared with the model once its tensors are known
     elif ready is not None:
         check_imatrix(ready, context.source.tensors)
-    if context.job.haystack is not None:
-        haystack_text(context.job.haystack)
-    gate.check_gate_is_possible(context.job.recipe.retrieval)
-    if not context.is_whole():
-        _preflight_repository(context)
 
 
 def _preflight_prompts(context: BuildContext) -> None:
@@ -138,7 +168,7 @@ def _preflight_repository(context: BuildContext) -> None:
     level_plans.plan_levels(job.recipe, job.target, model, memory)
 
 
-def check_gate(results: list[LevelResult]) -> None:
+def check_gate(results: Sequence[LevelResult]) -> None:
     """Raise when a level that is meant for release failed.
 
     Raises:

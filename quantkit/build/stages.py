@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from quantkit.build.context import BuildContext
+from quantkit.build.context import BuildContext, StudyContext
 from quantkit.build.pipeline import Done, Stage
 from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.files import content_id, file_sha256, identity, write_json
@@ -44,7 +44,7 @@ from quantkit.study.kld_statistics import kld_text
 from quantkit.study.measure import chunks_of_text, measure
 
 
-def checkpoint_stage(build: BuildContext) -> Stage:
+def checkpoint_stage(build: StudyContext) -> Stage:
     """Model → checkpoint.json: its files with sizes and hashes; a repository is brought here."""
     choice = build.choice
     out = build.job.out / "checkpoint.json"
@@ -80,18 +80,18 @@ def checkpoint_stage(build: BuildContext) -> Stage:
     return Stage("checkpoint", 1, (), settings, False, run)
 
 
-def _name(build: BuildContext, path: Path) -> str:
+def _name(build: StudyContext, path: Path) -> str:
     """A file's name in checkpoint.json: with its folder where it is not the checkpoint's own."""
     inside = build.choice.kind != "gguf"
     return path.relative_to(build.checkpoint).as_posix() if inside else path.name
 
 
-def _identities(build: BuildContext) -> dict[str, list[int]]:
+def _identities(build: StudyContext) -> dict[str, list[int]]:
     """Name → (size, time of last change) of the model's files."""
     return {_name(build, path): identity([path])[path.name] for path in build.files()}
 
 
-def convert_stage(build: BuildContext) -> Stage:
+def convert_stage(build: StudyContext) -> Stage:
     """Checkpoint → base.gguf."""
     recipe = build.job.recipe.convert
 
@@ -103,7 +103,7 @@ def convert_stage(build: BuildContext) -> Stage:
     return Stage("convert", 1, ("checkpoint",), recipe.model_dump(mode="json"), False, run)
 
 
-def imatrix_stage(build: BuildContext) -> Stage:
+def imatrix_stage(build: StudyContext) -> Stage:
     """base.gguf + calibration → imatrix.gguf."""
     if build.job.imatrix is not None:
         return _ready_imatrix_stage(build, build.job.imatrix)
@@ -126,7 +126,7 @@ def _texts(recipe: ImatrixRecipe) -> list[list[str]]:
     return [[path.name, content_id(path)] for path in files]
 
 
-def _ready_imatrix_stage(build: BuildContext, path: Path) -> Stage:
+def _ready_imatrix_stage(build: StudyContext, path: Path) -> Stage:
     """A file that the person gave → imatrix.gguf."""
 
     def run(work: Path, progress: Progress) -> Done:
@@ -156,7 +156,7 @@ def _imatrix_done(facts: dict[str, Any], out: Path) -> Done:
     return Done((out,), detail, facts)
 
 
-def measure_stage(build: BuildContext) -> Stage:
+def measure_stage(build: StudyContext) -> Stage:
     """Source + imatrix + base → sensitivity.json."""
     recipe, calibration = build.job.recipe.measure, build.job.recipe.imatrix
 

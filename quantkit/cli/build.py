@@ -6,93 +6,110 @@ import shlex
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+from typer import Option
+
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import InputError, QuantkitError
 from quantkit.core.units import GIB, gb_text, gib_text
-from quantkit.plan.machine import worker_count
-from quantkit.report.results import LevelResult
-from quantkit.study.kld_statistics import KLDStatistics, kld_text
+
+if TYPE_CHECKING:
+    from quantkit.config.recipe import Recipe
+    from quantkit.report.results import LevelResult
+    from quantkit.study.kld_statistics import KLDStatistics
 
 
 def build(
-    target: str,
-    model: str,
-    recipe: str | None,
-    out: Path | None,
-    levels: str | None,
-    haystack: Path | None,
-    calibration: Sequence[str] | None,
-    imatrix: Path | None,
-    publish_to: str | None,
-    private: bool,
-    workers: int | None,
-    quiet: bool,
-    as_json: bool,
+    target: options.Target,
+    model: options.Model,
+    recipe: options.Recipe = None,
+    out: Annotated[
+        Path | None, Option("--out", help="Folder to build in. Default: build/MODEL-TARGET.")
+    ] = None,
+    levels: options.Levels = None,
+    haystack: options.Haystack = None,
+    calibration: options.Calibration = None,
+    imatrix: options.Imatrix = None,
+    publish: Annotated[
+        str | None,
+        Option(
+            "--publish",
+            help="Publish what passed to this Hub repository: OWNER, or OWNER/NAME. See "
+            "'quantkit publish'.",
+        ),
+    ] = None,
+    private: Annotated[
+        bool, Option("--private", help="With --publish: make the new repository private.")
+    ] = False,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Run the whole pipeline, print the closing table, and publish what passed.
-
-    Raises:
-        GateError: a level that is meant for release failed; the others are published before.
-    """
-    from quantkit.build.run import Job, check_gate
-    from quantkit.build.run import build as run
+    """Quantize a model for a target, check the results, and report."""
+    from quantkit.api import build as run
+    from quantkit.build.run import check_gate
     from quantkit.config.recipe import recipe_for
     from quantkit.models.choose import choose_model
     from quantkit.plan.targets import choose_target
 
-    gpu_set = choose_target(target)
-    chosen = recipe_for(model, recipe)
-    if levels is not None:
-        chosen = chosen.with_levels(levels)
-    if calibration and imatrix:
-        raise InputError("--calibration is what an imatrix is collected on; leave it or --imatrix")
-    if calibration:
-        changed = chosen.imatrix.calibrated_on(calibration)
-        chosen = chosen.model_copy(update={"imatrix": changed})
+    gpus, chosen = choose_target(target), recipe_for(model, recipe, levels)
     name = choose_model(model).name
-    folder = out or Path("build") / f"{name}-{gpu_set.name}"
-    console = Console(quiet=quiet)
-    if publish_to is not None:
-        from quantkit.release.destination import check_access
+    folder = out or Path("build") / f"{name}-{gpus.name}"
+    _check_publishing(publish, private, name, chosen)
+    console = Console(quiet=quiet or as_json)
+    results = run(
+        model, gpus, folder, recipe=chosen, calibration=calibration, imatrix=imatrix,
+        haystack=haystack, workers=workers, quiet=console.quiet,
+    )  # fmt: skip
+    _show(console, folder, results)
+    facts: dict[str, object] = {"folder": str(folder), "levels": [asdict(r) for r in results]}
+    if publish is not None and any(r.passed and not r.baseline for r in results):
+        facts["published"] = _published(folder, publish, private, console)
+    if as_json:
+        console.json(facts)
+    check_gate(results)  # the other levels are published before
 
-        if all(level.baseline for level in chosen.levels):
-            raise InputError(
-                "--publish: all levels are baselines, which are not meant for release; 'quantkit "
-                "publish --levels' publishes one all the same"
-            )
-        check_access(publish_to, name, private=private)  # hours of work later is too late
-    elif private:
+
+def _check_publishing(to: str | None, private: bool, name: str, recipe: Recipe) -> None:
+    """See that publishing is possible, before hours of work."""
+    if to is None and private:
         raise InputError("--private says how to publish: give --publish too")
-    job = Job(model, chosen, gpu_set, folder, worker_count(workers), haystack, imatrix)
-    results = run(job, console)
+    if to is None:
+        return
+    from quantkit.release.destination import check_access
+
+    if all(level.baseline for level in recipe.levels):
+        raise InputError(
+            "--publish: all levels are baselines, which are not meant for release; 'quantkit "
+            "publish --levels' publishes one all the same"
+        )
+    check_access(to, name, private=private)
+
+
+def _show(console: Console, folder: Path, results: Sequence[LevelResult]) -> None:
+    """Print the closing table, where the report is, and how to run the first that passed."""
     _closing_table(console, results)
-    best = next((r for r in results if r.passed), None)
     console.line(f"Report: {folder / 'report.html'}")
+    best = next((r for r in results if r.passed), None)
     if best is not None:
         path = shlex.quote(str(folder / best.files[0]))
         command = best.command.replace(Path(best.files[0]).name, path, 1)
         console.line(f"Run it:  {command}")
-    published = None
-    if publish_to is not None and any(r.passed and not r.baseline for r in results):
-        published = _published(folder, publish_to, private, console)
-    if as_json:
-        facts = {"folder": str(folder), "levels": [asdict(r) for r in results]}
-        console.json(facts if published is None else facts | {"published": published})
-    check_gate(results)
 
 
 def _published(folder: Path, to: str, private: bool, console: Console) -> dict[str, object]:
-    """Publish a finished build; what went wrong is told with how to go on."""
-    from quantkit.cli.publish import publish
+    """Publish a finished build; an error is followed by the command that publishes it."""
+    from quantkit.cli.publish import publish_build
     from quantkit.release.publish import PublishJob
 
     try:
-        return publish(PublishJob(folder, to, private=private), console.quiet, as_json=False)
+        return publish_build(PublishJob(folder, to, private=private), console)
     except QuantkitError:
         more = " --private" if private else ""
         command = f"quantkit publish {shlex.quote(str(folder))} --to {shlex.quote(to)}{more}"
-        console.error(f"the build is finished, and not published; to go on: {command}")
+        console.error(f"the build is finished, but not published; publish it with: {command}")
         raise
 
 
@@ -122,7 +139,9 @@ def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:
 
 
 def _divergence_cells(kld: KLDStatistics | None) -> tuple[str, str]:
-    """Mean over its 99.9th percentile, and the same top token over the perplexities' ratio."""
+    """Mean and 99.9th percentile; share of the same top token and ratio of the perplexities."""
+    from quantkit.study.kld_statistics import kld_text
+
     if kld is None:
         return "–", "–"
     return (

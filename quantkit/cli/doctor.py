@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+from typer import Option
+
+from quantkit.cli import options
 from quantkit.core.console import Console
 
 
-def doctor(again: bool, as_json: bool) -> None:
-    """Describe this machine and the native settings that work on it."""
+def doctor(
+    again: Annotated[
+        bool, Option("--again", help="Run the self-test now, even if its result is cached.")
+    ] = False,
+    as_json: options.Json = False,
+) -> None:
+    """Show this machine, and which native settings work on it."""
     from quantkit.llamacpp.selftest import run_selftest, working_settings
     from quantkit.plan.machine import describe_machine
     from quantkit.quantize.kernels import simd

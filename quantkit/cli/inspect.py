@@ -4,13 +4,20 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Annotated
 
+from typer import Argument
+
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.units import bytes_text, gb_text, gib_text
 
 
-def inspect(file: Path, as_json: bool) -> None:
-    """Architecture, types and sizes of a GGUF file."""
+def inspect(
+    file: Annotated[Path, Argument(help="GGUF file; the first one of several shards.")],
+    as_json: options.Json = False,
+) -> None:
+    """Show the architecture, tensor types and sizes of a GGUF file."""
     from quantkit.formats.tensor_types import BY_NAME
     from quantkit.models.geometry import geometry_of
     from quantkit.models.gguf_source import GGUFSource

@@ -2,95 +2,90 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from quantkit.cli.output_files import check_writable, work_folder
+from typer import Argument, Option
+
+from quantkit.cli import options
 from quantkit.core.console import Console, escape
-from quantkit.plan.machine import worker_count
-from quantkit.study.kld_statistics import kld_text
-from quantkit.study.sensitivity import Sensitivity
+
+if TYPE_CHECKING:
+    from quantkit.study.sensitivity import Sensitivity
 
 SHOWN = 10
 
 
 def measure(
-    model: Path,
-    imatrix: Path,
-    out: Path,
-    recipe_name: str | None,
-    calibration: Sequence[str] | None,
-    changes: Mapping[str, Any],
-    workers: int | None,
-    quiet: bool,
-    as_json: bool,
+    model: Annotated[Path, Argument(help="GGUF file to measure, in BF16 or Q8_0.")],
+    imatrix: Annotated[
+        Path,
+        Option("--imatrix", help="Importance matrix of the model: a GGUF or a legacy .dat file."),
+    ],
+    out: Annotated[Path, Option("--out", help="File to write.")] = Path("sensitivity.json"),
+    recipe: options.StudyRecipe = None,
+    calibration: options.Calibration = None,
+    cost_chunks: Annotated[
+        int | None,
+        Option(
+            "--cost-chunks",
+            min=0,
+            help="Number of text chunks to measure costs on; 0 measures errors only. Default: "
+            "the recipe's.",
+        ),
+    ] = None,
+    sample_rows: Annotated[
+        int | None,
+        Option(
+            "--sample-rows",
+            min=0,
+            help="Number of rows of each matrix to measure; 0 for all. Default: the recipe's.",
+        ),
+    ] = None,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
 ) -> None:
-    """Measure a GGUF file and write sensitivity.json."""
+    """Measure every tensor's quantization error and its cost in KLD."""
     from quantkit.config.recipe import recipe_for
-    from quantkit.core.files import content_id, identity
-    from quantkit.core.work_folders import resumable
-    from quantkit.llamacpp.ggml import library_version
-    from quantkit.llamacpp.selftest import device_settings
-    from quantkit.models.gguf_source import GGUFSource
-    from quantkit.study.calibration.sources import local_sources, resolve_sources
-    from quantkit.study.costs import CostInputs
-    from quantkit.study.imatrix_import import check_imatrix
-    from quantkit.study.measure import chunks_of_text
-    from quantkit.study.measure import measure as run
+    from quantkit.core.threads import worker_count
+    from quantkit.study.run import measure_file
 
-    chosen = recipe_for("default", recipe_name)
-    recipe = chosen.measure.model_copy(update=dict(changes))
-    texts = chosen.imatrix.calibrated_on(calibration) if calibration else chosen.imatrix
-    source = GGUFSource(model)  # tells what is wrong with the file before llama.cpp is asked
-    ready = check_imatrix(imatrix, source.tensors)
-    costs = recipe.cost_chunks > 0
-    read = [path for entry in local_sources(texts) for path in entry.files] if costs else []
-    named = [Path(recipe_name)] if recipe_name is not None else []
-    check_writable(out, [*source.paths, *read, imatrix, *named])
+    chosen = recipe_for("default", recipe, calibration=calibration)
+    changes = {"cost_chunks": cost_chunks, "sample_rows": sample_rows}
+    given = {name: value for name, value in changes.items() if value is not None}
+    rules = chosen.measure.model_copy(update=given)
     console = Console(quiet=quiet or as_json)
-    for sentence in ready.notes:
-        console.note(sentence)
-    devices = device_settings(worker_count(workers))
-    parts = {
-        "model": identity(source.paths),
-        "imatrix": content_id(imatrix),
-        "files": [[path.name, content_id(path)] for path in read],
-        "recipe": recipe.model_dump(mode="json"),
-        "calibration": texts.model_dump(mode="json"),
-        "llama-cpp-python": library_version(),
-    }
-    importance = ready.imatrix.importance()
-    with resumable(work_folder(out), parts) as work, console.stage("measure") as progress:
-        text = None
-        if costs:
-            sources = resolve_sources(texts, progress)
-            used = chunks_of_text(ready.imatrix, sources, texts)
-            text = CostInputs(model, imatrix, texts, sources, used)
-        found = run(source, importance, recipe, text, out, work, devices, progress)
-    if as_json:
-        console.json(_facts(found, out))
+    with console.stage("measure") as progress:
+        found = measure_file(
+            model, imatrix, out, rules, chosen.imatrix, worker_count(workers), progress,
+            inputs=() if recipe is None else (Path(recipe),),
+        )  # fmt: skip
     pairs = sum(len(kinds) for kinds in found.errors.values())
+    if as_json:
+        console.json(_facts(found, out, pairs))
     console.line(f"{out}: {len(found.errors)} tensors, {pairs} (tensor, type) pairs")
     if found.units:
         _show_costs(console, found)
 
 
-def _facts(found: Sensitivity, out: Path) -> dict[str, Any]:
+def _facts(found: Sensitivity, out: Path, pairs: int) -> dict[str, Any]:
     return {
         "file": str(out),
         "tensors": len(found.errors),
-        "pairs": sum(len(kinds) for kinds in found.errors.values()),
+        "pairs": pairs,
         "kld_of_1_percent_error": dict(found.dearest()),
     }
 
 
 def _show_costs(console: Console, found: Sensitivity) -> None:
-    """The dearest tensors, and how they compare with the others."""
+    """Print the tensors whose errors cost the most, beside the median tensor."""
+    from quantkit.study.kld_statistics import kld_text
+
     dearest = found.dearest()
     middle = dearest[len(dearest) // 2][1]
     rows = [
         (escape(name), kld_text(cost), f"{cost / middle:.3g} ×" if middle > 0 else "–")
         for name, cost in dearest[:SHOWN]
     ]
-    console.table(("dearest tensors", "KLD of 1 % error", "of the median"), rows)
+    console.table(("most sensitive tensors", "KLD of 1 % error", "of the median"), rows)

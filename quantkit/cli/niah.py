@@ -3,96 +3,161 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Annotated, Any
 
-from quantkit.cli.output_files import check_writable
-from quantkit.cli.retrieval_table import print_retrieval
+from typer import Argument, Option
+
+from quantkit.cli import options
 from quantkit.core.console import Console
-from quantkit.core.errors import GateError, InputError
-from quantkit.plan.machine import worker_count
-
-if TYPE_CHECKING:
-    from quantkit.config.recipe import RetrievalRecipe
-    from quantkit.core.progress import Progress
-    from quantkit.quantize.integrity import Integrity
-    from quantkit.retrieval.results import Retrieval
+from quantkit.core.errors import InputError
 
 PROBE_QUESTIONS = 8
 """Of each probe that is asked for without a number."""
-AS_SERVED = "as served"
-OPTIONS = {
-    "kv_type": "kv", "context_tokens": "context", "minimum_lower_bound": "minimum",
-    "probes": "probe", "depths": "depth", "seeds": "seed", "near_misses": "near-misses",
-    "answer_tokens": "answer-tokens",
-}  # fmt: skip
-"""Fields of the recipe whose option is named otherwise."""
 
 
-@dataclass(frozen=True)
-class Where:
-    """What the check runs on, and how.
+def niah(
+    model: Annotated[Path | None, Argument(help="GGUF file to check.")] = None,
+    endpoint: Annotated[
+        str | None,
+        Option(
+            "--endpoint",
+            help="Check a running llama-server instead, as in http://127.0.0.1:8080. Its key, if "
+            "it wants one, is read from LLAMA_API_KEY.",
+        ),
+    ] = None,
+    context: Annotated[
+        list[int] | None,
+        Option(
+            "--context",
+            min=256,
+            help="Context length to check, in tokens. May be repeated. Default: 8192 and 32768.",
+        ),
+    ] = None,
+    needles: Annotated[
+        int, Option("--needles", min=1, max=400, help="Number of questions at each context length.")
+    ] = 64,
+    classic: Annotated[
+        bool, Option("--classic", help="Hide one needle in each prompt, at every length and depth.")
+    ] = False,
+    depth: Annotated[
+        list[float] | None,
+        Option(
+            "--depth",
+            min=0,
+            max=1,
+            help="With --classic: depth of the needle, from 0 (beginning) to 1 (end). May be "
+            "repeated. Default: 0.1, 0.5 and 0.9.",
+        ),
+    ] = None,
+    probe: Annotated[
+        list[str] | None,
+        Option(
+            "--probe",
+            help="Also ask these harder questions: near-miss, absent, updated, multi-value, "
+            "two-hop, paraphrased or all. 8 of each, or as many as given: two-hop=16. May be "
+            "repeated.",
+        ),
+    ] = None,
+    gate: Annotated[
+        list[str] | None,
+        Option(
+            "--gate",
+            help="Task whose hit rate decides whether the check passes. May be repeated. "
+            "Default: multikey, or single with --classic.",
+        ),
+    ] = None,
+    minimum: Annotated[
+        float,
+        Option(
+            "--minimum",
+            min=0,
+            max=1,
+            help="Lower bound of the hit rate (one-sided, 95 %) that passes.",
+        ),
+    ] = 0.9,
+    seed: Annotated[
+        list[int] | None, Option("--seed", help="Seed of a haystack. May be repeated. Default: 1.")
+    ] = None,
+    clustered: Annotated[
+        bool,
+        Option(
+            "--clustered",
+            help="Widen the bounds for haystacks of different difficulty; takes 3 seeds or more.",
+        ),
+    ] = False,
+    kv: options.KV = "q8_0",
+    thinking: Annotated[
+        bool,
+        Option("--thinking", help="Let the model think first; only the answer after it counts."),
+    ] = False,
+    answer_tokens: Annotated[
+        int,
+        Option("--answer-tokens", min=1, help="Maximum tokens of an answer, thinking included."),
+    ] = 24,
+    source: options.Source = None,
+    fresh: Annotated[
+        bool,
+        Option(
+            "--fresh", help="Prefill the whole prompt for every question: hours instead of minutes."
+        ),
+    ] = False,
+    haystack: options.Haystack = None,
+    out: Annotated[
+        Path | None,
+        Option(
+            "--out", help="Folder for answers, heatmap and validation.json. Default: NAME-niah."
+        ),
+    ] = None,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Check retrieval on a GGUF file or a server; exit 1 if it fails."""
+    from quantkit.build.validate import validate
+    from quantkit.cli.retrieval_table import print_retrieval
+    from quantkit.core.progress import SILENT
+    from quantkit.llamacpp.server_http import Endpoint
 
-    Attributes:
-        model: a GGUF file; None with an endpoint.
-        endpoint: of a running llama-server.
-        source: what the file was made from; its weights are compared first.
-        fresh: each question after a prefill of its own.
-    """
-
-    model: Path | None
-    endpoint: str | None
-    source: str | None
-    haystack: Path | None
-    out: Path | None
-    workers: int | None
-    fresh: bool
-
-
-def niah(where: Where, settings: Mapping[str, Any], quiet: bool, as_json: bool) -> None:
-    """Ask, print, write, and raise when the gate is missed."""
-    from quantkit.models.gguf_source import GGUFSource
-    from quantkit.retrieval import gate
-
-    recipe = _recipe(settings)
-    if (where.model is None) == (where.endpoint is None):
+    settings: dict[str, Any] = {
+        "mode": "classic" if classic else "one-pass",
+        "context_tokens": tuple(context or (8192, 32768)),
+        "needles": needles,
+        "probes": probes_of(probe or []),
+        "gate": tuple(gate or ()),
+        "seeds": tuple(seed or (1,)),
+        "clustered": clustered,
+        "kv_type": kv,
+        "minimum_lower_bound": minimum,
+        "thinking": thinking,
+        "answer_tokens": answer_tokens,
+    }
+    recipe = options.retrieval_recipe(settings | ({"depths": tuple(depth)} if depth else {}))
+    asked = [str(one) for one in (model, endpoint) if one is not None]
+    if len(asked) != 1:
         raise InputError("give a GGUF file, or --endpoint of a running llama-server; one of them")
-    gate.check_gate_is_possible(recipe)
-    if where.model is not None:
-        GGUFSource(where.model)  # tells what is wrong with the file before anything is printed
-    console = Console(quiet=quiet)
-    console.note(gate.gate_words(recipe))
-    began = time.monotonic()
-    if where.model is not None:
-        name, folder, found, facts = _on_file(where, where.model, recipe, console)
-    else:
-        name, folder, found, facts = _on_server(where, str(where.endpoint), recipe, console)
+    if endpoint is not None:
+        Endpoint(endpoint, SILENT)  # refuses what is no address of a server
+    console, began = Console(quiet=quiet or as_json), time.monotonic()
+    found = validate(
+        asked[0], out, retrieval=recipe, source=source, haystack=haystack, fresh=fresh,
+        workers=workers, quiet=console.quiet,
+    )  # fmt: skip
     if as_json:
-        console.json(facts)
-    first = found.gated(recipe.gated)[0]
+        console.json(found.content)
+    first = found.gated[0]
     console.done("niah", f"{first.hits}/{first.trials} {first.name}", time.monotonic() - began)
-    print_retrieval(console, found, served=where.model is None)
-    console.line(f"Answers and heatmap: {folder}")
-    if not facts["passed"]:
-        words = "; ".join(
-            f"{s.name} found {s.hits}/{s.trials}, at least {s.lower_bound:.1%}"
-            for s in found.gated(recipe.gated)
-        )
-        cut = sum(s.truncated for s in found.gated(recipe.gated))
-        advice = f"; {cut} were cut off: try a larger --answer-tokens" if cut else ""
-        raise GateError(
-            f"{name}: at {max(recipe.context_tokens):,} tokens {words}; "
-            f"{recipe.minimum_lower_bound:.1%} is needed{advice}"
-        )
+    print_retrieval(console, found.retrieval, served=model is None)
+    console.line(f"Answers and heatmap: {found.folder}")
+    found.check_gate()
 
 
 def probes_of(words: Sequence[str]) -> dict[str, int]:
     """`near-miss`, `two-hop=16` or `all` as probe → how many questions.
 
     Raises:
-        InputError: a number is none.
+        InputError: what follows `=` is not a number.
     """
     from typing import get_args
 
@@ -106,127 +171,3 @@ def probes_of(words: Sequence[str]) -> dict[str, int]:
         count = int(number) if given else PROBE_QUESTIONS
         probes.update(dict.fromkeys(get_args(Probe) if name == "all" else (name,), count))
     return probes
-
-
-def _recipe(settings: Mapping[str, Any]) -> RetrievalRecipe:
-    from pydantic import ValidationError
-
-    from quantkit.config.recipe import RetrievalRecipe
-
-    try:
-        return RetrievalRecipe.model_validate(settings)
-    except ValidationError as error:
-        problems = []
-        for e in error.errors():
-            field = str(e["loc"][0]) if e["loc"] else ""
-            option = f"--{OPTIONS.get(field, field)}: " if field else ""
-            problems.append(option + e["msg"].removeprefix("Value error, "))
-        raise InputError("; ".join(problems)) from None
-
-
-def _on_file(
-    where: Where, model: Path, recipe: RetrievalRecipe, console: Console
-) -> tuple[str, Path, Retrieval, dict[str, Any]]:
-    from quantkit.core.files import identity
-    from quantkit.llamacpp.selftest import device_settings
-    from quantkit.models.gguf_source import GGUFSource
-    from quantkit.retrieval.run.check import CheckSettings, check_retrieval
-    from quantkit.retrieval.run.verdict import validation_json
-
-    source = GGUFSource(model)
-    integrity = None
-    if where.source is not None:
-        with console.stage("weights") as progress:
-            integrity = _compared(model, where.source, progress)
-    folder = where.out or Path(f"{model.stem}-niah")
-    check_writable(folder / "niah.jsonl", source.paths)
-    kv_type = recipe.kv_type or "q8_0"
-    devices = device_settings(worker_count(where.workers))
-    settings = CheckSettings(devices, kv_type, fresh=where.fresh)
-    parts = {"model": identity(source.paths), "fresh": where.fresh, **_parts(where, recipe)}
-
-    def run(work: Path) -> tuple[str, Retrieval, dict[str, Any]]:
-        with console.stage("niah") as progress:
-            found = check_retrieval(
-                model, recipe, settings, folder / "niah.jsonl", work, where.haystack, progress
-            )
-        return model.stem, found, validation_json(found, None, recipe, kv_type, integrity)
-
-    return model.name, folder, *_written(folder, parts, run)
-
-
-def _compared(model: Path, source: str, progress: Progress) -> Integrity:
-    """Names, shapes, hyperparameters and sampled weights of a file against its source's."""
-    from quantkit.models.choose import choose_model, open_source
-    from quantkit.quantize.integrity import check_artifact
-
-    choice = choose_model(source)
-    if choice.path is None:
-        raise InputError(
-            f"--source {source} is a repository; download it first: quantkit download {source}"
-        )
-    made_from = open_source(choice, choice.path)
-    prefix = f"{made_from.metadata['general.architecture'].value}."
-    own = {
-        k: v
-        for k, v in made_from.metadata.items()
-        if k.startswith(prefix) or k == "general.architecture"
-    }
-    return check_artifact(model, made_from, own, progress=progress)
-
-
-def _on_server(
-    where: Where, endpoint: str, recipe: RetrievalRecipe, console: Console
-) -> tuple[str, Path, Retrieval, dict[str, Any]]:
-    from quantkit.core.progress import SILENT
-    from quantkit.llamacpp.server_http import Endpoint
-    from quantkit.retrieval.run.check_server import check_served
-    from quantkit.retrieval.run.verdict import validation_json
-
-    for option, given in (("--fresh", where.fresh), ("--source", where.source is not None)):
-        if given:
-            raise InputError(f"{option} needs the file itself; it cannot be used with --endpoint")
-    address = Endpoint(endpoint, SILENT).address  # a password in it is not written down
-    folder = where.out or Path("server-niah")
-    check_writable(folder / "niah.jsonl", [])
-
-    def run(work: Path) -> tuple[str, Retrieval, dict[str, Any]]:
-        with console.stage("niah") as progress:
-            found, served = check_served(
-                address, recipe, folder / "niah.jsonl", work, where.haystack, progress
-            )
-        facts = validation_json(found, None, recipe, AS_SERVED)
-        return served.model or AS_SERVED, found, {**facts, "server": asdict(served)}
-
-    parts = {"endpoint": address, **_parts(where, recipe)}
-    found, facts = _written(folder, parts, run)
-    return facts["server"]["model"] or address, folder, found, facts
-
-
-def _parts(where: Where, recipe: RetrievalRecipe) -> dict[str, Any]:
-    """What the kept work of a check belongs to."""
-    from quantkit.core.files import content_id
-    from quantkit.llamacpp.ggml import library_version
-
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "haystack": None if where.haystack is None else content_id(where.haystack),
-        "llama-cpp-python": library_version(),
-    }
-
-
-def _written(
-    folder: Path,
-    parts: Mapping[str, Any],
-    run: Callable[[Path], tuple[str, Retrieval, dict[str, Any]]],
-) -> tuple[Retrieval, dict[str, Any]]:
-    """What `run` found, with its picture, titled as it says, and validation.json in `folder`."""
-    from quantkit.core.files import write_json
-    from quantkit.core.work_folders import resumable
-    from quantkit.report.retrieval_heatmap import draw_heatmap
-
-    with resumable(folder / ".work", parts) as work:
-        title, found, facts = run(work)
-        draw_heatmap(found.answers, f"{title}, {found.name}", folder / "heatmap.png")
-        write_json(folder / "validation.json", facts)
-    return found, facts

@@ -1,12 +1,17 @@
-"""`quantkit publish`: what is going to be published, and what came of it."""
+"""`quantkit publish`: shows what a release consists of, sends it, and says where it is."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
+from typer import Argument, Option
+
+from quantkit.cli import options
 from quantkit.core.console import Console
+from quantkit.core.errors import InputError
 from quantkit.core.units import bytes_text, gb_text, gib_text
 
 if TYPE_CHECKING:
@@ -17,14 +22,91 @@ SHOWN = 6
 """Names of files that a line has."""
 
 
-def publish(job: PublishJob, quiet: bool, as_json: bool) -> dict[str, object]:
-    """Show what a release consists of, bring it to the Hub, say where it is; returns the facts."""
+def publish(
+    folder: Annotated[Path, Argument(help="Folder of a finished build.")],
+    to: Annotated[
+        str,
+        Option(
+            "--to",
+            help="Hub repository to publish to: OWNER, or OWNER/NAME; -GGUF is added to NAME.",
+        ),
+    ],
+    levels: Annotated[
+        str | None,
+        Option(
+            "--levels",
+            help="Levels to publish, as in Q6,Q4. Default: all that passed, without baselines.",
+        ),
+    ] = None,
+    private: Annotated[bool, Option("--private", help="Make the new repository private.")] = False,
+    dry_run: Annotated[
+        bool,
+        Option(
+            "--dry-run",
+            help="Show what would be published and write the model card; change nothing on the "
+            "Hub.",
+        ),
+    ] = False,
+    branch: Annotated[
+        str | None, Option("--branch", help="Branch to commit to. Default: main.")
+    ] = None,
+    pr: Annotated[bool, Option("--pr", help="Open a pull request instead of committing.")] = False,
+    allow_failed: Annotated[
+        bool,
+        Option(
+            "--allow-failed",
+            help="Also publish levels that failed their gate; the model card says so.",
+        ),
+    ] = False,
+    replace: Annotated[
+        bool,
+        Option(
+            "--replace",
+            help="Overwrite files that quantkit did not write, and remove files of an earlier "
+            "release.",
+        ),
+    ] = False,
+    base_model: Annotated[
+        str | None,
+        Option(
+            "--base-model",
+            help="Hub repository (OWNER/NAME) of a model that was built from a folder; for the "
+            "model card and the licence.",
+        ),
+    ] = None,
+    exact_name: Annotated[
+        bool, Option("--exact-name", help="Do not add -GGUF to the repository's name.")
+    ] = False,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Publish a finished build to the Hub, with its evidence."""
+    from quantkit.release.publish import PublishJob
+
+    if pr and branch is not None:
+        raise InputError("--pr opens a pull request to main; leave it or --branch")
+    named = None
+    if levels is not None:
+        named = tuple(name.strip() for name in levels.split(",") if name.strip())
+        if not named:
+            raise InputError("--levels names none; give levels of the build, as in Q6,Q4")
+    job = PublishJob(
+        folder, to, exact_name, named, private, branch, pr, allow_failed, replace, base_model,
+        dry_run,
+    )  # fmt: skip
+    console = Console(quiet=quiet or as_json)
+    facts = publish_build(job, console)
+    if as_json:
+        console.json(facts)
+
+
+def publish_build(job: PublishJob, console: Console) -> dict[str, object]:
+    """Show what a release consists of, send it to the Hub, say where it is; returns the facts."""
     from quantkit.core.work_folders import build_folder
     from quantkit.release.contents import read_build
     from quantkit.release.publish import prepare, send
 
-    console = Console(quiet=quiet)
-    read_build(job.folder)  # a folder that is no build is not written to
+    read_build(job.folder)  # a folder that holds no build is not written to
     with build_folder(job.folder, "copy the build to where it can be"):
         prepared = prepare(job, console)
         _show(prepared, job, console)
@@ -34,13 +116,10 @@ def publish(job: PublishJob, quiet: bool, as_json: bool) -> dict[str, object]:
         _tell(prepared, done, time.monotonic() - began, console)
     else:
         console.line(
-            f"Nothing was changed. The release lies in {job.folder / 'release'}; its card is "
-            "README.md."
+            f"Nothing was changed on the Hub. The release is in {job.folder / 'release'}; its "
+            "model card is README.md."
         )
-    facts = _facts(prepared, done)
-    if as_json:
-        console.json(facts)
-    return facts
+    return _facts(prepared, done)
 
 
 def _show(prepared: Prepared, job: PublishJob, console: Console) -> None:
@@ -82,7 +161,7 @@ def _source_words(source: SourceCard) -> str:
 
 def _licence_words(source: SourceCard) -> str:
     if source.licence is None:
-        return "not stated by the source: see that you may publish it"
+        return "not stated by the source: check that you may publish it"
     name = f" ({source.licence_name})" if source.licence_name else ""
     link = f", {source.licence_link}" if source.licence_link else ""
     return f"{source.licence}{name}{link}"
@@ -123,9 +202,7 @@ def _names(names: Sequence[str]) -> str:
 def _tell(prepared: Prepared, done: Published, seconds: float, console: Console) -> None:
     count = len(prepared.files)
     if done.made:
-        console.done(
-            "publish", f"{count} files there as they are here, {done.commit[:12]}", seconds
-        )
+        console.done("publish", f"{count} files, verified on the Hub, {done.commit[:12]}", seconds)
     else:
         console.skipped("publish", f"all {count} files are there already ({done.commit[:12]})")
     console.line(f"Release: {done.address}")

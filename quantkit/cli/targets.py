@@ -1,11 +1,14 @@
-"""`quantkit targets`: the GPU sets that can be named, and what each could hold of a model."""
+"""`quantkit targets`: the sets of GPUs that can be named, and what each holds of a model."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from typer import Option
+
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import InputError
 from quantkit.core.units import GIB, tokens_text, unit_of
@@ -16,21 +19,29 @@ if TYPE_CHECKING:
     from quantkit.plan.model import PlannedModel
 
 
-def targets(model: str | None, recipe: str | None, files: Sequence[Path], as_json: bool) -> None:
-    """List the targets, or what each could hold of `model`.
-
-    Args:
-        files: of targets of a person's own, which are listed too.
-
-    Raises:
-        InputError: a broken file or model, or a recipe without a model.
-    """
+def targets(
+    model: Annotated[
+        str | None,
+        Option(
+            "--model",
+            help="List the largest artifact of this model that each target holds: a Hub "
+            "repository (OWNER/NAME), a folder, a GGUF file, or 'demo'.",
+        ),
+    ] = None,
+    recipe: options.Recipe = None,
+    target: Annotated[
+        list[Path] | None,
+        Option("--target", help="Also list the target in this YAML file. May be repeated."),
+    ] = None,
+    as_json: options.Json = False,
+) -> None:
+    """List the targets, or the largest artifact that each one holds."""
     from quantkit.plan.targets import target_list
 
     if recipe is not None and model is None:
-        raise InputError(f"--recipe {recipe} says how a model is quantized: give --model too")
+        raise InputError(f"--recipe {recipe} applies to a model: give --model too")
     console = Console(quiet=as_json)
-    found, why = target_list(files)
+    found, why = target_list(target or [])
     if model is not None:
         facts: Any = _budgets(model, recipe, found, console)
     else:
@@ -63,10 +74,9 @@ def _budgets(
     model: str, recipe: str | None, found: Sequence[Target], console: Console
 ) -> dict[str, Any]:
     """Print the largest artifact of each target at each context; returns the facts."""
-    from quantkit.cli.opening import open_shapes
     from quantkit.config.recipe import recipe_for
     from quantkit.llamacpp.memory_plan import asking
-    from quantkit.models.choose import choose_model
+    from quantkit.models.choose import choose_model, open_shapes
     from quantkit.plan.budgets import budgets_of, contexts_for
     from quantkit.plan.level_plans import nominal_costs
     from quantkit.plan.model import PlannedModel
@@ -74,11 +84,15 @@ def _budgets(
     choice = choose_model(model)
     rules = recipe_for(model, recipe)
     with asking():
-        source = open_shapes(choice, console, keep_prediction=rules.convert.mtp == "keep")
+        keep = rules.convert.mtp == "keep"
+        with console.stage("headers") as progress:
+            source = open_shapes(choice, progress, keep_prediction=keep)
         planned = PlannedModel.of(choice.name, source.metadata, source.tensors)
         contexts = contexts_for(planned)
         lengths = ", ".join(tokens_text(tokens) for tokens in contexts)
-        console.note(f"asking llama.cpp what {len(found)} targets take at {lengths} tokens …")
+        console.note(
+            f"asking llama.cpp for the memory of {len(found)} targets at {lengths} tokens …"
+        )
         with console.stage("targets") as progress:
             budgets, estimated = budgets_of(
                 planned, nominal_costs(planned, rules.measure), found, progress
@@ -106,7 +120,7 @@ def _show(model: PlannedModel, found: Sequence[TargetBudgets], console: Console)
 
     rows = [(one.target.name, *map(cell, one.budgets), one.target.kv_type) for one in found]
     console.heading(
-        f"{model.stem}: the largest artifact that fits at a context, {word} and bits a weight"
+        f"{model.stem}: the largest artifact that fits at each context, {word} and bits per weight"
     )
     lengths = [tokens_text(budget.context_tokens) for budget in found[0].budgets]
     console.table(("target", *lengths, "KV"), rows)

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-import secrets
-from dataclasses import dataclass
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
+from typer import Argument, Option
+
+from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import GateError, InputError
-from quantkit.plan.machine import worker_count
 
 if TYPE_CHECKING:
-    from quantkit.core.progress import Progress
     from quantkit.release.verifying.checking import Check
-    from quantkit.release.verifying.description import Description
-    from quantkit.release.verifying.files import ReleaseFiles
     from quantkit.release.verifying.origin import Origin
     from quantkit.release.verifying.verify import Verified
 
@@ -26,100 +22,80 @@ FAULTS_TOLD = 3
 NAMES_SHOWN = 6
 
 
-@dataclass(frozen=True)
-class Asked:
-    """What the person asked for.
-
-    Attributes:
-        release: a folder, or OWNER/NAME[@REVISION] on the Hub.
-        source: what it was made from: a folder, a GGUF file, or `demo`.
-        full: all rows, not a sample.
-        seed: chooses the rows; None draws one, which nobody who wrote the release can know.
-    """
-
-    release: str
-    source: str | None
-    full: bool
-    seed: int | None
-    workers: int | None
-    quiet: bool
-    as_json: bool
-
-
-def verify(asked: Asked) -> None:
-    """Check, print a line a check, and raise when something is not what it says."""
+def verify(
+    release: Annotated[
+        str,
+        Argument(
+            help="Release to verify: a downloaded release, the folder of a build, or "
+            "OWNER/NAME[@REVISION] on the Hub."
+        ),
+    ],
+    source: options.Source = None,
+    full: Annotated[
+        bool,
+        Option(
+            "--full",
+            help="With --source: compare all rows, not a sample, and hash all of its files.",
+        ),
+    ] = False,
+    seed: Annotated[
+        int | None,
+        Option(
+            "--seed",
+            min=0,
+            help="Seed that chooses the sampled rows. Default: a new one each time, which is "
+            "printed.",
+        ),
+    ] = None,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    """Verify a release: hashes, tensors, types, verdicts, source."""
+    from quantkit.core.threads import worker_count
+    from quantkit.release.verifying.description import open_release
     from quantkit.release.verifying.verify import verify as run
 
-    console = Console(quiet=asked.quiet or asked.as_json)
-    origin = _origin(asked)
+    console = Console(quiet=quiet or as_json)
+    origin, threads = _origin(source, seed, full), worker_count(workers)
     with console.stage("verify") as progress:
-        files, said = _opened(asked, progress)
+        files, said = open_release(release, threads, progress, full=full)
         levels = ", ".join(said.levels) or "no level"
         console.heading(f"{files.where}: a {said.kind} of {said.model}, {levels}")
-        workers = worker_count(asked.workers)
 
         def on_check(check: Check) -> None:
             progress.close()  # the next check has a bar of its own
             _print(console, check)
 
-        found = run(files, said, origin, workers, progress, on_check)
+        found = run(files, said, origin, threads, progress, on_check)
     _print_rest(console, found)
-    if asked.as_json:
+    if as_json:
         console.json(_facts(found))
     if found.faults:
         count, told = len(found.faults), "; ".join(found.faults[:FAULTS_TOLD])
         more = f"; and {count - FAULTS_TOLD} more" if count > FAULTS_TOLD else ""
-        raise GateError(f"{found.where} is not what it says it is: {told}{more}")
-    console.line(_verdict(found) + _unasked(asked))
+        raise GateError(f"{found.where} does not match its own claims: {told}{more}")
+    console.line(_verdict(found) + _further(source, full))
 
 
-def _origin(asked: Asked) -> Origin | None:
-    from quantkit.models.choose import choose_model
+def _origin(source: str | None, seed: int | None, full: bool) -> Origin | None:
+    """What to compare the weights with; a drawn seed is one that no publisher could know."""
+    import secrets
+
+    from quantkit.models.choose import choose_local
     from quantkit.release.verifying.origin import Origin
 
-    if asked.source is None:
-        if asked.full:
+    if source is None:
+        if full:
             raise InputError("--full compares all rows with the model's: give --source too")
         return None
-    choice = choose_model(asked.source)
-    if choice.path is None:
-        raise InputError(
-            f"--source {asked.source} is a repository; download it first: quantkit download "
-            f"{asked.source}"
-        )
-    seed = secrets.randbits(32) if asked.seed is None else asked.seed
-    return Origin(choice, seed, asked.full)
-
-
-def _opened(asked: Asked, progress: Progress) -> tuple[ReleaseFiles, Description]:
-    """The release's files, and what it says of itself."""
-    from quantkit.release.verifying.description import describe_release, open_folder
-
-    folder = Path(asked.release).expanduser()
-    if folder.is_dir():
-        return open_folder(folder, worker_count(asked.workers))
-    repository, _, revision = asked.release.partition("@")
-    if folder.exists() or repository.count("/") != 1 or repository.startswith((".", "/", "~")):
-        raise InputError(
-            f"no release at {asked.release}: give a downloaded release, the folder of a build, or "
-            "OWNER/NAME on the Hub"
-        )
-    if asked.full:
-        raise InputError(
-            f"--full reads all of {asked.release}: download it first (hf download {repository} "
-            "--local-dir DIR) and give the folder; without --full, sampled rows are fetched"
-        )
-    from quantkit.hub.reading import Hub
-    from quantkit.release.verifying.files import HubFiles
-
-    hub = Hub()
-    files = HubFiles(hub, hub.listing(repository, revision or None, progress.note), progress.note)
-    return files, describe_release(files)
+    choice, _ = choose_local(source, "--source")
+    return Origin(choice, secrets.randbits(32) if seed is None else seed, full)
 
 
 def _print(console: Console, check: Check) -> None:
     if check.agrees is None and not check.faults:
-        console.skipped(check.name, f"nothing to be compared: {check.compared}")
+        console.skipped(check.name, f"nothing to compare: {check.compared}")
         return
     if not check.faults:
         console.done(check.name, f"{check.compared}: {check.agrees}", check.seconds)
@@ -152,20 +128,20 @@ def _uncovered(found: Verified) -> str:
 
 
 def _verdict(found: Verified) -> str:
-    """Where nothing is wrong: of what that is said, and of what not."""
+    """What agrees, and what could not be compared, where no check found a fault."""
     count = len(found.not_covered)
     but = f", except {count} file{'s' * (count > 1)} {_uncovered(found)}" if count else ""
     empty = ", ".join(check.name for check in found.checks if check.agrees is None)
-    nothing = f" Nothing was here to be compared for: {empty}." if empty else ""
+    nothing = f" There was nothing to compare for: {empty}." if empty else ""
     return f"Verified: everything that was compared agrees{but}.{nothing}"
 
 
-def _unasked(asked: Asked) -> str:
+def _further(source: str | None, full: bool) -> str:
     """What a further run would compare."""
-    if asked.source is None:
-        return " --source MODEL compares the weights with those that it was made from."
-    if not asked.full:
-        return " Another run takes other rows; all rows of a downloaded release: --full."
+    if source is None:
+        return " --source MODEL also compares the weights with the model they were made from."
+    if not full:
+        return " Another run samples other rows; --full compares all rows of a downloaded release."
     return ""
 
 

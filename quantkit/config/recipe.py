@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -262,12 +262,34 @@ def load_recipe(path: Path) -> Recipe:
     return validated(Recipe, read_yaml(path), path)
 
 
-def recipe_for(model: str, chosen: str | None = None) -> Recipe:
+def recipe_for(
+    model: str | Path,
+    chosen: str | Path | Recipe | None = None,
+    levels: str | Iterable[str] | None = None,
+    calibration: str | Sequence[str] | None = None,
+) -> Recipe:
     """The recipe named or filed as `chosen`; else the one written for `model`; else the default.
 
+    Args:
+        levels: instead of the recipe's, as in `Q6,Q4_K_M,4.5,71GiB`: see `chosen_levels`.
+        calibration: texts instead of the recipe's: files, folders, domains or datasets.
+
     Raises:
-        InputError: `chosen` is neither a known name nor a readable file.
+        InputError: `chosen` is neither a known name nor a readable file, or a level is impossible.
     """
+    if isinstance(chosen, Recipe):
+        found = chosen
+    else:
+        found = _recipe_for(str(model), None if chosen is None else str(chosen))
+    if levels is not None:
+        found = found.with_levels(levels if isinstance(levels, str) else ",".join(levels))
+    if not calibration:
+        return found
+    texts = [calibration] if isinstance(calibration, str) else calibration
+    return found.model_copy(update={"imatrix": found.imatrix.calibrated_on(texts)})
+
+
+def _recipe_for(model: str, chosen: str | None) -> Recipe:
     shipped = known_recipes()
     if chosen is not None:
         if chosen not in shipped and not Path(chosen).exists():

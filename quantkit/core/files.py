@@ -24,6 +24,28 @@ def file_sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def check_writable(out: Path, inputs: Sequence[Path] = (), option: str = "--out") -> None:
+    """See that the file `out` can be written and is none of `inputs`.
+
+    Args:
+        option: the one that named it, for the message.
+
+    Raises:
+        InputError: `out` is a folder, an input, or cannot be written.
+    """
+    if out.is_dir():
+        raise InputError(f"{out} is a folder; give the name of the file to write")
+    if out.resolve() in {path.resolve() for path in inputs}:
+        raise InputError(f"{out} is an input of this command and would be overwritten")
+    probe = out.parent / f".{out.name}.probe"
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise InputError(f"cannot write {out}: {error.strerror}; choose another {option}") from None
+
+
 def content_id(path: Path) -> str:
     """Hash of a text that a stage reads.
 

@@ -1,7 +1,11 @@
-"""The same work on many things at a time, in threads that never hold up the end of the program."""
+"""How many threads work, and the same work on many things at a time.
+
+The threads never hold up the end of the program.
+"""
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -10,6 +14,11 @@ from typing import TypeVar
 
 STOP_SECONDS = 2.0
 _Item = TypeVar("_Item")
+
+
+def worker_count(chosen: int | None) -> int:
+    """`chosen`, or one thread for each core that this process may use."""
+    return chosen or len(os.sched_getaffinity(0))
 
 
 def run_all(

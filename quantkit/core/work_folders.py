@@ -13,6 +13,11 @@ from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import plain_json, write_json
 
 
+def work_folder(out: Path) -> Path:
+    """Where the unfinished work on the file `out` is kept: beside it."""
+    return out.with_name(out.name + ".work")
+
+
 @contextmanager
 def resumable(work: Path, parts: Mapping[str, Any]) -> Iterator[Path]:
     """A folder for what an unfinished stage keeps; emptied when it was kept for other `parts`.

@@ -168,6 +168,9 @@ def ask_of_files(questions: Sequence[Question]) -> list[list[Breakdown]]:
 def asking() -> Iterator[None]:
     """Within, one process answers all questions; it loads llama.cpp while nothing is asked yet."""
     global _asked  # one for the process, as the answers are
+    if _asked is not None:
+        yield
+        return
     with Child(preload=("quantkit.llamacpp.memory_plan", "quantkit.llamacpp.llama")) as child:
         _asked = child
         try:

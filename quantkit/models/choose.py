@@ -62,6 +62,24 @@ def choose_model(model: str) -> ModelChoice:
     )
 
 
+def choose_local(model: str, option: str = "--model") -> tuple[ModelChoice, Path]:
+    """A model on this disk, and where it is.
+
+    Args:
+        option: the one that named it, for the message.
+
+    Raises:
+        InputError: it is a repository, or as `choose_model`.
+    """
+    choice = choose_model(model)
+    if choice.path is None:
+        raise InputError(
+            f"{option} {model} is a repository on the Hub, and its weights are needed here: run "
+            f"'quantkit download {model}' first, then give its folder"
+        )
+    return choice, choice.path
+
+
 def artifact_name(name: str) -> str:
     """A model's name without revision and precision: `X-BF16@main` → `X`."""
     plain = re.sub(r"[-_.](bf16|f16|fp16|f32|q8_0|q4_1)$", "", name.partition("@")[0], flags=re.I)
@@ -155,3 +173,23 @@ def open_headers(
     for sentence in source.notes:
         progress.note(sentence)
     return source
+
+
+def open_shapes(
+    choice: ModelChoice,
+    progress: Progress = SILENT,
+    *,
+    keep_prediction: bool = False,
+    on_shape: OnShape | None = None,
+) -> TensorSource:
+    """A model's tensors without their rows: a repository is opened by its headers alone.
+
+    Raises:
+        InputError: as `open_source` and `open_headers`.
+        EnvironmentFault: the network, the Hub or the disk failed.
+    """
+    if choice.kind == "repository":
+        return open_headers(
+            choice, Hub, progress, keep_prediction=keep_prediction, on_shape=on_shape
+        )
+    return open_source(choice, keep_prediction=keep_prediction, on_shape=on_shape)

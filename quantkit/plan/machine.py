@@ -7,14 +7,10 @@ import platform
 from typing import Any
 
 from quantkit import __version__
+from quantkit.core.threads import worker_count
 from quantkit.core.units import GIB
 from quantkit.llamacpp.ggml import library_version
 from quantkit.plan.nvidia import NoDriver, driver_version, read_gpus, visible_gpus
-
-
-def worker_count(chosen: int | None) -> int:
-    """Threads that were asked for, or one for each core that this process may use."""
-    return chosen or len(os.sched_getaffinity(0))
 
 
 def describe_machine() -> dict[str, Any]:

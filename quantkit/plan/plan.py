@@ -110,19 +110,24 @@ def ask_early(architecture: Metadata, tensors: Sequence[TensorInfo], target: Tar
 
 
 def plan_recipe(
-    recipe: Recipe, target: Target, model: PlannedModel, said_context_tokens: int
+    recipe: Recipe,
+    target: Target,
+    model: PlannedModel,
+    said_context_tokens: int,
+    costs: Costs | None = None,
 ) -> Sheet:
-    """The levels of a recipe on a target, with nominal types: sizes need no measurement.
+    """The levels of a recipe on a target.
 
     Args:
         said_context_tokens: the artifact's own `context_length`.
+        costs: that decide the types; None: nominal ones, because sizes need no measurement.
 
     Raises:
         DoesNotFitError: no level fits; says what would.
         InputError: an impossible level, or llama.cpp refuses the model.
     """
     memory, notes = _memory(model, target)
-    costs = nominal_costs(model, recipe.measure)
+    costs = costs or nominal_costs(model, recipe.measure)
     try:
         levels, left_out = plan_levels(recipe, target, model, memory)
     except DoesNotFitError as error:

@@ -13,14 +13,16 @@ from quantkit.plan.nvidia import NoDriver, read_gpus
 from quantkit.plan.nvml import NVML
 
 
-def choose_target(name: str) -> Target:
-    """What `--target` names: a shipped target, a YAML file, or `auto` for this machine's GPUs.
+def choose_target(name: str | Path | Target) -> Target:
+    """What `name` stands for: a shipped target, a YAML file, or `auto` for this machine's GPUs.
 
     Raises:
         InputError: no such target, or the file is not a valid one.
         EnvironmentFault: `auto`, where the NVIDIA driver shows no GPU.
     """
-    return present_target() if name == "auto" else load_target(name)
+    if isinstance(name, Target):
+        return name
+    return present_target() if name == "auto" else load_target(str(name))
 
 
 def target_list(

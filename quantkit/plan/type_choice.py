@@ -1,4 +1,4 @@
-"""What `--types` may be: an allocation.json, or the name of one of llama.cpp's stock presets."""
+"""The types of an artifact: from an allocation.json, a stock preset of llama.cpp, or a mapping."""
 
 from __future__ import annotations
 
@@ -34,13 +34,20 @@ class TypeChoice:
 
 
 def choose_types(
-    given: str, metadata: Metadata, tensors: Sequence[TensorInfo], *, has_imatrix: bool
+    given: str | Mapping[str, str],
+    metadata: Metadata,
+    tensors: Sequence[TensorInfo],
+    *,
+    has_imatrix: bool,
 ) -> TypeChoice:
-    """The type of each of `tensors` under `given`.
+    """The type of each of `tensors` under `given`: a file, a preset, or tensor → type.
 
     Raises:
-        InputError: no such file or preset, or an allocation that is not this model's.
+        InputError: no such file or preset, or types that are not of this model.
     """
+    if not isinstance(given, str):
+        check_types("types", given, tensors)
+        return TypeChoice(given, None)
     path = Path(given).expanduser()
     if path.is_file():
         types = read_allocation(path, tensors)
@@ -83,6 +90,19 @@ def read_allocation(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, str]
             f"{path} is no allocation ({error!r}); it has tensors: {{NAME: {{type: TYPE}}}}, as "
             "'quantkit build' writes it"
         ) from None
+    check_types(str(path), types, tensors)
+    return types
+
+
+def check_types(where: str, types: Mapping[str, str], tensors: Sequence[TensorInfo]) -> None:
+    """See that `types` are of exactly these tensors, and that each can take its type.
+
+    Args:
+        where: what holds the types, for messages.
+
+    Raises:
+        InputError: names the tensors and what is wrong.
+    """
     names = {info.name for info in tensors}
     missing = [info.name for info in tensors if info.name not in types]
     unknown = [name for name in types if name not in names]
@@ -90,29 +110,28 @@ def read_allocation(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, str]
         if found:
             of = "of the model's tensors" if found is missing else "tensors that the model lacks"
             raise InputError(
-                f"{path} {problem} {len(found)} {of}, {found[0]} for one; it was made for another "
+                f"{where} {problem} {len(found)} {of}, {found[0]} for one; it was made for another "
                 "model, or with other --mtp"
             )
     for info in tensors:
-        _check_type(path, info, types[info.name])
-    return types
+        _check_type(where, info, types[info.name])
 
 
-def _check_type(path: Path, info: TensorInfo, name: str) -> None:
-    """That llama.cpp can hold the tensor in the type."""
-    kind = BY_NAME[name]
+def _check_type(where: str, info: TensorInfo, name: str) -> None:
+    """See that llama.cpp can hold the tensor in the type."""
+    kind = quant_type(name)
     if name == info.type_name:
         return
     if not kind.is_quantized and name not in _PLAIN:
-        raise InputError(f"{path}: {info.name} cannot be made {name}, which is no type of weights")
+        raise InputError(f"{where}: {info.name} cannot be made {name}, which is no type of weights")
     if not is_quantizable(info):
         raise InputError(
-            f"{path}: {info.name} is to be {name}, but llama.cpp takes it only as it is, "
+            f"{where}: {info.name} is to be {name}, but llama.cpp takes it only as it is, "
             f"{info.type_name}"
         )
     if not kind.fits_row(info.row_elements):
         raise InputError(
-            f"{path}: {info.name} has rows of {info.row_elements}, which are not whole blocks of "
+            f"{where}: {info.name} has rows of {info.row_elements}, which are not whole blocks of "
             f"{kind.block_elements}, as {name} needs"
         )
 

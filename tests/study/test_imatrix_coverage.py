@@ -12,7 +12,7 @@ import pytest
 from models import write_llama
 from places import DATA
 
-from quantkit.cli.imatrix import show_imatrix
+from quantkit.cli.imatrix_table import show_imatrix
 from quantkit.config.recipe import recipe_for
 from quantkit.config.target import load_target
 from quantkit.core.errors import InputError

@@ -86,7 +86,7 @@ def retrieval(found: tuple[Answer, ...], speed: float = 1.0) -> Retrieval:
 
 
 def positions(kld: float = 0.0, loss: float = 0.0, stream: int = 0) -> PositionStatistics:
-    """Divergence of about `kld` and tokens less likely by about `loss`, nats."""
+    """KLDStatistics of about `kld` and tokens less likely by about `loss`, nats."""
     base = np.random.default_rng(99).exponential(2.0, CHUNKS * ROWS)
     mine = np.random.default_rng(stream)
     diverged = mine.exponential(kld, base.size) if kld else np.zeros(base.size)

@@ -27,12 +27,9 @@ _IMPORTED = (
     *(f"transformers.models.{name}.configuration_{name}" for name in (
         "granitemoehybrid", "llama", "mistral", "nemotron_h", "qwen2", "qwen3", "qwen3_moe",
     )),
-    "quantkit.build.run",
-    "quantkit.cli.app", "quantkit.report.comparison.writers", "quantkit.llamacpp.presets",
-    "quantkit.study.artifact_kld",
-    *(f"quantkit.cli.{name}" for name in (
-        "build", "compare", "convert", "download", "imatrix", "inspect", "measure", "niah", "plan",
-        "quantize", "verify",
+    *(f"quantkit.{name}" for name in (
+        "api", "cli.app", "cli.compare_table", "cli.imatrix_table", "cli.plan_table",
+        "cli.retrieval_table", "llamacpp.presets", "study.artifact_kld", "study.run",
     )),
 )  # fmt: skip
 """No native library; huggingface_hub, which transformers brings, is imported again: `_command`."""

@@ -12,7 +12,9 @@ from pydantic import ValidationError
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.core.errors import InputError
+from quantkit.core.progress import Progress
 from quantkit.core.receipts import Receipt, finished_receipts
+from quantkit.hub.reading import Hub
 from quantkit.models.choose import artifact_name
 from quantkit.release.names import MANIFEST, SUMS, evidence_folder
 from quantkit.release.sums import parse_sums
@@ -23,7 +25,7 @@ from quantkit.release.verifying.claims import (
     parse_claims,
     shown,
 )
-from quantkit.release.verifying.files import FolderFiles, ReleaseFiles
+from quantkit.release.verifying.files import FolderFiles, HubFiles, ReleaseFiles
 
 RECEIPTS = "receipts"
 CHECKPOINT = "checkpoint.json"
@@ -83,6 +85,38 @@ def open_folder(folder: Path, workers: int) -> tuple[FolderFiles, Description]:
         f"{folder} is neither a release ({SUMS}, {MANIFEST}) nor the folder of a build "
         f"({RECEIPTS}/); give one, or OWNER/NAME on the Hub"
     )
+
+
+def open_release(
+    name: str, workers: int, progress: Progress, *, full: bool = False
+) -> tuple[ReleaseFiles, Description]:
+    """A release's files, and what it says of itself.
+
+    Args:
+        name: a downloaded release, the folder of a build, or OWNER/NAME[@REVISION] on the Hub.
+        full: whether all rows are going to be read, which takes a folder.
+
+    Raises:
+        InputError: it is none of these, or what describes it is broken.
+        EnvironmentFault: the network or the Hub failed.
+    """
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        return open_folder(folder, workers)
+    repository, _, revision = name.partition("@")
+    if folder.exists() or repository.count("/") != 1 or repository.startswith((".", "/", "~")):
+        raise InputError(
+            f"no release at {name}: give a downloaded release, the folder of a build, or "
+            "OWNER/NAME on the Hub"
+        )
+    if full:
+        raise InputError(
+            f"--full reads all of {name}: download it first (hf download {repository} --local-dir "
+            "DIR) and give the folder; without --full, sampled rows are fetched"
+        )
+    hub = Hub()
+    files = HubFiles(hub, hub.listing(repository, revision or None, progress.note), progress.note)
+    return files, describe_release(files)
 
 
 def describe_release(files: ReleaseFiles) -> Description:

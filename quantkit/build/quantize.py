@@ -1,0 +1,128 @@
+"""One artifact outside a build: a model and the types of its tensors → a GGUF file."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from quantkit.core.console import Console
+from quantkit.core.errors import InputError
+from quantkit.core.files import check_writable, content_id, identity
+from quantkit.core.threads import worker_count
+from quantkit.core.work_folders import resumable, work_folder
+from quantkit.formats.tensor_types import BY_NAME
+from quantkit.llamacpp.ggml import library_version
+from quantkit.llamacpp.presets import Fallback
+from quantkit.models.choose import choose_local, model_files, open_source
+from quantkit.plan.type_choice import check_importance, choose_types
+from quantkit.quantize.quantize import PRESET_FILE_TYPES, artifact_metadata, artifact_names
+from quantkit.quantize.quantize import quantize as write_artifact
+from quantkit.report.results import fallback_text
+from quantkit.study.imatrix_import import check_imatrix
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """A quantized model.
+
+    Attributes:
+        files: its shards, the one that llama.cpp opens first.
+        types: tensor → type.
+        preset: llama.cpp's stock preset that the types are of; None: they are of none.
+        fallbacks: of a preset, tensor → the type that llama.cpp gives it instead.
+    """
+
+    files: tuple[Path, ...]
+    size_bytes: int
+    bits_per_weight: float
+    types: Mapping[str, str]
+    preset: str | None
+    fallbacks: Mapping[str, Fallback]
+
+    @property
+    def file_type(self) -> int | None:
+        """llama.cpp's number of the preset, `general.file_type`."""
+        return PRESET_FILE_TYPES.get(self.preset or "")
+
+    @property
+    def type_counts(self) -> dict[str, int]:
+        """Type → how many tensors have it, the most frequent first."""
+        return dict(Counter(self.types.values()).most_common())
+
+
+def quantize(
+    model: str | Path,
+    types: str | Path | Mapping[str, str],
+    out: str | Path,
+    *,
+    imatrix: str | Path | None = None,
+    keep_prediction: bool = False,
+    workers: int | None = None,
+    quiet: bool = True,
+) -> Artifact:
+    """Write a model on this disk as one artifact; running it again after an interruption resumes.
+
+    Args:
+        types: an allocation.json, a preset such as "Q4_K_M", or tensor → type, as a plan has them.
+        out: the GGUF file; a large one becomes several shards beside it.
+        imatrix: importance matrix, GGUF or legacy .dat.
+        keep_prediction: of a checkpoint, keep the multi-token prediction layers.
+        workers: CPU threads; None: one for each core.
+
+    Raises:
+        InputError: a broken model or importance matrix, types that are not of this model or need
+            an importance matrix, or `out` cannot be written.
+        EnvironmentFault: the disk is full, or native code failed.
+    """
+    console, out = Console(quiet=quiet), Path(out)
+    if out.suffix != ".gguf":
+        raise InputError(f"--out names a GGUF file, so it ends in .gguf; {out} does not")
+    choice, path = choose_local(str(model))
+    source = open_source(choice, keep_prediction=keep_prediction)
+    ready = None if imatrix is None else check_imatrix(Path(imatrix), source.tensors)
+    found = None if ready is None else ready.imatrix
+    entries = {} if found is None else found.entries
+    given = types if isinstance(types, Mapping) else str(types)
+    chosen = choose_types(given, source.metadata, source.tensors, has_imatrix=found is not None)
+    check_importance(chosen, entries)
+    named = None if imatrix is None else Path(imatrix).name
+    metadata = artifact_metadata(source.metadata, found, named, chosen.preset)
+    files = model_files(choice, path)
+    read = [*files, *(Path(one) for one in (imatrix, types) if isinstance(one, str | Path))]
+    for name in artifact_names(out.stem, metadata, source.tensors, chosen.types):
+        check_writable(out.with_name(name), read)
+    fallbacks = {} if chosen.stock is None else chosen.stock.fallbacks
+    for sentence in () if ready is None else ready.notes:
+        console.note(sentence)
+    stored = [info.name for info in source.tensors if BY_NAME[info.type_name].is_quantized]
+    if stored:
+        console.note(
+            f"{model} is quantized already, {len(stored)} of its tensors: what that lost is not "
+            "brought back; quantize the BF16 model where you can"
+        )
+    label = chosen.preset or ("types" if isinstance(given, Mapping) else given)
+    console.note(f"{label}: {_mixture(chosen.types)}")
+    if fallbacks:
+        console.note(fallback_text(fallbacks))
+    parts = {
+        "files": identity(files),
+        "types": dict(chosen.types),
+        "imatrix": None if imatrix is None else content_id(Path(imatrix)),
+        "llama-cpp-python": library_version(),
+    }
+    importance = {name: entry.importance() for name, entry in entries.items()}
+    with resumable(work_folder(out), parts) as work, console.stage("quantize") as progress:
+        paths = write_artifact(
+            source, metadata, chosen.types, importance, out.parent, work, out.stem,
+            worker_count(workers), progress,
+        )  # fmt: skip
+    size = sum(path.stat().st_size for path in paths)
+    bits = 8 * size / sum(info.elements for info in source.tensors)
+    return Artifact(tuple(paths), size, bits, chosen.types, chosen.preset, fallbacks)
+
+
+def _mixture(types: Mapping[str, str]) -> str:
+    """`211 × Q5_0, 61 × F32`: how many tensors have each type."""
+    return ", ".join(f"{count} × {kind}" for kind, count in Counter(types.values()).most_common())
