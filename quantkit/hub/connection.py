@@ -8,8 +8,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.hub.errors import (
     Asked,
     Refusal,
@@ -27,12 +28,15 @@ DELAYS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
 """Waits between attempts that brought nothing; three minutes outlast a router's restart."""
 LONGEST_WAIT_S = 300.0
 """Longest wait that a server is granted; the Hub counts requests in windows of five minutes."""
+CALL_RETRIES = 4
+"""Of a call of the API; reading a file goes on as long as bytes come."""
+_Answer = TypeVar("_Answer")
 _HUB_HOSTS = ("huggingface.co", "hf.co")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 def ignore(sentence: str) -> None:
-    """Nobody is told."""
+    """Discard a message."""
 
 
 class Connection:
@@ -59,7 +63,7 @@ class Connection:
         for address in (os.environ.get("HF_ENDPOINT"), endpoint):
             _check_address(address)  # first: the client fails on importing it
         from huggingface_hub import constants
-        from huggingface_hub.utils._headers import build_hf_headers  # utils names it in no __all__
+        from huggingface_hub.utils import build_hf_headers
 
         from quantkit import __version__
 
@@ -106,6 +110,49 @@ class Connection:
             if refusal is None:
                 raise failed(self.words(error), asked) from None
             raise refusal_error(refusal, asked) from None
+
+    def call(
+        self,
+        asked: Asked,
+        act: Callable[[], _Answer],
+        on_wait: Callable[[str], None] = ignore,
+        delays_s: Sequence[float] | None = None,
+    ) -> _Answer:
+        """Call the client through `act`, again after a wait where a fault may pass.
+
+        Args:
+            on_wait: gets a sentence with the reason and the length of each wait.
+            delays_s: waits before further attempts; by default at most `CALL_RETRIES`.
+
+        Raises:
+            InputError: the Hub refuses, or the repository's id is not valid.
+            EnvironmentFault: the network or the Hub failed, or did not answer as the Hub does.
+        """
+        import httpx2
+        from huggingface_hub.errors import HFValidationError
+
+        waits = self.delays_s[:CALL_RETRIES] if delays_s is None else delays_s
+        with self.explained(asked):
+            for delay_s in (*waits, None):
+                try:
+                    return act()
+                except HFValidationError as error:
+                    raise InputError(
+                        f"Invalid repository id {asked.repository!r}: expected OWNER/NAME or "
+                        f"OWNER/NAME@REVISION ({self.words(error)})"
+                    ) from None
+                except (httpx2.HTTPError, OSError) as error:
+                    self.wait(error, delay_s, on_wait)
+                except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                    cause = error.__cause__  # the client wraps what ended an upload
+                    if not isinstance(cause, httpx2.HTTPError | OSError):
+                        raise EnvironmentFault(
+                            f"{self.endpoint} does not answer as the Hub does "
+                            f"({type(error).__name__}: {self.words(error)}); check HF_ENDPOINT, "
+                            "and whether the network wants a login"
+                        ) from None
+                    self.wait(cause, delay_s, on_wait)
+        raise AssertionError("unreachable")
 
     def wait(self, error: Exception, delay_s: float | None, on_wait: Callable[[str], None]) -> None:
         """Wait before another attempt, or raise `error` where there is to be none."""
@@ -173,7 +220,7 @@ def _check_address(address: str | None) -> None:
 
 def _asked_wait_s(headers: Mapping[str, str]) -> float:
     """For how long the server wants to be left alone, in the form of all servers or the Hub's."""
-    from huggingface_hub.utils._http import parse_ratelimit_headers
+    from huggingface_hub.utils import parse_ratelimit_headers
 
     asked = headers.get("Retry-After", "")
     if asked.isdecimal():

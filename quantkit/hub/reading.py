@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.errors import EnvironmentFault
 from quantkit.hub.answers import card_of, commit_of, first_byte_offset, gating_of, licence_of
 from quantkit.hub.connection import DELAYS_S, Connection, ignore
 from quantkit.hub.errors import Asked, Purpose, RepositoryKind
@@ -23,7 +23,6 @@ REQUEST_BYTES = 16 << 30
 """Most bytes of one request: the Hub's content network refuses answers above 50 GB."""
 COMMIT_TIMEOUT_S = 3.0
 """Longest silence of the server where an earlier answer may stand in for its own."""
-_LISTING_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
@@ -110,10 +109,7 @@ class Hub:
             EnvironmentFault: the network or the Hub failed.
         """
         asked = self._asked(repository, revision, kind)
-        delays_s = self.connection.delays_s[: _LISTING_ATTEMPTS - 1]
-        info = self._described(
-            asked, self.connection.timeout_s, delays_s, on_wait, files_metadata=True
-        )
+        info = self._described(asked, on_wait, files_metadata=True)
         found = []
         for sibling in info.siblings or ():
             sha256 = sibling.lfs.sha256 if sibling.lfs else None
@@ -154,13 +150,7 @@ class Hub:
             EnvironmentFault: the network or the Hub failed.
         """
         asked = self._asked(repository, revision)
-        timeout_s = (
-            min(self.connection.timeout_s, COMMIT_TIMEOUT_S)
-            if at_once
-            else self.connection.timeout_s
-        )
-        delays_s = () if at_once else self.connection.delays_s[: _LISTING_ATTEMPTS - 1]
-        info = self._described(asked, timeout_s, delays_s, on_wait, expand=["sha"])
+        info = self._described(asked, on_wait, at_once=at_once, expand=["sha"])
         return commit_of(info.sha, asked)
 
     def _asked(
@@ -172,37 +162,24 @@ class Hub:
     def _described(
         self,
         asked: Asked,
-        timeout_s: float,
-        delays_s: Sequence[float],
         on_wait: Callable[[str], None],
+        *,
+        at_once: bool = False,
         **wanted: Any,  # noqa: ANN401 - the client's own arguments
     ) -> ModelInfo | DatasetInfo:
-        """What the Hub says of a repository."""
-        import httpx2
-        from huggingface_hub.errors import HFValidationError
-
-        api = self.connection.api()
+        """The Hub's record of a repository."""
+        api, timeout_s = self.connection.api(), self.connection.timeout_s
         describe = api.dataset_info if asked.kind == "dataset" else api.model_info
-        with self.connection.explained(asked):
-            for delay_s in (*delays_s, None):
-                try:
-                    return describe(
-                        asked.repository, revision=asked.revision, timeout=timeout_s, **wanted
-                    )
-                except HFValidationError as error:
-                    raise InputError(
-                        f"{asked.repository!r} is no name of a repository; give OWNER/NAME or "
-                        f"OWNER/NAME@REVISION ({self.connection.words(error)})"
-                    ) from None
-                except (httpx2.HTTPError, OSError) as error:
-                    self.connection.wait(error, delay_s, on_wait)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise EnvironmentFault(
-                        f"{self.connection.endpoint} answers with something that is no record of a "
-                        f"repository ({type(error).__name__}); check HF_ENDPOINT, and whether the "
-                        "network wants a login"
-                    ) from None
-        raise AssertionError("unreachable")
+        if at_once:
+            timeout_s = min(timeout_s, COMMIT_TIMEOUT_S)
+        return self.connection.call(
+            asked,
+            lambda: describe(
+                asked.repository, revision=asked.revision, timeout=timeout_s, **wanted
+            ),
+            on_wait,
+            () if at_once else None,
+        )
 
     def read(
         self,

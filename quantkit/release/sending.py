@@ -150,15 +150,11 @@ class Sender:
     def _commit(self, place: Place, changes: Changes) -> Committed:
         listing = place.listing
         assert listing is not None
-        with self.console.stage("upload") as progress:
-            total = sum(file.size_bytes for file in changes.sent)
-            progress.start(total, "B", f"to {place.repository}")
-            upload = self.writer.upload(
-                place.repository, place.revision, propose=place.opens, on_wait=progress.note
-            )
-            upload.send(changes.sent, progress.advance)
-        with self.console.stage("commit"):
-            return upload.commit(changes.removed, listing.commit, self.title, self.text)
+        upload = self.writer.upload(
+            place.repository, place.revision, propose=place.opens, on_wait=self.console.note
+        )
+        upload.send(changes.sent)
+        return upload.commit(changes.removed, listing.commit, self.title, self.text)
 
     def _earlier(self, listing: Listing, there: Mapping[str, HubFile]) -> dict[str, str]:
         """What an earlier release put there, by its SHA256SUMS; empty where there was none.
