@@ -179,7 +179,7 @@ def _on_server(
     where: Where, endpoint: str, recipe: RetrievalRecipe, console: Console
 ) -> tuple[str, Path, Retrieval, dict[str, Any]]:
     from quantkit.core.progress import SILENT
-    from quantkit.llamacpp.server_http import Endpoint
+    from quantkit.llamacpp.endpoint import Endpoint
     from quantkit.retrieval.run.check_server import check_served
     from quantkit.retrieval.run.verdict import validation_json
 

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
 from quantkit.core.progress import SILENT, Progress
-from quantkit.llamacpp.server_http import Endpoint
+from quantkit.llamacpp.endpoint import Endpoint
 
 PING_SECONDS = 15
 _BETWEEN = -1

@@ -18,8 +18,8 @@ from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import EnvironmentFault
 from quantkit.core.journal import Journal
 from quantkit.core.progress import Progress
+from quantkit.llamacpp.endpoint import Refused
 from quantkit.llamacpp.server import Completion, LlamaServer, Tokens
-from quantkit.llamacpp.server_http import Refused
 from quantkit.retrieval.branches import Branch, Prompts
 from quantkit.retrieval.journaled import answer_line, answer_to, answered_places
 from quantkit.retrieval.scoring import THINKING_TAGS

@@ -21,8 +21,8 @@ from loopback_llama_server import Faults, LoopbackServer, llama_server
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.llamacpp.devices import device_settings
+from quantkit.llamacpp.endpoint import API_KEY_VARIABLE
 from quantkit.llamacpp.server import LlamaServer
-from quantkit.llamacpp.server_http import API_KEY_VARIABLE
 from quantkit.retrieval.results import Answer, Retrieval
 from quantkit.retrieval.run.ask_server import TEST_FLOOR, Likeliest, largest_difference
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
