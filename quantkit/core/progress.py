@@ -41,6 +41,22 @@ class Silent:
 SILENT = Silent()
 
 
+class Emitted:
+    """Progress of a child process, as messages for `told_to` in its parent."""
+
+    def __init__(self, emit: Callable[[tuple[str, Any]], None]) -> None:
+        self._emit = emit
+
+    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
+        self._emit(("start", (done, total)))
+
+    def advance(self, amount: float) -> None:
+        self._emit(("advance", amount))
+
+    def note(self, sentence: str) -> None:
+        self._emit(("note", sentence))
+
+
 def told_to(
     progress: Progress, unit: str = "", what: str = ""
 ) -> Callable[[tuple[str, Any]], None]:
