@@ -1,8 +1,8 @@
-"""The Hugging Face Hub: what a repository holds, and its files' bytes from any position on.
+"""Reading from the Hub: the files of a repository, and their bytes from any position.
 
-The client's own downloads cannot go on after a kill (each begins a new temporary file, and with Xet
-every time), so bytes are read here with Range requests, which the Hub answers for every kind of
-storage.
+huggingface_hub's downloads do not resume after a kill (each begins a new temporary file, and with
+Xet every time), so bytes are read here with Range requests, which the Hub answers for every kind
+of storage.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
 
 REQUEST_BYTES = 16 << 30
-"""Most bytes of one request: the Hub's content network refuses answers above 50 GB."""
+"""Limit of one request: the Hub's content network refuses answers above 50 GB."""
 COMMIT_TIMEOUT_S = 3.0
-"""Longest silence of the server where an earlier answer may stand in for its own."""
+"""Longest silence of the server when an earlier answer will do."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +30,8 @@ class HubFile:
     """A file as the Hub records it.
 
     Attributes:
-        sha256: of its content, where it is stored with LFS or Xet, as large files are.
-        blob_id: its git object id where it is not: SHA-1 of `blob SIZE`, a NUL and the content.
+        sha256: of a file in LFS or Xet storage, as large files are.
+        blob_id: git object id of any other: SHA-1 of `blob SIZE`, a NUL and the content.
     """
 
     name: str
@@ -41,7 +41,7 @@ class HubFile:
 
     @property
     def identity(self) -> str:
-        """The recorded hash with its kind; equal where the contents are."""
+        """The recorded hash with its kind; equal for equal contents."""
         return f"sha256:{self.sha256}" if self.sha256 else f"git:{self.blob_id}"
 
 
@@ -51,10 +51,9 @@ class Listing:
 
     Attributes:
         repository: OWNER/NAME as the Hub spells it: it takes capitals for small letters.
-        licence: the tags of its card, as they are there; None where it states none.
-        card: the metadata at the head of its README.md; anybody may have written it.
-        gated: how access is granted, `auto` or `manual`; False: to all; None: not known.
-        private: whether only its owner sees it.
+        licence: the tags of its card; None if it states none.
+        card: the metadata of its README.md; anybody may have written it.
+        gated: how access is granted, `auto` or `manual`; False: to all; None: unknown.
     """
 
     repository: str
@@ -72,11 +71,11 @@ class Hub:
 
     Args:
         endpoint, token, timeout_s, delays_s: as `Connection` takes them.
-        request_bytes: most bytes to ask for at once.
-        purpose: what faults are told in the words of.
+        request_bytes: limit of one request.
+        purpose: named in errors.
 
     Raises:
-        InputError: `endpoint` is no address, or the token holds what no token does.
+        InputError: as `Connection`.
     """
 
     def __init__(
@@ -191,15 +190,14 @@ class Hub:
     ) -> Iterator[bytes]:
         """The bytes of `file` from position `start` to `stop`, by default its end, in pieces.
 
-        A lost or stalled connection is taken up again where it broke off. Of a server that ignores
-        Range, nothing beyond `stop` is received but what was under way already.
+        A lost or stalled connection is resumed where it broke off.
 
         Args:
-            on_wait: told, in a sentence, why and for how long is waited before a further attempt.
+            on_wait: gets a sentence with the reason and the length of each wait.
 
         Raises:
             InputError: the repository is gated, or the token is refused; says what to do.
-            EnvironmentFault: no more bytes came in spite of all attempts.
+            EnvironmentFault: no more bytes came after all attempts.
         """
         import httpx2
 
@@ -209,7 +207,7 @@ class Hub:
         with self.connection.explained(asked):
             while position < end:
                 before = position
-                fault: Exception = OSError(f"byte {position} of {file.size_bytes} never came")
+                fault: Exception = OSError(f"byte {position} of {file.size_bytes} did not come")
                 try:
                     for piece in self._request(listing, file, position, end):
                         position += len(piece)

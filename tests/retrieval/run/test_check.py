@@ -371,7 +371,7 @@ def test_logits_that_are_no_numbers_are_the_files_fault(model: Path, tmp_path: P
 
 def test_a_truncated_context_length_fails_the_gate(model: Path, tmp_path: Path) -> None:
     out = with_context_length(model, tmp_path / "short.gguf", 1024)
-    with pytest.raises(GateError, match="1024.*1408"):
+    with pytest.raises(GateError, match=r"1024.*1408"):
         checked(out, tmp_path / "work")
 
 
