@@ -24,7 +24,7 @@ PLAIN_WIDTH = 132
 
 
 def escape(text: str) -> str:
-    """`text` with what rich would take for markup made harmless."""
+    """`text` without markup of rich."""
     from rich.markup import escape as rich_escape
 
     return rich_escape(text)
@@ -59,7 +59,7 @@ class StageView:
 
 
 class Console:
-    """Prints what a person should see; `quiet` prints only errors and asked-for results."""
+    """Prints for a person; with `quiet` only errors and results that were asked for."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console as RichConsole
@@ -104,7 +104,7 @@ class Console:
         self._line("[green]✓[/]", escape(name), escape(detail), seconds_text(seconds))
 
     def failed(self, name: str, detail: str, seconds: float) -> None:
-        """A step that found what should not be."""
+        """A step that found a fault."""
         self._line("[red]✗[/]", escape(name), escape(detail), seconds_text(seconds))
 
     def skipped(self, name: str, reason: str) -> None:
@@ -153,7 +153,7 @@ class Console:
         self._print(text, markup=False)
 
     def json(self, value: Any) -> None:  # noqa: ANN401
-        """The facts that were asked for: printed even when quiet."""
+        """Facts that were asked for; printed even when quiet."""
         sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
     def error(self, message: str) -> None:

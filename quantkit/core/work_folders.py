@@ -17,9 +17,9 @@ ATTEMPTS = 3
 
 @contextmanager
 def resumable(work: Path, parts: Mapping[str, Any]) -> Iterator[Path]:
-    """A folder for what an unfinished stage keeps; emptied when it was kept for other `parts`.
+    """A folder for the work of an unfinished stage; emptied if that was for other `parts`.
 
-    It is removed when the block ends without an error, so what is left is always worth resuming.
+    It is removed when the block ends without an error.
 
     Raises:
         InputError: another run is using it.
@@ -76,13 +76,13 @@ def _locked(path: Path, refusal: str) -> Iterator[None]:
 
 @contextmanager
 def build_folder(path: Path, advice: str = "choose another with --out") -> Iterator[Path]:
-    """Make the build folder, check that it can be written, and keep other builds out of it.
+    """Create the build folder, check that it can be written, and lock it.
 
     Args:
-        advice: what a person may do where it cannot be used.
+        advice: the next step if it cannot be used.
 
     Raises:
-        InputError: it cannot be made or written, or another build is using it.
+        InputError: it cannot be created or written, or another build is using it.
         EnvironmentFault: the file system does not support locks.
     """
     try:

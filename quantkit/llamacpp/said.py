@@ -7,10 +7,10 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Said:
-    """What a model answered.
+    """An answer.
 
     Attributes:
-        truncated: it was stopped by the limit.
+        truncated: stopped by the limit of tokens.
         log_probabilities: of the candidates, nats, in their order; None where it is not known.
         rank: of the right answer's worst token among the vocabulary; 1: greedy decoding says it.
     """
