@@ -18,9 +18,9 @@ from quantkit.core.progress import SILENT, Progress
 from quantkit.core.threads import worker_count
 from quantkit.core.work_folders import resumable
 from quantkit.core.yaml import validated
+from quantkit.llamacpp.endpoint import Endpoint
 from quantkit.llamacpp.ggml import library_version
 from quantkit.llamacpp.selftest import device_settings
-from quantkit.llamacpp.server_http import Endpoint
 from quantkit.models.choose import choose_local, open_source
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize.integrity import Integrity, check_artifact

@@ -118,7 +118,7 @@ def niah(
     from quantkit.build.validate import validate
     from quantkit.cli.retrieval_table import print_retrieval
     from quantkit.core.progress import SILENT
-    from quantkit.llamacpp.server_http import Endpoint
+    from quantkit.llamacpp.endpoint import Endpoint
 
     settings: dict[str, Any] = {
         "mode": "classic" if classic else "one-pass",

@@ -1,91 +1,65 @@
-"""What a build looks like in a terminal: bars, one line a stage, a closing table.
+"""What a command prints: one line per stage, notes, tables; progress bars while it works.
 
-Plain lines when the output is not a terminal, nothing but errors when quiet. The only importer of
-rich.
+Plain lines when the output is not a terminal, only errors when quiet. The only importer of rich;
+tqdm draws the bars (bars.py).
 """
 
 from __future__ import annotations
 
 import json
 import sys
-import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from quantkit.core.units import bytes_text, seconds_text
+from quantkit.core.units import seconds_text
 
 if TYPE_CHECKING:
-    from rich.console import JustifyMethod
-    from rich.progress import Progress as RichProgress
-    from rich.progress import TaskID
+    from rich.console import JustifyMethod, RenderableType
+
+    from quantkit.core.bars import Bar
 
 PLAIN_WIDTH = 132
 """Columns of tables that go to a file or a pipe."""
-BAR_AFTER_SECONDS = 0.4
-"""A stage shorter than this shows no bar: it would only flicker."""
-
-
-def rate_text(rate: float, unit: str) -> str:
-    """Units a second in a form that fits the unit."""
-    if unit == "B":
-        return f"{bytes_text(rate)}/s"
-    if rate >= 1e4:
-        return f"{rate / 1e3:.0f}k {unit}/s"
-    return f"{rate:.0f} {unit}/s" if rate >= 10 else f"{rate:.1f} {unit}/s"
 
 
 def escape(text: str) -> str:
-    """`text` with what rich would take for markup made harmless."""
+    """`text` without markup of rich."""
     from rich.markup import escape as rich_escape
 
     return rich_escape(text)
 
 
 class StageView:
-    """The live line of one stage; implements `progress.Progress`."""
+    """The live bar of one stage; implements `progress.Progress`."""
 
     def __init__(self, console: Console, name: str) -> None:
-        self._console, self.name = console, name
-        self._began = time.monotonic()
-        self._total, self._done, self._unit, self._what = 0.0, 0.0, "", ""
-        self._before = 0.0
-        self._bar: RichProgress | None = None
-        self._task: TaskID | None = None
+        self._console, self._name = console, name
+        self._bar: Bar | None = None
 
     def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
-        self._total, self._done, self._unit, self._what = total, done, unit, what
-        self._before = done
-        self._began = time.monotonic()
-        if self._bar is not None and self._task is not None:
-            self._bar.reset(self._task, total=total, completed=int(done), description=self._label())
+        self.close()
+        if self._console.interactive:
+            from quantkit.core.bars import Bar
+
+            self._bar = Bar(f"{self._name} {what}".strip(), total, unit, done)
 
     def advance(self, amount: float) -> None:
-        self._done += amount
-        elapsed = time.monotonic() - self._began
-        if self._bar is None and elapsed >= BAR_AFTER_SECONDS:
-            self._bar = self._console.new_bar()
-            if self._bar is not None:
-                self._task = self._bar.add_task(self._label(), total=self._total, rate="")
-                self._bar.start()
-        if self._bar is not None and self._task is not None:
-            rate = rate_text((self._done - self._before) / max(elapsed, 1e-6), self._unit)
-            self._bar.update(self._task, completed=self._done, rate=rate)
+        if self._bar is not None:
+            self._bar.update(amount)
 
     def note(self, sentence: str) -> None:
         self._console.note(sentence)
 
     def close(self) -> None:
+        """Remove the bar; `start` brings the next one."""
         if self._bar is not None:
-            self._bar.stop()
+            self._bar.close()
             self._bar = None
-
-    def _label(self) -> str:
-        return f"{self.name} {self._what}".strip()
 
 
 class Console:
-    """Prints what a person should see; `quiet` prints only errors and asked-for results."""
+    """Prints for a person; with `quiet` only errors and results that were asked for."""
 
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console as RichConsole
@@ -101,29 +75,21 @@ class Console:
 
     @property
     def interactive(self) -> bool:
-        return self._out.is_terminal and not self.quiet
+        """Whether somebody watches, in a terminal or a notebook."""
+        return (self._out.is_terminal or self._out.is_jupyter) and not self.quiet
 
     @property
     def width(self) -> int:
         """Columns of a table."""
         return self._out.width
 
-    def new_bar(self) -> RichProgress | None:
-        """A progress bar with rate and time left, or None where nobody watches."""
-        if not self.interactive:
-            return None
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-
-        return Progress(
-            TextColumn("[bold cyan]▸[/] {task.description:<18}"),
-            BarColumn(bar_width=30),
-            TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("[dim]{task.fields[rate]}[/]"),
-            TimeRemainingColumn(compact=True),
-            TextColumn("[dim]left[/]"),
-            console=self._out,
-            transient=True,
-        )
+    def _print(self, content: RenderableType, *, markup: bool = True, wrap: bool = False) -> None:
+        """Print, unless quiet, above the bars that are on the screen."""
+        if self.quiet:
+            return
+        bars = sys.modules.get("quantkit.core.bars")
+        with bars.Bar.external_write_mode(sys.stdout) if bars else nullcontext():
+            self._out.print(content, markup=markup, soft_wrap=not wrap)
 
     @contextmanager
     def stage(self, name: str) -> Iterator[StageView]:
@@ -138,7 +104,7 @@ class Console:
         self._line("[green]✓[/]", escape(name), escape(detail), seconds_text(seconds))
 
     def failed(self, name: str, detail: str, seconds: float) -> None:
-        """A step that found what should not be."""
+        """A step that found a fault."""
         self._line("[red]✗[/]", escape(name), escape(detail), seconds_text(seconds))
 
     def skipped(self, name: str, reason: str) -> None:
@@ -146,16 +112,19 @@ class Console:
         self._line("[dim]·[/]", f"[dim]{escape(name):<18}[/]", words, "")
 
     def _line(self, mark: str, name: str, detail: str, end: str) -> None:
-        if not self.quiet:
-            self._out.print(f"{mark} {name:<18} {detail}" + (f"  [dim]{end}[/]" if end else ""))
+        self._print(f"{mark} {name:<18} {detail}" + (f"  [dim]{end}[/]" if end else ""))
 
     def note(self, sentence: str) -> None:
-        if not self.quiet:
-            self._out.print(f"  [dim]{escape(sentence)}[/]")
+        """Print a sentence, wrapped at words in a terminal."""
+        from rich.padding import Padding
+
+        words: RenderableType = f"  [dim]{escape(sentence)}[/]"
+        if self.interactive:
+            words = Padding(f"[dim]{escape(sentence)}[/]", (0, 0, 0, 2), expand=False)
+        self._print(words, wrap=self.interactive)
 
     def heading(self, text: str) -> None:
-        if not self.quiet:
-            self._out.print(f"[bold]{escape(text)}[/]")
+        self._print(f"[bold]{escape(text)}[/]")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table whose first column is left-aligned and whose cells may carry rich markup."""
@@ -171,7 +140,7 @@ class Console:
             table.add_column(column, justify=justify, no_wrap=not last, overflow="fold")
         for row in rows:
             table.add_row(*row)
-        self._out.print(table)
+        self._print(table)
 
     def bar(self, share: float, width: int = 16) -> str:
         """A bar of `width` characters with its percentage, for a table cell."""
@@ -181,11 +150,10 @@ class Console:
 
     def line(self, text: str) -> None:
         """One plain line, unless quiet."""
-        if not self.quiet:
-            self._out.print(text, markup=False)
+        self._print(text, markup=False)
 
     def json(self, value: Any) -> None:  # noqa: ANN401
-        """The facts that were asked for: printed even when quiet."""
+        """Facts that were asked for; printed even when quiet."""
         sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
 
     def error(self, message: str) -> None:

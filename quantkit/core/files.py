@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, and the hashes of what is there."""
+"""Files that are written completely or not at all, and hashes of files."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check_writable(out: Path, inputs: Sequence[Path] = (), option: str = "--out"
 
 
 def content_id(path: Path) -> str:
-    """Hash of a text that a stage reads.
+    """SHA-256 of an input file.
 
     Raises:
         InputError: it cannot be read.
@@ -59,10 +59,10 @@ def content_id(path: Path) -> str:
 
 
 def identity(paths: Sequence[Path]) -> dict[str, list[int]]:
-    """Name → (size, time of last change) of large inputs, which are not hashed for each use.
+    """Name → (size, modification time) of large inputs, which are not hashed for each use.
 
     Raises:
-        InputError: one cannot be found.
+        InputError: one cannot be read.
     """
     try:
         return {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in paths}

@@ -1,4 +1,4 @@
-"""The haystack: sentences of freely licensed prose, as many as a context needs, never repeated."""
+"""The haystack: sentences of freely licensed prose, none of them twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quantkit.core.paths import HAYSTACK
 
 _BOUNDARY = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z])")
 MAX_SENTENCE_CHARACTERS = 600
-"""Longer ones are left out: hidden sentences stand between sentences, and shall have the choice."""
+"""Longer ones are left out, so that hidden sentences can stand in many places."""
 
 
 @functools.cache
@@ -32,7 +32,7 @@ def haystack_text(path: Path | None = None) -> str:
 
 @functools.cache
 def sentences(path: Path | None = None) -> tuple[str, ...]:
-    """The haystack's sentences in order; none is longer than MAX_SENTENCE_CHARACTERS."""
+    """The haystack's sentences in order, up to MAX_SENTENCE_CHARACTERS each."""
     found = []
     for paragraph in haystack_text(path).splitlines():
         for sentence in _BOUNDARY.split(" ".join(paragraph.split())):

@@ -1,4 +1,4 @@
-"""A journal of finished units: lines that survive `kill -9`, for one exact piece of work."""
+"""A journal of finished units of one piece of work: its lines survive `kill -9`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from pathlib import Path
 
 
 class Journal:
-    """Lines appended and fsynced, under a first line that says what they are for.
+    """Lines that are appended and fsynced, below a first line with their purpose.
 
-    Lines of other work (another `purpose`) are forgotten, and so is a line that was being written
-    when the run was killed.
+    Lines of another `purpose` are discarded, and so is a line that was incomplete at a kill.
     """
 
     def __init__(self, path: Path, purpose: str) -> None:
@@ -30,7 +29,7 @@ class Journal:
         self._rewrite()
 
     def append(self, *lines: str) -> None:
-        """Add finished units; they are on the disk when this returns."""
+        """Add finished units; they are on disk when this returns."""
         self.lines += lines
         with self._path.open("a", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in lines))

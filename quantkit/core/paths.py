@@ -1,4 +1,4 @@
-"""Where the files that ship with quantkit are, and its cache."""
+"""Paths of the files that ship with quantkit, and of its cache."""
 
 from __future__ import annotations
 

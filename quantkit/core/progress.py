@@ -1,4 +1,4 @@
-"""Progress of a long stage, told to whoever watches; stages do not know how it is shown."""
+"""Progress of a long stage; stages do not know how it is shown."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Progress(Protocol):
     def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
         """Work of `total` units begins; `unit` is `B` for bytes, else a plural noun.
 
-        `done` of them were done by an earlier run, and say nothing of this one's rate.
+        `done` of them were done by an earlier run and do not count for the rate.
         """
         ...
 
@@ -21,12 +21,12 @@ class Progress(Protocol):
         ...
 
     def note(self, sentence: str) -> None:
-        """Something the person should know."""
+        """A sentence for the person who watches."""
         ...
 
 
 class Silent:
-    """Progress that nobody watches."""
+    """Progress that is not shown."""
 
     def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
         pass
@@ -39,6 +39,22 @@ class Silent:
 
 
 SILENT = Silent()
+
+
+class Emitted:
+    """Progress of a child process, as messages for `told_to` in its parent."""
+
+    def __init__(self, emit: Callable[[tuple[str, Any]], None]) -> None:
+        self._emit = emit
+
+    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
+        self._emit(("start", (done, total)))
+
+    def advance(self, amount: float) -> None:
+        self._emit(("advance", amount))
+
+    def note(self, sentence: str) -> None:
+        self._emit(("note", sentence))
 
 
 def told_to(

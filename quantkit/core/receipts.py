@@ -1,7 +1,7 @@
-"""Receipts: what a stage was made from and what it wrote, so that running again is resuming.
+"""Receipts: the inputs and outputs of a finished stage, so that a build resumes.
 
-Outputs go to `x.partial`, are fsynced and renamed; the receipt is written last, so its existence
-means that the stage is done.
+Outputs are written to `x.partial`, fsynced and renamed; the receipt is written last, so its
+existence means that the stage is done.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Receipt:
     """One finished stage.
 
     Attributes:
-        parts: what the result depends on, by name: stage version, recipe section, native library,
-            hashes of the outputs of the stages it needs.
+        parts: everything that the result depends on, by name: stage version, recipe section,
+            native library, hashes of the outputs of earlier stages.
         facts: numbers for the closing table and the report.
     """
 
@@ -51,7 +51,7 @@ def _receipt_path(folder: Path, stage: str) -> Path:
 
 
 def read_receipt(folder: Path, stage: str) -> Receipt | None:
-    """The receipt of `stage`, or None when there is none that can be read."""
+    """The receipt of `stage`, or None if it is missing or damaged."""
     try:
         raw = json.loads(_receipt_path(folder, stage).read_text(encoding="utf-8"))
         outputs = tuple(Output(**item) for item in raw["outputs"])
@@ -62,7 +62,7 @@ def read_receipt(folder: Path, stage: str) -> Receipt | None:
 
 
 def _is_well_formed(receipt: Receipt) -> bool:
-    """Whether a receipt has the kinds of values that one has: anybody may have edited it."""
+    """Whether its values have the right types: anybody may have edited it."""
     paths = all(isinstance(output.path, str) for output in receipt.outputs)
     sizes = all(isinstance(output.size_bytes, int) for output in receipt.outputs)
     return paths and sizes and isinstance(receipt.parts, dict) and isinstance(receipt.facts, dict)
@@ -103,7 +103,7 @@ def write_receipt(
 
 
 def stale_reason(folder: Path, stage: str, parts: Mapping[str, Any]) -> str | None:
-    """None when `stage` is done and still valid; else the sentence that says why it runs."""
+    """None if `stage` is done and still valid; else why it runs again."""
     receipt = read_receipt(folder, stage)
     if receipt is None:
         return "not done yet"

@@ -24,13 +24,13 @@ def worker_count(chosen: int | None) -> int:
 def run_all(
     work: Callable[[_Item], None], items: Sequence[_Item], workers: int, stop: threading.Event
 ) -> None:
-    """Run `work` on every item, in order of beginning; the first error is raised.
+    """Run `work` on every item, started in order; raise the first error.
 
     The threads are daemons, which the interpreter does not wait for: ctrl-C during a stalled
     connection ends the program at once.
 
     Args:
-        stop: set when no more work should be done; `work` looks at it now and then.
+        stop: set when the work should end; `work` checks it now and then.
     """
     waiting: queue.SimpleQueue[_Item] = queue.SimpleQueue()
     outcomes: queue.SimpleQueue[BaseException | None] = queue.SimpleQueue()

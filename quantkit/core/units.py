@@ -1,4 +1,4 @@
-"""Sizes in words. GiB (2^30) and GB (10^9) stand beside each other, because people mix them up."""
+"""Sizes and times as text; GiB (2^30) and GB (10^9) are told apart."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def gib_text(size: float, of: float | None = None) -> str:
     """`70.60 GiB`, or MiB below a tenth of one.
 
     Args:
-        of: the largest of a column, which decides its unit: MiB if it is below one GiB.
+        of: the largest of a column, which decides its unit: MiB below one GiB.
     """
     small = size < GIB / 10 if of is None else of < GIB
     return f"{size / MIB:.2f} MiB" if small else f"{size / GIB:.2f} GiB"
 
 
 def unit_of(sizes: Iterable[int]) -> tuple[str, int]:
-    """What a column of sizes is given in: GiB, or MiB where the largest is below a tenth of one."""
+    """The unit of a column of sizes: GiB, or MiB if the largest is below a tenth of one."""
     return ("GiB", GIB) if max(sizes, default=0) >= GIB / 10 else ("MiB", MIB)
 
 
@@ -50,7 +50,7 @@ def seconds_text(seconds: float) -> str:
 
 
 def tokens_text(tokens: int) -> str:
-    """`504K` and `1M` in units of 1024; the number itself where it is no multiple."""
+    """`504K` and `1M` in units of 1024; any other number as it is."""
     for unit, scale in (("M", 1 << 20), ("K", 1 << 10)):
         if tokens >= scale and tokens % scale == 0:
             return f"{tokens // scale}{unit}"

@@ -1,16 +1,18 @@
-"""Folders that one run at a time writes: builds, and what an unfinished stage keeps."""
+"""Folders that one run at a time writes to: builds, and the work of unfinished stages."""
 
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import plain_json, write_json
+
+ATTEMPTS = 3
+"""At a lock, at once: one attempt fails where the holder removes the lock file meanwhile."""
 
 
 def work_folder(out: Path) -> Path:
@@ -20,9 +22,9 @@ def work_folder(out: Path) -> Path:
 
 @contextmanager
 def resumable(work: Path, parts: Mapping[str, Any]) -> Iterator[Path]:
-    """A folder for what an unfinished stage keeps; emptied when it was kept for other `parts`.
+    """A folder for the work of an unfinished stage; emptied if that was for other `parts`.
 
-    It is removed when the block ends without an error, so what is left is always worth resuming.
+    It is removed when the block ends without an error.
 
     Raises:
         InputError: another run is using it.
@@ -49,42 +51,43 @@ def resumable(work: Path, parts: Mapping[str, Any]) -> Iterator[Path]:
 
 @contextmanager
 def _locked(path: Path, refusal: str) -> Iterator[None]:
-    """Hold the lock file `path`, which the block may remove, in a folder that is made for it.
+    """Hold the lock file `path`, which the block may remove; its folder is created.
 
     Raises:
         InputError: another process holds it; says `refusal`.
         EnvironmentFault: the file system does not support locks.
-        OSError: the file cannot be made.
+        OSError: the file cannot be created.
     """
-    import fcntl
+    from filelock import FileLock, Timeout
 
-    while True:
+    lock = FileLock(path, timeout=0, fallback_to_soft=False)
+    for _ in range(ATTEMPTS):
         path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise InputError(refusal) from None
-            except OSError as error:
-                raise EnvironmentFault(f"cannot lock {path}: {error.strerror}") from None
-            try:
-                held = path.stat().st_ino == os.fstat(lock.fileno()).st_ino
-            except FileNotFoundError:
-                held = False
-            if held:  # else its holder removed it as we opened it
-                yield
-                return
+        with suppress(FileNotFoundError):
+            path.touch()
+        try:
+            lock.acquire()
+        except (Timeout, FileNotFoundError):
+            continue  # held, or its holder removed it with its folder at this moment
+        except OSError as error:
+            raise EnvironmentFault(f"cannot lock {path}: {error.strerror}") from None
+        try:
+            yield
+        finally:
+            lock.release()
+        return
+    raise InputError(refusal)
 
 
 @contextmanager
 def build_folder(path: Path, advice: str = "choose another with --out") -> Iterator[Path]:
-    """Make the build folder, check that it can be written, and keep other builds out of it.
+    """Create the build folder, check that it can be written, and lock it.
 
     Args:
-        advice: what a person may do where it cannot be used.
+        advice: the next step if it cannot be used.
 
     Raises:
-        InputError: it cannot be made or written, or another build is using it.
+        InputError: it cannot be created or written, or another build is using it.
         EnvironmentFault: the file system does not support locks.
     """
     try:

@@ -1,4 +1,4 @@
-"""What the Hub answers, looked at before it is used: anybody may have written it."""
+"""Checks of what the Hub answers: anybody may have written a card or run a mirror."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ _COMMIT = re.compile("[0-9a-f]{40}")
 
 
 def is_commit(text: str) -> bool:
-    """Whether `text` is a whole commit: forty digits, since it becomes the name of a folder."""
+    """Whether `text` is a full commit hash, which becomes the name of a folder."""
     return _COMMIT.fullmatch(text) is not None
 
 
 def commit_of(sha: str | None, asked: Asked) -> str:
-    """The commit that the Hub names.
+    """The commit that the Hub names, checked.
 
     Raises:
-        EnvironmentFault: it names none.
+        EnvironmentFault: it is not a commit.
     """
     if sha is None or not is_commit(sha):
         raise EnvironmentFault(
@@ -31,10 +31,10 @@ def commit_of(sha: str | None, asked: Asked) -> str:
 
 
 def licence_of(card: object) -> str | None:
-    """What a card says of its licence: tags of the Hub, and for "other" the name of its own.
+    """The licence that a card states: tags of the Hub, and for "other" the name of its own.
 
     Args:
-        card: the metadata at the head of README.md as attributes; anybody may have written it.
+        card: the metadata of README.md as attributes.
     """
     stated = getattr(card, "license", None)
     tags = [str(tag or "") for tag in (stated if isinstance(stated, list) else [stated])]
@@ -45,7 +45,7 @@ def licence_of(card: object) -> str | None:
 
 
 def card_of(card: object) -> dict[str, object]:
-    """The metadata at the head of a README.md as plain values; empty where there is none."""
+    """The metadata of a README.md as plain values; empty if there is none."""
     as_plain = getattr(card, "to_dict", None)
     found = as_plain() if callable(as_plain) else None
     return found if isinstance(found, dict) else {}
@@ -57,14 +57,14 @@ def gating_of(gated: object) -> str | bool | None:
 
 
 def first_byte_offset(status: int, headers: Mapping[str, str], position: int) -> int:
-    """How many bytes of an answer come before `position`: none, unless Range was ignored.
+    """Bytes of an answer before `position`: 0, unless the server ignored Range.
 
     Raises:
-        OSError: it begins somewhere else.
+        OSError: the answer begins somewhere else.
     """
     if status != 206:
         return position
     begins = headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
     if begins != str(position):
-        raise OSError(f"the server answers from byte {begins} where {position} was asked for")
+        raise OSError(f"the server answers from byte {begins} to a request from byte {position}")
     return 0

@@ -1,4 +1,4 @@
-"""README.md of a model's repository: front matter as the Hub reads it, then the text."""
+"""README.md of a model repository: metadata as YAML front matter, then the text."""
 
 from __future__ import annotations
 
@@ -8,12 +8,11 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class CardScore:
-    """A measured figure; those of one dataset and configuration stand together.
+    """A measured figure; the Hub groups them by dataset and configuration.
 
     Attributes:
-        dataset, configuration: what was asked, as an identifier; with `dataset_name` for people.
-        metric: an identifier; with `metric_name` for people.
-        details: how the figure came about.
+        dataset, configuration, metric: identifiers; `dataset_name` and `metric_name` are shown.
+        details: how the figure was measured.
     """
 
     dataset: str
@@ -27,13 +26,13 @@ class CardScore:
 
 @dataclass(frozen=True)
 class CardHeader:
-    """What the Hub files a repository under; None and empty ones are left out.
+    """The metadata of a repository; None and empty fields are left out.
 
     Attributes:
-        name: of the model that the scores are of.
+        name: of the model that was measured.
         base_model: OWNER/NAME that this is a quantization of.
-        licences: the Hub's tags; `licence_name` and `licence_link` go with "other".
-        owner: who publishes it.
+        licences: the Hub's tags; `licence_name` and `licence_link` explain "other".
+        owner: the account that publishes it.
     """
 
     name: str

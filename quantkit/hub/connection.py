@@ -1,4 +1,4 @@
-"""A connection to the Hub: address, token, waits, and our words for the client's errors."""
+"""A connection to the Hub: address, token, retries, and our errors for the client's."""
 
 from __future__ import annotations
 
@@ -8,8 +8,9 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
+from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.hub.errors import (
     Asked,
     Refusal,
@@ -24,29 +25,32 @@ if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
 DELAYS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
-"""Waits between attempts that brought nothing; three minutes outlast a router's restart."""
+"""Waits between failed attempts; three minutes outlast a router's restart."""
 LONGEST_WAIT_S = 300.0
-"""Longest wait that a server is granted; the Hub counts requests in windows of five minutes."""
+"""Longest wait that a server may ask for; the Hub counts requests in windows of five minutes."""
+CALL_RETRIES = 4
+"""Of a call of the API; reading a file goes on as long as bytes come."""
+_Answer = TypeVar("_Answer")
 _HUB_HOSTS = ("huggingface.co", "hf.co")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
 
 
 def ignore(sentence: str) -> None:
-    """Nobody is told."""
+    """Discard a message."""
 
 
 class Connection:
-    """What reading and writing share; safe to use from several threads.
+    """Address, token and retries of reading and writing; safe to use from several threads.
 
     Args:
         endpoint: address; HF_ENDPOINT or huggingface.co by default.
         token: an access token; None for the one that `hf auth login` or HF_TOKEN left, False for
             none.
         timeout_s: longest silence of the server, seconds; HF_HUB_DOWNLOAD_TIMEOUT by default.
-        delays_s: waits before each further attempt when an attempt brought nothing.
+        delays_s: waits before each further attempt after one without any bytes.
 
     Raises:
-        InputError: `endpoint` is no address, or the token holds what no token does.
+        InputError: `endpoint` is not an address, or the token holds invalid characters.
     """
 
     def __init__(
@@ -59,7 +63,7 @@ class Connection:
         for address in (os.environ.get("HF_ENDPOINT"), endpoint):
             _check_address(address)  # first: the client fails on importing it
         from huggingface_hub import constants
-        from huggingface_hub.utils._headers import build_hf_headers  # utils names it in no __all__
+        from huggingface_hub.utils import build_hf_headers
 
         from quantkit import __version__
 
@@ -78,7 +82,7 @@ class Connection:
         self.token = headers.get("authorization", "").removeprefix("Bearer ")
         if self.token and not _TOKEN.fullmatch(self.token):
             raise no_token()
-        # compressed answers know no Range
+        # a Range of a compressed answer is not one of the file
         self.headers = headers | {"Accept-Encoding": "identity"}
 
     @property
@@ -93,7 +97,7 @@ class Connection:
 
     @contextmanager
     def explained(self, asked: Asked) -> Iterator[None]:
-        """Turn the client's errors into ours."""
+        """Replace the client's errors with ours."""
         import httpx2
         from huggingface_hub.errors import OfflineModeIsEnabled
 
@@ -107,8 +111,51 @@ class Connection:
                 raise failed(self.words(error), asked) from None
             raise refusal_error(refusal, asked) from None
 
+    def call(
+        self,
+        asked: Asked,
+        act: Callable[[], _Answer],
+        on_wait: Callable[[str], None] = ignore,
+        delays_s: Sequence[float] | None = None,
+    ) -> _Answer:
+        """Call the client through `act`, again after a wait where a fault may pass.
+
+        Args:
+            on_wait: gets a sentence with the reason and the length of each wait.
+            delays_s: waits before further attempts; by default at most `CALL_RETRIES`.
+
+        Raises:
+            InputError: the Hub refuses, or the repository's id is not valid.
+            EnvironmentFault: the network or the Hub failed, or did not answer as the Hub does.
+        """
+        import httpx2
+        from huggingface_hub.errors import HFValidationError
+
+        waits = self.delays_s[:CALL_RETRIES] if delays_s is None else delays_s
+        with self.explained(asked):
+            for delay_s in (*waits, None):
+                try:
+                    return act()
+                except HFValidationError as error:
+                    raise InputError(
+                        f"Invalid repository id {asked.repository!r}: expected OWNER/NAME or "
+                        f"OWNER/NAME@REVISION ({self.words(error)})"
+                    ) from None
+                except (httpx2.HTTPError, OSError) as error:
+                    self.wait(error, delay_s, on_wait)
+                except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                    cause = error.__cause__  # the client wraps what ended an upload
+                    if not isinstance(cause, httpx2.HTTPError | OSError):
+                        raise EnvironmentFault(
+                            f"{self.endpoint} does not answer as the Hub does "
+                            f"({type(error).__name__}: {self.words(error)}); check HF_ENDPOINT, "
+                            "and whether the network wants a login"
+                        ) from None
+                    self.wait(cause, delay_s, on_wait)
+        raise AssertionError("unreachable")
+
     def wait(self, error: Exception, delay_s: float | None, on_wait: Callable[[str], None]) -> None:
-        """Wait before another attempt, or raise `error` where there is to be none."""
+        """Wait before another attempt, or raise `error` if there is none."""
         if not self.is_transient(error) or delay_s is None:
             raise error
         refusal = self.refusal(error)
@@ -129,7 +176,7 @@ class Connection:
         return isinstance(error, httpx2.TransportError) or type(error) is OSError
 
     def refusal(self, error: Exception) -> Refusal | None:
-        """What the server answered, where it answered at all."""
+        """The server's answer behind `error`; None if it did not answer."""
         import httpx2
         from huggingface_hub.errors import HfHubHTTPError
 
@@ -147,7 +194,7 @@ class Connection:
         )
 
     def words(self, error: Exception) -> str:
-        """An error in a few words: the client's own take several lines."""
+        """The first line of an error; the client's have several."""
         refusal = self.refusal(error)
         if refusal is not None:
             return f"HTTP {refusal.status}"
@@ -172,8 +219,8 @@ def _check_address(address: str | None) -> None:
 
 
 def _asked_wait_s(headers: Mapping[str, str]) -> float:
-    """For how long the server wants to be left alone, in the form of all servers or the Hub's."""
-    from huggingface_hub.utils._http import parse_ratelimit_headers
+    """How long the server asks to wait, in the standard header or the Hub's, seconds."""
+    from huggingface_hub.utils import parse_ratelimit_headers
 
     asked = headers.get("Retry-After", "")
     if asked.isdecimal():

@@ -1,4 +1,4 @@
-"""What is said when the Hub refuses: the answer in plain values, and the sentence for it."""
+"""The errors for refusals of the Hub: its answer as plain values, and the message for it."""
 
 from __future__ import annotations
 
@@ -18,19 +18,18 @@ _LOG_IN = "log in with 'hf auth login' or set HF_TOKEN"
 
 
 class NotThereError(InputError):
-    """No such repository or revision, as far as the token shows."""
+    """The repository or revision does not exist, or the token does not show it."""
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """An answer of 400 or more.
+    """An answer with a status of 400 or more.
 
     Attributes:
-        code: what the Hub calls it, or nothing.
-        message: the Hub's words, or nothing.
-        address: that answered, without the signature of a query.
-        is_hub: whether the Hub itself answered; else the network that it sends to for content.
-        asked_wait_s: for how long the server wants to be left alone.
+        code, message: the Hub's own, or empty.
+        address: the address that answered, without the signature in its query.
+        is_hub: whether the Hub itself answered, and not the network that serves its files.
+        asked_wait_s: how long the server asks to wait, seconds.
     """
 
     status: int
@@ -52,11 +51,7 @@ class Refusal:
 
 @dataclass(frozen=True)
 class Asked:
-    """What was wanted: of which repository and revision, from where, and whether with a token.
-
-    Attributes:
-        purpose: of asking; what stands in its way is told in its words.
-    """
+    """What a request was for, in the words of its errors."""
 
     endpoint: str
     repository: str
@@ -67,30 +62,20 @@ class Asked:
 
     @property
     def page(self) -> str:
-        """The repository's address for people."""
+        """The repository's page."""
         folder = "" if self.kind == "model" else f"{self.kind}s/"
         return f"{self.endpoint}/{folder}{self.repository}"
 
     @property
     def doing(self) -> str:
-        """The beginning of a sentence."""
-        return {"download": "downloading", "look up": "looking up", "publish": "publishing"}[
-            self.purpose
-        ]
-
-    @property
-    def way(self) -> str:
-        """What stands before the endpoint."""
-        return {"download": "from", "look up": "at", "publish": "to"}[self.purpose]
+        """The beginning of a sentence: `downloading OWNER/NAME from https://…`."""
+        verb, way, _ = _PURPOSES[self.purpose]
+        return f"{verb} {self.name} {way} {self.endpoint}"
 
     @property
     def kept(self) -> str:
-        """Why to run again is to go on."""
-        return {
-            "download": "finished files are kept",
-            "look up": "nothing was changed there",
-            "publish": "what was uploaded is kept, and nothing is visible before all is there",
-        }[self.purpose]
+        """What is not lost when the command runs again."""
+        return _PURPOSES[self.purpose][2]
 
     @property
     def name(self) -> str:
@@ -98,20 +83,30 @@ class Asked:
         return self.repository if self.kind == "model" else f"the {self.kind} {self.repository}"
 
 
+_PURPOSES: dict[Purpose, tuple[str, str, str]] = {
+    "download": ("downloading", "from", "finished files are kept"),
+    "look up": ("looking up", "at", "nothing was changed there"),
+    "publish": (
+        "publishing",
+        "to",
+        "what was uploaded is kept, and nothing is visible before the upload is complete",
+    ),
+}
+
+
 def refusal_error(refusal: Refusal, asked: Asked) -> QuantkitError:
-    """The error for an answer after which nothing more is tried."""
+    """The error for an answer after the last attempt."""
     if refusal.status == 429:
         return EnvironmentFault(
-            f"{asked.endpoint} limits how often it may be asked (429), and still did after all "
+            f"{asked.endpoint} limits the rate of requests (429), and still did after all "
             f"attempts; run again in some minutes: {asked.kept}"
-            + ("" if asked.has_token else f"; to be granted more, {_LOG_IN}")
+            + ("" if asked.has_token else f"; for a higher limit, {_LOG_IN}")
         )
     if not refusal.is_hub and refusal.status < 500 and refusal.status not in (408, 416):
         return EnvironmentFault(
-            f"{asked.doing} {asked.name} failed: the content network refused "
-            f"({refusal.status}) {refusal.address}, although each attempt asked {asked.endpoint} "
-            "for a new address; check this machine's clock and its proxy, then run again: "
-            f"{asked.kept}"
+            f"{asked.doing} failed: the content network refused ({refusal.status}) "
+            f"{refusal.address}, although each attempt asked the Hub for a new address; check "
+            f"this machine's clock and its proxy, then run again: {asked.kept}"
         )
     known = _write_error(refusal, asked) if asked.purpose == "publish" else None
     words = f"HTTP {refusal.status}" + (f": {refusal.message}" if refusal.message else "")
@@ -119,51 +114,52 @@ def refusal_error(refusal: Refusal, asked: Asked) -> QuantkitError:
 
 
 def _write_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
-    """What stands in the way of a change, where it is not what stands in the way of reading."""
+    """The error for a refused change, where reading would not be refused in the same way."""
+    repository = asked.repository
     said = f" ({refusal.status}: {refusal.message})" if refusal.message else f" ({refusal.status})"
     if refusal.status == 402 or _NO_ROOM.search(refusal.message):
         return InputError(
-            f"the Hub has no room for {asked.repository}{said}; make room or get more at "
+            f"the Hub has no room for {repository}{said}; make room or get more at "
             f"{asked.endpoint}/settings/billing, or publish without --private; {asked.kept}"
         )
     if refusal.status == 401 and refusal.message != _BAD_TOKEN:
         return no_write_token(asked.endpoint)
-    if refusal.status == 403:
-        owner = asked.repository.partition("/")[0]
-        return InputError(
-            f"the Hub refuses to let you write to {asked.repository}{said}: the token needs write "
-            f"access to {owner}, and its account a right to write there; see "
-            f"{asked.endpoint}/settings/tokens, then {_LOG_IN}"
-        )
-    if refusal.status == 409:
-        return EnvironmentFault(
-            f"something else is being done to {asked.repository} at this moment{said}; run again: "
-            f"{asked.kept}"
-        )
-    if refusal.status == 400:
-        return InputError(
-            f"the Hub does not take what is published to {asked.repository}{said}; {asked.kept}"
-        )
-    if refusal.status == 413:
-        return EnvironmentFault(
-            f"the Hub finds a request to {asked.repository} too large{said}; publish fewer levels "
-            "at a time with --levels"
-        )
+    match refusal.status:
+        case 403:
+            return InputError(
+                f"the Hub refuses to let you write to {repository}{said}: the token needs write "
+                f"access to {repository.partition('/')[0]}, and its account a right to write "
+                f"there; see {asked.endpoint}/settings/tokens, then {_LOG_IN}"
+            )
+        case 409:
+            return EnvironmentFault(
+                f"the Hub is busy with another change to {repository}{said}; run again: "
+                f"{asked.kept}"
+            )
+        case 400:
+            return InputError(
+                f"the Hub does not accept this release of {repository}{said}; {asked.kept}"
+            )
+        case 413:
+            return EnvironmentFault(
+                f"a request to {repository} is too large for the Hub{said}; publish fewer levels "
+                "at a time with --levels"
+            )
     return None
 
 
 def refused_card(words: str) -> InputError:
-    """What is said of metadata of a model card that the Hub does not take."""
+    """The error for metadata of a model card that the Hub does not accept."""
     return InputError(
-        f"the Hub does not take the card's metadata: {words}; they are from the source's own card: "
-        "name another source with --base-model, or see to its card"
+        f"the Hub does not accept the card's metadata: {words}; they come from the source's own "
+        "card: name another source with --base-model, or mend its card"
     )
 
 
 def no_write_token(endpoint: str) -> InputError:
-    """What is said where publishing was asked for and nobody is logged in."""
+    """The error for publishing without a token."""
     return InputError(
-        f"publishing takes an access token with the right to write, and there is none: make one at "
+        f"publishing takes an access token with write access, and there is none: make one at "
         f"{endpoint}/settings/tokens, then {_LOG_IN}"
     )
 
@@ -215,28 +211,25 @@ def _hub_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
 
 
 def failed(words: str, asked: Asked) -> EnvironmentFault:
-    """What is said of a fault that nothing more is known of."""
+    """The error for a fault without a known cause."""
     return EnvironmentFault(
-        f"{asked.doing} {asked.name} {asked.way} {asked.endpoint} failed "
-        f"({words}); check the network, then run again: {asked.kept}"
+        f"{asked.doing} failed ({words}); check the network, then run again: {asked.kept}"
     )
 
 
 def offline(asked: Asked) -> EnvironmentFault:
-    return EnvironmentFault(
-        f"{asked.doing} {asked.name} needs the Hub, and HF_HUB_OFFLINE is set; unset it"
-    )
+    return EnvironmentFault(f"{asked.doing} needs the network, and HF_HUB_OFFLINE is set; unset it")
 
 
 def no_address(name: str) -> InputError:
     return InputError(
-        f"{name} is no address of a hub; give one such as https://huggingface.co, or unset "
-        "HF_ENDPOINT"
+        f"Invalid address of a hub {name!r}: expected one such as https://huggingface.co; unset "
+        "HF_ENDPOINT to use the default"
     )
 
 
 def no_token() -> InputError:
-    """What is said of a token that cannot be sent; it is a secret, so it is not shown."""
+    """The error for a token that cannot be sent; it is a secret, so it is not shown."""
     return InputError(
         "your access token for the Hub holds characters that no token has, perhaps from copying: "
         f"copy it again, then {_LOG_IN}"

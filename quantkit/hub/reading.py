@@ -1,8 +1,8 @@
-"""The Hugging Face Hub: what a repository holds, and its files' bytes from any position on.
+"""Reading from the Hub: the files of a repository, and their bytes from any position.
 
-The client's own downloads cannot go on after a kill (each begins a new temporary file, and with Xet
-every time), so bytes are read here with Range requests, which the Hub answers for every kind of
-storage.
+huggingface_hub's downloads do not resume after a kill (each begins a new temporary file, and with
+Xet every time), so bytes are read here with Range requests, which the Hub answers for every kind
+of storage.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.errors import EnvironmentFault
 from quantkit.hub.answers import card_of, commit_of, first_byte_offset, gating_of, licence_of
 from quantkit.hub.connection import DELAYS_S, Connection, ignore
 from quantkit.hub.errors import Asked, Purpose, RepositoryKind
@@ -20,10 +20,9 @@ if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
 
 REQUEST_BYTES = 16 << 30
-"""Most bytes of one request: the Hub's content network refuses answers above 50 GB."""
+"""Limit of one request: the Hub's content network refuses answers above 50 GB."""
 COMMIT_TIMEOUT_S = 3.0
-"""Longest silence of the server where an earlier answer may stand in for its own."""
-_LISTING_ATTEMPTS = 4
+"""Longest silence of the server when an earlier answer will do."""
 
 
 @dataclass(frozen=True)
@@ -31,8 +30,8 @@ class HubFile:
     """A file as the Hub records it.
 
     Attributes:
-        sha256: of its content, where it is stored with LFS or Xet, as large files are.
-        blob_id: its git object id where it is not: SHA-1 of `blob SIZE`, a NUL and the content.
+        sha256: of a file in LFS or Xet storage, as large files are.
+        blob_id: git object id of any other: SHA-1 of `blob SIZE`, a NUL and the content.
     """
 
     name: str
@@ -42,7 +41,7 @@ class HubFile:
 
     @property
     def identity(self) -> str:
-        """The recorded hash with its kind; equal where the contents are."""
+        """The recorded hash with its kind; equal for equal contents."""
         return f"sha256:{self.sha256}" if self.sha256 else f"git:{self.blob_id}"
 
 
@@ -52,10 +51,9 @@ class Listing:
 
     Attributes:
         repository: OWNER/NAME as the Hub spells it: it takes capitals for small letters.
-        licence: the tags of its card, as they are there; None where it states none.
-        card: the metadata at the head of its README.md; anybody may have written it.
-        gated: how access is granted, `auto` or `manual`; False: to all; None: not known.
-        private: whether only its owner sees it.
+        licence: the tags of its card; None if it states none.
+        card: the metadata of its README.md; anybody may have written it.
+        gated: how access is granted, `auto` or `manual`; False: to all; None: unknown.
     """
 
     repository: str
@@ -73,11 +71,11 @@ class Hub:
 
     Args:
         endpoint, token, timeout_s, delays_s: as `Connection` takes them.
-        request_bytes: most bytes to ask for at once.
-        purpose: what faults are told in the words of.
+        request_bytes: limit of one request.
+        purpose: named in errors.
 
     Raises:
-        InputError: `endpoint` is no address, or the token holds what no token does.
+        InputError: as `Connection`.
     """
 
     def __init__(
@@ -110,10 +108,7 @@ class Hub:
             EnvironmentFault: the network or the Hub failed.
         """
         asked = self._asked(repository, revision, kind)
-        delays_s = self.connection.delays_s[: _LISTING_ATTEMPTS - 1]
-        info = self._described(
-            asked, self.connection.timeout_s, delays_s, on_wait, files_metadata=True
-        )
+        info = self._described(asked, on_wait, files_metadata=True)
         found = []
         for sibling in info.siblings or ():
             sha256 = sibling.lfs.sha256 if sibling.lfs else None
@@ -154,13 +149,7 @@ class Hub:
             EnvironmentFault: the network or the Hub failed.
         """
         asked = self._asked(repository, revision)
-        timeout_s = (
-            min(self.connection.timeout_s, COMMIT_TIMEOUT_S)
-            if at_once
-            else self.connection.timeout_s
-        )
-        delays_s = () if at_once else self.connection.delays_s[: _LISTING_ATTEMPTS - 1]
-        info = self._described(asked, timeout_s, delays_s, on_wait, expand=["sha"])
+        info = self._described(asked, on_wait, at_once=at_once, expand=["sha"])
         return commit_of(info.sha, asked)
 
     def _asked(
@@ -172,37 +161,24 @@ class Hub:
     def _described(
         self,
         asked: Asked,
-        timeout_s: float,
-        delays_s: Sequence[float],
         on_wait: Callable[[str], None],
+        *,
+        at_once: bool = False,
         **wanted: Any,  # noqa: ANN401 - the client's own arguments
     ) -> ModelInfo | DatasetInfo:
-        """What the Hub says of a repository."""
-        import httpx2
-        from huggingface_hub.errors import HFValidationError
-
-        api = self.connection.api()
+        """The Hub's record of a repository."""
+        api, timeout_s = self.connection.api(), self.connection.timeout_s
         describe = api.dataset_info if asked.kind == "dataset" else api.model_info
-        with self.connection.explained(asked):
-            for delay_s in (*delays_s, None):
-                try:
-                    return describe(
-                        asked.repository, revision=asked.revision, timeout=timeout_s, **wanted
-                    )
-                except HFValidationError as error:
-                    raise InputError(
-                        f"{asked.repository!r} is no name of a repository; give OWNER/NAME or "
-                        f"OWNER/NAME@REVISION ({self.connection.words(error)})"
-                    ) from None
-                except (httpx2.HTTPError, OSError) as error:
-                    self.connection.wait(error, delay_s, on_wait)
-                except (ValueError, KeyError, TypeError) as error:
-                    raise EnvironmentFault(
-                        f"{self.connection.endpoint} answers with something that is no record of a "
-                        f"repository ({type(error).__name__}); check HF_ENDPOINT, and whether the "
-                        "network wants a login"
-                    ) from None
-        raise AssertionError("unreachable")
+        if at_once:
+            timeout_s = min(timeout_s, COMMIT_TIMEOUT_S)
+        return self.connection.call(
+            asked,
+            lambda: describe(
+                asked.repository, revision=asked.revision, timeout=timeout_s, **wanted
+            ),
+            on_wait,
+            () if at_once else None,
+        )
 
     def read(
         self,
@@ -214,15 +190,14 @@ class Hub:
     ) -> Iterator[bytes]:
         """The bytes of `file` from position `start` to `stop`, by default its end, in pieces.
 
-        A lost or stalled connection is taken up again where it broke off. Of a server that ignores
-        Range, nothing beyond `stop` is received but what was under way already.
+        A lost or stalled connection is resumed where it broke off.
 
         Args:
-            on_wait: told, in a sentence, why and for how long is waited before a further attempt.
+            on_wait: gets a sentence with the reason and the length of each wait.
 
         Raises:
             InputError: the repository is gated, or the token is refused; says what to do.
-            EnvironmentFault: no more bytes came in spite of all attempts.
+            EnvironmentFault: no more bytes came after all attempts.
         """
         import httpx2
 
@@ -232,7 +207,7 @@ class Hub:
         with self.connection.explained(asked):
             while position < end:
                 before = position
-                fault: Exception = OSError(f"byte {position} of {file.size_bytes} never came")
+                fault: Exception = OSError(f"byte {position} of {file.size_bytes} did not come")
                 try:
                     for piece in self._request(listing, file, position, end):
                         position += len(piece)

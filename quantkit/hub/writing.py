@@ -1,23 +1,21 @@
 """Writing to the Hub: a repository, a branch, uploads that nobody sees yet, one commit.
 
-Large files are uploaded first, each known by its hash: what is there is not sent again, whichever
-run sent it. They become visible with the commit that names them.
+huggingface_hub uploads and commits. Large files are uploaded first, each known by its hash: what is
+on the Hub is not sent again, whichever run sent it. They become visible with the commit.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import io
-import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, TypeVar
+from urllib.parse import quote
 
-from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
+from quantkit.core.errors import EnvironmentFault
 from quantkit.core.threads import run_all
 from quantkit.hub.connection import Connection, ignore
 from quantkit.hub.errors import Asked, Purpose, no_write_token, refused_card
@@ -27,10 +25,12 @@ if TYPE_CHECKING:
     from huggingface_hub import CommitOperationAdd
 
 LARGE_BYTES = 32 << 20
-"""From here on files are uploaded one by one: a killed run leaves one unfinished at most."""
+"""Smaller files are held in memory as they were checked."""
+UPLOADED_FIRST_BYTES = 1 << 20
+"""From here on files are uploaded one by one before the commit: a killed run leaves one unfinished
+at most. Smaller ones go with the commit."""
 SILENCE_S = 300.0
 """Longest silence of the Hub; it takes a minute for a commit of very many files."""
-_WRITE_ATTEMPTS = 5
 _Answer = TypeVar("_Answer")
 
 
@@ -40,11 +40,10 @@ class ConflictError(EnvironmentFault):
 
 @dataclass(frozen=True)
 class Account:
-    """Whose token it is.
+    """The account that a token belongs to.
 
     Attributes:
-        organizations: that the account belongs to.
-        reads_only: whether the token is known not to write.
+        reads_only: whether the token is known not to have write access.
     """
 
     name: str
@@ -123,81 +122,66 @@ class Upload:
     ) -> None:
         self._connection, self._repository, self._revision = connection, repository, revision
         self._propose, self._on_wait = propose, on_wait
+        self._asked = _asked(connection, repository, revision)
         self._added: list[CommitOperationAdd] = []
 
-    def send(self, files: Sequence[LocalFile], on_bytes: Callable[[int], None]) -> None:
-        """Upload the content of `files` as far as it is not there; small files wait for the commit.
-
-        Args:
-            on_bytes: told of bytes; those that were there already count.
+    def send(self, files: Sequence[LocalFile]) -> None:
+        """Upload the large ones of `files` as far as they are not on the Hub.
 
         Raises:
             InputError: access is refused, or there is no room.
             EnvironmentFault: the network or the Hub failed, or a file changed meanwhile.
         """
         self._check_storage()
-        small = [file for file in files if file.size_bytes < LARGE_BYTES]
-        large = [[file] for file in files if file.size_bytes >= LARGE_BYTES]
-        stop = threading.Event()
-        for batch in (small, *large):
-            if batch:
-                # in a thread of its own: the client's threads do not end on ctrl-C
-                run_all(lambda files: self._send(files, on_bytes, stop), [batch], 1, stop)
-                stop.clear()
+        for file in files:
+            if file.size_bytes < UPLOADED_FIRST_BYTES:
+                self._added.append(_addition(file))
+            else:
+                # in a thread that ctrl-C does not wait for
+                run_all(self._send, [file], 1, threading.Event())
 
     def _check_storage(self) -> None:
-        """Ask for access to the Hub's newer storage, where the client uses it.
+        """Ask for access to Xet storage where huggingface_hub uses it.
 
-        Its own errors do not say what the Hub answered; this request's do.
+        The errors of hf_xet do not say what the Hub answered; this request's do.
         """
-        from huggingface_hub.utils._runtime import is_xet_available
-
-        if not is_xet_available():
+        if not _uses_xet():
             return
         from huggingface_hub import get_session, hf_raise_for_status
-        from huggingface_hub.utils._xet import XetTokenType, xet_connection_info_refresh_url
 
-        address = xet_connection_info_refresh_url(
-            token_type=XetTokenType.WRITE,
-            repo_id=self._repository,
-            repo_type="model",
-            revision=self._revision,
-            endpoint=self._connection.endpoint,
+        revision = quote(self._revision, safe="")
+        address = (
+            f"{self._connection.endpoint}/api/models/{self._repository}/xet-write-token/{revision}"
         )
         params = {"create_pr": "1"} if self._propose else {}
-        self._trying(
+        self._connection.call(
+            self._asked,
             lambda: hf_raise_for_status(
                 get_session().get(address, headers=self._connection.headers, params=params)
-            )
+            ),
+            self._on_wait,
         )
 
-    def _send(
-        self, files: Sequence[LocalFile], on_bytes: Callable[[int], None], stop: threading.Event
-    ) -> None:
-        counted = [_Counted(file.size_bytes, on_bytes, stop) for file in files]
-        added = [_addition(file, count) for file, count in zip(files, counted, strict=True)]
+    def _send(self, file: LocalFile) -> None:
+        added = _addition(file)
         api = self._connection.api()
-        self._trying(
+        self._connection.call(
+            self._asked,
             lambda: api.preupload_lfs_files(
-                self._repository,
-                added,
-                revision=self._revision,
-                create_pr=self._propose,
-                free_memory=False,
-            )
+                self._repository, [added], revision=self._revision, create_pr=self._propose
+            ),
+            self._on_wait,
         )
-        for file, count, addition in zip(files, counted, added, strict=True):
-            # what was really sent; with Xet the client hashes on its way
-            if addition.upload_info.is_hashed and addition.upload_info.sha256.hex() != file.sha256:
-                raise file.changed()
-            count.reached(count.size_bytes)
-        self._added += added
+        # of what was really sent: hf_xet hashes while it reads
+        if added.upload_info.is_hashed and added.upload_info.sha256.hex() != file.sha256:
+            raise file.changed()
+        self._added.append(added)
 
     def commit(self, removed: Sequence[str], parent: str, title: str, text: str) -> Committed:
         """Make everything visible at once.
 
         Args:
-            removed: names of files that the commit takes away.
+            removed: names of files that the commit removes.
             parent: the commit that it follows.
 
         Raises:
@@ -205,14 +189,15 @@ class Upload:
             InputError: access is refused, or there is no room.
             EnvironmentFault: the network or the Hub failed; the commit may have been made.
         """
-        from huggingface_hub import CommitOperationDelete
+        from huggingface_hub import CommitInfo, CommitOperationDelete
         from huggingface_hub.errors import HfHubHTTPError
 
         deleted = [CommitOperationDelete(name, is_folder=False) for name in removed]
         api = self._connection.api()
-        with self._explained():
+
+        def act() -> CommitInfo:
             try:
-                made = api.create_commit(
+                return api.create_commit(
                     self._repository,
                     [*self._added, *deleted],
                     commit_message=title,
@@ -224,110 +209,96 @@ class Upload:
             except HfHubHTTPError as error:
                 if error.response.status_code == 412:
                     raise ConflictError(
-                        f"somebody committed to {self._repository} while it was published to; run "
-                        "again to see what has changed: what was uploaded is kept"
+                        f"somebody committed to {self._repository} during the upload; run again "
+                        "to see what has changed: what was uploaded is kept"
                     ) from None
                 raise
+
+        made = self._connection.call(self._asked, act, delays_s=())
         return Committed(made.oid, made.pr_revision if self._propose else None)
-
-    def _trying(self, act: Callable[[], None]) -> None:
-        with self._explained():
-            _trying(self._connection, act, self._on_wait)
-
-    @contextmanager
-    def _explained(self) -> Iterator[None]:
-        with _explained(self._connection, self._repository, self._revision):
-            yield
 
 
 class HubWriter:
-    """Changes repositories on the Hub; the token is that of `connection`."""
+    """Changes repositories on the Hub, with the token of `connection`.
 
-    def __init__(self, connection: Connection) -> None:
+    Args:
+        bars: let huggingface_hub draw the progress of uploads.
+    """
+
+    def __init__(self, connection: Connection, *, bars: bool = False) -> None:
         from huggingface_hub import set_client_factory
-        from huggingface_hub.utils.tqdm import disable_progress_bars
+        from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
-        disable_progress_bars()  # they would run into ours
+        (enable_progress_bars if bars else disable_progress_bars)()
         set_client_factory(_client)
         self._connection = connection
 
     def account(self) -> Account:
-        """Whose token it is.
+        """The account that the token belongs to.
 
         Raises:
-            InputError: there is none, or the Hub refuses it.
+            InputError: there is no token, or the Hub refuses it.
             EnvironmentFault: the network or the Hub failed.
         """
         connection = self._connection
         if not connection.has_token:
             raise no_write_token(connection.endpoint)
-        with _explained(connection, "your account", None, "look up"):
-            found = _trying(connection, lambda: connection.api().whoami(), ignore)
+        found = self._call("your account", None, connection.api().whoami, "look up")
         try:
             organizations = tuple(str(one["name"]) for one in found.get("orgs") or ())
             role = ((found.get("auth") or {}).get("accessToken") or {}).get("role")
             return Account(str(found["name"]), organizations, role == "read")
         except (KeyError, TypeError, AttributeError):
             raise EnvironmentFault(
-                f"{connection.endpoint} does not say whose token it is; check HF_ENDPOINT"
+                f"{connection.endpoint} does not say which account the token belongs to; check "
+                "HF_ENDPOINT"
             ) from None
 
     def create(self, repository: str, *, private: bool) -> None:
-        """Make `repository`; nothing where it exists.
+        """Create `repository` if it does not exist.
 
         Raises:
             InputError: the account may not, or has no room.
             EnvironmentFault: the network or the Hub failed.
         """
-        api = self._connection.api()
-        with _explained(self._connection, repository, None):
-            _trying(
-                self._connection,
-                lambda: api.create_repo(repository, private=private, exist_ok=True),
-                ignore,
-            )
+        create = self._connection.api().create_repo
+        self._call(repository, None, lambda: create(repository, private=private, exist_ok=True))
 
     def create_branch(self, repository: str, branch: str) -> None:
-        """Make `branch` from `main`; nothing where it exists."""
-        api = self._connection.api()
-        with _explained(self._connection, repository, branch):
-            _trying(
-                self._connection,
-                lambda: api.create_branch(repository, branch=branch, exist_ok=True),
-                ignore,
-            )
+        """Create `branch` from `main` if it does not exist."""
+        create = self._connection.api().create_branch
+        self._call(repository, branch, lambda: create(repository, branch=branch, exist_ok=True))
 
     def branches(self, repository: str) -> tuple[str, ...]:
         """Names of all branches."""
-        api = self._connection.api()
-        with _explained(self._connection, repository, None, "look up"):
-            found = _trying(self._connection, lambda: api.list_repo_refs(repository), ignore)
+        refs = self._connection.api().list_repo_refs
+        found = self._call(repository, None, lambda: refs(repository), "look up")
         return tuple(ref.name for ref in found.branches)
 
     def proposal(self, repository: str, title: str, author: str) -> str | None:
         """The revision of the newest open pull request with this title by `author`; or None."""
-        api = self._connection.api()
-
-        def look() -> list[Any]:
-            return list(
-                api.get_repo_discussions(
+        discussions = self._connection.api().get_repo_discussions
+        found = self._call(
+            repository,
+            None,
+            lambda: list(
+                discussions(
                     repository,
                     author=author,
                     discussion_type="pull_request",
                     discussion_status="open",
                 )
-            )
-
-        with _explained(self._connection, repository, None, "look up"):
-            found = _trying(self._connection, look, ignore)
+            ),
+            "look up",
+        )
         numbers = [one.num for one in found if one.title == title]
         return f"refs/pr/{max(numbers)}" if numbers else None
 
     def check_card(self, repository: str, text: str) -> None:
-        """Ask the Hub whether it takes the metadata of a README.md, before hours of upload.
+        """Ask the Hub whether it accepts the metadata of a README.md, before hours of upload.
 
         Raises:
-            InputError: it does not; says what it said.
+            InputError: it does not; with the Hub's reasons.
             EnvironmentFault: the network or the Hub failed.
         """
         from huggingface_hub import get_session, hf_raise_for_status
@@ -344,8 +315,7 @@ class HubWriter:
             errors = answer.json().get("errors") or [{"message": "it gives no reason"}]
             return [str(one.get("message")) for one in errors]
 
-        with _explained(self._connection, repository, None, "look up"):
-            refused = _trying(self._connection, ask, ignore)
+        refused = self._call(repository, None, ask, "look up")
         if refused:
             raise refused_card(self._connection.without_token("; ".join(refused)))
 
@@ -360,127 +330,60 @@ class HubWriter:
         """Begin what will be one commit to `revision`, or a pull request to it.
 
         Args:
-            on_wait: told, in a sentence, why and for how long is waited before another attempt.
+            on_wait: gets a sentence with the reason and the length of each wait.
         """
         return Upload(self._connection, repository, revision, propose=propose, on_wait=on_wait)
 
+    def _call(
+        self,
+        repository: str,
+        revision: str | None,
+        act: Callable[[], _Answer],
+        purpose: Purpose = "publish",
+    ) -> _Answer:
+        return self._connection.call(_asked(self._connection, repository, revision, purpose), act)
+
+
+def _asked(
+    connection: Connection, repository: str, revision: str | None, purpose: Purpose = "publish"
+) -> Asked:
+    return Asked(connection.endpoint, repository, revision, connection.has_token, purpose=purpose)
+
 
 def _client() -> httpx2.Client:
-    """The client's own session, which by default waits for ever."""
-    from huggingface_hub.utils._http import default_client_factory
-
-    session = default_client_factory()
-    session.timeout = SILENCE_S
-    return session
-
-
-def _trying(
-    connection: Connection, act: Callable[[], _Answer], on_wait: Callable[[str], None]
-) -> _Answer:
-    """`act()`, again after waits where a fault may pass."""
+    """A session for huggingface_hub with a timeout; its own waits for ever."""
     import httpx2
+    from huggingface_hub import is_offline_mode
+    from huggingface_hub.errors import OfflineModeIsEnabled
 
-    for delay_s in (*connection.delays_s[: _WRITE_ATTEMPTS - 1], None):
-        try:
-            return act()
-        except RuntimeError as error:  # the client's wrapping of what an upload ended with
-            cause = error.__cause__
-            if not isinstance(cause, httpx2.HTTPError | OSError):
-                raise
-            connection.wait(cause, delay_s, on_wait)
-        except (httpx2.HTTPError, OSError) as error:
-            connection.wait(error, delay_s, on_wait)
-    raise AssertionError("unreachable")
+    def refuse_offline(request: httpx2.Request) -> None:
+        if is_offline_mode():
+            raise OfflineModeIsEnabled(f"{request.url} is not reached in offline mode")
+
+    hooks = {"request": [refuse_offline]}
+    return httpx2.Client(event_hooks=hooks, follow_redirects=True, timeout=SILENCE_S)
 
 
-@contextmanager
-def _explained(
-    connection: Connection,
-    repository: str,
-    revision: str | None,
-    purpose: Purpose = "publish",
-) -> Iterator[None]:
-    """Turn the client's errors into ours, those of writing among them."""
-    import httpx2
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+def _uses_xet() -> bool:
+    from huggingface_hub import constants
+    from huggingface_hub.utils import is_package_available
 
-    asked = Asked(connection.endpoint, repository, revision, connection.has_token, purpose=purpose)
-    with connection.explained(asked):
-        try:
-            yield
-        except HFValidationError as error:
-            raise InputError(
-                f"{repository!r} is no name of a repository; give OWNER/NAME "
-                f"({connection.words(error)})"
-            ) from None
-        except HfHubHTTPError:
-            raise  # some are a ValueError as well
-        except (RuntimeError, ValueError, KeyError) as error:
-            cause = error.__cause__
-            if isinstance(cause, httpx2.HTTPError | OSError | QuantkitError):
-                raise cause from None
-            raise EnvironmentFault(
-                f"{connection.endpoint} answers a change to {repository} with something that is "
-                f"not understood ({connection.words(error)}); check HF_ENDPOINT, then run again"
-            ) from None
+    return not constants.HF_HUB_DISABLE_XET and is_package_available("hf_xet")
 
 
-class StoppedError(Exception):
-    """The person stopped the run."""
+def _addition(file: LocalFile) -> CommitOperationAdd:
+    """The client's operation for `file`.
 
-
-class _Counted:
-    """Counts how far a file was sent; a part that is sent twice counts once."""
-
-    def __init__(
-        self, size_bytes: int, on_bytes: Callable[[int], None], stop: threading.Event
-    ) -> None:
-        self.size_bytes, self._on_bytes, self._stop = size_bytes, on_bytes, stop
-        self._farthest = 0
-
-    def reached(self, position: int) -> None:
-        if self._stop.is_set():
-            raise StoppedError
-        if position > self._farthest:
-            self._on_bytes(position - self._farthest)
-            self._farthest = position
-
-
-def _addition(file: LocalFile, count: _Counted) -> CommitOperationAdd:
-    """The client's operation for `file`, which tells how far it was read.
-
-    A small file is its bytes as they were checked. A large one is read as it is sent: the plain
-    storage compares it with the hash that is known; for the other the client makes a hash of its
-    own, which is compared.
+    A small file is its bytes as they were checked. A large one is read as it is sent: LFS storage
+    compares it with the hash given here; hf_xet computes a hash of its own, which is compared.
     """
     from huggingface_hub import CommitOperationAdd
-    from huggingface_hub.utils._runtime import is_xet_available
 
-    class Watched(io.BufferedReader):
-        def read(self, size: int | None = -1, /) -> bytes:
-            data = super().read(size)
-            count.reached(self.tell())
-            return data
-
-    class WatchedBytes(io.BytesIO):
-        def read(self, size: int | None = -1, /) -> bytes:
-            data = super().read(size)
-            count.reached(self.tell())
-            return data
-
-    class Addition(CommitOperationAdd):
-        @contextmanager
-        def as_file(self, with_tqdm: bool = False) -> Iterator[Any]:
-            if isinstance(self.path_or_fileobj, bytes):
-                yield WatchedBytes(self.path_or_fileobj)
-                return
-            with Watched(io.FileIO(file.path)) as opened:
-                if os.fstat(opened.fileno()).st_size != file.size_bytes:
-                    raise file.changed()
-                yield opened
-
-    is_small = file.size_bytes < LARGE_BYTES
-    added = Addition(file.name, file.content() if is_small else file.path)
-    if not is_small and not is_xet_available():
+    if file.size_bytes < LARGE_BYTES:
+        return CommitOperationAdd(file.name, file.content())
+    if not file.path.is_file() or file.path.stat().st_size != file.size_bytes:
+        raise file.changed()
+    added = CommitOperationAdd(file.name, file.path)
+    if not _uses_xet():
         added.upload_info.sha256 = bytes.fromhex(file.sha256)
     return added

@@ -16,6 +16,7 @@ import numpy as np
 
 from quantkit.core.errors import GateError
 from quantkit.llamacpp.llama import Context, Logits, Span, Tokens, Vocabulary
+from quantkit.llamacpp.said import Said
 
 BASE, STEM, FIRST = 0, 1, 2
 TEST_TOKENS = 96
@@ -37,22 +38,6 @@ class Asked:
     tokens: Tokens
     candidates: Sequence[Tokens]
     answer_tokens: int
-
-
-@dataclass(frozen=True)
-class Said:
-    """What a model answered.
-
-    Attributes:
-        truncated: it was stopped by the limit.
-        log_probabilities: of the candidates, nats, in their order.
-        rank: of the right answer's worst token among the vocabulary; 1: greedy decoding says it.
-    """
-
-    text: str
-    truncated: bool
-    log_probabilities: tuple[float, ...]
-    rank: int | None
 
 
 @dataclass(frozen=True)

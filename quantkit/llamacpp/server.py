@@ -1,8 +1,8 @@
-"""A client of a running llama-server: what it runs, its tokenizer, its answers.
+"""A client of a running llama-server: its model, tokenizer and completions.
 
 The wire format is that of llama.cpp's tools/server (README.md, server-schema.cpp,
-server-context.cpp) as of October 2026. What its README says of `tokens_cached` is not so: it counts
-prompt and answer. How much of a prompt was prefilled, only `timings.prompt_n` says.
+server-context.cpp) as of October 2026. Unlike its README says, `tokens_cached` counts prompt and
+answer; the number of prefilled tokens is `timings.prompt_n`.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
 from quantkit.core.progress import SILENT, Progress
-from quantkit.llamacpp.server_http import Endpoint
+from quantkit.llamacpp.endpoint import Endpoint
 
 PING_SECONDS = 15
 _BETWEEN = -1
-"""No token: what stands between the tokens of different texts in one answer of /tokenize."""
+"""Not a token: separates the tokens of different texts in one answer of /tokenize."""
 _UNLIKELY = -1e30
 """The server writes the lowest float for the logarithm of 0."""
 _WANTED = (
@@ -50,8 +50,8 @@ class Props:
     """What a server says of itself.
 
     Attributes:
-        model: its alias; without one that is its file's name.
-        size_bytes: of the weights; None where it is not told.
+        model: its alias, by default the name of its file.
+        size_bytes: of the weights; None if unknown.
         context_tokens: of one slot.
         build: of llama.cpp.
         chat_template: Jinja. llama-server puts ChatML in the place of a missing one.
@@ -75,9 +75,9 @@ class Step:
 
     Attributes:
         log_probability: nats, of a softmax of the model's logits over the whole vocabulary, in F32;
-            None where the server did not compute it (speculative decoding), or it underflowed.
-        likeliest: (token, log-probability), from the likeliest down, as many as were asked for,
-            but for those that underflowed.
+            None if the server did not compute it (speculative decoding), or it underflowed.
+        likeliest: (token, log-probability) in descending order, as many as were requested,
+            without those that underflowed.
     """
 
     token: int
@@ -86,7 +86,7 @@ class Step:
 
     @property
     def rank(self) -> int | None:
-        """1: no token is likelier; None: more than were asked for are."""
+        """1: the likeliest token; None: beyond the requested candidates."""
         own = self.log_probability
         if own is None or self.token not in dict(self.likeliest):
             return None
@@ -95,14 +95,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Completion:
-    """An answer, and what it took.
+    """An answer, and its cost.
 
     Attributes:
-        tokens: of the answer; an end-of-generation token is the last of them, if one came.
-        steps: by token; none where no probabilities were asked for.
+        tokens: of the answer, with the end-of-generation token if there was one.
+        steps: by token; empty if no probabilities were requested.
         ended: by the model itself, not by the limit.
-        prefilled_tokens: of the prompt, as far as the server did not have them already.
-        decoded_tokens: after the first, which comes of the prompt.
+        prefilled_tokens: of the prompt, without those that the server had already.
+        decoded_tokens: after the first, which comes with the prompt.
     """
 
     text: str
@@ -202,11 +202,11 @@ class LlamaServer:
         likeliest: int = 0,
         reuse: bool = True,
     ) -> Completion:
-        """Have `tokens` in the slot's cache, as far as they are not there.
+        """Fill the slot's cache with `tokens`, as far as they are not there.
 
         Args:
-            on_share: told how much of the work is done, 0 to 1, after every batch.
-            likeliest, reuse: as in `complete`; the answer's first step is all there is.
+            on_share: gets the share of the work that is done, 0 to 1, after every batch.
+            likeliest, reuse: as in `complete`; the answer has only its first step.
         """
         body = {
             **_request(tokens, 0, likeliest, reuse),
@@ -241,14 +241,14 @@ class LlamaServer:
         """Answer the prompt `tokens` greedily with at most `limit` tokens.
 
         Args:
-            likeliest: how many candidates' log-probabilities to give at each step.
-            forced: tokens that the answer must begin with, whatever their probability. A grammar
-                of token ids sees to it; probabilities are those before any grammar.
-            reuse: begin with what the slot has of the prompt already.
-            kept: texts of special tokens that are to stand in the answer's text.
+            likeliest: number of candidates with log-probabilities at each step.
+            forced: tokens that the answer must begin with, by a grammar of token ids;
+                probabilities are those before any grammar.
+            reuse: continue from the part of the prompt that the slot has already.
+            kept: texts of special tokens that stay in the answer's text.
 
         Raises:
-            Refused: the prompt does not fit, or the server's grammars know no token ids.
+            Refused: the prompt does not fit, or the server's grammars have no token ids.
         """
         body = _request(tokens, limit, likeliest, reuse)
         if forced:

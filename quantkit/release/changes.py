@@ -1,4 +1,4 @@
-"""What a release changes in a repository: what is new there, there already, or in the way."""
+"""What a release changes in a repository: files that are new, the same, or in the way."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quantkit.hub.writing import LocalFile
 from quantkit.release.names import CARD
 
 SHOWN = 4
-"""Files that a message names."""
+"""Number of files that a message names."""
 
 
 @dataclass(frozen=True)
@@ -19,8 +19,8 @@ class Changes:
     """What a commit has to do.
 
     Attributes:
-        sent: files that are not there, or others of that name.
-        kept: names of files that are there as they are here.
+        sent: files that are missing or different in the repository.
+        kept: names of files that are the same there.
         removed: names of files of an earlier release that this one does not have.
     """
 
@@ -34,7 +34,7 @@ class Changes:
 
 
 def is_same(local: LocalFile, remote: HubFile) -> bool:
-    """Whether the Hub's record says that `remote` has the bytes that `local` had when checked."""
+    """Whether the Hub's record of `remote` matches the bytes of `local` as they were checked."""
     if local.size_bytes != remote.size_bytes:
         return False
     if remote.sha256 is not None:
@@ -54,15 +54,14 @@ def changes_to(
 ) -> Changes:
     """Compare a release with what a repository holds.
 
-    What somebody else put or changed there is never overwritten unasked, and what an earlier
-    release had is never removed unasked.
+    Files that somebody else put or changed there are only overwritten, and files of an earlier
+    release only removed, with `replace`.
 
     Args:
         there: the repository's files.
-        earlier: name → SHA-256 of what an earlier release put there, its SHA256SUMS too; empty
-            where there is none.
-        sha256: of a file there; asked only where it decides.
-        is_empty_card: whether a README.md there says nothing but metadata.
+        earlier: name → SHA-256 of the files of an earlier release, its SHA256SUMS too.
+        sha256: reads a file of the repository, where the record does not decide.
+        is_empty_card: whether a README.md has metadata only.
         replace: overwrite and remove.
 
     Raises:
@@ -90,14 +89,14 @@ def changes_to(
 
 
 def _is_hidden(name: str) -> bool:
-    """No release has such a file; .gitattributes is the Hub's."""
+    """Whether it is not part of a release: .gitattributes is the Hub's."""
     return any(part.startswith(".") for part in name.split("/"))
 
 
 def _in_the_way(repository: str, foreign: Sequence[str], left: Sequence[str]) -> str:
     reasons = []
     if foreign:
-        reasons.append(f"{_some(foreign)} there, not as quantkit left it")
+        reasons.append(f"{_some(foreign)} not as quantkit published")
     if left:
         reasons.append(
             f"{_some(left)} there, of an earlier release that this one does not replace (--levels "

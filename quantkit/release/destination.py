@@ -1,4 +1,4 @@
-"""Where a release goes: whose token it is, and what the repository holds now."""
+"""Where a release goes: the account of the token, and the repository as it is now."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from quantkit.release.names import repository_name
 
 MAIN = "main"
 PROPOSALS = "refs/pr/"
-"""Where revisions of pull requests begin."""
+"""Prefix of the revisions of pull requests."""
 
 
 @dataclass(frozen=True)
 class Place:
-    """Where a release goes, as it was when it was last looked at.
+    """Where a release goes, as it was last seen.
 
     Attributes:
-        listing: what is there; None: nothing, not even the repository.
-        revision: branch or pull request that is committed to.
-        exists: whether the revision does.
+        listing: its files; None: the repository does not exist.
+        revision: branch or pull request to commit to.
+        exists: whether the revision exists.
         opens: whether the commit opens a pull request.
     """
 
@@ -34,10 +34,10 @@ class Place:
 
 
 def check_access(to: str, model: str, *, private: bool) -> None:
-    """See that publishing can succeed, before hours of work.
+    """Check that publishing can succeed, before hours of work.
 
     Raises:
-        InputError: no token, one that cannot write, no name of a repository, or a public one
+        InputError: no token with write access, an invalid repository id, or a public repository
             where a private one was asked for.
         EnvironmentFault: the Hub cannot be reached.
     """
@@ -50,28 +50,28 @@ def check_access(to: str, model: str, *, private: bool) -> None:
 
 
 def is_public(repository: str) -> InputError:
-    """What is said of a repository that was to be private."""
+    """The error for a public repository that was to be private."""
     return InputError(f"{repository} exists, and is public: leave --private out, or choose another")
 
 
 def check_writes(account: Account) -> None:
-    """See that the token is not one that only reads.
+    """Check that the token has write access.
 
     Raises:
-        InputError: it is.
+        InputError: it only reads.
     """
     if account.reads_only:
         raise InputError(
-            f"the access token of {account.name} may only read; make one that writes, log in with "
-            "'hf auth login' or set HF_TOKEN, then run again"
+            f"the access token of {account.name} is read-only; make one with write access, log in "
+            "with 'hf auth login' or set HF_TOKEN, then run again"
         )
 
 
 def owned(account: Account, repository: str) -> str:
-    """`repository` with its owner as the Hub spells it, to whom the account may write.
+    """`repository` with its owner as the Hub spells it.
 
     Raises:
-        InputError: the token only reads, or it is of somebody else.
+        InputError: the token only reads, or belongs to another account.
     """
     check_writes(account)
     owner, _, name = repository.partition("/")
@@ -79,7 +79,7 @@ def owned(account: Account, repository: str) -> str:
     if owner.lower() not in known:
         member = ", ".join(account.organizations)
         raise InputError(
-            f"{account.name} cannot publish as {owner}: the token is of {account.name}"
+            f"{account.name} cannot publish as {owner}: the token belongs to {account.name}"
             + (f", a member of {member}" if member else "")
             + f"; give --to {account.name}, or log in with another account"
         )
@@ -88,10 +88,10 @@ def owned(account: Account, repository: str) -> str:
 
 @dataclass(frozen=True)
 class Proposal:
-    """How a pull request that is open already is found.
+    """How an open pull request of an earlier run is found.
 
     Attributes:
-        author: of it; None: nobody is logged in, so none is looked for.
+        author: None: nobody is logged in, so none is looked for.
     """
 
     title: str
@@ -105,14 +105,14 @@ def look(
     branch: str | None,
     proposal: Proposal | None = None,
 ) -> Place:
-    """What is there now.
+    """The repository as it is now.
 
     Args:
         branch: to commit to; None: main.
-        proposal: the release is proposed, not committed.
+        proposal: open a pull request instead.
 
     Raises:
-        InputError: there is nothing to open a pull request in, or the Hub refuses.
+        InputError: no repository for a pull request, or the Hub refuses.
         EnvironmentFault: the network or the Hub failed.
     """
     try:

@@ -116,7 +116,7 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     dry = " (dry run: nothing is changed)" if job.dry_run else ""
     console.heading(f"quantkit publish {job.folder} → {repository}{dry}")
     hub = Hub(purpose="look up")
-    writer = HubWriter(hub.connection)
+    writer = HubWriter(hub.connection, bars=console.interactive)
     account = None if job.dry_run and not hub.connection.has_token else writer.account()
     if account is not None and job.propose:
         check_writes(account)  # a proposal may be to anybody

@@ -1,4 +1,4 @@
-"""A release on its way: uploaded, visible with one commit, and compared with the Hub's record."""
+"""Sending a release: upload, one commit, and a comparison with the Hub's record."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from quantkit.release.names import MANIFEST, SUMS
 from quantkit.release.sums import parse_sums
 
 ATTEMPTS = 4
-"""At a commit that others come before."""
+"""At a commit, when others commit first."""
 SMALL_BYTES = 64 << 20
-"""Limit of a text that is read from the repository: its SHA256SUMS, its card."""
+"""Limit of SHA256SUMS and of a card that is read from the repository."""
 _FRONT_MATTER = re.compile(r"\s*(?:---\r?\n(?:(?!---).*\r?\n)*---\s*)?")
 
 
 @dataclass(frozen=True)
 class Sender:
-    """Brings `files` to a repository.
+    """Publishes `files` to a repository.
 
     Attributes:
         replace: overwrite and remove what is in the way.
-        private: of a repository that is made.
+        private: whether a new repository is private.
         title, text: of the commit.
     """
 
@@ -45,10 +45,10 @@ class Sender:
     text: str
 
     def changes(self, place: Place) -> Changes:
-        """What has to be done there.
+        """What a commit has to change.
 
         Raises:
-            InputError: something of somebody else is in the way.
+            InputError: files of somebody else are in the way.
             EnvironmentFault: the network or the Hub failed.
         """
         listing = place.listing
@@ -66,11 +66,11 @@ class Sender:
         )
 
     def send(self, look: Callable[[], Place], place: Place) -> tuple[Place, Committed | None]:
-        """Upload what is missing, commit, and compare; None where it was there after all.
+        """Upload what is missing, commit, and compare; None if nothing was missing.
 
         Args:
-            look: tells anew what is there, where somebody else came before.
-            place: as it was when it was last looked at.
+            look: looks at the repository again, after somebody else's commit.
+            place: as it was last seen.
 
         Raises:
             InputError: no access, no room, or somebody else's files in the way.
@@ -99,14 +99,14 @@ class Sender:
         raise AssertionError("unreachable")
 
     def _after(self, fault: EnvironmentFault, look: Callable[[], Place]) -> Place:
-        """What is there after a commit whose answer may be all that was lost."""
+        """The repository after a commit whose answer was perhaps lost."""
         try:
             return look()
         except QuantkitError:
             raise fault from None
 
     def _recorded(self, repository: str, made: Committed) -> Listing:
-        """What the Hub lists of the commit; it may take it a moment."""
+        """The Hub's listing of the commit, which may take a moment."""
         for delay_s in (*self.hub.connection.delays_s, None):
             try:
                 return self.hub.listing(repository, made.proposal or made.commit)
@@ -120,10 +120,10 @@ class Sender:
         )
 
     def check(self, listing: Listing) -> None:
-        """Compare every file with what the Hub has recorded of it.
+        """Compare every file with the Hub's record of it.
 
         Raises:
-            EnvironmentFault: one is missing there, or has another size or hash.
+            EnvironmentFault: one is missing, or has another size or hash.
         """
         there = {file.name: file for file in listing.files}
         wrong = [f.name for f in self.files if f.name not in there or not is_same(f, there[f.name])]
@@ -135,7 +135,7 @@ class Sender:
             )
 
     def _prepared(self, place: Place, look: Callable[[], Place]) -> Place:
-        """`place` with a repository and a branch."""
+        """`place`, with its repository and branch created."""
         if place.listing is None:
             self.writer.create(place.repository, private=self.private)
         if not place.exists:
@@ -150,20 +150,16 @@ class Sender:
     def _commit(self, place: Place, changes: Changes) -> Committed:
         listing = place.listing
         assert listing is not None
-        with self.console.stage("upload") as progress:
-            total = sum(file.size_bytes for file in changes.sent)
-            progress.start(total, "B", f"to {place.repository}")
-            upload = self.writer.upload(
-                place.repository, place.revision, propose=place.opens, on_wait=progress.note
-            )
-            upload.send(changes.sent, progress.advance)
-        with self.console.stage("commit"):
-            return upload.commit(changes.removed, listing.commit, self.title, self.text)
+        upload = self.writer.upload(
+            place.repository, place.revision, propose=place.opens, on_wait=self.console.note
+        )
+        upload.send(changes.sent)
+        return upload.commit(changes.removed, listing.commit, self.title, self.text)
 
     def _earlier(self, listing: Listing, there: Mapping[str, HubFile]) -> dict[str, str]:
-        """What an earlier release put there, by its SHA256SUMS; empty where there was none.
+        """Name → SHA-256 of an earlier release of quantkit there; empty if there is none.
 
-        Others have a SHA256SUMS too: ours has a release.json in it, which lies there as it says.
+        Others have a SHA256SUMS too: ours lists a release.json that is there unchanged.
         """
         file, manifest = there.get(SUMS), there.get(MANIFEST)
         if file is None or manifest is None:

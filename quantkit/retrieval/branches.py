@@ -72,6 +72,16 @@ class Branch:
         """Length of the whole prompt."""
         return self.leaves_at + len(self.tokens)
 
+    @property
+    def own_tokens(self) -> int:
+        """The question's own: those that are not haystack."""
+        return len(self.tokens) - self.haystack_tokens
+
+    @property
+    def rung(self) -> tuple[int, int]:
+        """Where it leaves the stream, and its length: questions of one rung are asked together."""
+        return self.leaves_at, self.question.context_tokens
+
 
 @dataclass(frozen=True)
 class Prompts:
@@ -88,6 +98,10 @@ class Prompts:
     keys: dict[int, int]
 
     @property
+    def seed(self) -> int:
+        return self.branches[0].question.seed
+
+    @property
     def prefill_tokens(self) -> int:
         """Haystack that is decoded: the stream, and what branches have of their own (classic)."""
         return len(self.stream) + sum(branch.haystack_tokens for branch in self.branches)
@@ -95,7 +109,7 @@ class Prompts:
     @property
     def question_tokens(self) -> int:
         """What the questions take, each decoded once behind its haystack."""
-        return sum(len(branch.tokens) - branch.haystack_tokens for branch in self.branches)
+        return sum(branch.own_tokens for branch in self.branches)
 
     @property
     def classic_tokens(self) -> int:

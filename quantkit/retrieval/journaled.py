@@ -1,40 +1,108 @@
-"""Answers as they are made of what a model said, kept line by line, and read again."""
+"""The answers of a check and what they cost, in a journal that a killed run continues."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantkit.config.recipe import RetrievalRecipe
-from quantkit.retrieval.branches import Branch
+from quantkit.core.journal import Journal
+from quantkit.llamacpp.said import Said
+from quantkit.retrieval.branches import Branch, Prompts
 from quantkit.retrieval.results import Answer, Rung
 from quantkit.retrieval.scoring import score
 
 
-def answer_to(
-    branch: Branch,
-    recipe: RetrievalRecipe,
-    text: str,
-    log_probabilities: Sequence[float | None],
-    rank: int | None,
-    *,
-    truncated: bool,
-) -> Answer:
-    """What a model answered to the question of `branch`, scored.
+@dataclass(frozen=True)
+class Cost:
+    """What the questions of a length took, or a part of them; fields as in `Rung`."""
 
-    Args:
-        log_probabilities: of the branch's candidates, nats; none where they were not measured.
-        truncated: it was stopped by the limit of answer tokens.
+    prefill_tokens: int = 0
+    prefill_seconds: float = 0.0
+    question_tokens: int = 0
+    decode_tokens: int = 0
+    decode_seconds: float = 0.0
+    fork_difference: float | None = None
+
+    def __add__(self, other: Cost) -> Cost:
+        differences = [c.fork_difference for c in (self, other) if c.fork_difference is not None]
+        return Cost(
+            self.prefill_tokens + other.prefill_tokens,
+            self.prefill_seconds + other.prefill_seconds,
+            self.question_tokens + other.question_tokens,
+            self.decode_tokens + other.decode_tokens,
+            self.decode_seconds + other.decode_seconds,
+            max(differences, default=None),
+        )
+
+
+class Answers:
+    """The answers of this run and of those that it continues.
+
+    A line of the journal is `{"answer": …}` or `{"rung": …, "seed": …}`, the cost of a length or
+    of a part of it. A length is closed by its cost: until then its questions are open, answered or
+    not.
     """
+
+    def __init__(self, journal: Journal, recipe: RetrievalRecipe) -> None:
+        self.journal, self._recipe = journal, recipe
+        self._places = set[tuple[int, int, str, int]]()
+        self._closed = set[tuple[int, int]]()
+        for line in journal.lines:
+            entry = json.loads(line)
+            if (a := entry.get("answer")) is not None:
+                self._places.add((a["context_tokens"], a["seed"], a["task"], a["index"]))
+            elif "rung" in entry:
+                self._closed.add((entry["rung"]["context_tokens"], entry["seed"]))
+
+    def has(self, branch: Branch) -> bool:
+        """Whether the question of `branch` is answered."""
+        return branch.question.place in self._places
+
+    def open(self, prompts: Prompts) -> list[Branch]:
+        """Branches that are not answered, or of a length that is not closed."""
+        return [
+            b
+            for b in prompts.branches
+            if not self.has(b) or (b.question.context_tokens, b.question.seed) not in self._closed
+        ]
+
+    def add(self, branch: Branch, said: Said, cost: Cost | None = None) -> None:
+        """Write an answer down, with its cost where it has one of its own."""
+        answer = answer_to(branch, self._recipe, said)
+        lines = [json.dumps({"answer": asdict(answer)})]
+        if cost is not None:
+            lines.append(self._cost_line(answer.context_tokens, answer.seed, cost))
+        self.journal.append(*lines)
+        self._places.add(answer.place)
+
+    def add_cost(self, context_tokens: int, seed: int, cost: Cost) -> None:
+        """Write down what a length took, or a part of it."""
+        self.journal.append(self._cost_line(context_tokens, seed, cost))
+
+    def _cost_line(self, context_tokens: int, seed: int, cost: Cost) -> str:
+        self._closed.add((context_tokens, seed))
+        rung = {"context_tokens": context_tokens, **asdict(cost)}
+        return json.dumps({"rung": rung, "seed": seed})
+
+    def forget(self) -> None:
+        """Begin anew."""
+        self.journal.forget()
+        self._places.clear()
+        self._closed.clear()
+
+
+def answer_to(branch: Branch, recipe: RetrievalRecipe, said: Said) -> Answer:
+    """What a model answered to the question of `branch`, scored."""
     question = branch.question
     scored = score(
-        question.task, question.values, text, thinking=recipe.thinking, digits=recipe.digits
+        question.task, question.values, said.text, thinking=recipe.thinking, digits=recipe.digits
     )
-    right = log_probabilities[0] if log_probabilities else None
-    lures = [nats for nats in log_probabilities[1:] if nats is not None]
-    compared = 0 < len(lures) == len(log_probabilities) - 1
+    right = said.log_probabilities[0] if said.log_probabilities else None
+    lures = [nats for nats in said.log_probabilities[1:] if nats is not None]
+    compared = 0 < len(lures) == len(said.log_probabilities) - 1
     return Answer(
         context_tokens=question.context_tokens,
         prompt_tokens=branch.prompt_tokens,
@@ -44,25 +112,14 @@ def answer_to(
         depth=round(question.depth, 6),
         key=question.key,
         values=question.values,
-        answer=text,
+        answer=said.text,
         hit=scored.hit,
         found=scored.found,
-        truncated=truncated,
+        truncated=said.truncated,
         log_probability=right,
-        rank=rank,
+        rank=said.rank,
         margin=right - max(lures) if right is not None and compared else None,
     )
-
-
-def answer_line(answer: Answer) -> str:
-    """A journal's line of an answer."""
-    return json.dumps({"answer": asdict(answer)})
-
-
-def answered_places(lines: Sequence[str]) -> set[tuple[int, int, str, int]]:
-    """Which questions a journal holds answers to, as their `place`."""
-    kept = (json.loads(line).get("answer") for line in lines)
-    return {(a["context_tokens"], a["seed"], a["task"], a["index"]) for a in kept if a is not None}
 
 
 def read_journal(
@@ -75,29 +132,16 @@ def read_journal(
     Args:
         keys: context length → different keys hidden before its questions.
     """
-    answers, rungs = [], dict[int, Rung]()
+    answers, costs = [], dict[int, Cost]()
     for line in lines:
         entry: dict[str, Any] = json.loads(line)
         if "answer" in entry:
             answers.append(Answer.read(json.dumps(entry["answer"])))
         elif "rung" in entry:
-            more = Rung(keys=0, **entry["rung"])
-            there = rungs.get(more.context_tokens)
-            rungs[more.context_tokens] = more if there is None else _summed(there, more)
+            cost = dict(entry["rung"])
+            length = cost.pop("context_tokens")
+            more = Cost(**cost)
+            costs[length] = costs[length] + more if length in costs else more
     order = {str(task): number for number, task in enumerate(recipe.tasks)}
     answers.sort(key=lambda a: (a.context_tokens, a.seed, order[a.task], a.index))
-    return answers, tuple(replace(rungs[n], keys=keys[n]) for n in sorted(rungs))
-
-
-def _summed(one: Rung, other: Rung) -> Rung:
-    differences = [r.fork_difference for r in (one, other) if r.fork_difference is not None]
-    return Rung(
-        context_tokens=one.context_tokens,
-        keys=one.keys,
-        prefill_tokens=one.prefill_tokens + other.prefill_tokens,
-        prefill_seconds=one.prefill_seconds + other.prefill_seconds,
-        question_tokens=one.question_tokens + other.question_tokens,
-        decode_tokens=one.decode_tokens + other.decode_tokens,
-        decode_seconds=one.decode_seconds + other.decode_seconds,
-        fork_difference=max(differences, default=None),
-    )
+    return answers, tuple(Rung(n, keys[n], **asdict(costs[n])) for n in sorted(costs))

@@ -11,15 +11,49 @@ own: a branch is cut out of the tokens of its whole prompt (ADR 4).
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from quantkit.config.recipe import RetrievalRecipe
+from quantkit.core.haystack import sentences
 from quantkit.retrieval.branches import Branch, Prompts, Question, Tokenize
-from quantkit.retrieval.chat import Frame
+from quantkit.retrieval.chat import Frame, frame
 from quantkit.retrieval.classic import classic_prompts
 from quantkit.retrieval.needles import SINGLE_INSTRUCTION
 from quantkit.retrieval.one_pass import one_pass_prompts
 
-__all__ = ["Branch", "Prompts", "Question", "classic_prompts", "one_pass_prompts", "prompts_of"]
+__all__ = [
+    "Branch",
+    "Prompts",
+    "Question",
+    "all_prompts",
+    "classic_prompts",
+    "one_pass_prompts",
+    "prompts_of",
+]
+
+
+def all_prompts(
+    tokenize: Tokenize,
+    template: str | None,
+    special: tuple[str, str],
+    recipe: RetrievalRecipe,
+    haystack: Path | None,
+    bos: int | None,
+) -> list[Prompts]:
+    """The prompts of each seed.
+
+    Args:
+        template: the model's chat template, Jinja.
+        special: texts of BOS and EOS for it.
+        haystack: a text; the shipped one by default.
+        bos: token to begin with.
+
+    Raises:
+        InputError: the haystack cannot be read, or as in `prompts_of`.
+    """
+    text = frame(template, *special, thinking=recipe.thinking)
+    some = sentences(haystack)
+    return [prompts_of(tokenize, text, some, recipe, seed, bos) for seed in recipe.seeds]
 
 
 def prompts_of(

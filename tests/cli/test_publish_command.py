@@ -51,9 +51,7 @@ def test_killed_half_way_finished_downloaded_and_run(
     env = environment(loopback)
     loopback.upload_bytes_per_second = 2_000_000
     killed = start("publish", own, "--to", TO, env=env)
-    deadline = time.monotonic() + 120
     while sum(loopback.received.values()) < 8_000_000:
-        assert time.monotonic() < deadline
         assert killed.is_alive()
         time.sleep(0.02)
     assert killed.pid is not None

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from quantkit.core.errors import InputError
+from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import atomic
 from quantkit.core.receipts import stale_reason, write_receipt
 from quantkit.core.work_folders import build_folder, resumable
@@ -106,3 +109,33 @@ def test_two_runs_never_share_a_work_folder(tmp_path: Path) -> None:
     assert not work.exists()
     with resumable(work, other) as again:  # the lock went with the folder
         assert not (again / "kept").exists()
+
+
+def test_a_lock_goes_with_the_process_that_held_it(tmp_path: Path) -> None:
+    code = (
+        "import sys, time; from pathlib import Path\n"
+        "from quantkit.core.work_folders import build_folder\n"
+        "with build_folder(Path(sys.argv[1])):\n"
+        "    print(flush=True); time.sleep(1000)"
+    )
+    holding = subprocess.Popen([sys.executable, "-c", code, tmp_path], stdout=subprocess.PIPE)
+    assert holding.stdout is not None
+    with holding.stdout as said:
+        said.readline()
+        with pytest.raises(InputError, match="another run"), build_folder(tmp_path):
+            pass
+        holding.kill()
+        holding.wait()
+    with build_folder(tmp_path):
+        pass
+
+
+def test_a_file_system_without_locks_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def flock(*_arguments: object) -> None:
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(EnvironmentFault, match="not implemented"), build_folder(tmp_path):
+        pass

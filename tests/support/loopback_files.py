@@ -58,10 +58,16 @@ class Fault:
 
 @dataclass
 class Served:
-    """One answer with a file's bytes: from where, and how many were sent."""
+    """One answer with a file's bytes.
+
+    Attributes:
+        start, stop: the bytes that were asked for.
+        sent_bytes: how many were sent so far, the piece under way included.
+    """
 
     name: str
     start: int
+    stop: int
     sent_bytes: int = 0
 
 
@@ -170,7 +176,7 @@ class Files(Listings):
         self.end_headers()
         if self.command == "HEAD":
             return
-        served = Served(name, start)
+        served = Served(name, start, stop)
         with hub.lock:
             hub.served.append(served)
             hub.under_way += 1
@@ -199,8 +205,8 @@ class Files(Listings):
                 position += len(piece)
                 if fault.corrupt and served.sent_bytes == 0:
                     piece = bytes([piece[0] ^ 1]) + piece[1:]
+                served.sent_bytes += len(piece)  # first: a client has no byte that is not counted
                 self.wfile.write(piece)
-                served.sent_bytes += len(piece)
                 if self.hub.bytes_per_second:
                     time.sleep(len(piece) / self.hub.bytes_per_second)
         self.wfile.write(b"x" * fault.extra_bytes)

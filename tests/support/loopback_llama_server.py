@@ -12,7 +12,7 @@ import json
 import os
 import re
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -60,6 +60,7 @@ class Faults:
             writes as the lowest float.
         certain: all of the likeliest have a probability of 1.
         fail: the next completions fail, with this message.
+        redirect: where every request is sent on to.
     """
 
     loading: int = 0
@@ -77,6 +78,7 @@ class Faults:
     underflowed: bool = False
     certain: bool = False
     fail: str = ""
+    redirect: str = ""
 
 
 @dataclass
@@ -142,7 +144,9 @@ class _Handler(BaseHTTPRequestHandler):
         side.paths.append(self.path)
         hang_up = side.faults.hang_up
         with side.lock:
-            if side.faults.loading:
+            if side.faults.redirect:
+                self.send(302, b"", "text/html", {"Location": side.faults.redirect})
+            elif side.faults.loading:
                 side.faults.loading -= 1
                 self.refuse(503, "unavailable_error", "Loading model")
             elif side.faults.unavailable[0]:
@@ -284,9 +288,13 @@ class _Handler(BaseHTTPRequestHandler):
     def send_json(self, status: int, content: dict[str, Any]) -> None:
         self.send(status, json.dumps(content).encode(), "application/json; charset=utf-8")
 
-    def send(self, status: int, raw: bytes, kind: str) -> None:
+    def send(
+        self, status: int, raw: bytes, kind: str, headers: Mapping[str, str] | None = None
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
         self.send_header("Content-Length", str(len(raw)))
         self.end_headers()
         self.wfile.write(raw)

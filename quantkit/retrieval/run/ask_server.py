@@ -1,12 +1,11 @@
-"""The questions of the retrieval check on a running server: self-test, order, costs, answers.
+"""Questions to a running llama-server: its self-test, and each question in one slot.
 
-All questions of one length follow each other in one slot, right behind their haystack, which was
-sent alone before: so the server has it when they come.
+All questions of one length follow each other right behind their haystack, which was sent alone
+before: so the server has it when they come.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 from collections.abc import Callable, Sequence
@@ -16,12 +15,12 @@ import numpy as np
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import EnvironmentFault
-from quantkit.core.journal import Journal
 from quantkit.core.progress import Progress
+from quantkit.llamacpp.endpoint import Refused
+from quantkit.llamacpp.said import Said
 from quantkit.llamacpp.server import Completion, LlamaServer, Tokens
-from quantkit.llamacpp.server_http import Refused
 from quantkit.retrieval.branches import Branch, Prompts
-from quantkit.retrieval.journaled import answer_line, answer_to, answered_places
+from quantkit.retrieval.journaled import Answers, Cost
 from quantkit.retrieval.scoring import THINKING_TAGS
 
 TEST_TAIL = 64
@@ -111,107 +110,92 @@ def _worst_rank(said: Completion, tokens: Sequence[int]) -> int | None:
     return max(known) if len(known) == len(ranks) else None
 
 
-class _Cost:
-    """What the server did for one length, as it says in its answers."""
-
-    def __init__(self, context_tokens: int) -> None:
-        self._context_tokens = context_tokens
-        self._prefilled, self._question_tokens, self._decoded = 0, 0, 0
-        self._prefill_seconds, self._decode_seconds = 0.0, 0.0
-
-    def add(self, said: Completion, own_tokens: int) -> None:
-        """Count an answer; what was prefilled beyond `own_tokens`, its question's, is haystack."""
-        own = min(own_tokens, said.prefilled_tokens)
-        more = said.prefilled_tokens - own
-        self._question_tokens += own
-        self._prefilled += more
-        self._prefill_seconds += said.prefill_seconds * more / max(said.prefilled_tokens, 1)
-        self._decoded += said.decoded_tokens
-        self._decode_seconds += said.decode_seconds if said.decoded_tokens else 0.0
-
-    def line(self, seed: int) -> str:
-        """For the journal."""
-        rung = {
-            "context_tokens": self._context_tokens,
-            "prefill_tokens": self._prefilled,
-            "prefill_seconds": self._prefill_seconds,
-            "question_tokens": self._question_tokens,
-            "decode_tokens": self._decoded,
-            "decode_seconds": self._decode_seconds,
-            "fork_difference": None,
-        }
-        return json.dumps({"rung": rung, "seed": seed})
+def _cost(said: Completion, own_tokens: int = 0) -> Cost:
+    """What an answer took; tokens prefilled beyond `own_tokens`, its question's, are haystack."""
+    own = min(own_tokens, said.prefilled_tokens)
+    more = said.prefilled_tokens - own
+    return Cost(
+        prefill_tokens=more,
+        prefill_seconds=said.prefill_seconds * more / max(said.prefilled_tokens, 1),
+        question_tokens=own,
+        decode_tokens=said.decoded_tokens,
+        decode_seconds=said.decode_seconds if said.decoded_tokens else 0.0,
+    )
 
 
-class Run:
-    """Asks what is not answered yet, and writes down what is.
+class Served:
+    """A llama-server as a respondent of the questions.
 
-    Answers that were kept of another model are asked for anew.
+    Answers that were kept of another model are forgotten.
     """
 
     def __init__(
-        self, server: LlamaServer, recipe: RetrievalRecipe, journal: Journal, progress: Progress
+        self, server: LlamaServer, recipe: RetrievalRecipe, answers: Answers, progress: Progress
     ) -> None:
         self._server, self._recipe = server, recipe
-        self._journal, self._progress = journal, progress
-        self._answered = answered_places(journal.lines)
+        self._answers, self._progress = answers, progress
+        self._first_seed = recipe.seeds[0]
+        self._tested = False
+        self._forces = False
+        self._position, self._at = 0, 0
 
-    def ask_all(self, prompts: Sequence[Prompts]) -> None:
-        """Ask every seed's questions; the first of them is the self-test too."""
+    def work(self, prompts: Prompts, left: Sequence[Branch]) -> tuple[int, int]:
+        done = self._reached(prompts, left)
+        if prompts.seed == self._first_seed and not self._tested:
+            done = max(done - prompts.branches[0].leaves_at, 0)  # the test prefills it once more
+        done += sum(len(b.tokens) for b in prompts.branches if self._answers.has(b))
+        return done, prompts.prefill_tokens + prompts.question_tokens
+
+    def _reached(self, prompts: Prompts, left: Sequence[Branch]) -> int:
+        """How far the stream counts as done before the first of `left`."""
+        before = (b for b in prompts.branches if not left or b.rung < left[0].rung)
+        reached = max((branch.leaves_at for branch in before), default=0)
+        if prompts.seed == self._first_seed and self._tested:
+            return max(reached, prompts.branches[0].leaves_at)
+        return reached
+
+    def begin(self, prompts: Prompts, left: Sequence[Branch]) -> None:
+        self._position, self._at = self._reached(prompts, left), 0
+
+    def ask(self, prompts: Prompts, group: Sequence[Branch]) -> None:
+        at, question = group[0].leaves_at, group[0].question
+        if at != self._at:  # have the stream in the slot up to here
+            said = self._server.prefill(prompts.stream[:at], self._advancing(at - self._position))
+            self._answers.add_cost(question.context_tokens, question.seed, _cost(said))
+            self._position = self._at = at
+        for branch in group:
+            self._ask(prompts, branch)
+
+    def prepare(self, prompts: Sequence[Prompts]) -> bool:
+        """Ask a question afresh, and again behind a prefix that another one was asked behind.
+
+        It is the same question in each run, so the fresh answer also tells whether kept answers
+        are of the file that is served now.
+
+        Raises:
+            EnvironmentFault: the answers differ by more than rounding does.
+        """
         haystack = sum(one.prefill_tokens for one in prompts)
         questions = sum(one.question_tokens for one in prompts)
-        self._start(prompts)
         self._progress.note(
             f"{haystack:,} tokens of haystack and {questions:,} of questions, as far as the server "
             f"keeps a prefix; one prefill a question would take "
             f"{sum(one.classic_tokens for one in prompts):,}"
         )
-        forces, tested_at = self._test(prompts), prompts[0].branches[0].leaves_at
-        for one in prompts:
-            position = tested_at if one is prompts[0] else 0
-            for at, group in itertools.groupby(one.branches, key=lambda b: b.leaves_at):
-                left = [branch for branch in group if not self._done(branch)]
-                if left:
-                    self._reach(one, at, at - position, left[0].question.context_tokens)
-                else:
-                    self._progress.advance(at - position)
-                for branch in left:
-                    self._ask(one, branch, forces=forces)
-                position = at
-
-    def _start(self, prompts: Sequence[Prompts]) -> None:
-        self._progress.start(
-            sum(one.prefill_tokens + one.question_tokens for one in prompts),
-            "tokens",
-            done=sum(len(b.tokens) for one in prompts for b in one.branches if self._done(b)),
-        )
-
-    def _test(self, prompts: Sequence[Prompts]) -> bool:
-        """Ask a question afresh, and again behind a prefix that another one was asked behind.
-
-        It is the same question in each run, so the fresh answer also tells whether kept answers
-        are of the file that is served now; if they are not, they are forgotten.
-
-        Returns:
-            Whether the server can be made to say given tokens.
-
-        Raises:
-            EnvironmentFault: the answers differ by more than rounding does.
-        """
-        branch, kept = prompts[0].branches[0], tests_of(self._journal.lines)
+        branch, kept = prompts[0].branches[0], tests_of(self._answers.journal.lines)
         server, prompt = self._server, _prompt(prompts[0], branch)
         head, tail = np.split(prompt, [max(branch.leaves_at, len(prompt) - TEST_TAIL)])
-        cost, few, many = _Cost(branch.question.context_tokens), *TEST_LIKELIEST
-        on_share = self._advancing(branch.leaves_at)
-        fresh = server.prefill(prompt, on_share, likeliest=many, reuse=False)
-        cost.add(fresh, 0)
+        few, many = TEST_LIKELIEST
+        fresh = server.prefill(
+            prompt, self._advancing(branch.leaves_at), likeliest=many, reuse=False
+        )
         found = _first_likeliest(fresh)
-        if kept:
-            self._compare(kept[0].likeliest, found, prompts)
-        cost.add(server.prefill(head, lambda share: None), 0)
-        cost.add(server.complete(np.concatenate([head, tail[::-1]]), 1), 0)
+        self._tested = True
+        forgot = bool(kept) and self._is_other(kept[0].likeliest, found)
+        cost = _cost(fresh) + _cost(server.prefill(head, lambda share: None))
+        cost += _cost(server.complete(np.concatenate([head, tail[::-1]]), 1))
         again = server.complete(prompt, 1, likeliest=many)
-        cost.add(again, 0)
+        cost += _cost(again)
         difference = largest_difference(found[:few], _first_likeliest(again), TEST_FLOOR)
         if not difference <= TEST_TOLERANCE:
             raise EnvironmentFault(
@@ -219,38 +203,40 @@ class Run:
                 f"log-probabilities {_words(difference, TEST_TOLERANCE)}, so answers would prove "
                 "nothing. Update llama-server, or check the file itself: quantkit niah FILE"
             )
-        tested = Tested(difference, self._forces(prompt, cost), found[:few])
-        self._journal.append(json.dumps({TESTED: asdict(tested)}), cost.line(branch.question.seed))
-        if not tested.forces:
+        self._forces, more = self._try_forcing(prompt)
+        tested = Tested(difference, self._forces, found[:few])
+        self._answers.journal.append(json.dumps({TESTED: asdict(tested)}))
+        question = branch.question
+        self._answers.add_cost(question.context_tokens, question.seed, cost + more)
+        if not self._forces:
             self._progress.note(
                 f"{server.address} cannot be made to say given tokens: answers are scored, their "
                 "log-probabilities are not known"
             )
-        return tested.forces
+        return forgot
 
-    def _compare(self, kept: Likeliest, found: Likeliest, prompts: Sequence[Prompts]) -> None:
-        """Begin anew where kept answers are of another model than that which is served now."""
+    def _is_other(self, kept: Likeliest, found: Likeliest) -> bool:
+        """Forget kept answers that are of another model than the one that is served now."""
         difference = largest_difference(kept, found, -math.inf)
-        if not difference <= SAME_TOLERANCE:
-            self._progress.note(
-                f"{self._server.address} answers otherwise than when the kept answers were given: "
-                f"its log-probabilities {_words(difference, SAME_TOLERANCE)}, as those of another "
-                "file or other options; all questions are asked anew"
-            )
-            self._journal.forget()
-            self._answered.clear()
-            self._start(prompts)
-            self._progress.advance(prompts[0].branches[0].leaves_at)
+        if difference <= SAME_TOLERANCE:
+            return False
+        self._progress.note(
+            f"{self._server.address} answers otherwise than when the kept answers were given: "
+            f"its log-probabilities {_words(difference, SAME_TOLERANCE)}, as those of another "
+            "file or other options; all questions are asked anew"
+        )
+        self._answers.forget()
+        return True
 
-    def _forces(self, prompt: Tokens, cost: _Cost) -> bool:
+    def _try_forcing(self, prompt: Tokens) -> tuple[bool, Cost]:
+        """Whether the server can be made to say given tokens, and what the attempt took."""
         middle = len(prompt) // 2  # haystack: tokens that end no answer, which a grammar would mind
         forced = [int(token) for token in prompt[middle : middle + 2]]
         try:
             said = self._server.complete(prompt, len(forced), likeliest=1, forced=forced)
         except Refused:  # its grammars do not know tokens by id
-            return False
-        cost.add(said, 0)
-        return _log_probability(said, forced) is not None
+            return False, Cost()
+        return _log_probability(said, forced) is not None, _cost(said)
 
     def _advancing(self, tokens: int) -> Callable[[float], None]:
         """Tells the progress of `tokens` of the work as shares of them are done."""
@@ -263,26 +249,17 @@ class Run:
 
         return on_share
 
-    def _reach(self, prompts: Prompts, at: int, stride: int, context_tokens: int) -> None:
-        """Have the stream in the slot up to `at`, where the next questions leave it."""
-        if at:
-            cost = _Cost(context_tokens)
-            cost.add(self._server.prefill(prompts.stream[:at], self._advancing(stride)), 0)
-            self._journal.append(cost.line(prompts.branches[0].question.seed))
-
-    def _ask(self, prompts: Prompts, branch: Branch, *, forces: bool) -> None:
-        question, prompt = branch.question, _prompt(prompts, branch)
-        cost, own = _Cost(question.context_tokens), len(branch.tokens) - branch.haystack_tokens
-        candidates = [[int(t) for t in c] for c in branch.candidates] if forces else []
+    def _ask(self, prompts: Prompts, branch: Branch) -> None:
+        """Ask one question, and for the log-probability of each candidate that was not said."""
+        question, prompt, own = branch.question, _prompt(prompts, branch), branch.own_tokens
+        candidates = [[int(t) for t in c] for c in branch.candidates] if self._forces else []
         said = self._server.complete(
             prompt,
             question.answer_tokens,
             likeliest=1 if candidates else 0,
             kept=THINKING_TAGS if self._recipe.thinking else (),
         )
-        cost.add(said, own)
-        found: list[float | None] = []
-        rank = None
+        cost, found, rank = _cost(said, own), list[float | None](), None
         for number, tokens in enumerate(candidates):
             telling = said
             if said.tokens[: len(tokens)] != tuple(tokens):
@@ -290,17 +267,13 @@ class Run:
                 telling = self._server.complete(
                     prompt, len(tokens), likeliest=likeliest, forced=tokens
                 )
-                cost.add(telling, own)
+                cost += _cost(telling, own)
             found.append(_log_probability(telling, tokens))
             if not number and found[0] is not None:
                 rank = _worst_rank(telling, tokens)
-        answer = answer_to(branch, self._recipe, said.text, found, rank, truncated=not said.ended)
-        self._journal.append(answer_line(answer), cost.line(question.seed))
-        self._answered.add(answer.place)
+        answer = Said(said.text, not said.ended, tuple(found), rank)
+        self._answers.add(branch, answer, cost)
         self._progress.advance(len(branch.tokens))
-
-    def _done(self, branch: Branch) -> bool:
-        return branch.question.place in self._answered
 
 
 def _first_likeliest(said: Completion) -> Likeliest:

@@ -8,6 +8,7 @@ Where forks are not exact, each question gets a prefill of its own, and that is 
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from quantkit.core.journal import Journal
 from quantkit.core.progress import SILENT, Progress, told_to
 from quantkit.llamacpp.child import run_isolated
 from quantkit.llamacpp.settings import DeviceSettings
+from quantkit.retrieval.branches import Prompts
 from quantkit.retrieval.journaled import read_journal
 from quantkit.retrieval.results import DeviceUse, Retrieval, score_tasks
 
@@ -44,11 +46,11 @@ class CheckSettings:
 
 @dataclass(frozen=True)
 class RunFacts:
-    """What the process that asked says of itself; the answers are in its journal.
+    """What a run says of itself; the answers are in its journal.
 
     Attributes:
         purpose: of the journal, which names all that its answers depend on.
-        prefill_tokens, question_tokens, classic_tokens: as in `Retrieval`.
+        fork_difference, prefill_tokens, question_tokens, classic_tokens: as in `Retrieval`.
         keys: context length → different keys hidden before its questions, of the first seed.
     """
 
@@ -59,7 +61,48 @@ class RunFacts:
     question_tokens: int
     classic_tokens: int
     keys: dict[int, int]
-    memory: tuple[DeviceUse, ...]
+    memory: tuple[DeviceUse, ...] = ()
+
+
+def facts_of(
+    prompts: Sequence[Prompts],
+    purpose: str,
+    fork_difference: float,
+    *,
+    forked: bool = False,
+    memory: tuple[DeviceUse, ...] = (),
+) -> RunFacts:
+    """The facts of a run that asks `prompts`, one for each seed."""
+    return RunFacts(
+        purpose=purpose,
+        forked=forked,
+        fork_difference=fork_difference,
+        prefill_tokens=sum(one.prefill_tokens for one in prompts),
+        question_tokens=sum(one.question_tokens for one in prompts),
+        classic_tokens=sum(one.classic_tokens for one in prompts),
+        keys=dict(prompts[0].keys),
+        memory=memory,
+    )
+
+
+def found_by(
+    facts: RunFacts, lines: Sequence[str], recipe: RetrievalRecipe, out: Path
+) -> Retrieval:
+    """What the answers in a journal's `lines` come to; they are written to `out`."""
+    answers, rungs = read_journal(lines, facts.keys, recipe)
+    write_text(out, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers))
+    return Retrieval(
+        mode=recipe.mode,
+        answers=tuple(answers),
+        scores=score_tasks(answers, facts.keys, clustered=recipe.clustered),
+        rungs=rungs,
+        forked=facts.forked,
+        fork_difference=facts.fork_difference,
+        prefill_tokens=facts.prefill_tokens,
+        question_tokens=facts.question_tokens,
+        classic_tokens=facts.classic_tokens,
+        memory=facts.memory,
+    )
 
 
 def check_context_length(name: str, recipe: RetrievalRecipe, trained_context_tokens: int) -> None:
@@ -125,17 +168,4 @@ def check_retrieval(
         },
         told_to(progress, "tokens"),
     )
-    answers, rungs = read_journal(Journal(path, facts.purpose).lines, facts.keys, recipe)
-    write_text(out, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers))
-    return Retrieval(
-        mode=recipe.mode,
-        answers=tuple(answers),
-        scores=score_tasks(answers, facts.keys, clustered=recipe.clustered),
-        rungs=rungs,
-        forked=facts.forked,
-        fork_difference=facts.fork_difference,
-        prefill_tokens=facts.prefill_tokens,
-        question_tokens=facts.question_tokens,
-        classic_tokens=facts.classic_tokens,
-        memory=facts.memory,
-    )
+    return found_by(facts, Journal(path, facts.purpose).lines, recipe, out)

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import EnvironmentFault
 from quantkit.core.files import identity
-from quantkit.core.haystack import sentences
 from quantkit.core.journal import Journal
+from quantkit.core.progress import Emitted, Progress
 from quantkit.core.units import bytes_text
 from quantkit.llamacpp.child import Emit
 from quantkit.llamacpp.device_sets import free_memory
@@ -23,11 +23,17 @@ from quantkit.llamacpp.saved_state import SavedState
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings, device_parts
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.retrieval.branches import Prompts
-from quantkit.retrieval.chat import frame
-from quantkit.retrieval.prompt import prompts_of
+from quantkit.retrieval.journaled import Answers
+from quantkit.retrieval.prompt import all_prompts
 from quantkit.retrieval.results import DeviceUse
-from quantkit.retrieval.run.ask import QuestionRun
-from quantkit.retrieval.run.check import CheckSettings, RunFacts, check_context_length
+from quantkit.retrieval.run.ask import Respondent, ask_all
+from quantkit.retrieval.run.ask_child import Asking, Forks, FreshPrefills
+from quantkit.retrieval.run.check import (
+    CheckSettings,
+    RunFacts,
+    check_context_length,
+    facts_of,
+)
 
 BATCH_TOKENS = 2048
 """llama-server's logical batch: several GPUs work on its physical ones at once."""
@@ -50,16 +56,13 @@ def ask_in_child(
     emit: Emit,
 ) -> RunFacts:
     """Body of the child process of `check_retrieval`."""
-
-    def note(sentence: str) -> None:
-        emit(("note", sentence))
-
+    progress = Emitted(emit)
     shape = Model(model_path, settings.devices, weightless=True)
     check_context_length(model_path.name, recipe, shape.trained_context_tokens)
     prompts = _prompts(shape, recipe, haystack)
     seats, sizes, planned = _plan(shape, recipe, settings, prompts)
     if seats != _most(recipe, settings, prompts):
-        note(
+        progress.note(
             f"memory holds {seats.questions} questions and {seats.candidates} answers to compare "
             "side by side, fewer than asked for: it takes longer"
         )
@@ -71,32 +74,20 @@ def ask_in_child(
     forked = test.alone <= ALONE_TOLERANCE and not settings.fresh
     if not forked or test.together > TOGETHER_TOLERANCE:
         seats = Seats(1, seats.candidates)
-    _tell(note, settings, test, forked, prompts)
-    every = prompts.values()
+    _tell(progress, settings, test, forked, prompts)
     purpose = _purpose(recipe, settings, prompts, forked=forked)
-    run = QuestionRun(context, model.vocab, seats, recipe, Journal(journal_path, purpose), emit)
-    of = _state_of(model_path, sizes, settings)
-    saved = {
-        seed: SavedState(work, f"{of} {one.digest}", settings.save_seconds, note)
-        for seed, one in prompts.items()
-        if forked
-    }
-    run.begin(prompts, saved)
-    for seed, one in prompts.items():
-        if forked:
-            run.one_pass(seed, one, saved[seed])
-        else:
-            run.fresh(seed, one)
-    return RunFacts(
-        purpose=purpose,
-        forked=forked,
-        fork_difference=test.alone,
-        prefill_tokens=sum(one.prefill_tokens for one in every),
-        question_tokens=sum(one.question_tokens for one in every),
-        classic_tokens=sum(one.classic_tokens for one in every),
-        keys=dict(next(iter(every)).keys),
-        memory=memory,
-    )
+    answers = Answers(Journal(journal_path, purpose), recipe)
+    asking = Asking(context, model.vocab, seats, recipe, answers, progress)
+    respondent: Respondent = FreshPrefills(asking)
+    if forked:
+        of = _state_of(model_path, sizes, settings)
+        saved = {
+            one.seed: SavedState(work, f"{of} {one.digest}", settings.save_seconds, progress.note)
+            for one in prompts
+        }
+        respondent = Forks(asking, saved)
+    ask_all(respondent, prompts, answers, progress)
+    return facts_of(prompts, purpose, test.alone, forked=forked, memory=memory)
 
 
 def try_prompts_in_child(
@@ -112,13 +103,13 @@ def try_prompts_in_child(
 
 
 def _purpose(
-    recipe: RetrievalRecipe, settings: CheckSettings, prompts: dict[int, Prompts], *, forked: bool
+    recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts], *, forked: bool
 ) -> str:
     """All that answers depend on beside the model; what is kept of anything else is forgotten."""
     return json.dumps(
         {
             "recipe": recipe.model_dump(mode="json"),
-            "prompts": [one.digest for one in prompts.values()],
+            "prompts": [one.digest for one in prompts],
             "kv_type": settings.kv_type,
             "ubatch_tokens": settings.ubatch_tokens,
             "forked": forked,
@@ -134,20 +125,16 @@ def _state_of(model: Path, sizes: ContextSettings, settings: CheckSettings) -> s
     return json.dumps([made, asdict(sizes), devices, library_version()], sort_keys=True)
 
 
-def _prompts(shape: Model, recipe: RetrievalRecipe, haystack: Path | None) -> dict[int, Prompts]:
+def _prompts(shape: Model, recipe: RetrievalRecipe, haystack: Path | None) -> list[Prompts]:
     """The prompts of each seed, with the file's own tokenizer and chat template."""
     vocab = shape.vocab
-    bos, eos = vocab.token_text(vocab.bos), vocab.token_text(vocab.eos)
-    text = frame(shape.chat_template(), bos, eos, thinking=recipe.thinking)
+    special = vocab.token_text(vocab.bos), vocab.token_text(vocab.eos)
     begin = vocab.text_bos
-    return {
-        seed: prompts_of(vocab.tokenize, text, sentences(haystack), recipe, seed, bos=begin)
-        for seed in recipe.seeds
-    }
+    return all_prompts(vocab.tokenize, shape.chat_template(), special, recipe, haystack, begin)
 
 
 def _plan(
-    shape: Model, recipe: RetrievalRecipe, settings: CheckSettings, prompts: dict[int, Prompts]
+    shape: Model, recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts]
 ) -> tuple[Seats, ContextSettings, dict[str, DeviceMemory]]:
     """As many questions side by side as the recipe wants and the devices' free memory holds.
 
@@ -179,11 +166,11 @@ def _plan(
         seats = fewer
 
 
-def _most(recipe: RetrievalRecipe, settings: CheckSettings, prompts: dict[int, Prompts]) -> Seats:
+def _most(recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts]) -> Seats:
     """As many side by side as the recipe wants; nothing is compared without forks."""
     if settings.fresh:
         return Seats(1, 0)
-    branches = [branch for one in prompts.values() for branch in one.branches]
+    branches = [branch for one in prompts for branch in one.branches]
     candidates = max((len(branch.candidates) for branch in branches), default=0)
     return Seats(1 if recipe.mode == "classic" else recipe.forks, candidates)
 
@@ -201,9 +188,9 @@ def _taken(planned: dict[str, DeviceMemory], free: dict[str, int]) -> dict[str, 
     return {device: size for device, size in taken.items() if device in free}
 
 
-def _sizes(prompts: dict[int, Prompts], seats: Seats, settings: CheckSettings) -> ContextSettings:
+def _sizes(prompts: Sequence[Prompts], seats: Seats, settings: CheckSettings) -> ContextSettings:
     """Of a context that holds the longest prompt, and beside it what else is asked of it."""
-    branches = [branch for one in prompts.values() for branch in one.branches]
+    branches = [branch for one in prompts for branch in one.branches]
     whole = max(b.prompt_tokens + b.question.answer_tokens for b in branches)
     own = max(len(b.tokens) + b.question.answer_tokens for b in branches)
     longest = max((len(c) for b in branches for c in b.candidates), default=0)
@@ -232,32 +219,31 @@ def _memory(
 
 
 def _tell(
-    note: Callable[[str], None],
+    progress: Progress,
     settings: CheckSettings,
     test: ForkTest,
     forked: bool,
-    prompts: dict[int, Prompts],
+    prompts: Sequence[Prompts],
 ) -> None:
     """Say, before it is paid, what the check takes, and why it is as it is."""
-    every = prompts.values()
-    haystack = sum(one.prefill_tokens for one in every)
-    questions = sum(one.question_tokens for one in every)
-    classic = sum(one.classic_tokens for one in every)
+    haystack = sum(one.prefill_tokens for one in prompts)
+    questions = sum(one.question_tokens for one in prompts)
+    classic = sum(one.classic_tokens for one in prompts)
     if not forked and not settings.fresh:
-        note(
+        progress.note(
             f"a forked sequence differs from a fresh decode by {test.alone:.1e} on this device "
             f"(limit {ALONE_TOLERANCE:.0e}): each question gets a prefill of its own, "
             f"{classic:,} tokens instead of {haystack + questions:,}"
         )
     elif not forked:
-        note(f"each question after a prefill of its own: {classic:,} tokens")
+        progress.note(f"each question after a prefill of its own: {classic:,} tokens")
     else:
         if test.together > TOGETHER_TOLERANCE:
-            note(
+            progress.note(
                 f"questions side by side differ from those asked alone by {test.together:.1e} of "
                 f"the largest logit here (limit {TOGETHER_TOLERANCE}): they are asked one by one"
             )
-        note(
+        progress.note(
             f"{haystack:,} tokens of haystack and {questions:,} of questions; one prefill a "
             f"question would take {classic:,}, {classic / (haystack + questions):.1f} times as many"
         )

@@ -10,22 +10,21 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import InputError
-from quantkit.core.files import write_text
 from quantkit.core.haystack import sentences
 from quantkit.core.journal import Journal
 from quantkit.core.progress import SILENT, Progress
-from quantkit.llamacpp.server import LlamaServer, Props, Tokens, file_name
-from quantkit.retrieval.branches import Prompts
-from quantkit.retrieval.chat import frame
-from quantkit.retrieval.journaled import read_journal
-from quantkit.retrieval.prompt import prompts_of
-from quantkit.retrieval.results import Retrieval, score_tasks
-from quantkit.retrieval.run.ask_server import TEST_LIKELIEST, Run, tests_of
+from quantkit.llamacpp.server import LlamaServer, Tokens, file_name
+from quantkit.retrieval.journaled import Answers
+from quantkit.retrieval.prompt import all_prompts
+from quantkit.retrieval.results import Retrieval
+from quantkit.retrieval.run.ask import ask_all
+from quantkit.retrieval.run.ask_server import TEST_LIKELIEST, Served, tests_of
+from quantkit.retrieval.run.check import facts_of, found_by
 from quantkit.retrieval.writing import STOP
 
 NOTED_RATIO = 2
@@ -89,30 +88,34 @@ def check_served(
                 f"at {longest}; start llama-server with -np 1 -c {longest}, or check a shorter "
                 "context"
             )
-        prompts = _prompts(server, props, recipe, haystack)
-        purpose = {
-            "recipe": recipe.model_dump(mode="json"),
-            "model": [props.model, props.model_path, props.size_bytes, props.build],
-            "prompts": [one.digest for one in prompts],
-            "likeliest": TEST_LIKELIEST[0],
-        }
-        journal = Journal(work / "answers.jsonl", json.dumps(purpose))
-        Run(server, recipe, journal, progress).ask_all(prompts)
-    keys, tests = prompts[0].keys, tests_of(journal.lines)
-    answers, rungs = read_journal(journal.lines, keys, recipe)
-    write_text(out, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers))
-    retrieval = Retrieval(
-        mode=recipe.mode,
-        answers=tuple(answers),
-        scores=score_tasks(answers, keys, clustered=recipe.clustered),
-        rungs=rungs,
-        forked=False,
-        fork_difference=max(one.difference for one in tests),
-        prefill_tokens=sum(rung.prefill_tokens for rung in rungs),
-        question_tokens=sum(rung.question_tokens for rung in rungs),
-        classic_tokens=sum(one.classic_tokens for one in prompts),
+        prompts = all_prompts(
+            _Tokenizer(server, sentences(haystack)),
+            props.chat_template,
+            (props.bos, props.eos),
+            recipe,
+            haystack,
+            server.first_token(),
+        )
+        purpose = json.dumps(
+            {
+                "recipe": recipe.model_dump(mode="json"),
+                "model": [props.model, props.model_path, props.size_bytes, props.build],
+                "prompts": [one.digest for one in prompts],
+                "likeliest": TEST_LIKELIEST[0],
+            }
+        )
+        answers = Answers(Journal(work / "answers.jsonl", purpose), recipe)
+        ask_all(Served(server, recipe, answers, progress), prompts, answers, progress)
+    lines = answers.journal.lines
+    tests = tests_of(lines)
+    planned = facts_of(prompts, purpose, max(one.difference for one in tests))
+    retrieval = found_by(planned, lines, recipe, out)
+    retrieval = replace(
+        retrieval,
+        prefill_tokens=sum(rung.prefill_tokens for rung in retrieval.rungs),
+        question_tokens=sum(rung.question_tokens for rung in retrieval.rungs),
     )
-    one_pass = sum(one.prefill_tokens + one.question_tokens for one in prompts)
+    one_pass = planned.prefill_tokens + planned.question_tokens
     taken = retrieval.prefill_tokens + retrieval.question_tokens
     if taken > NOTED_RATIO * one_pass:
         progress.note(
@@ -159,14 +162,3 @@ class _Tokenizer:
         if len(text) <= CACHED_CHARACTERS:
             self._known[text] = tokens
         return tokens
-
-
-def _prompts(
-    server: LlamaServer, props: Props, recipe: RetrievalRecipe, haystack: Path | None
-) -> list[Prompts]:
-    """The prompts of each seed."""
-    some = sentences(haystack)
-    tokenizer = _Tokenizer(server, some)
-    text = frame(props.chat_template, props.bos, props.eos, thinking=recipe.thinking)
-    bos = server.first_token()
-    return [prompts_of(tokenizer, text, some, recipe, seed, bos=bos) for seed in recipe.seeds]

@@ -272,9 +272,7 @@ def test_a_prefix_that_forks_change_ends_the_run(
         self._context.prefill(np.full(position, 7, np.int32), 0)
 
     monkeypatch.setattr(Questioner, "ask", ask)
-    with pytest.raises(
-        EnvironmentFault, match=r"asked again after all others differs by .*--fresh"
-    ):
+    with pytest.raises(EnvironmentFault, match="--fresh"):
         check_child.ask_in_child(
             model, recipe(probes={}), SETTINGS, tmp_path, tmp_path / "a.jsonl", small_haystack(),
             lambda _message: None,
@@ -307,7 +305,7 @@ def test_no_memory_is_told_before_the_weights_are_read(
 ) -> None:
     arguments = (model, recipe(forks=8), SETTINGS, tmp_path, tmp_path / "a.jsonl", small_haystack())
     monkeypatch.setattr(check_child, "free_memory", lambda: {"CPU": 1 << 20})
-    with pytest.raises(EnvironmentFault, match=r"CPU needs .* MiB and has 1\.0 MiB free"):
+    with pytest.raises(EnvironmentFault, match=r"1\.0 MiB"):
         check_child.ask_in_child(*arguments, lambda _message: None)
     monkeypatch.setattr(check_child, "free_memory", lambda: {"CPU": 15 << 20})
     messages: list[Any] = []
@@ -367,15 +365,13 @@ def test_weights_that_are_not_the_models_fail_before_it_is_asked(
 
 def test_logits_that_are_no_numbers_are_the_files_fault(model: Path, tmp_path: Path) -> None:
     broken = with_nan(model, tmp_path / "nan.gguf", "output_norm.weight")
-    with pytest.raises(GateError, match="not numbers: the file is broken"):
+    with pytest.raises(GateError, match="not numbers"):
         checked(broken, tmp_path / "work")
 
 
 def test_a_truncated_context_length_fails_the_gate(model: Path, tmp_path: Path) -> None:
     out = with_context_length(model, tmp_path / "short.gguf", 1024)
-    with pytest.raises(
-        GateError, match="1024 tokens in its metadata, and is to be checked at 1408"
-    ):
+    with pytest.raises(GateError, match=r"1024.*1408"):
         checked(out, tmp_path / "work")
 
 

@@ -20,9 +20,9 @@ from loopback_llama_server import Faults, LoopbackServer, llama_server
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.llamacpp.endpoint import API_KEY_VARIABLE
 from quantkit.llamacpp.selftest import device_settings
 from quantkit.llamacpp.server import LlamaServer
-from quantkit.llamacpp.server_http import API_KEY_VARIABLE
 from quantkit.retrieval.results import Answer, Retrieval
 from quantkit.retrieval.run.ask_server import TEST_FLOOR, Likeliest, largest_difference
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
@@ -163,7 +163,7 @@ def test_goes_on_after_a_stop(side: LoopbackServer, tmp_path: Path) -> None:
     needed = len(side.served)
     side.recover()
     side.faults = Faults(stop_after=SELF_TEST_COMPLETIONS + 6)
-    with pytest.raises(EnvironmentFault, match=r"stopped in the middle.*answered before is kept"):
+    with pytest.raises(EnvironmentFault, match="are kept"):
         check(side, tmp_path / "parts")
     assert not (tmp_path / "parts" / "niah.jsonl").exists()
     first = side.served
@@ -230,9 +230,7 @@ def test_a_confused_server_proves_nothing(
     side: LoopbackServer, tmp_path: Path, faults: Faults
 ) -> None:
     side.faults = faults
-    with pytest.raises(
-        EnvironmentFault, match=r"answers differently.*prove nothing.*quantkit niah"
-    ):
+    with pytest.raises(EnvironmentFault, match="quantkit niah"):
         check(side, tmp_path)
     assert not (tmp_path / "niah.jsonl").exists()
 
@@ -282,7 +280,7 @@ def test_no_log_probability_where_it_would_not_be_exact(
 
 def test_context_too_short(side: LoopbackServer, tmp_path: Path) -> None:
     recipe = RECIPE.model_copy(update={"context_tokens": (512, 2048)})
-    with pytest.raises(InputError, match=r"holds 1024 tokens.*2048; start.*-np 1 -c 2048"):
+    with pytest.raises(InputError, match=r"1024.*-c 2048"):
         check(side, tmp_path, recipe)
     assert side.served == []
 
@@ -369,7 +367,7 @@ def test_llama_server_without_a_cache_and_with_a_key(
     with real_server(model, *options) as address:
         served, _ = check_served(address, RECIPE, tmp_path / "niah.jsonl", tmp_path / "work")
         monkeypatch.setenv(API_KEY_VARIABLE, "barley")
-        with pytest.raises(InputError, match="asks for a key"):
+        with pytest.raises(InputError, match=API_KEY_VARIABLE):
             check_served(address, RECIPE, tmp_path / "other.jsonl", tmp_path / "other")
     assert served.prefill_tokens + served.question_tokens > served.classic_tokens / 2
     assert_same(served, natively(model, tmp_path, RECIPE))

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +12,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
+from waiting import KILLED_BEHIND_BYTES, kill_while_it_waits
 
 from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.errors import EnvironmentFault, InputError
@@ -208,7 +207,7 @@ def test_killed_in_the_middle_of_a_file_goes_on_from_there(
     loopback: LoopbackHub, repository: Path, tmp_path: Path
 ) -> None:
     (repository / TRAIN).write_bytes(os.urandom(12 * MIB))
-    loopback.bytes_per_second = 6 * MIB
+    loopback.faults[TRAIN] = [Fault(stall_after=KILLED_BEHIND_BYTES)]
     code = (
         "from quantkit.study.calibration.sources import resolve_sources\n"
         "from quantkit.config.recipe import ImatrixRecipe\n"
@@ -217,18 +216,15 @@ def test_killed_in_the_middle_of_a_file_goes_on_from_there(
     settings = {"HF_ENDPOINT": loopback.address, "XDG_CACHE_HOME": str(tmp_path)}
     settings["HF_HOME"] = str(tmp_path / "hf")
     environment = {k: v for k, v in os.environ.items() if k != "HF_TOKEN"} | settings
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment)
-    deadline = time.monotonic() + 20
-    while loopback.sent_bytes(TRAIN) < 6 * MIB and time.monotonic() < deadline:
-        time.sleep(0.01)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=environment | {"HF_HUB_DOWNLOAD_TIMEOUT": "600"},
+        text=True,
+    )
     folder = tmp_path / "quantkit" / "datasets" / "someone--talks" / COMMIT
-    (partial,) = (folder / STATE / "data" / "train").glob("0.parquet.*.partial")
-    arrived = partial.stat().st_size
-    assert arrived > 4 * MIB
+    state = folder / STATE / "data" / "train"
+    arrived = kill_while_it_waits(process, state, "0.parquet.*.partial")
     loopback.served.clear()
-    loopback.bytes_per_second = None
     again = subprocess.run(
         [sys.executable, "-c", code], env=environment, capture_output=True, text=True
     )
