@@ -134,7 +134,7 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     fits = _fits(build, levels, console)
     release = Release(build, levels, source, fits, place.repository, hub.connection.endpoint)
     files = stage(release)
-    check_stage(build.folder, files, hub.connection)
+    check_stage(build.folder, files)
     text = f"Levels: {', '.join(level.name for level in levels)}"
     sender = Sender(hub, writer, console, files, job.replace, job.private, title, text)
     changes = sender.changes(place)

@@ -17,7 +17,6 @@ from typing import Any
 
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import file_sha256
-from quantkit.hub.connection import Connection
 from quantkit.hub.writing import LocalFile, local_file
 from quantkit.models.choose import imatrix_name
 from quantkit.models.geometry import geometry_of
@@ -289,18 +288,17 @@ def _write(path: Path, content: bytes, *, executable: bool) -> None:
     path.chmod(0o755 if executable else 0o644)
 
 
-def check_stage(build: Path, files: Sequence[LocalFile], connection: Connection) -> None:
-    """See that nothing in the release gives this machine away.
+def check_stage(build: Path, files: Sequence[LocalFile]) -> None:
+    """Check that nothing in the release reveals this machine or this person.
 
     Raises:
         InputError: names what does.
     """
-    machine = this_machine(build, connection.token or None)
-    found = find_private({file.name: file.path for file in files}, machine)
+    found = find_private({file.name: file.path for file in files}, this_machine(build))
     if found:
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
         shown = "; ".join(f"{one.file}, {one.where}: {one.what}" for one in found[:3])
         raise InputError(
-            f"nothing was published: the release would name what is this machine's own: {shown}"
-            f"{more}; build again with names that may be published"
+            f"nothing was published, because the release would reveal this machine or its user: "
+            f"{shown}{more}; build again with names that may be published"
         )
