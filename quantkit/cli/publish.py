@@ -10,7 +10,7 @@ from quantkit.core.console import Console
 from quantkit.core.units import bytes_text, gb_text, gib_text
 
 if TYPE_CHECKING:
-    from quantkit.release.card.source_card import SourceCard
+    from quantkit.release.card.front_matter import SourceCard
     from quantkit.release.publish import Prepared, Published, PublishJob
 
 SHOWN = 6

@@ -21,8 +21,9 @@ from quantkit.hub.writing import LocalFile, local_file
 from quantkit.models.choose import imatrix_name
 from quantkit.models.geometry import geometry_of
 from quantkit.plan.launch.files import launch_texts
-from quantkit.release.card.source_card import SourceCard
-from quantkit.release.card.text import CardFacts, CardLevel, card_text
+from quantkit.release.card.facts import CardFacts
+from quantkit.release.card.front_matter import SourceCard
+from quantkit.release.card.render import card_text
 from quantkit.release.contents import Build, BuiltLevel, published_as
 from quantkit.release.documents import (
     public_recipe,
@@ -30,7 +31,7 @@ from quantkit.release.documents import (
     recipe_document,
     target_document,
 )
-from quantkit.release.fits import TargetFits
+from quantkit.release.fits import Fits
 from quantkit.release.launches import launch_from
 from quantkit.release.names import (
     CARD,
@@ -50,20 +51,6 @@ from quantkit.report.report import coverage_values, report_page
 FOLDER = "release"
 FORMAT = 1
 """Of release.json."""
-
-
-@dataclass(frozen=True)
-class Fits:
-    """Which targets hold which level.
-
-    Attributes:
-        contexts: that were planned for, tokens.
-        estimated: why the memory is only estimated; None: it is llama.cpp's own.
-    """
-
-    targets: tuple[TargetFits, ...]
-    contexts: tuple[int, ...]
-    estimated: str | None
 
 
 @dataclass(frozen=True)
@@ -158,11 +145,9 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
         source=source,
         target=target,
         recipe=recipe,
-        levels=tuple(CardLevel(level.result, tuple(level.files)) for level in levels),
+        levels=levels,
         left_out=tuple(level.result for level in build.levels if level not in levels),
-        fits=fits.targets,
-        fits_contexts=fits.contexts,
-        fits_estimated=fits.estimated,
+        fits=fits,
         calibration=calibration,
         coverage=coverage_values(facts, folder),
         versions=versions,
