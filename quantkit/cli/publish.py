@@ -15,7 +15,7 @@ from quantkit.core.errors import InputError
 from quantkit.core.units import bytes_text, gb_text, gib_text
 
 if TYPE_CHECKING:
-    from quantkit.release.card.source_card import SourceCard
+    from quantkit.release.card.front_matter import SourceCard
     from quantkit.release.publish import Prepared, Published, PublishJob
 
 SHOWN = 6

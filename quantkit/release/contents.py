@@ -49,7 +49,7 @@ class BuiltLevel:
     """A level of a build.
 
     Attributes:
-        files: where the artifact's files are published → where they are.
+        files: path in the release → the file on this disk, the first shard first.
     """
 
     result: LevelResult
@@ -58,6 +58,11 @@ class BuiltLevel:
     @property
     def name(self) -> str:
         return self.result.name
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The files' paths in the release."""
+        return tuple(self.files)
 
 
 @dataclass(frozen=True)

@@ -32,17 +32,31 @@ class TargetFits:
     refused: str | None = None
 
 
-def targets_of(own: Target) -> list[Target]:
-    """The targets that ship, and `own`, which a build was for: instead of one of its name.
+@dataclass(frozen=True)
+class Fits:
+    """What each target holds of a model's levels.
 
-    It has no devices: they are those of the builder's machine.
+    Attributes:
+        contexts: that were tried beside the target's own, tokens.
+        estimated: why the memory is only estimated; None: llama.cpp reported it.
+    """
+
+    targets: tuple[TargetFits, ...]
+    contexts: tuple[int, ...]
+    estimated: str | None = None
+
+
+def targets_of(own: Target) -> list[Target]:
+    """The shipped targets, and the build's `own`, which replaces a shipped one of its name.
+
+    It loses its devices, which belong to the builder's machine.
     """
     shipped = {name: load_target(name) for name in known_targets()}
     return list((shipped | {own.name: own.model_copy(update={"devices": ()})}).values())
 
 
 def contexts_of(metadata: Metadata) -> tuple[int, ...]:
-    """Those of CONTEXTS that the model was trained for, tokens; else what it was trained for."""
+    """Those of CONTEXTS that the model was trained for, else its trained context; tokens."""
     longest = geometry_of(metadata).trained_context_tokens
     return tuple(n for n in CONTEXTS if n <= longest) or (longest,)
 
@@ -52,20 +66,17 @@ def fits_of(
     levels: Mapping[str, Sequence[TensorInfo]],
     targets: Sequence[Target],
     progress: Progress = SILENT,
-) -> tuple[list[TargetFits], str | None]:
-    """The longest of `contexts_of` the model, and of its own context, at which a target holds each.
+) -> Fits:
+    """The longest context at which each target holds each level: of `contexts_of` and its own.
 
-    Each context is planned as `quantkit plan` does: llama.cpp is asked for all even cuts at once,
-    then for the exact cut of those that fit so, the longest first. The question costs a start of
-    llama.cpp each time, unless this is called within `native.memory.asking()`.
+    Each context is planned as `quantkit plan` does: llama.cpp is asked for all even splits at once,
+    then for the exact split of those that fit, the longest first. Each question starts llama.cpp
+    anew, except within `llamacpp.memory_plan.asking()`.
 
     Args:
         metadata: of the artifacts, as far as llama.cpp plans by it: the architecture's.
         levels: name → every tensor, as the artifact stores it; at least one level.
         progress: told of cells, a target and a level each.
-
-    Returns:
-        The targets in their order, and why the memory is only estimated, if it is.
 
     Raises:
         InputError: llama.cpp refuses the model.
@@ -77,7 +88,7 @@ def fits_of(
         _at_contexts(any_level, target) if why is None else []
         for target, why in zip(targets, refused, strict=True)
     ]
-    # of one level for all: an even cut's buffers do not depend on the weights' types
+    # one level stands for all: the buffers of an even split do not depend on the weights' types
     asked, estimated = asked_memories(
         metadata, any_level.tensors, any_level.geometry, [way for some in ways for way in some]
     )
@@ -91,7 +102,7 @@ def fits_of(
             longest[name] = _longest(model, planned)
             progress.advance(1)
         found.append(TargetFits(target, longest, why))
-    return found, estimated
+    return Fits(tuple(found), contexts_of(metadata), estimated)
 
 
 def _at_contexts(model: PlannedModel, target: Target) -> list[Target]:
@@ -101,7 +112,7 @@ def _at_contexts(model: PlannedModel, target: Target) -> list[Target]:
 
 
 def _longest(model: PlannedModel, planned: Sequence[tuple[Target, GPUMemory]]) -> int | None:
-    """The first of the contexts at which the GPUs hold the model as llama.cpp cuts it."""
+    """The longest context at which the GPUs hold the model as llama.cpp splits it."""
     types = {info.name: info.type_name for info in model.tensors}
     for target, memory in planned:
         if place_exactly(model, types, target, memory).fits:

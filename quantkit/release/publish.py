@@ -13,7 +13,7 @@ from quantkit.core.errors import InputError
 from quantkit.hub.errors import NotThereError
 from quantkit.hub.reading import Hub
 from quantkit.hub.writing import HubWriter, LocalFile
-from quantkit.release.card.source_card import SourceCard, from_card, from_metadata
+from quantkit.release.card.front_matter import SourceCard, from_card, from_metadata
 from quantkit.release.changes import Changes
 from quantkit.release.contents import Build, BuiltLevel, check_outputs, chosen, read_build
 from quantkit.release.destination import (
@@ -25,10 +25,10 @@ from quantkit.release.destination import (
     look,
     owned,
 )
-from quantkit.release.fits import contexts_of, fits_of, targets_of
+from quantkit.release.fits import Fits, fits_of, targets_of
 from quantkit.release.names import CARD, check_branch, repository_name
 from quantkit.release.sending import Sender
-from quantkit.release.staging import Fits, Release, check_stage, stage
+from quantkit.release.staging import Release, check_stage, stage
 
 _SOURCE = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?")
 
@@ -134,7 +134,7 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     fits = _fits(build, levels, console)
     release = Release(build, levels, source, fits, place.repository, hub.connection.endpoint)
     files = stage(release)
-    check_stage(build.folder, files, hub.connection)
+    check_stage(build.folder, files)
     text = f"Levels: {', '.join(level.name for level in levels)}"
     sender = Sender(hub, writer, console, files, job.replace, job.private, title, text)
     changes = sender.changes(place)
@@ -247,5 +247,4 @@ def _fits(build: Build, levels: Sequence[BuiltLevel], console: Console) -> Fits:
     metadata, _tensors = next(iter(headers.values()))
     tensors = {name: infos for name, (_metadata, infos) in headers.items()}
     with asking(), console.stage("targets") as progress:
-        found, why = fits_of(metadata, tensors, targets_of(build.target), progress)
-    return Fits(tuple(found), contexts_of(metadata), why)
+        return fits_of(metadata, tensors, targets_of(build.target), progress)

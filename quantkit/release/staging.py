@@ -17,13 +17,13 @@ from typing import Any
 
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import file_sha256
-from quantkit.hub.connection import Connection
 from quantkit.hub.writing import LocalFile, local_file
 from quantkit.models.choose import imatrix_name
 from quantkit.models.geometry import geometry_of
 from quantkit.plan.launch.files import launch_texts
-from quantkit.release.card.source_card import SourceCard
-from quantkit.release.card.text import CardFacts, CardLevel, card_text
+from quantkit.release.card.facts import CardFacts
+from quantkit.release.card.front_matter import SourceCard
+from quantkit.release.card.render import card_text
 from quantkit.release.contents import Build, BuiltLevel, published_as
 from quantkit.release.documents import (
     public_recipe,
@@ -31,7 +31,7 @@ from quantkit.release.documents import (
     recipe_document,
     target_document,
 )
-from quantkit.release.fits import TargetFits
+from quantkit.release.fits import Fits
 from quantkit.release.launches import launch_from
 from quantkit.release.names import (
     CARD,
@@ -51,20 +51,6 @@ from quantkit.report.report import coverage_values, report_page
 FOLDER = "release"
 FORMAT = 1
 """Of release.json."""
-
-
-@dataclass(frozen=True)
-class Fits:
-    """Which targets hold which level.
-
-    Attributes:
-        contexts: that were planned for, tokens.
-        estimated: why the memory is only estimated; None: it is llama.cpp's own.
-    """
-
-    targets: tuple[TargetFits, ...]
-    contexts: tuple[int, ...]
-    estimated: str | None
 
 
 @dataclass(frozen=True)
@@ -159,11 +145,9 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
         source=source,
         target=target,
         recipe=recipe,
-        levels=tuple(CardLevel(level.result, tuple(level.files)) for level in levels),
+        levels=levels,
         left_out=tuple(level.result for level in build.levels if level not in levels),
-        fits=fits.targets,
-        fits_contexts=fits.contexts,
-        fits_estimated=fits.estimated,
+        fits=fits,
         calibration=calibration,
         coverage=coverage_values(facts, folder),
         versions=versions,
@@ -289,18 +273,17 @@ def _write(path: Path, content: bytes, *, executable: bool) -> None:
     path.chmod(0o755 if executable else 0o644)
 
 
-def check_stage(build: Path, files: Sequence[LocalFile], connection: Connection) -> None:
-    """See that nothing in the release gives this machine away.
+def check_stage(build: Path, files: Sequence[LocalFile]) -> None:
+    """Check that nothing in the release reveals this machine or this person.
 
     Raises:
         InputError: names what does.
     """
-    machine = this_machine(build, connection.token or None)
-    found = find_private({file.name: file.path for file in files}, machine)
+    found = find_private({file.name: file.path for file in files}, this_machine(build))
     if found:
         more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
         shown = "; ".join(f"{one.file}, {one.where}: {one.what}" for one in found[:3])
         raise InputError(
-            f"nothing was published: the release would name what is this machine's own: {shown}"
-            f"{more}; build again with names that may be published"
+            f"nothing was published, because the release would reveal this machine or its user: "
+            f"{shown}{more}; build again with names that may be published"
         )

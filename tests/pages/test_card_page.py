@@ -19,7 +19,9 @@ from quantkit.plan.launch.files import (
     SERVER_SCRIPT,
     SYSTEMD_UNIT,
 )
-from quantkit.release.card.text import CardFacts, card_text
+from quantkit.release.card.facts import CardFacts
+from quantkit.release.card.render import card_text
+from quantkit.release.fits import Fits
 from quantkit.report.retrieval_heatmap import draw_heatmap
 
 FILES = (
@@ -30,7 +32,7 @@ FILES = (
 
 def lay_out(facts: CardFacts, folder: Path, picture: bytes) -> Path:
     """A folder with the files of a release, all but the card empty; the card's page in it."""
-    paths = [file for level in facts.levels for file in level.files]
+    paths = [file for level in facts.levels for file in level.names]
     paths += [f"levels/{level.result.name}/{file}" for level in facts.levels for file in FILES]
     paths += [facts.imatrix_file, "report.html", "SHA256SUMS", "release.json", "recipe.yaml"]
     paths += ["target.yaml", "checkpoint.json", "calibration.json", "sensitivity.json"]
@@ -110,7 +112,7 @@ def test_a_card_of_three_levels(tmp_path: Path, open_card: Open) -> None:
         assert len(rows(page, task)) == 4
         assert len(rows(page, task)[0]) == 1 + len(KEYS)
     targets = rows(page, "target")
-    assert [row[0] for row in targets[1:]] == [fits.target.name for fits in facts.fits]
+    assert [row[0] for row in targets[1:]] == [fits.target.name for fits in facts.fits.targets]
     assert len({len(row) for row in targets}) == 1
     assert page.locator("img").count() == 3
     assert page.locator("summary").all_inner_texts()[0].startswith("Harder questions")
@@ -132,7 +134,7 @@ def test_one_level_or_eight(tmp_path: Path, open_card: Open, count: int) -> None
 
 
 def test_a_card_of_which_little_is_known(tmp_path: Path, open_card: Open) -> None:
-    facts = card_facts([card_level(tmp_path, "Q4", kld=None)], fits=(), coverage=None)
+    facts = card_facts([card_level(tmp_path, "Q4", kld=None)], fits=Fits((), ()), coverage=None)
     source = replace(
         SOURCE, repository=None, commit=None, licence=None, licence_name=None, licence_link=None,
         gated=None,
@@ -154,6 +156,6 @@ def test_words_of_others_stay_words(tmp_path: Path, open_card: Open) -> None:
     }
     page = open_card(replace(facts, source=source, calibration=calibration))
     check(page)
-    assert rows(page, "text")[1] == [f"{evil}, a file of the publisher", "7", evil]
+    assert rows(page, "text")[1] == [f"{evil} (a file of the publisher)", "7", evil]
     assert page.locator("img[src=x], script").count() == 0
     assert page.evaluate("window.broken") is None

@@ -10,9 +10,10 @@ from finished_levels import KEYS, PROBES, answers_of, finish_level
 
 from quantkit.config.recipe import Recipe, RetrievalRecipe, recipe_for
 from quantkit.config.target import load_target
-from quantkit.release.card.source_card import SourceCard
-from quantkit.release.card.text import CardFacts, CardLevel
-from quantkit.release.fits import TargetFits
+from quantkit.release.card.facts import CardFacts
+from quantkit.release.card.front_matter import SourceCard
+from quantkit.release.contents import BuiltLevel
+from quantkit.release.fits import Fits, TargetFits
 from quantkit.report.results import LevelResult
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -59,20 +60,20 @@ def small_recipe(names: Sequence[str], **retrieval: object) -> Recipe:
 
 def card_level(
     build: Path, name: str, missing: float = 0.0, shards: int = 1, **changes: object
-) -> CardLevel:
+) -> BuiltLevel:
     """A finished level with answers of which the share `missing` is wrong."""
     result = finish_level(build, name, answers_of(missing), **changes)  # type: ignore[arg-type]
     stem = f"{MODEL}-{name}"
-    files = tuple(f"{name}/{stem}-{n:05}-of-{shards:05}.gguf" for n in range(1, shards + 1))
-    return CardLevel(result, files if shards > 1 else (f"{stem}.gguf",))
+    files = [f"{name}/{stem}-{n:05}-of-{shards:05}.gguf" for n in range(1, shards + 1)]
+    return BuiltLevel(result, dict.fromkeys(files if shards > 1 else [f"{stem}.gguf"], build))
 
 
 def card_facts(
-    levels: Sequence[CardLevel], left_out: Sequence[LevelResult] = (), **changes: object
+    levels: Sequence[BuiltLevel], left_out: Sequence[LevelResult] = (), **changes: object
 ) -> CardFacts:
     """Of a model with experts, whose last target cannot run it, and whose first holds little."""
     names = [level.result.name for level in levels]
-    fits = (
+    targets = (
         TargetFits(load_target("2x3090"), dict.fromkeys(names) | {names[-1]: 262_144}),
         TargetFits(load_target("4x3090"), dict.fromkeys(names, 1_048_576)),
         TargetFits(load_target("dgx-spark"), dict.fromkeys(names), "no such <card>"),
@@ -81,7 +82,7 @@ def card_facts(
         "repository": REPOSITORY, "model": MODEL, "architecture": "nemotron_h_moe",
         "parameters": 120_670_000_000, "source": SOURCE, "target": load_target("4x3090"),
         "recipe": small_recipe(names), "levels": tuple(levels), "left_out": tuple(left_out),
-        "fits": fits, "fits_contexts": (32_768, 131_072, 1_048_576), "fits_estimated": None,
+        "fits": Fits(targets, (32_768, 131_072, 1_048_576)),
         "calibration": CALIBRATION, "coverage": COVERAGE,
         "versions": {"quantkit": "0.1.0", "llama-cpp-python": "0.3.36", "gguf": "0.19.0"},
         "imatrix_file": f"{MODEL}-imatrix.gguf",

@@ -1,1 +1,1 @@
-"""How a planned model is started: with llama.cpp, in a container, by Ollama, as a service."""
+"""Launch files for a planned model: scripts for llama.cpp, compose file, Modelfile, unit."""

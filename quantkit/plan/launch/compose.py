@@ -12,17 +12,17 @@ from quantkit.plan.launch.settings import Launch
 IMAGE = "ghcr.io/ggml-org/llama.cpp:server-cuda"
 _HEADER = """\
 #
-#   docker compose up -d        serves on 127.0.0.1:{port}; PORT=9000 chooses another
+#   docker compose up -d        serves on 127.0.0.1:{port}; set PORT for another port
 #
-# {where}; MODELS_DIR is another folder with it. For other GPUs than these,
-# change device_ids and CUDA_VISIBLE_DEVICES, which counts from 0 inside the container, in
-# nvidia-smi's order. It needs the NVIDIA Container Toolkit. `docker compose pull` first: an older
-# image may not know the model.
+# {where}; set MODELS_DIR if it is in another folder. To use other
+# GPUs, change device_ids and CUDA_VISIBLE_DEVICES. CUDA_VISIBLE_DEVICES counts from 0 inside the
+# container, in nvidia-smi's order. The NVIDIA Container Toolkit is needed. Run
+# `docker compose pull` first: an older image may not know the model.
 """
 
 
 def compose_file(launch: Launch) -> str:
-    """A compose.yaml; the model's folder is mounted read-only, the port is this machine's only."""
+    """A compose.yaml with the model's folder read-only and the port on this machine only."""
     import yaml
 
     arguments = server_arguments(launch, f"/models/{launch.model_file}")
@@ -33,7 +33,7 @@ def compose_file(launch: Launch) -> str:
     }
     service: dict[str, Any] = {
         "image": IMAGE,
-        # inside the container all interfaces; the port below is bound to this machine
+        # all interfaces of the container; below, the port is published on this machine only
         "command": [_plain(a) for a in (*arguments, "--host", "0.0.0.0", "--port", str(PORT))],
         "environment": {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
@@ -60,20 +60,18 @@ def compose_file(launch: Launch) -> str:
         "security_opt": ["no-new-privileges:true"],
         "deploy": {"resources": {"reservations": {"devices": [gpus]}}},
     }
-    # two levels lie in folders of one name, which would be the project's
+    # without a name, two levels in folders of the same name would be one project
     project = "quantkit-" + re.sub(r"[^a-z0-9_-]+", "-", launch.model_name.lower())
     document = {"name": project, "services": {"llama-server": service}}
     comments = "".join(f"# {line}\n" for line in summary(launch))
     beside = launch.model_folder == "."
-    where = (
-        "The file lies beside the model" if beside else f"The model lies in {launch.model_folder}"
-    )
+    where = "The model is in this folder" if beside else f"The model is in {launch.model_folder}"
     body = yaml.safe_dump(document, sort_keys=False, allow_unicode=True, width=1000)
     return comments + _HEADER.format(port=PORT, where=where) + body
 
 
 def _inside(devices: Sequence[str]) -> str:
-    """The same GPUs in the same order, as a container that has only them numbers them."""
+    """The same GPUs in the same order, as numbered in a container that has no others."""
     if not all(device.isdecimal() for device in devices):
         return ",".join(devices)  # UUIDs are the same everywhere
     ranks = sorted(map(int, devices))
@@ -81,5 +79,5 @@ def _inside(devices: Sequence[str]) -> str:
 
 
 def _plain(text: str) -> str:
-    """`text` without a meaning for compose, which puts variables in for `$`."""
+    """`text` escaped for compose, which replaces variables after `$`."""
     return text.replace("$", "$$")

@@ -1,4 +1,4 @@
-"""The launch files of a model: their texts, and how they are written."""
+"""The launch files of a model, and how they are written."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ SYSTEMD_UNIT = "llama-server.service"
 
 
 class LaunchText(NamedTuple):
-    """What a launch file says, and whether it is a program."""
+    """The content of a launch file, and whether it is executable."""
 
     text: str
     executable: bool
 
 
 def launch_texts(launch: Launch) -> dict[str, LaunchText]:
-    """Name → every way to start the model, for a folder from which it lies in `model_folder`.
+    """Name → launch file, for a folder from which the model is in `launch.model_folder`.
 
-    The same wherever that folder is: nothing in them names it.
+    No text names the folder itself, so the files can be moved together with the model.
     """
     return {
         SERVER_SCRIPT: LaunchText(server_script(launch), executable=True),
@@ -41,7 +41,7 @@ def launch_texts(launch: Launch) -> dict[str, LaunchText]:
 
 
 def write_launch_files(launch: Launch, folder: Path) -> tuple[Path, ...]:
-    """Write every way to start the model into `folder`."""
+    """Write all launch files into `folder`."""
     texts = launch_texts(launch)
     for name, (text, executable) in texts.items():
         if executable:

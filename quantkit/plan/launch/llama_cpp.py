@@ -13,27 +13,27 @@ from quantkit.plan.launch.settings import Launch
 
 HOST, PORT = "127.0.0.1", 8080
 
-# More than any model's: with all layers and the output on the GPUs, and only then, llama.cpp
-# lets the GPUs work on different batches at once (pipeline_parallel in llama-context.cpp).
+# More than any model has. Only with all layers and the output on the GPUs does llama.cpp let the
+# GPUs work on different batches at once (pipeline_parallel in llama-context.cpp).
 ALL_LAYERS = 999
 NO_PIPELINE = "no-tensor=CPU"
-"""An override of no tensor: llama.cpp does not pipeline where there is any (llama-context.cpp)."""
+"""Overrides no tensor; any override switches llama.cpp's pipelining off (llama-context.cpp)."""
 DRAFT_TYPE = "draft-mtp"
-"""`common_speculative_type_from_name_map`; llama-cli runs llama-server, and drafts as it does."""
+"""Of `common_speculative_type_from_name_map`; llama-cli runs llama-server, so it drafts alike."""
 
 
 def server_arguments(launch: Launch, model_path: str | None = None) -> tuple[str, ...]:
-    """What follows `llama-server`; `model_path` is the file's own name if it is not given."""
+    """Arguments of `llama-server`; `model_path` is the file's own name by default."""
     slots = ["-np", str(launch.sequences)]
     if launch.sequences > 1:
-        slots.append("-kvu")  # else each sequence gets its own part of the cells
-    # llama-server divides what follows --alias at commas
+        slots.append("-kvu")  # otherwise each sequence gets its own part of the cells
+    # llama-server splits the value of --alias at commas
     alias = launch.model_name.replace(",", "_")
     return (*_model_arguments(launch, model_path), *slots, "--jinja", "--alias", alias)
 
 
 def cli_arguments(launch: Launch, model_path: str | None = None) -> tuple[str, ...]:
-    """What follows `llama-cli`: one conversation with all of the context."""
+    """Arguments of `llama-cli`: one conversation with the whole context."""
     return (*_model_arguments(launch, model_path), "-np", "1", "--jinja")
 
 
@@ -51,7 +51,7 @@ def _model_arguments(launch: Launch, model_path: str | None) -> tuple[str, ...]:
     if launch.drafted_tokens:
         arguments += ["--spec-type", DRAFT_TYPE, "--spec-draft-n-max", str(launch.drafted_tokens)]
         arguments += ["-ctkd", launch.draft_kv_type, "-ctvd", launch.draft_kv_type]
-    # The default is to change what is not given so that it fits what is free at the moment.
+    # By default llama.cpp changes options that are not given to fit the memory free right now.
     arguments += ["--fit", "off"]
     if launch.needs_longer_context:
         key = f"{launch.architecture}.context_length"
@@ -60,7 +60,7 @@ def _model_arguments(launch: Launch, model_path: str | None) -> tuple[str, ...]:
 
 
 def environment(launch: Launch) -> dict[str, str]:
-    """Which GPUs CUDA shows, in which order: `-ts` goes by position."""
+    """Which GPUs CUDA shows, and in which order: `-ts` counts by position."""
     return {
         "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
         "CUDA_VISIBLE_DEVICES": ",".join(launch.shown_devices),
@@ -68,12 +68,12 @@ def environment(launch: Launch) -> dict[str, str]:
 
 
 def server_command(launch: Launch, model_path: str | None = None) -> str:
-    """One line for a shell, with `environment()` where it matters which GPUs are shown."""
+    """One line for a shell; with `environment()` unless all GPUs are shown in CUDA's own order."""
     return _command(launch, "llama-server", server_arguments(launch, model_path))
 
 
 def cli_command(launch: Launch, model_path: str | None = None) -> str:
-    """One line for a shell, with `environment()` where it matters which GPUs are shown."""
+    """One line for a shell; with `environment()` unless all GPUs are shown in CUDA's own order."""
     return _command(launch, "llama-cli", cli_arguments(launch, model_path))
 
 
@@ -86,13 +86,13 @@ def _command(launch: Launch, program: str, arguments: Sequence[str]) -> str:
 
 
 def server_script(launch: Launch) -> str:
-    """A shell script, for a folder from which the model lies in `launch.model_folder`."""
+    """A shell script for a folder; `launch.model_folder` is the model's folder as seen from it."""
     arguments = (*server_arguments(launch), "--host", HOST, "--port", str(PORT))
     return _script(launch, "llama-server", arguments)
 
 
 def cli_script(launch: Launch) -> str:
-    """A shell script, for a folder from which the model lies in `launch.model_folder`."""
+    """A shell script for a folder; `launch.model_folder` is the model's folder as seen from it."""
     return _script(replace(launch, sequences=1), "llama-cli", cli_arguments(launch))
 
 
@@ -101,13 +101,13 @@ def _script(launch: Launch, program: str, arguments: Sequence[str]) -> str:
     shown = environment(launch)
     defaults = " ".join(f'"${{{name}={value}}}"' for name, value in shown.items())
     there = "" if launch.model_folder == "." else f"{launch.model_folder}/"
-    # "$folder" instead of a change of folder: paths in "$@" stay what they are for the caller
+    # the script does not change the folder, so relative paths in "$@" keep their meaning
     lines = [f'-m "$folder"/{there}{shlex.quote(launch.model_file)}', *_lines(arguments[2:])]
     return "\n".join(
         [
             "#!/bin/sh",
             *(f"# {line}" for line in summary(launch)),
-            f"# Arguments of this script are added; {variable} is another program to run.",
+            f"# The script passes its arguments on; set {variable} to run another program.",
             "set -eu",
             'folder=$(dirname -- "$0")',
             f": {defaults}",
@@ -121,10 +121,10 @@ def _script(launch: Launch, program: str, arguments: Sequence[str]) -> str:
 
 
 def _lines(arguments: Sequence[str]) -> list[str]:
-    """Arguments for a shell, an option with its value on a line.
+    """Arguments for a shell, each option and its value on one line.
 
-    Values of our options may begin with a dash (an alias), so a line begins where an option is
-    known to: every option but these two flags has one value.
+    A value may begin with a dash (an alias), so lines are found by counting: every option has one
+    value, except two flags.
     """
     lines, at = [], 0
     while at < len(arguments):
@@ -135,7 +135,7 @@ def _lines(arguments: Sequence[str]) -> list[str]:
 
 
 def summary(launch: Launch) -> list[str]:
-    """What is started, as comments say it."""
+    """What is started, as lines of comments."""
     names = zip(launch.shown_devices, launch.used_gpus, strict=True)
     gpus = ", ".join(f"{device} {launch.gpus[index]}" for device, index in names)
     sequences = "" if launch.sequences == 1 else f" shared by {launch.sequences} sequences"

@@ -1,7 +1,7 @@
-"""An Ollama Modelfile, and in its comments what a Modelfile cannot say.
+"""An Ollama Modelfile; its comments say what a Modelfile cannot set.
 
-Read in Ollama's source of August 2026 (api/types.go, llm/llama_server.go, server/sched.go): since
-0.30 it starts llama-server itself, and hands its own environment on to it.
+From Ollama's source of August 2026 (api/types.go, llm/llama_server.go, server/sched.go): since
+0.30 it starts llama-server itself and passes its own environment on.
 """
 
 from __future__ import annotations
@@ -15,27 +15,27 @@ DOCUMENTED_KV_TYPES = ("f16", "q8_0", "q4_0")
 
 
 def modelfile(launch: Launch) -> str:
-    """FROM the file, or from what its shards are merged into, and the parameters there are."""
+    """FROM the file, or from the file that its shards are merged into, and the parameters."""
     parts = (_use(launch), _shards(launch), _server(launch), _sequences(launch), _context(launch))
     comments = "\n#\n".join("\n".join(f"# {line}" for line in part) for part in parts if part)
     lines = [
         comments,
-        # a folder before it also keeps Ollama from reading ~ or a quote at the beginning
+        # the path begins with a folder, so Ollama does not interpret a leading ~ or quote
         f"FROM {launch.path_to(launch.merged_file)}",
         f"PARAMETER num_ctx {launch.context_tokens}",
         f"PARAMETER num_gpu {ALL_LAYERS}",
-        "# Ollama takes num_batch for the logical and the physical batch.",
+        "# Ollama uses num_batch for both the logical and the physical batch.",
         f"PARAMETER num_batch {launch.ubatch_tokens}",
     ]
     return "\n".join(lines) + "\n"
 
 
 def server_environment(launch: Launch) -> dict[str, str]:
-    """What `ollama serve` needs to run the plan; it holds for all models of that server."""
+    """The environment of `ollama serve` that the plan needs; it applies to all its models."""
     variables = {
         "OLLAMA_FLASH_ATTENTION": "1" if launch.flash_attention else "0",
         "OLLAMA_KV_CACHE_TYPE": launch.kv_type,
-        "OLLAMA_NUM_PARALLEL": "1",  # it makes room for num_ctx tokens for each
+        "OLLAMA_NUM_PARALLEL": "1",  # each sequence would get num_ctx tokens
         **environment(launch),
         "LLAMA_ARG_FIT": "off",
     }
@@ -56,7 +56,7 @@ def server_environment(launch: Launch) -> dict[str, str]:
 def _use(launch: Launch) -> list[str]:
     return [
         f"{launch.model_name}, for Ollama: ollama create NAME -f Modelfile",
-        "That copies the model into Ollama's own folder.",
+        "The command copies the model into Ollama's own folder.",
     ]
 
 
@@ -66,18 +66,18 @@ def _shards(launch: Launch) -> list[str]:
     files = (launch.path_to(launch.model_file), launch.path_to(launch.merged_file))
     merge = ("llama-gguf-split", "--merge", *files)
     return [
-        f"Ollama opens one file, and this model has {len(launch.files)}. Merge them first:",
+        f"Ollama opens a single file, and this model has {len(launch.files)}. Merge them first:",
         f"  {shlex.join(merge)}",
     ]
 
 
 def _server(launch: Launch) -> list[str]:
     lines = [
-        "A Modelfile cannot set the type of the KV cache, flash attention, or what lies on which",
-        "GPU. Set these in the environment of `ollama serve`; they hold for all of its models:",
+        "A Modelfile cannot set the type of the KV cache, flash attention, or the layers of each",
+        "GPU. Set them in the environment of `ollama serve`; they apply to all of its models:",
         *(f"  {name}={value}" for name, value in server_environment(launch).items()),
-        "LLAMA_ARG_... need Ollama 0.30 or newer. Older versions divide the layers by an estimate",
-        "of their own, and the plan does not hold. `ollama ps` must say 100% GPU, and the context",
+        "LLAMA_ARG_... need Ollama 0.30 or newer. Older versions place the layers by their own",
+        "estimate, and the plan does not hold. `ollama ps` must show 100% GPU, and the context",
         "below.",
     ]
     if launch.kv_type not in DOCUMENTED_KV_TYPES:
@@ -90,10 +90,10 @@ def _sequences(launch: Launch) -> list[str]:
     if launch.sequences == 1:
         return []
     return [
-        f"The plan serves {launch.sequences} requests at once, and they share the context. Ollama",
-        "gives each a context of its own, so this is one at a time. For more, set",
-        "OLLAMA_NUM_PARALLEL, and divide num_ctx by it. Some architectures, nemotron_h_moe among",
-        "them, it always serves one at a time.",
+        f"The plan serves {launch.sequences} requests at once, which share the context. Ollama",
+        "gives each request a context of its own, so this file serves one at a time. For more, set",
+        "OLLAMA_NUM_PARALLEL and divide num_ctx by it. Ollama serves some architectures one at a",
+        "time in any case, nemotron_h_moe among them.",
     ]
 
 
@@ -104,8 +104,7 @@ def _context(launch: Launch) -> list[str]:
     tokens = str(launch.trained_context_tokens)
     change = ("gguf-set-metadata", launch.path_to(launch.merged_file), key, tokens)
     return [
-        f"Ollama cuts num_ctx to the file's {key}, {launch.gguf_context_tokens},",
-        "and cannot override it. Change the file before `ollama create`, with a program of the",
-        "Python package gguf:",
+        f"Ollama limits num_ctx to the file's {key}, {launch.gguf_context_tokens}.",
+        "Change the file before `ollama create`, with a program of the Python package gguf:",
         f"  {shlex.join(change)}",
     ]

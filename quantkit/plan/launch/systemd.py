@@ -1,7 +1,7 @@
-"""A systemd unit for llama-server: any user's rights taken away, only loopback reachable.
+"""A systemd unit for llama-server: an unprivileged user, reachable on loopback only.
 
 Quoting follows systemd.syntax(7) and systemd.service(5): in a command `%` begins a specifier and
-`$` a variable, each is written twice to stand for itself, and quoted words know C's escapes.
+`$` a variable, so each is doubled to stand for itself; quoted words take C's escapes.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ MODELS_FOLDER = "/srv/models"
 _SAFE = re.compile(r"[A-Za-z0-9_.,:=/@+-]+")
 _UNIT = """\
 {comments}
-# The model lies in {folder}, readable for all; `systemctl edit` changes folder and program.
+# The model must be in {folder} and readable by all; `systemctl edit` changes folder and program.
 [Unit]
 Description={name} (llama-server)
-# /dev/nvidia-uvm is allowed below only if its driver is there when the service starts.
+# DeviceAllow= covers /dev/nvidia-uvm only if its driver is loaded when the service starts.
 Wants=modprobe@nvidia.service modprobe@nvidia_uvm.service
 After=network.target modprobe@nvidia.service modprobe@nvidia_uvm.service nvidia-persistenced.service
 
@@ -29,7 +29,7 @@ Type=exec
 WorkingDirectory={folder}
 Environment={environment}
 Environment=CUDA_CACHE_PATH=%C/llama-server
-# Makes /dev/nvidia-uvm, which CUDA cannot make without new privileges.
+# Creates /dev/nvidia-uvm, which CUDA cannot create without new privileges.
 ExecStartPre=-+/usr/bin/nvidia-modprobe -c 0 -u
 ExecStart={command}
 Restart=on-failure
@@ -50,7 +50,7 @@ ProtectKernelLogs=yes
 ProtectKernelModules=yes
 ProtectKernelTunables=yes
 ProtectProc=invisible
-# Only the GPUs. With PrivateDevices= they would be hidden.
+# Only the GPUs; PrivateDevices= would hide them.
 DevicePolicy=closed
 DeviceAllow=char-nvidia* rwm
 IPAddressDeny=any
@@ -73,10 +73,10 @@ WantedBy=multi-user.target
 
 
 def systemd_unit(launch: Launch, program: str = PROGRAM) -> str:
-    """A unit that runs `program` with the model in MODELS_FOLDER, wherever it lies now."""
+    """A unit that runs `program` with the model in MODELS_FOLDER, wherever the model is now."""
     arguments = (*server_arguments(launch), "--host", HOST, "--port", str(PORT))
     return _UNIT.format(
-        # a backslash at its end would take the next line into the comment
+        # a backslash at the end of a line would continue the comment
         comments="\n".join(f"# {line}." for line in summary(launch)),
         folder=MODELS_FOLDER,
         name=_specifiers(launch.model_name),
@@ -86,7 +86,7 @@ def systemd_unit(launch: Launch, program: str = PROGRAM) -> str:
 
 
 def exec_line(words: Sequence[str]) -> str:
-    """A value of ExecStart= that stands for exactly these words. The first is a path."""
+    """A value of ExecStart= for exactly these words, the first of which is a path."""
     return " ".join(_quoted(word) for word in words)
 
 

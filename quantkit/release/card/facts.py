@@ -8,21 +8,10 @@ from typing import Any
 
 from quantkit.config.recipe import Recipe
 from quantkit.config.target import Target
-from quantkit.release.card.source_card import SourceCard
-from quantkit.release.fits import TargetFits
+from quantkit.release.card.front_matter import SourceCard
+from quantkit.release.contents import BuiltLevel
+from quantkit.release.fits import Fits
 from quantkit.report.results import LevelResult
-
-
-@dataclass(frozen=True)
-class CardLevel:
-    """A published level.
-
-    Attributes:
-        files: its GGUF files by their paths in the repository, the first shard first.
-    """
-
-    result: LevelResult
-    files: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -30,21 +19,19 @@ class CardFacts:
     """What a card is made from; words of the source and of others are shown, never obeyed.
 
     Attributes:
-        repository: OWNER/NAME that is published to.
+        repository: OWNER/NAME that the release is published to.
         target: that the levels were built for.
         recipe: without paths of the builder.
-        levels: at least one.
+        levels: the published ones, at least one.
         left_out: levels of the build that are not published: baselines, failed, not chosen.
-        fits_contexts: that were tried for `fits`, tokens.
-        fits_estimated: why the memory is only estimated; None: llama.cpp was asked.
         calibration: the content of calibration.json.
-        coverage: as `stages.report.coverage_values` has it; None for a model without experts.
+        coverage: as `report.coverage_values` returns it; None for a model without experts.
         versions: package → version, quantkit first.
         imatrix_file: its path in the repository.
         endpoint: of the Hub that the links lead to.
         licence_files: texts of the source's licence and notices, which are published with it.
         source_files: names of the source's files, as checkpoint.json has them.
-        is_demo: the source is the model that comes with quantkit.
+        is_demo: the source is the model that ships with quantkit.
     """
 
     repository: str
@@ -54,11 +41,9 @@ class CardFacts:
     source: SourceCard
     target: Target
     recipe: Recipe
-    levels: tuple[CardLevel, ...]
+    levels: tuple[BuiltLevel, ...]
     left_out: tuple[LevelResult, ...]
-    fits: tuple[TargetFits, ...]
-    fits_contexts: tuple[int, ...]
-    fits_estimated: str | None
+    fits: Fits
     calibration: Mapping[str, Any]
     coverage: Mapping[str, Any] | None
     versions: Mapping[str, str]
@@ -67,3 +52,29 @@ class CardFacts:
     licence_files: tuple[str, ...] = ()
     source_files: tuple[str, ...] = ()
     is_demo: bool = False
+
+    @property
+    def folder(self) -> str:
+        """Where the card's commands put the release on the reader's disk."""
+        return f"./{self.model}" if self.model.startswith("-") else self.model
+
+    @property
+    def gguf_sources(self) -> tuple[str, ...]:
+        """The source's files if they are GGUF files, the first shard first."""
+        return tuple(name for name in self.source_files if name.endswith(".gguf"))
+
+    @property
+    def source_repository(self) -> str | None:
+        """OWNER/NAME@COMMIT that holds the source's very files; None: unknown."""
+        # a GGUF file names the repository of its weights, not of the file itself
+        if self.source.repository is None or self.is_demo or self.gguf_sources:
+            return None
+        commit = self.source.commit
+        return self.source.repository if commit is None else f"{self.source.repository}@{commit}"
+
+    @property
+    def local_source(self) -> str:
+        """The source on the reader's disk; its own name goes into the artifacts' metadata."""
+        if self.is_demo:
+            return "demo"
+        return f"original/{next(iter(self.gguf_sources), self.model)}"

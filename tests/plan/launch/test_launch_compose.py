@@ -98,8 +98,8 @@ def test_the_model_s_folder_is_mounted(folder: str) -> None:
     (volume,) = service(launch)["volumes"]
     assert interpolated(volume["source"]) == folder
     assert service(launch) | {"volumes": []} == service(FLAGSHIP) | {"volumes": []}
-    assert f"# The model lies in {folder}; MODELS_DIR is another folder" in compose_file(launch)
-    assert "# The file lies beside the model; MODELS_DIR" in compose_file(FLAGSHIP)
+    assert f"The model is in {folder}; set MODELS_DIR" in compose_file(launch)
+    assert "The model is in this folder" in compose_file(FLAGSHIP)
 
 
 @pytest.mark.parametrize("name", AWKWARD)

@@ -22,8 +22,9 @@ from small_release import SmallRelease, write_small_release
 from quantkit.core.files import file_sha256
 from quantkit.models.choose import choose_model
 from quantkit.release.card.commands import download_command
-from quantkit.release.card.source_card import SourceCard
-from quantkit.release.card.text import CardFacts, card_text
+from quantkit.release.card.facts import CardFacts
+from quantkit.release.card.front_matter import SourceCard
+from quantkit.release.card.render import card_text
 from quantkit.release.sums import sums_text
 from quantkit.release.verifying.description import open_folder
 from quantkit.release.verifying.origin import Origin
@@ -37,14 +38,14 @@ def lay_out(facts: CardFacts, folder: Path) -> None:
     """A release with the names that the card speaks of, its checksums and its server scripts."""
     names = ["recipe.yaml", "target.yaml", "checkpoint.json", "report.html", facts.imatrix_file]
     for level in facts.levels:
-        names += [*level.files, f"levels/{level.result.name}/allocation.json"]
+        names += [*level.names, f"levels/{level.result.name}/allocation.json"]
     for name in names:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(f"content of {name}")
     (folder / "release.json").write_text(json.dumps({"imatrix": facts.imatrix_file}))
     for level in facts.levels:
         script = folder / "levels" / level.result.name / "run-llama-server.sh"
-        script.write_text(START % shlex.quote(level.files[0]))
+        script.write_text(START % shlex.quote(level.names[0]))
     files = {p.relative_to(folder).as_posix(): p for p in folder.rglob("*") if p.is_file()}
     sums = sums_text({name: file_sha256(path) for name, path in files.items()})
     (folder / "SHA256SUMS").write_text(sums)
@@ -110,8 +111,8 @@ def test_all_blocks_of_a_card_run_in_order_in_one_shell(tmp_path: Path, kind: st
 
 def test_names_that_a_shell_would_take_apart(tmp_path: Path) -> None:
     model = "my model's; $(exit 9)"
-    level = replace(card_level(tmp_path, "Q4"), files=(f"{model}-Q4.gguf",))
-    facts = card_facts([level], model=model, imatrix_file=f"{model}-imatrix.gguf", fits=())
+    level = replace(card_level(tmp_path, "Q4"), files={f"{model}-Q4.gguf": tmp_path})
+    facts = card_facts([level], model=model, imatrix_file=f"{model}-imatrix.gguf")
     run_card(facts, tmp_path)
     assert (tmp_path / "reader" / model / f"{model}-Q4.gguf").is_file()
 
@@ -156,7 +157,7 @@ def test_a_gguf_file_as_source_keeps_its_name(tmp_path: Path, source: SourceCard
     assert any(c.startswith("quantkit quantize --model original/x-F16.gguf ") for c in commands)
     assert any(c.startswith("quantkit build --model original/x-F16.gguf ") for c in commands)
     assert not any(c.startswith("quantkit download") for c in commands)
-    assert "`original/x-F16.gguf` is the GGUF file that these files were made from" in card
+    assert "`original/x-F16.gguf` is the GGUF file" in card
     shards = ("x-00001-of-00002.gguf", "x-00002-of-00002.gguf")
     card = card_text(replace(facts, source_files=shards))
     assert "`original/x-00001-of-00002.gguf` is the first of the 2 GGUF files" in card

@@ -9,7 +9,7 @@ import pytest
 from quantkit.formats.tensors import TensorInfo
 from quantkit.models.families.base import meta
 from quantkit.models.general_metadata import general_metadata
-from quantkit.release.card.source_card import PIPELINES, SourceCard, from_card, from_metadata
+from quantkit.release.card.front_matter import PIPELINES, SourceCard, from_card, from_metadata
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 FRONT_MATTER = """\

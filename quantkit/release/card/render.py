@@ -1,0 +1,334 @@
+"""README.md of a release: the model card, from what was published, measured and planned."""
+
+from __future__ import annotations
+
+import html
+import re
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import quote, urlsplit
+
+from quantkit.config.target import Target
+from quantkit.core.units import tokens_text
+from quantkit.hub.card_text import readme_text
+from quantkit.plan.launch.files import CLI_SCRIPT, COMPOSE_FILE, MODELFILE, SYSTEMD_UNIT
+from quantkit.release.card.commands import (
+    best_level,
+    level_commands,
+    plan_commands,
+    reproduction,
+)
+from quantkit.release.card.facts import CardFacts
+from quantkit.release.card.front_matter import card_header
+from quantkit.release.names import SUMS, evidence_folder
+from quantkit.report.pages import page_environment, percent_text
+from quantkit.report.results import LevelResult, LevelRetrieval
+from quantkit.report.retrieval_words import check_text, forks_text
+from quantkit.retrieval.results import MAIN_TASKS, TaskScore
+
+_TASKS = {
+    "multikey": "many keys with near misses, each hidden once with its number",
+    "single": "one key in the haystack",
+    "near-miss": "each key is hidden right beside another that differs in one word",
+    "absent": "keys that were never hidden; a correct answer says so",
+    "updated": "numbers that change later in the text; the last one counts",
+    "multi-value": "keys with four numbers each; an answer must give all four",
+    "two-hop": "keys whose number is given as that of another key",
+    "paraphrased": "facts that the question words differently from the text",
+}
+_EVIDENCE = ("validation.json", "niah.jsonl", "allocation.json", "placement.json")
+_LAUNCH_FILES = {
+    "llama-cli": CLI_SCRIPT, "Docker Compose": COMPOSE_FILE, "systemd": SYSTEMD_UNIT,
+    "Ollama": MODELFILE,
+}  # fmt: skip
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_MARKUP = re.compile(r"[\\`*\[\]|~!$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_PLAIN_CODE = re.compile(r"[\w ./:@=+,*%-]+", re.ASCII)
+_LINE_CHARACTERS = 88
+
+
+def card_text(facts: CardFacts) -> str:
+    """The whole README.md: front matter for the Hub, then Markdown for people."""
+    environment = page_environment()
+    environment.filters |= {
+        "plain": plain,
+        "code": code,
+        "tight": _tight,
+        "listed": _listed,
+        "score": _score,
+        "gpus": gpus_text,
+        "attribute": html.escape,
+    }
+    environment.globals |= {
+        "link": link,
+        "sh": shell,
+        "best": lambda fits: best_level(fits, facts.levels),
+        "commands": lambda level: level_commands(facts, level),
+        "evidence_of": evidence_folder,
+        "evidence_files": _EVIDENCE,
+        "launch_files": _LAUNCH_FILES,
+    }
+    results = [level.result for level in facts.levels]
+    first = results[0].retrieval
+    tables = _task_tables(results)
+    gated = {score.task for result in results for score in result.retrieval.gated}
+    body = environment.get_template("card.md").render(
+        f=facts,
+        sizes=sorted(result.size_bytes for result in results),
+        largest=max(result.size_bytes for result in (*results, *facts.left_out)),
+        failed=[result.name for result in results if result.verdict == "FAILED"],
+        headline=_headline(results),
+        gpus=gpus_text(facts.target),
+        source=_source(facts),
+        licence=_licence(facts),
+        gated_tasks=[table for table in tables if table.task in gated],
+        other_tasks=[table for table in tables if table.task not in gated],
+        retrieval=first,
+        plans=_plans(facts),
+        check=check_text(facts.recipe.retrieval, first.kv_type),
+        gate=_gate_rule(first),
+        forks=_forks(results),
+        measured=[result.kld for result in results if result.kld is not None],
+        checked=[result for result in results if result.integrity is not None],
+        left_out=[(result, _why_left_out(result)) for result in facts.left_out],
+        texts=_calibration_rows(facts.calibration),
+        licences_stated=[text.get("licence") is not None for text in facts.calibration["sources"]],
+        types=_types(facts),
+        reproduction=reproduction(facts),
+        sums=f"(cd {shlex.quote(facts.folder)} && sha256sum --ignore-missing -c {SUMS})",
+    )
+    header = card_header(facts.repository, facts.model, facts.source, results)
+    # parts with nothing to say leave their empty lines
+    return readme_text(header, re.sub("\n{3,}", "\n\n", body).rstrip() + "\n")
+
+
+def gpus_text(target: Target) -> str:
+    """The target's description, or its GPUs."""
+    gpus = ", ".join(f"{gpu.count} × {gpu.name}" for gpu in target.gpus)
+    return " ".join((target.description or gpus).split())
+
+
+# ---- Markdown: words of others stay words, in a paragraph and in a table
+
+
+def plain(text: str) -> str:
+    """`text` as it is, on one line."""
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    marked = _MARKUP.sub(lambda found: "\\" + found[0], line)
+    return "".join(_HTML.get(sign, sign) for sign in marked)
+
+
+def code(text: str) -> str:
+    """`text` in the font of commands."""
+    return f"`{text}`" if _PLAIN_CODE.fullmatch(text) else f"<code>{plain(text)}</code>"
+
+
+def link(label: str, target: str) -> str:
+    """A link to a web address, or to a file by its path in the repository."""
+    if urlsplit(target).scheme in ("http", "https"):
+        address = quote(target, safe=":/?#[]@!$&'*+,;=%~")
+    else:
+        address = quote(target, safe="/")
+    return f"[{plain(label)}]({address})"
+
+
+def shell(*commands: str | Sequence[str]) -> str:
+    """Commands in a block; no line of them closes it. A text is a line as it is."""
+    lines = [text if isinstance(text, str) else _wrapped(text) for text in commands]
+    whole = "\n".join(" ".join(line.split("\r")) for line in lines)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", whole)), default=0))
+    return f"{fence}sh\n{whole}\n{fence}"
+
+
+def _wrapped(words: Sequence[str]) -> str:
+    """A command on several lines, an option and its value on the same one."""
+    pieces: list[str] = []
+    for word in map(shlex.quote, words):
+        if pieces and pieces[-1].startswith("-") and " " not in pieces[-1] and word[0] != "-":
+            pieces[-1] += f" {word}"
+        else:
+            pieces.append(word)
+    lines = [pieces[0]]
+    for piece in pieces[1:]:
+        if len(lines[-1]) + 1 + len(piece) <= _LINE_CHARACTERS:
+            lines[-1] += f" {piece}"
+        else:
+            lines.append(f"  {piece}")
+    return " \\\n".join(lines)
+
+
+def _tight(text: str) -> str:
+    """`text` with spaces that do not break."""
+    return text.replace(" ", "\u00a0")
+
+
+def _listed(words: Sequence[str]) -> str:
+    """`a, b and c`."""
+    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
+
+
+# ---- the parts of the card
+
+
+def _source(facts: CardFacts) -> str:
+    """The original model; a link with its commit if it is on the Hub."""
+    source = facts.source
+    if source.repository is None:
+        return f"**{plain(facts.model)}**"
+    page = f"{facts.endpoint}/{source.repository}"
+    words = link(source.repository, page)
+    if source.commit is not None:
+        words += f" at commit {link(source.commit[:12], f'{page}/tree/{source.commit}')}"
+    return words
+
+
+def _licence(facts: CardFacts) -> str:
+    source = facts.source
+    shown = source.licence_name or source.licence
+    if shown is None:
+        return (
+            "Licence: the original model's card states none; ask its authors before you use these "
+            "files."
+        )
+    name = plain(shown) if source.licence_link is None else link(shown, source.licence_link)
+    return f"Licence: {name}, the same as the original model's."
+
+
+def _score(score: TaskScore) -> str:
+    """`63/64, ≥ 92.8 %`, which only the comma breaks."""
+    bound = _tight(f"≥ {percent_text(score.lower_bound)}")
+    return f"{score.hits}/{score.trials}, {bound}"
+
+
+def _headline(results: Sequence[LevelResult]) -> str:
+    """What the column of retrieval holds: `multikey-176 at 32K`."""
+    scores = [result.retrieval.gated[0] for result in results]
+    names = dict.fromkeys(f"{s.name} at {tokens_text(s.context_tokens)}" for s in scores)
+    return " or ".join(names)
+
+
+@dataclass(frozen=True)
+class _TaskTable:
+    """The scores of one task.
+
+    Attributes:
+        lengths: heads of the columns.
+        rows: level → the score at each length.
+    """
+
+    task: str
+    words: str
+    lengths: tuple[str, ...]
+    rows: Mapping[str, Sequence[TaskScore | None]]
+
+
+def _task_tables(results: Sequence[LevelResult]) -> list[_TaskTable]:
+    tables = []
+    for task in dict.fromkeys(score.task for r in results for score in r.retrieval.scores):
+        scores = {
+            (result.name, score.context_tokens): score
+            for result in results
+            for score in result.retrieval.scores
+            if score.task == task
+        }
+        lengths = sorted({length for _, length in scores})
+        heads = []
+        for length in lengths:
+            keys = sorted({score.keys for (_, n), score in scores.items() if n == length})
+            hidden = f", {' or '.join(map(str, keys))} keys" if task in MAIN_TASKS[:1] else ""
+            heads.append(f"{tokens_text(length)}{hidden}")
+        rows = {r.name: [scores.get((r.name, length)) for length in lengths] for r in results}
+        tables.append(_TaskTable(task, _TASKS.get(task, ""), tuple(heads), rows))
+    return tables
+
+
+def _plans(facts: CardFacts) -> list[str | Sequence[str]]:
+    """The lines that plan for other targets."""
+    lines: list[str | Sequence[str]] = []
+    for fits, level, command in plan_commands(facts):
+        context = tokens_text(fits.target.context_tokens)
+        lines += [f"# {gpus_text(fits.target)}: {level.name} at {context}", shlex.join(command)]
+    return lines
+
+
+def _gate_rule(found: LevelRetrieval) -> str:
+    """What a level must reach."""
+    if found.minimum_lower_bound is None:
+        return "No gate was set: every level is published with its figures."
+    spread = ", which allows for the spread between seeds," if found.clustered else ""
+    kind = f"{'' if found.clustered else 'exact '}lower bound{spread}"
+    tasks = " and of ".join(score.name for score in found.gated)
+    return (
+        f"A level passes if the {kind} of the hit rate of {tasks} at "
+        f"{tokens_text(found.context_tokens)} tokens (one-sided, {100 * found.confidence:.0f} %) "
+        f"reaches {percent_text(found.minimum_lower_bound)}."
+    )
+
+
+def _forks(results: Sequence[LevelResult]) -> str:
+    """Whether forks answered as prompts of their own, for the level where they differed most."""
+    found = [result.retrieval for result in results if result.retrieval.forked]
+    worst = max(
+        found,
+        key=lambda one: max([one.fork_difference, *(r.fork_difference or 0.0 for r in one.rungs)]),
+        default=None,
+    )
+    return "" if worst is None else forks_text(worst.fork_difference, worst.rungs)
+
+
+def _why_left_out(result: LevelResult) -> str:
+    if result.baseline:
+        return "a baseline, built for comparison"
+    if result.passed:
+        return "not chosen for this release"
+    scores = ", ".join(
+        f"{s.name} at {tokens_text(s.context_tokens)}: {_score(s)}" for s in result.retrieval.gated
+    )
+    return f"failed its gate ({scores})"
+
+
+def _calibration_rows(calibration: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+    """(text, its tokens, its licence) of what the importance matrix was collected on."""
+    rows = []
+    for source in calibration["sources"]:
+        tokens, origin = source.get("tokens"), source.get("origin") or ""
+        licence = source.get("licence")
+        words = plain(str(source["name"]))
+        if origin.startswith("hf://datasets/"):
+            name, _, commit = origin.removeprefix("hf://datasets/").partition("@")
+            page = f"https://huggingface.co/datasets/{name}"
+            words = link(name, f"{page}/tree/{commit}" if commit else page)
+        elif origin == "quantkit":
+            words += " (ships with quantkit)"
+        elif origin == "disk":
+            words += " (a file of the publisher)"
+        rows.append(
+            (
+                words,
+                "not known" if tokens is None else f"{tokens:,}",
+                "not stated" if licence is None else plain(str(licence)),
+            )
+        )
+    return rows
+
+
+def _types(facts: CardFacts) -> str:
+    """How the levels' types were chosen."""
+    published = {level.name for level in facts.levels}
+    presets = [level for level in facts.recipe.levels if level.name in published and level.preset]
+    words = [f"{level.name} uses the types of llama.cpp's {level.preset}." for level in presets]
+    if len(presets) < len(published):
+        costed = any(level.result.predicted_kld is not None for level in facts.levels)
+        summed = (
+            "KLD that the tensors' errors were measured to cost,"
+            if costed
+            else "relative error of the tensors, weighted by the importance matrix,"
+        )
+        each = "In the other levels, each" if presets else "Each"
+        words.append(
+            f"{each} tensor has a type of its own. The types minimise the summed {summed} within "
+            "the size of the level and the memory of every GPU."
+        )
+    return " ".join(words)
