@@ -6,7 +6,7 @@ from __future__ import annotations
 def known_tokens() -> tuple[str, ...]:
     """HF_TOKEN and every token that `hf auth login` has stored; they are secrets."""
     from huggingface_hub import get_token
-    from huggingface_hub.utils import get_stored_tokens  # type: ignore[attr-defined]  # no __all__
+    from huggingface_hub.utils import get_stored_tokens
 
     try:
         found = {get_token() or "", *get_stored_tokens().values()}
