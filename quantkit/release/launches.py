@@ -1,4 +1,4 @@
-"""How a published level is started: its launch files, for where its model lies in a release."""
+"""How a published level is started from its folder in a release."""
 
 from __future__ import annotations
 
