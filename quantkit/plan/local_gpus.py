@@ -16,7 +16,7 @@ from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.units import GIB, MIB, bytes_text
 from quantkit.plan.nvidia import (
     GPU,
-    UUID_PREFIXES,
+    UUID_PREFIX,
     VISIBLE,
     NoDriver,
     read_gpus,
@@ -32,8 +32,8 @@ MOST_MULTIPROCESSORS = 192
 """Of a GPU whose driver does not tell: a whole GB202 has these, and no GPU has more."""
 RESERVE_STEP = GIB // 8
 """Reserves are rounded up to this, so that most small changes of a desktop change no plan."""
-SHARED_MEMORY = frozenset({(5, 3), (6, 2), (7, 2), (8, 7), (10, 1), (11, 0), (12, 1)})
-"""Compute capabilities of the chips that use the processor's memory: Jetson, Drive, GB10."""
+GB10 = (12, 1)
+"""Compute capability of the DGX Spark's chip, which uses the processor's memory."""
 CONTEXTS = ((20, 32_768), (40, 131_072), (90, 262_144))
 """(GiB, tokens): the context for GPUs with less than this in all, as the shipped targets do."""
 LONGEST_CONTEXT = 516_096
@@ -43,7 +43,7 @@ _OTHERWISE = (
 )
 
 
-def present_target(nvml: NVML | None = None, environment: Mapping[str, str] = os.environ) -> Target:
+def local_target(nvml: NVML | None = None, environment: Mapping[str, str] = os.environ) -> Target:
     """The NVIDIA GPUs that CUDA would show a program started now, and what they have left.
 
     Args:
@@ -51,7 +51,7 @@ def present_target(nvml: NVML | None = None, environment: Mapping[str, str] = os
         environment: CUDA_VISIBLE_DEVICES and CUDA_DEVICE_ORDER say which GPUs, in which order.
 
     Raises:
-        EnvironmentFault: there is no driver or no GPU, or the driver does not tell the memory.
+        EnvironmentFault: there is no driver or no GPU, or its memory is not reported.
         InputError: the environment does not say which GPUs are meant.
     """
     try:
@@ -69,14 +69,9 @@ def present_target(nvml: NVML | None = None, environment: Mapping[str, str] = os
         name=_label(gpus),
         description="The GPUs of this machine: " + ", ".join(map(_described, gpus)),
         gpus=tuple(_grouped(specs)),
-        devices=tuple(_device(gpu, every) for gpu in gpus),
+        devices=tuple(str(gpu.index) for gpu in gpus),
         context_tokens=next((n for gib, n in CONTEXTS if total < gib), LONGEST_CONTEXT),
     )
-
-
-def _device(gpu: GPU, every: Sequence[GPU]) -> str:
-    """What CUDA_VISIBLE_DEVICES calls it: its number, or of an instance (MIG) its UUID."""
-    return str(gpu.index) if gpu in every else gpu.uuid
 
 
 def _check_selection(
@@ -91,18 +86,11 @@ def _check_selection(
             f"machine's GPUs, because {entries[len(gpus)]!r} names none, or one again. There are "
             f"{known}: unset the variable, or name some of these"
         )
-    instances = [instance for gpu in every for instance in gpu.instances]
-    if any(gpu.mig for gpu in gpus) or (len(gpus) > 1 and set(gpus) & set(instances)):
-        uuids = ", ".join(gpu.uuid for gpu in instances) or "none has been made"
-        raise InputError(
-            "target auto: a program can use one MIG instance, and no other GPU beside it. Set "
-            f"{VISIBLE} to one of the instances ({uuids}), or to GPUs that are not in MIG mode"
-        )
     for gpu in gpus:
-        if gpu.lent:
+        if gpu.divided:
             raise EnvironmentFault(
-                f"target auto: GPU {gpu.index}, {gpu.name}, is lent to virtual machines: CUDA "
-                f"cannot use it here. Leave it out of {VISIBLE}, or run quantkit in the guest"
+                f"target auto: GPU {gpu.index}, {gpu.name}, is in MIG mode or lent to virtual "
+                f"machines, which is not supported. Leave it out of {VISIBLE}"
             )
 
 
@@ -114,7 +102,7 @@ def _check_order(every: Sequence[GPU], environment: Mapping[str, str]) -> None:
     """
     kinds = {(gpu.name, gpu.memory and gpu.memory.total) for gpu in every}
     entries = visible_entries(environment)
-    by_uuid = entries is not None and all(entry.startswith(UUID_PREFIXES) for entry in entries)
+    by_uuid = entries is not None and all(entry.startswith(UUID_PREFIX) for entry in entries)
     if len(kinds) > 1 and not by_uuid and environment.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
         raise InputError(
             "target auto: this machine has GPUs of several kinds, which CUDA numbers by speed and "
@@ -127,13 +115,11 @@ def _spec(gpu: GPU) -> GPUSpec:
     """The GPU with its memory, and what of it the planned buffers cannot have.
 
     Raises:
-        EnvironmentFault: it has no memory of its own, or the driver does not tell how much.
+        EnvironmentFault: it has no memory of its own, or the driver does not report it.
     """
-    if gpu.compute_capability in SHARED_MEMORY:
+    if gpu.compute_capability == GB10:
         raise EnvironmentFault(
-            f"target auto: {gpu.name} uses the processor's memory, and the driver does not tell "
-            "how much of it a model may have. Use --target dgx-spark on a DGX Spark; for another "
-            "machine write a YAML file (docs/targets.md), with what the system needs as reserve_gib"
+            f"target auto: {gpu.name} uses the processor's memory; give --target dgx-spark"
         )
     if gpu.memory is None:
         raise EnvironmentFault(

@@ -11,7 +11,7 @@ from quantkit.core.units import bytes_text
 from quantkit.plan.nvml import NVML, pynvml_module
 
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-UUID_PREFIXES = ("GPU-", "MIG-")
+UUID_PREFIX = "GPU-"
 AnswerT = TypeVar("AnswerT")
 
 # NVML's "cores" of a multiprocessor are its FP32 results a clock: 128, but for these compute
@@ -41,19 +41,16 @@ class GPUBytes:
 
 @dataclass(frozen=True)
 class GPU:
-    """A GPU, or an instance of one in MIG mode.
+    """A GPU.
 
     Attributes:
         index: its number in the order of the PCI bus, which is nvidia-smi's, and CUDA's with
-            CUDA_DEVICE_ORDER=PCI_BUS_ID; of an instance its number on the GPU.
+            CUDA_DEVICE_ORDER=PCI_BUS_ID.
         name: as the driver writes it, for people; nothing is concluded from it.
         pci_bus_id: "00000000:07:00.0".
         multiprocessors: None where the driver does not tell.
-        memory: None where the driver does not tell: the GPU has none of its own (GB10, Jetson), or
-            is in MIG mode.
-        instances: of a GPU in MIG mode, where programs run on its instances only.
-        mig: it is in MIG mode.
-        lent: to virtual machines, by this machine's hypervisor.
+        memory: None where the driver does not tell, as of a GB10, which has none of its own.
+        divided: it is in MIG mode, or lent to virtual machines: a program cannot use it whole.
     """
 
     index: int
@@ -63,14 +60,11 @@ class GPU:
     compute_capability: tuple[int, int]
     multiprocessors: int | None
     memory: GPUBytes | None
-    instances: tuple[GPU, ...] = ()
-    mig: bool = False
-    lent: bool = False
+    divided: bool = False
 
     def __str__(self) -> str:
-        if self.memory:
-            return f"{self.name} {bytes_text(self.memory.total)}"
-        return f"{self.name} {'in MIG mode' if self.mig else 'with memory that it does not report'}"
+        size = bytes_text(self.memory.total) if self.memory else "of unknown memory"
+        return f"{self.name} {size}"
 
 
 def driver_version(nvml: NVML | None = None) -> str:
@@ -133,7 +127,7 @@ def visible_gpus(gpus: Sequence[GPU], environment: Mapping[str, str]) -> tuple[G
 
 
 def visible_entries(environment: Mapping[str, str]) -> list[str] | None:
-    """What CUDA_VISIBLE_DEVICES names; None where it is not set and all GPUs are visible."""
+    """The entries of CUDA_VISIBLE_DEVICES; None where it is not set and all GPUs are visible."""
     asked = environment.get(VISIBLE)
     return None if asked is None else [entry.strip() for entry in asked.split(",")]
 
@@ -141,62 +135,41 @@ def visible_entries(environment: Mapping[str, str]) -> list[str] | None:
 def _named(gpus: Sequence[GPU], entry: str) -> GPU | None:
     if entry.isdecimal():
         return gpus[int(entry)] if int(entry) < len(gpus) else None
-    every = [*gpus, *(instance for gpu in gpus for instance in gpu.instances)]
-    fits = [c for c in every if entry.startswith(UUID_PREFIXES) and c.uuid.startswith(entry)]
+    fits = [c for c in gpus if entry.startswith(UUID_PREFIX) and c.uuid.startswith(entry)]
     return fits[0] if len(fits) == 1 else None
 
 
 def _gpu(nvml: NVML, handle: object) -> GPU:
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
-    mig = _if_known(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
     cores = _if_known(nvml, lambda: nvml.nvmlDeviceGetNumGpuCores(handle))
-    virtual = _if_known(nvml, lambda: nvml.nvmlDeviceGetVirtualizationMode(handle))
-    whole = GPU(
+    divided = _is_divided(nvml, handle)
+    return GPU(
         index=0,
         name=nvml.nvmlDeviceGetName(handle),
         uuid=nvml.nvmlDeviceGetUUID(handle),
         pci_bus_id=nvml.nvmlDeviceGetPciInfo(handle).busId,
         compute_capability=(major, minor),
         multiprocessors=cores // _CORES_OTHERWISE.get((major, minor), 128) if cores else None,
-        memory=None,
-        mig=mig is not None and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE,
-        lent=virtual
-        in (
-            nvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VGPU,
-            nvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VSGA,
-        ),
+        memory=None if divided else _memory(nvml, handle),
+        divided=divided,
     )
-    if whole.mig:
-        return replace(whole, instances=tuple(_instances(nvml, handle, whole)))
-    return replace(whole, memory=_memory(nvml, handle))
 
 
-def _instances(nvml: NVML, handle: object, whole: GPU) -> list[GPU]:
-    found = []
-    for number in range(nvml.nvmlDeviceGetMaxMigDeviceCount(handle)):
-        try:
-            part = nvml.nvmlDeviceGetMigDeviceHandleByIndex(handle, number)
-        except nvml.NVMLError_NotFound:  # the number of an instance that was not made
-            continue
-        found.append(
-            replace(
-                whole,
-                index=number,
-                name=nvml.nvmlDeviceGetName(part),
-                uuid=nvml.nvmlDeviceGetUUID(part),
-                multiprocessors=nvml.nvmlDeviceGetAttributes_v2(part).multiprocessorCount,
-                memory=_memory(nvml, part),
-                mig=False,
-            )
-        )
-    return found
+def _is_divided(nvml: NVML, handle: object) -> bool:
+    mig = _if_known(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
+    lent = (
+        nvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VGPU,
+        nvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VSGA,
+    )
+    virtual = _if_known(nvml, lambda: nvml.nvmlDeviceGetVirtualizationMode(handle))
+    return virtual in lent or (mig is not None and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE)
 
 
 def _memory(nvml: NVML, handle: object) -> GPUBytes | None:
-    """What the driver tells of the memory.
+    """The GPU's memory as the driver reports it.
 
-    `used` is left alone: whether it includes the driver's share depends on the driver. What is
-    neither free nor the driver's is others' with each of them.
+    `used` includes the driver's share in some versions and not in others, so it is not read: what
+    is neither free nor reserved belongs to other programs.
     """
     try:
         found = nvml.nvmlDeviceGetMemoryInfo(handle, version=nvml.nvmlMemory_v2)

@@ -1,4 +1,4 @@
-"""What is used of pynvml, the Python module of NVIDIA's management library (nvidia-ml-py).
+"""The part of pynvml (nvidia-ml-py), NVIDIA's management library, that is called.
 
 The library comes with the driver and needs nothing of CUDA: a machine's GPUs are known where
 llama.cpp was built without CUDA too.
@@ -24,18 +24,11 @@ class PciInfo(Protocol):
     busId: str
 
 
-class Attributes(Protocol):
-    """c_nvmlDeviceAttributes."""
-
-    multiprocessorCount: int
-
-
 class NVML(Protocol):
-    """What is used of pynvml; handles are its own."""
+    """The part of pynvml that is called; handles are opaque."""
 
     NVMLError: type[Exception]
     NVMLError_NotSupported: type[Exception]
-    NVMLError_NotFound: type[Exception]
     NVMLError_FunctionNotFound: type[Exception]
     nvmlMemory_v2: int
     NVML_DEVICE_MIG_ENABLE: int
@@ -54,9 +47,6 @@ class NVML(Protocol):
     def nvmlDeviceGetNumGpuCores(self, device: object) -> int: ...
     def nvmlDeviceGetVirtualizationMode(self, handle: object) -> int: ...
     def nvmlDeviceGetMigMode(self, device: object) -> Sequence[int]: ...
-    def nvmlDeviceGetMaxMigDeviceCount(self, device: object) -> int: ...
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: object, index: int) -> object: ...
-    def nvmlDeviceGetAttributes_v2(self, device: object) -> Attributes: ...
     def nvmlDeviceGetMemoryInfo(self, handle: object, version: int | None = None) -> MemoryInfo: ...
 
 

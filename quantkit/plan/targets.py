@@ -8,7 +8,7 @@ from pathlib import Path
 
 from quantkit.config.target import Target, known_targets, load_target
 from quantkit.core.errors import InputError, QuantkitError
-from quantkit.plan.local_gpus import present_target
+from quantkit.plan.local_gpus import local_target
 from quantkit.plan.nvidia import NoDriver, read_gpus
 from quantkit.plan.nvml import NVML
 
@@ -22,7 +22,7 @@ def choose_target(name: str | Path | Target) -> Target:
     """
     if isinstance(name, Target):
         return name
-    return present_target() if name == "auto" else load_target(str(name))
+    return local_target() if name == "auto" else load_target(str(name))
 
 
 def target_list(
@@ -33,8 +33,8 @@ def target_list(
     """The targets that ship by name, `auto` where this machine has NVIDIA GPUs, and `files`.
 
     Args:
-        nvml: as for `present_target`.
-        environment: as for `present_target`.
+        nvml: as for `local_target`.
+        environment: as for `local_target`.
 
     Returns:
         The targets, and why this machine's GPUs are not among them, if it has some.
@@ -61,7 +61,7 @@ def _present(nvml: NVML | None, environment: Mapping[str, str]) -> tuple[Target 
     try:
         if not read_gpus(nvml):
             return None, None
-        return present_target(nvml, environment).changed(name="auto"), None
+        return local_target(nvml, environment).changed(name="auto"), None
     except NoDriver:
         return None, None
     except QuantkitError as error:

@@ -23,7 +23,7 @@ def test_the_gpus_are_those_that_cuda_shows(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, "pynvml", FakeNVML(rtx_4090(1), rtx_3090(1), gb10()))
     assert nvidia_gpus() == [
         "NVIDIA GeForce RTX 3090 24.00 GiB",
-        "NVIDIA GB10 with memory that it does not report",
+        "NVIDIA GB10 of unknown memory",
         "NVIDIA GeForce RTX 4090 23.99 GiB",
     ]
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,0")

@@ -11,7 +11,6 @@ from fake_nvml import (
     MIB,
     Device,
     FakeNVML,
-    a100_in_mig_mode,
     functions,
     gb10,
     rtx_3090,
@@ -45,7 +44,7 @@ def test_every_fact_is_the_driver_s() -> None:
     assert [gpu.compute_capability for gpu in gpus] == [(8, 6), (8, 6), (8, 9)]
     assert gpus[2].uuid == "GPU-40900002-bb"
     assert str(gpus[2]) == "NVIDIA GeForce RTX 4090 23.99 GiB"
-    assert not any(gpu.mig or gpu.lent or gpu.instances for gpu in gpus)
+    assert not any(gpu.divided for gpu in gpus)
     assert nvml.initialized == 0
 
 
@@ -59,12 +58,12 @@ def test_what_a_gpu_does_not_support_is_unknown() -> None:
     bare = rtx_3090(1, cores=None, virtualization=None, mig=None)
     (gpu,) = read_gpus(FakeNVML(bare))
     assert gpu.multiprocessors is None
-    assert not gpu.lent
+    assert not gpu.divided
     assert gpu.memory is not None
     for total in (None, 0):
         (gpu,) = read_gpus(FakeNVML(rtx_3090(1, total_mib=total, driver_mib=0)))
         assert gpu.memory is None
-        assert str(gpu) == "NVIDIA GeForce RTX 3090 with memory that it does not report"
+        assert str(gpu) == "NVIDIA GeForce RTX 3090 of unknown memory"
 
 
 @pytest.mark.parametrize(
@@ -80,25 +79,14 @@ def test_cores_of_a_multiprocessor(
     assert gpu.multiprocessors == multiprocessors
 
 
-def test_instances_of_a_gpu_in_mig_mode() -> None:
-    (gpu,) = read_gpus(FakeNVML(a100_in_mig_mode(1)))
-    assert gpu.mig
-    assert gpu.memory is None
-    assert [part.uuid for part in gpu.instances] == ["MIG-11c0ffee", "MIG-12c0ffee"]
-    part = gpu.instances[1]
-    assert (part.index, part.multiprocessors, part.mig) == (2, 42, False)
-    assert part.memory == GPUBytes(40192 * MIB, 63 * MIB, 0)
-    assert part.compute_capability == (8, 0)
-
-
-@pytest.mark.parametrize(
-    "mode",
-    [pynvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VGPU, pynvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VSGA],
-)
-def test_a_gpu_of_a_hypervisor_is_lent(mode: int) -> None:
-    guest = pynvml.NVML_GPU_VIRTUALIZATION_MODE_VGPU
-    gpus = read_gpus(FakeNVML(rtx_3090(1, virtualization=mode), rtx_3090(2, virtualization=guest)))
-    assert [gpu.lent for gpu in gpus] == [True, False]
+def test_a_gpu_that_no_program_has_whole_is_divided() -> None:
+    for mode in ("HOST_VGPU", "HOST_VSGA", "VGPU"):
+        virtual = getattr(pynvml, f"NVML_GPU_VIRTUALIZATION_MODE_{mode}")
+        (gpu,) = read_gpus(FakeNVML(rtx_3090(1, virtualization=virtual)))
+        assert gpu.divided == (mode != "VGPU")  # a guest has its GPU as any other
+    for mig in (True, False):
+        (gpu,) = read_gpus(FakeNVML(rtx_3090(1, mig=mig)))
+        assert gpu.divided == mig
 
 
 @pytest.mark.parametrize(
@@ -124,12 +112,6 @@ def test_cuda_visible_devices(value: str, numbers: list[int]) -> None:
     found = visible_gpus(gpus, {"CUDA_VISIBLE_DEVICES": value})
     assert [gpu.index for gpu in found] == numbers
     assert visible_gpus(gpus, {}) == gpus
-
-
-def test_instances_are_visible_by_uuid() -> None:
-    gpus = read_gpus(FakeNVML(rtx_3090(1), a100_in_mig_mode(1)))
-    found = visible_gpus(gpus, {"CUDA_VISIBLE_DEVICES": "MIG-12c0ffee"})
-    assert found == (gpus[1].instances[1],)
 
 
 def test_no_driver_and_a_driver_that_fails() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import pynvml
@@ -26,9 +26,7 @@ class Device:
     capability: tuple[int, int] = (8, 6)
     cores: int | None = 82 * 128
     virtualization: int | None = pynvml.NVML_GPU_VIRTUALIZATION_MODE_NONE
-    instances: dict[int, Device] = field(default_factory=dict)
     mig: bool | None = None
-    multiprocessors: int = 0
     lost: bool = False
 
 
@@ -94,17 +92,6 @@ class FakeNVML:
     def nvmlDeviceGetMigMode(self, device: Device) -> list[int]:
         return [int(_supported(device.mig))] * 2
 
-    def nvmlDeviceGetMaxMigDeviceCount(self, device: Device) -> int:
-        return 7
-
-    def nvmlDeviceGetMigDeviceHandleByIndex(self, device: Device, index: int) -> Device:
-        if index not in device.instances:
-            raise pynvml.NVMLError(pynvml.NVML_ERROR_NOT_FOUND)
-        return device.instances[index]
-
-    def nvmlDeviceGetAttributes_v2(self, device: Device) -> pynvml.c_nvmlDeviceAttributes:
-        return pynvml.c_nvmlDeviceAttributes(multiprocessorCount=device.multiprocessors)
-
     def nvmlDeviceGetMemoryInfo(
         self, handle: Device, version: int | None = None
     ) -> ctypes.Structure:
@@ -146,24 +133,6 @@ def rtx_4090(number: int, **other: object) -> Device:
     }
     uuid = f"GPU-4090000{number}-bb"
     return Device("NVIDIA GeForce RTX 4090", uuid, f"4{number}", **(facts | other))
-
-
-def a100_in_mig_mode(number: int) -> Device:
-    parts = {
-        slot: Device(
-            "NVIDIA A100-SXM4-80GB MIG 3g.40gb",
-            f"MIG-{number}{slot}c0ffee",
-            "",
-            total_mib=40192,
-            driver_mib=63,
-            multiprocessors=42,
-        )
-        for slot in (1, 2)
-    }
-    name, uuid = "NVIDIA A100-SXM4-80GB", f"GPU-a100000{number}-cc"
-    return Device(
-        name, uuid, f"C{number}", None, capability=(8, 0), cores=6912, mig=True, instances=parts
-    )
 
 
 def gb10() -> Device:
