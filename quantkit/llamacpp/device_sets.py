@@ -1,4 +1,4 @@
-"""Devices for llama.cpp to plan on: stand-ins, this machine's own, or RPC servers.
+"""Devices for llama.cpp to plan on: fake GPUs, this machine's own, or RPC servers.
 
 Used inside a child process.
 """
@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Literal
 
 from quantkit.core.errors import EnvironmentFault
-from quantkit.llamacpp.fake_gpus import GPU, StandIns
+from quantkit.llamacpp.fake_gpus import GPU, FakeGPUs
 from quantkit.llamacpp.ggml import base_library, load
 
 DeviceKind = Literal["cuda", "plain", "present", "rpc"]
-"""`cuda` and `plain` are stand-ins, `present` are this machine's own devices."""
+"""`cuda` and `plain` are fake GPUs, `present` are this machine's own devices."""
 _CGROUP = Path("/sys/fs/cgroup")
 INTEGRATED_GPU = 2  # GGML_BACKEND_DEVICE_TYPE_IGPU: of DGX Spark, for example
 
@@ -49,8 +49,8 @@ def open_devices(devices: Devices) -> Iterator[tuple[int, ...]]:
     elif devices.kind == "present":
         yield _present(len(devices.capacities))
     else:
-        stand_ins = StandIns(devices.capacities, cuda=devices.kind == "cuda")
-        yield stand_ins.devices
+        fake = FakeGPUs(devices.capacities, cuda=devices.kind == "cuda")
+        yield fake.devices
 
 
 def free_memory() -> dict[str, int]:
@@ -109,7 +109,7 @@ def _present(wanted: int) -> tuple[int, ...]:
     )
     if len(gpus) != wanted:
         raise EnvironmentFault(
-            f"the target has {wanted} GPUs, but llama.cpp sees {len(gpus)} here; verify on "
-            "stand-ins for them instead, with --on stand-ins"
+            f"the target has {wanted} GPUs, but llama.cpp sees {len(gpus)} here; verify on fake "
+            "GPUs of its sizes with --on fake"
         )
     return gpus

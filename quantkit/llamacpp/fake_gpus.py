@@ -1,4 +1,4 @@
-"""GPUs that exist only as numbers, so that llama.cpp plans for GPUs which are not here.
+"""Fake GPUs: devices that answer llama.cpp's questions, so that it plans for GPUs not here.
 
 llama.cpp asks a device for names, sizes and abilities, and for computations. With `no_alloc` it
 never computes: a device that answers the questions is enough to have its own loader, scheduler and
@@ -112,8 +112,29 @@ class _Properties(ctypes.Structure):
     )  # fmt: skip
 
 
-class StandIns:
-    """Stand-ins for GPUs of `capacities` bytes; they live as long as this object.
+_SIGNATURES: dict[str, tuple[Any, ...]] = {
+    name: signature
+    for signature, names in (
+        ((_Pointer, _Pointer), "get_name get_description get_buffer_type get_base event_new"),
+        ((_Pointer, _Pointer, _Pointer), "init_backend"),
+        ((_Pointer, _Pointer, _Size), "get_device alloc_buffer"),
+        ((_Pointer, _Pointer, ctypes.c_char_p), "get_proc_address"),
+        ((_Size, _Pointer), "get_device_count get_alignment"),
+        ((_Size, _Pointer, _Pointer), "get_alloc_size"),
+        ((ctypes.c_int, _Pointer), "get_type"),
+        ((ctypes.c_bool, _Pointer, _Pointer), "supports_op supports_buft"),
+        ((None, _Pointer), "free synchronize free_buffer"),
+        ((None, _Pointer, _Pointer), "get_props event_free event_synchronize"),
+        ((None, _Pointer, _Pointer, _Pointer), "get_memory"),
+        ((None, _Pointer, ctypes.c_ubyte), "clear"),
+    )
+    for name in names.split()
+}
+"""Function of an interface → its result and its arguments."""
+
+
+class FakeGPUs:
+    """GPUs of `capacities` bytes that cannot compute; they live as long as this object.
 
     Args:
         cuda: answer as CUDA GPUs do; otherwise as plain memory, as RPC servers on CPUs.
@@ -123,24 +144,13 @@ class StandIns:
         self._kept: list[Any] = []
         self._cuda = cuda
         self._registry = _Registry(api_version=API_VERSION)
-        name = self._text("STAND-INS")
-        self._set(self._registry.functions, "get_name", _Pointer, [_Pointer], lambda _r: name)
-        self._set(
-            self._registry.functions, "get_device_count", _Size, [_Pointer], lambda _r: len(found)
-        )
-        self._set(
+        name = self._text("FAKE")
+        self._fill(
             self._registry.functions,
-            "get_device",
-            _Pointer,
-            [_Pointer, _Size],
-            lambda _r, index: found[index],
-        )
-        self._set(
-            self._registry.functions,
-            "get_proc_address",
-            _Pointer,
-            [_Pointer, ctypes.c_char_p],
-            lambda _r, _name: None,
+            get_name=lambda _r: name,
+            get_device_count=lambda _r: len(found),
+            get_device=lambda _r, index: found[index],
+            get_proc_address=lambda _r, _name: None,
         )
         found = [self._device(index, size) for index, size in enumerate(capacities)]
         self.devices: tuple[int, ...] = tuple(found)
@@ -151,40 +161,31 @@ class StandIns:
         self._kept.append(buffer)
         return ctypes.addressof(buffer)
 
-    def _set(
+    def _fill(
         self,
         functions: Any,  # noqa: ANN401 - a struct whose fields are known by name only
-        name: str,
-        result: Any,  # noqa: ANN401 - a ctypes type, or None
-        arguments: Sequence[Any],
-        body: Callable[..., Any],
+        **bodies: Callable[..., Any],
     ) -> None:
-        """Fill the field `name` with a pointer to `body`, which is kept alive."""
-
-        def guarded(*given: Any) -> Any:  # noqa: ANN401
-            try:
-                return body(*given)
-            except BaseException:  # noqa: BLE001 - whatever it is, nothing may go on
-                traceback.print_exc()
-                os._exit(1)  # ctypes would go on with an answer of its own making
-
-        function = ctypes.CFUNCTYPE(result, *arguments)(guarded)
-        self._kept.append(function)
-        setattr(functions, name, ctypes.cast(function, _Pointer))
+        """Fill fields of `functions` with pointers to `bodies`, which are kept alive."""
+        for name, body in bodies.items():
+            function = ctypes.CFUNCTYPE(*_SIGNATURES[name])(_guarded(body))
+            self._kept.append(function)
+            setattr(functions, name, ctypes.cast(function, _Pointer))
 
     def _device(self, index: int, size: int) -> int:
         device, backend, event = _Device(), _Backend(), _Event()
-        self._kept += [device, backend, event]
-        address = ctypes.addressof(device)
-        name = self._text(f"CARD{index}")
-        buffer_type = self._buffer_type(address, name)
         guid = (ctypes.c_ubyte * 16)(*([index + 1] * 16))
-        self._kept.append(guid)
+        self._kept += [device, backend, event, guid]
+        address = ctypes.addressof(device)
+        name = self._text(f"FAKE{index}")
+        buffer_type = self._buffer_type(address, name)
         backend.guid, backend.device, event.device = ctypes.addressof(guid), address, address
-        of_backend = backend.functions
-        self._set(of_backend, "get_name", _Pointer, [_Pointer], lambda _b: name)
-        self._set(of_backend, "free", None, [_Pointer], lambda _b: None)
-        self._set(of_backend, "synchronize", None, [_Pointer], lambda _b: None)
+        self._fill(
+            backend.functions,
+            get_name=lambda _b: name,
+            free=lambda _b: None,
+            synchronize=lambda _b: None,
+        )
 
         def memory(_device: int, free: int, total: int) -> None:
             _Size.from_address(free).value = _Size.from_address(total).value = size
@@ -199,58 +200,45 @@ class StandIns:
             found.abilities.asynchronous = found.abilities.events = True
 
         device.registry = ctypes.addressof(self._registry)
-        of_device = device.functions
-        self._set(of_device, "get_name", _Pointer, [_Pointer], lambda _d: name)
-        self._set(of_device, "get_description", _Pointer, [_Pointer], lambda _d: name)
-        self._set(of_device, "get_memory", None, [_Pointer] * 3, memory)
-        self._set(of_device, "get_type", ctypes.c_int, [_Pointer], lambda _d: GPU)
-        self._set(of_device, "get_props", None, [_Pointer] * 2, properties)
         this_backend, this_event = ctypes.addressof(backend), ctypes.addressof(event)
-        self._set(
-            of_device, "init_backend", _Pointer, [_Pointer] * 2, lambda _d, _params: this_backend
+        self._fill(
+            device.functions,
+            get_name=lambda _d: name,
+            get_description=lambda _d: name,
+            get_memory=memory,
+            get_type=lambda _d: GPU,
+            get_props=properties,
+            init_backend=lambda _d, _params: this_backend,
+            get_buffer_type=lambda _d: buffer_type,
+            supports_op=self._supports,
+            supports_buft=lambda _d, other: other == buffer_type,
+            event_new=lambda _d: this_event,
+            event_free=lambda _d, _e: None,
+            event_synchronize=lambda _d, _e: None,
         )
-        self._set(of_device, "get_buffer_type", _Pointer, [_Pointer], lambda _d: buffer_type)
-        self._set(of_device, "supports_op", ctypes.c_bool, [_Pointer] * 2, self._supports)
-        self._set(
-            of_device,
-            "supports_buft",
-            ctypes.c_bool,
-            [_Pointer] * 2,
-            lambda _d, other: other == buffer_type,
-        )
-        self._set(of_device, "event_new", _Pointer, [_Pointer], lambda _d: this_event)
-        self._set(of_device, "event_free", None, [_Pointer] * 2, lambda _d, _e: None)
-        self._set(of_device, "event_synchronize", None, [_Pointer] * 2, lambda _d, _e: None)
         return address
 
     def _buffer_type(self, device: int, name: int) -> int:
         """Memory of a GPU: buffers have sizes and nothing in them."""
         buffer_type, buffer = _BufferType(device=device), _BufferFunctions()
         self._kept += [buffer_type, buffer]
-        self._set(buffer, "free_buffer", None, [_Pointer], lambda _b: None)
-        self._set(buffer, "get_base", _Pointer, [_Pointer], lambda _b: BASE_ADDRESS)
-        self._set(buffer, "clear", None, [_Pointer, ctypes.c_ubyte], lambda _b, _value: None)
+        self._fill(
+            buffer,
+            free_buffer=lambda _b: None,
+            get_base=lambda _b: BASE_ADDRESS,
+            clear=lambda _b, _value: None,
+        )
         make = base_library().ggml_backend_buffer_init
         make.restype, make.argtypes = _Pointer, (_Pointer, _BufferFunctions, _Pointer, _Size)
-        functions = buffer_type.functions
-        self._set(functions, "get_name", _Pointer, [_Pointer], lambda _t: name)
-        self._set(
-            functions,
-            "alloc_buffer",
-            _Pointer,
-            [_Pointer, _Size],
-            lambda kind, size: make(kind, buffer, None, size),
-        )
         alignment = CUDA_ALIGNMENT if self._cuda else CPU_ALIGNMENT
-        self._set(functions, "get_alignment", _Size, [_Pointer], lambda _t: alignment)
+        self._fill(
+            buffer_type.functions,
+            get_name=lambda _t: name,
+            alloc_buffer=lambda kind, size: make(kind, buffer, None, size),
+            get_alignment=lambda _t: alignment,
+        )
         if self._cuda:
-            self._set(
-                functions,
-                "get_alloc_size",
-                _Size,
-                [_Pointer] * 2,
-                lambda _t, tensor: cuda_size(tensor),
-            )
+            self._fill(buffer_type.functions, get_alloc_size=lambda _t, tensor: cuda_size(tensor))
         return ctypes.addressof(buffer_type)
 
     def _supports(self, _device: int, address: int) -> bool:
@@ -261,6 +249,19 @@ class StandIns:
         tensor = GgmlTensor.from_address(address)
         keys, values = (tensor.src[i].contents.ne[0] for i in (1, 2))
         return (keys in FLASH_HEADS and keys == values) or (keys, values) in FLASH_HEADS_UNEQUAL
+
+
+def _guarded(body: Callable[..., Any]) -> Callable[..., Any]:
+    """`body`, which ends the process if it fails: ctypes would make up an answer and go on."""
+
+    def call(*given: Any) -> Any:  # noqa: ANN401
+        try:
+            return body(*given)
+        except BaseException:  # noqa: BLE001 - whatever it is, nothing may go on
+            traceback.print_exc()
+            os._exit(1)
+
+    return call
 
 
 def cuda_size(address: int) -> int:

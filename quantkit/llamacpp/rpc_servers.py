@@ -1,6 +1,6 @@
-"""llama.cpp's RPC servers on this machine's CPU, one for each GPU that they stand in for.
+"""llama.cpp's RPC servers on this machine's CPU, one in place of each GPU.
 
-An independent check of `stand_ins.py`: these devices are llama.cpp's own. They need a build with
+An independent check of `fake_gpus.py`: these devices are llama.cpp's own. They need a build with
 `-DGGML_RPC=ON`. Every server is a process of its own on the loopback interface, and ends with the
 one that started it.
 """
@@ -61,7 +61,7 @@ def _library() -> ctypes.CDLL:
         raise EnvironmentFault(
             "llama.cpp was built without its RPC backend; install it again with "
             "CMAKE_ARGS=-DGGML_RPC=ON pip install --force-reinstall --no-cache-dir "
-            "llama-cpp-python, or verify on stand-ins for the GPUs with --on stand-ins"
+            "llama-cpp-python, or verify with --on fake, which needs no RPC"
         ) from None
 
 
