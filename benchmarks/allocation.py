@@ -90,7 +90,7 @@ def allocation_lines() -> list[str]:
         specs = tuple(GPUSpec(name="gpu", memory_gib=size) for size in sizes)
         target = Target(name=name, gpus=specs, context_tokens=context)
         memory = gpu_memory(geometry, target)
-        budget = target_budget(target, memory, host)
+        budget = target_budget(memory, host)
         lines.append(_row(name, [Case(tensors, c, budget, memory) for c in sets]))
         less = int(0.98 * budget)
         lines.append(_row(f"{name} and 2 % less", [Case(tensors, c, less, memory) for c in sets]))

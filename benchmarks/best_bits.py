@@ -15,7 +15,8 @@ from prepared import HELD_OUT, Prepared
 
 from quantkit.config.levels import PRESETS, LevelRecipe
 from quantkit.formats.logits_file import scored_positions
-from quantkit.llamacpp.presets import stock_types
+from quantkit.llamacpp.presets import ask_preset
+from quantkit.models.model import Model
 from quantkit.plan.allocate import Allocation, allocate
 from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
@@ -83,19 +84,19 @@ def _row(model: Prepared, size: int, best: Stock | None, *, retrieval: bool) -> 
 
 def _presets(model: Prepared) -> list[Stock]:
     found: dict[tuple[str, ...], Stock] = {}
-    tensors, metadata = model.source.tensors, model.source.metadata
+    shape = Model.of("model", model.source)
     for preset in PRESETS:
-        types = stock_types(metadata, tensors, preset, has_imatrix=True)
+        types = ask_preset(shape, preset, has_imatrix=True).types
         key = tuple(types.values())
         if key not in found:  # two presets of the same types are one file
-            size = artifact_bytes("model", metadata, tensors, types)
+            size = artifact_bytes(shape, types)
             found[key] = Stock(preset, types, size, model.kld(types))
     return list(found.values())
 
 
 def _allocation(model: Prepared, size: int) -> Allocation:
     tensors = model.source.tensors
-    overhead = overhead_bytes("model", model.source.metadata, tensors)
+    overhead = overhead_bytes(Model.of("model", model.source))
     return allocate(tensors, model.sensitivity.costs(), size, overhead, ANY)
 
 

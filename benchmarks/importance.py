@@ -16,6 +16,7 @@ from prepared import HELD_OUT, Prepared
 from quantkit.config.levels import LevelRecipe
 from quantkit.formats.logits_file import scored_positions
 from quantkit.formats.tensor_types import BY_NAME
+from quantkit.models.model import Model
 from quantkit.plan.allocate import allocate
 from quantkit.plan.allowed_types import smallest_bytes
 from quantkit.quantize.quantize import overhead_bytes
@@ -42,7 +43,7 @@ def importance_table(models: Sequence[Prepared]) -> list[str]:
 def _row(model: Prepared) -> str:
     tensors = model.source.tensors
     blind = model.measured({}, None, "without")
-    overhead = overhead_bytes("model", model.source.metadata, tensors)
+    overhead = overhead_bytes(Model.of("model", model.source))
     lowest = min(level.bits_per_weight or 99 for level in model.recipe.levels)
     budget = max(
         int(lowest * model.elements / 8), overhead + smallest_bytes(tensors, blind.costs(), ANY)

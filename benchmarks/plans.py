@@ -15,13 +15,13 @@ from quantkit.config.recipe import MeasureRecipe
 from quantkit.config.target import GPUSpec, Target, load_target
 from quantkit.core.units import GIB
 from quantkit.models.families.registry import family_for
-from quantkit.models.geometry import geometry_of
+from quantkit.models.model import Model
 from quantkit.plan.alternatives import largest_level
 from quantkit.plan.fit import place_exactly
+from quantkit.plan.launch.settings import Launch
 from quantkit.plan.level_plans import nominal_costs
-from quantkit.plan.llama_memory import asked_memories
-from quantkit.plan.model import PlannedModel
-from quantkit.plan.place import Placement
+from quantkit.plan.llama_memory import gpu_memories
+from quantkit.plan.placement import Placement
 from quantkit.plan.plan import Entry
 from quantkit.plan.verify import Verification, verify
 
@@ -64,7 +64,7 @@ def plan_lines(folder: Path) -> list[str]:
     return [*lines, "", *_inputs_lines(model)]
 
 
-def _inputs_lines(model: PlannedModel) -> list[str]:
+def _inputs_lines(model: Model) -> list[str]:
     """What copies of the attention mask cost: the largest artifact with fewer or smaller ones."""
     target = load_target("4x3090")
     ways = {
@@ -73,29 +73,30 @@ def _inputs_lines(model: PlannedModel) -> list[str]:
         "batches of 512, no pipeline": target.changed(pipeline=False),
     }
     costs = nominal_costs(model, MeasureRecipe())
-    memories, _ = asked_memories(model.metadata, model.tensors, model.geometry, [*ways.values()])
+    memories, _ = gpu_memories(model, [*ways.values()])
     sizes = []
     for name, memory in zip(ways, memories, strict=True):
-        found = largest_level(model, costs, ways[name], memory)
+        found = largest_level(model, costs, memory)
         sizes.append(f"{name} {found.total_bytes / GIB:.1f} GiB" if found else f"{name} nothing")
     return [
         f"The largest artifact of that shape on 4x3090 at {CONTEXT:,} tokens: {', '.join(sizes)}."
     ]
 
 
-def _model() -> PlannedModel:
+def _model() -> Model:
     metadata = family_for(CONFIG).metadata(CONFIG)
-    return PlannedModel("super", metadata, gguf_tensors(CONFIG), geometry_of(metadata))
+    return Model("super", metadata, gguf_tensors(CONFIG))
 
 
-def _row(model: PlannedModel, target: Target) -> str:
+def _row(model: Model, target: Target) -> str:
     costs = nominal_costs(model, MeasureRecipe())
-    (memory,), _ = asked_memories(model.metadata, model.tensors, model.geometry, [target])
-    largest = largest_level(model, costs, target, memory)
+    (memory,), _ = gpu_memories(model, [target])
+    largest = largest_level(model, costs, memory)
     if largest is None:
         return f"| {target.name} | {target.kv_type} | {target.ubatch_tokens} | nothing fits |"
-    placement = place_exactly(model, largest.types, target, memory)
-    entry = Entry("max", model, largest.types, 0, placement, "m.gguf", CONTEXT)
+    placement = place_exactly(model, largest.types, memory)
+    launch = Launch(placement, "m.gguf", "m", "nemotron_h_moe", CONTEXT)
+    entry = Entry("max", model, largest.types, 0, launch)
     with _rpc_build():
         found = verify(entry, target, "rpc")
     worst = {

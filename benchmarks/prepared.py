@@ -14,6 +14,7 @@ from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.formats.tensors import TensorSource
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.choose import choose_model, open_source
+from quantkit.models.model import Model
 from quantkit.quantize.encode import Importance
 from quantkit.quantize.quantize import convert, quantize
 from quantkit.study.artifact_kld import measure_kld
@@ -55,7 +56,7 @@ class Prepared:
         place = self.folder / f"artifact-{next(_serial)}"
         place.mkdir()
         (path, *_) = quantize(
-            self.source, self.source.metadata, types, importance, place, place, "model",
+            self.source, Model.of("model", self.source), types, importance, place, place,
             self.devices.threads,
         )  # fmt: skip
         return path

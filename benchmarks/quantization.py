@@ -28,9 +28,10 @@ from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.formats.reusable_tensors import FinishedFile
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo
-from quantkit.llamacpp.presets import stock_types
+from quantkit.llamacpp.presets import ask_preset
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.models.model import Model
 from quantkit.quantize.quantize import artifact_metadata, quantize
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.candidates import is_quantizable
@@ -96,8 +97,7 @@ def quantization_table(folder: Path, devices: DeviceSettings) -> list[str]:
     collect_imatrix(model, recipe, resolve_sources(recipe), imatrix, chunks, devices)
     source = GGUFSource(model)
     levels: dict[str, Types] = {
-        name: stock_types(source.metadata, source.tensors, name, has_imatrix=True)
-        for name in LEVELS
+        name: ask_preset(source, name, has_imatrix=True).types for name in LEVELS
     }
     levels["mixed"] = mixed_types(source.tensors)
     work = Work(model, imatrix, folder, devices.threads, levels)
@@ -180,7 +180,7 @@ def _ours(asked: Mapping[str, object]) -> float:
         work = out.with_suffix(".work")
         work.mkdir(exist_ok=True)
         (path,) = quantize(
-            source, metadata, types, importance, out.parent, work, out.stem,
+            source, Model(out.stem, metadata, source.tensors), types, importance, out.parent, work,
             int(str(asked["threads"])), finished=finished,
         )  # fmt: skip
         stat = path.stat()

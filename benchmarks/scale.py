@@ -26,11 +26,12 @@ import sys
 from pathlib import Path
 from make_shape import with_types
 from quantkit.models.checkpoint import open_checkpoint
+from quantkit.models.model import Model
 from quantkit.quantize.quantize import quantize
 source = open_checkpoint(Path(sys.argv[1]))
 types = {info.name: info.type_name for info in with_types(source.tensors, "Q4_K")}
 out = Path(sys.argv[2])
-quantize(source, source.metadata, types, {}, out, out, "m", int(sys.argv[3]))
+quantize(source, Model.of("m", source), types, {}, out, out, int(sys.argv[3]))
 """
 KINDS = {"M": "Mamba-2", "*": "attention", "E": "LatentMoE, 512 experts"}
 

@@ -37,6 +37,7 @@ from quantkit.core.errors import (
     QuantkitError,
 )
 from quantkit.core.threads import worker_count
+from quantkit.models.choose import choose_model
 from quantkit.plan.run import plan
 from quantkit.plan.targets import choose_target
 from quantkit.release.contents import read_build
@@ -78,7 +79,7 @@ def study(
     """
     chosen = recipe_for(model, recipe, calibration=calibration)
     ready = _ready(imatrix, calibration)
-    job = StudyJob(str(model), chosen, Path(out), worker_count(workers), ready)
+    job = StudyJob(choose_model(str(model)), chosen, Path(out), worker_count(workers), ready)
     return run_study(job, Console(quiet=quiet))
 
 
@@ -114,7 +115,7 @@ def build(
         EnvironmentFault: as `study`.
     """
     job = Job(
-        str(model),
+        choose_model(str(model)),
         recipe_for(model, recipe, levels, calibration),
         Path(out),
         worker_count(workers),

@@ -45,12 +45,12 @@ def test_names_are_the_calls_although_packages_are_called_so_too() -> None:
 def test_plain_values_and_typed_results(tmp_path: Path) -> None:
     recipe = quantkit.Recipe.model_validate(RECIPE)
     plan = quantkit.plan("demo", "1x3090", recipe=recipe, context_tokens=4096)
-    (entry,) = plan.sheet.entries
+    (entry,) = plan.entries
     assert (entry.name, entry.placement.context_tokens) == ("Q4", 4096)
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.name = "other"  # type: ignore[misc]
     several = quantkit.plan("demo", "1x3090", recipe=recipe, levels=["Q4", "6.5"])
-    assert [one.name for one in several.sheet.entries] == ["Q4", "6.5bpw"]
+    assert [one.name for one in several.entries] == ["Q4", "6.5bpw"]
 
     out = tmp_path / "demo.gguf"
     types = {name: "Q8_0" if kind == "BF16" else kind for name, kind in stored_types().items()}
@@ -60,7 +60,7 @@ def test_plain_values_and_typed_results(tmp_path: Path) -> None:
     assert made.type_counts["Q8_0"] == sum(kind == "Q8_0" for kind in types.values())
     whole = quantkit.plan(out, "1x3090")
     assert whole.file == out
-    assert whole.sheet.entries[0].total_bytes == made.size_bytes
+    assert whole.entries[0].total_bytes == made.size_bytes
     again = quantkit.quantize(out, types, tmp_path / "again.gguf")
     assert again.bits_per_weight == made.bits_per_weight
 

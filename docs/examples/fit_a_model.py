@@ -51,7 +51,7 @@ def main(folder: Path) -> None:
     """Run every call once; what is in `folder` already is not made again."""
     # What would fit? No weights are read.
     plan = quantkit.plan(MODEL, TARGET, recipe=RECIPE)
-    for entry in plan.sheet.entries:
+    for entry in plan.entries:
         gpus = " + ".join(f"{gpu.total_bytes / 2**20:.0f}" for gpu in entry.placement.gpus)
         print(f"{entry.name}: {entry.total_bytes / 2**20:.1f} MiB; the GPUs hold {gpus} MiB")
 
@@ -62,7 +62,7 @@ def main(folder: Path) -> None:
 
     # One file, with types that are chosen by the measured costs.
     fitted = quantkit.plan(MODEL, TARGET, recipe=RECIPE, levels="Q4", study=study)
-    types = fitted.sheet.entries[0].types
+    types = fitted.entries[0].types
     made = quantkit.quantize(MODEL, types, folder / "demo-Q4.gguf", imatrix=study.imatrix)
     print(f"{made.files[0].name}: {made.bits_per_weight:.2f} bits per weight, {made.type_counts}")
 

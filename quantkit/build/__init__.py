@@ -1,1 +1,1 @@
-"""`quantkit build`: the stages in order, each skipped when its receipt says that it is done."""
+"""`quantkit build`: the stages in order, each skipped when its receipt is still valid."""

@@ -1,4 +1,4 @@
-"""What the stages of one build share: the job, the model, and what was worked out so far."""
+"""State that the stages of one build share: the job, the model, and results so far."""
 
 from __future__ import annotations
 
@@ -20,18 +20,19 @@ from quantkit.core.progress import Progress
 from quantkit.core.receipts import finished_receipts
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.formats.reusable_tensors import FinishedFile
-from quantkit.formats.tensors import Metadata, TensorSource
+from quantkit.formats.tensors import TensorSource
 from quantkit.hub.download.record import is_whole
 from quantkit.hub.reading import Hub
-from quantkit.models.choose import choose_model, imatrix_name, model_files, open_source
-from quantkit.models.geometry import ModelGeometry, geometry_of
+from quantkit.models.choose import ModelChoice, imatrix_name, model_files, open_source
+from quantkit.models.model import Model
 from quantkit.models.remote import RemoteCheckpoint, look_up
-from quantkit.plan import fit, level_plans
+from quantkit.plan import level_plans
 from quantkit.plan.allocation_file import read_types
+from quantkit.plan.fit import LevelPlan
 from quantkit.plan.gpu_memory import GPUMemory
+from quantkit.plan.llama_memory import gpu_memories
 from quantkit.plan.machine import nvidia_gpus
-from quantkit.plan.model import LevelPlan, PlannedModel
-from quantkit.plan.placement_file import read_tensor_split
+from quantkit.plan.placement import PLACEMENT_FILE, PlacementFile
 from quantkit.quantize.quantize import artifact_metadata
 from quantkit.retrieval import gate
 from quantkit.study.sensitivity import Sensitivity
@@ -48,7 +49,7 @@ class StudyJob:
         imatrix: a ready importance matrix, taken instead of collecting one.
     """
 
-    model: str
+    model: ModelChoice
     recipe: Recipe
     out: Path
     workers: int
@@ -72,7 +73,7 @@ class StudyContext:
 
     def __init__(self, job: StudyJob, pipeline: Pipeline) -> None:
         self.job, self.pipeline = job, pipeline
-        self.choice = choose_model(job.model)
+        self.choice = job.model
         self._remote: RemoteCheckpoint | None = None
 
     @functools.cached_property
@@ -86,19 +87,17 @@ class StudyContext:
     def look_up(self, progress: Progress) -> RemoteCheckpoint:
         """The repository, found fit to be converted; the Hub is asked once."""
         if self._remote is None:
-            repository, _, revision = (self.choice.repository or "").partition("@")
-            folder = self.checkpoint
-            self._remote = look_up(self.hub, repository, revision or None, folder, progress)
+            choice = self.choice
+            assert choice.repository is not None
+            self._remote = look_up(
+                self.hub, choice.repository, choice.revision, self.checkpoint, progress
+            )
         return self._remote
 
     @functools.cached_property
     def source(self) -> TensorSource:
         keep = self.job.recipe.convert.mtp == "keep"
         return open_source(self.choice, self.checkpoint, keep_prediction=keep)
-
-    @functools.cached_property
-    def geometry(self) -> ModelGeometry:
-        return geometry_of(self.source.metadata)
 
     @functools.cached_property
     def devices(self) -> DeviceSettings:
@@ -120,8 +119,8 @@ class StudyContext:
         return self.imatrix.importance()
 
     @functools.cached_property
-    def parameters(self) -> int:
-        return sum(info.elements for info in self.source.tensors)
+    def model(self) -> Model:
+        return Model.of(self.choice.name, self.source)
 
     @property
     def base_stage(self) -> str:
@@ -138,7 +137,7 @@ class StudyContext:
             return True
         try:
             manifest = json.loads((self.job.out / "checkpoint.json").read_text(encoding="utf-8"))
-            same = manifest["model"] == self.choice.repository
+            same = manifest["model"] == self.choice.given
             return same and is_whole(self.checkpoint, manifest["files"])
         except (OSError, ValueError, KeyError):
             return False
@@ -154,35 +153,30 @@ class BuildContext(StudyContext):
 
     @property
     def logits(self) -> Path:
-        """What the base says, which the levels' KLD is measured against."""
+        """The base's logits, which the levels' KLD is measured against."""
         return self.job.out / "base.logits"
 
     @functools.cached_property
-    def model(self) -> PlannedModel:
-        source = self.source
-        return PlannedModel(self.choice.name, source.metadata, source.tensors, self.geometry)
-
-    @functools.cached_property
-    def asked_memory(self) -> tuple[GPUMemory, str | None]:
+    def gpu_memory(self) -> tuple[GPUMemory, str | None]:
         """The GPUs' memory for the model, and why it is only estimated, if it is."""
-        return fit.memory_of(self.model, self.job.target)
+        (memory,), why = gpu_memories(self.model, [self.job.target])
+        return memory, why
 
     @functools.cached_property
     def levels(self) -> tuple[list[LevelPlan], list[str]]:
         """Planned once: llama.cpp is asked for each preset in a process of its own."""
-        memory, why = self.asked_memory
-        plans, notes = level_plans.plan_levels(self.job.recipe, self.job.target, self.model, memory)
+        memory, why = self.gpu_memory
+        plans, notes = level_plans.plan_levels(self.job.recipe, self.model, memory)
         return plans, [*notes, why] if why else notes
 
-    def planned(self, plan: LevelPlan) -> PlannedModel:
-        """The model with all that is known of a level's files before its types."""
-        metadata = self.artifact_metadata(plan)
-        return PlannedModel(self.stem(plan), metadata, self.source.tensors, self.geometry)
-
-    def artifact_metadata(self, plan: LevelPlan) -> Metadata:
-        preset = plan.recipe.preset
+    def artifact(self, plan: LevelPlan) -> Model:
+        """A level's artifact with all that is known of it before its types."""
+        name = f"{self.choice.name}-{plan.recipe.name}"
         imatrix = imatrix_name(self.choice.name)
-        return artifact_metadata(self.source.metadata, self.imatrix, imatrix, preset)
+        metadata = artifact_metadata(
+            self.source.metadata, self.imatrix, imatrix, plan.recipe.preset
+        )
+        return Model(name, metadata, self.source.tensors)
 
     @functools.cached_property
     def sensitivity(self) -> Sensitivity:
@@ -191,20 +185,17 @@ class BuildContext(StudyContext):
     @functools.cached_property
     def retrieval(self) -> tuple[RetrievalRecipe, str | None]:
         return gate.retrieval_for(
-            self.job.recipe.retrieval, self.job.target, self.geometry.trained_context_tokens
+            self.job.recipe.retrieval, self.job.target, self.model.geometry.trained_context_tokens
         )
 
     def folder(self, plan: LevelPlan) -> Path:
         return self.job.out / "levels" / plan.recipe.name
 
-    def stem(self, plan: LevelPlan) -> str:
-        return f"{self.choice.name}-{plan.recipe.name}"
-
     def types(self, plan: LevelPlan) -> dict[str, str]:
         """Tensor → type of a level that was allocated."""
         return read_types(self.folder(plan) / "allocation.json")
 
-    def artifact(self, plan: LevelPlan) -> Path:
+    def artifact_path(self, plan: LevelPlan) -> Path:
         """The file of a quantized level that llama.cpp opens."""
         outputs = self.pipeline.receipt(f"quantize:{plan.recipe.name}").outputs
         return self.job.out / outputs[0].path
@@ -231,7 +222,7 @@ class BuildContext(StudyContext):
 
     def placed_devices(self, plan: LevelPlan) -> DeviceSettings:
         """The plan's own tensor split where this machine has the target's number of GPUs."""
-        shares = read_tensor_split(self.folder(plan) / "placement.json")
-        if self.devices.gpu_layers == 0 or len(nvidia_gpus()) != len(shares):
+        split = PlacementFile.read(self.folder(plan) / PLACEMENT_FILE).placement.tensor_split
+        if self.devices.gpu_layers == 0 or len(nvidia_gpus()) != len(split):
             return self.devices
-        return dataclasses.replace(self.devices, tensor_split=shares)
+        return dataclasses.replace(self.devices, tensor_split=tuple(map(float, split)))

@@ -28,7 +28,7 @@ from quantkit.llamacpp.ggml import library_version
 
 @dataclass(frozen=True)
 class Done:
-    """What a stage wrote, the words of its line, and numbers for the table and the report."""
+    """The files a stage wrote, the text of its line, and numbers for the table and the report."""
 
     outputs: tuple[Path, ...]
     detail: str
@@ -70,7 +70,7 @@ class Pipeline:
         return receipt
 
     def has_run(self, stage: str) -> bool:
-        """Whether a stage has a receipt, be it stale."""
+        """Whether a stage has a receipt, valid or stale."""
         return read_receipt(self.folder, stage) is not None
 
     def forget(self, stage: str) -> None:

@@ -16,6 +16,7 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.llamacpp.ggml import library_version
 from quantkit.llamacpp.presets import Fallback
 from quantkit.models.choose import choose_local, model_files, open_source
+from quantkit.models.model import Model
 from quantkit.plan.type_choice import check_importance, choose_types
 from quantkit.quantize.quantize import PRESET_FILE_TYPES, artifact_metadata, artifact_names
 from quantkit.quantize.quantize import quantize as write_artifact
@@ -85,13 +86,14 @@ def quantize(
     found = None if ready is None else ready.imatrix
     entries = {} if found is None else found.entries
     given = types if isinstance(types, Mapping) else str(types)
-    chosen = choose_types(given, source.metadata, source.tensors, has_imatrix=found is not None)
+    chosen = choose_types(given, source, has_imatrix=found is not None)
     check_importance(chosen, entries)
     named = None if imatrix is None else Path(imatrix).name
     metadata = artifact_metadata(source.metadata, found, named, chosen.preset)
     files = model_files(choice, path)
     read = [*files, *(Path(one) for one in (imatrix, types) if isinstance(one, str | Path))]
-    for name in artifact_names(out.stem, metadata, source.tensors, chosen.types):
+    artifact = Model(out.stem, metadata, source.tensors)
+    for name in artifact_names(artifact, chosen.types):
         check_writable(out.with_name(name), read)
     fallbacks = {} if chosen.stock is None else chosen.stock.fallbacks
     for sentence in () if ready is None else ready.notes:
@@ -115,11 +117,11 @@ def quantize(
     importance = {name: entry.importance() for name, entry in entries.items()}
     with resumable(work_folder(out), parts) as work, console.stage("quantize") as progress:
         paths = write_artifact(
-            source, metadata, chosen.types, importance, out.parent, work, out.stem,
+            source, artifact, chosen.types, importance, out.parent, work,
             worker_count(workers), progress,
         )  # fmt: skip
     size = sum(path.stat().st_size for path in paths)
-    bits = 8 * size / sum(info.elements for info in source.tensors)
+    bits = 8 * size / artifact.elements
     return Artifact(tuple(paths), size, bits, chosen.types, chosen.preset, fallbacks)
 
 

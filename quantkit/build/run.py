@@ -20,9 +20,10 @@ from quantkit.models.families.base import without_prediction
 from quantkit.models.families.registry import family_for
 from quantkit.models.geometry import geometry_of
 from quantkit.models.local_copy import survey
+from quantkit.models.model import Model
 from quantkit.plan import fit, level_plans
 from quantkit.plan.gpu_memory import gpu_memory
-from quantkit.plan.model import PlannedModel
+from quantkit.plan.llama_memory import gpu_memories
 from quantkit.report.results import LevelResult, read_level
 from quantkit.retrieval import gate
 from quantkit.retrieval.run.check import check_prompts
@@ -44,7 +45,7 @@ def study(job: StudyJob, console: Console) -> Study:
     context = StudyContext(job, pipeline)
     _preflight_texts(context)
     with build_folder(job.out):
-        console.heading(f"quantkit study {job.model} → {job.out}")
+        console.heading(f"quantkit study {job.model.given} → {job.out}")
         if not context.is_whole():
             pipeline.forget("checkpoint")
         pipeline.run(stages.checkpoint_stage(context))
@@ -67,7 +68,7 @@ def build(job: Job, console: Console) -> list[LevelResult]:
     with asking():
         _preflight(context)
     with build_folder(job.out):
-        console.heading(f"quantkit build {job.model} for {job.target.name} → {job.out}")
+        console.heading(f"quantkit build {job.model.given} for {job.target.name} → {job.out}")
         if not context.is_whole():
             pipeline.forget("checkpoint")
         pipeline.run(stages.checkpoint_stage(context))
@@ -91,7 +92,7 @@ def build(job: Job, console: Console) -> list[LevelResult]:
                 job.out,
                 plan.recipe.name,
                 pipeline.receipt(f"quantize:{plan.recipe.name}"),
-                context.parameters,
+                context.model.elements,
                 baseline=plan.recipe.baseline,
             )
             for plan in levels
@@ -101,7 +102,7 @@ def build(job: Job, console: Console) -> list[LevelResult]:
 
 
 def _preflight(context: BuildContext) -> None:
-    """Bad input is told before the folder is made and before any work."""
+    """Check the input before the folder is made and before any work."""
     if context.choice.kind != "repository":
         _ = context.levels
     _preflight_texts(context)
@@ -130,7 +131,7 @@ def _preflight_prompts(context: BuildContext) -> None:
         InputError: a context is too short for what is to be hidden in it, or the haystack is.
     """
     pipeline = context.pipeline
-    if pipeline.has_run("imatrix"):  # an earlier run has seen it
+    if pipeline.has_run("imatrix"):  # an earlier run checked it
         return
     recipe, _ = context.retrieval
     with pipeline.console.stage("prompts"):
@@ -151,7 +152,7 @@ def _preflight_repository(context: BuildContext) -> None:
     keep = job.recipe.convert.mtp == "keep"
     config = remote.config if keep else without_prediction(remote.config)
     geometry = geometry_of(family_for(config).metadata(config))
-    limit = fit.target_budget(job.target, gpu_memory(geometry, job.target))
+    limit = fit.target_budget(gpu_memory(geometry, job.target))
     found = survey(remote, context.checkpoint)
     needed = space_needed(
         found.fetch_bytes, remote.elements, geometry.vocabulary, job.recipe, limit
@@ -160,12 +161,12 @@ def _preflight_repository(context: BuildContext) -> None:
     check_space(needed, found.free_bytes, job.out)
     with context.pipeline.console.stage("headers") as progress:
         # the commit that will be downloaded, and no other
-        commit = f"{remote.listing.repository}@{remote.listing.commit}"
-        pinned = replace(context.choice, repository=commit)
+        listing = remote.listing
+        pinned = replace(context.choice, repository=listing.repository, revision=listing.commit)
         source = open_headers(pinned, lambda: context.hub, progress, keep_prediction=keep)
-    model = PlannedModel.of(context.choice.name, source.metadata, source.tensors)
-    memory, _ = fit.memory_of(model, job.target)
-    level_plans.plan_levels(job.recipe, job.target, model, memory)
+    model = Model.of(context.choice.name, source)
+    (memory,), _ = gpu_memories(model, [job.target])
+    level_plans.plan_levels(job.recipe, model, memory)
 
 
 def check_gate(results: Sequence[LevelResult]) -> None:

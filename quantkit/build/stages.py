@@ -1,4 +1,4 @@
-"""The stages of a build, in the order of the flow: what each needs, depends on, does and says."""
+"""The stages of a build, in the order in which they run."""
 
 from __future__ import annotations
 
@@ -17,12 +17,11 @@ from quantkit.core.units import bytes_text
 from quantkit.models.download import download
 from quantkit.plan import fit
 from quantkit.plan.allocation_file import allocation_json
+from quantkit.plan.fit import LevelPlan
 from quantkit.plan.launch.files import write_launch_files
 from quantkit.plan.launch.llama_cpp import server_command
-from quantkit.plan.launch.of_plan import launch_of
-from quantkit.plan.model import LevelPlan
-from quantkit.plan.place import check_fits
-from quantkit.plan.placement_file import placement_json
+from quantkit.plan.launch.settings import Launch
+from quantkit.plan.placement import PLACEMENT_FILE, PlacementFile, check_fits
 from quantkit.plan.type_choice import TypeChoice, check_importance
 from quantkit.quantize.integrity import check_artifact
 from quantkit.quantize.quantize import artifact_names, convert, quantize
@@ -49,7 +48,7 @@ def checkpoint_stage(build: StudyContext) -> Stage:
     choice = build.choice
     out = build.job.out / "checkpoint.json"
     settings: dict[str, Any] = {
-        "model": choice.repository or choice.name,
+        "model": choice.given if choice.kind == "repository" else choice.name,
         "mtp": build.job.recipe.convert.mtp,  # decides which tensors the model has
     }
     if choice.kind != "repository":
@@ -72,10 +71,10 @@ def checkpoint_stage(build: StudyContext) -> Stage:
         total = sum(entry["size_bytes"] for entry in manifest.values())
         write_json(out, {"model": settings["model"], "commit": commit, "files": manifest})
         detail = (
-            f"{build.geometry.architecture}, {build.parameters / 1e6:,.1f} M parameters, "
+            f"{build.model.geometry.architecture}, {build.model.elements / 1e6:,.1f} M parameters, "
             f"{len(manifest)} files, {bytes_text(total)}"
         )
-        return Done((out,), detail, {"parameters": build.parameters, "size_bytes": total})
+        return Done((out,), detail, {"parameters": build.model.elements, "size_bytes": total})
 
     return Stage("checkpoint", 1, (), settings, False, run)
 
@@ -208,8 +207,8 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
     def run(work: Path, progress: Progress) -> Done:
         if plan.stock is not None:
             check_importance(TypeChoice(plan.stock.types, plan.stock), build.importance)
-        costs, (memory, _) = build.sensitivity.costs(), build.asked_memory
-        found = fit.fit_exactly(plan, build.planned(plan), costs, target, memory).allocation
+        costs, (memory, _) = build.sensitivity.costs(), build.gpu_memory
+        found = fit.fit_exactly(plan, build.artifact(plan), costs, memory).allocation
         out = build.folder(plan) / "allocation.json"
         content = allocation_json(found, build.source.tensors, build.sensitivity)
         write_json(out, content)
@@ -235,24 +234,30 @@ def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
     target = build.job.target
 
     def run(work: Path, progress: Progress) -> Done:
-        tensors, types = build.source.tensors, build.types(plan)
-        placement = fit.place_exactly(build.planned(plan), types, target, build.asked_memory[0])
-        check_fits(placement, target)
-        names = artifact_names(build.stem(plan), build.artifact_metadata(plan), tensors, types)
-        out = build.folder(plan) / "placement.json"
-        launch = launch_of(placement, build.planned(plan), names[0])
+        artifact, types = build.artifact(plan), build.types(plan)
+        placement = fit.place_exactly(artifact, types, build.gpu_memory[0])
+        check_fits(placement, target.name)
+        launch = Launch(
+            placement,
+            artifact_names(artifact, types)[0],
+            artifact.name,
+            artifact.geometry.architecture,
+            placement.trained_context_tokens,
+            target.devices,
+        )
+        out = build.folder(plan) / PLACEMENT_FILE
         started = write_launch_files(launch, build.folder(plan))
-        write_json(out, placement_json(placement, server_command(launch)))
+        PlacementFile(command=server_command(launch), placement=placement).write(out)
         fullest = max(gpu.total_bytes / gpu.capacity_bytes for gpu in placement.gpus)
         detail = (
             f"layers {'+'.join(map(str, placement.tensor_split))} on {target.name}, "
-            f"{placement.context_tokens:,} tokens, fullest GPU {fullest:.0%}"
+            f"{placement.run.context_tokens:,} tokens, fullest GPU {fullest:.0%}"
         )
         return Done((out, *started), detail, {"tensor_split": placement.tensor_split})
 
     settings = {"target": target.model_dump(mode="json", exclude={"description"})}
     needs = ("checkpoint", "imatrix", f"allocate:{plan.recipe.name}")
-    return Stage(f"place:{plan.recipe.name}", 3, needs, settings, True, run)
+    return Stage(f"place:{plan.recipe.name}", 4, needs, settings, True, run)
 
 
 def quantize_stage(build: BuildContext, plan: LevelPlan) -> Stage:
@@ -261,18 +266,17 @@ def quantize_stage(build: BuildContext, plan: LevelPlan) -> Stage:
     def run(work: Path, progress: Progress) -> Done:
         files = quantize(
             build.source,
-            build.artifact_metadata(plan),
+            build.artifact(plan),
             build.types(plan),
             build.importance,
             build.folder(plan),
             work,
-            build.stem(plan),
             build.job.workers,
             progress,
             build.finished_artifacts(stage),
         )
         size = sum(path.stat().st_size for path in files)
-        detail = f"{bytes_text(size)}, {8 * size / build.parameters:.2f} bits a weight"
+        detail = f"{bytes_text(size)}, {8 * size / build.model.elements:.2f} bits a weight"
         return Done(tuple(files), detail, {"size_bytes": size})
 
     needs = ("checkpoint", "imatrix", f"allocate:{plan.recipe.name}")
@@ -289,22 +293,26 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
     def run(work: Path, progress: Progress) -> Done:
         if note:
             progress.note(note)
-        folder, artifact = build.folder(plan), build.artifact(plan)
+        folder, path, artifact = build.folder(plan), build.artifact_path(plan), build.artifact(plan)
         outputs = tuple(folder / n for n in ("validation.json", "niah.jsonl", "heatmap.png"))
         settings = CheckSettings(build.placed_devices(plan), kv_type, job.target.ubatch_tokens)
-        metadata, types = build.artifact_metadata(plan), build.types(plan)
         integrity = check_artifact(
-            artifact, build.source, metadata, types, build.importance, progress=progress
+            path,
+            build.source,
+            artifact.metadata,
+            build.types(plan),
+            build.importance,
+            progress=progress,
         )
         retrieval = check_retrieval(
-            artifact, recipe, settings, outputs[1], work, job.haystack, progress
+            path, recipe, settings, outputs[1], work, job.haystack, progress
         )
         divergence = None
         if job.recipe.divergence.chunks:
             kept = work / "positions.jsonl"
-            found = measure_kld(build.logits, artifact, kept, build.devices, progress)
+            found = measure_kld(build.logits, path, kept, build.devices, progress)
             divergence = found.summary()
-        draw_heatmap(retrieval.answers, f"{build.stem(plan)}, {retrieval.name}", outputs[2])
+        draw_heatmap(retrieval.answers, f"{artifact.name}, {retrieval.name}", outputs[2])
         hashes = build.pipeline.receipt(f"quantize:{plan.recipe.name}").output_hashes
         asked = {Path(name).name: sha256 for name, sha256 in hashes.items()}
         facts = validation_json(retrieval, divergence, recipe, kv_type, integrity, asked)
@@ -348,8 +356,8 @@ def report_stage(
         facts = report_facts(
             job.out,
             build.choice.name,
-            build.geometry.architecture,
-            build.parameters,
+            build.model.geometry.architecture,
+            build.model.elements,
             job.target,
             job.recipe,
             results,

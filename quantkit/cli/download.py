@@ -31,17 +31,19 @@ def download(
 ) -> None:
     """Download and verify a checkpoint from the Hub. Resumes after an interruption."""
     from quantkit.config.recipe import recipe_for
+    from quantkit.core.hub_address import HubAddress
     from quantkit.hub.reading import Hub
     from quantkit.models.disk_space import SpaceNeeded, check_space
     from quantkit.models.download import download as run
     from quantkit.models.local_copy import survey
     from quantkit.models.remote import look_up
 
-    repository, _, revision = repository.partition("@")
+    address = HubAddress.parse(repository)
+    repository = address.repository
     folder = out or Path(repository.rpartition("/")[2] or "model")
     console, hub = Console(quiet=quiet or as_json), Hub()
     with console.stage("look up") as progress:
-        remote = look_up(hub, repository, revision or None, folder, progress)
+        remote = look_up(hub, repository, address.revision, folder, progress)
     repository = remote.listing.repository  # as the Hub spells it
     found, recipe = survey(remote, folder), recipe_for(repository)
     check_space(SpaceNeeded(found.fetch_bytes), found.free_bytes, folder)

@@ -14,7 +14,7 @@ from quantkit.core.errors import GateError, InputError
 from quantkit.core.units import GIB
 
 if TYPE_CHECKING:
-    from quantkit.plan.plan import Sheet
+    from quantkit.plan.plan import Plan
     from quantkit.plan.run import ModelPlan
 
 PICTURES = (".png", ".svg", ".pdf")
@@ -102,7 +102,7 @@ def plan(
         str,
         Option(
             "--on",
-            help="Devices for --verify: 'present' (the GPUs of this machine), 'stand-ins' "
+            help="Devices for --verify: 'present' (the GPUs of this machine), 'fake' "
             "(simulated GPUs), 'rpc' (RPC servers on this machine), or 'auto'.",
         ),
     ] = "auto",
@@ -136,7 +136,7 @@ def plan(
         if what_if or picture is not None:
             facts["what_if"] = show_what_if(found, picture, console)
         if launch is not None:
-            _write_launch(launch, found.sheet, console)
+            _write_launch(launch, found.plan, console)
         if verify:
             facts["verified"] = show_verification(found, devices, console)
     if as_json:
@@ -174,7 +174,7 @@ def _show_plan(found: ModelPlan, console: Console) -> dict[str, Any]:
     """Print the artifacts and what else would fit; returns their facts."""
     from quantkit.cli.plan_table import show_budget, show_entry
 
-    target, said = found.sheet.target, found.metadata_context_tokens
+    target, said = found.plan.memory.target, found.metadata_context_tokens
     described = f" ({target.description})" if target.description else ""
     console.heading(f"{found.name} on {target.name}{described}")
     if found.model.geometry.trained_context_tokens > said:
@@ -183,8 +183,8 @@ def _show_plan(found: ModelPlan, console: Console) -> dict[str, Any]:
             "the commands override it"
         )
     facts: dict[str, Any] = {"model": found.name, "target": target.name}
-    facts["levels"] = [show_entry(entry, console) for entry in found.sheet.entries]
-    for sentence in found.sheet.notes:
+    facts["levels"] = [show_entry(entry, console) for entry in found.entries]
+    for sentence in found.plan.notes:
         console.note(sentence)
     return facts | show_budget(found, console)
 
@@ -197,15 +197,15 @@ def _check_verified(verified: Sequence[Mapping[str, Any]]) -> None:
         )
 
 
-def _write_launch(folder: Path, sheet: Sheet, console: Console) -> None:
+def _write_launch(folder: Path, found: Plan, console: Console) -> None:
     from quantkit.core.files import check_writable
     from quantkit.plan.launch.files import MODELFILE, write_launch_files
 
-    if len(sheet.entries) != 1:
+    if len(found.entries) != 1:
         raise InputError(
-            f"--launch writes the files of one artifact, and {len(sheet.entries)} are planned: "
+            f"--launch writes the files of one artifact, and {len(found.entries)} are planned: "
             "choose one with --levels or --types"
         )
     check_writable(folder / MODELFILE, option="--launch")
-    files = write_launch_files(sheet.entries[0].launch, folder)
+    files = write_launch_files(found.entries[0].launch, folder)
     console.note(f"written: {', '.join(str(path) for path in files)}")

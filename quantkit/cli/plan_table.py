@@ -8,9 +8,9 @@ from typing import Any
 
 from quantkit.core.console import Console
 from quantkit.core.units import MIB, bytes_text, gb_text, gib_text, tokens_text, unit_of
+from quantkit.plan.alternatives import Alternatives, alternatives
 from quantkit.plan.launch.llama_cpp import server_command
-from quantkit.plan.placement_file import placement_json
-from quantkit.plan.plan import Entry, Headroom, headroom
+from quantkit.plan.plan import Entry
 from quantkit.plan.run import ModelPlan
 from quantkit.plan.verify import Verification, Where, verify
 from quantkit.plan.what_if import level_sizes, sweep
@@ -22,7 +22,7 @@ WIDEST_NAME = 16
 BESIDE_BAR = 88
 """Columns of the table of GPUs, at most, without the bar that shows how full each is."""
 DEVICES = {
-    "stand-ins": "stand-ins for the GPUs",
+    "fake": "fake GPUs",
     "present": "this machine's GPUs",
     "rpc": "RPC servers in place of the GPUs",
 }
@@ -30,17 +30,17 @@ DEVICES = {
 
 def show_entry(entry: Entry, console: Console) -> dict[str, Any]:
     """Print one artifact's GPUs; returns its facts."""
-    placement = entry.placement
+    placement, run = entry.placement, entry.placement.run
     console.line("")
     console.heading(
         f"{entry.name}: {gib_text(entry.total_bytes)} ({gb_text(entry.total_bytes)}), "
         f"{entry.bits_per_weight:.2f} bits per weight"
     )
     console.note(
-        f"{placement.context_tokens:,} tokens of {placement.kv_type} context"
-        + (f" for {placement.sequences} sequences" if placement.sequences > 1 else "")
-        + f", batches of {placement.ubatch_tokens}"
-        + (", tokens drafted by prediction layers (MTP)" if placement.draft == "mtp" else "")
+        f"{run.context_tokens:,} tokens of {run.kv_type} context"
+        + (f" for {run.sequences} sequences" if run.sequences > 1 else "")
+        + f", batches of {run.ubatch_tokens}"
+        + (", tokens drafted by prediction layers (MTP)" if run.drafted_tokens else "")
     )
     if entry.fallbacks:
         console.note(fallback_text(entry.fallbacks))
@@ -75,7 +75,8 @@ def show_entry(entry: Entry, console: Console) -> dict[str, Any]:
         "level": entry.name,
         "total_bytes": entry.total_bytes,
         "bits_per_weight": entry.bits_per_weight,
-        **placement_json(placement, command),
+        "command": command,
+        "placement": placement.model_dump(mode="json"),
     }
 
 
@@ -88,25 +89,25 @@ def _short(name: str) -> str:
 
 def show_budget(found: ModelPlan, console: Console) -> dict[str, Any]:
     """Print what the target allows, what its GPUs leave, and what would fit into the rest."""
-    sheet, room = found.sheet, found.sheet.room_bytes
-    fixed = sheet.target.weight_budget_bytes
+    memory, room = found.plan.memory, found.plan.room_bytes
+    fixed = memory.target.weight_budget_bytes
     console.line("")
     own = f"the target sets {gib_text(fixed)}; " if fixed is not None else ""
     console.line(
         f"Budget for weights: {own}the GPUs have room for {gib_text(room)} ({gb_text(room)})"
     )
     facts = {"budget": {"target_bytes": fixed, "gpus_leave_bytes": room}}
-    if not sheet.entries:
+    if not found.entries:
         return facts
-    entry = max(sheet.entries, key=lambda one: one.total_bytes)
-    rest = headroom(sheet, entry, found.costs)
-    words = _headroom_words(rest, entry)
+    entry = max(found.entries, key=lambda one: one.total_bytes)
+    rest = alternatives(entry.model, entry.types, found.costs, memory)
+    words = _alternatives_words(rest, entry)
     if words:
         console.line(f"Room left by {entry.name}: {words}")
     largest = rest.largest
     return {
         **facts,
-        "headroom": {
+        "alternatives": {
             "beside": entry.name,
             "largest_bytes": None if largest is None else largest.total_bytes,
             "context_tokens": rest.context_tokens,
@@ -115,7 +116,7 @@ def show_budget(found: ModelPlan, console: Console) -> dict[str, Any]:
     }
 
 
-def _headroom_words(found: Headroom, entry: Entry) -> str:
+def _alternatives_words(found: Alternatives, entry: Entry) -> str:
     parts = []
     largest = found.largest
     if largest is not None and largest.total_bytes > 1.005 * entry.total_bytes:
@@ -134,7 +135,7 @@ def show_what_if(found: ModelPlan, picture: Path | None, console: Console) -> li
     Args:
         picture: where to draw it.
     """
-    model, target = found.model, found.sheet.target
+    model, target = found.model, found.plan.memory.target
     levels = level_sizes(found.recipe.levels, model)
     cells, why = sweep(model, found.costs, target, levels)
     kinds = list(dict.fromkeys(cell.kv_type for cell in cells))
@@ -160,7 +161,7 @@ def show_what_if(found: ModelPlan, picture: Path | None, console: Console) -> li
     if why:
         console.note(why)
     if picture is not None:
-        title = f"{model.stem} on {target.name}, batches of {target.ubatch_tokens}"
+        title = f"{model.name} on {target.name}, batches of {target.ubatch_tokens}"
         draw_what_if(cells, levels, model.elements, title, picture)
         console.note(f"picture: {picture}")
     return [
@@ -176,11 +177,11 @@ def show_what_if(found: ModelPlan, picture: Path | None, console: Console) -> li
 
 def show_verification(found: ModelPlan, where: Where, console: Console) -> list[dict[str, Any]]:
     """Print the plan of each artifact beside llama.cpp's own numbers; returns both."""
-    return [_verified(found, entry, where, console) for entry in found.sheet.entries]
+    return [_verified(found, entry, where, console) for entry in found.entries]
 
 
 def _verified(found: ModelPlan, entry: Entry, where: Where, console: Console) -> dict[str, Any]:
-    result = verify(entry, found.sheet.target, where, found.file)
+    result = verify(entry, found.plan.memory.target, where, found.file)
     console.line("")
     console.heading(
         f"{entry.name} loaded by llama.cpp on {DEVICES[result.where]}, without weights: planned / "

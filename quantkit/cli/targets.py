@@ -15,8 +15,8 @@ from quantkit.core.units import GIB, tokens_text, unit_of
 
 if TYPE_CHECKING:
     from quantkit.config.target import Target
+    from quantkit.models.model import Model
     from quantkit.plan.budgets import Budget, TargetBudgets
-    from quantkit.plan.model import PlannedModel
 
 
 def targets(
@@ -77,9 +77,9 @@ def _budgets(
     from quantkit.config.recipe import recipe_for
     from quantkit.llamacpp.memory_plan import asking
     from quantkit.models.choose import choose_model, open_shapes
+    from quantkit.models.model import Model
     from quantkit.plan.budgets import budgets_of, contexts_for
     from quantkit.plan.level_plans import nominal_costs
-    from quantkit.plan.model import PlannedModel
 
     choice = choose_model(model)
     rules = recipe_for(model, recipe)
@@ -87,7 +87,7 @@ def _budgets(
         keep = rules.convert.mtp == "keep"
         with console.stage("headers") as progress:
             source = open_shapes(choice, progress, keep_prediction=keep)
-        planned = PlannedModel.of(choice.name, source.metadata, source.tensors)
+        planned = Model.of(choice.name, source)
         contexts = contexts_for(planned)
         lengths = ", ".join(tokens_text(tokens) for tokens in contexts)
         console.note(
@@ -107,7 +107,7 @@ def _budgets(
     }
 
 
-def _show(model: PlannedModel, found: Sequence[TargetBudgets], console: Console) -> None:
+def _show(model: Model, found: Sequence[TargetBudgets], console: Console) -> None:
     """Print the table, in MiB where no artifact has a tenth of a GiB."""
     sizes = [b.largest_bytes for one in found for b in one.budgets if b.largest_bytes is not None]
     word, unit = unit_of(sizes or [GIB])
@@ -120,7 +120,7 @@ def _show(model: PlannedModel, found: Sequence[TargetBudgets], console: Console)
 
     rows = [(one.target.name, *map(cell, one.budgets), one.target.kv_type) for one in found]
     console.heading(
-        f"{model.stem}: the largest artifact that fits at each context, {word} and bits per weight"
+        f"{model.name}: the largest artifact that fits at each context, {word} and bits per weight"
     )
     lengths = [tokens_text(budget.context_tokens) for budget in found[0].budgets]
     console.table(("target", *lengths, "KV"), rows)

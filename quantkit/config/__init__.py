@@ -1,1 +1,1 @@
-"""What a person chooses: recipe, target and levels, each read from YAML."""
+"""Recipe, target and levels, each read from YAML."""

@@ -1,4 +1,4 @@
-"""What a level is: the part of a recipe that says how large an artifact is and by whose choice."""
+"""Levels: the part of a recipe that sets the size and the types of one artifact."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class LevelRecipe(Strict):
         return None if self.size is None else parse_size(self.size)
 
     def bits(self, elements: int) -> float | None:
-        """Bits a weight that it asks for; None where the target or a preset decides."""
+        """Bits per weight that it asks for; None where the target or a preset decides."""
         if self.size_bytes is not None:
             return 8 * self.size_bytes / elements
         return self.bits_per_weight
@@ -106,8 +106,8 @@ def parse_size(text: str) -> int | None:
 def chosen_levels(words: str, recipe: str, levels: Mapping[str, LevelRecipe]) -> list[LevelRecipe]:
     """The levels that `--levels` asks for, in its order.
 
-    Each word is the name of one of the recipe's levels, or a stock preset's name, or bits a weight
-    (`4.5`), or a size (`71GiB`, `76GB`), or `max`: all that the target's budget allows. The
+    Each word is the name of one of the recipe's levels, or a stock preset's name, or bits per
+    weight (`4.5`), or a size (`71GiB`, `76GB`), or `max`: all that the target's budget allows. The
     recipe's names come first. Presets are baselines.
 
     Args:
@@ -138,6 +138,6 @@ def _made(word: str, recipe: str, levels: Mapping[str, LevelRecipe]) -> LevelRec
     if (match := _BITS.match(word)) and 0.5 < float(match[1]) <= 32:
         return LevelRecipe(name=f"{float(match[1]):g}bpw", bits_per_weight=float(match[1]))
     raise InputError(
-        f"no level {word!r}: recipe {recipe} has {', '.join(levels)}; or give bits a weight "
+        f"no level {word!r}: recipe {recipe} has {', '.join(levels)}; or give bits per weight "
         f"(4.5), a size (71GiB, 76GB), max, or one of llama.cpp's presets: {', '.join(PRESETS)}"
     )

@@ -10,8 +10,9 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from quantkit.config.levels import LevelRecipe, chosen_levels
-from quantkit.config.target import KVType
+from quantkit.config.run_settings import KVType
 from quantkit.core.errors import InputError
+from quantkit.core.hub_address import HubAddress
 from quantkit.core.paths import resource
 from quantkit.core.yaml import Strict, read_yaml, validated
 from quantkit.formats.tensor_types import BY_NAME
@@ -29,13 +30,13 @@ Task = Literal[
     "multikey", "single", "near-miss", "absent", "updated", "multi-value", "two-hop", "paraphrased"
 ]
 THINKING_TOKENS = 256
-"""Of an answer that begins with thinking, at least."""
+"""Smallest limit of an answer that begins with thinking, tokens."""
 CLUSTERS = 3
-"""Seeds whose spread says how much haystacks differ, at least."""
+"""Fewest seeds from which the difference between haystacks is estimated."""
 
 
 class ConvertRecipe(Strict):
-    """What is made of a checkpoint.
+    """How a checkpoint is converted.
 
     Attributes:
         base_type: of the matrices of the base GGUF, which statistics are collected on.
@@ -48,7 +49,7 @@ class ConvertRecipe(Strict):
 
 
 class ImatrixRecipe(Strict):
-    """What the importance matrix is collected on.
+    """How the importance matrix is collected.
 
     Attributes:
         texts: names in `calibration/`, or paths, joined; not read when there is a mixture.
@@ -86,7 +87,7 @@ class ImatrixRecipe(Strict):
 
 
 class MeasureRecipe(Strict):
-    """What is measured of a model: each tensor's error at each type, and what errors cost.
+    """How a model is measured: each tensor's error at each type, and its effect on the output.
 
     Attributes:
         candidates: types that are tried.
@@ -94,7 +95,7 @@ class MeasureRecipe(Strict):
         sample_experts: of a stack, for its error; 0 for all.
         cost_chunks: of the text on which costs are measured; 0: tensors count alike.
         cost_chunk_tokens: of each chunk, from its beginning; at most imatrix.chunk_tokens.
-        probe_bits: bits a weight; a unit is measured with the error of the type nearest to each.
+        probe_bits: bits per weight; a unit is measured with the error of the type nearest to each.
         probe_error: relative; smaller errors are amplified to it, to stand out of the noise.
         groups: regular expressions; tensors in which one captures the same are one unit.
     """
@@ -123,7 +124,9 @@ class MeasureRecipe(Strict):
             try:
                 re.compile(pattern)
             except re.error as error:
-                raise ValueError(f"groups: {pattern!r} is no regular expression: {error}") from None
+                raise ValueError(
+                    f"groups: {pattern!r} is not a regular expression: {error}"
+                ) from None
         return self
 
 
@@ -191,7 +194,7 @@ class RetrievalRecipe(Strict):
 
     @property
     def tasks(self) -> tuple[Task, ...]:
-        """What is asked, the main task first."""
+        """The tasks that are asked, the main one first."""
         return ("single",) if self.mode == "classic" else ("multikey", *self.probes)
 
     @property
@@ -299,6 +302,6 @@ def _recipe_for(model: str, chosen: str | None) -> Recipe:
         return load_recipe(shipped.get(chosen, Path(chosen)))
     for path in shipped.values():
         recipe = load_recipe(path)
-        if recipe.model is not None and recipe.model == model.partition("@")[0]:
+        if recipe.model is not None and recipe.model == HubAddress.parse(model).repository:
             return recipe
     return load_recipe(shipped["default"])

@@ -5,16 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
+from quantkit.config.run_settings import RunSettings
 from quantkit.core.errors import InputError
 from quantkit.core.paths import resource
 from quantkit.core.units import GIB
 from quantkit.core.yaml import Strict, read_yaml, validated
-
-KVType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
-Draft = Literal["none", "mtp"]
-UNQUANTIZED_KV = frozenset({"f16", "bf16"})
 
 
 class GPUSpec(Strict):
@@ -31,37 +28,27 @@ class GPUSpec(Strict):
     count: int = Field(default=1, ge=1, le=64)
 
 
-class Target(Strict):
+class _GPUSet(Strict):
+    """The first fields of a target, so that a file begins with them."""
+
+    name: str
+    description: str = ""
+    gpus: tuple[GPUSpec, ...] = Field(min_length=1)
+
+
+class Target(RunSettings, _GPUSet):
     """A GPU set and how it is used; one YAML in `recipes/targets/`.
 
     Attributes:
         weight_budget_gib: GiB for the weights, or "auto" for all that the GPUs leave after
             context, compute buffers and reserve.
-        ubatch_tokens: physical batch, llama.cpp's `-ub`; compute buffers grow with it.
-        sequences: that are served at once, llama.cpp's `-np`; they share the context's cells, and
-            each keeps a recurrent state of its own.
-        flash_attention: without it the attention scores of a whole batch are held, and the KV cache
-            cannot be quantized.
-        pipeline: GPUs work on different batches at once. Switched off, they wait for each other
-            while a prompt is read, and the graph's inputs, a mask of context × batch among them,
-            are held once and not four times.
-        draft: "mtp" lets the model's own prediction layers draft tokens (llama-server's
-            `--spec-type draft-mtp`), which takes a second context, with an F16 cache.
         devices: each GPU's number in nvidia-smi, or its UUID; none: 0, 1, … as they are listed.
         layers: "balanced" leaves the fullest GPU the most room; "in_order" fills the GPUs one
             after another, so that the last ones stay free.
     """
 
-    name: str
-    description: str = ""
-    gpus: tuple[GPUSpec, ...] = Field(min_length=1)
-    context_tokens: int = Field(gt=0)
-    kv_type: KVType = "q8_0"
-    ubatch_tokens: int = Field(default=512, gt=0)
-    sequences: int = Field(default=1, ge=1, le=256)
-    flash_attention: bool = True
-    pipeline: bool = True
-    draft: Draft = "none"
+    model_config = ConfigDict(strict=False)  # YAML has lists, not tuples
+
     devices: tuple[str, ...] = ()
     layers: Literal["balanced", "in_order"] = "balanced"
     weight_budget_gib: Annotated[float, Field(gt=0)] | Literal["auto"] = "auto"
@@ -83,19 +70,20 @@ class Target(Strict):
             )
         return self
 
-    @model_validator(mode="after")
-    def _quantized_kv_needs_flash_attention(self) -> Target:
-        if not self.flash_attention and self.kv_type not in UNQUANTIZED_KV:
-            raise ValueError(
-                f"a {self.kv_type} KV cache needs flash attention: set kv_type to f16, or leave "
-                "flash_attention on"
-            )
-        return self
+    @property
+    def run(self) -> RunSettings:
+        """How the GPUs are used, without the GPUs."""
+        return RunSettings(**self.model_dump(include=set(RunSettings.model_fields)))
 
     @property
     def each_gpu(self) -> tuple[GPUSpec, ...]:
         """One entry a GPU, counts expanded."""
         return tuple(spec for spec in self.gpus for _ in range(spec.count))
+
+    @property
+    def gpu_bytes(self) -> tuple[int, ...]:
+        """Total memory of each GPU, bytes."""
+        return tuple(int(gpu.memory_gib * GIB) for gpu in self.each_gpu)
 
     @property
     def weight_budget_bytes(self) -> int | None:

@@ -63,12 +63,8 @@ class TensorInfo:
         return self.shape[0] if len(self.shape) == 3 else 1
 
 
-class TensorSource(Protocol):
-    """A model's tensors under GGUF names, read lazily by rows: a checkpoint or a GGUF file.
-
-    Rows are those of the GGUF tensor flattened to two axes: expert `e` of a tensor of shape
-    (experts, rows, row elements) begins at row `e * rows`. Reading is thread-safe.
-    """
+class ModelHeader(Protocol):
+    """A model without its weights, as a GGUF header describes it."""
 
     @property
     def metadata(self) -> Metadata:
@@ -79,6 +75,14 @@ class TensorSource(Protocol):
     def tensors(self) -> Sequence[TensorInfo]:
         """All tensors in the order in which they are written."""
         ...
+
+
+class TensorSource(ModelHeader, Protocol):
+    """A model's tensors under GGUF names, read lazily by rows: a checkpoint or a GGUF file.
+
+    Rows are those of the GGUF tensor flattened to two axes: expert `e` of a tensor of shape
+    (experts, rows, row elements) begins at row `e * rows`. Reading is thread-safe.
+    """
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of tensor `name` as F32, shape (stop - start, row elements)."""

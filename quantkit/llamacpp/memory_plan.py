@@ -1,7 +1,7 @@
-"""What a model takes on each GPU: asked of llama.cpp itself, without GPUs and without weights.
+"""Memory of a model on each GPU as llama.cpp plans it, without GPUs and without weights.
 
-llama.cpp opens a file of the model's shape with `no_alloc`, on stand-ins for the GPUs
-(`stand_ins.py`), on the devices of this machine, or on RPC servers; its own loader, KV cache,
+llama.cpp opens a file of the model's shape with `no_alloc`, on fake GPUs
+(`fake_gpus.py`), on the devices of this machine, or on RPC servers; its own loader, KV cache,
 scheduler and graph allocator then say what they would take. `llama_get_memory_breakdown` has the
 numbers; it is C++, and returns a `std::map` whose nodes are read here as libstdc++ lays them out.
 """
@@ -17,51 +17,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from quantkit.config.run_settings import DRAFT_KV_TYPE, RunSettings
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.formats.gguf_writer import single_file_layout, write_shape
-from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.formats.tensors import Metadata, MetaValue, ModelHeader
 from quantkit.llamacpp.child import Child, Emit, NativeCrash, run_isolated
 from quantkit.llamacpp.device_sets import Devices, open_devices
 
 NO_TENSOR = ctypes.c_char_p(b"no-tensor")
 """A pattern that no tensor's name matches."""
-BATCH_TOKENS = 2048
-"""llama-server's logical batch (`-b`), where the physical one is not larger."""
-DRAFTED_TOKENS = 3
-"""llama-server's `--spec-draft-n-max`: prediction layers draft so many tokens at a time."""
-DRAFT_KV_TYPE = "f16"
-"""llama-server's `-ctkd` and `-ctvd`. Of one layer, a quantized cache would take more: flash
-attention makes an F16 copy of it."""
 EMBEDDING = "token_embd.weight"
 _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
 
 
 @dataclass(frozen=True)
-class Use:
-    """How a model is run: what a context of llama.cpp depends on.
-
-    Attributes:
-        pipeline: several GPUs work on different batches at once.
-        drafted_tokens: that the model's own prediction layers (MTP) draft at a time, in a context
-            of their own; 0 if they are not used, and then llama.cpp does not load them.
-    """
-
-    context_tokens: int
-    kv_type: str
-    ubatch_tokens: int
-    sequences: int = 1
-    flash_attention: bool = True
-    pipeline: bool = True
-    drafted_tokens: int = 0
-
-    @property
-    def drafts(self) -> bool:
-        return self.drafted_tokens > 0
-
-
-@dataclass(frozen=True)
 class DeviceMemory:
-    """What llama.cpp takes of one device, bytes."""
+    """Memory of one device that llama.cpp uses, bytes."""
 
     weights: int
     context: int
@@ -70,7 +41,7 @@ class DeviceMemory:
 
 @dataclass(frozen=True)
 class Breakdown:
-    """What llama.cpp takes of every GPU, in their order, and of the computer's own memory."""
+    """Memory of every GPU, in their order, and of the computer itself that llama.cpp uses."""
 
     gpus: tuple[DeviceMemory, ...]
     host: DeviceMemory
@@ -78,55 +49,54 @@ class Breakdown:
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked of one file.
+    """How much memory of `devices` does a model take? Its tokenizer, on no GPU, is left out.
 
     Attributes:
         tensor_split: layers that each GPU gets, the output being the last.
+        runs: the ways to run the model, one answer each.
     """
+
+    model: ModelHeader
+    devices: Devices
+    tensor_split: tuple[int, ...]
+    runs: tuple[RunSettings, ...]
+
+
+@dataclass(frozen=True)
+class FileQuestion:
+    """A `Question` about the model in a GGUF file."""
 
     path: Path
     devices: Devices
     tensor_split: tuple[int, ...]
-    uses: tuple[Use, ...]
+    runs: tuple[RunSettings, ...]
 
 
-@dataclass(frozen=True)
-class Shape:
-    """What is asked of a model that no file holds; its tokenizer, on no GPU, is left out."""
-
-    metadata: Metadata
-    tensors: Sequence[TensorInfo]
-    devices: Devices
-    tensor_split: tuple[int, ...]
-    uses: tuple[Use, ...]
-
-
-_Key = tuple[str, Devices, tuple[int, ...], Use]
+_Key = tuple[str, Devices, tuple[int, ...], RunSettings]
 _answers: dict[_Key, Breakdown] = {}
-"""A build asks the same again, stage after stage."""
+"""Cached: a build asks the same in several stages."""
 _lock = threading.Lock()
 _asked: Child | None = None
-"""Who answers, within `asking`."""
+"""The process that answers within `asking`."""
 
 
-def ask_memory(shapes: Sequence[Shape]) -> list[list[Breakdown]]:
-    """What each of `shapes` takes for each of its uses; all are asked in one process.
+def ask_memory(questions: Sequence[Question]) -> list[list[Breakdown]]:
+    """The answers to each question, one for each way to run; all are asked in one process.
 
     Raises:
         InputError: llama.cpp refuses a model.
         EnvironmentFault: this machine or this llama.cpp cannot be asked.
     """
     layouts = [
-        single_file_layout("shape", shape_metadata(s.metadata, s.tensors), s.tensors)
-        for s in shapes
+        single_file_layout("shape", shape_metadata(q.model), q.model.tensors) for q in questions
     ]
     keys: list[list[_Key]] = [
-        [(layout.digest, s.devices, s.tensor_split, use) for use in s.uses]
-        for layout, s in zip(layouts, shapes, strict=True)
+        [(layout.digest, q.devices, q.tensor_split, run) for run in q.runs]
+        for layout, q in zip(layouts, questions, strict=True)
     ]
     with _lock, tempfile.TemporaryDirectory(prefix="quantkit-") as folder:
         new: list[_Key] = []
-        questions = []
+        files = []
         for number, (layout, wanted) in enumerate(zip(layouts, keys, strict=True)):
             missing = [key for key in dict.fromkeys(wanted) if key not in {*_answers, *new}]
             if not missing:
@@ -134,17 +104,17 @@ def ask_memory(shapes: Sequence[Shape]) -> list[list[Breakdown]]:
             place = Path(folder) / str(number)
             place.mkdir()
             _, devices, split, _ = missing[0]
-            uses = tuple(key[3] for key in missing)
-            questions.append(Question(write_shape(place, layout), devices, split, uses))
+            runs = tuple(key[3] for key in missing)
+            files.append(FileQuestion(write_shape(place, layout), devices, split, runs))
             new += missing
-        if questions:
-            found = [one for answer in ask_of_files(questions) for one in answer]
+        if files:
+            found = [one for answer in ask_of_files(files) for one in answer]
             _answers.update(zip(new, found, strict=True))
     return [[_answers[key] for key in wanted] for wanted in keys]
 
 
-def ask_of_files(questions: Sequence[Question]) -> list[list[Breakdown]]:
-    """What the model in each file takes, for each of its uses.
+def ask_of_files(questions: Sequence[FileQuestion]) -> list[list[Breakdown]]:
+    """The memory of the model in each file, for each way to run it.
 
     Raises:
         InputError: llama.cpp refuses a file.
@@ -180,21 +150,22 @@ def asking() -> Iterator[None]:
             child.end()
 
 
-def shape_metadata(metadata: Metadata, tensors: Sequence[TensorInfo]) -> Metadata:
-    """What llama.cpp needs to plan: the architecture's keys, and how many tokens there are.
+def shape_metadata(model: ModelHeader) -> Metadata:
+    """The metadata that llama.cpp plans by: the architecture's keys and the vocabulary's size.
 
-    A tokenizer lies on no GPU, and takes longer to load than all the rest.
+    The tokenizer is left out: it lies on no GPU, and takes longer to load than all the rest.
     """
-    name = metadata["general.architecture"].value
-    kept = {k: v for k, v in metadata.items() if k.startswith(f"{name}.")}
-    rows = next((info.shape[0] for info in tensors if info.name == EMBEDDING), None)
+    architecture = model.metadata["general.architecture"]
+    prefix = f"{architecture.value}."
+    kept = {k: v for k, v in model.metadata.items() if k.startswith(prefix)}
+    rows = next((info.shape[0] for info in model.tensors if info.name == EMBEDDING), None)
     if rows is not None:
-        kept[f"{name}.vocab_size"] = MetaValue("u32", rows)
-    model = {"tokenizer.ggml.model": MetaValue("str", "no_vocab")}
-    return {"general.architecture": metadata["general.architecture"], **kept, **model}
+        kept[f"{prefix}vocab_size"] = MetaValue("u32", rows)
+    no_tokenizer = {"tokenizer.ggml.model": MetaValue("str", "no_vocab")}
+    return {"general.architecture": architecture, **kept, **no_tokenizer}
 
 
-def ask_in_child(questions: Sequence[Question], emit: Emit) -> list[list[Breakdown]]:
+def ask_in_child(questions: Sequence[FileQuestion], emit: Emit) -> list[list[Breakdown]]:
     """Body of the child process of `ask_of_files`."""
     from quantkit.llamacpp import llama
 
@@ -206,7 +177,7 @@ def ask_in_child(questions: Sequence[Question], emit: Emit) -> list[list[Breakdo
     return answers
 
 
-def _answer_on_used(question: Question, devices: Sequence[int]) -> list[Breakdown]:
+def _answer_on_used(question: FileQuestion, devices: Sequence[int]) -> list[Breakdown]:
     """As a launched model sees them: GPUs without layers are hidden from llama.cpp.
 
     It would count them as stages of its pipeline, and hold the graph's inputs more than once even
@@ -225,19 +196,19 @@ def _answer_on_used(question: Question, devices: Sequence[int]) -> list[Breakdow
     return spread
 
 
-def _answer(question: Question, devices: Sequence[int]) -> list[Breakdown]:
-    found: dict[Use, Breakdown] = {}
-    for loaded in sorted({(use.pipeline, use.drafts) for use in question.uses}):
-        pipeline, drafts = loaded
-        with _model(question, devices, pipeline=pipeline, drafts=drafts) as model:
-            wanted = [use for use in question.uses if (use.pipeline, use.drafts) == loaded]
-            found |= {use: _breakdown(model, devices, use) for use in wanted}
-    return [found[use] for use in question.uses]
+def _answer(question: FileQuestion, devices: Sequence[int]) -> list[Breakdown]:
+    found: dict[RunSettings, Breakdown] = {}
+    for loaded in sorted({(run.pipeline, run.draft) for run in question.runs}):
+        pipeline, draft = loaded
+        with _model(question, devices, pipeline=pipeline, drafts=draft != "none") as model:
+            same = [run for run in question.runs if (run.pipeline, run.draft) == loaded]
+            found |= {run: _breakdown(model, devices, run) for run in same}
+    return [found[run] for run in question.runs]
 
 
 @contextmanager
 def _model(
-    question: Question, devices: Sequence[int], *, pipeline: bool, drafts: bool
+    question: FileQuestion, devices: Sequence[int], *, pipeline: bool, drafts: bool
 ) -> Iterator[int]:
     """The model of the question, loaded without weights."""
     import llama_cpp
@@ -270,10 +241,10 @@ def _model(
         llama_cpp.llama_model_free(model)
 
 
-def _breakdown(model: int, devices: Sequence[int], use: Use) -> Breakdown:
-    found = _context_memory(model, use, head=False)
-    if use.drafts:
-        for key, more in _context_memory(model, use, head=True).items():
+def _breakdown(model: int, devices: Sequence[int], run: RunSettings) -> Breakdown:
+    found = _context_memory(model, run, head=False)
+    if run.drafted_tokens:
+        for key, more in _context_memory(model, run, head=True).items():
             there = found.get(key, DeviceMemory(0, 0, 0))
             found[key] = DeviceMemory(
                 there.weights, there.context + more.context, there.compute + more.compute
@@ -286,8 +257,8 @@ def _breakdown(model: int, devices: Sequence[int], use: Use) -> Breakdown:
     return Breakdown(gpus, host)
 
 
-def _context_memory(model: int, use: Use, *, head: bool) -> dict[int, DeviceMemory]:
-    """Address of a buffer type → what lies there with one context, as llama-server makes it.
+def _context_memory(model: int, run: RunSettings, *, head: bool) -> dict[int, DeviceMemory]:
+    """Address of a buffer type → its memory with one context, as llama-server makes it.
 
     Args:
         head: the context of the prediction layers (common_speculative_init_result), not the main
@@ -298,26 +269,26 @@ def _context_memory(model: int, use: Use, *, head: bool) -> dict[int, DeviceMemo
     from quantkit.llamacpp import llama
 
     params = llama_cpp.llama_context_default_params()
-    params.n_ctx = use.context_tokens
-    params.n_batch = max(BATCH_TOKENS, use.ubatch_tokens)
-    params.n_ubatch = use.ubatch_tokens
-    params.n_seq_max = use.sequences
+    params.n_ctx = run.context_tokens
+    params.n_batch = run.batch_tokens
+    params.n_ubatch = run.ubatch_tokens
+    params.n_seq_max = run.sequences
     params.kv_unified = True
-    kv_type = DRAFT_KV_TYPE if head else use.kv_type
+    kv_type = DRAFT_KV_TYPE if head else run.kv_type
     params.type_k = params.type_v = llama.KV_TYPES[kv_type]
-    params.flash_attn_type = int(use.flash_attention)
+    params.flash_attn_type = int(run.flash_attention)
     params.swa_full = False
     # logits of the tokens that are sampled from, and of those drafted (server_output_limits)
-    params.n_outputs_max = use.sequences * (1 if head else 1 + use.drafted_tokens)
+    params.n_outputs_max = run.sequences * (1 if head else 1 + run.drafted_tokens)
     if head:
         params.ctx_type = llama_cpp.LLAMA_CONTEXT_TYPE_MTP
     else:
-        params.n_rs_seq = use.drafted_tokens
+        params.n_rs_seq = run.drafted_tokens
     context = llama_cpp.llama_init_from_model(model, params)
     if not context:
         what = " of the prediction layers (MTP)" if head else ""
         raise InputError(
-            f"llama.cpp cannot plan a context{what} of {use.context_tokens} tokens with a "
+            f"llama.cpp cannot plan a context{what} of {run.context_tokens} tokens with a "
             f"{kv_type} KV cache: {llama.why()}"
         )
     found = _read_breakdown(context)
@@ -359,7 +330,7 @@ class _Map(ctypes.Structure):
 
 
 def _read_breakdown(context: int) -> dict[int, DeviceMemory]:
-    """Address of a buffer type → what lies there.
+    """Address of a buffer type → the memory there.
 
     A libstdc++ map is a comparison, a header node and a count; a node is colour, parent, left and
     right, then the pair: here a pointer and three sizes (`llama_memory_breakdown_data`).
@@ -369,7 +340,7 @@ def _read_breakdown(context: int) -> dict[int, DeviceMemory]:
     function = getattr(load("llama"), _BREAKDOWN, None)
     if function is None:
         raise EnvironmentFault(
-            "this llama.cpp does not tell what it takes (no llama_get_memory_breakdown); use the "
+            "this llama.cpp does not report its memory (no llama_get_memory_breakdown); use the "
             "version of llama-cpp-python that constraints.txt pins"
         )
     function.restype, function.argtypes = _Map, (ctypes.c_void_p,)

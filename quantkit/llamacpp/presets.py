@@ -11,7 +11,7 @@ from __future__ import annotations
 import ctypes
 import re
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,7 +19,7 @@ from quantkit.config.levels import PRESETS
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.formats.gguf_writer import single_file_layout, write_shape
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.formats.tensors import Metadata, TensorInfo
+from quantkit.formats.tensors import ModelHeader
 from quantkit.llamacpp.child import Emit, run_isolated
 
 _LINE = re.compile(
@@ -43,33 +43,25 @@ class Fallback:
 
 @dataclass(frozen=True)
 class StockTypes:
-    """What a preset gives a model: the type of every tensor, and where it is not the wanted one."""
+    """The type that a preset gives every tensor, and where it is not the intended one."""
 
     preset: str
     types: Mapping[str, str]
     fallbacks: Mapping[str, Fallback]
 
 
-def stock_types(
-    metadata: Metadata, tensors: Sequence[TensorInfo], preset: str, *, has_imatrix: bool
-) -> dict[str, str]:
-    """Tensor → type under the preset: `ask_preset` without the fallbacks."""
-    return dict(ask_preset(metadata, tensors, preset, has_imatrix=has_imatrix).types)
-
-
-def ask_preset(
-    metadata: Metadata, tensors: Sequence[TensorInfo], preset: str, *, has_imatrix: bool
-) -> StockTypes:
-    """The types under the preset, for all of `tensors`.
+def ask_preset(model: ModelHeader, preset: str, *, has_imatrix: bool) -> StockTypes:
+    """The type that the preset gives each of the model's tensors.
 
     Raises:
         InputError: no such preset, or llama.cpp refuses the model.
-        EnvironmentFault: this llama.cpp does not tell what it would do.
+        EnvironmentFault: this llama.cpp does not print its types.
     """
     if preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}; known are {', '.join(PRESETS)}")
+    tensors = model.tensors
     with tempfile.TemporaryDirectory() as folder:
-        path = write_shape(Path(folder), single_file_layout("shape", metadata, tensors))
+        path = write_shape(Path(folder), single_file_layout("shape", model.metadata, tensors))
         log: str = run_isolated(
             "quantkit.llamacpp.presets:dry_run_in_child",
             {"path": path, "preset": preset, "has_imatrix": has_imatrix},

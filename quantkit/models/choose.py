@@ -1,4 +1,4 @@
-"""What `--model` may be: `demo`, a checkpoint folder, a GGUF file, or a Hub repository."""
+"""`--model`: `demo`, a checkpoint folder, a GGUF file, or a Hub repository."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from quantkit.core.errors import InputError
+from quantkit.core.hub_address import HubAddress
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.progress import SILENT, Progress
 from quantkit.formats.tensors import TensorSource
@@ -28,18 +29,23 @@ class ModelChoice:
     """A model as the person named it.
 
     Attributes:
-        path: the folder or file; for a repository, None until it is downloaded.
+        given: what the person wrote.
         name: what artifacts are called after.
+        path: the folder or file; for a repository, None until it is downloaded.
+        repository: OWNER/NAME on the Hub; None for a folder or a file.
+        revision: branch, tag or commit of the repository; None for its main branch.
     """
 
+    given: str
     kind: Literal["checkpoint", "gguf", "repository"]
-    path: Path | None
-    repository: str | None
     name: str
+    path: Path | None = None
+    repository: str | None = None
+    revision: str | None = None
 
 
 def choose_model(model: str) -> ModelChoice:
-    """Tell what `model` is, without reading it.
+    """Find out what `model` is, without reading it.
 
     Raises:
         InputError: it is neither on this disk nor the name of a repository.
@@ -47,15 +53,18 @@ def choose_model(model: str) -> ModelChoice:
     if model == "demo":
         if not DEMO_MODEL.is_dir():
             raise InputError(f"the demo model is not in this installation ({DEMO_MODEL})")
-        return ModelChoice("checkpoint", DEMO_MODEL, None, "quantkit-demo")
+        return ModelChoice(model, "checkpoint", "quantkit-demo", DEMO_MODEL)
     path = Path(model).expanduser()
     if path.is_dir():
-        return ModelChoice("checkpoint", path, None, artifact_name(path.resolve().name))
+        return ModelChoice(model, "checkpoint", artifact_name(path.resolve().name), path)
     if path.is_file():
         stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
-        return ModelChoice("gguf", path, None, artifact_name(stem))
+        return ModelChoice(model, "gguf", artifact_name(stem), path)
     if _REPOSITORY.match(model) and path.suffix != ".gguf" and not path.parent.is_dir():
-        return ModelChoice("repository", None, model, artifact_name(model.partition("/")[2]))
+        address = HubAddress.parse(model)
+        repository, revision = address.repository, address.revision
+        name = artifact_name(repository.partition("/")[2])
+        return ModelChoice(model, "repository", name, None, repository, revision)
     raise InputError(
         f"no model at {model}: give a folder with config.json and safetensors files, a GGUF file, "
         "a Hub repository (OWNER/NAME), or 'demo'"
@@ -81,13 +90,13 @@ def choose_local(model: str, option: str = "--model") -> tuple[ModelChoice, Path
 
 
 def artifact_name(name: str) -> str:
-    """A model's name without revision and precision: `X-BF16@main` → `X`."""
-    plain = re.sub(r"[-_.](bf16|f16|fp16|f32|q8_0|q4_1)$", "", name.partition("@")[0], flags=re.I)
+    """A model's name without precision: `X-BF16` → `X`."""
+    plain = re.sub(r"[-_.](bf16|f16|fp16|f32|q8_0|q4_1)$", "", name, flags=re.I)
     return re.sub(r"[^\w.-]+", "-", plain).strip("-.") or "model"
 
 
 def imatrix_name(model: str) -> str:
-    """What a model's importance matrix is called where it is published.
+    """The file name of a model's importance matrix where it is published.
 
     Artifacts say so, so that one that is made again with the published file is the same.
     """
@@ -148,7 +157,7 @@ def open_headers(
     Args:
         choice: a repository.
         hub: makes the client; not called for a commit that is here already.
-        progress: told of files, and which commit is taken where the Hub cannot be asked.
+        progress: counts files, and notes which commit is taken where the Hub cannot be asked.
         keep_prediction: the multi-token prediction layers too.
         cache: the folder to keep headers in; the user's by default.
         on_shape: as `open_checkpoint` takes it.
@@ -161,8 +170,8 @@ def open_headers(
     from quantkit.models.checkpoint import open_checkpoint
     from quantkit.models.remote_headers import fetch_headers
 
-    repository, _, revision = (choice.repository or "").partition("@")
-    headers = fetch_headers(hub, repository, revision or None, progress, cache)
+    assert choice.repository is not None
+    headers = fetch_headers(hub, choice.repository, choice.revision, progress, cache)
     source = open_checkpoint(
         headers.checkpoint,
         choice.name,

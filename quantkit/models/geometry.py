@@ -87,7 +87,7 @@ _STATE_KEYS = ("ssm.state_size", "wkv.head_size", "shortconv.l_cache", "kda.head
 
 @dataclass(frozen=True)
 class LayerGeometry:
-    """What one layer keeps.
+    """What one layer keeps in memory for a context.
 
     Attributes:
         key_elements: a token's keys, over all KV heads; 0 where there is no attention.
@@ -149,7 +149,7 @@ def geometry_of(metadata: Metadata) -> ModelGeometry:
     context does not run them. What they keep in a second context is in `prediction`.
 
     Raises:
-        InputError: a key that every model has is missing or is no number, or the model keeps a
+        InputError: a key that every model has is missing or not a number, or the model keeps a
             recurrent state and it is not known in which layers.
     """
     read = _Reader(metadata)

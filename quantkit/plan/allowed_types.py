@@ -80,7 +80,7 @@ def _allowed(info: TensorInfo, costs: Mapping[str, float], level: LevelRecipe) -
     if not allowed:
         raise InputError(
             f"no candidate type for {info.name} (rows of {info.row_elements}) has at least "
-            f"{floor:g} bits a weight; lower its minimum or add candidates to the recipe"
+            f"{floor:g} bits per weight; lower its minimum or add candidates to the recipe"
         )
     return allowed
 

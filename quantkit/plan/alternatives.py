@@ -10,27 +10,27 @@ from quantkit.config.target import Target
 from quantkit.core.errors import DoesNotFitError
 from quantkit.core.units import GIB
 from quantkit.formats.tensor_types import BY_NAME
+from quantkit.models.model import Model
 from quantkit.plan.allocate import fill_gpus
 from quantkit.plan.allowed_types import Costs, smallest_types
 from quantkit.plan.fit import ATTEMPTS, place_exactly
 from quantkit.plan.gpu_memory import GPUMemory
 from quantkit.plan.level_plans import largest_bytes, model_host_bytes
-from quantkit.plan.llama_memory import ContextLadder, ask_ladders, asked_memories
-from quantkit.plan.model import PlannedModel
-from quantkit.plan.place import Placement, place
+from quantkit.plan.llama_memory import ContextLadder, ask_ladders, gpu_memories
+from quantkit.plan.place import place
+from quantkit.plan.placement import Placement
 from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
 
 CONTEXT_STEP = 1024
 SHORTEST_CONTEXT = 4096
+LARGER_BATCHES = (1024, 2048, 4096)
 SMALLER_KV = ("q8_0", "q4_0")
 """Quantized KV cache types, the largest first. For others, CUDA's flash attention has kernels only
 in builds with GGML_CUDA_FA_ALL_QUANTS (fattn.cu)."""
 LARGEST = LevelRecipe(name="max")
 
 
-def longest_context(
-    model: PlannedModel, types: Mapping[str, str], ladder: ContextLadder
-) -> int | None:
+def longest_context(types: Mapping[str, str], ladder: ContextLadder) -> int | None:
     """Tokens of the longest context within the ladder at which the GPUs hold the model.
 
     Where llama.cpp was asked for the ladder, it is asked again for what is found: that it fits as
@@ -44,21 +44,19 @@ def longest_context(
         InputError: llama.cpp refuses the model.
     """
     while True:
-        tokens = _longest_within(model, types, ladder)
+        tokens = _longest_within(types, ladder)
         if tokens is None or any(buffers.estimated for _, buffers in ladder.rungs):
             return tokens
         # Between rungs the ladder is some percent off: with rungs here it is exact here.
-        finer = _with_rungs(model, ladder, tokens, tokens + CONTEXT_STEP)
-        if finer == ladder or _longest_within(model, types, finer) == tokens:
-            return _confirmed(model, types, finer, tokens)
+        finer = _with_rungs(ladder, tokens, tokens + CONTEXT_STEP)
+        if finer == ladder or _longest_within(types, finer) == tokens:
+            return _confirmed(types, finer, tokens)
         ladder = finer
 
 
-def _longest_within(
-    model: PlannedModel, types: Mapping[str, str], ladder: ContextLadder
-) -> int | None:
+def _longest_within(types: Mapping[str, str], ladder: ContextLadder) -> int | None:
     def fits(tokens: int) -> bool:
-        return place(model.tensors, types, ladder.memory(tokens), ladder.target).fits
+        return place(ladder.model.tensors, types, ladder.memory(tokens)).fits
 
     low, high = ladder.rungs[0][0], ladder.rungs[-1][0]
     if fits(high):
@@ -72,25 +70,20 @@ def _longest_within(
     return max(low, first * CONTEXT_STEP)
 
 
-def _with_rungs(model: PlannedModel, ladder: ContextLadder, *tokens: int) -> ContextLadder:
+def _with_rungs(ladder: ContextLadder, *tokens: int) -> ContextLadder:
     """The ladder with rungs at `tokens` too, as far as it reaches."""
     wanted = [n for n in tokens if n < ladder.rungs[-1][0]]
     if not wanted:
         return ladder
-    (asked,), _ = ask_ladders(
-        model.metadata, model.tensors, model.geometry, [ladder.target], wanted
-    )
+    (asked,), _ = ask_ladders(ladder.model, [ladder.target], wanted)
     return replace(ladder, rungs=tuple(sorted(dict((*ladder.rungs, *asked.rungs)).items())))
 
 
-def _confirmed(
-    model: PlannedModel, types: Mapping[str, str], ladder: ContextLadder, tokens: int
-) -> int | None:
+def _confirmed(types: Mapping[str, str], ladder: ContextLadder, tokens: int) -> int | None:
     """`tokens`, or the most below them at which the GPUs hold what llama.cpp needs exactly."""
     shortest = ladder.rungs[0][0]
     while tokens >= shortest:
-        target = ladder.target.changed(context_tokens=tokens)
-        if place_exactly(model, types, target, ladder.memory(tokens)).fits:
+        if place_exactly(ladder.model, types, ladder.memory(tokens)).fits:
             return tokens
         below = (tokens - 1) // CONTEXT_STEP * CONTEXT_STEP
         tokens = max(below, shortest) if tokens > shortest else below
@@ -106,9 +99,7 @@ class Largest:
     placement: Placement
 
 
-def largest_level(
-    model: PlannedModel, costs: Costs, target: Target, memory: GPUMemory
-) -> Largest | None:
+def largest_level(model: Model, costs: Costs, memory: GPUMemory) -> Largest | None:
     """The largest artifact that the GPUs hold, whatever the target's own budget; None: nothing.
 
     Args:
@@ -117,19 +108,17 @@ def largest_level(
     tensors = model.tensors
     room = memory.weights_room + model_host_bytes(model, costs, memory)
     budget = min(room, largest_bytes(model, costs, LARGEST))
-    overhead = overhead_bytes(model.stem, model.metadata, tensors)
+    overhead = overhead_bytes(model)
     try:
         types = fill_gpus(tensors, costs, budget, overhead, LARGEST, memory)
     except DoesNotFitError:
         return None
-    placement = place(tensors, types, memory, target)
-    total = artifact_bytes(model.stem, model.metadata, tensors, types)
+    placement = place(tensors, types, memory)
+    total = artifact_bytes(model, types)
     return Largest(types, total, placement) if placement.fits else None
 
 
-def largest_exactly(
-    model: PlannedModel, costs: Costs, target: Target, memory: GPUMemory
-) -> Largest | None:
+def largest_exactly(model: Model, costs: Costs, memory: GPUMemory) -> Largest | None:
     """`largest_level`, with compute buffers that llama.cpp plans for exactly its cut.
 
     Args:
@@ -140,56 +129,106 @@ def largest_exactly(
     """
     assumed = memory
     for _ in range(ATTEMPTS):
-        found = largest_level(model, costs, target, assumed)
+        found = largest_level(model, costs, assumed)
         if found is None:
             return None
-        placement = place_exactly(model, found.types, target, memory)
+        placement = place_exactly(model, found.types, memory)
         if placement.fits:
             return replace(found, placement=placement)
         assumed = assumed.with_more_compute(placement.missing_bytes)
     return None
 
 
+@dataclass(frozen=True)
+class Alternatives:
+    """What else would fit into the memory that a planned artifact leaves unused.
+
+    Attributes:
+        largest: the largest artifact at the target's context; None: nothing fits.
+        context_tokens: the longest context for the artifact that is planned; None where it fills
+            the target's own.
+        ubatch_tokens: the largest physical batch, where it is larger than the target's.
+    """
+
+    largest: Largest | None
+    context_tokens: int | None
+    ubatch_tokens: int | None
+
+
+def alternatives(
+    model: Model, types: Mapping[str, str], costs: Costs, memory: GPUMemory
+) -> Alternatives:
+    """What else would fit into the memory that the model in `types` leaves unused.
+
+    Raises:
+        InputError: llama.cpp refuses the model.
+    """
+    target = memory.target
+    longest, now = model.geometry.trained_context_tokens, memory.run.context_tokens
+    (at_longest,), _ = gpu_memories(model, [target.changed(context_tokens=longest)])
+    rungs = tuple(sorted({now: memory.compute, longest: at_longest.compute}.items()))
+    tokens = longest_context(types, ContextLadder(model, target, rungs))
+    return Alternatives(
+        largest_level(model, costs, memory),
+        tokens if tokens is not None and tokens > now else None,
+        _largest_batch(model, types, target),
+    )
+
+
+def _largest_batch(model: Model, types: Mapping[str, str], target: Target) -> int | None:
+    """The largest of LARGER_BATCHES for which there is room; None: no larger one than now."""
+    found = None
+    for larger in larger_batches(target):
+        (memory,), _ = gpu_memories(model, [larger])
+        if not place_exactly(model, types, memory).fits:
+            break
+        found = larger.ubatch_tokens
+    return found
+
+
+def larger_batches(target: Target) -> list[Target]:
+    """The target with each of LARGER_BATCHES that is larger than its own physical batch."""
+    return [target.changed(ubatch_tokens=n) for n in LARGER_BATCHES if n > target.ubatch_tokens]
+
+
 def ways_out(
-    model: PlannedModel,
+    model: Model,
     costs: Costs,
     target: Target,
     types: Mapping[str, str] | None = None,
 ) -> list[str]:
-    """What would fit where the target does not hold what was asked for: in words, and as options.
+    """Plans that would fit where the requested one does not, in words and as options.
 
-    For the target's KV cache type, and for smaller ones until the context need not be shorter, the
-    longest context that the smallest form of the model leaves room for, and the largest form there.
+    For the target's KV cache type, and for smaller ones until the context need not be shorter: the
+    longest context at which the smallest types fit, and the largest artifact at that context.
 
     Args:
         costs: nominal ones will do: they show sizes.
-        types: of an artifact that was asked for as it is: its longest context is named too.
+        types: of the requested artifact where they are given: its longest context is named too.
 
     Raises:
         InputError: llama.cpp refuses the model.
     """
     smallest = smallest_types(model.tensors, costs, LARGEST)
     own = target.weight_budget_bytes
-    too_small = own is not None and own < artifact_bytes(
-        model.stem, model.metadata, model.tensors, smallest
-    )
+    too_small = own is not None and own < artifact_bytes(model, smallest)
     freed = target.changed(weight_budget_gib="auto") if too_small else target
     kinds = _smaller_kv(model, target) if target.flash_attention else []
     targets = [freed, *(freed.changed(kv_type=kind) for kind in kinds)]
     contexts = (min(SHORTEST_CONTEXT, target.context_tokens), target.context_tokens)
-    ladders, _ = ask_ladders(model.metadata, model.tensors, model.geometry, targets, contexts)
+    ladders, _ = ask_ladders(model, targets, contexts)
     found, whole = [], ladders[0].rungs[-1][0]
     most_kept = most = 0
     for ladder in ladders:
-        kept = longest_context(model, types, ladder) or 0 if types is not None else whole
+        kept = longest_context(types, ladder) or 0 if types is not None else whole
         if types is not None and kept > most_kept:
             changed = ladder.target.changed(context_tokens=kept)
             found.append(f"these types with {_words(target, changed, whole)}")
-        tokens = longest_context(model, smallest, ladder) or 0
+        tokens = longest_context(smallest, ladder) or 0
         if tokens > most:
             changed = ladder.target.changed(context_tokens=tokens)
-            (memory,), _ = asked_memories(model.metadata, model.tensors, model.geometry, [changed])
-            largest = largest_exactly(model, costs, changed, memory)
+            (memory,), _ = gpu_memories(model, [changed])
+            largest = largest_exactly(model, costs, memory)
             if largest is not None:
                 size = min(largest.total_bytes, changed.weight_budget_bytes or largest.total_bytes)
                 words = _words(target, changed, whole, "--levels max")
@@ -219,18 +258,18 @@ def _words(asked: Target, changed: Target, whole: int, *options: str) -> str:
 
 
 def _no_more_than(size: int) -> str:
-    """The size in GiB, or in MiB below one, cut off: whoever asks for as much must not get more."""
+    """The size in GiB, or in MiB below one, rounded down, so that a level of this size fits."""
     scale, unit = (GIB, "GiB") if size >= GIB else (GIB >> 10, "MiB")
     return f"{100 * size // scale / 100:.2f} {unit}"
 
 
-def _smaller_kv(model: PlannedModel, target: Target) -> list[str]:
+def _smaller_kv(model: Model, target: Target) -> list[str]:
     bits = BY_NAME[target.kv_type.upper()].bits_per_weight
     smaller = [kind for kind in SMALLER_KV if BY_NAME[kind.upper()].bits_per_weight < bits]
     return possible_kv(model, smaller)
 
 
-def possible_kv(model: PlannedModel, kinds: Sequence[str]) -> list[str]:
+def possible_kv(model: Model, kinds: Sequence[str]) -> list[str]:
     """Those of `kinds` that llama.cpp keeps the model's keys and values in.
 
     It refuses a quantized type whose blocks do not divide a head (llama-context.cpp).

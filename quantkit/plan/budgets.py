@@ -1,4 +1,4 @@
-"""What each of many targets could hold of a model: the largest artifact at some contexts."""
+"""The largest artifact of a model that each of many targets holds, at some contexts."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from quantkit.config.target import Target
 from quantkit.core.errors import InputError
 from quantkit.core.progress import SILENT, Progress
+from quantkit.models.model import Model
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.alternatives import largest_level
 from quantkit.plan.gpu_memory import check_draft
 from quantkit.plan.llama_memory import ask_ladders, check_gpus
-from quantkit.plan.model import PlannedModel
 
 CONTEXTS = (32_768, 131_072, 516_096, 1_048_576)
 
@@ -31,7 +31,7 @@ class Budget:
 
 @dataclass(frozen=True)
 class TargetBudgets:
-    """What a target could hold, whatever its own context and weight budget.
+    """The largest artifacts on a target; its own context and weight budget do not count.
 
     Attributes:
         budgets: by rising context.
@@ -43,14 +43,14 @@ class TargetBudgets:
     refused: str | None = None
 
 
-def contexts_for(model: PlannedModel) -> tuple[int, ...]:
+def contexts_for(model: Model) -> tuple[int, ...]:
     """Those of CONTEXTS that the model was trained for, tokens; else what it was trained for."""
     longest = model.geometry.trained_context_tokens
     return tuple(n for n in CONTEXTS if n <= longest) or (longest,)
 
 
 def budgets_of(
-    model: PlannedModel, costs: Costs, targets: Sequence[Target], progress: Progress = SILENT
+    model: Model, costs: Costs, targets: Sequence[Target], progress: Progress = SILENT
 ) -> tuple[list[TargetBudgets], str | None]:
     """The budgets of each of `targets`, with their own KV types; llama.cpp is asked once for all.
 
@@ -59,7 +59,7 @@ def budgets_of(
 
     Args:
         costs: nominal ones: they show sizes.
-        progress: told of cells, a target at a context each.
+        progress: counts cells, a target at a context each.
 
     Returns:
         The budgets, and why they are only estimates, if they are.
@@ -70,7 +70,7 @@ def budgets_of(
     contexts = contexts_for(model)
     refused = [why_refused(model, target) for target in targets]
     usable = [target for target, why in zip(targets, refused, strict=True) if why is None]
-    asked, estimated = ask_ladders(model.metadata, model.tensors, model.geometry, usable, contexts)
+    asked, estimated = ask_ladders(model, usable, contexts)
     ladders = iter(asked)
     progress.start(len(usable) * len(contexts), "cells")
     found = []
@@ -82,14 +82,14 @@ def budgets_of(
         ladder = next(ladders)
         budgets = []
         for tokens in contexts:
-            largest = largest_level(model, costs, target, ladder.memory(tokens))
+            largest = largest_level(model, costs, ladder.memory(tokens))
             budgets.append(Budget(tokens, None if largest is None else largest.total_bytes))
             progress.advance(1)
         found.append(TargetBudgets(target, tuple(budgets)))
     return found, estimated
 
 
-def why_refused(model: PlannedModel, target: Target) -> str | None:
+def why_refused(model: Model, target: Target) -> str | None:
     """Why llama.cpp cannot run the model on the target, whatever its size; None: it can."""
     try:
         check_gpus(target)

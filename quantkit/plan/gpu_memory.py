@@ -1,4 +1,4 @@
-"""What lies on which GPU: the one account that allocation, placement and budgets share.
+"""How much of each GPU a model takes; allocation, placement and budgets all count by it.
 
 llama.cpp puts whole layers on GPUs, in order, and counts the output as one more layer after them.
 The token embedding stays with the CPU; where the output has no matrix of its own, the embedding is
@@ -13,13 +13,13 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from quantkit.config.run_settings import DRAFT_KV_TYPE, RunSettings
 from quantkit.config.target import Target
 from quantkit.core.errors import InputError
 from quantkit.core.units import GIB
 from quantkit.formats.gguf_header import DEFAULT_ALIGNMENT
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo
-from quantkit.llamacpp.memory_plan import DRAFT_KV_TYPE, DRAFTED_TOKENS
 from quantkit.models.geometry import ModelGeometry
 
 PIPELINE_COPIES = 4
@@ -37,7 +37,7 @@ class ComputeBuffers:
         gpu: on every GPU that has layers.
         output: more than that on the GPU that has the output.
         host: in the computer's own memory.
-        estimated: worked out by `estimated_buffers`, not told by llama.cpp (`asked_memory.py`).
+        estimated: by `estimated_buffers`, because llama.cpp could not be asked.
     """
 
     gpu: int
@@ -51,20 +51,24 @@ class GPUMemory:
     """A target's memory as a model needs it, bytes; layers include the output as the last.
 
     Attributes:
-        context_tokens: that are planned for, never more than the model was trained for.
         capacity: of each GPU.
         reserve: of each GPU, what is kept free.
         context: of each layer.
         unloaded: layers whose weights are on no GPU: those of a prediction head that is not used.
     """
 
-    context_tokens: int
+    target: Target
     trained_context_tokens: int
     capacity: tuple[int, ...]
     reserve: tuple[int, ...]
     context: tuple[int, ...]
     compute: ComputeBuffers
     unloaded: range = range(0)
+
+    @property
+    def run(self) -> RunSettings:
+        """How the model is run; its context is no longer than the model was trained for."""
+        return self.target.run.within(self.trained_context_tokens)
 
     @property
     def rooms(self) -> tuple[int, ...]:
@@ -93,38 +97,34 @@ def gpu_memory(
     """The memory of `target` for the model.
 
     Args:
-        compute: as llama.cpp told them; estimated where it was not asked.
+        compute: as llama.cpp plans them; by default they are estimated.
     """
-    gpus, tokens = target.each_gpu, planned_tokens(geometry, target)
+    run = target.run.within(geometry.trained_context_tokens)
     return GPUMemory(
-        context_tokens=tokens,
+        target=target,
         trained_context_tokens=geometry.trained_context_tokens,
-        capacity=tuple(int(gpu.memory_gib * GIB) for gpu in gpus),
-        reserve=tuple(int(gpu.reserve_gib * GIB) for gpu in gpus),
-        context=(*context_by_layer(geometry, target), 0),
-        compute=estimated_buffers(geometry, target) if compute is None else compute,
-        unloaded=unloaded_layers(geometry, target),
+        capacity=target.gpu_bytes,
+        reserve=tuple(int(gpu.reserve_gib * GIB) for gpu in target.each_gpu),
+        context=(*context_by_layer(geometry, run), 0),
+        compute=compute or estimated_buffers(geometry, run, len(target.gpu_bytes)),
+        unloaded=unloaded_layers(geometry, run),
     )
 
 
-def drafted_tokens(target: Target) -> int:
-    """Tokens that the model's own prediction layers draft at a time; 0: they are not used."""
-    return DRAFTED_TOKENS if target.draft == "mtp" else 0
-
-
-def unloaded_layers(geometry: ModelGeometry, target: Target) -> range:
+def unloaded_layers(geometry: ModelGeometry, run: RunSettings) -> range:
     """The layers of a prediction head that llama.cpp leaves in the file (`load_mtp`)."""
-    if drafted_tokens(target):
+    if run.drafted_tokens:
         return range(0)
     return range(geometry.trunk_layers, len(geometry.layers))
 
 
-def context_by_layer(geometry: ModelGeometry, target: Target) -> list[int]:
+def context_by_layer(geometry: ModelGeometry, run: RunSettings) -> list[int]:
     """Bytes of context of each layer, those of a prediction head included where it drafts."""
-    tokens, kv, sequences = planned_tokens(geometry, target), target.kv_type, target.sequences
-    drafted = drafted_tokens(target)
+    tokens, sequences, drafted = run.context_tokens, run.sequences, run.drafted_tokens
     snapshots = drafted if geometry.rolls_back else 0
-    found = [layer.context_bytes(tokens, kv, sequences, snapshots) for layer in geometry.layers]
+    found = [
+        layer.context_bytes(tokens, run.kv_type, sequences, snapshots) for layer in geometry.layers
+    ]
     if drafted:
         for index, layer in enumerate(geometry.prediction, geometry.trunk_layers):
             found[index] += layer.context_bytes(tokens, DRAFT_KV_TYPE, sequences)
@@ -152,12 +152,7 @@ def check_draft(geometry: ModelGeometry, target: Target) -> None:
         )
 
 
-def planned_tokens(geometry: ModelGeometry, target: Target) -> int:
-    """The target's context, but never longer than the model was trained for."""
-    return min(target.context_tokens, geometry.trained_context_tokens)
-
-
-def estimated_buffers(geometry: ModelGeometry, target: Target) -> ComputeBuffers:
+def estimated_buffers(geometry: ModelGeometry, run: RunSettings, gpus: int) -> ComputeBuffers:
     """Estimate the compute buffers, where llama.cpp cannot be asked.
 
     A GPU holds once for each pipeline copy of the graph's inputs (ggml-backend.cpp): the attention
@@ -167,21 +162,21 @@ def estimated_buffers(geometry: ModelGeometry, target: Target) -> ComputeBuffers
     scores in F32, n_ctx × n_ubatch × heads; the logits. The computer's memory holds the inputs.
     Prediction layers that draft, next to the output, have inputs and scores of their own.
     """
-    tokens, batch = planned_tokens(geometry, target), target.ubatch_tokens
-    copies = PIPELINE_COPIES if target.pipeline and len(target.each_gpu) > 1 else 1
+    tokens, batch = run.context_tokens, run.ubatch_tokens
+    copies = PIPELINE_COPIES if run.pipeline and gpus > 1 else 1
     attention = [layer for layer in geometry.layers if layer.key_elements]
     mask = 2 * tokens * batch if attention else 0
     hidden = 4 * batch * geometry.embedding_elements
     widest = 4 * batch * geometry.activation_elements + 2 * hidden
-    if target.flash_attention and target.kv_type != "f16":
+    if run.flash_attention and run.kv_type != "f16":
         copied = [2 * tokens * (a.key_elements + a.value_elements) for a in attention]
         widest = max(widest, 3 * hidden + max(copied, default=0))
-    elif not target.flash_attention and attention:
+    elif not run.flash_attention and attention:
         widest = max(widest, 4 * tokens * batch * geometry.attention_heads)
-    outputs = min(batch, target.sequences * (1 + drafted_tokens(target)))
+    outputs = min(batch, run.sequences * (1 + run.drafted_tokens))
     logits = 4 * outputs * geometry.vocabulary
-    head = copies * (mask + 2 * hidden) if target.draft == "mtp" else 0
-    scores = 0 if target.flash_attention else 4 * tokens * batch * geometry.attention_heads
+    head = copies * (mask + 2 * hidden) if run.drafted_tokens else 0
+    scores = 0 if run.flash_attention else 4 * tokens * batch * geometry.attention_heads
     drafting = head + max(4 * hidden, scores) if head else 0
     return ComputeBuffers(
         gpu=copies * (mask + hidden) + widest,
@@ -199,7 +194,7 @@ def padded_bytes(info: TensorInfo, type_name: str) -> int:
 def layers_of(
     tensors: Sequence[TensorInfo], layers: int, unloaded: range = range(0)
 ) -> dict[str, int]:
-    """Tensor → the layer on whose GPU it lies, or HOST, which is no GPU.
+    """Tensor → the layer on whose GPU it lies, or HOST for the computer's own memory.
 
     Args:
         layers: of the model, the output as the last.
@@ -214,8 +209,8 @@ def layers_of(
         match = _BLOCK.match(info.name)
         if match and int(match[1]) >= layers - 1:
             raise InputError(
-                f"the tensor {info.name} is of layer {match[1]}, but the model's metadata says "
-                f"that it has {layers - 1} layers"
+                f"the tensor {info.name} belongs to layer {match[1]}, but the model's metadata "
+                f"says that it has {layers - 1} layers"
             )
         if match:
             found[info.name] = HOST if int(match[1]) in unloaded else int(match[1])

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import MeasureRecipe, Recipe
-from quantkit.config.target import Target
 from quantkit.core.errors import DoesNotFitError
 from quantkit.core.units import gib_text
 from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.presets import StockTypes, ask_preset
+from quantkit.models.model import Model
 from quantkit.plan.allowed_types import Costs, allowed_types, smallest_bytes, smallest_types
-from quantkit.plan.fit import place_exactly, target_budget
+from quantkit.plan.fit import LevelPlan, place_exactly, target_budget
 from quantkit.plan.gpu_memory import HOST, GPUMemory, layers_of, padded_bytes
-from quantkit.plan.model import LevelPlan, PlannedModel
-from quantkit.plan.place import check_fits, place
+from quantkit.plan.place import place
+from quantkit.plan.placement import check_fits
 from quantkit.plan.type_choice import TypeChoice, check_importance
 from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
 from quantkit.study.candidates import admissible, is_quantizable
@@ -24,11 +24,11 @@ SLACK_BYTES = 1 << 16
 """For what a build adds to the metadata once it has an importance matrix."""
 
 
-def nominal_costs(model: PlannedModel, recipe: MeasureRecipe) -> dict[str, dict[str, float]]:
-    """Costs as they would be if a bit more always halved the noise: good enough for sizes.
+def nominal_costs(model: Model, recipe: MeasureRecipe) -> dict[str, dict[str, float]]:
+    """Assumed costs, four times less for each bit per weight: enough to plan sizes.
 
-    Stands in for sensitivity.json before anything is measured; tensors of the repeating layers
-    are taken to have an imatrix, but for those of a prediction head, which it never runs.
+    Used before sensitivity.json is measured. Tensors of the repeating layers are assumed to have an
+    importance matrix, except those of a prediction head, which no text runs through.
     """
     trunk = model.geometry.trunk_layers
     at = layers_of(model.tensors, len(model.geometry.layers) + 1)
@@ -43,7 +43,7 @@ def nominal_costs(model: PlannedModel, recipe: MeasureRecipe) -> dict[str, dict[
 
 
 def plan_levels(
-    recipe: Recipe, target: Target, model: PlannedModel, memory: GPUMemory
+    recipe: Recipe, model: Model, memory: GPUMemory
 ) -> tuple[list[LevelPlan], list[str]]:
     """The levels that can be built, and a sentence for each that the target rules out.
 
@@ -56,8 +56,8 @@ def plan_levels(
         InputError: a level's minimum or pin is impossible, or its preset needs an importance matrix
             of a prediction head's layers.
     """
-    costs = nominal_costs(model, recipe.measure)
-    limit = target_budget(target, memory, model_host_bytes(model, costs, memory))
+    target, costs = memory.target, nominal_costs(model, recipe.measure)
+    limit = target_budget(memory, model_host_bytes(model, costs, memory))
     plans, left_out = [], []
     for level in recipe.levels:
         stock = _stock(level, model)
@@ -74,11 +74,11 @@ def plan_levels(
         try:
             # a preset's types are what they are: its own cut decides, and not after hours
             placed = (
-                place(model.tensors, types, memory, target)
+                place(model.tensors, types, memory)
                 if stock is None
-                else place_exactly(model, types, target, memory)
+                else place_exactly(model, types, memory)
             )
-            check_fits(placed, target)
+            check_fits(placed, target.name)
         except DoesNotFitError as error:
             form = "" if stock else " in its smallest types"
             left_out.append(f"level {level.name}{form} {error}")
@@ -103,14 +103,14 @@ def plan_levels(
     return plans, left_out
 
 
-def _stock(level: LevelRecipe, model: PlannedModel) -> StockTypes | None:
+def _stock(level: LevelRecipe, model: Model) -> StockTypes | None:
     """Of a preset, what llama.cpp makes of the model; a build always has an imatrix."""
     if level.preset is None:
         return None
-    return ask_preset(model.metadata, model.tensors, level.preset, has_imatrix=True)
+    return ask_preset(model, level.preset, has_imatrix=True)
 
 
-def _check_prediction(level: LevelRecipe, model: PlannedModel, stock: StockTypes) -> None:
+def _check_prediction(level: LevelRecipe, model: Model, stock: StockTypes) -> None:
     """That a preset gives a prediction head's layers no type that needs an importance matrix.
 
     Raises:
@@ -127,21 +127,21 @@ def _check_prediction(level: LevelRecipe, model: PlannedModel, stock: StockTypes
     )
 
 
-def _wanted_bytes(level: LevelRecipe, model: PlannedModel, stock: StockTypes | None) -> int | None:
-    """The size that the level asks for; None: what the target allows."""
+def _wanted_bytes(level: LevelRecipe, model: Model, stock: StockTypes | None) -> int | None:
+    """The size that the level names; None: as large as the target allows."""
     if stock is not None:
-        return artifact_bytes(model.stem, model.metadata, model.tensors, stock.types)
+        return artifact_bytes(model, stock.types)
     if level.bits_per_weight is not None:
         return int(level.bits_per_weight * model.elements / 8)
     return level.size_bytes
 
 
-def _check_reachable(level: LevelRecipe, model: PlannedModel, costs: Costs, wanted: int) -> None:
+def _check_reachable(level: LevelRecipe, model: Model, costs: Costs, wanted: int) -> None:
     smallest = smallest_bytes(model.tensors, costs, level)
     if wanted >= smallest:
         return
     bits = level.bits_per_weight
-    asked = f"{level.size}" if bits is None else f"{bits:g} bits a weight ({gib_text(wanted)})"
+    asked = f"{level.size}" if bits is None else f"{bits:g} bits per weight ({gib_text(wanted)})"
     raise DoesNotFitError(
         f"level {level.name} asks for {asked}, but the smallest types that its tensors' rows and "
         f"its rules allow take {8 * smallest / model.elements:.2f} ({gib_text(smallest)}); make "
@@ -149,14 +149,14 @@ def _check_reachable(level: LevelRecipe, model: PlannedModel, costs: Costs, want
     )
 
 
-def largest_bytes(model: PlannedModel, costs: Costs, level: LevelRecipe) -> int:
+def largest_bytes(model: Model, costs: Costs, level: LevelRecipe) -> int:
     """A bound of the files' size with every tensor in the largest type that it may get."""
     allowed = allowed_types(model.tensors, costs, level)
-    overhead = overhead_bytes(model.stem, model.metadata, model.tensors)
+    overhead = overhead_bytes(model)
     return overhead + SLACK_BYTES + sum(_largest(info, allowed) for info in model.tensors)
 
 
-def model_host_bytes(model: PlannedModel, costs: Costs, memory: GPUMemory) -> int:
+def model_host_bytes(model: Model, costs: Costs, memory: GPUMemory) -> int:
     """The most that weights on no GPU can take."""
     at = layers_of(model.tensors, len(memory.context), memory.unloaded)
     return sum(_largest(info, costs) for info in model.tensors if at[info.name] == HOST)

@@ -1,62 +1,36 @@
 """A target's memory for a model, with the compute buffers that llama.cpp itself plans.
 
-llama.cpp is asked on stand-ins for the target's GPUs (`native/memory.py`), with the model's shape
-alone. Before the layers are placed they are taken to lie evenly; afterwards the exact cut is asked
-for, so a placement's numbers are llama.cpp's own.
+llama.cpp is asked on fake GPUs of the target's sizes (`llamacpp/memory_plan.py`), with the model's
+shape alone. Before the layers are placed they are taken to lie evenly; afterwards the exact cut is
+asked for, so a placement's numbers are llama.cpp's own.
 """
 
 from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import dataclass
 
+from quantkit.config.run_settings import RunSettings
 from quantkit.config.target import Target
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.core.units import GIB
-from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.llamacpp.device_sets import Devices
-from quantkit.llamacpp.memory_plan import Breakdown, Shape, Use, ask_memory
-from quantkit.models.geometry import ModelGeometry
-from quantkit.plan.gpu_memory import (
-    ComputeBuffers,
-    GPUMemory,
-    check_draft,
-    drafted_tokens,
-    gpu_memory,
-    planned_tokens,
-)
+from quantkit.llamacpp.memory_plan import Breakdown, Question, ask_memory
+from quantkit.models.model import Model
+from quantkit.plan.gpu_memory import ComputeBuffers, GPUMemory, check_draft, gpu_memory
 
 MOST_GPUS = 15
 """ggml's scheduler takes 16 backends (GGML_SCHED_MAX_BACKENDS), one of which is the processor."""
 
 
-def use_of(geometry: ModelGeometry, target: Target) -> Use:
-    """How the target runs the model."""
-    return Use(
-        context_tokens=planned_tokens(geometry, target),
-        kv_type=target.kv_type,
-        ubatch_tokens=target.ubatch_tokens,
-        sequences=target.sequences,
-        flash_attention=target.flash_attention,
-        pipeline=target.pipeline,
-        drafted_tokens=drafted_tokens(target),
-    )
+def fake_gpus(target: Target) -> Devices:
+    """CUDA GPUs of the target's sizes, for llama.cpp to plan on."""
+    return Devices("cuda", target.gpu_bytes)
 
 
-def stand_ins(target: Target) -> Devices:
-    """CUDA GPUs of the target's sizes."""
-    return Devices("cuda", tuple(int(gpu.memory_gib * GIB) for gpu in target.each_gpu))
-
-
-def asked_memories(
-    metadata: Metadata,
-    tensors: Sequence[TensorInfo],
-    geometry: ModelGeometry,
-    targets: Sequence[Target],
-) -> tuple[list[GPUMemory], str | None]:
-    """The memory of each of `targets`; llama.cpp is asked of all of them at once.
+def gpu_memories(model: Model, targets: Sequence[Target]) -> tuple[list[GPUMemory], str | None]:
+    """The memory of each of `targets` for the model; llama.cpp is asked of all of them at once.
 
     It is told how many layers each GPU gets, and so plans alike for GPUs of any size: targets
     that have as many GPUs share a question.
@@ -68,35 +42,40 @@ def asked_memories(
         InputError: llama.cpp refuses the model, a target has too many GPUs for it, or the model
             cannot draft tokens and should.
     """
-    alike: dict[int, list[Target]] = {}
-    for target in targets:
+    geometry = model.geometry
+    wanted = [
+        (len(target.gpu_bytes), target.run.within(geometry.trained_context_tokens))
+        for target in targets
+    ]
+    alike: dict[int, dict[RunSettings, Target]] = {}
+    for target, (gpus, run) in zip(targets, wanted, strict=True):
         check_gpus(target)
         check_draft(geometry, target)
-        alike.setdefault(len(target.each_gpu), []).append(target)
-    shapes = []
-    for gpus, same in alike.items():
+        alike.setdefault(gpus, {}).setdefault(run, target)
+    questions = []
+    for gpus, runs in alike.items():
         counts = even_counts(len(geometry.layers) + 1, gpus)
-        uses = tuple(dict.fromkeys(use_of(geometry, target) for target in same))
-        shapes.append(Shape(metadata, tensors, stand_ins(same[0]), counts, uses))
+        devices = fake_gpus(next(iter(runs.values())))
+        questions.append(Question(model, devices, counts, tuple(runs)))
     try:
-        answers = ask_memory(shapes)
+        answers = ask_memory(questions)
     except EnvironmentFault as error:
         estimated = [gpu_memory(geometry, target) for target in targets]
         return estimated, f"compute buffers are estimated: {error}"
     buffers = {
-        (len(shape.tensor_split), use): buffers_of(answer, shape.tensor_split)
-        for shape, of_uses in zip(shapes, answers, strict=True)
-        for use, answer in zip(shape.uses, of_uses, strict=True)
+        (len(question.tensor_split), run): buffers_of(answer, question.tensor_split)
+        for question, of_runs in zip(questions, answers, strict=True)
+        for run, answer in zip(question.runs, of_runs, strict=True)
     }
-    asked = [(target, len(target.each_gpu), use_of(geometry, target)) for target in targets]
-    return [gpu_memory(geometry, t, buffers[gpus, use]) for t, gpus, use in asked], None
+    asked = zip(targets, wanted, strict=True)
+    return [gpu_memory(geometry, target, buffers[key]) for target, key in asked], None
 
 
 def check_gpus(target: Target) -> None:
     """Raise when llama.cpp cannot use so many GPUs.
 
     Raises:
-        InputError: says how many it can.
+        InputError: it has more; the message names the limit.
     """
     gpus = len(target.each_gpu)
     if gpus > MOST_GPUS:
@@ -125,22 +104,9 @@ def buffers_of(answer: Breakdown, counts: Sequence[int]) -> ComputeBuffers:
     return ComputeBuffers(gpu, max(0, used[-1] - gpu), answer.host.compute, estimated=False)
 
 
-def shape_of(
-    metadata: Metadata,
-    tensors: Sequence[TensorInfo],
-    types: Mapping[str, str],
-    use: Use,
-    devices: Devices,
-    counts: Sequence[int],
-) -> Shape:
-    """The question what `devices` hold of the model in `types`, cut into `counts` layers."""
-    typed = [replace(info, type_name=types[info.name]) for info in tensors]
-    return Shape(metadata, typed, devices, tuple(counts), (use,))
-
-
 @dataclass(frozen=True)
 class ContextLadder:
-    """Compute buffers of a way of running at some contexts, and what lies between them.
+    """Compute buffers at some contexts, interpolated between them.
 
     A buffer is about the largest of several sums that grow linearly with the context, so between
     two rungs it is seldom more than the straight line between them. ggml's allocator packs as it
@@ -150,7 +116,7 @@ class ContextLadder:
         rungs: (tokens, buffers), at least one, in the order of tokens.
     """
 
-    geometry: ModelGeometry
+    model: Model
     target: Target
     rungs: tuple[tuple[int, ComputeBuffers], ...]
 
@@ -171,15 +137,11 @@ class ContextLadder:
         buffers = ComputeBuffers(
             gpu, max(0, whole - gpu), between(a.host, b.host), a.estimated or b.estimated
         )
-        return gpu_memory(self.geometry, changed, buffers)
+        return gpu_memory(self.model.geometry, changed, buffers)
 
 
 def ask_ladders(
-    metadata: Metadata,
-    tensors: Sequence[TensorInfo],
-    geometry: ModelGeometry,
-    targets: Sequence[Target],
-    contexts: Sequence[int],
+    model: Model, targets: Sequence[Target], contexts: Sequence[int]
 ) -> tuple[list[ContextLadder], str | None]:
     """A ladder over `contexts`, tokens, for each of `targets`; llama.cpp is asked once.
 
@@ -189,12 +151,12 @@ def ask_ladders(
     Raises:
         InputError: llama.cpp refuses the model, or a target has too many GPUs for it.
     """
-    tokens = sorted({min(n, geometry.trained_context_tokens) for n in contexts})
+    tokens = sorted({min(n, model.geometry.trained_context_tokens) for n in contexts})
     asked = [target.changed(context_tokens=n) for target in targets for n in tokens]
-    memories, why = asked_memories(metadata, tensors, geometry, asked)
+    memories, why = gpu_memories(model, asked)
     found = []
     for index, target in enumerate(targets):
         part = memories[index * len(tokens) : (index + 1) * len(tokens)]
         rungs = tuple((n, m.compute) for n, m in zip(tokens, part, strict=True))
-        found.append(ContextLadder(geometry, target, rungs))
+        found.append(ContextLadder(model, target, rungs))
     return found, why

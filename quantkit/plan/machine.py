@@ -1,4 +1,4 @@
-"""What is in this machine: cores, memory, NVIDIA GPUs, library versions."""
+"""Facts about this machine: cores, memory, NVIDIA GPUs, library versions."""
 
 from __future__ import annotations
 

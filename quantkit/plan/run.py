@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.config.recipe import Recipe, recipe_for
@@ -16,10 +15,10 @@ from quantkit.core.progress import Progress
 from quantkit.formats.gguf_file import shard_paths
 from quantkit.llamacpp.memory_plan import asking
 from quantkit.models.choose import ModelChoice, choose_model, open_shapes
+from quantkit.models.model import Model
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.level_plans import nominal_costs
-from quantkit.plan.model import PlannedModel
-from quantkit.plan.plan import Sheet, ask_early, plan_recipe, plan_types, with_context
+from quantkit.plan.plan import Entry, Plan, ask_early, plan_recipe, plan_types
 from quantkit.plan.targets import choose_target
 from quantkit.plan.type_choice import choose_types
 from quantkit.study.study import Study
@@ -35,18 +34,22 @@ class ModelPlan:
         metadata_context_tokens: the context that its metadata says.
         recipe: whose levels are planned.
         costs: what a type of a tensor costs: nominal, or measured.
-        sheet: its `entries` are the artifacts, each with its `types`, `total_bytes`, and
-            `placement`: bytes on each GPU.
+        plan: of its artifacts on the target.
         file: the GGUF that is planned as it is; None: artifacts that are to be made.
     """
 
     name: str
-    model: PlannedModel
+    model: Model
     metadata_context_tokens: int
     recipe: Recipe
     costs: Costs
-    sheet: Sheet
+    plan: Plan
     file: Path | None = None
+
+    @property
+    def entries(self) -> Sequence[Entry]:
+        """The artifacts: each has `types`, `total_bytes` and a `placement` on the GPUs."""
+        return self.plan.entries
 
 
 def plan(
@@ -85,7 +88,8 @@ def plan(
     context = changes.get("context_tokens")
     with asking(), Console(quiet=quiet).stage("headers") as progress:
         planned, said = _opened(choice, rules, gpus, progress)
-        planned = with_context(planned, None if context is None else int(context))
+        if context is not None:
+            planned = planned.with_context(int(context))
         if study is None:
             costs: Costs = nominal_costs(planned, rules.measure)
         else:
@@ -93,47 +97,46 @@ def plan(
         file = choice.path if as_it_is and types is None else None
         if types is not None:
             named = types if isinstance(types, Mapping) else str(types)
-            sheet = _sheet_of_types(named, gpus, planned, said, costs)
+            made = _plan_of_types(named, gpus, planned, said, costs)
         elif file is not None:
-            sheet = _sheet_of_file(file, gpus, planned, said, costs)
+            made = _plan_of_file(file, gpus, planned, said, costs)
         else:
-            sheet = plan_recipe(rules, gpus, planned, said, costs)
-    return ModelPlan(choice.name, planned, said, rules, costs, sheet, file)
+            made = plan_recipe(rules, gpus, planned, said, costs)
+    return ModelPlan(choice.name, planned, said, rules, costs, made, file)
 
 
 def _opened(
     choice: ModelChoice, recipe: Recipe, target: Target, progress: Progress
-) -> tuple[PlannedModel, int]:
+) -> tuple[Model, int]:
     """The model and its own context; llama.cpp answers while the tokenizer is read."""
     with ThreadPoolExecutor(1) as pool:
         source = open_shapes(
             choice,
             progress,
             keep_prediction=recipe.convert.mtp == "keep",
-            on_shape=lambda metadata, tensors: pool.submit(ask_early, metadata, tensors, target),
+            on_shape=lambda metadata, tensors: pool.submit(
+                ask_early, Model(choice.name, metadata, tensors), target
+            ),
         )
-        model = PlannedModel.of(choice.name, source.metadata, source.tensors)
+        model = Model.of(choice.name, source)
     return model, model.geometry.trained_context_tokens
 
 
-def _sheet_of_types(
-    types: str | Mapping[str, str], target: Target, model: PlannedModel, said: int, costs: Costs
-) -> Sheet:
+def _plan_of_types(
+    types: str | Mapping[str, str], target: Target, model: Model, said: int, costs: Costs
+) -> Plan:
     """One artifact that is to be made."""
-    chosen = choose_types(types, model.metadata, model.tensors, has_imatrix=True)
+    chosen = choose_types(types, model, has_imatrix=True)
     name = chosen.preset or (Path(types).stem if isinstance(types, str) else "types")
     fallbacks = chosen.stock.fallbacks if chosen.stock is not None else None
-    named = dataclasses.replace(model, stem=f"{model.stem}-{name}")
+    named = model.named(f"{model.name}-{name}")
     return plan_types(name, chosen.types, target, named, said, costs, fallbacks)
 
 
-def _sheet_of_file(
-    file: Path, target: Target, model: PlannedModel, said: int, costs: Costs
-) -> Sheet:
+def _plan_of_file(file: Path, target: Target, model: Model, said: int, costs: Costs) -> Plan:
     """A GGUF file with the types that it has."""
-    stored = {info.name: info.type_name for info in model.tensors}
-    sheet = plan_types("as it is", stored, target, model, said, costs)
+    found = plan_types("as it is", model.types, target, model, said, costs)
     size = sum(path.stat().st_size for path in shard_paths(file))
-    (entry,) = sheet.entries
-    entry = dataclasses.replace(entry, file=file.name, total_bytes=size)
-    return dataclasses.replace(sheet, entries=(entry,))
+    (entry,) = found.entries
+    launch = replace(entry.launch, model_file=file.name)
+    return replace(found, entries=(replace(entry, launch=launch, total_bytes=size),))

@@ -10,7 +10,7 @@ from pathlib import Path
 from quantkit.config.levels import PRESETS
 from quantkit.core.errors import InputError
 from quantkit.formats.tensor_types import BY_NAME, quant_type
-from quantkit.formats.tensors import Metadata, TensorInfo
+from quantkit.formats.tensors import ModelHeader, TensorInfo
 from quantkit.llamacpp.presets import StockTypes, ask_preset
 from quantkit.plan.allocation_file import read_types
 from quantkit.study.candidates import is_quantizable
@@ -34,47 +34,41 @@ class TypeChoice:
 
 
 def choose_types(
-    given: str | Mapping[str, str],
-    metadata: Metadata,
-    tensors: Sequence[TensorInfo],
-    *,
-    has_imatrix: bool,
+    given: str | Mapping[str, str], model: ModelHeader, *, has_imatrix: bool
 ) -> TypeChoice:
-    """The type of each of `tensors` under `given`: a file, a preset, or tensor → type.
+    """The type of each of the model's tensors under `given`: a file, a preset, or tensor → type.
 
     Raises:
         InputError: no such file or preset, or types that are not of this model.
     """
     if not isinstance(given, str):
-        check_types("types", given, tensors)
+        check_types("types", given, model.tensors)
         return TypeChoice(given, None)
     path = Path(given).expanduser()
     if path.is_file():
-        types = read_allocation(path, tensors)
-        asked = _ask_named(path, metadata, tensors, has_imatrix=has_imatrix)
+        types = read_allocation(path, model.tensors)
+        asked = _ask_named(path, model, has_imatrix=has_imatrix)
         return TypeChoice(types, asked if asked is not None and asked.types == types else None)
     preset = ALIASES.get(given.upper(), given.upper())
     if preset not in PRESETS:
         raise InputError(
-            f"--types {given} is no file and no stock preset; give an allocation.json, or one of "
+            f"--types {given} is neither a file nor a preset; give an allocation.json, or one of "
             f"{', '.join(PRESETS)}"
         )
-    stock = ask_preset(metadata, tensors, preset, has_imatrix=has_imatrix)
+    stock = ask_preset(model, preset, has_imatrix=has_imatrix)
     return TypeChoice(stock.types, stock)
 
 
-def _ask_named(
-    path: Path, metadata: Metadata, tensors: Sequence[TensorInfo], *, has_imatrix: bool
-) -> StockTypes | None:
-    """What the preset that an allocation.json names gives today, if it names one.
+def _ask_named(path: Path, model: ModelHeader, *, has_imatrix: bool) -> StockTypes | None:
+    """The types of the preset that an allocation.json names today, if it names one.
 
-    A build writes the name of a preset's level. It says nothing of the types where someone changed
-    them, or where llama.cpp did.
+    A build writes the name of a preset's level. The file's types differ from it where someone
+    edited them, or where llama.cpp changed the preset.
     """
     preset = json.loads(path.read_text(encoding="utf-8")).get("preset")
     if preset not in PRESETS:
         return None
-    return ask_preset(metadata, tensors, preset, has_imatrix=has_imatrix)
+    return ask_preset(model, preset, has_imatrix=has_imatrix)
 
 
 def read_allocation(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, str]:
@@ -87,8 +81,8 @@ def read_allocation(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, str]
         types = {name: quant_type(kind).name for name, kind in read_types(path).items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
-            f"{path} is no allocation ({error!r}); it has tensors: {{NAME: {{type: TYPE}}}}, as "
-            "'quantkit build' writes it"
+            f"{path} is not an allocation ({error!r}); it has tensors: {{NAME: {{type: TYPE}}}}, "
+            "as 'quantkit build' writes it"
         ) from None
     check_types(str(path), types, tensors)
     return types
@@ -123,7 +117,9 @@ def _check_type(where: str, info: TensorInfo, name: str) -> None:
     if name == info.type_name:
         return
     if not kind.is_quantized and name not in _PLAIN:
-        raise InputError(f"{where}: {info.name} cannot be made {name}, which is no type of weights")
+        raise InputError(
+            f"{where}: {info.name} cannot be made {name}, which is not a type for weights"
+        )
     if not is_quantizable(info):
         raise InputError(
             f"{where}: {info.name} is to be {name}, but llama.cpp takes it only as it is, "

@@ -1,4 +1,4 @@
-"""A plan held against llama.cpp: the same model, cut the same way, loaded without weights."""
+"""Compares a plan with llama.cpp: the same model and placement, loaded without weights."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from typing import Literal
 
 from quantkit.config.target import Target
 from quantkit.core.errors import InputError
-from quantkit.core.units import GIB
 from quantkit.llamacpp.child import run_isolated
 from quantkit.llamacpp.device_sets import DeviceKind, Devices
-from quantkit.llamacpp.memory_plan import Breakdown, Question, ask_memory, ask_of_files
-from quantkit.plan.llama_memory import shape_of, use_of
+from quantkit.llamacpp.memory_plan import (
+    Breakdown,
+    FileQuestion,
+    Question,
+    ask_memory,
+    ask_of_files,
+)
 from quantkit.plan.machine import nvidia_gpus
-from quantkit.plan.place import Placement
+from quantkit.plan.placement import Placement
 from quantkit.plan.plan import Entry
 
-Where = Literal["auto", "stand-ins", "present", "rpc"]
-WHERE: tuple[Where, ...] = ("auto", "stand-ins", "present", "rpc")
+Where = Literal["auto", "fake", "present", "rpc"]
+WHERE: tuple[Where, ...] = ("auto", "fake", "present", "rpc")
 TOLERANCE = {"weights": 0.001, "context": 0.001, "compute": 0.05}
-"""How far a plan may be from what llama.cpp says, relative."""
+"""Largest accepted difference between a plan and llama.cpp, relative."""
 NEGLIGIBLE = 1 << 20
-"""Bytes that may differ in any case: what CUDA pads rows with is much of a tiny model."""
-_KINDS: dict[str, DeviceKind] = {"stand-ins": "cuda", "present": "present", "rpc": "rpc"}
+"""Bytes that may differ in any case: padding of rows is much of a tiny model."""
+_KINDS: dict[str, DeviceKind] = {"fake": "cuda", "present": "present", "rpc": "rpc"}
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class Compared:
 
     @property
     def difference(self) -> float:
-        """Relative to what llama.cpp says."""
+        """Relative to llama.cpp's number."""
         return abs(self.planned - self.found) / max(self.found, 1)
 
     @property
@@ -49,7 +53,7 @@ class Compared:
 
 @dataclass(frozen=True)
 class Verification:
-    """A plan beside llama.cpp's own numbers.
+    """A plan compared with llama.cpp's own numbers.
 
     Attributes:
         where: the devices that llama.cpp was asked for.
@@ -75,7 +79,9 @@ def where_of(word: str) -> Where:
     for where in WHERE:
         if word == where:
             return where
-    raise InputError(f"--on {word} is none of {', '.join(WHERE)}")
+    if word == "stand-ins":  # its earlier name
+        return "fake"
+    raise InputError(f"unknown devices --on {word}: give one of {', '.join(WHERE)}")
 
 
 def chosen_devices(where: Where, gpus: int) -> Where:
@@ -84,11 +90,11 @@ def chosen_devices(where: Where, gpus: int) -> Where:
         return where
     here = bool(gpus) and len(nvidia_gpus()) == gpus
     seen = here and run_isolated("quantkit.llamacpp.selftest:offloads_in_child", {})
-    return "present" if seen else "stand-ins"
+    return "present" if seen else "fake"
 
 
 def verify(entry: Entry, target: Target, where: Where, file: Path | None = None) -> Verification:
-    """Let llama.cpp load what was planned, without weights, and compare.
+    """Load the planned model with llama.cpp, without weights, and compare its memory.
 
     Args:
         file: the GGUF that was planned as it is; a file of the plan's exact shape otherwise.
@@ -97,12 +103,11 @@ def verify(entry: Entry, target: Target, where: Where, file: Path | None = None)
         InputError: llama.cpp refuses the model.
         EnvironmentFault: the devices are not there.
     """
-    planned, where = entry.placement, chosen_devices(where, len(target.each_gpu))
-    capacities = tuple(int(gpu.memory_gib * GIB) for gpu in target.each_gpu)
+    planned, where = entry.placement, chosen_devices(where, len(target.gpu_bytes))
     if where == "rpc":
         # Servers on a CPU need no F16 copies of the KV cache, and do not pad rows, as CUDA does.
-        planned = planned.with_compute(_ask(entry, target, Devices("plain", capacities), None))
-    found = _ask(entry, target, Devices(_KINDS[where], capacities), file)
+        planned = planned.with_compute(_ask(entry, Devices("plain", target.gpu_bytes), None))
+    found = _ask(entry, Devices(_KINDS[where], target.gpu_bytes), file)
     compared = []
     for index, (gpu, asked) in enumerate(zip(planned.gpus, found.gpus, strict=True)):
         compared += [
@@ -114,14 +119,13 @@ def verify(entry: Entry, target: Target, where: Where, file: Path | None = None)
     return Verification(where, compared, _fits(planned, found), host)
 
 
-def _ask(entry: Entry, target: Target, devices: Devices, file: Path | None) -> Breakdown:
-    use, counts = use_of(entry.model.geometry, target), entry.placement.tensor_split
+def _ask(entry: Entry, devices: Devices, file: Path | None) -> Breakdown:
+    split, runs = entry.placement.tensor_split, (entry.placement.run,)
     if file is not None:
-        ((answer,),) = ask_of_files([Question(file, devices, counts, (use,))])
-        return answer
-    model = entry.model
-    shape = shape_of(model.metadata, model.tensors, entry.types, use, devices, counts)
-    ((answer,),) = ask_memory([shape])
+        ((answer,),) = ask_of_files([FileQuestion(file, devices, split, runs)])
+    else:
+        model = entry.model.quantized(entry.types)
+        ((answer,),) = ask_memory([Question(model, devices, split, runs)])
     return answer
 
 

@@ -6,12 +6,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.config.levels import LevelRecipe
-from quantkit.config.target import UNQUANTIZED_KV, Target
+from quantkit.config.run_settings import UNQUANTIZED_KV
+from quantkit.config.target import Target
 from quantkit.llamacpp.presets import ask_preset
+from quantkit.models.model import Model
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.alternatives import Largest, largest_level, possible_kv
 from quantkit.plan.llama_memory import ask_ladders
-from quantkit.plan.model import PlannedModel
 from quantkit.quantize.quantize import artifact_bytes
 
 CONTEXTS = (32_768, 65_536, 131_072, 262_144, 516_096, 1_048_576)
@@ -24,7 +25,7 @@ class Cell:
 
     Attributes:
         largest: what fits; None: nothing does.
-        level: the name of the largest of the asked levels that is no larger; None: none is.
+        level: the name of the largest of the given levels that fits; None: none does.
     """
 
     context_tokens: int
@@ -33,7 +34,7 @@ class Cell:
     level: str | None
 
 
-def level_sizes(levels: Sequence[LevelRecipe], model: PlannedModel) -> list[tuple[int, str]]:
+def level_sizes(levels: Sequence[LevelRecipe], model: Model) -> list[tuple[int, str]]:
     """Bytes and name of those of `levels` that have a size of their own, the smallest first.
 
     Raises:
@@ -43,8 +44,8 @@ def level_sizes(levels: Sequence[LevelRecipe], model: PlannedModel) -> list[tupl
     for level in levels:
         bits = level.bits(model.elements)
         if level.preset is not None:
-            stock = ask_preset(model.metadata, model.tensors, level.preset, has_imatrix=True)
-            size = artifact_bytes(model.stem, model.metadata, model.tensors, stock.types)
+            stock = ask_preset(model, level.preset, has_imatrix=True)
+            size = artifact_bytes(model, stock.types)
             found.append((size, level.name))
         elif bits is not None:
             found.append((int(bits * model.elements / 8), level.name))
@@ -52,7 +53,7 @@ def level_sizes(levels: Sequence[LevelRecipe], model: PlannedModel) -> list[tupl
 
 
 def sweep(
-    model: PlannedModel, costs: Costs, target: Target, levels: Sequence[tuple[int, str]]
+    model: Model, costs: Costs, target: Target, levels: Sequence[tuple[int, str]]
 ) -> tuple[list[Cell], str | None]:
     """A cell for each KV cache type and context, in this order.
 
@@ -72,18 +73,11 @@ def sweep(
         kinds.append(target.kv_type)
     longest = model.geometry.trained_context_tokens
     contexts = sorted({n for n in (*CONTEXTS, target.context_tokens) if n <= longest} or {longest})
-    ladders, why = ask_ladders(
-        model.metadata,
-        model.tensors,
-        model.geometry,
-        [target.changed(kv_type=kind) for kind in kinds],
-        contexts,
-    )
+    ladders, why = ask_ladders(model, [target.changed(kv_type=kind) for kind in kinds], contexts)
     cells = []
     for ladder in ladders:
         for tokens, _ in ladder.rungs:
-            changed = ladder.target.changed(context_tokens=tokens)
-            largest = largest_level(model, costs, changed, ladder.memory(tokens))
+            largest = largest_level(model, costs, ladder.memory(tokens))
             fitting = [n for size, n in levels if largest and size <= largest.total_bytes]
             level = fitting[-1] if fitting else None
             cells.append(Cell(tokens, ladder.target.kv_type, largest, level))

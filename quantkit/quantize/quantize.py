@@ -12,7 +12,8 @@ from quantkit.formats.gguf_writer import ShardLayout, lay_out, single_file_layou
 from quantkit.formats.imatrix_file import Imatrix
 from quantkit.formats.reusable_tensors import FinishedFile
 from quantkit.formats.tensor_types import quant_type
-from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo, TensorSource
+from quantkit.formats.tensors import Metadata, MetaValue, TensorSource
+from quantkit.models.model import Model
 from quantkit.quantize.encode import Importance, write_shards
 
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
@@ -52,52 +53,47 @@ def artifact_metadata(
     return metadata
 
 
-def artifact_names(
-    stem: str, metadata: Metadata, tensors: Sequence[TensorInfo], types: Mapping[str, str]
-) -> list[str]:
-    """Names of the artifact's files; llama.cpp opens the first."""
-    return [layout.file_name for layout in _layouts(stem, metadata, tensors, types)]
+def artifact_names(model: Model, types: Mapping[str, str]) -> list[str]:
+    """Names of the artifact's files, the one that llama.cpp opens first."""
+    return [layout.file_name for layout in _layouts(model, types)]
 
 
-def overhead_bytes(stem: str, metadata: Metadata, tensors: Sequence[TensorInfo]) -> int:
-    """Upper bound of the artifact's bytes that are not tensors, with as many shards as in F32."""
-    largest = {info.name: "F32" for info in tensors}
-    return sum(len(layout.header) for layout in _layouts(stem, metadata, tensors, largest))
+def overhead_bytes(model: Model) -> int:
+    """Bytes of the artifact that are not tensors; an upper bound, of shards as many as in F32."""
+    largest = {info.name: "F32" for info in model.tensors}
+    return sum(len(layout.header) for layout in _layouts(model, largest))
 
 
-def artifact_bytes(
-    stem: str, metadata: Metadata, tensors: Sequence[TensorInfo], types: Mapping[str, str]
-) -> int:
-    """Size of the artifact's files, headers and alignment included."""
-    return sum(layout.size_bytes for layout in _layouts(stem, metadata, tensors, types))
+def artifact_bytes(model: Model, types: Mapping[str, str]) -> int:
+    """Bytes of the artifact's files together, headers and alignment included."""
+    return sum(layout.size_bytes for layout in _layouts(model, types))
 
 
-def _layouts(
-    stem: str, metadata: Metadata, tensors: Sequence[TensorInfo], types: Mapping[str, str]
-) -> list[ShardLayout]:
-    return lay_out(stem, metadata, [i.with_type(types[i.name]) for i in tensors])
+def _layouts(model: Model, types: Mapping[str, str]) -> list[ShardLayout]:
+    return lay_out(model.name, model.metadata, model.quantized(types).tensors)
 
 
 def quantize(
     source: TensorSource,
-    metadata: Metadata,
+    artifact: Model,
     types: Mapping[str, str],
     importance: Importance,
     folder: Path,
     work: Path,
-    stem: str,
     workers: int,
     progress: Progress = SILENT,
     finished: Sequence[FinishedFile] = (),
 ) -> list[Path]:
-    """Write the artifact with each tensor in its type of `types`; returns its files in order.
+    """Write `artifact` with each tensor of `source` in its type of `types`; returns its files.
 
-    `work` keeps what an interrupted run has done. `finished` are artifacts of the same source and
-    importance, whose tensors are copied if they have the same type. The bytes do not depend on
-    either, nor on paths or workers.
+    The bytes depend on nothing but the arguments' content: not on paths, workers, whether an
+    earlier run was killed (`work` keeps what it had done), or on `finished`: artifacts of the same
+    source and importance, whose tensors are copied where they have the same type.
+
+    Args:
+        artifact: its name and metadata.
     """
-    infos = [info.with_type(types[info.name]) for info in source.tensors]
-    layouts = lay_out(stem, metadata, infos)
+    layouts = _layouts(artifact, types)
     return write_shards(folder, work, layouts, source, importance, progress, workers, finished)
 
 

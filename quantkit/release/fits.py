@@ -9,12 +9,12 @@ from quantkit.config.target import Target, known_targets, load_target
 from quantkit.core.progress import SILENT, Progress
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.geometry import geometry_of
+from quantkit.models.model import Model
 from quantkit.plan.alternatives import possible_kv
 from quantkit.plan.budgets import why_refused
 from quantkit.plan.fit import place_exactly
-from quantkit.plan.gpu_memory import GPUMemory, planned_tokens
-from quantkit.plan.llama_memory import asked_memories
-from quantkit.plan.model import PlannedModel
+from quantkit.plan.gpu_memory import GPUMemory
+from quantkit.plan.llama_memory import gpu_memories
 from quantkit.plan.what_if import CONTEXTS
 
 
@@ -81,7 +81,7 @@ def fits_of(
     Raises:
         InputError: llama.cpp refuses the model.
     """
-    models = {name: PlannedModel.of(name, metadata, infos) for name, infos in levels.items()}
+    models = {name: Model(name, metadata, infos) for name, infos in levels.items()}
     any_level = next(iter(models.values()))
     refused = [_refused(any_level, target) for target in targets]
     ways = [
@@ -89,9 +89,7 @@ def fits_of(
         for target, why in zip(targets, refused, strict=True)
     ]
     # one level stands for all: the buffers of an even split do not depend on the weights' types
-    asked, estimated = asked_memories(
-        metadata, any_level.tensors, any_level.geometry, [way for some in ways for way in some]
-    )
+    asked, estimated = gpu_memories(any_level, [way for some in ways for way in some])
     memories = iter(asked)
     progress.start(len(models) * sum(map(bool, ways)), "cells")
     found = []
@@ -105,22 +103,22 @@ def fits_of(
     return Fits(tuple(found), contexts_of(metadata), estimated)
 
 
-def _at_contexts(model: PlannedModel, target: Target) -> list[Target]:
+def _at_contexts(model: Model, target: Target) -> list[Target]:
     """The target at each context that it is asked for, the longest first."""
-    tokens = {*contexts_of(model.metadata), planned_tokens(model.geometry, target)}
+    own = target.run.within(model.geometry.trained_context_tokens)
+    tokens = {*contexts_of(model.metadata), own.context_tokens}
     return [target.changed(context_tokens=n) for n in sorted(tokens, reverse=True)]
 
 
-def _longest(model: PlannedModel, planned: Sequence[tuple[Target, GPUMemory]]) -> int | None:
+def _longest(model: Model, planned: Sequence[tuple[Target, GPUMemory]]) -> int | None:
     """The longest context at which the GPUs hold the model as llama.cpp splits it."""
-    types = {info.name: info.type_name for info in model.tensors}
     for target, memory in planned:
-        if place_exactly(model, types, target, memory).fits:
+        if place_exactly(model, model.types, memory).fits:
             return target.context_tokens
     return None
 
 
-def _refused(model: PlannedModel, target: Target) -> str | None:
+def _refused(model: Model, target: Target) -> str | None:
     why = why_refused(model, target)
     if why is None and not possible_kv(model, [target.kv_type]):
         return (

@@ -11,6 +11,7 @@ from typing import Any
 
 from quantkit.core.receipts import Receipt
 from quantkit.llamacpp.presets import Fallback
+from quantkit.plan.placement import PLACEMENT_FILE, PlacementFile
 from quantkit.quantize.integrity import Integrity
 from quantkit.retrieval.results import MAIN_TASKS, Answer, DeviceUse, Rung, TaskScore
 from quantkit.study.kld_statistics import KLDStatistics
@@ -136,7 +137,10 @@ def read_level(
 ) -> LevelResult:
     """Put together what the folder `build` says of the finished level `name`."""
     folder = build / "levels" / name
-    validation, placement = _read(folder / "validation.json"), _read(folder / "placement.json")
+    validation, placed = (
+        _read(folder / "validation.json"),
+        PlacementFile.read(folder / PLACEMENT_FILE),
+    )
     allocation = _read(folder / "allocation.json")
     size = sum(output.size_bytes for output in quantized.outputs)
     kld, integrity = validation["kld"], validation["integrity"]
@@ -147,10 +151,10 @@ def read_level(
         files=tuple(output.path for output in quantized.outputs),
         size_bytes=size,
         bits_per_weight=8 * size / parameters,
-        gpu_bytes=tuple(gpu["total_bytes"] for gpu in placement["gpus"]),
-        gpu_capacity_bytes=tuple(gpu["capacity_bytes"] for gpu in placement["gpus"]),
-        context_tokens=placement["context_tokens"],
-        command=placement["command"],
+        gpu_bytes=tuple(gpu.total_bytes for gpu in placed.placement.gpus),
+        gpu_capacity_bytes=tuple(gpu.capacity_bytes for gpu in placed.placement.gpus),
+        context_tokens=placed.placement.run.context_tokens,
+        command=placed.command,
         retrieval=_retrieval(validation["niah"]),
         kld=None if kld is None else KLDStatistics(**kld),
         types=dict(Counter(e["type"] for e in allocation["tensors"].values()).most_common()),

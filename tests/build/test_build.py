@@ -21,6 +21,7 @@ from small_recipes import write_recipe
 from quantkit.core.files import file_sha256
 from quantkit.core.paths import DEMO_MODEL, cache_folder
 from quantkit.models.remote_headers import FIRST_BYTES
+from quantkit.plan.placement import PlacementFile
 
 STAGES = (
     "checkpoint", "convert", "imatrix", "measure", "logits",
@@ -97,10 +98,10 @@ def test_what_a_build_leaves(built: Path) -> None:
         assert sum(e["bytes"] for e in allocation["tensors"].values()) == sum(
             t.n_bytes for t in reader.tensors
         )
-        placement = json.loads((folder / "placement.json").read_text())
-        assert placement["fits"]
-        assert sum(placement["tensor_split"]) == 8  # seven layers and the output
-        assert placement["context_tokens"] == 516096
+        placement = PlacementFile.read(folder / "placement.json").placement
+        assert placement.fits
+        assert sum(placement.tensor_split) == 8  # seven layers and the output
+        assert placement.run.context_tokens == 516096
         validation = json.loads((folder / "validation.json").read_text())
         assert validation["niah"]["mode"] == "multikey-4"
         assert validation["niah"]["fork_difference"] == 0.0
@@ -147,6 +148,30 @@ def test_a_change_runs_only_what_depends_on_it(built: Path, tmp_path: Path) -> N
     assert "settings.level.bits_per_weight has changed from 4.6 to 4.5" in again.stdout
     for stage in ("imatrix", "measure", "quantize:Q8", "validate:Q8"):
         assert f"· {stage}" in again.stdout
+
+
+def test_a_build_of_an_earlier_version_says_why_it_goes_on(
+    built: Path, recipe: Path, tmp_path: Path
+) -> None:
+    """A stage whose file had another form runs again, and what depends on that file."""
+    out = tmp_path / "copy"
+    subprocess.run(["cp", "-a", str(built), str(out)], check=True)
+    file, receipt = out / "levels/Q8/placement.json", out / "receipts/place.Q8.json"
+    file.write_text('{"context_tokens": 516096, "tensor_split": [2, 2, 2, 2]}')
+    earlier = json.loads(receipt.read_text())
+    earlier["parts"]["stage version"] = 3
+    for output in earlier["outputs"]:
+        if output["path"] == "levels/Q8/placement.json":
+            stat, sha256 = file.stat(), file_sha256(file)
+            output |= {"size_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
+            output["sha256"] = sha256
+    receipt.write_text(json.dumps(earlier))
+    again = run(out, recipe)
+    assert again.returncode == 0, again.stderr
+    assert "place:Q8 runs again: stage version has changed from 3 to 4" in again.stdout
+    for stage in ("allocate:Q8", "quantize:Q8", "place:Q4", "validate:Q8"):
+        assert f"· {stage}" in again.stdout
+    assert contents(out) == contents(built)
 
 
 def test_the_bases_logits_are_made_once(built: Path, recipe: Path, tmp_path: Path) -> None:

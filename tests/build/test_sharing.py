@@ -20,7 +20,7 @@ from quantkit.core.files import file_sha256, write_json
 from quantkit.core.progress import Progress
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.models.choose import choose_model, open_source
-from quantkit.plan.model import LevelPlan
+from quantkit.plan.fit import LevelPlan
 from quantkit.study.candidates import is_quantizable
 
 SOURCE = open_source(choose_model("demo"))
@@ -51,7 +51,7 @@ class Build:
 
     def __init__(self, out: Path, imatrix: Path) -> None:
         recipe = Recipe(name="r", levels=tuple(LevelRecipe(name=name) for name in ("A", "B", "C")))
-        job = Job("demo", recipe, out, 2, imatrix, target=load_target("4x3090"))
+        job = Job(choose_model("demo"), recipe, out, 2, imatrix, target=load_target("4x3090"))
         self.context = BuildContext(job, Pipeline(out, Console()))
         self.plans = {plan.recipe.name: plan for plan in self.context.levels[0]}
         self.context.pipeline.run(checkpoint_stage(self.context))

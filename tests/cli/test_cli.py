@@ -142,7 +142,7 @@ def test_the_prediction_head_is_converted_on_request(tmp_path: Path) -> None:
     for one in facts["verified"][0]["gpus"]:  # a small model's tensors are mostly padding
         assert one["planned_bytes"] == pytest.approx(one["llama_cpp_bytes"], rel=0.01)
     (level,) = facts["levels"]
-    assert level["draft"] == "mtp"
+    assert level["placement"]["run"]["draft"] == "mtp"
     assert "--spec-type draft-mtp --spec-draft-n-max 3 -ctkd f16 -ctvd f16" in level["command"]
     assert "draft" in refused(*plan[:-4], "--draft", "eagle")
 

@@ -81,23 +81,21 @@ def test_the_demo_on_one_gpu() -> None:
     for name, bits in (("Q6", 6.6), ("Q4", 4.8), ("Q3", 3.2)):
         assert by_name[name]["bits_per_weight"] == pytest.approx(bits, rel=0.01)
     for level in by_name.values():
-        (gpu,) = level["gpus"]
-        assert level["context_tokens"] == 32_768
-        assert level["fits"]
-        assert not level["compute_is_estimated"]
-        parts = ("weights", "context", "compute", "reserve")
-        assert gpu["total_bytes"] == sum(gpu[f"{part}_bytes"] for part in parts)
+        placement = level["placement"]
+        (gpu,) = placement["gpus"]
+        assert placement["run"]["context_tokens"] == 32_768
+        assert not placement["compute_is_estimated"]
         assert gpu["capacity_bytes"] == 24 << 30
-        weights = gpu["weights_bytes"] + level["host_bytes"]
+        weights = gpu["weights_bytes"] + placement["host_bytes"]
         assert weights == pytest.approx(level["total_bytes"], rel=0.1)  # the rest is tokenizer
         assert f"-m quantkit-demo-{level['level']}.gguf " in level["command"]
         assert " -c 32768 " in level["command"]
     assert facts["budget"]["target_bytes"] is None
     assert 22 << 30 < facts["budget"]["gpus_leave_bytes"] < 23 << 30
-    assert facts["headroom"]["beside"] == "Q6"
-    assert facts["headroom"]["largest_bytes"] > by_name["Q6"]["total_bytes"]
-    assert facts["headroom"]["context_tokens"] == 1 << 20
-    assert facts["headroom"]["ubatch_tokens"] == 4096
+    assert facts["alternatives"]["beside"] == "Q6"
+    assert facts["alternatives"]["largest_bytes"] > by_name["Q6"]["total_bytes"]
+    assert facts["alternatives"]["context_tokens"] == 1 << 20
+    assert facts["alternatives"]["ubatch_tokens"] == 4096
 
 
 def units_are_named(value: object, name: str = "") -> Iterator[str]:
@@ -109,7 +107,7 @@ def units_are_named(value: object, name: str = "") -> Iterator[str]:
         for inner in value:
             yield from units_are_named(inner, name)
     elif isinstance(value, int | float) and not isinstance(value, bool):
-        counts = ("tensor_split", "layers", "sequences", "gpu", "bits_per_weight")
+        counts = ("layers", "sequences", "gpu", "bits_per_weight")
         if not name.endswith(("_bytes", "_tokens")) and name not in counts:
             yield name
 
@@ -118,7 +116,7 @@ def test_all_facts_are_one_document_with_units_in_the_names(flagship: Path, tmp_
     """Everything at once, and the plan of a file agrees with what llama.cpp says of that file."""
     picture, launch = tmp_path / "p.svg", tmp_path / "launch"
     facts = plan(
-        "--model", flagship, "--target", "4x3090", "--verify", "--on", "stand-ins",
+        "--model", flagship, "--target", "4x3090", "--verify", "--on", "fake",
         "--what-if", "--picture", picture, "--launch", launch,
     )  # fmt: skip
     assert list(units_are_named(facts)) == []
@@ -128,16 +126,16 @@ def test_all_facts_are_one_document_with_units_in_the_names(flagship: Path, tmp_
     (found,) = facts["verified"]
     assert found["agrees"]
     assert found["fits"]
-    assert found["devices"] == "stand-ins"
+    assert found["devices"] == "fake"
     assert len(found["gpus"]) == 12
     for one in found["gpus"]:
-        gpu = level["gpus"][one["gpu"]]
+        gpu = level["placement"]["gpus"][one["gpu"]]
         assert one["planned_bytes"] == gpu[f"{one['part']}_bytes"]
         assert one["llama_cpp_bytes"] == pytest.approx(one["planned_bytes"], rel=0.001)
     cells = {(c["kv_type"], c["context_tokens"]): c for c in facts["what_if"]}
     assert len(cells) == 18
     at_504k = cells["q8_0", 516_096]["largest_bytes"]
-    assert at_504k == pytest.approx(facts["headroom"]["largest_bytes"], rel=0.001)
+    assert at_504k == pytest.approx(facts["alternatives"]["largest_bytes"], rel=0.001)
     assert (
         cells["q8_0", 1 << 20]["largest_bytes"] < at_504k < cells["q8_0", 32_768]["largest_bytes"]
     )
@@ -145,7 +143,8 @@ def test_all_facts_are_one_document_with_units_in_the_names(flagship: Path, tmp_
     assert {path.name for path in launch.iterdir()} >= {"Modelfile", "compose.yaml"}
     (script,) = launch.glob("*server.sh")
     assert "super.gguf" in script.read_text()
-    assert f"-ts {','.join(map(str, level['tensor_split']))}" in script.read_text()
+    layers = [gpu["layers"] for gpu in level["placement"]["gpus"]]
+    assert f"-ts {','.join(map(str, layers))}" in script.read_text()
 
 
 def test_rpc_servers_and_gpus_that_are_not_here() -> None:
@@ -160,9 +159,9 @@ def test_rpc_servers_and_gpus_that_are_not_here() -> None:
     assert "RPC" in rpc.stderr
 
 
-def test_by_default_stand_ins_are_asked_where_the_gpus_are_not_here(flagship: Path) -> None:
+def test_by_default_fake_gpus_are_asked_where_the_gpus_are_not_here(flagship: Path) -> None:
     text = told("--model", flagship, "--target", "4x3090", "--verify")
-    assert "on stand-ins" in text
+    assert "on fake GPUs" in text
     assert "agrees and fits" in text
 
 
@@ -218,14 +217,16 @@ def test_how_it_is_used_can_be_changed() -> None:
     (level,) = facts["levels"]
     assert facts["budget"]["target_bytes"] == 4 * MIB
     assert 0.97 * 4 * MIB < level["total_bytes"] <= 4 * MIB
-    assert (level["ubatch_tokens"], level["sequences"], level["kv_type"]) == (256, 3, "f16")
+    run = level["placement"]["run"]
+    assert (run["ubatch_tokens"], run["sequences"], run["kv_type"]) == (256, 3, "f16")
     for words in ("-ub 256", "-np 3 -kvu", "-ctk f16 -ctv f16", "-c 32768"):
         assert f" {words} " in level["command"]
     (other,) = plan("--model", "demo", *ONE, "--levels", "max", "--kv", "f16", "--ubatch", 256)[
         "levels"
     ]
     assert other["total_bytes"] > level["total_bytes"]
-    assert level["gpus"][0]["context_bytes"] > other["gpus"][0]["context_bytes"]
+    gpu, of_other = (one["placement"]["gpus"][0] for one in (level, other))
+    assert gpu["context_bytes"] > of_other["context_bytes"]
 
 
 def test_a_context_longer_than_the_metadata_says(tmp_path: Path) -> None:
@@ -253,7 +254,7 @@ def test_prediction_layers_that_are_kept_are_planned(tmp_path: Path) -> None:
         recipe = write_recipe(tmp_path / f"{mtp}.yaml", convert={"mtp": mtp})
         given = ("--model", folder, *ONE, "--recipe", recipe, "--types", "Q8_0")
         (level,) = plan(*given)["levels"]
-        layers.append(sum(level["tensor_split"]))
+        layers.append(sum(gpu["layers"] for gpu in level["placement"]["gpus"]))
         sizes.append(level["total_bytes"])
     assert layers == [5, 6]  # with the output
     assert sizes[1] > 1.1 * sizes[0]
@@ -298,9 +299,9 @@ def test_where_nothing_fits_the_ways_out_do(tmp_path: Path) -> None:
     assert found, message
     for size, tokens, kind, options in found:
         (level,) = plan(*given, *shlex.split(options))["levels"]
-        assert level["context_tokens"] == int(tokens.replace(",", ""))
-        assert level["kv_type"] == kind
-        assert level["fits"]
+        run = level["placement"]["run"]
+        assert run["context_tokens"] == int(tokens.replace(",", ""))
+        assert run["kv_type"] == kind
         assert level["total_bytes"] <= 1.02 * float(size.split()[0]) * MIB
 
 
@@ -312,8 +313,7 @@ def test_a_file_that_does_not_fit_names_its_own_longest_context(tmp_path: Path) 
         r"these types with ([\d,]+) tokens of f16 context \(--context (\d+)\)", message
     )
     assert kept, message
-    (level,) = plan("--model", whole, "--target", target, "--context", kept[2])["levels"]
-    assert level["fits"]
+    assert plan("--model", whole, "--target", target, "--context", kept[2])["levels"]
     longer = int(kept[2]) + 1024
     assert "does not fit mine" in refused("--model", whole, "--target", target, "--context", longer)
 
@@ -397,7 +397,7 @@ def test_tables_keep_their_rows_in_a_terminal(columns: int, flagship: Path) -> N
     """Of a row nothing is cut off or folded; only commands and sentences are longer than a line."""
     given: tuple[object, ...] = ("--model", flagship, "--target", "4x3090", "--verify")
     swept = columns == 100
-    given = (*given, "--on", "stand-ins", *(["--what-if"] if swept else []))
+    given = (*given, "--on", "fake", *(["--what-if"] if swept else []))
     lines = in_terminal(columns, *given)
     rows = [line for line in lines if re.match(r" \d RTX 3090 ", line)]
     assert len(rows) == 4

@@ -20,6 +20,7 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.llamacpp.presets import ask_preset
 from quantkit.models.choose import choose_model, open_source
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.plan.placement import PlacementFile
 
 RECIPE = Recipe(
     name="mine",
@@ -139,13 +140,13 @@ def test_presets_and_sizes_are_built(tmp_path: Path) -> None:
         if name == "mine":
             assert {t for n, t in types.items() if "ffn_down_exps" in n} == {"Q5_0"}
         if name == "Q4_K_M":
-            expected = ask_preset(source.metadata, source.tensors, name, has_imatrix=True)
+            expected = ask_preset(source, name, has_imatrix=True)
             assert types == expected.types
             assert set(allocation["fallbacks"]) == set(expected.fallbacks)
             assert GGUFSource(artifact).metadata["general.file_type"].value == 15
         else:
             assert "general.file_type" not in GGUFSource(artifact).metadata
-        assert json.loads((folder / "placement.json").read_text())["fits"]
+        assert PlacementFile.read(folder / "placement.json").placement.fits
     again = tmp_path / "again.gguf"
     preset = out / "levels" / "Q4_K_M"
     published = tmp_path / "quantkit-demo-imatrix.gguf"  # artifacts name it so

@@ -21,6 +21,7 @@ from quantkit.formats.gguf_writer import lay_out
 from quantkit.formats.reusable_tensors import FinishedFile, reusable_tensors
 from quantkit.formats.tensors import TensorInfo
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.models.model import Model
 from quantkit.quantize import encode
 from quantkit.quantize import quantize as quantizing
 from quantkit.quantize.quantize import quantize
@@ -61,7 +62,7 @@ def written(
     folder.mkdir()
     told = Recorder()
     (path,) = quantize(
-        source, source.metadata, types_of(source, others), {}, folder, folder, "m", 2, told,
+        source, Model.of("m", source), types_of(source, others), {}, folder, folder, 2, told,
         finished,
     )  # fmt: skip
     return path, told.notes
@@ -184,7 +185,7 @@ def test_shards_share_too(
         source.names.clear()
         types = types_of(source, others)
         found.append(
-            quantize(source, source.metadata, types, {}, folder, folder, "m", 2, finished=ready)
+            quantize(source, Model.of("m", source), types, {}, folder, folder, 2, finished=ready)
         )
     assert source.names == {"blk.0.attn_q.weight", "blk.0.ffn_up.weight"}
     alone, first, shared = found

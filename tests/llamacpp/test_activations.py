@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import CPU, VOCABULARY, WIDTH, llama_arrays, llama_metadata, write_gguf, write_llama
+from models import VOCABULARY, WIDTH, llama_arrays, llama_metadata, write_gguf
 
 from quantkit.llamacpp import activations, ggml
 from quantkit.llamacpp.activations import (
@@ -17,34 +17,26 @@ from quantkit.llamacpp.activations import (
 )
 from quantkit.llamacpp.ggml import GgmlTensor, weight_name
 from quantkit.llamacpp.llama import Context, Model
-from quantkit.llamacpp.settings import ContextSettings
+from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 
 TOKENS = 48
 
 
-@pytest.fixture
-def tiny(tmp_path: Path) -> Path:
-    return write_llama(tmp_path / "m.gguf")
-
-
-def drawn() -> np.ndarray:
-    return np.random.default_rng(2).integers(0, VOCABULARY, TOKENS, dtype=np.int32)
-
-
 def collect(path: Path, tokens: np.ndarray) -> Collector:
-    model = Model(path, CPU)
+    model = Model(path, DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0))
     collector = Collector()
     settings = ContextSettings(TOKENS * 2, batch_tokens=TOKENS, all_outputs=True)
     context = Context(model, settings, collector)
-    context.decode_together([tokens])
+    context.decode(tokens, 0, want="all")
     context.close()
     model.close()
     return collector
 
 
-def test_first_layer_input_is_the_normalised_embedding(tiny: Path) -> None:
-    arrays, tokens = llama_arrays(), drawn()
-    collector = collect(tiny, tokens)
+def test_first_layer_input_is_the_normalised_embedding(tmp_path: Path) -> None:
+    arrays = llama_arrays()
+    tokens = np.random.default_rng(2).integers(0, VOCABULARY, TOKENS, dtype=np.int32)
+    collector = collect(write_gguf(tmp_path / "m.gguf", llama_metadata(), arrays), tokens)
     x = arrays["token_embd.weight"][tokens].astype(np.float64)
     normalised = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-5)
     entry = collector.sums["blk.0.attn_q.weight"]
@@ -58,18 +50,22 @@ def test_first_layer_input_is_the_normalised_embedding(tiny: Path) -> None:
 
 
 def test_activations_on_a_device_are_read_from_there(
-    tiny: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = collect(tiny, drawn()).sums
+    path = write_gguf(tmp_path / "m.gguf", llama_metadata(), llama_arrays())
+    tokens = np.random.default_rng(2).integers(0, VOCABULARY, TOKENS, dtype=np.int32)
+    seen = collect(path, tokens).sums
     monkeypatch.setattr(ggml.base_library(), "ggml_backend_buffer_is_host", lambda _: False)
-    read = collect(tiny, drawn()).sums
+    read = collect(path, tokens).sums
     assert sorted(read) == sorted(seen)
     for name, entry in read.items():
         np.testing.assert_array_equal(entry.squares, seen[name].squares, name)
 
 
-def test_what_only_logits_need_is_not_computed(tiny: Path) -> None:
-    model = Model(tiny, CPU)
+def test_what_only_logits_need_is_not_computed(tmp_path: Path) -> None:
+    path = write_gguf(tmp_path / "m.gguf", llama_metadata(), llama_arrays())
+    model = Model(path, DeviceSettings(1, False, 0))
+    tokens = np.random.default_rng(2).integers(0, VOCABULARY, TOKENS, dtype=np.int32)
     asked: dict[bool, list[bytes]] = {}
     for leaves in (False, True):
         collector, names = Collector(), asked.setdefault(leaves, [])
@@ -81,8 +77,9 @@ def test_what_only_logits_need_is_not_computed(tiny: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if not leaves:
                 patch.setattr(activations, "LAST_NORM", b"")
-            settings = ContextSettings(64, batch_tokens=64, all_outputs=True)
-            Context(model, settings, look).decode_together([drawn()])
+            Context(model, ContextSettings(64, batch_tokens=64, all_outputs=True), look).decode(
+                tokens, 0, want="all"
+            )
     assert b"result_output" in asked[False]
     assert b"result_output" not in asked[True]
     assert asked[True][-1] == b"result_norm"

@@ -1,10 +1,12 @@
-"""What llama.cpp says a model takes: stand-ins against RPC servers, and what only CUDA needs."""
+"""What llama.cpp says a model takes: fake GPUs against RPC servers, and what only CUDA needs."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import flagship
 import pytest
@@ -19,24 +21,38 @@ from checkpoints import (
 )
 
 from quantkit.config.recipe import ConvertRecipe
+from quantkit.config.run_settings import RunSettings
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.formats.tensors import MetaValue, TensorInfo
 from quantkit.llamacpp import memory_plan
 from quantkit.llamacpp.device_sets import DeviceKind, Devices
-from quantkit.llamacpp.memory_plan import Breakdown, Question, Shape, Use, ask_memory, ask_of_files
+from quantkit.llamacpp.memory_plan import (
+    Breakdown,
+    FileQuestion,
+    Question,
+    ask_memory,
+    ask_of_files,
+)
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.geometry import geometry_of
+from quantkit.models.model import Model
 from quantkit.plan.llama_memory import even_counts
 from quantkit.quantize.quantize import convert
 
 MIB, GIB = 1 << 20, 1 << 30
 HEAD = 64  # a head size that CUDA's kernels have
 FOUR = (24 * GIB,) * 4
-PUBLISHED = Use(516_096, "q8_0", 512)
-UNPIPED = Use(516_096, "q8_0", 512, pipeline=False)
+
+
+def run(tokens: int, kv: str = "f16", ubatch: int = 64, **changes: Any) -> RunSettings:  # noqa: ANN401
+    return RunSettings(context_tokens=tokens, kv_type=kv, ubatch_tokens=ubatch, **changes)
+
+
+PUBLISHED = run(516_096, "q8_0", 512)
+UNPIPED = run(516_096, "q8_0", 512, pipeline=False)
 USES = tuple(
-    Use(tokens, kv, batch, sequences, flash)
+    run(tokens, kv, batch, sequences=sequences, flash_attention=flash)
     for tokens, kv, batch, sequences, flash in (
         (516_096, "q8_0", 512, 1, True),
         (516_096, "f16", 2048, 1, True),
@@ -46,34 +62,38 @@ USES = tuple(
 )
 
 
-def flagship_shape(kind: DeviceKind, split: tuple[int, ...], *uses: Use) -> Shape:
+def flagship_shape(kind: DeviceKind, split: tuple[int, ...], *runs: RunSettings) -> Question:
     types = {
         i.name: "F32" if i.type_name == "F32" else "Q5_0" if "down_exps" in i.name else "Q4_K"
         for i in flagship.tensors()
     }
-    tensors = [replace(info, type_name=types[info.name]) for info in flagship.tensors()]
-    return Shape(flagship.metadata(), tensors, Devices(kind, FOUR[: len(split)]), split, uses)
+    model = Model("super", flagship.metadata(), flagship.tensors()).quantized(types)
+    return Question(model, Devices(kind, FOUR[: len(split)]), split, runs)
 
 
 def small_shape(
-    folder: Path, kind: DeviceKind, *uses: Use, gpus: int = 1, name: str = "llama"
-) -> Shape:
+    folder: Path, kind: DeviceKind, *runs: RunSettings, gpus: int = 1, name: str = "llama"
+) -> Question:
     if name == "llama":
         source = open_checkpoint(write_llama(folder / name, head_dim=HEAD, intermediate_size=96))
     else:
         source = open_checkpoint(write_nemotron(folder / name))
     split = even_counts(len(geometry_of(source.metadata).layers) + 1, gpus)
-    return Shape(source.metadata, source.tensors, Devices(kind, (GIB,) * gpus), split, uses)
+    return Question(Model.of("small", source), Devices(kind, (GIB,) * gpus), split, runs)
 
 
-def predicting_shape(folder: Path, kind: DeviceKind, *uses: Use, gpus: int = 1) -> Shape:
+def predicting_shape(folder: Path, kind: DeviceKind, *runs: RunSettings, gpus: int = 1) -> Question:
     """A small hybrid with a prediction head."""
     arrays = with_prediction_head(nemotron_arrays(NEMOTRON))
     config = NEMOTRON | {"num_nextn_predict_layers": 1}
     path = write_checkpoint(folder / "predicting", config, arrays)
     source = open_checkpoint(path, keep_prediction=True)
     split = even_counts(len(geometry_of(source.metadata).layers) + 1, gpus)
-    return Shape(source.metadata, source.tensors, Devices(kind, (GIB,) * gpus), split, uses)
+    return Question(Model.of("small", source), Devices(kind, (GIB,) * gpus), split, runs)
+
+
+def with_tensors(question: Question, tensors: Sequence[TensorInfo]) -> Question:
+    return replace(question, model=Model("m", question.model.metadata, tensors))
 
 
 def in_mib(found: Breakdown) -> list[tuple[float, float, float]]:
@@ -97,7 +117,7 @@ def test_the_flagship_as_four_rpc_servers_have_it() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", [(23, 22, 22, 22), (40, 30, 10, 9), (50, 39)])
-def test_stand_ins_say_what_rpc_servers_say(
+def test_fake_gpus_say_what_rpc_servers_say(
     split: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tools = os.environ.get("QUANTKIT_LLAMA_TOOLS")
@@ -116,7 +136,7 @@ def test_rpc_servers_say_the_same_where_prediction_layers_draft(
     tools = os.environ.get("QUANTKIT_LLAMA_TOOLS")
     if not tools or not (Path(tools) / "libggml-rpc.so").exists():
         pytest.skip("llama.cpp with RPC is not built; 'make slow' builds it")
-    uses = [Use(65_536, kv, 512, 2, drafted_tokens=3) for kv in ("f16", "bf16")]
+    uses = [run(65_536, kv, 512, sequences=2, draft="mtp") for kv in ("f16", "bf16")]
     (here,) = ask_memory([predicting_shape(tmp_path, "plain", *uses, gpus=2)])
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", tools)
     (there,) = ask_memory([predicting_shape(tmp_path, "rpc", *uses, gpus=2)])
@@ -124,7 +144,7 @@ def test_rpc_servers_say_the_same_where_prediction_layers_draft(
 
 
 def test_a_build_without_rpc_says_how_to_get_it(tmp_path: Path) -> None:
-    with pytest.raises(EnvironmentFault, match=r"without its RPC backend.*--on stand-ins"):
+    with pytest.raises(EnvironmentFault, match=r"without its RPC backend.*--on fake"):
         ask_memory([small_shape(tmp_path, "rpc", PUBLISHED)])
 
 
@@ -138,7 +158,7 @@ def test_no_gpu_is_present_where_none_is(tmp_path: Path) -> None:
 def test_flash_attention_of_cuda_copies_a_quantized_cache_to_f16(tmp_path: Path) -> None:
     """On a small model with a long context the copies are all that counts."""
     tokens = 1 << 20
-    uses = (Use(tokens, "q8_0", 8), Use(tokens, "f16", 8))
+    uses = (run(tokens, "q8_0", 8), run(tokens, "f16", 8))
     (plain,) = ask_memory([small_shape(tmp_path, "plain", *uses)])
     (cuda,) = ask_memory([small_shape(tmp_path, "cuda", *uses)])
     copied = 2 * 2 * tokens * LLAMA["num_key_value_heads"] * HEAD
@@ -148,11 +168,12 @@ def test_flash_attention_of_cuda_copies_a_quantized_cache_to_f16(tmp_path: Path)
 
 
 def test_rows_of_quantized_tensors_are_padded_on_cuda(tmp_path: Path) -> None:
-    use = Use(1024, "f16", 64)
+    use = run(1024)
     plain, cuda = (small_shape(tmp_path, "plain", use), small_shape(tmp_path, "cuda", use))
     for kind, padded in (("BF16", False), ("Q8_0", True)):
-        types = [replace(i, type_name=kind) if len(i.shape) > 1 else i for i in plain.tensors]
-        (one,), (other,) = ask_memory([replace(plain, tensors=types), replace(cuda, tensors=types)])
+        tensors = plain.model.tensors
+        types = [replace(i, type_name=kind) if len(i.shape) > 1 else i for i in tensors]
+        (one,), (other,) = ask_memory([with_tensors(plain, types), with_tensors(cuda, types)])
         grown = other.gpus[0].weights - one.gpus[0].weights
         short = [i for i in types if len(i.shape) > 1 and i.row_elements % 512]
         most = sum(34 * (-i.row_elements % 512) // 32 + 128 for i in short)
@@ -161,7 +182,7 @@ def test_rows_of_quantized_tensors_are_padded_on_cuda(tmp_path: Path) -> None:
 
 def test_several_gpus_hold_four_copies_of_the_mask(tmp_path: Path) -> None:
     tokens, batch = 1 << 20, 64
-    use = Use(tokens, "f16", batch)
+    use = run(tokens, "f16", batch)
     (one,), (two,) = ask_memory(
         [
             small_shape(tmp_path, "cuda", use),
@@ -175,7 +196,7 @@ def test_several_gpus_hold_four_copies_of_the_mask(tmp_path: Path) -> None:
 
 
 def test_each_sequence_keeps_a_state_of_its_own(tmp_path: Path) -> None:
-    uses = tuple(Use(1024, "f16", 64, sequences) for sequences in (1, 3))
+    uses = tuple(run(1024, sequences=sequences) for sequences in (1, 3))
     (found,) = ask_memory([small_shape(tmp_path, "cuda", *uses, name="nemotron")])
     one, three = (answer.gpus[0].context for answer in found)
     layers = geometry_of(open_checkpoint(tmp_path / "nemotron").metadata).layers
@@ -184,11 +205,11 @@ def test_each_sequence_keeps_a_state_of_its_own(tmp_path: Path) -> None:
 
 
 def test_prediction_layers_draft_in_a_context_of_their_own(tmp_path: Path) -> None:
-    """Loaded only if they do; the state is then kept once more for each drafted token."""
-    uses = tuple(Use(65_536, "f16", 64, 8, drafted_tokens=drafted) for drafted in (0, 1, 3))
+    """Loaded only if they do; the state is then kept once more for each of 3 drafted tokens."""
+    uses = tuple(run(65_536, sequences=8, draft=draft) for draft in ("none", "mtp"))
     shape = predicting_shape(tmp_path, "plain", *uses)
-    ((none, one, three),) = ask_memory([shape])
-    geometry = geometry_of(shape.metadata)
+    ((none, three),) = ask_memory([shape])
+    geometry = geometry_of(shape.model.metadata)
     (head,) = geometry.prediction
     cache = head.context_bytes(65_536, "f16")
     assert cache == 65_536 * 2 * (head.key_elements + head.value_elements) > 0
@@ -196,15 +217,12 @@ def test_prediction_layers_draft_in_a_context_of_their_own(tmp_path: Path) -> No
     assert none.gpus[0].context == sum(
         layer.context_bytes(65_536, "f16", 8) for layer in geometry.layers
     )
-    assert one.gpus[0].context - none.gpus[0].context == cache + states
-    assert three.gpus[0].context - one.gpus[0].context == 2 * states
-    own = [i for i in shape.tensors if i.name.startswith("blk.4.")]
+    assert three.gpus[0].context - none.gpus[0].context == cache + 3 * states
+    own = [i for i in shape.model.tensors if i.name.startswith("blk.4.")]
     weights = sum(memory_bytes(info) for info in own)
-    assert one.gpus[0].weights - none.gpus[0].weights == weights > 0
-    assert three.gpus[0].weights == one.gpus[0].weights
+    assert three.gpus[0].weights - none.gpus[0].weights == weights > 0
     mask = 2 * 65_536 * 64
-    for with_head in (one, three):
-        assert with_head.gpus[0].compute - none.gpus[0].compute == pytest.approx(mask, rel=0.2)
+    assert three.gpus[0].compute - none.gpus[0].compute == pytest.approx(mask, rel=0.2)
 
 
 def memory_bytes(info: TensorInfo) -> int:
@@ -213,11 +231,11 @@ def memory_bytes(info: TensorInfo) -> int:
 
 def test_models_without_prediction_layers_have_no_context_for_them(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a context of the prediction layers \(MTP\).*MTP layers"):
-        ask_memory([small_shape(tmp_path, "cuda", Use(1024, "f16", 64, drafted_tokens=3))])
+        ask_memory([small_shape(tmp_path, "cuda", run(1024, draft="mtp"))])
 
 
 def test_a_cut_without_layers_takes_nothing_of_its_gpu(tmp_path: Path) -> None:
-    shape = small_shape(tmp_path, "cuda", Use(1024, "f16", 64), gpus=2)
+    shape = small_shape(tmp_path, "cuda", run(1024), gpus=2)
     ((found,),) = ask_memory([replace(shape, tensor_split=(sum(shape.tensor_split), 0))])
     assert found.gpus[1] == memory_plan.DeviceMemory(0, 0, 0)
     assert found.gpus[0].weights > 0
@@ -225,9 +243,9 @@ def test_a_cut_without_layers_takes_nothing_of_its_gpu(tmp_path: Path) -> None:
 
 def test_the_same_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
-    shape = small_shape(tmp_path, "cuda", Use(2048, "f16", 64))
+    shape = small_shape(tmp_path, "cuda", run(2048))
 
-    def counted(questions: list[Question]) -> list[list[Breakdown]]:
+    def counted(questions: list[FileQuestion]) -> list[list[Breakdown]]:
         asked.append(len(questions))
         return ask_of_files(questions)
 
@@ -238,30 +256,32 @@ def test_the_same_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_a_model_that_llama_cpp_refuses_is_refused_with_its_words(tmp_path: Path) -> None:
-    shape = small_shape(tmp_path, "cuda", Use(1024, "f16", 64))
+    shape = small_shape(tmp_path, "cuda", run(1024))
     with pytest.raises(InputError, match=r"cannot plan this model: .*blk\.0\.attn_q"):
-        ask_memory([replace(shape, tensors=[i for i in shape.tensors if "attn_q." not in i.name])])
-    unknown: Metadata = {**shape.metadata, "general.architecture": MetaValue("str", "nonesuch")}
+        ask_memory(
+            [with_tensors(shape, [i for i in shape.model.tensors if "attn_q." not in i.name])]
+        )
+    architecture = {"general.architecture": MetaValue("str", "nonesuch")}
+    unknown = Model("m", {**shape.model.metadata, **architecture}, shape.model.tensors)
     with pytest.raises(InputError, match="nonesuch"):
-        ask_memory([replace(shape, metadata=unknown)])
+        ask_memory([replace(shape, model=unknown)])
 
 
 def test_a_file_is_asked_as_it_is(tmp_path: Path) -> None:
-    shape = small_shape(tmp_path, "cuda", Use(1024, "f16", 64))
+    shape = small_shape(tmp_path, "cuda", run(1024))
     ((by_shape,),) = ask_memory([shape])
     path = tmp_path / "m.gguf"
     convert(open_checkpoint(tmp_path / "llama"), ConvertRecipe(), path, tmp_path / "w", workers=1)
-    ((by_file,),) = ask_of_files([Question(path, shape.devices, shape.tensor_split, shape.uses)])
-    assert by_file == by_shape
-    missing = Question(tmp_path / "missing.gguf", shape.devices, shape.tensor_split, shape.uses)
+    of_file = FileQuestion(path, shape.devices, shape.tensor_split, shape.runs)
+    assert ask_of_files([of_file]) == [[by_shape]]
     with pytest.raises(InputError, match="cannot plan this model"):
-        ask_of_files([missing])
+        ask_of_files([replace(of_file, path=tmp_path / "missing.gguf")])
 
 
 def test_other_platforms_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.platform", "darwin")
     with pytest.raises(EnvironmentFault, match="on Linux only, not on darwin"):
-        ask_memory([small_shape(tmp_path, "cuda", Use(512, "f16", 32))])
+        ask_memory([small_shape(tmp_path, "cuda", run(512, "f16", 32))])
 
 
 def test_the_tokenizer_is_left_out_and_counted() -> None:
@@ -273,9 +293,8 @@ def test_the_tokenizer_is_left_out_and_counted() -> None:
         "tokenizer.ggml.tokens": MetaValue("str", ("a", "b", "c")),
         "tokenizer.ggml.model": MetaValue("str", "gpt2"),
     }
-    assert memory_plan.shape_metadata(
-        metadata, [TensorInfo("token_embd.weight", (3, 8), "F32")]
-    ) == {
+    model = Model("m", metadata, [TensorInfo("token_embd.weight", (3, 8), "F32")])
+    assert memory_plan.shape_metadata(model) == {
         "general.architecture": architecture,
         "llama.attention.head_count": heads,
         "llama.vocab_size": MetaValue("u32", 3),
@@ -285,8 +304,8 @@ def test_the_tokenizer_is_left_out_and_counted() -> None:
 
 def test_without_pipeline_the_mask_is_held_once(tmp_path: Path) -> None:
     tokens, batch = 1 << 20, 64
-    use = Use(tokens, "f16", batch)
-    uses = (use, replace(use, pipeline=False), use)
+    use = run(tokens, "f16", batch)
+    uses = (use, use.model_copy(update={"pipeline": False}), use)
     ((piped, waiting, again),) = ask_memory([small_shape(tmp_path, "cuda", *uses, gpus=2)])
     assert piped == again
     for gpu, other in zip(piped.gpus, waiting.gpus, strict=True):
@@ -296,7 +315,7 @@ def test_without_pipeline_the_mask_is_held_once(tmp_path: Path) -> None:
 
 
 def test_gpus_without_layers_are_no_pipeline_stages(tmp_path: Path) -> None:
-    use = Use(1 << 20, "f16", 64)
+    use = run(1 << 20)
     one, two = small_shape(tmp_path, "cuda", use), small_shape(tmp_path, "cuda", use, gpus=2)
     (alone,), (beside,) = ask_memory([one, replace(two, tensor_split=(0, sum(two.tensor_split)))])
     assert beside.gpus == (memory_plan.DeviceMemory(0, 0, 0), alone.gpus[0])

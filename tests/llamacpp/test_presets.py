@@ -15,8 +15,9 @@ from quantkit.config.levels import PRESETS
 from quantkit.core.errors import InputError
 from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_writer import lay_out
-from quantkit.llamacpp.presets import Fallback, ask_preset, stock_types
+from quantkit.llamacpp.presets import Fallback, ask_preset
 from quantkit.models.choose import choose_model, open_source
+from quantkit.models.model import Model
 from quantkit.quantize.encode import write_shards
 from quantkit.study.candidates import is_quantizable
 
@@ -66,7 +67,7 @@ def quantized(base: Path, out: Path, preset: str, *, has_imatrix: bool) -> dict[
 def test_types_are_those_of_the_file_that_llama_cpp_writes(
     base: Path, tmp_path: Path, preset: str, has_imatrix: bool
 ) -> None:
-    found = stock_types(SOURCE.metadata, SOURCE.tensors, preset, has_imatrix=has_imatrix)
+    found = ask_preset(SOURCE, preset, has_imatrix=has_imatrix).types
     written = quantized(base, tmp_path / "theirs.gguf", preset, has_imatrix=has_imatrix)
     assert found == written
     assert len(set(written.values())) > 1
@@ -81,8 +82,8 @@ def test_fallbacks_are_what_rows_of_whole_blocks_would_have_got(preset: str) -> 
         else info
         for info in SOURCE.tensors
     ]
-    wanted = stock_types(SOURCE.metadata, wider, preset, has_imatrix=True)
-    found = ask_preset(SOURCE.metadata, SOURCE.tensors, preset, has_imatrix=True)
+    wanted = ask_preset(Model("wider", SOURCE.metadata, wider), preset, has_imatrix=True).types
+    found = ask_preset(SOURCE, preset, has_imatrix=True)
     differing = {
         name: Fallback(wanted[name], kind)
         for name, kind in found.types.items()
@@ -98,10 +99,10 @@ def test_fallbacks_are_what_rows_of_whole_blocks_would_have_got(preset: str) -> 
 def test_every_preset_can_be_asked_for() -> None:
     for preset in PRESETS:
         assert hasattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{preset}")
-    types = stock_types(SOURCE.metadata, SOURCE.tensors, "Q4_K_S", has_imatrix=True)
+    types = ask_preset(SOURCE, "Q4_K_S", has_imatrix=True).types
     assert types["blk.1.ffn_down_exps.weight"] == "Q5_0"  # 288 columns: no K-quant fits
 
 
 def test_an_unknown_preset_is_refused() -> None:
     with pytest.raises(InputError, match="unknown preset 'Q4_K_XL'; known are Q8_0"):
-        stock_types(SOURCE.metadata, SOURCE.tensors, "Q4_K_XL", has_imatrix=True)
+        ask_preset(SOURCE, "Q4_K_XL", has_imatrix=True)

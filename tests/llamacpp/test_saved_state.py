@@ -8,11 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from demo_artifacts import write_demo
-from models import CPU
 
 from quantkit.llamacpp.llama import Context, Model
 from quantkit.llamacpp.saved_state import SavedState
-from quantkit.llamacpp.settings import ContextSettings
+from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 
 TOKENS = np.random.default_rng(4).integers(5, 2048, 400, dtype=np.int32)
 TAIL = TOKENS[:11]
@@ -21,7 +20,7 @@ TAIL = TOKENS[:11]
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     path = write_demo(tmp_path_factory.mktemp("state") / "demo.gguf", "Q8_0")
-    model = Model(path, CPU)
+    model = Model(path, DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0))
     settings = ContextSettings(1024, batch_tokens=256, ubatch_tokens=256, sequences=3)
     context = Context(model, settings)
     yield context
@@ -75,9 +74,11 @@ def test_what_is_of_something_else_is_not_taken(context: Context, tmp_path: Path
     context.clear()
     state = tmp_path / "state.bin"
     whole = state.read_bytes()
-    for broken in (whole[:-1], whole[: len(whole) // 2], b"", b"\0" * len(whole)):
+    for broken in (whole[:-1], whole[: len(whole) // 2], b""):
         state.write_bytes(broken)
         assert saved(tmp_path).load(context, TOKENS) == (0, {})
+    state.write_bytes(b"\0" * len(whole))
+    assert saved(tmp_path).load(context, TOKENS) == (0, {})
     (tmp_path / "state.json").write_text("{")
     assert saved(tmp_path).load(context, TOKENS) == (0, {})
     assert SavedState(tmp_path / "none", "this", 0, pytest.fail).load(context, TOKENS) == (0, {})
@@ -106,3 +107,4 @@ def test_no_room_costs_the_resumption_and_not_the_run(context: Context, tmp_path
     state.save(context, TOKENS[:100], {})
     state.save(context, TOKENS[:100], {})
     assert len(notes) == 1
+    assert "after a kill it begins anew" in notes[0]

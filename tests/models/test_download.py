@@ -30,10 +30,11 @@ from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.units import GIB
 from quantkit.hub.download.record import STATE, CommitJournal, is_whole, read_record
 from quantkit.hub.reading import Hub, HubFile, Listing
-from quantkit.llamacpp.presets import stock_types
+from quantkit.llamacpp.presets import ask_preset
 from quantkit.models.disk_space import HEADER_BYTES, SpaceNeeded, check_space, space_needed
 from quantkit.models.download import Downloaded, download
 from quantkit.models.local_copy import survey
+from quantkit.models.model import Model
 from quantkit.models.remote import look_up, wanted_files
 from quantkit.quantize.quantize import artifact_bytes
 
@@ -424,12 +425,13 @@ def space_recipe(*levels: dict[str, object], base_type: str = "BF16", chunks: in
 def test_space_of_presets_is_a_bound_that_is_not_far_off() -> None:
     """Of a model with rows that most blocks do not divide; none takes all the target's memory."""
     metadata, tensors = flagship.metadata(), flagship.tensors()
-    elements = sum(info.elements for info in tensors)
+    model = Model("m", metadata, tensors)
+    elements = model.elements
     limit = 71 * GIB
     for preset in ("IQ1_S", "IQ3_M", "Q3_K_L", "Q4_K_S", "Q8_0"):
         recipe = space_recipe({"name": preset, "preset": preset})
-        types = stock_types(metadata, tensors, preset, has_imatrix=True)
-        true = artifact_bytes("m", metadata, tensors, types)
+        types = ask_preset(model, preset, has_imatrix=True).types
+        true = artifact_bytes(model, types)
         counted = space_needed(0, elements, 0, recipe).level_bytes
         assert true <= counted < true + 1.1 * elements / 8, preset
         on_target = space_needed(0, elements, 0, recipe, limit).level_bytes

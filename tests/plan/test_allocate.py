@@ -122,7 +122,7 @@ def gpu_cases(
     whole = sum(padded_bytes(info, "Q8_0") for info in infos)
     gpus = draw(st.integers(2, 3))
     memory = GPUMemory(
-        context_tokens=1,
+        target=Target(name="t", gpus=(GPUSpec(name="g", memory_gib=1),), context_tokens=1),
         trained_context_tokens=1,
         capacity=tuple(draw(st.integers(0, whole + 300)) for _ in range(gpus)),
         reserve=tuple(draw(st.integers(0, 50)) for _ in range(gpus)),
@@ -211,7 +211,7 @@ def test_the_flagship_on_uneven_gpus_that_bind() -> None:
     found = allocate(tensors, costs, budget, 0, LEVEL, memory)
     assert found.gap is not None
     assert found.gap <= 1e-5
-    placement = place(tensors, found.types, memory, target)
+    placement = place(tensors, found.types, memory)
     assert placement.fits
     assert all(gpu.free_bytes < 0.005 * gpu.capacity_bytes for gpu in placement.gpus)
     # lowering the budget until an allocation happens to fit the GPUs costs more

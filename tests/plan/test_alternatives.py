@@ -17,6 +17,7 @@ from quantkit.core.units import GIB, MIB
 from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp.memory_plan import asking
 from quantkit.models.checkpoint import open_checkpoint
+from quantkit.models.model import Model
 from quantkit.plan.allocate import allocate
 from quantkit.plan.allowed_types import Costs, smallest_types
 from quantkit.plan.alternatives import (
@@ -31,9 +32,9 @@ from quantkit.plan.alternatives import (
 from quantkit.plan.fit import place_exactly
 from quantkit.plan.gpu_memory import gpu_memory, padded_bytes
 from quantkit.plan.level_plans import model_host_bytes, nominal_costs
-from quantkit.plan.llama_memory import ContextLadder, ask_ladders, asked_memories
-from quantkit.plan.model import PlannedModel
-from quantkit.plan.place import Placement, place
+from quantkit.plan.llama_memory import ContextLadder, ask_ladders, gpu_memories
+from quantkit.plan.place import place
+from quantkit.plan.placement import Placement
 from quantkit.plan.plan import plan_recipe, plan_types
 from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
 
@@ -56,13 +57,13 @@ def _one_child() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> PlannedModel:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     source = open_checkpoint(write_nemotron(tmp_path_factory.mktemp("m") / "tiny", **HYBRID))
-    return PlannedModel.of("tiny", source.metadata, source.tensors)
+    return Model.of("tiny", source)
 
 
 @pytest.fixture(scope="module")
-def costs(model: PlannedModel) -> Costs:
+def costs(model: Model) -> Costs:
     return nominal_costs(model, MeasureRecipe())
 
 
@@ -72,17 +73,17 @@ def target(*mib: float, context: int = CONTEXT, **changes: object) -> Target:
     return Target.model_validate(given | changes)
 
 
-def ladder(model: PlannedModel, one: Target, *tokens: int) -> ContextLadder:
-    (found,), why = ask_ladders(model.metadata, model.tensors, model.geometry, [one], tokens)
+def ladder(model: Model, one: Target, *tokens: int) -> ContextLadder:
+    (found,), why = ask_ladders(model, [one], tokens)
     assert why is None
     return found
 
 
-def exactly(model: PlannedModel, types: Mapping[str, str], one: Target, tokens: int) -> Placement:
+def exactly(model: Model, types: Mapping[str, str], one: Target, tokens: int) -> Placement:
     """The placement at a context, by llama.cpp's own numbers for it alone."""
     at = one.changed(context_tokens=tokens)
-    (memory,), _ = asked_memories(model.metadata, model.tensors, model.geometry, [at])
-    return place_exactly(model, types, at, memory)
+    (memory,), _ = gpu_memories(model, [at])
+    return place_exactly(model, types, memory)
 
 
 CARDS = {
@@ -95,12 +96,10 @@ CARDS = {
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0", "q4_0"])
 @pytest.mark.parametrize("gpus", CARDS)
-def test_the_longest_context_is_the_longest(
-    model: PlannedModel, costs: Costs, gpus: str, kv: str
-) -> None:
+def test_the_longest_context_is_the_longest(model: Model, costs: Costs, gpus: str, kv: str) -> None:
     types = smallest_types(model.tensors, costs, LARGEST)
     one = target(*CARDS[gpus], kv_type=kv)
-    tokens = longest_context(model, types, ladder(model, one, 4096, CONTEXT))
+    tokens = longest_context(types, ladder(model, one, 4096, CONTEXT))
     assert tokens is not None
     assert 4096 < tokens < CONTEXT
     assert tokens % CONTEXT_STEP == 0
@@ -111,14 +110,14 @@ def test_the_longest_context_is_the_longest(
 def test_where_the_buffers_bend_it_is_the_longest_too() -> None:
     """A ladder of two rungs is a tenth off in the middle, in either direction: it is refined."""
     metadata, tensors = flagship.metadata(), flagship.tensors()
-    large = PlannedModel.of("super", metadata, tensors)
+    large = Model("super", metadata, tensors)
     types = smallest_types(tensors, nominal_costs(large, MeasureRecipe()), LARGEST)
     weights = sum(padded_bytes(info, types[info.name]) for info in tensors) / GIB
     for gpus, more in ((1, 1.2), (2, 1.6)):
         spec = GPUSpec(name="c", memory_gib=weights / gpus + more, reserve_gib=0, count=gpus)
         one = Target(name="t", gpus=(spec,), context_tokens=1 << 20)
         wide = ladder(large, one, 4096, 1 << 20)
-        tokens = longest_context(large, types, wide)
+        tokens = longest_context(types, wide)
         assert tokens is not None
         assert 16_384 < tokens < 500_000
         assert exactly(large, types, one, tokens).fits
@@ -127,21 +126,21 @@ def test_where_the_buffers_bend_it_is_the_longest_too() -> None:
         assert wide.memory(tokens).compute != ladder(large, at, tokens).rungs[0][1]
 
 
-def test_the_ends_of_a_ladder(model: PlannedModel, costs: Costs) -> None:
+def test_the_ends_of_a_ladder(model: Model, costs: Costs) -> None:
     types = smallest_types(model.tensors, costs, LARGEST)
     large, small = target(500, 500), target(2, 2)
-    assert longest_context(model, types, ladder(model, large, 4096, 30_001)) == 30_001
-    assert longest_context(model, types, ladder(model, small, 4096, CONTEXT)) is None
+    assert longest_context(types, ladder(model, large, 4096, 30_001)) == 30_001
+    assert longest_context(types, ladder(model, small, 4096, CONTEXT)) is None
     # a little more than the first rung fits, which is no multiple
     one = target(20, 20)
-    tokens = longest_context(model, types, ladder(model, one, 4096, CONTEXT))
+    tokens = longest_context(types, ladder(model, one, 4096, CONTEXT))
     assert tokens is not None
-    found = longest_context(model, types, ladder(model, one, tokens + 1, CONTEXT))
+    found = longest_context(types, ladder(model, one, tokens + 1, CONTEXT))
     assert found in (None, tokens + 1)
     assert (found is not None) == exactly(model, types, one, tokens + 1).fits
 
 
-def test_estimates_are_not_asked_again(model: PlannedModel, costs: Costs) -> None:
+def test_estimates_are_not_asked_again(model: Model, costs: Costs) -> None:
     """Where llama.cpp cannot be asked, the answer is the ladder's own."""
     types = smallest_types(model.tensors, costs, LARGEST)
     one = target(60, 60)
@@ -149,29 +148,27 @@ def test_estimates_are_not_asked_again(model: PlannedModel, costs: Costs) -> Non
         (n, gpu_memory(model.geometry, one.changed(context_tokens=n)).compute)
         for n in (4096, CONTEXT)
     )
-    tokens = longest_context(model, types, ContextLadder(model.geometry, one, rungs))
+    tokens = longest_context(types, ContextLadder(model, one, rungs))
     assert tokens is not None
     for n, fits in ((tokens, True), (tokens + CONTEXT_STEP, False)):
         memory = gpu_memory(model.geometry, one.changed(context_tokens=n))
-        assert place(model.tensors, types, memory, one).fits is fits
+        assert place(model.tensors, types, memory).fits is fits
 
 
 @pytest.mark.parametrize("parts", [(1,), (1, 1), (6, 5), (5, 5, 6)])
 def test_the_largest_level_fits_and_no_tensor_could_be_larger(
-    model: PlannedModel, costs: Costs, parts: tuple[int, ...]
+    model: Model, costs: Costs, parts: tuple[int, ...]
 ) -> None:
     """On its cut, no single tensor's next type fits; and it is no smaller than the best one."""
     one = roomy(model, costs, parts)
-    (memory,), _ = asked_memories(model.metadata, model.tensors, model.geometry, [one])
-    found = largest_exactly(model, costs, one, memory)
+    (memory,), _ = gpu_memories(model, [one])
+    found = largest_exactly(model, costs, memory)
     assert found is not None
     assert found.placement.fits
-    assert not found.placement.estimated
+    assert not found.placement.compute_is_estimated
     assert exactly(model, found.types, one, 4096).fits
-    assert found.total_bytes == artifact_bytes(
-        model.stem, model.metadata, model.tensors, found.types
-    )
-    planned = largest_level(model, costs, one, memory)
+    assert found.total_bytes == artifact_bytes(model, found.types)
+    planned = largest_level(model, costs, memory)
     assert planned is not None
     assert planned.total_bytes >= found.total_bytes
     counts = planned.placement.tensor_split
@@ -192,49 +189,49 @@ def test_the_largest_level_fits_and_no_tensor_could_be_larger(
             grew += 1
     assert grew > 0  # or the GPUs hold the model in its largest types, and nothing is tested
     budget = memory.weights_room + model_host_bytes(model, costs, memory)
-    overhead = overhead_bytes(model.stem, model.metadata, model.tensors)
+    overhead = overhead_bytes(model)
     best = allocate(model.tensors, costs, budget, overhead, LARGEST, memory)
     assert planned.total_bytes > 0.97 * best.total_bytes
 
 
-def test_the_largest_level_of_gpus_that_hold_everything(model: PlannedModel, costs: Costs) -> None:
+def test_the_largest_level_of_gpus_that_hold_everything(model: Model, costs: Costs) -> None:
     """Whatever the target's own budget for weights is."""
     one = target(900, 900, weight_budget_gib=0.001)
-    (memory,), _ = asked_memories(model.metadata, model.tensors, model.geometry, [one])
-    found = largest_level(model, costs, one, memory)
+    (memory,), _ = gpu_memories(model, [one])
+    found = largest_level(model, costs, memory)
     assert found is not None
     widest = {name: max(kinds, key=lambda k: -kinds[k]) for name, kinds in costs.items()}
     assert {name: found.types[name] for name in costs} == widest
-    assert largest_level(model, costs, target(1), gpu_memory(model.geometry, target(1))) is None
+    assert largest_level(model, costs, gpu_memory(model.geometry, target(1))) is None
 
 
 @pytest.mark.slow
 def test_the_flagship_s_largest_level_at_each_context() -> None:
     metadata, tensors = flagship.metadata(), flagship.tensors()
-    large = PlannedModel.of("super", metadata, tensors)
+    large = Model("super", metadata, tensors)
     costs = nominal_costs(large, MeasureRecipe())
     one = load_target("4x3090").changed(weight_budget_gib="auto")
     for tokens in (32_768, 516_096, 1 << 20):
         at = one.changed(context_tokens=tokens)
-        (memory,), _ = asked_memories(metadata, tensors, large.geometry, [at])
-        found = largest_exactly(large, costs, at, memory)
+        (memory,), _ = gpu_memories(large, [at])
+        found = largest_exactly(large, costs, memory)
         assert found is not None
         free = [gpu.free_bytes for gpu in found.placement.gpus]
         assert min(free) >= 0
         assert sum(free) < GIB
 
 
-def roomy(model: PlannedModel, costs: Costs, parts: tuple[int, ...]) -> Target:
+def roomy(model: Model, costs: Costs, parts: tuple[int, ...]) -> Target:
     """The smallest GPUs in these parts that hold twice the model's smallest form."""
     smallest = smallest_types(model.tensors, costs, LARGEST)
-    wanted = 2 * artifact_bytes(model.stem, model.metadata, model.tensors, smallest)
+    wanted = 2 * artifact_bytes(model, smallest)
     one = target(*parts, context=4096, ubatch_tokens=8)
-    (asked,), _ = asked_memories(model.metadata, model.tensors, model.geometry, [one])
+    (asked,), _ = gpu_memories(model, [one])
     for step in range(1, 400):
         sizes = (1 + 0.02 * step * part / min(parts) for part in parts)
         found = target(*sizes, context=4096, ubatch_tokens=8, weight_budget_gib=0.0001)
         memory = gpu_memory(model.geometry, found, asked.compute)
-        largest = largest_level(model, costs, found, memory)
+        largest = largest_level(model, costs, memory)
         if largest is not None and largest.total_bytes > wanted:
             return found
     raise AssertionError("no such GPUs")
@@ -264,12 +261,12 @@ def followed(words: str, one: Target) -> tuple[Target, bool]:
     ],
 )
 def test_ways_out_fit(
-    model: PlannedModel, costs: Costs, gpus: tuple[int, ...], changes: dict[str, object]
+    model: Model, costs: Costs, gpus: tuple[int, ...], changes: dict[str, object]
 ) -> None:
     """Each is planned as it says: with its options, and with just the size that it names."""
     one = target(*gpus, **changes)
     smallest = smallest_types(model.tensors, costs, LARGEST)
-    needed = artifact_bytes(model.stem, model.metadata, model.tensors, smallest)
+    needed = artifact_bytes(model, smallest)
     found = ways_out(model, costs, one)
     assert found
     for words in found:
@@ -286,11 +283,11 @@ def test_ways_out_fit(
             recipe = Recipe(name="r", levels=(level,))
             (entry,) = plan_recipe(recipe, changed, model, CONTEXT).entries
             assert entry.placement.fits
-            assert entry.placement.context_tokens == changed.context_tokens
+            assert entry.placement.run.context_tokens == changed.context_tokens
             assert entry.total_bytes <= (parse_size(size[1]) or 0) + 64 * 1024
 
 
-def test_ways_out_of_a_file_as_it_is(model: PlannedModel, costs: Costs) -> None:
+def test_ways_out_of_a_file_as_it_is(model: Model, costs: Costs) -> None:
     """Its own longest context is named first, and a smaller level, which has room for more."""
     one = target(22, 22, kv_type="f16")
     types = {info.name: info.type_name for info in model.tensors}
@@ -299,13 +296,13 @@ def test_ways_out_of_a_file_as_it_is(model: PlannedModel, costs: Costs) -> None:
     changed, largest = followed(kept, one)
     assert not largest
     (entry,) = plan_types("as it is", types, changed, model, CONTEXT, costs).entries
-    assert entry.placement.context_tokens == changed.context_tokens < CONTEXT
+    assert entry.placement.run.context_tokens == changed.context_tokens < CONTEXT
     more, largest = followed(smaller, one)
     assert largest
     assert more.context_tokens > changed.context_tokens
 
 
-def test_a_smaller_cache_is_named_only_where_it_helps(model: PlannedModel, costs: Costs) -> None:
+def test_a_smaller_cache_is_named_only_where_it_helps(model: Model, costs: Costs) -> None:
     contexts = []
     for words in ways_out(model, costs, target(24, 24, kv_type="f16")):
         changed, _ = followed(words, target(24, 24, kv_type="f16"))
@@ -316,19 +313,17 @@ def test_a_smaller_cache_is_named_only_where_it_helps(model: PlannedModel, costs
     assert f"{CONTEXT:,} tokens of f16 context (--levels max)" in words
 
 
-def test_no_way_out(model: PlannedModel, costs: Costs) -> None:
+def test_no_way_out(model: Model, costs: Costs) -> None:
     assert ways_out(model, costs, target(1.2, 1.2)) == []
 
 
-def test_a_budget_below_the_smallest_form_is_to_be_lifted(
-    model: PlannedModel, costs: Costs
-) -> None:
+def test_a_budget_below_the_smallest_form_is_to_be_lifted(model: Model, costs: Costs) -> None:
     one = target(400, 400, weight_budget_gib=0.0002)
     (words,) = ways_out(model, costs, one)
     assert "--levels max --budget auto" in words
     # one that the smallest form keeps is kept, and no larger size is promised
     smallest = smallest_types(model.tensors, costs, LARGEST)
-    size = artifact_bytes(model.stem, model.metadata, model.tensors, smallest)
+    size = artifact_bytes(model, smallest)
     (words,) = ways_out(model, costs, target(400, 400, weight_budget_gib=1.05 * size / GIB))
     assert "--budget" not in words
     assert float(words.split()[0]) == pytest.approx(1.05 * size / MIB, abs=0.01)
@@ -338,17 +333,17 @@ def test_types_that_do_not_divide_a_head_are_not_offered(tmp_path: Path) -> None
     """llama.cpp refuses a q8_0 cache for heads of 80; asked for one, all would be an error."""
     folder = write_llama(tmp_path / "m", head_dim=80, max_position_embeddings=CONTEXT)
     source = open_checkpoint(folder)
-    odd = PlannedModel.of("odd", source.metadata, source.tensors)
+    odd = Model.of("odd", source)
     assert possible_kv(odd, ["f16", "bf16", "q8_0", "q4_0"]) == ["f16", "bf16"]
     found = ways_out(odd, nominal_costs(odd, MeasureRecipe()), target(20, 20, kv_type="f16"))
     assert len(found) == 1
     assert " f16 context" in found[0]
     name = source.metadata["general.architecture"].value
     both = {f"{name}.attention.{of}_length": MetaValue("u32", 96) for of in ("key", "value")}
-    even = PlannedModel.of("even", {**source.metadata, **both}, source.tensors)
+    even = Model("even", {**source.metadata, **both}, source.tensors)
     assert possible_kv(even, ["f16", "q8_0"]) == ["f16", "q8_0"]
     without = {k: v for k, v in source.metadata.items() if "_length" not in k or k in both}
     plain = {k: v for k, v in without.items() if k not in both}
     sizes = {k: v for k, v in source.metadata.items() if "embedding_length" in k or "context" in k}
-    default = PlannedModel.of("default", {**plain, **sizes}, source.tensors)
+    default = Model("default", {**plain, **sizes}, source.tensors)
     assert possible_kv(default, ["f16", "q8_0"]) == ["f16"]  # 32 / 4 heads are 8

@@ -13,36 +13,32 @@ from quantkit.config.target import GPUSpec, Target, load_target
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.progress import Silent
 from quantkit.core.units import GIB
+from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp import memory_plan as native_memory
-from quantkit.llamacpp.memory_plan import Shape, ask_memory
+from quantkit.llamacpp.memory_plan import Question, ask_memory
 from quantkit.models.choose import choose_model, open_source
-from quantkit.models.geometry import geometry_of
+from quantkit.models.model import Model
 from quantkit.plan.allowed_types import smallest_types
 from quantkit.plan.budgets import CONTEXTS, TargetBudgets, budgets_of, contexts_for
-from quantkit.plan.fit import memory_of
 from quantkit.plan.level_plans import nominal_costs
 from quantkit.plan.llama_memory import (
     MOST_GPUS,
-    asked_memories,
     buffers_of,
     even_counts,
-    stand_ins,
-    use_of,
+    fake_gpus,
+    gpu_memories,
 )
-from quantkit.plan.model import PlannedModel
 from quantkit.plan.place import place
 from quantkit.plan.plan import plan_recipe
 
-FLAGSHIP = PlannedModel(
-    "super", flagship.metadata(), flagship.tensors(), geometry_of(flagship.metadata())
-)
+FLAGSHIP = Model("super", flagship.metadata(), flagship.tensors())
 COSTS = nominal_costs(FLAGSHIP, MeasureRecipe())
 MAX = Recipe(name="r", levels=(LevelRecipe(name="max"),))
 
 
-def demo() -> PlannedModel:
+def demo() -> Model:
     source = open_source(choose_model("demo"))
-    return PlannedModel.of("demo", source.metadata, source.tensors)
+    return Model.of("demo", source)
 
 
 def gpus(count: int, gib: float, **fields: object) -> Target:
@@ -51,9 +47,9 @@ def gpus(count: int, gib: float, **fields: object) -> Target:
     return Target.model_validate(given)
 
 
-def trained_for(model: PlannedModel, tokens: int) -> PlannedModel:
-    geometry = dataclasses.replace(model.geometry, trained_context_tokens=tokens)
-    return dataclasses.replace(model, geometry=geometry)
+def trained_for(model: Model, tokens: int) -> Model:
+    key = f"{model.geometry.architecture}.context_length"
+    return dataclasses.replace(model, metadata={**model.metadata, key: MetaValue("u32", tokens)})
 
 
 def sizes(found: TargetBudgets) -> list[int | None]:
@@ -89,9 +85,8 @@ def test_targets_of_other_gpus_are_asked_together(monkeypatch: pytest.MonkeyPatc
     alone = []
     for target in targets:
         counts = even_counts(len(model.geometry.layers) + 1, len(target.each_gpu))
-        use = use_of(model.geometry, target)
-        shape = Shape(model.metadata, model.tensors, stand_ins(target), counts, (use,))
-        ((answer,),) = ask_memory([shape])
+        run = target.run.within(model.geometry.trained_context_tokens)
+        ((answer,),) = ask_memory([Question(model, fake_gpus(target), counts, (run,))])
         alone.append(buffers_of(answer, counts))
     asked = []
     of_files = native_memory.ask_of_files
@@ -101,7 +96,7 @@ def test_targets_of_other_gpus_are_asked_together(monkeypatch: pytest.MonkeyPatc
         "ask_of_files",
         lambda questions: asked.append(questions) or of_files(questions),
     )
-    memories, why = asked_memories(model.metadata, model.tensors, model.geometry, targets)
+    memories, why = gpu_memories(model, targets)
     assert why is None
     assert [memory.compute for memory in memories] == alone
     assert len(set(alone)) == 5  # what differs between them is told apart
@@ -113,17 +108,16 @@ def test_targets_of_other_gpus_are_asked_together(monkeypatch: pytest.MonkeyPatc
 def test_llama_cpp_takes_as_many_gpus_as_are_let_through() -> None:
     """Of a model with layers for all of them: GPUs without layers do not count."""
 
-    def shape(count: int) -> Shape:
+    def question(count: int) -> Question:
         target = gpus(count, 24)
         counts = even_counts(len(FLAGSHIP.geometry.layers) + 1, count)
-        uses = (use_of(FLAGSHIP.geometry, target),)
-        return Shape(FLAGSHIP.metadata, FLAGSHIP.tensors, stand_ins(target), counts, uses)
+        return Question(FLAGSHIP, fake_gpus(target), counts, (target.run,))
 
-    ask_memory([shape(MOST_GPUS)])
+    ask_memory([question(MOST_GPUS)])
     with pytest.raises(EnvironmentFault, match="GGML_SCHED_MAX_BACKENDS"):
-        ask_memory([shape(MOST_GPUS + 1)])
+        ask_memory([question(MOST_GPUS + 1)])
     with pytest.raises(InputError, match=r"target 16x24 has 16 GPUs, .*at most 15"):
-        asked_memories(FLAGSHIP.metadata, FLAGSHIP.tensors, FLAGSHIP.geometry, [gpus(16, 24)])
+        gpu_memories(FLAGSHIP, [gpus(16, 24)])
 
 
 def test_the_flagship_s_budgets_are_what_plans_say() -> None:
@@ -145,8 +139,8 @@ def test_the_flagship_s_budgets_are_what_plans_say() -> None:
     assert [size is None for size in by_name["2x3090"]] == [False, False, True, True]
     target = load_target("2x3090").changed(context_tokens=516_096)
     smallest = smallest_types(FLAGSHIP.tensors, COSTS, MAX.levels[0])
-    memory, _ = memory_of(FLAGSHIP, target)
-    assert not place(FLAGSHIP.tensors, smallest, memory, target).fits
+    (memory,), _ = gpu_memories(FLAGSHIP, [target])
+    assert not place(FLAGSHIP.tensors, smallest, memory).fits
     # the published target allows 71 GiB of weights; its GPUs hold more, and less at 1M
     at_504k, at_1m = by_name["4x3090"][2:]
     assert at_504k > 78 * GIB > 71 * GIB > at_1m > 66 * GIB

@@ -12,7 +12,7 @@ from quantkit.config.recipe import MeasureRecipe
 from quantkit.config.target import GPUSpec, Target, load_target
 from quantkit.core.errors import InputError
 from quantkit.models.families.registry import family_for
-from quantkit.models.geometry import geometry_of
+from quantkit.models.model import Model
 from quantkit.plan.alternatives import largest_exactly
 from quantkit.plan.fit import place_exactly
 from quantkit.plan.gpu_memory import (
@@ -24,17 +24,15 @@ from quantkit.plan.gpu_memory import (
     padded_bytes,
     weights_by_layer,
 )
+from quantkit.plan.launch.settings import Launch
 from quantkit.plan.level_plans import nominal_costs
-from quantkit.plan.llama_memory import asked_memories
-from quantkit.plan.model import PlannedModel
+from quantkit.plan.llama_memory import gpu_memories
 from quantkit.plan.place import place
 from quantkit.plan.plan import Entry, plan_types
 from quantkit.plan.verify import Verification, verify
 
 CONFIG = make_shape.model_config("nemotron-3-super", mtp=True)
-MODEL = PlannedModel.of(
-    "super", family_for(CONFIG).metadata(CONFIG), make_shape.gguf_tensors(CONFIG)
-)
+MODEL = Model("super", family_for(CONFIG).metadata(CONFIG), make_shape.gguf_tensors(CONFIG))
 COSTS = nominal_costs(MODEL, MeasureRecipe())
 HEAD = 88
 TYPES = {
@@ -50,7 +48,7 @@ SERVES = PUBLISHED.changed(context_tokens=65_536, kv_type="f16", sequences=4)
 
 def planned(target: Target) -> tuple[Entry, Verification]:
     (entry,) = plan_types("t", TYPES, target, MODEL, 1 << 20, COSTS).entries
-    return entry, verify(entry, target, "stand-ins")
+    return entry, verify(entry, target, "fake")
 
 
 @pytest.mark.parametrize("draft", ["none", "mtp"])
@@ -62,7 +60,7 @@ def test_a_plan_with_prediction_layers_is_what_llama_cpp_takes(
     entry, found = planned(target.changed(draft=draft, layers=layers))
     assert found.agrees
     assert found.fits
-    assert entry.placement.draft == draft
+    assert entry.placement.run.draft == draft
     assert max(one.difference for one in found.compared if one.part != "compute") < 1e-4
 
 
@@ -81,7 +79,7 @@ def test_prediction_layers_that_do_not_draft_stay_in_the_file() -> None:
 
 def test_drafting_keeps_the_state_four_times_and_a_cache_more() -> None:
     """3 drafted tokens: 4 states of 40 layers, and one attention layer of 256 + 256 in F16."""
-    plain, drafts = (context_by_layer(MODEL.geometry, target) for target in (PUBLISHED, DRAFTS))
+    plain, drafts = (context_by_layer(MODEL.geometry, target.run) for target in (PUBLISHED, DRAFTS))
     states = sum(4 * layer.recurrent_elements for layer in MODEL.geometry.layers)
     cache = PUBLISHED.context_tokens * 512 * 2
     assert sum(drafts) - sum(plain) == 3 * states + cache
@@ -108,7 +106,7 @@ def test_the_head_context_lies_beside_the_output() -> None:
 @pytest.mark.parametrize("batch", [512, 2048])
 def test_estimates_are_close_where_llama_cpp_cannot_be_asked(kv: str, batch: int) -> None:
     target = DRAFTS.changed(kv_type=kv, ubatch_tokens=batch)
-    (asked,), why = asked_memories(MODEL.metadata, MODEL.tensors, MODEL.geometry, [target])
+    (asked,), why = gpu_memories(MODEL, [target])
     assert why is None
     estimated = gpu_memory(MODEL.geometry, target).compute
     compute = asked.compute
@@ -121,8 +119,8 @@ def test_the_largest_that_fits_counts_the_head_where_it_is_loaded() -> None:
     """Unloaded it may have any type; its bytes are in the file, not on a GPU."""
     on_gpus = {}
     for target in (PUBLISHED, DRAFTS):
-        (memory,), _ = asked_memories(MODEL.metadata, MODEL.tensors, MODEL.geometry, [target])
-        found = largest_exactly(MODEL, COSTS, target, memory)
+        (memory,), _ = gpu_memories(MODEL, [target])
+        found = largest_exactly(MODEL, COSTS, memory)
         assert found is not None
         head = sum(
             padded_bytes(info, found.types[info.name])
@@ -141,23 +139,24 @@ def test_a_gpu_that_would_get_the_head_without_the_output() -> None:
     """Its mask lies with the head, not with the output: the first GPU cannot hold it too."""
     gpus = (GPUSpec(name="first", memory_gib=80), GPUSpec(name="last", memory_gib=24))
     target = DRAFTS.changed(layers="in_order").model_copy(update={"gpus": gpus})
-    (memory,), _ = asked_memories(MODEL.metadata, MODEL.tensors, MODEL.geometry, [target])
+    (memory,), _ = gpu_memories(MODEL, [target])
     weights = weights_by_layer(MODEL.tensors, TYPES, 90)
     load = [w + k for w, k in zip(weights, memory.kept, strict=True)]
     exact = sum(load[:-1]) + memory.compute.gpu + memory.reserve[0] + (64 << 20)
     memory = replace(memory, capacity=(exact, memory.capacity[1]))
-    assert place(MODEL.tensors, TYPES, memory, target).tensor_split == (89, 1)
-    placement = place_exactly(MODEL, TYPES, target, memory)
+    assert place(MODEL.tensors, TYPES, memory).tensor_split == (89, 1)
+    placement = place_exactly(MODEL, TYPES, memory)
     assert placement.fits
     assert placement.tensor_split[1] > 1
-    assert verify(Entry("x", MODEL, TYPES, 0, placement, "m.gguf", 1), target, "stand-ins").agrees
+    launch = Launch(placement, "m.gguf", "m", "nemotron_h_moe", 1)
+    assert verify(Entry("x", MODEL, TYPES, 0, launch), target, "fake").agrees
 
 
 def test_a_model_without_prediction_layers_cannot_draft() -> None:
-    geometry = geometry_of(flagship.metadata())
+    plain = Model("plain", flagship.metadata(), flagship.tensors())
     with pytest.raises(InputError, match=r"prediction layers.*none: keep .*\{mtp: keep\}"):
-        asked_memories(flagship.metadata(), flagship.tensors(), geometry, [DRAFTS])
-    check_draft(geometry, PUBLISHED)
+        gpu_memories(plain, [DRAFTS])
+    check_draft(plain.geometry, PUBLISHED)
 
 
 def test_an_architecture_that_llama_cpp_cannot_let_draft() -> None:

@@ -17,17 +17,16 @@ from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.llamacpp import memory_plan
 from quantkit.llamacpp.memory_plan import Breakdown, DeviceMemory, asking
 from quantkit.models.checkpoint import open_checkpoint
+from quantkit.models.model import Model
 from quantkit.plan.gpu_memory import ComputeBuffers, gpu_memory
 from quantkit.plan.llama_memory import (
     ContextLadder,
     ask_ladders,
-    asked_memories,
     buffers_of,
     even_counts,
-    stand_ins,
-    use_of,
+    fake_gpus,
+    gpu_memories,
 )
-from quantkit.plan.model import PlannedModel
 
 HEAD, CONTEXT = 64, 131_072  # a head that CUDA's kernels have
 MAMBA_AND_ATTENTION = ["mamba", "attention", "mamba", "attention"]
@@ -59,12 +58,12 @@ def _one_child() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PlannedModel]:
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     folder = tmp_path_factory.mktemp("models")
-    found = {"flagship": PlannedModel.of("flagship", flagship.metadata(), flagship.tensors())}
+    found = {"flagship": Model("flagship", flagship.metadata(), flagship.tensors())}
     for name in FAMILIES[:-1]:
         source = open_checkpoint(_write(name, folder / name))
-        found[name] = PlannedModel.of(name, source.metadata, source.tensors)
+        found[name] = Model.of(name, source)
     return found
 
 
@@ -74,8 +73,8 @@ def target(gpus: int = 2, **changes: object) -> Target:
     return Target.model_validate(given)
 
 
-def ladders(model: PlannedModel, targets: list[Target], *tokens: int) -> list[ContextLadder]:
-    found, why = ask_ladders(model.metadata, model.tensors, model.geometry, targets, tokens)
+def ladders(model: Model, targets: list[Target], *tokens: int) -> list[ContextLadder]:
+    found, why = ask_ladders(model, targets, tokens)
     assert why is None
     return found
 
@@ -96,7 +95,7 @@ BETWEEN = [1024 * round(share * CONTEXT / 1024) for share in (0.043, 0.09, 0.4, 
     ("name", "gpus"), [*((name, 2) for name in FAMILIES), ("llama", 4), ("nemotron", 3)]
 )
 def test_between_two_rungs_it_is_never_too_little(
-    models: dict[str, PlannedModel], name: str, gpus: int
+    models: dict[str, Model], name: str, gpus: int
 ) -> None:
     """And with rungs at double the context each it is at most a few percent too much."""
     model = models[name]
@@ -110,7 +109,7 @@ def test_between_two_rungs_it_is_never_too_little(
             whole = buffers.gpu + buffers.output
             some, more = sparse.memory(tokens), dense.memory(tokens)
             for found in (some, more):
-                assert found.context_tokens == tokens
+                assert found.run.context_tokens == tokens
                 assert found.compute.gpu >= buffers.gpu
                 assert found.compute.gpu + found.compute.output >= whole
                 assert found.compute.host >= buffers.host
@@ -123,7 +122,7 @@ def test_between_two_rungs_it_is_never_too_little(
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_on_a_single_gpu_it_is_close(models: dict[str, PlannedModel], name: str) -> None:
+def test_on_a_single_gpu_it_is_close(models: dict[str, Model], name: str) -> None:
     """No copies of inputs there: how ggml's allocator packs the graph shows, in both directions."""
     model = models[name]
     targets = [target(1, **use) for use in USES]
@@ -136,7 +135,7 @@ def test_on_a_single_gpu_it_is_close(models: dict[str, PlannedModel], name: str)
             assert buffers.host <= found.host <= 1.01 * buffers.host
 
 
-def test_some_buffers_do_not_grow_in_a_straight_line(models: dict[str, PlannedModel]) -> None:
+def test_some_buffers_do_not_grow_in_a_straight_line(models: dict[str, Model]) -> None:
     """Or the tests above would hold for any two points."""
     use = {"kv_type": "q4_0", "ubatch_tokens": 64}
     for name in ("llama", "flagship"):
@@ -146,7 +145,7 @@ def test_some_buffers_do_not_grow_in_a_straight_line(models: dict[str, PlannedMo
         assert ladder.memory(tokens).compute.gpu > 1.1 * buffers.gpu, name
 
 
-def test_a_rung_is_what_was_asked(models: dict[str, PlannedModel]) -> None:
+def test_a_rung_is_what_was_asked(models: dict[str, Model]) -> None:
     model = models["nemotron"]
     targets = [target(kv_type=kind, ubatch_tokens=ub) for kind, ub in (("f16", 64), ("q8_0", 512))]
     contexts = (4096, 65_536, CONTEXT)
@@ -154,27 +153,27 @@ def test_a_rung_is_what_was_asked(models: dict[str, PlannedModel]) -> None:
         assert [tokens for tokens, _ in ladder.rungs] == list(contexts)
         for tokens in contexts:
             at = one.changed(context_tokens=tokens)
-            ((found,), why) = asked_memories(model.metadata, model.tensors, model.geometry, [at])
+            ((found,), why) = gpu_memories(model, [at])
             assert why is None
             assert ladder.memory(tokens) == found
 
 
-def test_contexts_end_where_the_model_s_does(models: dict[str, PlannedModel]) -> None:
+def test_contexts_end_where_the_model_s_does(models: dict[str, Model]) -> None:
     (ladder,) = ladders(models["qwen3-moe"], [target()], 4096, CONTEXT, 2 * CONTEXT, 8 * CONTEXT)
     assert [tokens for tokens, _ in ladder.rungs] == [4096, CONTEXT]
 
 
-def test_one_rung_is_a_ladder(models: dict[str, PlannedModel]) -> None:
+def test_one_rung_is_a_ladder(models: dict[str, Model]) -> None:
     (ladder,) = ladders(models["llama"], [target()], 8192)
     assert ladder.memory(8192).compute == ladder.rungs[0][1]
 
 
-def test_between_two_rungs_it_is_the_straight_line(models: dict[str, PlannedModel]) -> None:
+def test_between_two_rungs_it_is_the_straight_line(models: dict[str, Model]) -> None:
     low, high = (
         ComputeBuffers(1000, 500, 10, estimated=False),
         ComputeBuffers(3000, 0, 31, estimated=False),
     )
-    ladder = ContextLadder(models["llama"].geometry, target(), ((1024, low), (3072, high)))
+    ladder = ContextLadder(models["llama"], target(), ((1024, low), (3072, high)))
     middle = ladder.memory(2048).compute
     assert middle == ComputeBuffers(2000, 250, 21, estimated=False)
     assert ladder.memory(1024).compute == low
@@ -214,45 +213,36 @@ def test_buffers_of() -> None:
     assert buffers_of(breakdown(6, 0), (2, 0)) == ComputeBuffers(6, 0, 0, False)
 
 
-def test_the_question_is_the_target_s() -> None:
-    geometry = PlannedModel.of("f", flagship.metadata(), flagship.tensors()).geometry
-    asked = use_of(geometry, target(kv_type="f16", ubatch_tokens=64, sequences=5))
-    assert (asked.context_tokens, asked.kv_type, asked.ubatch_tokens, asked.sequences) == (
-        CONTEXT, "f16", 64, 5,
-    )  # fmt: skip
-    assert use_of(geometry, target(context_tokens=1 << 22)).context_tokens == 1 << 20
+def test_fake_gpus_have_the_target_s_sizes() -> None:
     gpus = (GPUSpec(name="a", memory_gib=24, count=2), GPUSpec(name="b", memory_gib=47.988))
-    devices = stand_ins(target().changed(gpus=[gpu.model_dump() for gpu in gpus]))
+    devices = fake_gpus(target().changed(gpus=[gpu.model_dump() for gpu in gpus]))
     assert devices.kind == "cuda"
     assert devices.capacities == (24 << 30, 24 << 30, int(47.988 * (1 << 30)))
 
 
 def test_where_llama_cpp_cannot_be_asked_it_is_estimated_and_said(
-    models: dict[str, PlannedModel], monkeypatch: pytest.MonkeyPatch
+    models: dict[str, Model], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_plan, "_answers", {})  # or they would be known already
     monkeypatch.setattr("sys.platform", "darwin")
     model, one = models["granite"], target(kv_type="f16")
-    found, why = asked_memories(model.metadata, model.tensors, model.geometry, [one])
+    found, why = gpu_memories(model, [one])
     assert found == [gpu_memory(model.geometry, one)]
     assert found[0].compute.estimated
     assert why is not None
     assert why.startswith("compute buffers are estimated: llama.cpp can be asked on Linux only")
-    (ladder,), said = ask_ladders(
-        model.metadata, model.tensors, model.geometry, [one], (4096, CONTEXT)
-    )
+    (ladder,), said = ask_ladders(model, [one], (4096, CONTEXT))
     assert said == why
     for tokens in (4096, 50_000, CONTEXT):
         assert ladder.memory(tokens).compute.estimated
-    use = use_of(model.geometry, one)
-    shape = memory_plan.Shape(model.metadata, model.tensors, stand_ins(one), (2, 3), (use,))
-    with pytest.raises(EnvironmentFault, match="on Linux only"):
-        memory_plan.ask_memory([shape])
+    question = memory_plan.Question(model, fake_gpus(one), (2, 3), (one.run,))
+    with pytest.raises(EnvironmentFault, match="Linux"):
+        memory_plan.ask_memory([question])
 
 
-def test_a_refusal_is_no_reason_to_estimate(models: dict[str, PlannedModel]) -> None:
+def test_a_refusal_is_no_reason_to_estimate(models: dict[str, Model]) -> None:
     """Of a model that llama.cpp does not load, nothing can be planned."""
     model = models["llama"]
     broken = [info for info in model.tensors if "ffn_down" not in info.name]
     with pytest.raises(InputError, match=r"cannot plan this model: .*ffn_down"):
-        asked_memories(model.metadata, broken, model.geometry, [target()])
+        gpu_memories(dataclasses.replace(model, tensors=broken), [target()])

@@ -16,7 +16,8 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo
 from quantkit.models.geometry import geometry_of
 from quantkit.plan.gpu_memory import gpu_memory
-from quantkit.plan.place import Placement, assign_layers, check_fits, place
+from quantkit.plan.place import assign_layers, place
+from quantkit.plan.placement import Placement, check_fits
 from quantkit.plan.solver.layer_cuts import contiguous_counts, counts_in_order
 
 MIB = 1 << 20
@@ -65,7 +66,7 @@ def q4_k_s_like() -> dict[str, str]:
 
 def placed(target: Target) -> Placement:
     memory = gpu_memory(geometry_of(flagship.metadata()), target)
-    return place(flagship.tensors(), q4_k_s_like(), memory, target)
+    return place(flagship.tensors(), q4_k_s_like(), memory)
 
 
 def test_uneven_gpus_get_uneven_layers() -> None:
@@ -81,13 +82,13 @@ def test_what_does_not_fit_says_by_how_much() -> None:
     target = load_target("1x3090")
     placement = placed(target)
     with pytest.raises(DoesNotFitError, match=r"1x3090: RTX 3090 would need .* GiB too much"):
-        check_fits(placement, target)
+        check_fits(placement, target.name)
 
 
 def test_context_is_capped_at_what_the_model_was_trained_for() -> None:
     target = Target(name="t", gpus=(GPUSpec(name="c", memory_gib=200),), context_tokens=4_000_000)
     placement = placed(target)
-    assert placement.context_tokens == 1048576
+    assert placement.run.context_tokens == 1048576
 
 
 def test_a_tied_embedding_lies_with_the_cpu_and_on_the_output_s_gpu() -> None:
@@ -97,7 +98,7 @@ def test_a_tied_embedding_lies_with_the_cpu_and_on_the_output_s_gpu() -> None:
     (embedding,) = [info for info in tied if info.name == "token_embd.weight"]
     size = BY_NAME[types[embedding.name]].size_bytes(embedding.elements)
     memory = gpu_memory(geometry, target)
-    one, two = place(untied, types, memory, target), place(tied, types, memory, target)
+    one, two = place(untied, types, memory), place(tied, types, memory)
     assert one.host_bytes == two.host_bytes == size
     held = [sum(gpu.weights_bytes for gpu in placement.gpus) for placement in (one, two)]
     whole = [
@@ -112,8 +113,8 @@ def test_a_tensor_of_a_layer_that_the_model_does_not_have_is_named() -> None:
     types = {**q4_k_s_like(), stray.name: "BF16"}
     target = load_target("4x3090")
     memory = gpu_memory(geometry_of(flagship.metadata()), target)
-    with pytest.raises(InputError, match=r"blk\.88\.ffn_up.* is of layer 88, .*it has 88 layers"):
-        place([*flagship.tensors(), stray], types, memory, target)
+    with pytest.raises(InputError, match=r"blk\.88\.ffn_up.*layer 88.* 88 layers"):
+        place([*flagship.tensors(), stray], types, memory)
 
 
 def test_in_order_fills_a_gpu_before_the_next_gets_layers() -> None:

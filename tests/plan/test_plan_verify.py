@@ -2,31 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import flagship
 import pytest
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import MeasureRecipe, Recipe
 from quantkit.config.target import GPUSpec, Target, load_target
+from quantkit.core.errors import InputError
 from quantkit.core.units import GIB
 from quantkit.llamacpp.memory_plan import ask_memory
-from quantkit.models.geometry import geometry_of
+from quantkit.models.model import Model
 from quantkit.plan.allowed_types import smallest_types
 from quantkit.plan.alternatives import LARGEST, largest_level
 from quantkit.plan.fit import place_exactly
 from quantkit.plan.gpu_memory import gpu_memory, padded_bytes
+from quantkit.plan.launch.settings import Launch
 from quantkit.plan.level_plans import nominal_costs
-from quantkit.plan.llama_memory import asked_memories
-from quantkit.plan.model import PlannedModel
+from quantkit.plan.llama_memory import gpu_memories
 from quantkit.plan.place import place
 from quantkit.plan.plan import Entry, plan_recipe
 from quantkit.plan.verify import Compared, Verification, verify, where_of
 
-MODEL = PlannedModel(
-    "super", flagship.metadata(), flagship.tensors(), geometry_of(flagship.metadata())
-)
+MODEL = Model("super", flagship.metadata(), flagship.tensors())
 COSTS = nominal_costs(MODEL, MeasureRecipe())
 EVEN = (24.0, 24.0, 24.0, 24.0)
 UNEVEN = (40.0, 24.0, 24.0, 16.0)
@@ -51,7 +48,7 @@ ALLOCATIONS = {
 
 def mixed() -> dict[str, str]:
     target = load_target("4x3090")
-    found = largest_level(MODEL, COSTS, target, gpu_memory(MODEL.geometry, target))
+    found = largest_level(MODEL, COSTS, gpu_memory(MODEL.geometry, target))
     assert found is not None
     return dict(found.types)
 
@@ -71,15 +68,15 @@ def test_a_plan_of_the_flagship_is_what_llama_cpp_takes(name: str, gib: tuple[fl
         for kv in ("f16", "q8_0")
         for batch in (512, 2048)
     ]
-    memories, why = asked_memories(MODEL.metadata, MODEL.tensors, MODEL.geometry, targets)
+    memories, why = gpu_memories(MODEL, targets)
     assert why is None
     for target, memory in zip(targets, memories, strict=True):
-        expected = place(MODEL.tensors, types, memory, target)
+        expected = place(MODEL.tensors, types, memory)
         assert expected.fits
-        placement = place_exactly(MODEL, types, target, memory)
+        placement = place_exactly(MODEL, types, memory)
         assert placement.tensor_split == expected.tensor_split
-        entry = Entry(name, MODEL, types, 0, placement, "m.gguf", 1_048_576)
-        found = verify(entry, target, "stand-ins")
+        launch = Launch(placement, "m.gguf", "m", "nemotron_h_moe", 1_048_576)
+        found = verify(Entry(name, MODEL, types, 0, launch), target, "fake")
         assert found.agrees
         assert len(found.compared) == 12
         for gpu, planned in enumerate(expected.gpus):
@@ -94,7 +91,7 @@ def test_a_plan_of_the_flagship_is_what_llama_cpp_takes(name: str, gib: tuple[fl
 @pytest.mark.parametrize("batch", [512, 2048])
 def test_estimates_are_close_where_llama_cpp_cannot_be_asked(kv: str, batch: int) -> None:
     target = load_target("4x3090").changed(kv_type=kv, ubatch_tokens=batch)
-    (asked,), _ = asked_memories(MODEL.metadata, MODEL.tensors, MODEL.geometry, [target])
+    (asked,), _ = gpu_memories(MODEL, [target])
     estimated = gpu_memory(MODEL.geometry, target)
     assert estimated.compute.estimated
     assert not asked.compute.estimated
@@ -106,12 +103,11 @@ def test_the_published_run() -> None:
     """71 GiB on four RTX 3090 at 504K: 20 to 21 GiB a GPU, confirmed by llama.cpp."""
     recipe = Recipe(name="r", levels=(LevelRecipe(name="all", size="71 GiB"),))
     target = load_target("4x3090")
-    sheet = plan_recipe(recipe, target, MODEL, 1_048_576)
-    (entry,) = sheet.entries
+    (entry,) = plan_recipe(recipe, target, MODEL, 1_048_576).entries
     assert 0.99 * 71 * GIB < entry.total_bytes <= 71 * GIB
     for gpu in entry.placement.gpus:
         assert 19.5 * GIB < gpu.total_bytes - gpu.reserve_bytes < 21.5 * GIB
-    found = verify(entry, target, "stand-ins")
+    found = verify(entry, target, "fake")
     assert found.agrees
     assert found.fits
 
@@ -120,7 +116,7 @@ def test_the_largest_level_at_a_million_tokens() -> None:
     recipe = Recipe(name="r", levels=(LevelRecipe(name="max"),))
     target = load_target("4x3090").changed(context_tokens=1 << 20, weight_budget_gib="auto")
     (entry,) = plan_recipe(recipe, target, MODEL, 1 << 20).entries
-    assert verify(entry, target, "stand-ins").fits
+    assert verify(entry, target, "fake").fits
     assert 60 * GIB < entry.total_bytes < 71 * GIB
     free = [gpu.free_bytes for gpu in entry.placement.gpus]
     assert min(free) >= 0
@@ -131,12 +127,14 @@ def test_a_wrong_plan_does_not_agree() -> None:
     target = load_target("4x3090")
     types = uniform("Q4_K", "Q5_0", "Q8_0")
     memory = gpu_memory(MODEL.geometry, target)
-    placement = place(MODEL.tensors, types, memory, target)
+    placement = place(MODEL.tensors, types, memory)
     gpus = list(placement.gpus)
-    gpus[1] = replace(gpus[1], weights_bytes=int(1.002 * gpus[1].weights_bytes))
-    gpus[2] = replace(gpus[2], capacity_bytes=20 * GIB)
-    wrong = replace(placement, gpus=tuple(gpus))
-    found = verify(Entry("x", MODEL, types, 0, wrong, "m.gguf", 1), target, "stand-ins")
+    more = int(1.002 * gpus[1].weights_bytes)
+    gpus[1] = gpus[1].model_copy(update={"weights_bytes": more})
+    gpus[2] = gpus[2].model_copy(update={"capacity_bytes": 20 * GIB})
+    wrong = placement.model_copy(update={"gpus": tuple(gpus)})
+    launch = Launch(wrong, "m.gguf", "m", "nemotron_h_moe", 1)
+    found = verify(Entry("x", MODEL, types, 0, launch), target, "fake")
     assert not found.agrees
     assert not found.fits
     assert [one.gpu for one in found.compared if not one.agrees] == [1]
@@ -154,6 +152,7 @@ def test_tolerances() -> None:
 
 def test_where_words_are_checked() -> None:
     assert where_of("rpc") == "rpc"
-    with pytest.raises(Exception, match="--on gpu is none of auto, stand-ins, present, rpc"):
+    assert where_of("stand-ins") == "fake"
+    with pytest.raises(InputError, match="--on gpu"):
         where_of("gpu")
     assert ask_memory([]) == []

@@ -18,11 +18,11 @@ from quantkit.llamacpp import memory_plan
 from quantkit.llamacpp.memory_plan import asking
 from quantkit.llamacpp.presets import ask_preset
 from quantkit.models.checkpoint import open_checkpoint
+from quantkit.models.model import Model
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.alternatives import largest_level
 from quantkit.plan.level_plans import nominal_costs
-from quantkit.plan.llama_memory import asked_memories
-from quantkit.plan.model import PlannedModel
+from quantkit.plan.llama_memory import gpu_memories
 from quantkit.plan.what_if import CONTEXTS, KV_TYPES, Cell, level_sizes, sweep
 from quantkit.quantize.quantize import artifact_bytes
 from quantkit.report.what_if_picture import _labels, draw_what_if
@@ -42,16 +42,16 @@ def _one_child() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> PlannedModel:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     sizes = {"head_dim": 64, "hidden_size": 256, "moe_intermediate_size": 96}
     layers = {"hybrid_override_pattern": "M*EM*E"}
     folder = write_nemotron(tmp_path_factory.mktemp("m") / "tiny", **sizes, **layers)
     source = open_checkpoint(folder)
-    return PlannedModel.of("tiny", source.metadata, source.tensors)
+    return Model.of("tiny", source)
 
 
 @pytest.fixture(scope="module")
-def costs(model: PlannedModel) -> Costs:
+def costs(model: Model) -> Costs:
     return nominal_costs(model, MeasureRecipe())
 
 
@@ -61,7 +61,7 @@ def target(mib: float, **changes: object) -> Target:
     return Target.model_validate(given | changes)
 
 
-def test_each_cell_is_the_largest_there(model: PlannedModel, costs: Costs) -> None:
+def test_each_cell_is_the_largest_there(model: Model, costs: Costs) -> None:
     one = target(200)
     sizes = level_sizes(LEVELS, model)
     cells, why = sweep(model, costs, one, sizes)
@@ -71,8 +71,8 @@ def test_each_cell_is_the_largest_there(model: PlannedModel, costs: Costs) -> No
     found = {}
     for cell in cells:
         at = one.changed(kv_type=cell.kv_type, context_tokens=cell.context_tokens)
-        (alone,), _ = asked_memories(model.metadata, model.tensors, model.geometry, [at])
-        expected = largest_level(model, costs, at, alone)
+        (alone,), _ = gpu_memories(model, [at])
+        expected = largest_level(model, costs, alone)
         assert cell.largest == expected
         size = 0 if cell.largest is None else cell.largest.total_bytes
         found[cell.kv_type, cell.context_tokens] = size
@@ -85,14 +85,14 @@ def test_each_cell_is_the_largest_there(model: PlannedModel, costs: Costs) -> No
         assert by_context[-1] == 0  # nothing
 
 
-def test_a_target_s_own_way_is_among_them(model: PlannedModel, costs: Costs) -> None:
+def test_a_target_s_own_way_is_among_them(model: Model, costs: Costs) -> None:
     cells, _ = sweep(model, costs, target(90, kv_type="bf16", context_tokens=50_000), [])
     assert {cell.kv_type for cell in cells} == {*KV_TYPES, "bf16"}
     assert {cell.context_tokens for cell in cells} == {*CONTEXTS, 50_000}
     assert all(cell.level is None for cell in cells)
 
 
-def test_without_flash_attention_nothing_is_quantized(model: PlannedModel, costs: Costs) -> None:
+def test_without_flash_attention_nothing_is_quantized(model: Model, costs: Costs) -> None:
     one = target(500, kv_type="f16", flash_attention=False)
     cells, _ = sweep(model, costs, one, [])
     assert {cell.kv_type for cell in cells} == {"f16"}
@@ -102,25 +102,27 @@ def test_a_model_of_few_tokens_and_odd_heads(tmp_path: Path) -> None:
     """No context is longer than the model's, and no cache is of a type that llama.cpp refuses."""
     folder = write_llama(tmp_path / "m", max_position_embeddings=2048, head_dim=80)
     source = open_checkpoint(folder)
-    small = PlannedModel.of("small", source.metadata, source.tensors)
+    small = Model.of("small", source)
     one = target(100, kv_type="f16")
     cells, _ = sweep(small, nominal_costs(small, MeasureRecipe()), one, [])
     assert [(cell.kv_type, cell.context_tokens) for cell in cells] == [("f16", 2048)]
 
 
 def test_where_llama_cpp_cannot_be_asked_it_says_so(
-    model: PlannedModel, costs: Costs, monkeypatch: pytest.MonkeyPatch
+    model: Model, costs: Costs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(memory_plan, "_answers", {})
     monkeypatch.setattr("sys.platform", "darwin")
     cells, why = sweep(model, costs, target(300), [])
     assert why is not None
     assert "estimated" in why
-    assert all(cell.largest is None or cell.largest.placement.estimated for cell in cells)
+    assert all(
+        cell.largest is None or cell.largest.placement.compute_is_estimated for cell in cells
+    )
     assert any(cell.largest is not None for cell in cells)
 
 
-def test_levels_have_the_sizes_that_their_files_will_have(model: PlannedModel) -> None:
+def test_levels_have_the_sizes_that_their_files_will_have(model: Model) -> None:
     """One that takes all that there is has none."""
     sizes = level_sizes(LEVELS, model)
     assert sizes == sorted(sizes)
@@ -128,17 +130,17 @@ def test_levels_have_the_sizes_that_their_files_will_have(model: PlannedModel) -
     assert set(by_name) == {"half", "bits", "stock"}
     assert by_name["half"] == pytest.approx(400_000, abs=1)
     assert by_name["bits"] == int(5 * model.elements / 8)
-    stock = ask_preset(model.metadata, model.tensors, "Q4_K_S", has_imatrix=True)
-    expected = artifact_bytes(model.stem, model.metadata, model.tensors, stock.types)
+    stock = ask_preset(model, "Q4_K_S", has_imatrix=True)
+    expected = artifact_bytes(model, stock.types)
     assert by_name["stock"] == expected
 
 
 @pytest.fixture(scope="module")
-def cells(model: PlannedModel, costs: Costs) -> list[Cell]:
+def cells(model: Model, costs: Costs) -> list[Cell]:
     """Sizes from 0.8 MB down, a little less for each further KV type, until nothing fits."""
     one = target(400)
-    (asked,), _ = asked_memories(model.metadata, model.tensors, model.geometry, [one])
-    largest = largest_level(model, costs, one, asked)
+    (asked,), _ = gpu_memories(model, [one])
+    largest = largest_level(model, costs, asked)
     assert largest is not None
     found = []
     for column, kind in enumerate(KV_TYPES):
@@ -150,14 +152,14 @@ def cells(model: PlannedModel, costs: Costs) -> list[Cell]:
     return found
 
 
-def draw(cells: list[Cell], model: PlannedModel, out: Path) -> bytes:
+def draw(cells: list[Cell], model: Model, out: Path) -> bytes:
     levels = [(300_000, "small"), (303_000, "near"), (500_000, "large"), (10**9, "far away")]
     draw_what_if(cells, levels, model.elements, "tiny on mine", out)
     assert not out.with_name(out.name + ".partial").exists()
     return out.read_bytes()
 
 
-def test_a_png_is_one(cells: list[Cell], model: PlannedModel, tmp_path: Path) -> None:
+def test_a_png_is_one(cells: list[Cell], model: Model, tmp_path: Path) -> None:
     content = draw(cells, model, tmp_path / "p.PNG")
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", content[16:24])
@@ -166,7 +168,7 @@ def test_a_png_is_one(cells: list[Cell], model: PlannedModel, tmp_path: Path) ->
 
 
 def test_an_svg_has_a_line_for_each_kv_type_and_the_words(
-    cells: list[Cell], model: PlannedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cells: list[Cell], model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import matplotlib
 
@@ -184,12 +186,12 @@ def test_an_svg_has_a_line_for_each_kv_type_and_the_words(
     assert not any("far away" in word for word in words)
 
 
-def test_a_pdf_is_one(cells: list[Cell], model: PlannedModel, tmp_path: Path) -> None:
+def test_a_pdf_is_one(cells: list[Cell], model: Model, tmp_path: Path) -> None:
     assert draw(cells, model, tmp_path / "p.pdf").startswith(b"%PDF")
 
 
 def test_where_nothing_fits_there_is_a_picture_still(
-    model: PlannedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     import matplotlib
 

@@ -20,12 +20,12 @@ from quantkit.llamacpp import memory_plan
 from quantkit.llamacpp.memory_plan import asking
 from quantkit.llamacpp.presets import ask_preset
 from quantkit.models.checkpoint import open_checkpoint
+from quantkit.models.model import Model
 from quantkit.plan.allowed_types import smallest_types
 from quantkit.plan.alternatives import LARGEST
 from quantkit.plan.fit import place_exactly
 from quantkit.plan.level_plans import nominal_costs
-from quantkit.plan.llama_memory import asked_memories
-from quantkit.plan.model import PlannedModel
+from quantkit.plan.llama_memory import gpu_memories
 from quantkit.plan.place import place
 from quantkit.plan.plan import plan_types
 from quantkit.plan.what_if import CONTEXTS
@@ -53,14 +53,14 @@ def _one_child() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> PlannedModel:
+def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = write_nemotron(tmp_path_factory.mktemp("m") / "tiny", **HYBRID)
     source = open_checkpoint(folder)
-    return PlannedModel.of("tiny", source.metadata, source.tensors)
+    return Model.of("tiny", source)
 
 
 @pytest.fixture(scope="module")
-def levels(model: PlannedModel) -> Levels:
+def levels(model: Model) -> Levels:
     """The smallest types and the largest."""
     smallest = smallest_types(model.tensors, nominal_costs(model, MeasureRecipe()), LARGEST)
     return {
@@ -77,15 +77,15 @@ def target(*mib: float, **changes: object) -> Target:
 
 def exactly(metadata: Metadata, tensors: Sequence[TensorInfo], one: Target) -> bool:
     """Whether the GPUs hold it at the target's context, of which alone llama.cpp is asked."""
-    of = PlannedModel.of("level", metadata, tensors)
-    (asked,), _ = asked_memories(metadata, tensors, of.geometry, [one])
+    of = Model("level", metadata, tensors)
+    (asked,), _ = gpu_memories(of, [one])
     types = {info.name: info.type_name for info in tensors}
-    return place_exactly(of, types, one, asked).fits
+    return place_exactly(of, types, asked).fits
 
 
 def planned(metadata: Metadata, tensors: Sequence[TensorInfo], one: Target) -> bool:
     """Whether `quantkit plan` finds that the artifact fits."""
-    of = PlannedModel.of("level", metadata, tensors)
+    of = Model("level", metadata, tensors)
     types = {info.name: info.type_name for info in tensors}
     try:
         plan_types("level", types, one, of, 1 << 20, nominal_costs(of, MeasureRecipe()))
@@ -103,12 +103,12 @@ TARGETS = (
 )
 
 
-def test_the_longest_is_the_last_that_fits(model: PlannedModel, levels: Levels) -> None:
-    found = fits_of(model.metadata, levels, TARGETS)
-    assert found.estimated is None
-    assert tuple(one.target for one in found.targets) == TARGETS
+def test_the_longest_is_the_last_that_fits(model: Model, levels: Levels) -> None:
+    found, why = fits_of(model.metadata, levels, TARGETS)
+    assert why is None
+    assert tuple(one.target for one in found) == TARGETS
     seen = []
-    for one in found.targets:
+    for one in found:
         assert one.refused is None
         assert list(one.levels) == ["small", "large"]
         for name, tensors in levels.items():
@@ -122,20 +122,20 @@ def test_the_longest_is_the_last_that_fits(model: PlannedModel, levels: Levels) 
     assert seen[-2:] == [32_768, None]
 
 
-def test_it_is_the_exact_cut_that_must_fit(model: PlannedModel, levels: Levels) -> None:
+def test_it_is_the_exact_cut_that_must_fit(model: Model, levels: Levels) -> None:
     """Where the buffers of an even cut would leave room, and those of its own do not."""
     one = target(34.6, 34.6, 34.6, kv_type="f16", context_tokens=32_768)
-    (even,), _ = asked_memories(model.metadata, levels["small"], model.geometry, [one])
+    (even,), _ = gpu_memories(dataclasses.replace(model, tensors=levels["small"]), [one])
     types = {info.name: info.type_name for info in levels["small"]}
-    assert place(levels["small"], types, even, one).fits
-    (found,) = fits_of(model.metadata, levels, [one]).targets
+    assert place(levels["small"], types, even).fits
+    (found,), _ = fits_of(model.metadata, levels, [one])
     assert found.levels["small"] is None
     assert not planned(model.metadata, levels["small"], one)
 
 
-def test_a_plan_says_the_same(model: PlannedModel, levels: Levels) -> None:
+def test_a_plan_says_the_same(model: Model, levels: Levels) -> None:
     one = TARGETS[0]
-    (found,) = fits_of(model.metadata, levels, [one]).targets
+    (found,), _ = fits_of(model.metadata, levels, [one])
     for name, tensors in levels.items():
         longest = found.levels[name]
         assert longest is not None
@@ -144,10 +144,10 @@ def test_a_plan_says_the_same(model: PlannedModel, levels: Levels) -> None:
         assert not planned(model.metadata, tensors, one.changed(context_tokens=longer))
 
 
-def test_buffers_of_an_even_cut_are_those_of_any_types(model: PlannedModel, levels: Levels) -> None:
+def test_buffers_of_an_even_cut_are_those_of_any_types(model: Model, levels: Levels) -> None:
     """So one level's question stands for all."""
     asked = [
-        [m.compute for m in asked_memories(model.metadata, some, model.geometry, TARGETS)[0]]
+        [m.compute for m in gpu_memories(dataclasses.replace(model, tensors=some), TARGETS)[0]]
         for some in (*levels.values(), model.tensors)
     ]
     assert asked[0] == asked[1] == asked[2]
@@ -157,13 +157,14 @@ def test_buffers_of_an_even_cut_are_those_of_any_types(model: PlannedModel, leve
 def test_the_flagship_as_it_was_published() -> None:
     """Its 70.6 GiB lie on four GPUs of 24 GiB at 504K, and not on three."""
     metadata, tensors = flagship.metadata(), flagship.tensors()
-    stock = ask_preset(metadata, tensors, "Q4_K_S", has_imatrix=True).types
+    super_model = Model("super", metadata, tensors)
+    stock = ask_preset(super_model, "Q4_K_S", has_imatrix=True).types
     q4 = [dataclasses.replace(info, type_name=stock[info.name]) for info in tensors]
-    assert artifact_bytes("q4", metadata, tensors, stock) / GIB == pytest.approx(70.6, abs=0.05)
+    assert artifact_bytes(super_model, stock) / GIB == pytest.approx(70.6, abs=0.05)
     names = ("2x3090", "3x3090", "4x3090", "1xA100-80")
-    found = fits_of(metadata, {"Q4": q4}, [load_target(name) for name in names])
-    assert found.estimated is None
-    assert [one.levels["Q4"] for one in found.targets] == [None, None, 516_096, 1 << 20]
+    found, why = fits_of(metadata, {"Q4": q4}, [load_target(name) for name in names])
+    assert why is None
+    assert [one.levels["Q4"] for one in found] == [None, None, 516_096, 1 << 20]
     assert exactly(metadata, q4, load_target("4x3090"))
     assert not exactly(metadata, q4, load_target("4x3090").changed(context_tokens=1 << 20))
     assert not exactly(metadata, q4, load_target("3x3090").changed(context_tokens=32_768))
@@ -180,12 +181,13 @@ class Counted(Silent):
 
 
 def test_targets_that_cannot_run_the_model_do_not_spoil_the_others(
-    model: PlannedModel, levels: Levels
+    model: Model, levels: Levels
 ) -> None:
     many = target(*(100,) * 16, name="many")
     targets = [many, target(400, 400), target(400, name="drafting", draft="mtp")]
     progress = Counted()
-    first, second, third = fits_of(model.metadata, levels, targets, progress).targets
+    (first, second, third), why = fits_of(model.metadata, levels, targets, progress)
+    assert why is None
     assert first.refused is not None
     assert "target many has 16 GPUs" in first.refused
     assert third.refused is not None
@@ -202,7 +204,7 @@ def test_a_cache_that_llama_cpp_refuses_is_one_target_s_fault(tmp_path: Path) ->
     source = open_checkpoint(folder)
     levels = {"Q8": source.tensors}
     quantized, plain = target(400, kv_type="q8_0"), target(400, kv_type="f16", name="plain")
-    first, second = fits_of(source.metadata, levels, [quantized, plain]).targets
+    (first, second), _ = fits_of(source.metadata, levels, [quantized, plain])
     assert first.levels == {"Q8": None}
     assert first.refused is not None
     assert "q8_0 KV cache" in first.refused
@@ -217,9 +219,7 @@ def trained_for(metadata: Metadata, tokens: int) -> Metadata:
     return {**metadata, name: MetaValue("u32", tokens)}
 
 
-def test_contexts_are_those_that_the_model_was_trained_for(
-    model: PlannedModel, levels: Levels
-) -> None:
+def test_contexts_are_those_that_the_model_was_trained_for(model: Model, levels: Levels) -> None:
     assert contexts_of(model.metadata) == CONTEXTS
     assert contexts_of(trained_for(model.metadata, (1 << 20) - 1)) == CONTEXTS[:5]
     assert contexts_of(trained_for(model.metadata, 32_768)) == (32_768,)
@@ -227,21 +227,21 @@ def test_contexts_are_those_that_the_model_was_trained_for(
     large = target(400, 400, context_tokens=131_072)
     for trained, longest in ((8192, 8192), (40_000, 40_000), (262_143, 131_072)):
         metadata = trained_for(model.metadata, trained)
-        (found,) = fits_of(metadata, levels, [large]).targets
+        (found,), _ = fits_of(metadata, levels, [large])
         assert set(found.levels.values()) == {longest}
 
 
 def test_where_llama_cpp_cannot_be_asked_it_says_so(
-    model: PlannedModel, levels: Levels, monkeypatch: pytest.MonkeyPatch
+    model: Model, levels: Levels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(questions: object) -> object:
         raise EnvironmentFault("no breakdown here")
 
     monkeypatch.setattr(memory_plan, "_answers", {})
     monkeypatch.setattr(memory_plan, "ask_of_files", refuse)
-    found = fits_of(model.metadata, levels, TARGETS)
-    assert "no breakdown here" in str(found.estimated)
-    assert found.targets[0].levels["small"] is not None
+    (found, *_), why = fits_of(model.metadata, levels, TARGETS)
+    assert why == "compute buffers are estimated: no breakdown here"
+    assert found.levels["small"] is not None
 
 
 def test_the_build_s_own_target_is_among_those_that_ship() -> None:

@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.config.recipe import RetrievalRecipe, recipe_for
+from quantkit.config.run_settings import RunSettings
 from quantkit.config.target import load_target
 from quantkit.core.receipts import Output, Receipt
 from quantkit.formats.imatrix_file import Imatrix
+from quantkit.plan.placement import PLACEMENT_FILE, GPUPlan, Placement, PlacementFile
 from quantkit.quantize.integrity import Integrity
 from quantkit.report.facts import ReportFacts
 from quantkit.report.results import LevelResult, read_level
@@ -100,11 +102,18 @@ def finish_level(
     )  # fmt: skip
     folder = build / "levels" / name
     folder.mkdir(parents=True)
-    gpu = {"total_bytes": 19 << 30, "capacity_bytes": 24 << 30}
+    gpu = GPUPlan(
+        name="RTX 3090", layers=2, capacity_bytes=24 << 30, weights_bytes=17 << 30,
+        context_bytes=1 << 30, compute_bytes=1 << 29, reserve_bytes=1 << 29,
+    )  # fmt: skip
+    placement = Placement(
+        run=RunSettings(context_tokens=516096), trained_context_tokens=1 << 20, gpus=(gpu,) * 4,
+        host_bytes=0, host_compute_bytes=0, compute_is_estimated=False,
+    )  # fmt: skip
+    PlacementFile(command=COMMAND, placement=placement).write(folder / PLACEMENT_FILE)
     tensor = {"type": "Q4_K", "bytes": 1}
     files = {
         "validation.json": validation_json(found, divergence, asked, "q8_0", INTEGRITY),
-        "placement.json": {"gpus": [gpu] * 4, "context_tokens": 516096, "command": COMMAND},
         "allocation.json": {
             "tensors": {"a": tensor, "b": tensor}, "predicted_kld": kld, "fallbacks": {},
         },

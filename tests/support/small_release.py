@@ -26,6 +26,7 @@ from quantkit.formats.tensors import MetaValue, TensorInfo
 from quantkit.llamacpp.ggml import library_version
 from quantkit.models.choose import choose_model
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.models.model import Model
 from quantkit.plan.gpu_memory import padded_bytes
 from quantkit.quantize.encode import write_shards
 from quantkit.quantize.quantize import artifact_metadata, overhead_bytes
@@ -177,7 +178,7 @@ def _write_level(
         }
         for info in infos
     }
-    total = overhead_bytes(f"tiny-{level}", metadata, model.tensors) + padded
+    total = overhead_bytes(Model(f"tiny-{level}", metadata, model.tensors)) + padded
     allocation = {"total_bytes": total, "preset": None, "tensors": tensors}
     (folder / "levels" / level / "allocation.json").write_text(json.dumps(allocation))
     return [path.relative_to(folder).as_posix() for path in paths]

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import replace
 
+from quantkit.config.run_settings import DRAFT_KV_TYPE
 from quantkit.plan.launch.settings import Launch
 
 HOST, PORT = "127.0.0.1", 8080
@@ -24,8 +24,8 @@ DRAFT_TYPE = "draft-mtp"
 
 def server_arguments(launch: Launch, model_path: str | None = None) -> tuple[str, ...]:
     """Arguments of `llama-server`; `model_path` is the file's own name by default."""
-    slots = ["-np", str(launch.sequences)]
-    if launch.sequences > 1:
+    slots = ["-np", str(launch.run.sequences)]
+    if launch.run.sequences > 1:
         slots.append("-kvu")  # otherwise each sequence gets its own part of the cells
     # llama-server splits the value of --alias at commas
     alias = launch.model_name.replace(",", "_")
@@ -38,24 +38,25 @@ def cli_arguments(launch: Launch, model_path: str | None = None) -> tuple[str, .
 
 
 def _model_arguments(launch: Launch, model_path: str | None) -> tuple[str, ...]:
+    run = launch.run
     path = launch.model_file if model_path is None else model_path
     arguments = ["-m", f"./{path}" if path.startswith("-") else path, "-ngl", str(ALL_LAYERS)]
     if len(launch.shares) > 1:
         arguments += ["-sm", "layer", "-ts", ",".join(map(str, launch.shares))]
-        if not launch.pipeline:
+        if not run.pipeline:
             arguments += ["-ot", NO_PIPELINE]
-    arguments += ["-c", str(launch.context_tokens)]
-    arguments += ["-ctk", launch.kv_type, "-ctv", launch.kv_type]
-    arguments += ["-fa", "on" if launch.flash_attention else "off"]
-    arguments += ["-b", str(launch.batch_tokens), "-ub", str(launch.ubatch_tokens)]
-    if launch.drafted_tokens:
-        arguments += ["--spec-type", DRAFT_TYPE, "--spec-draft-n-max", str(launch.drafted_tokens)]
-        arguments += ["-ctkd", launch.draft_kv_type, "-ctvd", launch.draft_kv_type]
+    arguments += ["-c", str(run.context_tokens)]
+    arguments += ["-ctk", run.kv_type, "-ctv", run.kv_type]
+    arguments += ["-fa", "on" if run.flash_attention else "off"]
+    arguments += ["-b", str(run.batch_tokens), "-ub", str(run.ubatch_tokens)]
+    if run.drafted_tokens:
+        arguments += ["--spec-type", DRAFT_TYPE, "--spec-draft-n-max", str(run.drafted_tokens)]
+        arguments += ["-ctkd", DRAFT_KV_TYPE, "-ctvd", DRAFT_KV_TYPE]
     # By default llama.cpp changes options that are not given to fit the memory free right now.
     arguments += ["--fit", "off"]
     if launch.needs_longer_context:
         key = f"{launch.architecture}.context_length"
-        arguments += ["--override-kv", f"{key}=int:{launch.trained_context_tokens}"]
+        arguments += ["--override-kv", f"{key}=int:{launch.placement.trained_context_tokens}"]
     return tuple(arguments)
 
 
@@ -69,18 +70,10 @@ def environment(launch: Launch) -> dict[str, str]:
 
 def server_command(launch: Launch, model_path: str | None = None) -> str:
     """One line for a shell; with `environment()` unless all GPUs are shown in CUDA's own order."""
-    return _command(launch, "llama-server", server_arguments(launch, model_path))
-
-
-def cli_command(launch: Launch, model_path: str | None = None) -> str:
-    """One line for a shell; with `environment()` unless all GPUs are shown in CUDA's own order."""
-    return _command(launch, "llama-cli", cli_arguments(launch, model_path))
-
-
-def _command(launch: Launch, program: str, arguments: Sequence[str]) -> str:
-    line = shlex.join((program, *arguments))
-    all_alike = len(set(launch.gpus)) == 1  # else CUDA's own order is another, by speed
-    if all_alike and launch.shown_devices == tuple(map(str, range(len(launch.gpus)))):
+    line = shlex.join(("llama-server", *server_arguments(launch, model_path)))
+    gpus = launch.placement.gpus
+    all_alike = len({gpu.name for gpu in gpus}) == 1  # else CUDA's own order is another, by speed
+    if all_alike and launch.shown_devices == tuple(map(str, range(len(gpus)))):
         return line
     return " ".join([*(f"{name}={value}" for name, value in environment(launch).items()), line])
 
@@ -88,15 +81,15 @@ def _command(launch: Launch, program: str, arguments: Sequence[str]) -> str:
 def server_script(launch: Launch) -> str:
     """A shell script for a folder; `launch.model_folder` is the model's folder as seen from it."""
     arguments = (*server_arguments(launch), "--host", HOST, "--port", str(PORT))
-    return _script(launch, "llama-server", arguments)
+    return _script(launch, "llama-server", arguments, launch.run.sequences)
 
 
 def cli_script(launch: Launch) -> str:
     """A shell script for a folder; `launch.model_folder` is the model's folder as seen from it."""
-    return _script(replace(launch, sequences=1), "llama-cli", cli_arguments(launch))
+    return _script(launch, "llama-cli", cli_arguments(launch), sequences=1)
 
 
-def _script(launch: Launch, program: str, arguments: Sequence[str]) -> str:
+def _script(launch: Launch, program: str, arguments: Sequence[str], sequences: int) -> str:
     variable = program.upper().replace("-", "_")
     shown = environment(launch)
     defaults = " ".join(f'"${{{name}={value}}}"' for name, value in shown.items())
@@ -106,7 +99,7 @@ def _script(launch: Launch, program: str, arguments: Sequence[str]) -> str:
     return "\n".join(
         [
             "#!/bin/sh",
-            *(f"# {line}" for line in summary(launch)),
+            *(f"# {line}" for line in summary(launch, sequences)),
             f"# The script passes its arguments on; set {variable} to run another program.",
             "set -eu",
             'folder=$(dirname -- "$0")',
@@ -134,14 +127,16 @@ def _lines(arguments: Sequence[str]) -> list[str]:
     return lines
 
 
-def summary(launch: Launch) -> list[str]:
-    """What is started, as lines of comments."""
+def summary(launch: Launch, sequences: int | None = None) -> list[str]:
+    """Lines that describe the launch; `sequences` replaces the plan's where it is given."""
+    run = launch.run
+    count = sequences or run.sequences
     names = zip(launch.shown_devices, launch.used_gpus, strict=True)
-    gpus = ", ".join(f"{device} {launch.gpus[index]}" for device, index in names)
-    sequences = "" if launch.sequences == 1 else f" shared by {launch.sequences} sequences"
-    drafts = f", {launch.drafted_tokens} tokens drafted at a time" if launch.drafted_tokens else ""
+    gpus = ", ".join(f"{device} {launch.placement.gpus[index].name}" for device, index in names)
+    shared = "" if count == 1 else f" shared by {count} sequences"
+    drafts = f", {run.drafted_tokens} tokens drafted at a time" if run.drafted_tokens else ""
     return [
-        f"{launch.model_name}: {launch.context_tokens:,} tokens{sequences}, "
-        f"{launch.kv_type} KV cache{drafts}",
+        f"{launch.model_name}: {run.context_tokens:,} tokens{shared}, "
+        f"{run.kv_type} KV cache{drafts}",
         f"GPUs as nvidia-smi numbers them: {gpus}",
     ]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import shlex
 
+from quantkit.config.run_settings import DRAFT_KV_TYPE
 from quantkit.plan.launch.llama_cpp import ALL_LAYERS, DRAFT_TYPE, NO_PIPELINE, environment
 from quantkit.plan.launch.settings import Launch
 
@@ -22,10 +23,10 @@ def modelfile(launch: Launch) -> str:
         comments,
         # the path begins with a folder, so Ollama does not interpret a leading ~ or quote
         f"FROM {launch.path_to(launch.merged_file)}",
-        f"PARAMETER num_ctx {launch.context_tokens}",
+        f"PARAMETER num_ctx {launch.run.context_tokens}",
         f"PARAMETER num_gpu {ALL_LAYERS}",
         "# Ollama uses num_batch for both the logical and the physical batch.",
-        f"PARAMETER num_batch {launch.ubatch_tokens}",
+        f"PARAMETER num_batch {launch.run.ubatch_tokens}",
     ]
     return "\n".join(lines) + "\n"
 
@@ -33,22 +34,22 @@ def modelfile(launch: Launch) -> str:
 def server_environment(launch: Launch) -> dict[str, str]:
     """The environment of `ollama serve` that the plan needs; it applies to all its models."""
     variables = {
-        "OLLAMA_FLASH_ATTENTION": "1" if launch.flash_attention else "0",
-        "OLLAMA_KV_CACHE_TYPE": launch.kv_type,
+        "OLLAMA_FLASH_ATTENTION": "1" if launch.run.flash_attention else "0",
+        "OLLAMA_KV_CACHE_TYPE": launch.run.kv_type,
         "OLLAMA_NUM_PARALLEL": "1",  # each sequence would get num_ctx tokens
         **environment(launch),
         "LLAMA_ARG_FIT": "off",
     }
-    if launch.drafted_tokens:
+    if launch.run.drafted_tokens:
         variables["LLAMA_ARG_SPEC_TYPE"] = DRAFT_TYPE
-        variables["LLAMA_ARG_SPEC_DRAFT_N_MAX"] = str(launch.drafted_tokens)
+        variables["LLAMA_ARG_SPEC_DRAFT_N_MAX"] = str(launch.run.drafted_tokens)
         for cache in ("K", "V"):
-            variables[f"LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_{cache}"] = launch.draft_kv_type
+            variables[f"LLAMA_ARG_SPEC_DRAFT_CACHE_TYPE_{cache}"] = DRAFT_KV_TYPE
     if len(launch.shares) > 1:
         variables["OLLAMA_SCHED_SPREAD"] = "1"
         variables["LLAMA_ARG_SPLIT_MODE"] = "layer"
         variables["LLAMA_ARG_TENSOR_SPLIT"] = ",".join(map(str, launch.shares))
-        if not launch.pipeline:
+        if not launch.run.pipeline:
             variables["LLAMA_ARG_OVERRIDE_TENSOR"] = NO_PIPELINE
     return variables
 
@@ -80,17 +81,17 @@ def _server(launch: Launch) -> list[str]:
         "estimate, and the plan does not hold. `ollama ps` must show 100% GPU, and the context",
         "below.",
     ]
-    if launch.kv_type not in DOCUMENTED_KV_TYPES:
+    if launch.run.kv_type not in DOCUMENTED_KV_TYPES:
         known = ", ".join(DOCUMENTED_KV_TYPES)
-        lines.append(f"Ollama documents the types {known}; {launch.kv_type} may not work.")
+        lines.append(f"Ollama documents the types {known}; {launch.run.kv_type} may not work.")
     return lines
 
 
 def _sequences(launch: Launch) -> list[str]:
-    if launch.sequences == 1:
+    if launch.run.sequences == 1:
         return []
     return [
-        f"The plan serves {launch.sequences} requests at once, which share the context. Ollama",
+        f"The plan serves {launch.run.sequences} requests at once, which share the context. Ollama",
         "gives each request a context of its own, so this file serves one at a time. For more, set",
         "OLLAMA_NUM_PARALLEL and divide num_ctx by it. Ollama serves some architectures one at a",
         "time in any case, nemotron_h_moe among them.",
@@ -101,7 +102,7 @@ def _context(launch: Launch) -> list[str]:
     if not launch.needs_longer_context:
         return []
     key = f"{launch.architecture}.context_length"
-    tokens = str(launch.trained_context_tokens)
+    tokens = str(launch.placement.trained_context_tokens)
     change = ("gguf-set-metadata", launch.path_to(launch.merged_file), key, tokens)
     return [
         f"Ollama limits num_ctx to the file's {key}, {launch.gguf_context_tokens}.",

@@ -1,11 +1,13 @@
-"""What every way of starting a planned model is made from."""
+"""Launch: the values that every way of starting a planned model is written from."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
 
+from quantkit.config.run_settings import RunSettings
 from quantkit.core.errors import InputError
+from quantkit.plan.placement import Placement
 
 MAX_SPLIT_GPUS = 15
 """`-ts` refuses as many shares as `llama_max_devices()`, which is 16."""
@@ -16,55 +18,34 @@ _FOLDER = re.compile(r"\.\.|[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 @dataclass(frozen=True)
 class Launch:
-    """A GGUF file and the plan that it is run by. Everything in it may be written into a file.
+    """A GGUF file and the placement that it is run by; every value can be written into a file.
 
     Attributes:
         model_file: name of the file, of the first one if there are shards; without a folder.
         model_name: what the server calls the model.
         architecture: `general.architecture`, which the names of other metadata begin with.
-        gpus: their names, in the order of the plan.
-        tensor_split: layers on each GPU, the output counted as one.
-        context_tokens: cells of the KV cache, which the sequences share.
-        trained_context_tokens: what the model was trained for.
         gguf_context_tokens: `{architecture}.context_length` as the file has it.
-        batch_tokens: logical batch, llama.cpp's `-b`; ubatch_tokens is the physical one.
-        sequences: that are served at once.
         devices: each GPU's number in nvidia-smi, or its UUID; none: their numbers here.
-        pipeline: GPUs work on different batches at once; otherwise they take less memory.
-        drafted_tokens: that the model's own prediction layers (MTP) draft at a time; 0: none.
-        draft_kv_type: of the KV cache of those layers.
         model_folder: where the model lies, from the folder that holds what starts it: `.`, or
             names of folders and `..` between slashes.
 
     Raises:
         InputError: a name that cannot be written, or more GPUs than llama.cpp takes.
-        ValueError: numbers that no plan has.
     """
 
+    placement: Placement
     model_file: str
     model_name: str
     architecture: str
-    gpus: tuple[str, ...]
-    tensor_split: tuple[int, ...]
-    context_tokens: int
-    trained_context_tokens: int
     gguf_context_tokens: int
-    kv_type: str
-    flash_attention: bool = True
-    ubatch_tokens: int = 512
-    batch_tokens: int = 2048
-    sequences: int = 1
-    pipeline: bool = True
     devices: tuple[str, ...] = ()
-    drafted_tokens: int = 0
-    draft_kv_type: str = "f16"
     model_folder: str = "."
 
     def __post_init__(self) -> None:
         _check_text("the GGUF file's name", self.model_file)
         _check_text("the model's name", self.model_name)
-        for gpu in self.gpus:
-            _check_text("a GPU's name", gpu)
+        for gpu in self.placement.gpus:
+            _check_text("a GPU's name", gpu.name)
         if "/" in self.model_file or not self.model_file.endswith(".gguf"):
             raise InputError(
                 f"{self.model_file!r} is not the name of a GGUF file; it must end in .gguf, and "
@@ -77,28 +58,18 @@ class Launch:
                 "must be relative, and its parts .. or names of letters, digits, _, . and - that "
                 "begin with a letter or digit"
             )
-        kinds = (("KV type", self.kv_type), ("KV type for drafts", self.draft_kv_type))
-        for what, word in (("architecture", self.architecture), *kinds):
-            if not _WORD.fullmatch(word):
-                raise InputError(
-                    f"the {what} {word!r} cannot be given to llama.cpp: it may have up to 100 "
-                    "letters, digits, _ and -"
-                )
-        counts = (self.context_tokens, self.ubatch_tokens, self.batch_tokens, self.sequences)
-        too_long = self.context_tokens > self.trained_context_tokens
-        if min(counts) < 1 or too_long or self.drafted_tokens < 0:
-            raise ValueError(f"no plan has these numbers: {self}")
-        if len(self.gpus) != len(self.tensor_split) or not any(self.tensor_split):
-            raise ValueError(f"no plan has these layers on GPUs: {self}")
-        if self.devices and len(self.devices) != len(self.gpus):
-            raise ValueError(f"no plan has these devices for its GPUs: {self}")
+        if not _WORD.fullmatch(self.architecture):
+            raise InputError(
+                f"the architecture {self.architecture!r} cannot be given to llama.cpp: it may have "
+                "up to 100 letters, digits, _ and -"
+            )
+        if len(self.devices) not in (0, len(self.placement.gpus)):
+            raise ValueError(f"{len(self.devices)} devices for {len(self.placement.gpus)} GPUs")
         for device in self.devices:
             if not _WORD.fullmatch(device):
                 raise InputError(
                     f"the device {device!r} is neither a number nor a UUID as nvidia-smi shows them"
                 )
-        if min(self.tensor_split) < 0:
-            raise ValueError(f"no plan has these layers on GPUs: {self}")
         if len(self.used_gpus) > MAX_SPLIT_GPUS:
             raise InputError(
                 f"{len(self.used_gpus)} GPUs hold layers, llama.cpp divides a model among at "
@@ -106,20 +77,25 @@ class Launch:
             )
 
     @property
+    def run(self) -> RunSettings:
+        """How the model is run."""
+        return self.placement.run
+
+    @property
     def shown_devices(self) -> tuple[str, ...]:
-        """What CUDA_VISIBLE_DEVICES calls the GPUs that hold a layer."""
-        names = self.devices or tuple(map(str, range(len(self.gpus))))
+        """The GPUs that hold a layer, as CUDA_VISIBLE_DEVICES names them."""
+        names = self.devices or tuple(map(str, range(len(self.placement.gpus))))
         return tuple(names[index] for index in self.used_gpus)
 
     @property
     def used_gpus(self) -> tuple[int, ...]:
         """Indices of the GPUs that hold a layer; the others are left alone."""
-        return tuple(index for index, layers in enumerate(self.tensor_split) if layers)
+        return tuple(index for index, layers in enumerate(self.placement.tensor_split) if layers)
 
     @property
     def shares(self) -> tuple[int, ...]:
         """Layers on each GPU that holds one."""
-        return tuple(self.tensor_split[index] for index in self.used_gpus)
+        return tuple(self.placement.tensor_split[index] for index in self.used_gpus)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -132,7 +108,7 @@ class Launch:
 
     @property
     def merged_file(self) -> str:
-        """What the shards are called when they are one file."""
+        """The name of the one file that the shards are merged into."""
         match = _SHARD.fullmatch(self.model_file)
         return self.model_file if match is None or len(self.files) < 2 else f"{match['stem']}.gguf"
 
@@ -145,12 +121,12 @@ class Launch:
 
     @property
     def needs_longer_context(self) -> bool:
-        """Whether the file says less than the plan asks for.
+        """Whether the plan's context is longer than the file's.
 
         llama-server gives a slot no more than the file's context_length (`n_ctx_slot` in
         server-context.cpp), whatever `-c` says.
         """
-        return self.gguf_context_tokens < self.context_tokens
+        return self.gguf_context_tokens < self.run.context_tokens
 
 
 def _check_text(what: str, text: str) -> None:

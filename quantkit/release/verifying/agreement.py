@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 
 from quantkit.core.errors import InputError
+from quantkit.core.hub_address import HubAddress
 from quantkit.formats.imatrix_file import COUNTS
 from quantkit.formats.imatrix_file import SUMS as SQUARES
 from quantkit.release.names import artifact_names, evidence_folder
@@ -113,7 +114,7 @@ def _source_faults(job: Job, faults: list[str]) -> None:
         faults.append(f"{CHECKPOINT} lists no file: it does not say what it was made from")
     if said is None or checkpoint.commit is None:
         return
-    repository = checkpoint.model.partition("@")[0]
+    repository = HubAddress.parse(checkpoint.model).repository
     if (said.repository or "").lower() != repository.lower():  # as the Hub compares
         faults.append(
             f"release.json says it was made from {shown(str(said.repository))}, {CHECKPOINT} from "

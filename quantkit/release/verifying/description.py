@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.core.errors import InputError
+from quantkit.core.hub_address import HubAddress
 from quantkit.core.progress import Progress
 from quantkit.core.receipts import Receipt, finished_receipts
 from quantkit.hub.reading import Hub
@@ -103,7 +104,8 @@ def open_release(
     folder = Path(name).expanduser()
     if folder.is_dir():
         return open_folder(folder, workers)
-    repository, _, revision = name.partition("@")
+    address = HubAddress.parse(name)
+    repository = address.repository
     if folder.exists() or repository.count("/") != 1 or repository.startswith((".", "/", "~")):
         raise InputError(
             f"no release at {name}: give a downloaded release, the folder of a build, or "
@@ -115,7 +117,7 @@ def open_release(
             "DIR) and give the folder; without --full, sampled rows are fetched"
         )
     hub = Hub()
-    files = HubFiles(hub, hub.listing(repository, revision or None, progress.note), progress.note)
+    files = HubFiles(hub, hub.listing(repository, address.revision, progress.note), progress.note)
     return files, describe_release(files)
 
 
@@ -199,14 +201,14 @@ def describe_build(folder: Path) -> Description:
     try:
         checkpoint, imatrix = receipts["checkpoint"], receipts["imatrix"]
         parameters, settings = checkpoint.facts["parameters"], checkpoint.parts["settings"]
-        model = str(settings["model"])
+        model = HubAddress.parse(str(settings["model"]))
         current = [n for n in names if _is_current(receipts[f"quantize:{n}"], receipts)]
         levels = {name: _level(name, receipts, int(parameters)) for name in current}
         return Description(
             kind="build",
             hashed_by="the receipts",
             hashes={o.path: o.sha256 for r in receipts.values() for o in r.outputs},
-            model=artifact_name(model.partition("/")[2] or model),
+            model=artifact_name(model.repository.partition("/")[2] or model.repository),
             architecture=None,
             parameters=int(parameters),
             keep_prediction=settings["mtp"] == "keep",

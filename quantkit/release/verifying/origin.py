@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -58,7 +58,7 @@ def check_source(job: Job, origin: Origin, faults: list[str]) -> Outcome:
         InputError: the source cannot be read, or holds weights that are not finite.
     """
     said, choice = job.said, origin.choice
-    named = ModelChoice(choice.kind, choice.path, None, said.model)
+    named = replace(choice, name=said.model)
     source = open_source(named, keep_prediction=said.keep_prediction)
     files = hashed = 0
     claims = job.claims(CheckpointClaims, CHECKPOINT, [])  # its faults were told before

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from quantkit.formats.gguf_header import GGUFHeader, StoredAt
 from quantkit.formats.tensors import Metadata, TensorInfo
+from quantkit.models.model import Model
 from quantkit.plan.gpu_memory import padded_bytes
 from quantkit.quantize.quantize import overhead_bytes
 from quantkit.release.verifying.claims import AllocationClaims, shown
@@ -136,7 +137,7 @@ def _planned_bytes(artifact: Artifact) -> int:
     """
     infos = artifact.infos
     padded = sum(padded_bytes(info, info.type_name) for info in infos)
-    return overhead_bytes("model", artifact.metadata, infos) + padded
+    return overhead_bytes(Model("model", artifact.metadata, infos)) + padded
 
 
 def missing_shards(files: Sequence[str], here: Mapping[str, int]) -> list[str]:

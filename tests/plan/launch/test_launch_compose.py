@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from typing import Any
 
@@ -10,7 +9,7 @@ import pytest
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
-from launches import AWKWARD, FLAGSHIP, SINGLE, named
+from launches import AWKWARD, FLAGSHIP, SINGLE, launched, named
 
 from quantkit.plan.launch.compose import compose_file
 from quantkit.plan.launch.llama_cpp import server_arguments
@@ -94,7 +93,7 @@ def check(launch: Launch) -> None:
 
 @pytest.mark.parametrize("folder", ["../..", "../../Q4_K_S"])
 def test_the_model_s_folder_is_mounted(folder: str) -> None:
-    launch = dataclasses.replace(FLAGSHIP, model_folder=folder)
+    launch = launched(FLAGSHIP, model_folder=folder)
     (volume,) = service(launch)["volumes"]
     assert interpolated(volume["source"]) == folder
     assert service(launch) | {"volumes": []} == service(FLAGSHIP) | {"volumes": []}
@@ -114,13 +113,13 @@ def test_any_name(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["Ä/Ö x", "-", "A.B:c", "$HOME"])
 def test_project_names_are_composes(name: str) -> None:
-    launch = dataclasses.replace(SINGLE, model_name=name)
+    launch = launched(SINGLE, model_name=name)
     project = yaml.safe_load(compose_file(launch))["name"]
     assert re.fullmatch(r"[a-z0-9][a-z0-9_-]*", project)
 
 
 def test_only_gpus_with_layers_are_reserved() -> None:
-    launch = dataclasses.replace(FLAGSHIP, tensor_split=(0, 45, 0, 44))
+    launch = launched(FLAGSHIP, tensor_split=(0, 45, 0, 44))
     (gpus,) = service(launch)["deploy"]["resources"]["reservations"]["devices"]
     assert gpus["device_ids"] == ["1", "3"]
     assert "1 RTX 3090, 3 RTX 3090" in compose_file(launch)
@@ -136,7 +135,7 @@ def test_only_gpus_with_layers_are_reserved() -> None:
 def test_chosen_gpus_keep_their_order_in_the_container(
     devices: tuple[str, ...], inside: str
 ) -> None:
-    found = service(dataclasses.replace(FLAGSHIP, devices=devices))
+    found = service(launched(FLAGSHIP, devices=devices))
     (gpus,) = found["deploy"]["resources"]["reservations"]["devices"]
     assert gpus["device_ids"] == list(devices)
     assert found["environment"]["CUDA_VISIBLE_DEVICES"] == inside

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import stat
+import subprocess
 from pathlib import Path
 
 import pytest
-from launches import AWKWARD, FLAGSHIP, SINGLE, named
+from launches import AWKWARD, FLAGSHIP, SINGLE, launched, named
+from models import write_llama
 
-from quantkit.plan.launch.files import launch_texts, write_launch_files
+from quantkit.plan.launch.files import (
+    CLI_SCRIPT,
+    SERVER_SCRIPT,
+    launch_texts,
+    write_launch_files,
+)
 
 
 def test_what_is_written(tmp_path: Path) -> None:
@@ -34,7 +42,7 @@ def test_only_where_the_model_lies_is_another() -> None:
     """Line by line: a file of a release says what the build's does, but for the model's folder."""
     for launch in (SINGLE, FLAGSHIP, named("it's 100% $HOME"), named("-00001-of-00003")):
         here = launch_texts(launch)
-        there = launch_texts(dataclasses.replace(launch, model_folder="../../Q4"))
+        there = launch_texts(launched(launch, model_folder="../../Q4"))
         changed = {}
         for name, (text, _) in here.items():
             pairs = zip(text.split("\n"), there[name].text.split("\n"), strict=True)
@@ -63,3 +71,50 @@ def test_what_cannot_be_written_stays_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(IsADirectoryError):
         write_launch_files(named("other"), tmp_path)
     assert (tmp_path / "compose.yaml").read_bytes() == old["compose.yaml"]
+
+
+@pytest.mark.parametrize("script", [SERVER_SCRIPT, CLI_SCRIPT])
+@pytest.mark.parametrize("shards", [False, True])
+def test_scripts_find_the_model_of_a_release(shards: bool, script: str, tmp_path: Path) -> None:
+    """Wherever the release lies and whoever is where; a Hub's client keeps no executable bit."""
+    release, elsewhere = tmp_path / "my release", tmp_path / "elsewhere"
+    file = "demo-Q4-00001-of-00002.gguf" if shards else "demo-Q4.gguf"
+    there = release / "Q4" / file if shards else release / file
+    there.parent.mkdir(parents=True)
+    write_llama(there)
+    evidence = release / "levels" / "Q4"
+    evidence.mkdir(parents=True)
+    elsewhere.mkdir()
+    folder = "../../Q4" if shards else "../.."
+    launch = dataclasses.replace(FLAGSHIP, model_file=file, model_folder=folder)
+    (evidence / script).write_text(launch_texts(launch)[script].text)
+    server = tmp_path / "a server"
+    server.write_text('#!/bin/sh\ntest "$1" = -m && head -c 4 -- "$2" && echo " $PWD $3 $4"\n')
+    server.chmod(0o755)
+    at = evidence / script
+    for cwd, path in (
+        (elsewhere, at),
+        (evidence, Path(script)),
+        (tmp_path, at.relative_to(tmp_path)),
+    ):
+        done = subprocess.run(
+            ["/bin/sh", path],
+            env={"PATH": "/usr/bin:/bin", "LLAMA_SERVER": str(server), "LLAMA_CLI": str(server)},
+            cwd=cwd,
+            check=True,
+            capture_output=True,
+            text=True,
+        )
+        assert done.stdout == f"GGUF {cwd} -ngl 999\n"
+
+
+def test_compose_and_ollama_name_the_model_of_a_release() -> None:
+    shards = "demo-Q4-00001-of-00002.gguf"
+    texts = launch_texts(dataclasses.replace(FLAGSHIP, model_file=shards, model_folder="../../Q4"))
+    assert "source: ${MODELS_DIR:-../../Q4}\n" in texts["compose.yaml"].text
+    assert "- /models/demo-Q4-00001-of-00002.gguf\n" in texts["compose.yaml"].text
+    assert "\nFROM ../../Q4/demo-Q4.gguf\n" in texts["Modelfile"].text
+    unit = next(
+        line for line in texts["llama-server.service"].text.split("\n") if "ExecStart=" in line
+    )
+    assert shlex.split(unit)[1:3] == ["-m", "demo-Q4-00001-of-00002.gguf"]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import re
@@ -14,15 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from launches import AWKWARD, FLAGSHIP, SINGLE, named
+from launches import AWKWARD, FLAGSHIP, SINGLE, launched, named
 from models import write_llama
 
+from quantkit.config.run_settings import DRAFT_KV_TYPE, DRAFTED_TOKENS
 from quantkit.core.errors import InputError
-from quantkit.llamacpp.memory_plan import DRAFT_KV_TYPE, DRAFTED_TOKENS
 from quantkit.plan.launch.files import CLI_SCRIPT, SERVER_SCRIPT, write_launch_files
 from quantkit.plan.launch.llama_cpp import (
     cli_arguments,
-    cli_command,
     environment,
     server_arguments,
     server_command,
@@ -32,11 +30,11 @@ from quantkit.plan.launch.settings import Launch
 
 LLAMA_CPP = Path(os.environ.get("QUANTKIT_LLAMA_CPP", "") or "/nonexistent")
 TOOLS = Path(os.environ.get("QUANTKIT_LLAMA_TOOLS", "") or "/nonexistent")
-SHORT_GGUF = dataclasses.replace(FLAGSHIP, gguf_context_tokens=262144)
-SPARE = dataclasses.replace(FLAGSHIP, tensor_split=(50, 39, 0, 0))
-SHARED = dataclasses.replace(FLAGSHIP, sequences=4, kv_type="f16", flash_attention=False)
-DRAFTS = dataclasses.replace(named("drafts"), drafted_tokens=3)
-WAITING = dataclasses.replace(FLAGSHIP, pipeline=False, model_name="waiting")
+SHORT_GGUF = launched(FLAGSHIP, gguf_context_tokens=262144)
+SPARE = launched(FLAGSHIP, tensor_split=(50, 39, 0, 0))
+SHARED = launched(FLAGSHIP, sequences=4, kv_type="f16", flash_attention=False)
+DRAFTS = launched(named("drafts"), draft="mtp")
+WAITING = launched(FLAGSHIP, pipeline=False, model_name="waiting")
 LAUNCHES = (FLAGSHIP, SINGLE, SHORT_GGUF, SPARE, SHARED, DRAFTS, WAITING, *map(named, AWKWARD))
 
 
@@ -58,7 +56,7 @@ def test_a_file_that_says_less_is_overridden() -> None:
     for arguments in (server_arguments(SHORT_GGUF), cli_arguments(SHORT_GGUF)):
         override = "nemotron_h_moe.context_length=int:1048576"
         assert value(arguments, "--override-kv") == override
-    enough = dataclasses.replace(FLAGSHIP, gguf_context_tokens=516096)
+    enough = launched(FLAGSHIP, gguf_context_tokens=516096)
     assert "--override-kv" not in server_arguments(enough)
 
 
@@ -70,9 +68,9 @@ def test_one_gpu_is_not_split() -> None:
 
 def test_gpus_without_layers_are_left_alone() -> None:
     assert value(server_arguments(SPARE), "-ts") == "50,39"
-    shown = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1 llama-cli "
-    assert cli_command(SPARE).startswith(shown)
-    last = dataclasses.replace(FLAGSHIP, tensor_split=(0, 0, 89, 0))
+    shown = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1 llama-server "
+    assert server_command(SPARE).startswith(shown)
+    last = launched(FLAGSHIP, tensor_split=(0, 0, 89, 0))
     assert "-ts" not in server_arguments(last)
     assert "CUDA_VISIBLE_DEVICES=2 llama-server" in server_command(last)
 
@@ -105,7 +103,6 @@ def test_one_line_for_a_shell(name: str) -> None:
     path = f"some folder/{launch.model_file}"
     assert tuple(shlex.split(server_command(launch, path))[1:]) == server_arguments(launch, path)
     assert value(server_arguments(launch, path), "-m") == path
-    assert tuple(shlex.split(cli_command(launch))[1:]) == cli_arguments(launch)
     bare = value(server_arguments(launch), "-m")
     assert Path(bare) == Path(launch.model_file)
     assert not bare.startswith("-")
@@ -179,7 +176,7 @@ def test_llama_cpp_takes_the_override(tmp_path: Path) -> None:
     """What the option becomes in llama.cpp, on a real file that says 512 tokens."""
     import llama_cpp
 
-    launch = dataclasses.replace(
+    launch = launched(
         named("tiny", SINGLE), architecture="llama", gguf_context_tokens=512, context_tokens=4096
     )
     key, _, number = value(server_arguments(launch), "--override-kv").partition("=int:")
@@ -195,7 +192,7 @@ def test_llama_cpp_takes_the_override(tmp_path: Path) -> None:
     params.kv_overrides = overrides
     longer = llama_cpp.llama_model_load_from_file(path, params)
     assert llama_cpp.llama_model_n_ctx_train(plain) == 512
-    assert llama_cpp.llama_model_n_ctx_train(longer) == launch.trained_context_tokens
+    assert llama_cpp.llama_model_n_ctx_train(longer) == launch.placement.trained_context_tokens
     for model in (plain, longer):
         llama_cpp.llama_model_free(model)
 
@@ -302,18 +299,18 @@ class TestParser:
         found = parsed(parser, program, arguments)
         shares = launch.shares if len(launch.shares) > 1 else ()
         key = f"{launch.architecture}.context_length"
-        sequences = launch.sequences if program == "server" else 1
+        sequences = launch.run.sequences if program == "server" else 1
         assert found == {
             "model": value(arguments, "-m"),
             "n_gpu_layers": 999,
             "split_mode": 1,
             "tensor_split": [*shares, *[0] * (16 - len(shares))],
-            "n_ctx": launch.context_tokens,
-            "cache_type_k": launch.kv_type,
-            "cache_type_v": launch.kv_type,
-            "flash_attn": int(launch.flash_attention),
-            "n_batch": launch.batch_tokens,
-            "n_ubatch": launch.ubatch_tokens,
+            "n_ctx": launch.run.context_tokens,
+            "cache_type_k": launch.run.kv_type,
+            "cache_type_v": launch.run.kv_type,
+            "flash_attn": int(launch.run.flash_attention),
+            "n_batch": launch.run.batch_tokens,
+            "n_ubatch": launch.run.ubatch_tokens,
             "n_parallel": sequences,
             "kv_unified": int(sequences > 1),
             "fit": 0,
@@ -321,7 +318,7 @@ class TestParser:
             "port": 8080,
             "host": "127.0.0.1",
             "aliases": [launch.model_name.replace(",", "_")] if program == "server" else [],
-            "spec_types": ["draft-mtp"] if launch.drafted_tokens else [],
+            "spec_types": ["draft-mtp"] if launch.run.drafted_tokens else [],
             "spec_n_max": 3,
             "draft_cache_type_k": "f16",
             "draft_cache_type_v": "f16",
@@ -349,25 +346,25 @@ def parsed(parser: Path, program: str, arguments: tuple[str, ...]) -> dict[str, 
 def test_without_pipeline_an_override_of_no_tensor_is_given() -> None:
     words = server_arguments(WAITING)
     assert words[words.index("-ot") + 1] == "no-tensor=CPU"
-    others = server_arguments(dataclasses.replace(WAITING, pipeline=True))
+    others = server_arguments(launched(WAITING, pipeline=True))
     at = words.index("-ot")
     assert (*words[:at], *words[at + 2 :]) == others
-    assert "-ot" not in server_arguments(dataclasses.replace(SINGLE, pipeline=False))
+    assert "-ot" not in server_arguments(launched(SINGLE, pipeline=False))
 
 
 def test_chosen_gpus_are_shown_in_their_order() -> None:
-    chosen = dataclasses.replace(FLAGSHIP, devices=("2", "0", "GPU-12ab", "3"))
+    chosen = launched(FLAGSHIP, devices=("2", "0", "GPU-12ab", "3"))
     assert environment(chosen)["CUDA_VISIBLE_DEVICES"] == "2,0,GPU-12ab,3"
     assert server_command(chosen).startswith("CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=2,")
     assert "2 RTX 3090, 0 RTX 3090, GPU-12ab RTX 3090" in server_script(chosen)
-    ordered = dataclasses.replace(FLAGSHIP, devices=("0", "1", "2", "3"))
+    ordered = launched(FLAGSHIP, devices=("0", "1", "2", "3"))
     assert server_command(ordered) == server_command(FLAGSHIP)
-    some = dataclasses.replace(chosen, tensor_split=(0, 40, 0, 49))
+    some = launched(chosen, tensor_split=(0, 40, 0, 49))
     assert environment(some)["CUDA_VISIBLE_DEVICES"] == "0,3"
 
 
 def test_unequal_gpus_are_named_in_the_printed_command_too() -> None:
-    mixed = dataclasses.replace(FLAGSHIP, gpus=("RTX 4090", "RTX 3060", "RTX 3060", "RTX 3060"))
+    mixed = launched(FLAGSHIP, gpus=("RTX 4090", "RTX 3060", "RTX 3060", "RTX 3060"))
     line = server_command(mixed)
     assert line.startswith("CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1,2,3 llama-server")
 
@@ -375,4 +372,4 @@ def test_unequal_gpus_are_named_in_the_printed_command_too() -> None:
 @pytest.mark.parametrize("device", ["", "1;2", "$(id)", "a b"])
 def test_a_device_that_is_none_is_refused(device: str) -> None:
     with pytest.raises(InputError, match="neither a number nor a UUID"):
-        dataclasses.replace(FLAGSHIP, devices=("0", "1", "2", device))
+        launched(FLAGSHIP, devices=("0", "1", "2", device))

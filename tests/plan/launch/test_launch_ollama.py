@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import shutil
 import subprocess
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from launches import AWKWARD, FLAGSHIP, SINGLE, named
+from launches import AWKWARD, FLAGSHIP, SINGLE, launched, named
 from models import write_llama
 
 from quantkit.formats.gguf_file import GGUFFile
@@ -67,7 +66,7 @@ def test_the_flagship() -> None:
         "LLAMA_ARG_SPLIT_MODE": "layer",
         "LLAMA_ARG_TENSOR_SPLIT": "23,22,22,22",
     }
-    drafts = dataclasses.replace(FLAGSHIP, drafted_tokens=3)
+    drafts = launched(FLAGSHIP, draft="mtp")
     assert server_environment(drafts).items() - server_environment(FLAGSHIP).items() == {
         ("LLAMA_ARG_SPEC_TYPE", "draft-mtp"),
         ("LLAMA_ARG_SPEC_DRAFT_N_MAX", "3"),
@@ -94,12 +93,12 @@ def test_shards_are_merged_first(name: str) -> None:
 
 @pytest.mark.parametrize("name", AWKWARD)
 def test_a_model_that_lies_elsewhere(name: str) -> None:
-    one = dataclasses.replace(named(name), model_folder="../..", gguf_context_tokens=4096)
+    one = launched(named(name), model_folder="../..", gguf_context_tokens=4096)
     text = modelfile(one)
     assert commands(text)[0] == ("FROM", f"../../{name}.gguf")
     change = shlex.split(comment(text, "gguf-set-metadata"))
     assert change[1] == f"../../{name}.gguf"
-    shards = dataclasses.replace(named(f"{name}-00001-of-00003"), model_folder="../../Q4")
+    shards = launched(named(f"{name}-00001-of-00003"), model_folder="../../Q4")
     text = modelfile(shards)
     assert commands(text)[0] == ("FROM", f"../../Q4/{name}.gguf")
     first, merged = shlex.split(comment(text, "llama-gguf-split"))[2:]
@@ -121,20 +120,21 @@ def test_one_gpu_needs_no_split() -> None:
 
 def test_what_ollama_cannot_do_is_said() -> None:
     assert "may not work" not in modelfile(FLAGSHIP)
-    odd = dataclasses.replace(FLAGSHIP, kv_type="q5_1", sequences=4, flash_attention=False)
+    odd = launched(FLAGSHIP, kv_type="q5_1", sequences=4)
     text = modelfile(odd)
     assert "q5_1 may not work" in text
     assert "serves 4 requests at once" in text
-    assert server_environment(odd)["OLLAMA_FLASH_ATTENTION"] == "0"
+    plain = launched(FLAGSHIP, kv_type="f16", flash_attention=False)
+    assert server_environment(plain)["OLLAMA_FLASH_ATTENTION"] == "0"
 
 
 @pytest.mark.skipif(not METADATA_PROGRAM.exists(), reason="needs gguf's programs")
 def test_the_files_own_context_is_changed_as_it_says(tmp_path: Path) -> None:
     name = "it's 100% $HOME"
-    launch = dataclasses.replace(
+    launch = launched(
         named(name, SINGLE), architecture="llama", gguf_context_tokens=512, context_tokens=4096
     )
-    assert "gguf-set-metadata" not in modelfile(dataclasses.replace(launch, context_tokens=512))
+    assert "gguf-set-metadata" not in modelfile(launched(launch, context_tokens=512))
     path = write_llama(tmp_path / launch.model_file)
     line = comment(modelfile(launch), "gguf-set-metadata")
     shell = shutil.which("sh")
@@ -150,6 +150,6 @@ def test_the_files_own_context_is_changed_as_it_says(tmp_path: Path) -> None:
 
 
 def test_without_pipeline_the_server_is_told_too() -> None:
-    waiting = dataclasses.replace(FLAGSHIP, pipeline=False)
+    waiting = launched(FLAGSHIP, pipeline=False)
     assert server_environment(waiting)["LLAMA_ARG_OVERRIDE_TENSOR"] == "no-tensor=CPU"
     assert "LLAMA_ARG_OVERRIDE_TENSOR" not in server_environment(FLAGSHIP)

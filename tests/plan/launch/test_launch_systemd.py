@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import shutil
@@ -12,7 +11,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
-from launches import AWKWARD, FLAGSHIP, SINGLE, named
+from launches import AWKWARD, FLAGSHIP, SINGLE, launched, named
 
 from quantkit.plan.launch.llama_cpp import server_arguments
 from quantkit.plan.launch.settings import Launch
@@ -160,7 +159,7 @@ def test_what_it_may_do() -> None:
 
 
 def test_the_unit_has_a_folder_of_its_own() -> None:
-    elsewhere = dataclasses.replace(FLAGSHIP, model_folder="../../Q4")
+    elsewhere = launched(FLAGSHIP, model_folder="../../Q4")
     assert systemd_unit(elsewhere) == systemd_unit(FLAGSHIP)
 
 

@@ -18,6 +18,7 @@ from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix
 from quantkit.formats.tensors import MetaValue, TensorInfo
 from quantkit.models.choose import choose_model, open_source
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.models.model import Model
 from quantkit.quantize.quantize import artifact_metadata, quantize
 from quantkit.release.verifying.derivation import (
     Compared,
@@ -246,7 +247,7 @@ def test_a_checkpoint_gives_the_bytes_that_a_gguf_of_it_holds(tmp_path: Path) ->
         info.name: "Q5_0" if info.type_name == "BF16" else info.type_name for info in source.tensors
     }
     none = Imatrix({}, 512, 0, ())
-    (path,) = quantize(source, source.metadata, types, {}, tmp_path, tmp_path, "demo", 1)
+    (path,) = quantize(source, Model.of("demo", source), types, {}, tmp_path, tmp_path, 1)
     artifact = artifact_of(path)
     content = path.read_bytes()
 

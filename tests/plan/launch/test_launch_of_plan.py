@@ -12,15 +12,14 @@ import pytest
 
 from quantkit.config.recipe import MeasureRecipe
 from quantkit.config.target import Target, load_target
-from quantkit.core.errors import InputError
 from quantkit.core.units import GIB
+from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp.memory_plan import asking
 from quantkit.llamacpp.presets import ask_preset
+from quantkit.models.model import Model
 from quantkit.plan.launch.llama_cpp import cli_arguments, server_arguments, server_command
-from quantkit.plan.launch.of_plan import launch_of
 from quantkit.plan.level_plans import nominal_costs
-from quantkit.plan.model import PlannedModel
-from quantkit.plan.plan import Entry, plan_types, with_context
+from quantkit.plan.plan import Entry, plan_types
 
 NAME = "Nemotron-3-Super-Q4_K_S"
 TRAINED = 1 << 20
@@ -33,13 +32,13 @@ def _one_child() -> Iterator[None]:
 
 
 @functools.cache
-def model() -> PlannedModel:
-    return PlannedModel.of(NAME, flagship.metadata(), flagship.tensors())
+def model() -> Model:
+    return Model(NAME, flagship.metadata(), flagship.tensors())
 
 
 @functools.cache
 def types() -> dict[str, str]:
-    asked = ask_preset(flagship.metadata(), flagship.tensors(), "Q4_K_S", has_imatrix=True)
+    asked = ask_preset(model(), "Q4_K_S", has_imatrix=True)
     return dict(asked.types)
 
 
@@ -72,7 +71,7 @@ def test_the_published_run() -> None:
         f"-ts {','.join(map(str, split))} -c 516096 -ctk q8_0 -ctv q8_0 -fa on -b 2048 -ub 512 "
         f"--fit off -np 1 --jinja --alias {NAME}"
     )
-    assert entry.launch.gpus == ("RTX 3090",) * 4
+    assert [gpu.name for gpu in entry.placement.gpus] == ["RTX 3090"] * 4
     assert entry.launch.used_gpus == (0, 1, 2, 3)
     assert options(command)["-c"] == options(shlex.join(cli_arguments(entry.launch)))["-c"]
 
@@ -102,11 +101,12 @@ def test_a_context_that_the_file_does_not_admit_is_overridden() -> None:
 
 
 def test_more_tokens_than_the_metadata_says_are_planned_where_they_are_asked_for() -> None:
-    said = dataclasses.replace(model().geometry, trained_context_tokens=262_144)
-    short = dataclasses.replace(model(), geometry=said)
-    assert with_context(short, None) is short
-    assert with_context(short, 262_144) is short
-    longer = with_context(short, 516_096)
+    key = "nemotron_h_moe.context_length"
+    short = dataclasses.replace(
+        model(), metadata={**model().metadata, key: MetaValue("u32", 262_144)}
+    )
+    assert short.with_context(262_144) is short
+    longer = short.with_context(516_096)
     assert longer.geometry.trained_context_tokens == 516_096
     assert longer.tensors == short.tensors
     for one, tokens, override in ((short, 262_144, False), (longer, 516_096, True)):
@@ -134,12 +134,3 @@ def test_how_the_target_is_used_is_how_it_is_started() -> None:
     assert given["-c"] == "8192"
     alone = options(shlex.join(("llama-cli", *cli_arguments(entry.launch))))
     assert alone["-np"] == "1"
-
-
-def test_the_file_s_own_context_is_the_plan_s_where_it_is_not_told() -> None:
-    entry = planned(load_target("4x3090"))
-    launch = launch_of(entry.placement, entry.model, "m.gguf")
-    assert launch.gguf_context_tokens == TRAINED
-    assert not launch.needs_longer_context
-    with pytest.raises(InputError, match=r"must end in \.gguf"):
-        launch_of(entry.placement, entry.model, "m.bin")

@@ -1,0 +1,134 @@
+"""Placement: which layers lie on which GPU, and what each GPU holds; the content of placement.json.
+
+llama.cpp gives layer i of n + 1 (the output counts as the last) to the first GPU whose cumulated
+share of `tensor_split` is greater than i / (n + 1) (`llama-model.cpp`, load_tensors). Layer counts
+used as shares therefore reproduce any contiguous placement exactly.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from quantkit.config.run_settings import RunSettings
+from quantkit.core.errors import DoesNotFitError
+from quantkit.core.json_documents import JsonDocument, Record
+from quantkit.core.units import GIB
+from quantkit.llamacpp.memory_plan import Breakdown
+
+PLACEMENT_FILE = "placement.json"
+Count = Annotated[int, Field(ge=0)]
+
+
+class GPUPlan(Record):
+    """What one GPU holds, bytes."""
+
+    name: str
+    layers: Count
+    capacity_bytes: Count
+    weights_bytes: Count
+    context_bytes: Count
+    compute_bytes: Count
+    reserve_bytes: Count
+
+    @property
+    def total_bytes(self) -> int:
+        """All that is not free."""
+        parts = (self.weights_bytes, self.context_bytes, self.compute_bytes, self.reserve_bytes)
+        return sum(parts)
+
+    @property
+    def free_bytes(self) -> int:
+        """What is left; below 0 where it does not fit."""
+        return self.capacity_bytes - self.total_bytes
+
+
+class Placement(Record):
+    """The plan for a GPU set.
+
+    Attributes:
+        run: how the model is run; its context is never longer than the model was trained for.
+        host_bytes: of weights in the computer's own memory.
+        host_compute_bytes: of compute buffers there.
+        compute_is_estimated: because llama.cpp could not be asked.
+    """
+
+    run: RunSettings
+    trained_context_tokens: int
+    gpus: tuple[GPUPlan, ...]
+    host_bytes: Count
+    host_compute_bytes: Count
+    compute_is_estimated: bool
+
+    @model_validator(mode="after")
+    def _possible(self) -> Placement:
+        if not any(self.tensor_split):
+            raise ValueError("no GPU has a layer")
+        if self.run.context_tokens > self.trained_context_tokens:
+            raise ValueError(
+                f"a context of {self.run.context_tokens} tokens is longer than the model was "
+                f"trained for, {self.trained_context_tokens}"
+            )
+        return self
+
+    @property
+    def tensor_split(self) -> tuple[int, ...]:
+        """llama.cpp's `-ts`, one share a GPU: its number of layers."""
+        return tuple(gpu.layers for gpu in self.gpus)
+
+    @property
+    def fits(self) -> bool:
+        """Whether every GPU holds its part."""
+        return not self.missing_bytes
+
+    @property
+    def missing_bytes(self) -> int:
+        """What the fullest GPU lacks; 0 when everything fits."""
+        return max(0, -min(gpu.free_bytes for gpu in self.gpus))
+
+    def with_compute(self, answer: Breakdown) -> Placement:
+        """This placement with what llama.cpp plans beside weights for exactly this cut.
+
+        Of the context too: of layers that attend to a window only it keeps less than is planned.
+        """
+        gpus = tuple(
+            gpu.model_copy(update={"context_bytes": told.context, "compute_bytes": told.compute})
+            for gpu, told in zip(self.gpus, answer.gpus, strict=True)
+        )
+        update = {"gpus": gpus, "host_compute_bytes": answer.host.compute}
+        return self.model_copy(update={**update, "compute_is_estimated": False})
+
+
+class PlacementFile(JsonDocument):
+    """placement.json.
+
+    Attributes:
+        command: starts llama-server as planned.
+    """
+
+    version: Literal[1] = 1
+    command: str
+    placement: Placement
+
+
+def check_fits(placement: Placement, target: str) -> None:
+    """Raise when a GPU overflows.
+
+    Args:
+        target: its name, for the message.
+
+    Raises:
+        DoesNotFitError: says by how much, and what would fit.
+    """
+    if placement.fits:
+        return
+    worst = min(placement.gpus, key=lambda gpu: gpu.free_bytes)
+    raise DoesNotFitError(
+        f"does not fit {target}: {worst.name} would need "
+        f"{worst.total_bytes / GIB:.2f} GiB of {worst.capacity_bytes / GIB:.2f} GiB "
+        f"({-worst.free_bytes / GIB:.2f} GiB too much: weights {worst.weights_bytes / GIB:.2f}, "
+        f"context {worst.context_bytes / GIB:.2f}, compute {worst.compute_bytes / GIB:.2f}, "
+        f"reserve {worst.reserve_bytes / GIB:.2f}); shorten the context "
+        f"(now {placement.run.context_tokens} tokens), lower the weight budget, or add a GPU"
+    )
