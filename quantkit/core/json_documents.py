@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
@@ -65,10 +65,7 @@ class JsonDocument(Record):
         Raises:
             InputError: it is damaged, or has another version.
         """
-        try:
-            found = json.loads(content, parse_int=_bounded)
-        except (ValueError, RecursionError) as reason:
-            raise InputError(f"{name} is not valid JSON: {reason}") from None
+        found = bounded_json(content, name)
         expected = cls.model_fields["version"].default
         if isinstance(found, dict) and found.get("version", cls.unversioned) != expected:
             raise InputError(
@@ -88,6 +85,18 @@ def first_problem(error: ValidationError) -> str:
     place = shown(".".join(map(str, first["loc"]))) or "the file"
     more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
     return f"{place}: {first['msg']}{more}"
+
+
+def bounded_json(content: bytes, name: str) -> Any:  # noqa: ANN401 - any JSON
+    """The value in `content`, which errors call `name`.
+
+    Raises:
+        InputError: it is not JSON, or a whole number has more than `MOST_DIGITS` digits.
+    """
+    try:
+        return json.loads(content, parse_int=_bounded)
+    except (ValueError, RecursionError) as reason:
+        raise InputError(f"{name} is not valid JSON: {reason}") from None
 
 
 def _bounded(digits: str) -> int:

@@ -19,7 +19,6 @@ from quantkit.plan.type_choice import (
     TypeChoice,
     check_importance,
     choose_types,
-    read_allocation,
 )
 
 LLAMA = [TensorInfo(name, array.shape, "F32") for name, array in llama_arrays().items()]
@@ -40,6 +39,10 @@ def allocation(path: Path, types: Mapping[str, str], preset: str | None = None) 
     tensors = {name: {"type": kind} for name, kind in types.items()}
     path.write_text(json.dumps({"preset": preset, "tensors": tensors}))
     return path
+
+
+def read_allocation(path: Path, tensors: Sequence[TensorInfo]) -> Mapping[str, str]:
+    return choose_types(str(path), {}, tensors, has_imatrix=False).types
 
 
 def chosen(given: object, *, has_imatrix: bool = True) -> TypeChoice:
@@ -107,7 +110,7 @@ def test_an_allocation_without_some_tensors_says_how_many(tmp_path: Path) -> Non
 def test_a_file_that_is_no_allocation_is_refused(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(content)
-    with pytest.raises(InputError, match=r"is no allocation .*as 'quantkit build' writes it"):
+    with pytest.raises(InputError, match=r"tensors: .*'quantkit build'"):
         choose_types(str(path), {}, TENSORS, has_imatrix=False)
 
 
