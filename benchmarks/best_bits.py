@@ -97,7 +97,7 @@ def _presets(model: Prepared) -> list[Stock]:
 def _allocation(model: Prepared, size: int) -> Allocation:
     tensors = model.source.tensors
     overhead = overhead_bytes(Model.of("model", model.source))
-    return allocate(tensors, model.sensitivity.costs(), size, overhead, ANY)
+    return allocate(tensors, model.sensitivity.tensor_costs(), size, overhead, ANY)
 
 
 def _hits(model: Prepared, types: Mapping[str, str] | None) -> str:
@@ -108,6 +108,6 @@ def _hits(model: Prepared, types: Mapping[str, str] | None) -> str:
     recipe = model.recipe.retrieval.model_copy(update=changes)
     settings = CheckSettings(model.devices, recipe.kv_type or "f16")
     out = path.with_name("niah.jsonl")
-    (gate,) = check_retrieval(path, recipe, settings, out, path.parent).gated(recipe.gated)
+    (gate,) = check_retrieval(path, recipe, settings, out, path.parent).gated
     path.unlink()
     return f"{gate.hits}/{gate.trials}"

@@ -46,11 +46,12 @@ def _row(model: Prepared) -> str:
     overhead = overhead_bytes(Model.of("model", model.source))
     lowest = min(level.bits_per_weight or 99 for level in model.recipe.levels)
     budget = max(
-        int(lowest * model.elements / 8), overhead + smallest_bytes(tensors, blind.costs(), ANY)
+        int(lowest * model.elements / 8),
+        overhead + smallest_bytes(tensors, blind.tensor_costs(), ANY),
     )
 
     def types(found: Sensitivity) -> dict[str, str]:
-        return dict(allocate(tensors, found.costs(), budget, overhead, ANY).types)
+        return dict(allocate(tensors, found.tensor_costs(), budget, overhead, ANY).types)
 
     chosen = types(model.sensitivity)
     best, plain = model.kld(chosen), model.kld(types(blind), {})

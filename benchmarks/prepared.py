@@ -21,7 +21,7 @@ from quantkit.study.artifact_kld import measure_kld
 from quantkit.study.base_logits import collect_base_logits
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.costs import CostInputs
-from quantkit.study.imatrix import ImatrixFacts, collect_imatrix
+from quantkit.study.imatrix import Calibration, collect_imatrix
 from quantkit.study.kld_statistics import KLDStatistics
 from quantkit.study.measure import measure
 from quantkit.study.sensitivity import Sensitivity
@@ -40,7 +40,7 @@ class Prepared:
     base: Path
     imatrix: Path
     importance: Importance
-    facts: ImatrixFacts
+    facts: Calibration
     sensitivity: Sensitivity
     logits: Path
     folder: Path

@@ -106,13 +106,14 @@ def record(
 def as_markdown(facts: dict[str, Any]) -> str:
     """The record as a section of benchmarks/results.md."""
     niah = facts["niah"]
+    longest = max(niah["recipe"]["context_tokens"])
     paid = niah["prefill_tokens"] + niah["question_tokens"]
     lines = [
         f"{facts['model']}: killed at {facts['killed_at_tokens']:,} tokens of "
-        f"{niah['context_tokens']:,} after {seconds_text(facts['killed_after_seconds'])}, and run "
+        f"{longest:,} after {seconds_text(facts['killed_after_seconds'])}, and run "
         f"again for {seconds_text(facts['resumed_seconds'])}. Prefilled "
         f"{niah['prefill_tokens']:,} tokens of haystack and {niah['question_tokens']:,} of "
-        f"questions, {paid / niah['context_tokens']:.3f} times the longest context; one prefill a "
+        f"questions, {paid / longest:.3f} times the longest context; one prefill a "
         f"question takes {niah['classic_tokens']:,}.",
         "",
         "| context | task | found | proven (95 %) | log-probability | prefill, tokens/s | "
@@ -120,11 +121,11 @@ def as_markdown(facts: dict[str, Any]) -> str:
         "|---|---|---|---|---|---|---|---|",
     ]
     rungs = {rung["context_tokens"]: rung for rung in niah["rungs"]}
-    for score in sorted(niah["tasks"], key=lambda s: s["context_tokens"]):
+    for score in sorted(niah["scores"], key=lambda s: s["context_tokens"]):
         rung = rungs[score["context_tokens"]]
         nats = score["log_probability"]
         lines.append(
-            f"| {score['context_tokens']:,} | {score['name']} | {score['hits']}/{score['trials']} "
+            f"| {score['context_tokens']:,} | {_name(score)} | {score['hits']}/{score['trials']} "
             f"| ≥ {score['lower_bound']:.1%} | {'–' if nats is None else f'{nats:.4f}'} "
             f"| {_rate(rung, 'prefill')} | {_rate(rung, 'decode')} "
             f"| {_number(rung['fork_difference'])} |"
@@ -135,6 +136,10 @@ def as_markdown(facts: dict[str, Any]) -> str:
         used = use["context_bytes"] + use["compute_bytes"]
         lines.append(f"| {use['device']} | {bytes_text(planned)} | {bytes_text(used)} |")
     return "\n".join(lines) + "\n"
+
+
+def _name(score: dict[str, Any]) -> str:
+    return f"multikey-{score['keys']}" if score["task"] == "multikey" else str(score["task"])
 
 
 def _number(value: float | None) -> str:

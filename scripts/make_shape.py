@@ -42,7 +42,7 @@ from quantkit.models.families.base import Config, StoredTensor
 from quantkit.models.families.registry import family_for
 from quantkit.models.general_metadata import general_metadata
 from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
-from quantkit.plan.allocation_file import read_types
+from quantkit.plan.allocation_file import AllocationFile
 from quantkit.quantize.encode import write_shards
 from quantkit.study.candidates import admissible, is_quantizable
 
@@ -292,7 +292,7 @@ def with_types(tensors: Sequence[TensorInfo], types: str | None) -> list[TensorI
     if types is None:
         return list(tensors)
     if types.endswith(".json"):
-        chosen = read_types(Path(types))
+        chosen = AllocationFile.read(Path(types)).types
         missing = [info.name for info in tensors if info.name not in chosen]
         if missing:
             raise InputError(f"{types} has no type for {missing[0]}; is it of this model?")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from numpy.typing import NDArray
 from quantkit.build.pipeline import Pipeline, Stage
 from quantkit.config.recipe import Recipe, RetrievalRecipe
 from quantkit.config.target import Target
+from quantkit.core.errors import InputError
 from quantkit.core.progress import Progress
 from quantkit.core.receipts import finished_receipts
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
@@ -23,11 +23,12 @@ from quantkit.formats.reusable_tensors import FinishedFile
 from quantkit.formats.tensors import TensorSource
 from quantkit.hub.download.record import is_whole
 from quantkit.hub.reading import Hub
+from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile
 from quantkit.models.choose import ModelChoice, imatrix_name, model_files, open_source
 from quantkit.models.model import Model
 from quantkit.models.remote import RemoteCheckpoint, look_up
 from quantkit.plan import level_plans
-from quantkit.plan.allocation_file import read_types
+from quantkit.plan.allocation_file import AllocationFile
 from quantkit.plan.fit import LevelPlan
 from quantkit.plan.gpu_memory import GPUMemory
 from quantkit.plan.llama_memory import gpu_memories
@@ -136,10 +137,9 @@ class StudyContext:
         if self.choice.kind != "repository":
             return True
         try:
-            manifest = json.loads((self.job.out / "checkpoint.json").read_text(encoding="utf-8"))
-            same = manifest["model"] == self.choice.given
-            return same and is_whole(self.checkpoint, manifest["files"])
-        except (OSError, ValueError, KeyError):
+            found = CheckpointFile.read(self.job.out / CHECKPOINT_FILE)
+            return found.model == self.choice.given and is_whole(self.checkpoint, found.files)
+        except InputError:
             return False
 
 
@@ -180,7 +180,7 @@ class BuildContext(StudyContext):
 
     @functools.cached_property
     def sensitivity(self) -> Sensitivity:
-        return Sensitivity.load(self.job.out / "sensitivity.json")
+        return Sensitivity.read(self.job.out / "sensitivity.json")
 
     @functools.cached_property
     def retrieval(self) -> tuple[RetrievalRecipe, str | None]:
@@ -193,7 +193,7 @@ class BuildContext(StudyContext):
 
     def types(self, plan: LevelPlan) -> dict[str, str]:
         """Tensor → type of a level that was allocated."""
-        return read_types(self.folder(plan) / "allocation.json")
+        return AllocationFile.read(self.folder(plan) / "allocation.json").types
 
     def artifact_path(self, plan: LevelPlan) -> Path:
         """The file of a quantized level that llama.cpp opens."""

@@ -17,10 +17,10 @@ from quantkit.llamacpp.ggml import library_version
 from quantkit.llamacpp.presets import Fallback
 from quantkit.models.choose import choose_local, model_files, open_source
 from quantkit.models.model import Model
+from quantkit.plan.allocation_file import fallback_text
 from quantkit.plan.type_choice import check_importance, choose_types
 from quantkit.quantize.quantize import PRESET_FILE_TYPES, artifact_metadata, artifact_names
 from quantkit.quantize.quantize import quantize as write_artifact
-from quantkit.report.results import fallback_text
 from quantkit.study.imatrix_import import check_imatrix
 
 

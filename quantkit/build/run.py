@@ -53,7 +53,7 @@ def study(job: StudyJob, console: Console) -> Study:
             pipeline.run(stages.convert_stage(context))
         pipeline.run(stages.imatrix_stage(context))
         pipeline.run(stages.measure_stage(context))
-    sensitivity = Sensitivity.load(job.out / "sensitivity.json")
+    sensitivity = Sensitivity.read(job.out / "sensitivity.json")
     return Study(job.out, context.base, job.out / "imatrix.gguf", sensitivity)
 
 

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from quantkit.build.context import BuildContext, StudyContext
 from quantkit.build.pipeline import Done, Stage
 from quantkit.config.recipe import ImatrixRecipe
-from quantkit.core.files import content_id, file_sha256, identity, write_json
+from quantkit.core.files import content_id, file_sha256, identity
 from quantkit.core.paths import HAYSTACK
 from quantkit.core.progress import Progress
 from quantkit.core.units import bytes_text
+from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile, SourceFile
 from quantkit.models.download import download
 from quantkit.plan import fit
-from quantkit.plan.allocation_file import allocation_json
+from quantkit.plan.allocation_file import AllocationFile
 from quantkit.plan.fit import LevelPlan
 from quantkit.plan.launch.files import write_launch_files
 from quantkit.plan.launch.llama_cpp import server_command
@@ -26,17 +26,17 @@ from quantkit.plan.type_choice import TypeChoice, check_importance
 from quantkit.quantize.integrity import check_artifact
 from quantkit.quantize.quantize import artifact_names, convert, quantize
 from quantkit.report.coverage_picture import draw_coverage
-from quantkit.report.facts import BUILT, CALIBRATION, built_json, report_facts
+from quantkit.report.facts import BUILT, CALIBRATION, BuildFile, installed_versions, report_facts
 from quantkit.report.report import COVERAGE_PICTURE, write_report
-from quantkit.report.results import LevelResult, fallback_text, verdict
+from quantkit.report.results import LevelResult, verdict
 from quantkit.report.retrieval_heatmap import draw_heatmap
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
-from quantkit.retrieval.run.verdict import validation_json
+from quantkit.retrieval.validation import Validation
 from quantkit.study.artifact_kld import measure_kld
 from quantkit.study.base_logits import collect_base_logits
 from quantkit.study.calibration.sources import local_sources, resolve_sources
 from quantkit.study.costs import CostInputs
-from quantkit.study.imatrix import collect_imatrix
+from quantkit.study.imatrix import Calibration, SourceRead, collect_imatrix
 from quantkit.study.imatrix_coverage import coverage_of
 from quantkit.study.imatrix_import import import_imatrix
 from quantkit.study.kld_statistics import kld_text
@@ -46,7 +46,7 @@ from quantkit.study.measure import chunks_of_text, measure
 def checkpoint_stage(build: StudyContext) -> Stage:
     """Model → checkpoint.json: its files with sizes and hashes; a repository is brought here."""
     choice = build.choice
-    out = build.job.out / "checkpoint.json"
+    out = build.job.out / CHECKPOINT_FILE
     settings: dict[str, Any] = {
         "model": choice.given if choice.kind == "repository" else choice.name,
         "mtp": build.job.recipe.convert.mtp,  # decides which tensors the model has
@@ -55,24 +55,24 @@ def checkpoint_stage(build: StudyContext) -> Stage:
         settings["files"] = _identities(build)
 
     def run(work: Path, progress: Progress) -> Done:
-        commit, manifest = None, dict[str, dict[str, Any]]()
+        commit, files = None, dict[str, SourceFile]()
         if choice.kind == "repository":
             remote = build.look_up(progress)
             found = download(remote, build.hub, build.checkpoint, progress)
             commit = found.commit
             for file in found.files:
-                manifest[file.name] = {"size_bytes": file.size_bytes, "sha256": file.sha256}
+                files[file.name] = SourceFile(size_bytes=file.size_bytes, sha256=file.sha256)
         else:
             sizes = {path: path.stat().st_size for path in build.files()}
             progress.start(sum(sizes.values()), "B")
             for path, size in sizes.items():
-                manifest[_name(build, path)] = {"size_bytes": size, "sha256": file_sha256(path)}
+                files[_name(build, path)] = SourceFile(size_bytes=size, sha256=file_sha256(path))
                 progress.advance(size)
-        total = sum(entry["size_bytes"] for entry in manifest.values())
-        write_json(out, {"model": settings["model"], "commit": commit, "files": manifest})
+        total = sum(file.size_bytes for file in files.values())
+        CheckpointFile(model=settings["model"], commit=commit, files=files).write(out)
         detail = (
             f"{build.model.geometry.architecture}, {build.model.elements / 1e6:,.1f} M parameters, "
-            f"{len(manifest)} files, {bytes_text(total)}"
+            f"{len(files)} files, {bytes_text(total)}"
         )
         return Done((out,), detail, {"parameters": build.model.elements, "size_bytes": total})
 
@@ -112,7 +112,7 @@ def imatrix_stage(build: StudyContext) -> Stage:
         out = build.job.out / "imatrix.gguf"
         sources = resolve_sources(recipe, progress)
         facts = collect_imatrix(build.base, recipe, sources, out, work, build.devices, progress)
-        return _imatrix_done({**asdict(facts), "ready": None}, out)
+        return _imatrix_done(facts, out)
 
     settings = {**recipe.model_dump(mode="json"), "files": _texts(recipe)}
     settings["sources"] = list(recipe.sources)  # receipts sort a mixture, whose order is kept
@@ -134,25 +134,25 @@ def _ready_imatrix_stage(build: StudyContext, path: Path) -> Stage:
         for sentence in ready.notes:
             progress.note(sentence)
         found = ready.imatrix
-        facts = {
-            "chunks": found.chunks,
-            "tokens": found.chunks * found.chunk_tokens,
-            "weights": len(found.entries),
-            "unseen_experts": len(coverage_of(found).unseen),
-            "sources": [{"name": name} for name in found.dataset_names],
-            "ready": path.name,
-        }
+        facts = Calibration(
+            chunks=found.chunks,
+            tokens=found.chunks * found.chunk_tokens,
+            weights=len(found.entries),
+            unseen_experts=len(coverage_of(found).unseen),
+            sources=tuple(SourceRead(name) for name in found.dataset_names),
+            ready=path.name,
+        )
         return _imatrix_done(facts, out)
 
     settings = {"ready": [path.name, content_id(path)]}
     return Stage("imatrix", 5, ("checkpoint",), settings, False, run)
 
 
-def _imatrix_done(facts: dict[str, Any], out: Path) -> Done:
-    unseen = f", unseen experts: {facts['unseen_experts']}" if facts["unseen_experts"] else ""
-    ready = f" of {facts['ready']}" if facts["ready"] else ""
-    detail = f"{facts['weights']} weights{ready}, {facts['tokens']:,} tokens{unseen}"
-    return Done((out,), detail, facts)
+def _imatrix_done(found: Calibration, out: Path) -> Done:
+    unseen = f", unseen experts: {found.unseen_experts}" if found.unseen_experts else ""
+    ready = f" of {found.ready}" if found.ready else ""
+    detail = f"{found.weights} weights{ready}, {found.tokens:,} tokens{unseen}"
+    return Done((out,), detail, found.model_dump(mode="json"))
 
 
 def measure_stage(build: StudyContext) -> Stage:
@@ -171,9 +171,9 @@ def measure_stage(build: StudyContext) -> Stage:
         )
         pairs = sum(len(kinds) for kinds in found.errors.values())
         detail = f"{len(found.errors)} tensors, {pairs} (tensor, type) pairs"
-        if found.units:
-            detail += f", {len(found.units)} costs"
-        facts = {"tensors": len(found.errors), "pairs": pairs, "units": len(found.units)}
+        if found.costs:
+            detail += f", {len(found.costs)} costs"
+        facts = {"tensors": len(found.errors), "pairs": pairs, "units": len(found.costs)}
         return Done((out,), detail, facts)
 
     settings: dict[str, Any] = {"measure": recipe.model_dump(mode="json")}
@@ -207,18 +207,18 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
     def run(work: Path, progress: Progress) -> Done:
         if plan.stock is not None:
             check_importance(TypeChoice(plan.stock.types, plan.stock), build.importance)
-        costs, (memory, _) = build.sensitivity.costs(), build.gpu_memory
+        costs, (memory, _) = build.sensitivity.tensor_costs(), build.gpu_memory
         found = fit.fit_exactly(plan, build.artifact(plan), costs, memory).allocation
         out = build.folder(plan) / "allocation.json"
-        content = allocation_json(found, build.source.tensors, build.sensitivity)
-        write_json(out, content)
+        content = AllocationFile.of(found, build.source.tensors, build.sensitivity)
+        content.write(out)
         detail = bytes_text(found.total_bytes)
         if plan.stock is None:
             detail += f" of {bytes_text(found.budget_bytes)}"
-        if content["predicted_kld"] is not None:
-            detail += f", predicted KLD {kld_text(content['predicted_kld'])}"
-        if plan.stock is not None and plan.stock.fallbacks:
-            detail += f"; {fallback_text(plan.stock.fallbacks)}"
+        if content.predicted_kld is not None:
+            detail += f", predicted KLD {kld_text(content.predicted_kld)}"
+        if content.fallbacks:
+            detail += f"; {content.fallback_text}"
         return Done((out,), detail, {"total_bytes": found.total_bytes})
 
     settings = {
@@ -310,21 +310,27 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         divergence = None
         if job.recipe.divergence.chunks:
             kept = work / "positions.jsonl"
-            found = measure_kld(build.logits, path, kept, build.devices, progress)
-            divergence = found.summary()
+            positions = measure_kld(build.logits, path, kept, build.devices, progress)
+            divergence = positions.summary()
         draw_heatmap(retrieval.answers, f"{artifact.name}, {retrieval.name}", outputs[2])
         hashes = build.pipeline.receipt(f"quantize:{plan.recipe.name}").output_hashes
         asked = {Path(name).name: sha256 for name, sha256 in hashes.items()}
-        facts = validation_json(retrieval, divergence, recipe, kv_type, integrity, asked)
-        write_json(outputs[0], facts)
-        detail = f"{verdict(facts, baseline=plan.recipe.baseline)}: " + ", ".join(
+        found = Validation(
+            passed=retrieval.passed,
+            niah=retrieval,
+            kld=divergence,
+            integrity=integrity,
+            artifact=asked,
+        )
+        found.write(outputs[0])
+        detail = f"{verdict(found, baseline=plan.recipe.baseline)}: " + ", ".join(
             f"{gate.hits}/{gate.trials} {gate.name} at {gate.context_tokens:,} tokens, "
             f"at least {gate.lower_bound:.1%}"
-            for gate in retrieval.gated(recipe.gated)
+            for gate in retrieval.gated
         )
         if divergence is not None:
             detail += f", KLD {kld_text(divergence.mean)}"
-        return Done(outputs, detail, {"passed": facts["passed"]})
+        return Done(outputs, detail, {"passed": found.passed})
 
     settings = {
         "baseline": plan.recipe.baseline,
@@ -336,7 +342,7 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
     name = plan.recipe.name
     logits = ("logits",) if job.recipe.divergence.chunks else ()
     needs = (*logits, f"quantize:{name}", f"place:{name}")
-    return Stage(f"validate:{name}", 5, needs, settings, True, run)
+    return Stage(f"validate:{name}", 6, needs, settings, True, run)
 
 
 def report_stage(
@@ -346,10 +352,12 @@ def report_stage(
     job = build.job
 
     def run(work: Path, progress: Progress) -> Done:
-        collected = build.pipeline.receipt("imatrix").facts
+        collected = {**build.pipeline.receipt("imatrix").facts}
+        collected.pop("detail", None)
         outputs = [job.out / CALIBRATION, job.out / BUILT]
-        write_json(outputs[0], {k: v for k, v in collected.items() if k != "detail"})
-        write_json(outputs[1], built_json(job.recipe, job.target))
+        Calibration.model_validate(collected, strict=False).write(outputs[0])
+        versions = installed_versions()
+        BuildFile(recipe=job.recipe, target=job.target, versions=versions).write(outputs[1])
         if coverage_of(build.imatrix).experts:
             outputs.append(job.out / COVERAGE_PICTURE)
             draw_coverage(build.imatrix, build.choice.name, outputs[-1])
@@ -371,4 +379,4 @@ def report_stage(
         "recipe": job.recipe.model_dump(mode="json"),
         "target": job.target.model_dump(mode="json"),
     }
-    return Stage("report", 10, ("imatrix", "measure", *needs), settings, True, run)
+    return Stage("report", 11, ("imatrix", "measure", *needs), settings, True, run)

@@ -6,14 +6,14 @@ It writes niah.jsonl, heatmap.png and validation.json into a folder.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.console import Console
 from quantkit.core.errors import GateError, InputError
-from quantkit.core.files import check_writable, content_id, identity, write_json
+from quantkit.core.files import check_writable, content_id, identity
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.threads import worker_count
 from quantkit.core.work_folders import resumable
@@ -28,38 +28,39 @@ from quantkit.report.retrieval_heatmap import draw_heatmap
 from quantkit.retrieval.gate import check_gate_is_possible, gate_words
 from quantkit.retrieval.results import Retrieval, TaskScore
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
-from quantkit.retrieval.run.check_server import check_served
-from quantkit.retrieval.run.verdict import validation_json
+from quantkit.retrieval.run.check_server import AS_SERVED, check_served
+from quantkit.retrieval.validation import Validation
 
-AS_SERVED = "as served"
 LENGTHS = (8192, 32768)
 """Context tokens that are checked where none are given."""
 
 
 @dataclass(frozen=True)
-class Validation:
+class Validated:
     """A retrieval check and its verdict.
 
     Attributes:
         name: of the model that was asked.
         folder: where the answers, the heatmap and validation.json are.
-        content: of validation.json.
+        validation: the content of validation.json.
     """
 
     name: str
     folder: Path
-    recipe: RetrievalRecipe
-    retrieval: Retrieval
-    content: Mapping[str, Any]
+    validation: Validation
 
     @property
     def passed(self) -> bool:
-        return bool(self.content["passed"])
+        return self.validation.passed
+
+    @property
+    def retrieval(self) -> Retrieval:
+        return self.validation.niah
 
     @property
     def gated(self) -> tuple[TaskScore, ...]:
         """The scores that the gate looks at; the first is the headline."""
-        return self.retrieval.gated(self.recipe.gated)
+        return self.retrieval.gated
 
     def check_gate(self) -> None:
         """Raise GateError unless the bound was reached."""
@@ -71,8 +72,8 @@ class Validation:
         cut = sum(score.truncated for score in self.gated)
         advice = f"; {cut} were cut off: try a larger --answer-tokens" if cut else ""
         raise GateError(
-            f"{self.name}: at {max(self.recipe.context_tokens):,} tokens {words}; "
-            f"{self.recipe.minimum_lower_bound:.1%} is needed{advice}"
+            f"{self.name}: at {self.retrieval.context_tokens:,} tokens {words}; "
+            f"{self.retrieval.recipe.minimum_lower_bound:.1%} is needed{advice}"
         )
 
 
@@ -87,7 +88,7 @@ def validate(
     workers: int | None = None,
     quiet: bool = True,
     **settings: object,
-) -> Validation:
+) -> Validated:
     """The retrieval check of a GGUF file, or of a running llama-server.
 
     Running it again after an interruption resumes. A missed gate is not an error here: look at
@@ -139,7 +140,7 @@ def _file(
     fresh: bool,
     workers: int,
     progress: Progress,
-) -> Validation:
+) -> Validated:
     files = GGUFSource(model).paths
     integrity = None if source is None else _compared(model, source, progress)
     folder = out or Path(f"{model.stem}-niah")
@@ -147,13 +148,12 @@ def _file(
     settings = CheckSettings(device_settings(workers), recipe.kv_type or "q8_0", fresh=fresh)
     parts = {"model": identity(files), "fresh": fresh, **_parts(recipe, haystack)}
 
-    def run(work: Path) -> tuple[str, Retrieval, dict[str, Any]]:
+    def run(work: Path) -> tuple[str, Validation]:
         answers = folder / "niah.jsonl"
         found = check_retrieval(model, recipe, settings, answers, work, haystack, progress)
-        facts = validation_json(found, None, recipe, settings.kv_type, integrity)
-        return model.stem, found, facts
+        return model.stem, Validation(passed=found.passed, niah=found, integrity=integrity)
 
-    return Validation(model.name, folder, recipe, *_written(folder, parts, run))
+    return Validated(model.name, folder, _written(folder, parts, run))
 
 
 def _server(
@@ -162,19 +162,20 @@ def _server(
     out: Path | None,
     haystack: Path | None,
     progress: Progress,
-) -> Validation:
+) -> Validated:
     address = Endpoint(endpoint, SILENT).address  # without the password that it may have
     folder = out or Path("server-niah")
     check_writable(folder / "niah.jsonl")
 
-    def run(work: Path) -> tuple[str, Retrieval, dict[str, Any]]:
+    def run(work: Path) -> tuple[str, Validation]:
         answers = folder / "niah.jsonl"
         found, served = check_served(address, recipe, answers, work, haystack, progress)
-        facts = validation_json(found, None, recipe, AS_SERVED)
-        return served.model or AS_SERVED, found, {**facts, "server": asdict(served)}
+        validation = Validation(passed=found.passed, niah=found, server=served)
+        return served.model or AS_SERVED, validation
 
-    found, facts = _written(folder, {"endpoint": address, **_parts(recipe, haystack)}, run)
-    return Validation(facts["server"]["model"] or address, folder, recipe, found, facts)
+    found = _written(folder, {"endpoint": address, **_parts(recipe, haystack)}, run)
+    model = "" if found.server is None else found.server.model
+    return Validated(model or address, folder, found)
 
 
 def _compared(model: Path, source: str, progress: Progress) -> Integrity:
@@ -202,11 +203,12 @@ def _parts(recipe: RetrievalRecipe, haystack: Path | None) -> dict[str, Any]:
 def _written(
     folder: Path,
     parts: Mapping[str, Any],
-    run: Callable[[Path], tuple[str, Retrieval, dict[str, Any]]],
-) -> tuple[Retrieval, dict[str, Any]]:
+    run: Callable[[Path], tuple[str, Validation]],
+) -> Validation:
     """What `run` found, with its picture, titled as it says, and validation.json in `folder`."""
     with resumable(folder / ".work", parts) as work:
-        title, found, facts = run(work)
-        draw_heatmap(found.answers, f"{title}, {found.name}", folder / "heatmap.png")
-        write_json(folder / "validation.json", facts)
-    return found, facts
+        title, validation = run(work)
+        niah = validation.niah
+        draw_heatmap(niah.answers, f"{title}, {niah.name}", folder / "heatmap.png")
+        validation.write(folder / "validation.json")
+    return validation

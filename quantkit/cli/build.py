@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -64,7 +63,10 @@ def build(
         haystack=haystack, workers=workers, quiet=console.quiet,
     )  # fmt: skip
     _show(console, folder, results)
-    facts: dict[str, object] = {"folder": str(folder), "levels": [asdict(r) for r in results]}
+    facts: dict[str, object] = {
+        "folder": str(folder),
+        "levels": [result.facts() for result in results],
+    }
     if publish is not None and any(r.passed and not r.baseline for r in results):
         facts["published"] = _published(folder, publish, private, console)
     if as_json:

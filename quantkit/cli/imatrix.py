@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -70,5 +69,5 @@ def imatrix(
     with console.stage("imatrix") as progress:
         facts = collect_file(model, out, chosen, worker_count(workers), progress)
     if as_json:
-        console.json(asdict(facts))
+        console.json(facts.model_dump(mode="json"))
     console.line(f"{out}: {facts.weights} weights, {facts.tokens:,} tokens")

@@ -65,7 +65,7 @@ def measure(
     if as_json:
         console.json(_facts(found, out, pairs))
     console.line(f"{out}: {len(found.errors)} tensors, {pairs} (tensor, type) pairs")
-    if found.units:
+    if found.costs:
         _show_costs(console, found)
 
 

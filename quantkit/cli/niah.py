@@ -145,7 +145,7 @@ def niah(
         workers=workers, quiet=console.quiet,
     )  # fmt: skip
     if as_json:
-        console.json(found.content)
+        console.json(found.validation.model_dump(mode="json"))
     first = found.gated[0]
     console.done("niah", f"{first.hits}/{first.trials} {first.name}", time.monotonic() - began)
     print_retrieval(console, found.retrieval, served=model is None)

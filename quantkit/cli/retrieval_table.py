@@ -21,8 +21,7 @@ def print_retrieval(console: Console, found: Retrieval, *, served: bool) -> None
     columns = ("context", "prefill tokens/s", "decode tokens/s", "forks differ by")
     shown = len(columns) - served
     console.table(columns[:shown], [_rung_row(rung)[:shown] for rung in found.rungs])
-    tokens = found.prefill_tokens, found.question_tokens, found.classic_tokens
-    console.line(cost_text(*tokens, forked=found.forked or served))
+    console.line(cost_text(found, forked=found.forked or served))
 
 
 def _by_length(found: Retrieval) -> list[TaskScore]:

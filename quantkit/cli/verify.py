@@ -12,8 +12,7 @@ from quantkit.core.errors import GateError, InputError
 
 if TYPE_CHECKING:
     from quantkit.release.verifying.checking import Check
-    from quantkit.release.verifying.origin import Origin
-    from quantkit.release.verifying.verify import Verified
+    from quantkit.release.verifying.verify import Origin, Verified
 
 FAULTS_SHOWN = 8
 """Of one check; --json has all."""
@@ -60,8 +59,8 @@ def verify(
     origin, threads = _origin(source, seed, full), worker_count(workers)
     with console.stage("verify") as progress:
         files, said = open_release(release, threads, progress, full=full)
-        levels = ", ".join(said.levels) or "no level"
-        console.heading(f"{files.where}: a {said.kind} of {said.model}, {levels}")
+        levels = ", ".join(said.manifest.levels) or "no level"
+        console.heading(f"{files.where}: a {said.kind} of {said.manifest.model}, {levels}")
 
         def on_check(check: Check) -> None:
             progress.close()  # the next check has a bar of its own
@@ -83,7 +82,7 @@ def _origin(source: str | None, seed: int | None, full: bool) -> Origin | None:
     import secrets
 
     from quantkit.models.choose import choose_local
-    from quantkit.release.verifying.origin import Origin
+    from quantkit.release.verifying.verify import Origin
 
     if source is None:
         if full:
@@ -109,7 +108,7 @@ def _print(console: Console, check: Check) -> None:
 
 
 def _print_rest(console: Console, found: Verified) -> None:
-    from quantkit.release.verifying.claims import shown
+    from quantkit.core.printable import shown
 
     for names, words in (
         (found.not_here, "not here, so not checked"),
@@ -150,8 +149,8 @@ def _facts(found: Verified) -> dict[str, Any]:
     return {
         "where": found.where,
         "kind": said.kind,
-        "model": said.model,
-        "levels": list(said.levels),
+        "model": said.manifest.model,
+        "levels": list(said.manifest.levels),
         "verified": not found.faults,
         "checks": [
             {

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Self
+from typing import Any, ClassVar, Self
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from quantkit.core.errors import InputError
 from quantkit.core.files import write_text
+from quantkit.core.printable import shown
+
+MOST_DIGITS = 19
+"""Of a whole number: JSON allows thousands, which no float holds and no message should print."""
 
 
 class Record(BaseModel):
@@ -25,8 +29,12 @@ class JsonDocument(Record):
 
     A subclass declares `version: Literal[N] = N` and raises N when a reader of the earlier form
     would misunderstand the file.
+
+    Attributes:
+        unversioned: the version of files that have no version field; None: there are none.
     """
 
+    unversioned: ClassVar[int | None] = None
     version: int
 
     def write(self, path: Path) -> None:
@@ -57,25 +65,41 @@ class JsonDocument(Record):
         Raises:
             InputError: it is damaged, or has another version.
         """
-        try:
-            found = json.loads(content)
-        except ValueError as reason:
-            raise InputError(f"{name} is not valid JSON: {reason}") from None
+        found = bounded_json(content, name)
         expected = cls.model_fields["version"].default
-        if isinstance(found, dict) and found.get("version") != expected:
+        if isinstance(found, dict) and found.get("version", cls.unversioned) != expected:
             raise InputError(
-                f"{name} has format version {found.get('version', 'none')}, and this version of "
-                f"quantkit reads {expected}: make it again"
+                f"{name} has format version {shown(str(found.get('version', 'none')))}, and this "
+                f"version of quantkit reads {expected}: make it again"
             )
         try:
             return cls.model_validate_json(content)
         except ValidationError as error:
-            raise InputError(cls._problem(name, error)) from None
+            raise InputError(f"{name} is damaged: {first_problem(error)}") from None
 
-    @staticmethod
-    def _problem(name: str, error: ValidationError) -> str:
-        problems = error.errors(include_url=False)
-        first = problems[0]
-        place = ".".join(map(str, first["loc"])) or "the file"
-        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
-        return f"{name} is damaged: {place}: {first['msg']}{more}"
+
+def first_problem(error: ValidationError) -> str:
+    """The first place that is wrong and why, and how many more there are."""
+    problems = error.errors(include_url=False, include_input=False)
+    first = problems[0]
+    place = shown(".".join(map(str, first["loc"]))) or "the file"
+    more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+    return f"{place}: {first['msg']}{more}"
+
+
+def bounded_json(content: bytes, name: str) -> Any:  # noqa: ANN401 - any JSON
+    """The value in `content`, which errors call `name`.
+
+    Raises:
+        InputError: it is not JSON, or a whole number has more than `MOST_DIGITS` digits.
+    """
+    try:
+        return json.loads(content, parse_int=_bounded)
+    except (ValueError, RecursionError) as reason:
+        raise InputError(f"{name} is not valid JSON: {reason}") from None
+
+
+def _bounded(digits: str) -> int:
+    if len(digits.lstrip("-")) > MOST_DIGITS:
+        raise ValueError(f"a whole number of more than {MOST_DIGITS} digits")
+    return int(digits)

@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from quantkit.core.files import file_sha256, plain_json, write_text
 
 
@@ -46,6 +48,9 @@ class Receipt:
         return {output.path: output.sha256 for output in self.outputs}
 
 
+_RECEIPT = TypeAdapter(Receipt)
+
+
 def _receipt_path(folder: Path, stage: str) -> Path:
     return folder / "receipts" / f"{stage.replace(':', '.')}.json"
 
@@ -53,19 +58,9 @@ def _receipt_path(folder: Path, stage: str) -> Path:
 def read_receipt(folder: Path, stage: str) -> Receipt | None:
     """The receipt of `stage`, or None if it is missing or damaged."""
     try:
-        raw = json.loads(_receipt_path(folder, stage).read_text(encoding="utf-8"))
-        outputs = tuple(Output(**item) for item in raw["outputs"])
-        receipt = Receipt(raw["stage"], raw["parts"], outputs, raw["seconds"], raw["facts"])
-        return receipt if _is_well_formed(receipt) else None
-    except (OSError, ValueError, KeyError, TypeError):
+        return _RECEIPT.validate_python(json.loads(_receipt_path(folder, stage).read_bytes()))
+    except (OSError, ValueError):
         return None
-
-
-def _is_well_formed(receipt: Receipt) -> bool:
-    """Whether its values have the right types: anybody may have edited it."""
-    paths = all(isinstance(output.path, str) for output in receipt.outputs)
-    sizes = all(isinstance(output.size_bytes, int) for output in receipt.outputs)
-    return paths and sizes and isinstance(receipt.parts, dict) and isinstance(receipt.facts, dict)
 
 
 def finished_receipts(folder: Path, prefix: str) -> list[Receipt]:

@@ -2,57 +2,98 @@
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Sequence
-from dataclasses import asdict
-from pathlib import Path
-from typing import Any
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Literal, Self
 
+from pydantic import Field
+
+from quantkit.core.json_documents import JsonDocument, Record
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo
+from quantkit.llamacpp.presets import Fallback
 from quantkit.plan.allocate import Allocation
 from quantkit.study.sensitivity import Sensitivity
 
 
-def allocation_json(
-    allocation: Allocation, tensors: Sequence[TensorInfo], sensitivity: Sensitivity
-) -> dict[str, Any]:
-    """The content of allocation.json; no KLD is predicted where costs were not measured."""
-    types, errors = allocation.types, sensitivity.errors
-    chosen = [errors[name].get(types[name]) for name in errors]
-    known = [error for error in chosen if error is not None]
-    stock = allocation.stock
-    return {
-        "budget_bytes": allocation.budget_bytes,
-        "total_bytes": allocation.total_bytes,
-        "predicted_kld": allocation.cost if sensitivity.units else None,
-        "summed_relative_error": math.fsum(known) if len(known) == len(chosen) else None,
-        "optimality_gap": allocation.gap,
-        "preset": None if stock is None else stock.preset,
-        "tensors": {
-            info.name: {
-                "type": types[info.name],
-                "bytes": BY_NAME[types[info.name]].size_bytes(info.elements),
-            }
-            for info in tensors
-        },
-        "ruled_out_by_row_length": {k: list(v) for k, v in allocation.infeasible.items()},
-        "fallbacks": {} if stock is None else {k: asdict(v) for k, v in stock.fallbacks.items()},
-    }
+class AllocatedTensor(Record):
+    """A tensor's type, and its bytes in it without padding; 0 where they are not known."""
+
+    type: str
+    bytes: int = 0
 
 
-def read_types(allocation: Path) -> dict[str, str]:
-    """Tensor → type from an allocation.json."""
-    return {name: entry["type"] for name, entry in _read(allocation)["tensors"].items()}
+class AllocationFile(JsonDocument):
+    """allocation.json; one that a person writes needs only `tensors`, with a type for each.
+
+    Attributes:
+        total_bytes: of the whole file: tensors, header and alignment.
+        predicted_kld: the sum of the tensors' measured costs, nats; None where there is none.
+        summed_relative_error: None where a type's error was not measured.
+        optimality_gap: proven distance to the optimum, relative; None for a preset.
+        preset: llama.cpp's stock preset whose types these are, if any.
+        tensors: all of the model, in file order.
+        ruled_out_by_row_length: tensor → types that its rows do not divide into.
+        fallbacks: of the preset, by tensor.
+    """
+
+    unversioned = 1
+    version: Literal[1] = 1
+    budget_bytes: int = 0
+    total_bytes: int = 0
+    predicted_kld: float | None = None
+    summed_relative_error: float | None = None
+    optimality_gap: float | None = None
+    preset: str | None = None
+    tensors: dict[str, AllocatedTensor]
+    ruled_out_by_row_length: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    fallbacks: dict[str, Fallback] = Field(default_factory=dict)
+
+    @classmethod
+    def of(
+        cls, allocation: Allocation, tensors: Sequence[TensorInfo], sensitivity: Sensitivity
+    ) -> Self:
+        """What is written of an allocation of `tensors`."""
+        types, errors, stock = allocation.types, sensitivity.errors, allocation.stock
+        chosen = [errors[name].get(types[name]) for name in errors]
+        known = [error for error in chosen if error is not None]
+        return cls(
+            budget_bytes=allocation.budget_bytes,
+            total_bytes=allocation.total_bytes,
+            predicted_kld=allocation.cost if sensitivity.costs else None,
+            summed_relative_error=math.fsum(known) if len(known) == len(chosen) else None,
+            optimality_gap=allocation.gap,
+            preset=None if stock is None else stock.preset,
+            tensors={
+                info.name: AllocatedTensor(
+                    type=types[info.name],
+                    bytes=BY_NAME[types[info.name]].size_bytes(info.elements),
+                )
+                for info in tensors
+            },
+            ruled_out_by_row_length=dict(allocation.infeasible),
+            fallbacks={} if stock is None else dict(stock.fallbacks),
+        )
+
+    @property
+    def types(self) -> dict[str, str]:
+        """Tensor → type."""
+        return {name: tensor.type for name, tensor in self.tensors.items()}
+
+    @property
+    def type_counts(self) -> dict[str, int]:
+        """Type → how many tensors have it, the most frequent first."""
+        return dict(Counter(self.types.values()).most_common())
+
+    @property
+    def fallback_text(self) -> str:
+        return fallback_text(self.fallbacks)
 
 
-def read_ruled_out(allocation: Path) -> dict[str, list[str]]:
-    """Tensor → types that its row length rules out, from an allocation.json."""
-    ruled_out: dict[str, list[str]] = _read(allocation)["ruled_out_by_row_length"]
-    return ruled_out
-
-
-def _read(path: Path) -> dict[str, Any]:
-    content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    return content
+def fallback_text(fallbacks: Mapping[str, Fallback]) -> str:
+    """`12 tensors fell back: 10 Q4_K → Q5_0, 2 Q6_K → Q8_0`; empty where none did."""
+    pairs = Counter((f.wanted, f.given) for f in fallbacks.values()).most_common()
+    count = len(fallbacks)
+    words = ", ".join(f"{n} {wanted} → {given}" for (wanted, given), n in pairs)
+    return f"{count} tensor{'s' * (count > 1)} fell back: {words}" if count else ""

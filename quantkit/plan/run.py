@@ -93,7 +93,7 @@ def plan(
         if study is None:
             costs: Costs = nominal_costs(planned, rules.measure)
         else:
-            costs = study.sensitivity.costs()
+            costs = study.sensitivity.tensor_costs()
         file = choice.path if as_it_is and types is None else None
         if types is not None:
             named = types if isinstance(types, Mapping) else str(types)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from quantkit.core.errors import InputError
 from quantkit.formats.tensor_types import BY_NAME, quant_type
 from quantkit.formats.tensors import ModelHeader, TensorInfo
 from quantkit.llamacpp.presets import StockTypes, ask_preset
-from quantkit.plan.allocation_file import read_types
+from quantkit.plan.allocation_file import AllocationFile
 from quantkit.study.candidates import is_quantizable
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
@@ -46,9 +45,23 @@ def choose_types(
         return TypeChoice(given, None)
     path = Path(given).expanduser()
     if path.is_file():
-        types = read_allocation(path, model.tensors)
-        asked = _ask_named(path, model, has_imatrix=has_imatrix)
-        return TypeChoice(types, asked if asked is not None and asked.types == types else None)
+        try:
+            allocation = AllocationFile.read(path)
+        except InputError as error:
+            raise InputError(
+                f"{error}; an allocation has tensors: {{NAME: {{type: TYPE}}}}, as 'quantkit "
+                "build' writes it"
+            ) from None
+        try:
+            types = {name: quant_type(kind).name for name, kind in allocation.types.items()}
+        except ValueError as error:
+            raise InputError(f"{path} is damaged: {error}") from None
+        check_types(str(path), types, model.tensors)
+        if allocation.preset not in PRESETS:
+            return TypeChoice(types, None)
+        # a file says nothing of its preset's types where someone changed them, or llama.cpp did
+        asked = ask_preset(model, allocation.preset, has_imatrix=has_imatrix)
+        return TypeChoice(types, asked if asked.types == types else None)
     preset = ALIASES.get(given.upper(), given.upper())
     if preset not in PRESETS:
         raise InputError(
@@ -57,35 +70,6 @@ def choose_types(
         )
     stock = ask_preset(model, preset, has_imatrix=has_imatrix)
     return TypeChoice(stock.types, stock)
-
-
-def _ask_named(path: Path, model: ModelHeader, *, has_imatrix: bool) -> StockTypes | None:
-    """The types of the preset that an allocation.json names today, if it names one.
-
-    A build writes the name of a preset's level. The file's types differ from it where someone
-    edited them, or where llama.cpp changed the preset.
-    """
-    preset = json.loads(path.read_text(encoding="utf-8")).get("preset")
-    if preset not in PRESETS:
-        return None
-    return ask_preset(model, preset, has_imatrix=has_imatrix)
-
-
-def read_allocation(path: Path, tensors: Sequence[TensorInfo]) -> dict[str, str]:
-    """The types of the allocation.json at `path`, which must be of exactly these tensors.
-
-    Raises:
-        InputError: it cannot be read, is of another model, or has a type that a tensor cannot take.
-    """
-    try:
-        types = {name: quant_type(kind).name for name, kind in read_types(path).items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(
-            f"{path} is not an allocation ({error!r}); it has tensors: {{NAME: {{type: TYPE}}}}, "
-            "as 'quantkit build' writes it"
-        ) from None
-    check_types(str(path), types, tensors)
-    return types
 
 
 def check_types(where: str, types: Mapping[str, str], tensors: Sequence[TensorInfo]) -> None:

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-from pydantic import ValidationError
+from typing import TypeVar
 
 from quantkit.config.recipe import Recipe
 from quantkit.config.target import Target
 from quantkit.core.errors import GateError, InputError
 from quantkit.core.files import HASH_CHUNK_BYTES, file_sha256
+from quantkit.core.json_documents import JsonDocument
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.progress import Progress
 from quantkit.core.receipts import Output, Receipt, read_receipt
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.tensors import Metadata, TensorInfo
+from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile, SourceFile
 from quantkit.release.names import artifact_names, evidence_folder
-from quantkit.report.facts import BUILT, CALIBRATION, read_built
+from quantkit.report.facts import BUILT, CALIBRATION, BuildFile
 from quantkit.report.report import COVERAGE_PICTURE
 from quantkit.report.results import LevelResult, read_level
 
@@ -32,7 +31,7 @@ EVIDENCE = (
 STEPS = ("allocate", "place", "quantize", "validate")
 _SHARED = ("checkpoint", "imatrix", "measure")
 _WRITTEN = {
-    "checkpoint": ("checkpoint.json",),
+    "checkpoint": (CHECKPOINT_FILE,),
     "imatrix": ("imatrix.gguf",),
     "measure": ("sensitivity.json",),
     "report": (CALIBRATION, BUILT),
@@ -73,11 +72,10 @@ class Build:
         model: what artifacts are called after.
         source: what `--model` was: OWNER/NAME[@REVISION], or a name.
         commit: of the source, where it came from the Hub.
-        prediction: `keep` or `drop`: whether prediction layers (MTP) are in the artifacts.
         levels: all, in the order of the recipe.
         versions: program or package → the version that it was made with.
         receipts: by stage.
-        source_files: names of the source's files.
+        source_files: the source's files by name.
         licences: texts of licences and notices, as they came with a source from the Hub.
     """
 
@@ -86,22 +84,20 @@ class Build:
     source: str
     commit: str | None
     parameters: int
-    prediction: str
     recipe: Recipe
     target: Target
     versions: Mapping[str, str]
     levels: tuple[BuiltLevel, ...]
     receipts: Mapping[str, Receipt]
-    source_files: tuple[str, ...]
+    source_files: Mapping[str, SourceFile]
     licences: tuple[Output, ...]
 
     @property
     def is_demo(self) -> bool:
         """Whether it was made of the model that ships with quantkit, by its weights' hash."""
         weights = DEMO_MODEL / "model.safetensors"
-        found = json.loads((self.folder / "checkpoint.json").read_text(encoding="utf-8"))["files"]
-        known = found.get(weights.name, {}).get("sha256")
-        return weights.is_file() and known == file_sha256(weights)
+        known = self.source_files.get(weights.name)
+        return weights.is_file() and known is not None and known.sha256 == file_sha256(weights)
 
     def header(self, level: BuiltLevel) -> tuple[Metadata, tuple[TensorInfo, ...]]:
         """Metadata and tensors of a level's artifact, all shards together."""
@@ -129,15 +125,10 @@ def read_build(folder: Path) -> Build:
             f"{folder} holds no finished build (receipts/report.json is missing or broken): give "
             "the folder of 'quantkit build', and run that to its end first"
         )
-    try:
-        _check_outputs(folder, {"report": report})
-        built = read_built(folder)
-        recipe = built.recipe
-        checkpoint = json.loads((folder / "checkpoint.json").read_text(encoding="utf-8"))
-        source, commit = str(checkpoint["model"]), checkpoint["commit"]
-        licences = _licences(checkpoint["files"]) if commit is not None else ()
-    except (OSError, ValueError, KeyError, TypeError, ValidationError) as error:
-        raise _unreadable(folder, error) from None
+    _check_outputs(folder, {"report": report})
+    built = _read(folder, BuildFile, BUILT)
+    checkpoint = _read(folder, CheckpointFile, CHECKPOINT_FILE)
+    recipe = built.recipe
     names = [level.name for level in recipe.levels]
     stages = [*_SHARED, *(f"{step}:{name}" for name in names for step in STEPS)]
     receipts = {"report": report} | {stage: _receipt(folder, stage) for stage in stages}
@@ -146,35 +137,45 @@ def read_build(folder: Path) -> Build:
     baselines = {level.name for level in recipe.levels if level.baseline}
     try:
         parameters = int(receipts["checkpoint"].facts["parameters"])
-        prediction = str(receipts["checkpoint"].parts["settings"]["mtp"])
         levels = tuple(
             _level(folder, name, receipts, parameters, baseline=name in baselines) for name in names
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unreadable(folder, error) from None
+        raise _unreadable(folder, f"{type(error).__name__}: {error}") from None
+    except InputError as error:
+        raise _unreadable(folder, str(error)) from None
     first = Path(receipts[f"quantize:{names[0]}"].outputs[0].path).name
     model = re.sub(rf"-{re.escape(names[0])}(-\d{{5}}-of-\d{{5}})?\.gguf$", "", first)
+    licences = _licences(checkpoint.files) if checkpoint.commit is not None else ()
     return Build(
-        folder, model, source, commit, parameters, prediction, recipe, built.target,
-        built.versions, levels, receipts, tuple(checkpoint["files"]), licences,
+        folder, model, checkpoint.model, checkpoint.commit, parameters, recipe, built.target,
+        built.versions, levels, receipts, checkpoint.files, licences,
     )  # fmt: skip
 
 
-def _licences(files: Mapping[str, Any]) -> tuple[Output, ...]:
-    """Licences want their text passed on with the weights; it came with the checkpoint."""
+_FileT = TypeVar("_FileT", bound=JsonDocument)
+
+
+def _read(folder: Path, kind: type[_FileT], name: str) -> _FileT:
+    try:
+        return kind.read(folder / name)
+    except InputError as error:
+        raise _unreadable(folder, str(error)) from None
+
+
+def _licences(files: Mapping[str, SourceFile]) -> tuple[Output, ...]:
+    """Licence texts that came with the checkpoint, and must be passed on with the weights."""
     return tuple(
-        Output(f"checkpoint/{name}", entry["size_bytes"], 0, entry["sha256"])
-        for name, entry in files.items()
+        Output(f"checkpoint/{name}", file.size_bytes, 0, file.sha256)
+        for name, file in files.items()
         if _LICENCE.fullmatch(name)
     )
 
 
-def _unreadable(folder: Path, error: Exception) -> InputError:
-    words = str(error).strip().splitlines()
+def _unreadable(folder: Path, why: str) -> InputError:
     return InputError(
-        f"the build in {folder} is not readable by this version of quantkit "
-        f"({type(error).__name__}: {words[0] if words else ''}); run 'quantkit build' again: what "
-        "is still right is kept"
+        f"the build in {folder} is not readable by this version of quantkit ({why}); run "
+        "'quantkit build' again: what is still right is kept"
     )
 
 
@@ -320,7 +321,7 @@ def published_as(build: Build, levels: Iterable[BuiltLevel], imatrix: str) -> di
         imatrix: what the importance matrix is called there.
     """
     written = {output.path: output for output in build.outputs(levels)}
-    found = {name: written[name] for name in ("checkpoint.json", CALIBRATION, "sensitivity.json")}
+    found = {name: written[name] for name in (CHECKPOINT_FILE, CALIBRATION, "sensitivity.json")}
     found[imatrix] = written["imatrix.gguf"]
     found |= {output.path.rpartition("/")[2]: output for output in build.licences}
     if COVERAGE_PICTURE in written:

@@ -19,6 +19,7 @@ from quantkit.config.target import Target
 from quantkit.release.names import RECIPE, TARGET
 from quantkit.study.calibration.datasets import is_dataset
 from quantkit.study.calibration.sources import shipped_name
+from quantkit.study.imatrix import Calibration, SourceRead
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?:@[\w.-]+)?", re.ASCII)
 _DEMO = "demo"
@@ -26,8 +27,8 @@ _NO_NAME = "calibration"
 """What a text is called whose path ends in no name, such as `..`."""
 
 
-def public_recipe(recipe: Recipe, calibration: Mapping[str, Any] | None = None) -> Recipe:
-    """`recipe` without paths: a file or folder of calibration texts keeps its name only.
+def public_recipe(recipe: Recipe, calibration: Calibration | None = None) -> Recipe:
+    """`recipe` without paths: only the names of calibration files and folders remain.
 
     The names are looked for where `quantkit build` is run. One that a shipped text has gets `./`
     in front, and of two equal names the second lies in a folder `2`. `model` stays where it is
@@ -49,7 +50,7 @@ def public_recipe(recipe: Recipe, calibration: Mapping[str, Any] | None = None) 
 
 def recipe_document(
     recipe: Recipe,
-    calibration: Mapping[str, Any] | None = None,
+    calibration: Calibration | None = None,
     *,
     model: str | None = None,
     imatrix: str | None = None,
@@ -65,7 +66,7 @@ def recipe_document(
     """
     public = public_recipe(recipe, calibration)
     named = next((m for m in (model, public.model) if m is not None and _is_public(m)), "MODEL")
-    ready = bool((calibration or {}).get("ready"))
+    ready = calibration is not None and calibration.ready is not None
     command = f"quantkit build --model {named} --recipe {RECIPE} --target {TARGET}"
     file = "FILE" if imatrix is None else _quoted(imatrix)
     if ready:
@@ -139,14 +140,14 @@ def _is_own(name: str) -> bool:
     return not is_dataset(name) and shipped_name(name) is None
 
 
-def _public_names(recipe: Recipe, calibration: Mapping[str, Any] | None) -> dict[str, str]:
-    """Source → what it is called without folders; each gets a name of its own."""
+def _public_names(recipe: Recipe, calibration: Calibration | None) -> dict[str, str]:
+    """Source → its name without folders, unique among all."""
     sources = dict.fromkeys(recipe.imatrix.sources)
     recorded = _recorded(recipe, calibration)
     taken = {name for name in sources if not _is_own(name)}
     found = {}
     for name in sources:
-        public = plain = _public_name(name, str(recorded.get(name, {}).get("name", name)))
+        public = plain = _public_name(name, recorded[name].name if name in recorded else name)
         number = 1
         while _is_own(name) and public in taken:
             number += 1
@@ -165,19 +166,17 @@ def _public_name(name: str, recorded: str) -> str:
     return f"./{last}" if shipped_name(last) is not None else last
 
 
-def _recorded(
-    recipe: Recipe, calibration: Mapping[str, Any] | None
-) -> dict[str, Mapping[str, Any]]:
-    """Source → what calibration.json says of it; empty where the imatrix was not collected.
+def _recorded(recipe: Recipe, calibration: Calibration | None) -> dict[str, SourceRead]:
+    """Source → its record in calibration.json; empty if the imatrix was not collected.
 
     A name that one source and one record have is both's. What is left, texts of equal names and
     folders such as `.`, is told apart by its order.
     """
-    if calibration is None or calibration.get("ready"):
+    if calibration is None or calibration.ready is not None:
         return {}
-    sources, records = list(recipe.imatrix.sources), list(calibration["sources"])
+    sources, records = list(recipe.imatrix.sources), calibration.sources
     called = [(_is_own(name), Path(name).name if _is_own(name) else name) for name in sources]
-    said = [(record.get("origin") == "disk", record["name"]) for record in records]
+    said = [(record.origin == "disk", record.name) for record in records]
     unique = {key for key in called if called.count(key) == said.count(key) == 1}
     found = {sources[called.index(key)]: records[said.index(key)] for key in unique}
     others = [name for name, key in zip(sources, called, strict=True) if key not in unique]
@@ -185,14 +184,14 @@ def _recorded(
     return found | dict(zip(others, left, strict=True))
 
 
-def _own_texts(recipe: Recipe, calibration: Mapping[str, Any] | None) -> list[str]:
-    """Which texts must lie beside the document, with the hashes of their files."""
+def _own_texts(recipe: Recipe, calibration: Calibration | None) -> list[str]:
+    """The texts that must be beside the document, with the hashes of their files."""
     recorded, called = _recorded(recipe, calibration), _public_names(recipe, calibration)
     lines = []
-    for name in own_texts(recipe, ready=bool((calibration or {}).get("ready"))):
+    for name in own_texts(recipe, ready=calibration is not None and calibration.ready is not None):
         lines.append(f"  {_quoted(called[name])}")
-        for file in recorded.get(name, {}).get("files", ()):
-            lines.append(f"    {_quoted(file['name'])} SHA-256 {_quoted(file['sha256'])}")
+        for file in recorded[name].files if name in recorded else ():
+            lines.append(f"    {_quoted(file.name)} SHA-256 {_quoted(file.sha256)}")
     if not lines:
         return []
     return ["These calibration texts are the builder's own. Put them beside this file:", *lines, ""]

@@ -6,14 +6,12 @@ gives the same bytes each time, so that publishing again finds nothing to do.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
 
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import file_sha256
@@ -34,6 +32,7 @@ from quantkit.release.documents import (
     target_document,
 )
 from quantkit.release.fits import Fits
+from quantkit.release.manifest import Manifest, ReleasedLevel, ReleaseSource
 from quantkit.release.names import (
     CARD,
     MANIFEST,
@@ -48,10 +47,9 @@ from quantkit.release.privacy import find_private, this_machine
 from quantkit.release.sums import parse_sums, sums_text
 from quantkit.report.facts import CALIBRATION, report_facts
 from quantkit.report.report import coverage_values, report_page
+from quantkit.study.imatrix import Calibration
 
 FOLDER = "release"
-FORMAT = 1
-"""Of release.json."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +116,7 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
     """Name → what is made for the release, and whether it is a program."""
     build, levels, source, fits = release.build, release.levels, release.source, release.fits
     folder = build.folder
-    calibration = json.loads((folder / CALIBRATION).read_text(encoding="utf-8"))
+    calibration = Calibration.read(folder / CALIBRATION)
     recipe, target = public_recipe(build.recipe, calibration), public_target(build.target)
     imatrix, versions = imatrix_name(build.model), build.versions
     metadata, _tensors = build.header(levels[0])
@@ -127,17 +125,16 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
     facts = report_facts(
         folder, build.model, geometry.architecture, build.parameters, target, recipe, results
     )
-    manifest = {
-        "format": FORMAT,
-        "model": build.model,
-        "architecture": geometry.architecture,
-        "parameters": build.parameters,
-        "source": {"repository": source.repository, "commit": source.commit},
-        "mtp": build.prediction,
-        "imatrix": imatrix,
-        "versions": versions,
-        "levels": {level.name: _manifest_entry(level) for level in levels},
-    }
+    manifest = Manifest(
+        model=build.model,
+        architecture=geometry.architecture,
+        parameters=build.parameters,
+        source=ReleaseSource(repository=source.repository, commit=source.commit),
+        mtp=build.recipe.convert.mtp,
+        imatrix=imatrix,
+        versions=dict(versions),
+        levels={level.name: _released(level) for level in levels},
+    )
     card = CardFacts(
         repository=release.repository,
         model=build.model,
@@ -155,12 +152,12 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
         imatrix_file=imatrix,
         endpoint=release.endpoint,
         is_demo=build.is_demo,
-        source_files=build.source_files,
+        source_files=tuple(build.source_files),
         licence_files=tuple(output.path.rpartition("/")[2] for output in build.licences),
     )
     texts = {
         CARD: card_text(card),
-        MANIFEST: json.dumps(manifest, indent=1, ensure_ascii=False) + "\n",
+        MANIFEST: manifest.text(),
         RECIPE: recipe_document(
             build.recipe, calibration, model=_again(build, source), imatrix=imatrix
         ),
@@ -174,7 +171,7 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
 
 
 def _again(build: Build, source: SourceCard) -> str | None:
-    """What `--model` takes to have the source's very files; None where nobody knows."""
+    """What `--model` takes to get exactly the source's files; None if that is not known."""
     if build.is_demo:
         return "demo"
     if any(name.endswith(".gguf") for name in build.source_files):
@@ -184,16 +181,16 @@ def _again(build: Build, source: SourceCard) -> str | None:
     return f"{source.repository}@{source.commit}"
 
 
-def _manifest_entry(level: BuiltLevel) -> dict[str, Any]:
+def _released(level: BuiltLevel) -> ReleasedLevel:
     result = level.result
-    return {
-        "files": list(level.files),
-        "evidence": evidence_folder(level.name),
-        "passed": result.passed,
-        "baseline": result.baseline,
-        "size_bytes": result.size_bytes,
-        "bits_per_weight": result.bits_per_weight,
-    }
+    return ReleasedLevel(
+        files=tuple(level.files),
+        evidence=evidence_folder(level.name),
+        passed=result.passed,
+        baseline=result.baseline,
+        size_bytes=result.size_bytes,
+        bits_per_weight=result.bits_per_weight,
+    )
 
 
 def _launch_files(

@@ -1,4 +1,4 @@
-"""The colours of shares: one scale for pictures and pages, and text that can be read on it."""
+"""The colour scale of shares for pictures and pages, and text colours with enough contrast."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ SHARE_COLORS = (
 )  # fmt: skip
 """From a share of 0 to one of 1, equal steps: cividis reversed, without its darkest tenth.
 
-Its lightness falls evenly, for readers with colour vision deficiency too (Nuñez, Anderton and
+Its lightness falls evenly, also for readers with colour vision deficiency (Nuñez, Anderton and
 Renslow, "Optimizing colormaps with consideration for color vision deficiency", PLOS ONE 13:7,
-2018): what was lost shines, what was found is dark.
+2018): misses are bright, hits are dark.
 """
 
 

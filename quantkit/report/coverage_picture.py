@@ -1,4 +1,4 @@
-"""The picture of an imatrix' coverage: layer × expert, how many tokens reached each."""
+"""The picture of an importance matrix' coverage: tokens that reached each expert, by layer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FEW_LAYERS = 12
 
 
 def draw_coverage(imatrix: Imatrix, title: str, path: Path) -> None:
-    """Write a PNG: one row a layer with experts, one column an expert, log colour of its tokens."""
+    """Write a PNG: a row for each layer with experts, a column for each expert, log scale."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
     from matplotlib.figure import Figure

@@ -1,43 +1,39 @@
-"""What the report and the model card say of a build, as far as its folder knows it."""
+"""The facts that the report shows, read from a build's folder; and build.json."""
 
 from __future__ import annotations
 
 import importlib.metadata
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Literal
 
 from quantkit import __version__
 from quantkit.config.recipe import Recipe
 from quantkit.config.target import Target
+from quantkit.core.json_documents import JsonDocument
 from quantkit.formats.imatrix_file import read_imatrix
-from quantkit.plan.allocation_file import read_ruled_out
 from quantkit.report.results import LevelResult
+from quantkit.study.imatrix import Calibration
 from quantkit.study.imatrix_coverage import Coverage, coverage_of
 from quantkit.study.sensitivity import Sensitivity
 
 CALIBRATION = "calibration.json"
 BUILT = "build.json"
-"""What was built, in the recipe's own order: receipts sort, and the order of a mixture counts."""
 VERSIONS_OF = ("llama-cpp-python", "gguf", "numpy", "scipy")
 
 
 @dataclass(frozen=True)
 class ReportFacts:
-    """What the templates show.
+    """What the report's templates show.
 
     Attributes:
-        kv_type: of the retrieval check.
-        imatrix: chunks, tokens, weights, unseen_experts, sources; ready, the name of the file
-            that was taken instead of collecting.
-        ruled_out: tensors whose row length excludes some types → those types.
-        coverage: of the imatrix; its picture is in the folder where there are experts.
-        counts_are_exact: whether its tokens are, or only whether there were any.
+        ruled_out: tensor → types that its rows do not divide into.
+        coverage: of the experts by the calibration.
+        counts_are_exact: whether token counts are known, or only whether there were any.
         versions: program or package → its version, of the build.
-        unweighted: quantized tensors without statistics.
-        dearest: all that costs were measured of, with the KLD of an error of 1 %; dearest first.
+        unweighted: quantized tensors without importance.
+        dearest: measured units with the KLD of an error of 1 %, the most expensive first.
     """
 
     model: str
@@ -46,9 +42,8 @@ class ReportFacts:
     target: Target
     recipe: Recipe
     results: tuple[LevelResult, ...]
-    imatrix: Mapping[str, Any]
-    kv_type: str
-    ruled_out: Mapping[str, list[str]]
+    imatrix: Calibration
+    ruled_out: Mapping[str, tuple[str, ...]]
     coverage: Coverage
     counts_are_exact: bool
     unweighted: tuple[str, ...]
@@ -57,41 +52,19 @@ class ReportFacts:
 
 
 def installed_versions() -> dict[str, str]:
-    """Of quantkit, and of what its results depend on."""
+    """The versions of quantkit and of the packages that its results depend on."""
     versions = {"quantkit": __version__}
     return versions | {name: importlib.metadata.version(name) for name in VERSIONS_OF}
 
 
-@dataclass(frozen=True)
-class Built:
-    """What build.json says."""
+class BuildFile(JsonDocument):
+    """build.json: what was built, in the recipe's own order; receipts sort, and a mixture's order
+    counts."""
 
+    version: Literal[1] = 1
     recipe: Recipe
     target: Target
-    versions: Mapping[str, str]
-
-
-def built_json(recipe: Recipe, target: Target) -> dict[str, Any]:
-    """The content of build.json."""
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "target": target.model_dump(mode="json"),
-        "versions": installed_versions(),
-    }
-
-
-def read_built(folder: Path) -> Built:
-    """What was built in `folder`.
-
-    Raises:
-        OSError, ValueError, KeyError: there is no such file, or it is none of this version.
-    """
-    content = json.loads((folder / BUILT).read_text(encoding="utf-8"))
-    return Built(
-        Recipe.model_validate(content["recipe"]),
-        Target.model_validate(content["target"]),
-        {str(name): str(version) for name, version in content["versions"].items()},
-    )
+    versions: dict[str, str]
 
 
 def report_facts(
@@ -108,9 +81,12 @@ def report_facts(
     Args:
         model: what artifacts are called after.
         results: the levels that are to be shown, one at least.
+
+    Raises:
+        InputError: a file is missing or damaged.
     """
     imatrix = read_imatrix(folder / "imatrix.gguf")
-    sensitivity = Sensitivity.load(folder / "sensitivity.json")
+    sensitivity = Sensitivity.read(folder / "sensitivity.json")
     return ReportFacts(
         model=model,
         architecture=architecture,
@@ -118,12 +94,11 @@ def report_facts(
         target=target,
         recipe=recipe,
         results=tuple(results),
-        imatrix=json.loads((folder / CALIBRATION).read_text(encoding="utf-8")),
-        kv_type=results[0].retrieval.kv_type,
-        ruled_out=read_ruled_out(folder / "levels" / results[0].name / "allocation.json"),
+        imatrix=Calibration.read(folder / CALIBRATION),
+        ruled_out=results[0].allocation.ruled_out_by_row_length,
         coverage=coverage_of(imatrix),
         counts_are_exact=imatrix.counts_are_exact,
         unweighted=tuple(n for n in sensitivity.errors if n not in imatrix.entries),
-        versions=read_built(folder).versions,
+        versions=BuildFile.read(folder / BUILT).versions,
         dearest=tuple(sensitivity.dearest()),
     )

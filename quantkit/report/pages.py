@@ -1,8 +1,8 @@
-"""The HTML pages: one environment for all templates, and what answers look like inside a page.
+"""The HTML pages: the Jinja environment of all templates, and answers as page data.
 
-A page is one file: style, script and data lie inside it, and its policy lets a browser run that
-script and load nothing. Answers are a model's words, so they go into a page only as JSON that has
-no `<`, and the script puts them out as text.
+A page is one file with its style, script and data. Its Content-Security-Policy allows that script
+and no network. Answers are untrusted text: they are embedded as JSON without `<`, and the script
+inserts them as text nodes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from quantkit.core.paths import TEMPLATES
 from quantkit.core.units import gb_text, gib_text, tokens_text
 from quantkit.report.colors import SHARE_COLORS, share_color, text_color
 from quantkit.report.retrieval_cells import Cell, Grid
-from quantkit.report.retrieval_words import nats_text, rate_text
+from quantkit.report.retrieval_words import cost_text, forks_text, gate_text, nats_text, rate_text
 from quantkit.retrieval.results import Answer
 from quantkit.study.kld_statistics import kld_text
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jinja2 import Environment
 
 ANSWER_CHARACTERS = 400
-"""Of a long answer, the beginning and the end are shown, so many in all."""
+"""A longer answer is shown by its beginning and its end, so many characters in all."""
 
 
 def page_environment() -> Environment:
@@ -50,6 +50,9 @@ def page_environment() -> Environment:
         "kld": kld_text,
         "nats": nats_text,
         "rate": rate_text,
+        "gate": gate_text,
+        "cost": cost_text,
+        "forks": forks_text,
         "parameters": parameters_text,
         "count": lambda number: f"{number:,}",
         "share_color": share_color,
@@ -102,7 +105,7 @@ def picture_url(path: Path) -> str:
 def cells_data(grids: Mapping[str, Grid]) -> dict[str, Any]:
     """What the script shows of each cell of the heatmaps: id of the table → cell → its words.
 
-    All are texts, so that the script needs no rules for numbers.
+    All values are strings, so that the script formats no numbers.
     """
     return {
         name: {

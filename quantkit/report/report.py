@@ -1,4 +1,4 @@
-"""Everything → report.html and README.md: what was built, how it was checked, how to run it."""
+"""report.html and README.md of a build: what was built, how it was checked, how to run it."""
 
 from __future__ import annotations
 
@@ -11,15 +11,16 @@ from typing import Any
 from quantkit.core.files import write_text
 from quantkit.report.facts import ReportFacts
 from quantkit.report.pages import cells_data, outcome, page_environment, picture_url, shortened
-from quantkit.report.results import LevelResult, LevelRetrieval, read_answers
+from quantkit.report.results import LevelResult, read_answers
 from quantkit.report.retrieval_cells import Grid, grid_of
-from quantkit.report.retrieval_words import check_text, cost_text, forks_text, gate_text
-from quantkit.retrieval.results import Answer, Rung
+from quantkit.report.retrieval_words import check_text
+from quantkit.retrieval.results import Answer, Retrieval
+from quantkit.study.imatrix import SourceRead
 from quantkit.study.imatrix_coverage import ENOUGH_TOKENS, layer_of, percent_text, unseen_text
 
 COVERAGE_PICTURE = "coverage.png"
 MISSES_SHOWN = 40
-"""Of a level; the others are in its niah.jsonl."""
+"""Misses of a level on the page; all are in its niah.jsonl."""
 
 
 @dataclass(frozen=True)
@@ -29,19 +30,14 @@ class LevelPage:
     Attributes:
         grids: id of the table → the task's answers.
         names: id of the table → context tokens → what the task is called there.
-        misses: (answer, outcome, its text), longest context first.
-        missed: how many there are in all.
-        rungs: with (prefill, decode) in tokens a second.
+        misses: the first (answer, outcome, shortened text), longest context first.
+        missed: number of all misses.
     """
 
     grids: dict[str, Grid]
     names: dict[str, dict[int, str]]
     misses: tuple[tuple[Answer, str, str], ...]
     missed: int
-    rungs: tuple[tuple[Rung, float | None, float | None], ...]
-    gate: str
-    cost: str
-    forks: str
 
 
 def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
@@ -59,26 +55,26 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
 
 
 def report_page(facts: ReportFacts, folder: Path) -> str:
-    """report.html, of what lies in `folder`."""
+    """The content of report.html for the build in `folder`."""
     return page_environment().get_template("report.html").render(_values(facts, folder))
 
 
 def _values(facts: ReportFacts, folder: Path) -> dict[str, Any]:
-    """What the templates are given."""
+    """The variables of both templates."""
     levels = {
         r.name: _level_page(place, r.retrieval, read_answers(folder / r.answers))
         for place, r in enumerate(facts.results)
     }
     return {
-        "largest": max((result.size_bytes for result in facts.results), default=0),
+        "largest": max(result.size_bytes for result in facts.results),
         "f": facts,
         "versions": facts.versions,
         "levels": levels,
-        "what": check_text(facts.recipe.retrieval, facts.kv_type),
+        "what": check_text(facts.results[0].retrieval),
         "tasks": _task_choices(facts.results),
         "data": {"maps": cells_data({k: v for p in levels.values() for k, v in p.grids.items()})},
         "ruled_out": _grouped(facts.ruled_out),
-        "sources": [_source_words(source) for source in facts.imatrix["sources"]],
+        "sources": [_source_words(source) for source in facts.imatrix.sources],
         "coverage": coverage_values(facts, folder),
         "unweighted": _by_layer(facts.unweighted),
         "costs": _cost_values(facts.dearest),
@@ -86,7 +82,7 @@ def _values(facts: ReportFacts, folder: Path) -> dict[str, Any]:
     }
 
 
-def _level_page(place: int, found: LevelRetrieval, answers: Sequence[Answer]) -> LevelPage:
+def _level_page(place: int, found: Retrieval, answers: Sequence[Answer]) -> LevelPage:
     grids, names = {}, {}
     for number, task in enumerate(dict.fromkeys(score.task for score in found.scores)):
         table = f"map-{place}-{number}"  # a level's name may have signs that an id must not
@@ -99,14 +95,6 @@ def _level_page(place: int, found: LevelRetrieval, answers: Sequence[Answer]) ->
         names=names,
         misses=tuple((a, outcome(a), shortened(a.answer)) for a in misses[:MISSES_SHOWN]),
         missed=len(misses),
-        rungs=tuple((r, r.prefill_rate, r.decode_rate) for r in found.rungs),
-        gate=gate_text(
-            found.gated, found.minimum_lower_bound, found.confidence, clustered=found.clustered
-        ),
-        cost=cost_text(
-            found.prefill_tokens, found.question_tokens, found.classic_tokens, forked=found.forked
-        ),
-        forks=forks_text(found.fork_difference, found.rungs) if found.forked else "",
     )
 
 
@@ -116,20 +104,20 @@ def _task_choices(results: Sequence[LevelResult]) -> list[tuple[str, str]]:
     return list({score.task: score.name for score in scores}.items())
 
 
-def _source_words(source: Mapping[str, Any]) -> str:
-    """`code (12,288 tokens, Apache-2.0 AND MIT)`: as much as is known."""
-    tokens, origin = source.get("tokens"), source.get("origin")
-    known = [] if tokens is None else [f"{tokens:,} tokens"]
+def _source_words(source: SourceRead) -> str:
+    """`code (12,288 tokens, Apache-2.0 AND MIT)`, without what is not known."""
+    origin = source.origin
+    known = [] if source.tokens is None else [f"{source.tokens:,} tokens"]
     if origin is not None:
-        licence = source.get("licence") or "licence not stated"
+        licence = source.licence or "licence not stated"
         known.append(licence if origin != "disk" else "a file of the one who built it")
-    name = origin if origin is not None and origin.startswith("hf://") else source["name"]
-    return f"{name} ({', '.join(known)})" if known else str(name)
+    name = origin if origin is not None and origin.startswith("hf://") else source.name
+    return f"{name} ({', '.join(known)})" if known else name
 
 
-def _grouped(ruled_out: Mapping[str, list[str]]) -> dict[str, list[str]]:
+def _grouped(ruled_out: Mapping[str, tuple[str, ...]]) -> dict[str, tuple[str, ...]]:
     """Tensors by kind, layers folded: `blk.*.ffn_down_exps.weight` → types ruled out."""
-    grouped: dict[str, list[str]] = {}
+    grouped: dict[str, tuple[str, ...]] = {}
     for name, types in ruled_out.items():
         parts = name.split(".")
         if parts[0] == "blk":

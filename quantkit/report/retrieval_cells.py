@@ -1,4 +1,4 @@
-"""Answers by context length and depth: what a heatmap shows, as a picture or on a page."""
+"""Answers grouped by context length and depth: the cells of a heatmap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quantkit.retrieval.statistics import Bounds, hit_rate_bounds
 
 DEPTH_BANDS = 10
 DEPTHLESS_TASKS = ("absent",)
-"""Tasks whose answer lies nowhere: all depths together are one band."""
+"""Tasks without a needle in the haystack: their answers share one band."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The picture of a retrieval check: context length × depth, what was found and how surely."""
+"""The heatmap of a retrieval check: hits and log-probabilities by context length and depth."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
 NOTHING = "#eceff2"
-"""Colour of cells in which nothing was asked."""
+"""The colour of cells without questions."""
 SOFT, INK = "#566270", "#1c2430"
 WIDTH, ROW_HEIGHT, FRAME_HEIGHT = 9.6, 0.46, 0.85
 """Inches: of the picture, of a row, and of a panel beside its rows."""

@@ -1,18 +1,17 @@
-"""What a retrieval check found, in sentences: the gate, what it cost, whether forks were exact."""
+"""A retrieval check in sentences: what was asked, the gate, the cost, whether forks were exact."""
 
 from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterable, Sequence
 
-from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.units import tokens_text
-from quantkit.retrieval.results import Rung, TaskScore
+from quantkit.retrieval.results import Retrieval
 
 
-def check_text(recipe: RetrievalRecipe, kv_type: str) -> str:
+def check_text(found: Retrieval) -> str:
     """What was hidden, asked and counted."""
+    recipe = found.recipe
     if recipe.mode == "classic":
         asked = "single: one key in a haystack of ordinary prose, at each length and depth"
     else:
@@ -25,62 +24,71 @@ def check_text(recipe: RetrievalRecipe, kv_type: str) -> str:
         asked += f", in each of {len(recipe.seeds)} haystacks"
     thinking = " after thinking" if recipe.thinking else ""
     return (
-        f"Retrieval is {asked}. Answers are greedy{thinking}, with the KV cache in {kv_type}. "
-        "What is proven is the lower bound of the hit rate, one-sided. Log-probabilities are of "
-        "the right answer, in nats, a mean; 0 is certainty."
+        f"Retrieval is {asked}. Answers are greedy{thinking}, with the KV cache in "
+        f"{found.kv_type}. What is proven is the lower bound of the hit rate, one-sided. "
+        "Log-probabilities are of the right answer, in nats, a mean; 0 is certainty."
     )
 
 
-def gate_text(
-    gated: Sequence[TaskScore], minimum: float | None, confidence: float, *, clustered: bool
-) -> str:
+def gate_text(found: Retrieval) -> str:
     """What releases a level, and what was found: `Gate: the exact lower bound … must reach …`."""
-    found = "; ".join(
+    gated, minimum = found.gated, found.recipe.minimum_lower_bound
+    scores = "; ".join(
         f"{score.name}: {score.hits} of {score.trials} found, "
         f"at least {100 * score.lower_bound:.1f} %"
         for score in gated
     )
     kind = (
         "lower bound, which allows for the spread between seeds,"
-        if clustered
+        if found.recipe.clustered
         else "exact lower bound"
     )
-    bound = f"{kind} of the hit rate at {tokens_text(gated[0].context_tokens)} tokens"
-    sure = f"(one-sided, {100 * confidence:.0f} %)"
+    bound = f"{kind} of the hit rate at {tokens_text(found.context_tokens)} tokens"
+    sure = f"(one-sided, {100 * found.confidence:.0f} %)"
     if minimum is None:
-        return f"No gate; what is shown is the {bound} {sure}. {found}."
+        return f"No gate; what is shown is the {bound} {sure}. {scores}."
     short = [score.name for score in gated if score.lower_bound < minimum]
     verdict = f"{', '.join(short)} fell short" if short else "passed"
-    return f"Gate: the {bound} {sure} must reach {100 * minimum:.1f} %. {found}. Result: {verdict}."
-
-
-def cost_text(
-    prefill_tokens: int, question_tokens: int, classic_tokens: int, *, forked: bool
-) -> str:
-    """What answering took, beside one prefill a question."""
-    done = prefill_tokens + question_tokens
-    if not forked:
-        return (
-            f"Each question had a prefill of its own, {classic_tokens:,} tokens in all; on forks "
-            f"of one prefill they would have been {done:,}."
-        )
     return (
-        f"Haystacks of {prefill_tokens:,} tokens and questions of {question_tokens:,}; one prefill "
-        f"a question takes {classic_tokens:,}, {classic_tokens / done:,.1f} times as many."
+        f"Gate: the {bound} {sure} must reach {100 * minimum:.1f} %. {scores}. Result: {verdict}."
     )
 
 
-def forks_text(fork_difference: float, rungs: Iterable[Rung]) -> str:
+def cost_text(found: Retrieval, *, forked: bool) -> str:
+    """What answering took, beside one prefill for each question.
+
+    Args:
+        forked: the questions shared prefills; also a server's, which keeps prefixes.
+    """
+    done = found.prefill_tokens + found.question_tokens
+    if not forked:
+        return (
+            f"Each question had a prefill of its own, {found.classic_tokens:,} tokens in all; on "
+            f"forks of one prefill they would have been {done:,}."
+        )
+    return (
+        f"Haystacks of {found.prefill_tokens:,} tokens and questions of "
+        f"{found.question_tokens:,}; one prefill a question takes {found.classic_tokens:,}, "
+        f"{found.classic_tokens / done:,.1f} times as many."
+    )
+
+
+def forks_text(found: Retrieval) -> str:
     """Whether a fork was shown to answer as a prompt of its own does."""
-    again = [r.fork_difference for r in rungs if r.fork_difference is not None]
+    again = [r.fork_difference for r in found.rungs if r.fork_difference is not None]
     compared = "a fork beside a fresh decode"
     if again:
         lengths = f"length{'s' * (len(again) > 1)}"
         compared += f", and a question asked again after all others at {len(again)} {lengths}"
-    worst = max([fork_difference, *again])
+    worst = worst_fork(found)
     if worst == 0:
         return f"Forks are exact: {compared} gave the same logits, bit for bit."
     return f"Forks differ by at most {worst:.1e} of the largest logit: {compared}."
+
+
+def worst_fork(found: Retrieval) -> float:
+    """The largest difference that a fork has shown."""
+    return max([found.fork_difference, *(rung.fork_difference or 0.0 for rung in found.rungs)])
 
 
 def rate_text(per_second: float | None) -> str:

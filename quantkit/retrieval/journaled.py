@@ -47,7 +47,7 @@ class Answers:
     """
 
     def __init__(self, journal: Journal, recipe: RetrievalRecipe) -> None:
-        self.journal, self._recipe = journal, recipe
+        self.journal, self.recipe = journal, recipe
         self._places = set[tuple[int, int, str, int]]()
         self._closed = set[tuple[int, int]]()
         for line in journal.lines:
@@ -71,7 +71,7 @@ class Answers:
 
     def add(self, branch: Branch, said: Said, cost: Cost | None = None) -> None:
         """Write an answer down, with its cost where it has one of its own."""
-        answer = answer_to(branch, self._recipe, said)
+        answer = answer_to(branch, self.recipe, said)
         lines = [json.dumps({"answer": asdict(answer)})]
         if cost is not None:
             lines.append(self._cost_line(answer.context_tokens, answer.seed, cost))
@@ -136,7 +136,8 @@ def read_journal(
     for line in lines:
         entry: dict[str, Any] = json.loads(line)
         if "answer" in entry:
-            answers.append(Answer.read(json.dumps(entry["answer"])))
+            fields = entry["answer"]
+            answers.append(Answer(**{**fields, "values": tuple(fields["values"])}))
         elif "rung" in entry:
             cost = dict(entry["rung"])
             length = cost.pop("context_tokens")

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Self
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 
-from quantkit.retrieval.statistics import Bounds, hit_rate_bounds
+from pydantic import Field, TypeAdapter, ValidationError
+
+from quantkit.config.recipe import RetrievalRecipe
+from quantkit.core.errors import InputError
+from quantkit.core.json_documents import Record, bounded_json, first_problem
+from quantkit.retrieval.statistics import CONFIDENCE, Bounds, hit_rate_bounds
 
 MAIN_TASKS = ("multikey", "single")
 """What the gate looks at where a recipe names no tasks: of the one-pass and the classic check."""
@@ -49,16 +53,13 @@ class Answer:
     rank: int | None = None
     margin: float | None = None
 
-    @classmethod
-    def read(cls, line: str) -> Self:
-        """The answer in a line of niah.jsonl."""
-        fields = json.loads(line)
-        return cls(**{**fields, "values": tuple(fields["values"])})
-
     @property
     def place(self) -> tuple[int, int, str, int]:
         """(length, seed, task, index): the same question for every artifact of one tokenizer."""
         return self.context_tokens, self.seed, self.task, self.index
+
+
+_ANSWER: TypeAdapter[Answer] = TypeAdapter(Answer)
 
 
 @dataclass(frozen=True)
@@ -142,25 +143,29 @@ class DeviceUse:
     compute_bytes: int
 
 
-@dataclass(frozen=True)
-class Retrieval:
-    """What a retrieval check found.
+class Retrieval(Record):
+    """What a retrieval check found, as validation.json holds it.
 
     Attributes:
-        mode: `one-pass` or `classic`.
+        recipe: what was asked, with the lengths worked out.
+        kv_type: of the KV cache; `as served` where a server has its own.
+        confidence: of each bound, one-sided.
         scores: by task, in the order of asking, then by length.
         forked: whether questions were asked on forks, or each after a prefill of its own.
         fork_difference: of the self-test: largest relative logit difference between a fork and a
             fresh decode; of a server: of log-probabilities, in nats.
-        prefill_tokens: haystack tokens that answering all takes, decoded once each.
+        prefill_tokens: haystack tokens that answering all takes, decoded once each; of a server
+            what it prefilled in truth.
         question_tokens: of the questions' own parts.
         classic_tokens: what one prefill a question would take.
         memory: by device; empty where another process runs the model.
+        answers: of the run that made this; a file of them is niah.jsonl.
     """
 
-    mode: str
-    answers: tuple[Answer, ...]
-    scores: tuple[TaskScore, ...]
+    recipe: RetrievalRecipe
+    kv_type: str
+    confidence: float = CONFIDENCE
+    scores: tuple[TaskScore, ...] = Field(min_length=1)
     rungs: tuple[Rung, ...]
     forked: bool
     fork_difference: float
@@ -168,25 +173,63 @@ class Retrieval:
     question_tokens: int
     classic_tokens: int
     memory: tuple[DeviceUse, ...] = ()
+    answers: tuple[Answer, ...] = Field(default=(), exclude=True)
+
+    @property
+    def context_tokens(self) -> int:
+        """The longest context that was checked."""
+        return max(score.context_tokens for score in self.scores)
+
+    @property
+    def longest(self) -> tuple[TaskScore, ...]:
+        """A score for each task, at the longest context."""
+        return tuple(s for s in self.scores if s.context_tokens == self.context_tokens)
+
+    @property
+    def gated(self) -> tuple[TaskScore, ...]:
+        """The scores that the gate looks at, in the recipe's order; the first is the headline."""
+        longest = {score.task: score for score in self.longest}
+        return tuple(longest[task] for task in self.recipe.gated if task in longest)
+
+    @property
+    def passed(self) -> bool:
+        """Whether each gated task was asked and its bound reaches the recipe's minimum, if any."""
+        least = self.recipe.minimum_lower_bound
+        return least is None or (
+            len(self.gated) == len(self.recipe.gated)
+            and all(score.lower_bound >= least for score in self.gated)
+        )
 
     @property
     def name(self) -> str:
         """The main task's at the longest context: `multikey-128`, `single`."""
-        main = [score for score in self.scores if score.task in MAIN_TASKS]
-        return main[-1].name
+        return next(score.name for score in self.longest if score.task in MAIN_TASKS)
 
-    def gated(self, tasks: Sequence[str]) -> tuple[TaskScore, ...]:
-        """Scores that the gate looks at: of `tasks`, or the main one, at the longest context."""
-        longest = max(score.context_tokens for score in self.scores)
-        last = {score.task: score for score in self.scores if score.context_tokens == longest}
-        return tuple(last[task] for task in tasks or MAIN_TASKS if task in last)
 
-    def passes(self, tasks: Sequence[str], minimum_lower_bound: float | None) -> bool:
-        """Whether each gated task's bound reaches the recipe's; without a minimum all pass."""
-        if minimum_lower_bound is None:
-            return True
-        gated = self.gated(tasks)
-        return bool(gated) and all(s.lower_bound >= minimum_lower_bound for s in gated)
+def answer_lines(answers: Iterable[Answer]) -> str:
+    """The content of niah.jsonl: a line for each answer."""
+    return "".join(json.dumps(asdict(answer)) + "\n" for answer in answers)
+
+
+def parse_answers(content: bytes, name: str) -> tuple[Answer, ...]:
+    """The answers in a niah.jsonl, in its order.
+
+    Args:
+        name: of the file, for messages.
+
+    Raises:
+        InputError: a line is not an answer.
+    """
+    answers = []
+    for number, line in enumerate(content.split(b"\n"), 1):
+        if line:
+            where = f"{name}, line {number}"
+            bounded_json(line, where)
+            try:
+                answers.append(_ANSWER.validate_json(line, strict=True))
+            except ValidationError as error:
+                raise InputError(f"{where} is damaged: {first_problem(error)}") from None
+    return tuple(answers)
 
 
 def score_tasks(

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter
 
 from quantkit.config.recipe import ImatrixRecipe, MeasureRecipe
 from quantkit.core.errors import EnvironmentFault, InputError
@@ -36,7 +37,7 @@ from quantkit.study.candidates import nearest_type
 from quantkit.study.errors import kernel_speeds
 from quantkit.study.exchange import Exchange
 from quantkit.study.kl_divergence import BaseDistribution
-from quantkit.study.sensitivity import Probe, UnitCost, unit_of
+from quantkit.study.sensitivity import Probe, UnitCost
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.llama import Context, Model, Tokens
@@ -145,7 +146,8 @@ def measure_in_child(
         rows = {info.name: info.row_elements for info in base.tensors}
         importance = read_imatrix(job.inputs.imatrix, rows).importance()
     journal = Journal(work / "costs.jsonl", _purpose(job, tokens))
-    done = {unit.tensors: unit for unit in map(unit_of, map(json.loads, journal.lines))}
+    kept = TypeAdapter(UnitCost)
+    done = {unit.tensors: unit for unit in map(kept.validate_json, journal.lines)}
     exchangeable = {
         info.name
         for info in base.tensors

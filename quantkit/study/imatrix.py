@@ -14,13 +14,14 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import atomic, file_sha256
+from quantkit.core.json_documents import JsonDocument
 from quantkit.core.progress import SILENT, Progress, told_to
 from quantkit.core.units import bytes_text, seconds_text
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
@@ -57,32 +58,34 @@ class SourceRead:
     """A calibration source as evidence names it, without paths of this machine.
 
     Attributes:
-        origin, licence: see `CalibrationSource`.
+        origin, licence: see `CalibrationSource`; None if only the name is known.
         tokens: number of tokens used; None if several texts were joined.
     """
 
     name: str
-    origin: str
-    licence: str | None
-    tokens: int | None
-    files: tuple[FileRead, ...]
+    origin: str | None = None
+    licence: str | None = None
+    tokens: int | None = None
+    files: tuple[FileRead, ...] = ()
 
 
-@dataclass(frozen=True)
-class ImatrixFacts:
-    """Facts of a collection.
+class Calibration(JsonDocument):
+    """calibration.json: what the importance matrix was collected on.
 
     Attributes:
         unseen_experts: experts that no token reached.
         uncovered_experts: experts with fewer tokens than `until_covered`.
+        ready: name of the file that was imported instead of collecting.
     """
 
+    version: Literal[1] = 1
     chunks: int
     tokens: int
     weights: int
     unseen_experts: int
-    uncovered_experts: int
+    uncovered_experts: int = 0
     sources: tuple[SourceRead, ...]
+    ready: str | None = None
 
 
 def chunks_per_batch(chunk_tokens: int, vocabulary: int) -> int:
@@ -106,7 +109,7 @@ def collect_imatrix(
     work: Path,
     devices: DeviceSettings,
     progress: Progress = SILENT,
-) -> ImatrixFacts:
+) -> Calibration:
     """Run `base` over the recipe's `sources` and write the importance matrix to `out`.
 
     The sums are saved to `work` every few chunks, and an interrupted run resumes from there with
@@ -117,7 +120,7 @@ def collect_imatrix(
         EnvironmentFault: an activation was NaN or infinite, or native code crashed.
     """
     progress.start(recipe.chunks * recipe.chunk_tokens, "tokens")
-    facts: ImatrixFacts = run_isolated(
+    facts: Calibration = run_isolated(
         "quantkit.study.imatrix:collect_in_child",
         {
             "base": base,
@@ -140,7 +143,7 @@ def collect_in_child(
     work: Path,
     devices: DeviceSettings,
     emit: Emit,
-) -> ImatrixFacts:
+) -> Calibration:
     """Body of the child process of `collect_imatrix`."""
     from quantkit.llamacpp.activations import GROUP_TOKENS, Collector
     from quantkit.llamacpp.llama import Model
@@ -164,13 +167,13 @@ def collect_in_child(
     names = tuple(name for source in sources for name in source.dataset_names)
     with atomic(out) as partial:
         write_imatrix(partial, Imatrix(entries, recipe.chunk_tokens, chunks, names))
-    return ImatrixFacts(
-        chunks,
-        chunks * recipe.chunk_tokens,
-        len(entries),
-        uncovered(collector.sums, 1),
-        uncovered(collector.sums, recipe.until_covered),
-        _read_of(sources, calibration, chunks),
+    return Calibration(
+        chunks=chunks,
+        tokens=chunks * recipe.chunk_tokens,
+        weights=len(entries),
+        unseen_experts=uncovered(collector.sums, 1),
+        uncovered_experts=uncovered(collector.sums, recipe.until_covered),
+        sources=_read_of(sources, calibration, chunks),
     )
 
 

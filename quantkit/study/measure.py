@@ -3,25 +3,20 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from quantkit.config.recipe import ImatrixRecipe, MeasureRecipe
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.units import seconds_text
 from quantkit.formats.imatrix_file import Imatrix
-from quantkit.formats.tensors import TensorInfo, TensorSource
+from quantkit.formats.tensors import TensorSource
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.quantize.encode import Importance
 from quantkit.study.calibration.texts import CalibrationSource
 from quantkit.study.costs import CostInputs, CostJob, MeasuredCosts, measure_costs
-from quantkit.study.errors import (
-    TensorErrors,
-    measure_errors,
-    seconds_of_errors,
-)
-from quantkit.study.sensitivity import Sensitivity, units_of
+from quantkit.study.errors import measure_errors, seconds_of_errors
+from quantkit.study.sensitivity import SampledRows, Sensitivity, units_of
 
 NO_COSTS = MeasuredCosts((), 0, 0.0)
 
@@ -59,31 +54,17 @@ def measure(
     if inputs is not None:
         job = CostJob(inputs, tuple(units_of(errors, recipe.groups)), errors, recipe)
         costs = measure_costs(job, work, devices, devices.threads, progress)
-    found = Sensitivity(errors, costs.units)
-    found.write(out, _about(recipe, measured, costs, {i.name: i for i in source.tensors}))
-    return found
-
-
-def _about(
-    recipe: MeasureRecipe,
-    errors: Sequence[TensorErrors],
-    costs: MeasuredCosts,
-    tensors: Mapping[str, TensorInfo],
-) -> dict[str, Any]:
-    """How it was measured."""
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "sampling": {
-            entry.name: {
-                "rows": entry.rows,
-                "of_rows": tensors[entry.name].rows,
-                "relative_standard_error": entry.standard_error,
-            }
-            for entry in errors
-        },
-        "median_relative_standard_error": statistics.median(
-            [entry.standard_error for entry in errors] or [0.0]
+    rows = {info.name: info.rows for info in source.tensors}
+    found = Sensitivity(
+        recipe=recipe,
+        sampling={e.name: SampledRows(e.rows, rows[e.name], e.standard_error) for e in measured},
+        median_relative_standard_error=statistics.median(
+            [entry.standard_error for entry in measured] or [0.0]
         ),
-        "cost_tokens": costs.tokens,
-        "restored_kld": costs.restored_kld,
-    }
+        cost_tokens=costs.tokens,
+        restored_kld=costs.restored_kld,
+        errors={name: dict(kinds) for name, kinds in errors.items()},
+        costs=costs.units,
+    )
+    found.write(out)
+    return found

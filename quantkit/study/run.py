@@ -14,7 +14,7 @@ from quantkit.llamacpp.selftest import device_settings
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.study.calibration.sources import local_sources, resolve_sources
 from quantkit.study.costs import CostInputs
-from quantkit.study.imatrix import ImatrixFacts, collect_imatrix
+from quantkit.study.imatrix import Calibration, collect_imatrix
 from quantkit.study.imatrix_import import check_imatrix
 from quantkit.study.measure import chunks_of_text, measure
 from quantkit.study.sensitivity import Sensitivity
@@ -22,7 +22,7 @@ from quantkit.study.sensitivity import Sensitivity
 
 def collect_file(
     model: Path, out: Path, recipe: ImatrixRecipe, workers: int, progress: Progress = SILENT
-) -> ImatrixFacts:
+) -> Calibration:
     """Collect the importance matrix of the GGUF file `model` into the file `out`.
 
     A run that was interrupted resumes: unfinished work is kept beside `out`.

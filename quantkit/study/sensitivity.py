@@ -7,15 +7,16 @@ error of the same unit follows from its probes; the sum over units predicts an a
 
 from __future__ import annotations
 
-import json
 import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from dataclasses import dataclass
+from typing import Literal
 
-from quantkit.core.files import write_json
+from pydantic import Field
+
+from quantkit.config.recipe import MeasureRecipe
+from quantkit.core.json_documents import JsonDocument
 
 EXAMPLE_ERROR = 0.01
 _NUMBER = re.compile(r"\d+")
@@ -80,28 +81,46 @@ class UnitCost:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
-    """All that allocation needs to know of a model.
+class SampledRows:
+    """The rows of a tensor that its errors were measured on; the standard error is relative."""
+
+    rows: int
+    of_rows: int
+    relative_standard_error: float
+
+
+class Sensitivity(JsonDocument):
+    """All that allocation needs to know of a model, and how it was measured.
 
     Attributes:
+        sampling: by tensor.
+        cost_tokens: of the text that costs were measured on.
+        restored_kld: of the base against itself after the last unit, nats.
         errors: tensor → type → relative error; tensors that stay as they are have no entry.
-        units: measured costs; empty where they were not measured.
+        costs: of each unit; empty where they were not measured.
     """
 
-    errors: Mapping[str, Mapping[str, float]]
-    units: tuple[UnitCost, ...] = ()
+    unversioned = 1
+    version: Literal[1] = 1
+    recipe: MeasureRecipe | None = None
+    sampling: dict[str, SampledRows] = Field(default_factory=dict)
+    median_relative_standard_error: float = 0.0
+    cost_tokens: int = 0
+    restored_kld: float = 0.0
+    errors: dict[str, dict[str, float]]
+    costs: tuple[UnitCost, ...] = ()
 
-    def costs(self) -> dict[str, dict[str, float]]:
+    def tensor_costs(self) -> dict[str, dict[str, float]]:
         """Tensor → type → KLD that it adds; errors themselves where no cost was measured.
 
         A tensor that no graph showed, a multi-token prediction layer's for example, costs what
         the median tensor of its kind does, or of all.
         """
-        if not self.units:
+        if not self.costs:
             return {name: dict(kinds) for name, kinds in self.errors.items()}
         found: dict[str, dict[str, float]] = {}
         slopes: dict[str, list[float]] = {}
-        for unit in self.units:
+        for unit in self.costs:
             count = len(unit.tensors)  # errors add up, and each has its part
             for name in unit.tensors:
                 kinds = self.errors.get(name, {})
@@ -120,27 +139,10 @@ class Sensitivity:
         A unit of several tensors is called by the first of them.
         """
         found = []
-        for unit in self.units:
+        for unit in self.costs:
             others = f" and {len(unit.tensors) - 1} more" if len(unit.tensors) > 1 else ""
             found.append((unit.tensors[0] + others, unit.cost(error * len(unit.tensors))))
         return sorted(found, key=lambda pair: -pair[1])
-
-    def write(self, path: Path, about: Mapping[str, Any]) -> None:
-        """Write sensitivity.json; `about` says how it was measured."""
-        units = [asdict(unit) for unit in self.units]
-        write_json(path, {**about, "errors": self.errors, "costs": units})
-
-    @staticmethod
-    def load(path: Path) -> Sensitivity:
-        """Read sensitivity.json."""
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return Sensitivity(found["errors"], tuple(unit_of(entry) for entry in found["costs"]))
-
-
-def unit_of(entry: Mapping[str, Any]) -> UnitCost:
-    """The unit of an entry as it stands in JSON."""
-    probes = tuple(Probe(**probe) for probe in entry["probes"])
-    return UnitCost(tuple(entry["tensors"]), probes, entry["floor"])
 
 
 def units_of(names: Iterable[str], groups: Sequence[str]) -> list[tuple[str, ...]]:

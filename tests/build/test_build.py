@@ -103,10 +103,11 @@ def test_what_a_build_leaves(built: Path) -> None:
         assert sum(placement.tensor_split) == 8  # seven layers and the output
         assert placement.run.context_tokens == 516096
         validation = json.loads((folder / "validation.json").read_text())
-        assert validation["niah"]["mode"] == "multikey-4"
+        (score,) = validation["niah"]["scores"]
+        assert (score["task"], score["keys"]) == ("multikey", 4)
         assert validation["niah"]["fork_difference"] == 0.0
         answers = [json.loads(line) for line in (folder / "niah.jsonl").read_text().splitlines()]
-        assert len(answers) == validation["niah"]["trials"] == 4
+        assert len(answers) == score["trials"] == 4
         assert (folder / "heatmap.png").read_bytes().startswith(b"\x89PNG")
     klds = [
         json.loads((built / "levels" / level / "validation.json").read_text())["kld"]["mean"]

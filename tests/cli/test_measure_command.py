@@ -42,9 +42,9 @@ def test_measures_and_goes_on_after_a_kill(base: Path, tmp_path: Path) -> None:
     whole = measure(*given, tmp_path / "whole.json", "--json")
     assert whole.returncode == 0, whole.stderr
     facts = json.loads(whole.stdout)
-    found = Sensitivity.load(tmp_path / "whole.json")
+    found = Sensitivity.read(tmp_path / "whole.json")
     assert facts["tensors"] == len(found.errors) == 32
-    groups = [unit.tensors for unit in found.units if len(unit.tensors) > 1]
+    groups = [unit.tensors for unit in found.costs if len(unit.tensors) > 1]
     assert groups == [
         (f"blk.{layer}.ffn_up_exps.weight", f"blk.{layer}.ffn_down_exps.weight")
         for layer in (1, 3, 6)
@@ -52,7 +52,7 @@ def test_measures_and_goes_on_after_a_kill(base: Path, tmp_path: Path) -> None:
         (f"blk.{layer}.ffn_down_exps.weight", f"blk.{layer}.ffn_up_exps.weight")
         for layer in (1, 3, 6)
     ]
-    assert all(unit.cost(0.01) > 0 for unit in found.units)
+    assert all(unit.cost(0.01) > 0 for unit in found.costs)
     content = json.loads((tmp_path / "whole.json").read_text())
     assert content["restored_kld"] == 0.0
     assert content["cost_tokens"] == 64

@@ -49,6 +49,9 @@ def test_infinite_values(ratio: float, tmp_path: Path) -> None:
         (b"{", "JSON"),
         (b"[]", "damaged"),
         (b"\xff", "JSON"),
+        (b"[" * 100_000, "JSON"),
+        (changed(ratio=-(10**3999)), "digits"),
+        (changed(**{"a\x1b[2J" + "b" * 200: 1}), r"a\\u001b\[2Jb+…: "),
         (changed(version=1), "version 1"),
         (b'{"ratio": 1.0}', "version none"),
         (changed(ratio="0.5"), "ratio"),
@@ -62,7 +65,19 @@ def test_anything_else_is_one_sentence(content: bytes, named: str, tmp_path: Pat
     with pytest.raises(InputError, match=named) as error:
         Example.read(path)
     assert str(path) in str(error.value)
-    assert "\n" not in str(error.value)
+    assert str(error.value).isprintable()
+    assert len(str(error.value)) < 300 + len(str(path))
+
+
+class Earlier(Example):
+    unversioned = 2
+
+
+def test_a_file_from_before_there_were_versions() -> None:
+    content = EXAMPLE.model_dump(mode="json", exclude={"version"})
+    assert Earlier.parse(json.dumps(content).encode(), "it").ratio == EXAMPLE.ratio
+    with pytest.raises(InputError, match="version 1"):
+        Earlier.parse(changed(version=1), "it")
 
 
 def test_a_missing_file(tmp_path: Path) -> None:

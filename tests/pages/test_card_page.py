@@ -23,6 +23,7 @@ from quantkit.release.card.facts import CardFacts
 from quantkit.release.card.render import card_text
 from quantkit.release.fits import Fits
 from quantkit.report.retrieval_heatmap import draw_heatmap
+from quantkit.study.imatrix import SourceRead
 
 FILES = (
     "validation.json", "niah.jsonl", "allocation.json", "placement.json", SERVER_SCRIPT,
@@ -151,9 +152,8 @@ def test_words_of_others_stay_words(tmp_path: Path, open_card: Open) -> None:
     evil = "a|b <img src=x onerror=window.broken=1> [x](javascript:1) **z** <script>1</script>"
     facts = three_levels(tmp_path)
     source = replace(SOURCE, licence_name=evil)
-    calibration = dict(facts.calibration) | {
-        "sources": [{"name": evil, "origin": "disk", "licence": evil, "tokens": 7}]
-    }
+    sources = (SourceRead(evil, "disk", evil, 7),)
+    calibration = facts.calibration.model_copy(update={"sources": sources})
     page = open_card(replace(facts, source=source, calibration=calibration))
     check(page)
     assert rows(page, "text")[1] == [f"{evil} (a file of the publisher)", "7", evil]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import flagship
@@ -27,12 +26,11 @@ from quantkit.models.model import Model
 from quantkit.plan import fit as fitting
 from quantkit.plan import level_plans
 from quantkit.plan.allocate import GAP
-from quantkit.plan.allocation_file import allocation_json
+from quantkit.plan.allocation_file import AllocationFile, fallback_text
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.fit import Fit, LevelPlan
 from quantkit.plan.gpu_memory import GPUMemory, gpu_memory
 from quantkit.plan.level_plans import NOMINAL_GAP, nominal_costs
-from quantkit.report.results import fallback_text
 from quantkit.study.sensitivity import Sensitivity, UnitCost
 
 DEMO = open_source(choose_model("demo"))
@@ -225,19 +223,20 @@ def test_allocation_json_predicts_a_kld_only_where_costs_were_measured() -> None
     plans, _ = plan_levels(levels, target(24), SMALL)
     for plan in plans:
         found = fit(plan, SMALL, costs, target(24)).allocation
-        for measured in (Sensitivity(errors, units), Sensitivity(errors)):
-            content = json.loads(json.dumps(allocation_json(found, SMALL.tensors, measured)))
-            types = {name: entry["type"] for name, entry in content["tensors"].items()}
+        for measured in (Sensitivity(errors=errors, costs=units), Sensitivity(errors=errors)):
+            content = AllocationFile.of(found, SMALL.tensors, measured)
+            assert AllocationFile.parse(content.text().encode(), "it") == content
+            types = content.types
             assert types == found.types
-            assert content["total_bytes"] == file_bytes(SMALL, types)
+            assert content.total_bytes == file_bytes(SMALL, types)
             own = plan.stock is None
-            assert (content["predicted_kld"] is None) is not (own and bool(measured.units))
-            assert (content["summed_relative_error"] is None) is not own  # Q4_K has no error here
-            assert (content["optimality_gap"] is None) is not own
-            assert content["preset"] == plan.recipe.preset
+            assert (content.predicted_kld is None) is not (own and bool(measured.costs))
+            assert (content.summed_relative_error is None) is not own  # Q4_K has no error here
+            assert (content.optimality_gap is None) is not own
+            assert content.preset == plan.recipe.preset
             fell_back = set() if own else {n for n in types if "ffn_down_exps" in n}
-            assert set(content["fallbacks"]) == fell_back
-            if content["predicted_kld"] is not None:
+            assert set(content.fallbacks) == fell_back
+            if content.predicted_kld is not None:
                 relative = sum(errors[n][types[n]] for n in errors)
-                assert content["summed_relative_error"] == pytest.approx(relative)
-                assert content["predicted_kld"] == pytest.approx(7 * relative)
+                assert content.summed_relative_error == pytest.approx(relative)
+                assert content.predicted_kld == pytest.approx(7 * relative)

@@ -20,7 +20,6 @@ from quantkit.plan.type_choice import (
     TypeChoice,
     check_importance,
     choose_types,
-    read_allocation,
 )
 
 LLAMA = [TensorInfo(name, array.shape, "F32") for name, array in llama_arrays().items()]
@@ -41,6 +40,10 @@ def allocation(path: Path, types: Mapping[str, str], preset: str | None = None) 
     tensors = {name: {"type": kind} for name, kind in types.items()}
     path.write_text(json.dumps({"preset": preset, "tensors": tensors}))
     return path
+
+
+def read_allocation(path: Path, tensors: Sequence[TensorInfo]) -> Mapping[str, str]:
+    return choose_types(str(path), Model("none", {}, tensors), has_imatrix=False).types
 
 
 def chosen(given: object, *, has_imatrix: bool = True) -> TypeChoice:

@@ -23,7 +23,7 @@ from quantkit.models.checkpoint import CheckpointSource, open_checkpoint
 from quantkit.models.geometry import geometry_of
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.plan.allocate import Allocation
-from quantkit.plan.allocation_file import allocation_json
+from quantkit.plan.allocation_file import AllocationFile
 from quantkit.study.sensitivity import Sensitivity
 
 NAME = "NVIDIA-Nemotron-3-Super-120B-A12B"
@@ -167,8 +167,8 @@ def test_types_of_an_allocation(tmp_path: Path) -> None:
     tensors = make_shape.gguf_tensors(TINY)
     chosen = {i.name: "Q8_0" if i.name == "output.weight" else i.type_name for i in tensors}
     path = tmp_path / "allocation.json"
-    content = allocation_json(Allocation(0, 0, 0.0, 0.0, chosen, {}), tensors, Sensitivity({}))
-    path.write_text(json.dumps(content), encoding="utf-8")
+    chosen_here = Allocation(0, 0, 0.0, 0.0, chosen, {})
+    AllocationFile.of(chosen_here, tensors, Sensitivity(errors={})).write(path)
     (written,) = make_shape.write_gguf(tmp_path / "m.gguf", TINY, str(path))
     read = GGUFSource(written)
     assert {info.name: info.type_name for info in read.tensors} == chosen

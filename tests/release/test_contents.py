@@ -30,7 +30,7 @@ def names(found: Build, *arguments: object, **options: bool) -> list[str]:
 def test_a_build_is_what_its_receipts_say(finished_build: Path) -> None:
     found = read_build(finished_build)
     assert (found.model, found.source, found.commit) == ("quantkit-demo", "quantkit-demo", None)
-    assert (found.prediction, found.target.name) == ("drop", "4x3090")
+    assert found.target.name == "4x3090"
     assert [level.name for level in found.levels] == [level["name"] for level in LEVELS]
     assert found.parameters == sum(info.elements for info in found.header(found.levels[0])[1])
     check_outputs(found, found.levels, SILENT)
@@ -70,13 +70,10 @@ def test_each_file_is_published_from_the_stage_that_wrote_it(own: Path) -> None:
 
 
 def flip(path: Path) -> None:
-    """Change one byte, and neither size nor time of change."""
-    stat = path.stat()
-    with path.open("r+b") as file:
-        file.seek(-100, 2)
-        byte = file.read(1)
-        file.seek(-100, 2)
-        file.write(bytes([byte[0] ^ 1]))
+    """Change one byte, of JSON in a hash, and neither size nor time of change."""
+    stat, data = path.stat(), bytearray(path.read_bytes())
+    data[data.rfind(b'"sha256": "') + 12 if path.suffix == ".json" else -100] ^= 1
+    path.write_bytes(data)
     os.utime(path, ns=(stat.st_atime_ns, stat.st_mtime_ns))
 
 

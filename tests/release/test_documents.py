@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
@@ -26,7 +24,7 @@ from quantkit.release.documents import (
 )
 from quantkit.study.calibration.sources import local_sources
 from quantkit.study.calibration.texts import chunk_order
-from quantkit.study.imatrix import FileRead, SourceRead
+from quantkit.study.imatrix import Calibration, FileRead, SourceRead
 
 LEVELS = (LevelRecipe(name="Q4", bits_per_weight=4.5),)
 ODD = st.text(st.characters(codec="utf-8"), min_size=1, max_size=40)
@@ -60,7 +58,13 @@ def comments(document: str) -> str:
     return "".join(line for line in document.splitlines(True) if line.startswith("#"))
 
 
-def calibration_of(recipe: Recipe) -> dict[str, Any]:
+def recorded_of(*sources: SourceRead, ready: str | None = None) -> Calibration:
+    return Calibration(
+        chunks=2, tokens=1024, weights=1, unseen_experts=0, sources=sources, ready=ready
+    )
+
+
+def calibration_of(recipe: Recipe, *more: SourceRead) -> Calibration:
     """calibration.json of a build whose texts lie here."""
     sources = [
         SourceRead(
@@ -75,7 +79,7 @@ def calibration_of(recipe: Recipe) -> dict[str, Any]:
         )
         for source in local_sources(recipe.imatrix)
     ]
-    return {"chunks": 2, "ready": None, "sources": [asdict(source) for source in sources]}
+    return recorded_of(*sources, *more)
 
 
 @pytest.mark.parametrize("name", known_recipes())
@@ -136,8 +140,10 @@ def test_paths_of_texts_become_names_with_their_hashes(
         **{str(home / "mine.txt"): 1.0, "chat": 2.0, str(home / "texts"): 1.5},
         **{"hf://datasets/someone/talks@main/a.txt": 0.25},
     )
-    calibration = calibration_of(of_mixture(**dict(list(recipe.imatrix.mixture.items())[:3])))
-    calibration["sources"].append({"name": "hf://datasets/someone/talks@main/a.txt", "files": []})
+    calibration = calibration_of(
+        of_mixture(**dict(list(recipe.imatrix.mixture.items())[:3])),
+        SourceRead("hf://datasets/someone/talks@main/a.txt"),
+    )
     document = recipe_document(recipe, calibration, model="someone/model@c0ffee")
     assert str(tmp_path) not in document
     assert "home" not in document
@@ -225,7 +231,7 @@ def test_a_folder_without_a_name_has_the_hash_that_is_left(
     monkeypatch.chdir(tmp_path / "here")
     recipe = of_mixture(**{".": 1.0, str(files["b.txt"]): 2.0})
     recorded = calibration_of(recipe)
-    assert [source["name"] for source in recorded["sources"]] == ["here", "b.txt"]
+    assert [source.name for source in recorded.sources] == ["here", "b.txt"]
     found = hashes_of(recipe_document(recipe, recorded))
     assert found == {"here": sha256_of(files["here/x.txt"]), "b.txt": sha256_of(files["b.txt"])}
 
@@ -265,13 +271,13 @@ def test_a_folder_without_a_name_has_the_one_that_was_recorded() -> None:
 def test_texts_that_are_not_read_lose_their_path_too() -> None:
     imatrix = ImatrixRecipe(texts=("/home/me/a.txt",), mixture={"chat": 1.0})
     recipe = Recipe(name="own", levels=LEVELS, imatrix=imatrix)
-    recorded = {"ready": None, "sources": [{"name": "chat", "files": []}]}
+    recorded = recorded_of(SourceRead("chat"))
     document = recipe_document(recipe, recorded)
     assert "/home/me" not in document
     assert "builder's own" not in document
 
 
-READY = {"ready": "imatrix.gguf", "sources": [{"name": "a.txt"}, {"name": "b.txt"}]}
+READY = recorded_of(SourceRead("a.txt"), SourceRead("b.txt"), ready="imatrix.gguf")
 
 
 def test_a_ready_imatrix_is_part_of_the_command() -> None:
@@ -327,12 +333,8 @@ def test_names_of_any_letters_come_back(
         levels=(LevelRecipe(name="Q4", pin={re.escape(pattern): "Q8_0"}),),
         imatrix=ImatrixRecipe(mixture={key: share, f"/home/me/{key}": 1.0}),
     )
-    recorded = {
-        "ready": None,
-        "sources": [
-            {"name": key, "files": [{"name": pattern, "sha256": "0" * 64}]} for _ in range(2)
-        ],
-    }
+    source = SourceRead(key, files=(FileRead(pattern, 1, "0" * 64),))
+    recorded = recorded_of(source, source)
     document = recipe_document(recipe, recorded)
     again = loaded(document, tmp_path)
     assert again == public_recipe(recipe, recorded)

@@ -41,7 +41,7 @@ def test_a_line_a_task_with_cut_off_apart_from_wrong(tmp_path: Path) -> None:
     answers[4] = replace(answers[4], truncated=True)  # cut off, and right all the same
     answers += [answer("absent", 516096, i, 2) for i in range(2)]
     page, gpu = rendered(tmp_path, answers)
-    bounds = json.loads((tmp_path / "levels/Q4/validation.json").read_text())["niah"]["tasks"][0]
+    bounds = json.loads((tmp_path / "levels/Q4/validation.json").read_text())["niah"]["scores"][0]
     low, high = (f"{100 * bounds[name]:.1f} %" for name in ("lower_bound", "upper_bound"))
     known = [a.log_probability or 0 for a in answers[:10]]
     mean = f"{sum(known) / 10:.2f}".replace("-", "−")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pytest
-from finished_levels import KEYS, answer, answers_of, retrieval
+from finished_levels import KEYS, answer, answers_of, recipe_of, retrieval
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.report.retrieval_words import (
@@ -16,56 +17,65 @@ from quantkit.report.retrieval_words import (
     nats_text,
     rate_text,
 )
-from quantkit.retrieval.results import Rung, TaskScore
+from quantkit.retrieval.results import Retrieval, Rung, TaskScore
 
 
-def score(task: str, hits: int, lower: float) -> TaskScore:
-    return TaskScore(task, 516096, 128, 64, hits, lower, 1.0, 0, None)
+def scored(*scores: tuple[str, int, float], **changes: Any) -> Retrieval:  # noqa: ANN401
+    """A check of 64 questions for each (task, hits, lower bound)."""
+    asked = recipe_of(gate=[task for task, _, _ in scores], **changes)
+    found = [TaskScore(t, 516096, 128, 64, hits, lower, 1.0, 0, None) for t, hits, lower in scores]
+    return changed(recipe=asked, scores=tuple(found))
+
+
+def changed(**changes: Any) -> Retrieval:  # noqa: ANN401
+    return retrieval([answer("multikey", 8192, 0, 1)]).model_copy(update=changes)
+
+
+MAIN, PROBE = ("multikey", 64, 0.954), ("two-hop", 50, 0.68)
 
 
 def test_the_gate() -> None:
-    main, probe = score("multikey", 64, 0.954), score("two-hop", 50, 0.68)
-    assert gate_text([main], 0.9, 0.95, clustered=False) == (
+    assert gate_text(scored(MAIN)) == (
         "Gate: the exact lower bound of the hit rate at 504K tokens (one-sided, 95 %) must reach "
         "90.0 %. multikey-128: 64 of 64 found, at least 95.4 %. Result: passed."
     )
-    both = gate_text([main, probe], 0.9, 0.95, clustered=True)
+    both = gate_text(scored(MAIN, PROBE, clustered=True, seeds=(1, 2, 3)))
     assert "allows for the spread between seeds" in both
     assert both.endswith("two-hop: 50 of 64 found, at least 68.0 %. Result: two-hop fell short.")
-    assert gate_text([probe], None, 0.95, clustered=False).startswith("No gate; ")
+    assert gate_text(scored(PROBE, minimum_lower_bound=None)).startswith("No gate; ")
 
 
 def test_the_cost_beside_one_prefill_a_question() -> None:
-    words = cost_text(90_000, 10_000, 1_250_000, forked=True)
+    found = changed(prefill_tokens=90_000, question_tokens=10_000, classic_tokens=1_250_000)
+    words = cost_text(found, forked=True)
     assert "90,000 tokens and questions of 10,000" in words
     assert "takes 1,250,000, 12.5 times as many." in words
-    assert cost_text(90_000, 10_000, 1_250_000, forked=False) == (
-        "Each question had a prefill of its own, 1,250,000 tokens in all; on forks of one prefill "
-        "they would have been 100,000."
-    )
+    alone = cost_text(found, forked=False)
+    assert "1,250,000 tokens in all" in alone
+    assert "100,000" in alone
 
 
-def rung(difference: float | None) -> Rung:
-    return Rung(8192, 16, 8000, 4.0, 4000, 24, 2.0, difference)
+def forks(self_test: float, *differences: float | None) -> str:
+    rungs = tuple(Rung(8192, 16, 8000, 4.0, 4000, 24, 2.0, one) for one in differences)
+    return forks_text(changed(fork_difference=self_test, rungs=rungs))
 
 
 def test_whether_forks_are_exact() -> None:
-    assert forks_text(0.0, [rung(None)]) == (
+    assert forks(0.0, None) == (
         "Forks are exact: a fork beside a fresh decode gave the same logits, bit for bit."
     )
-    exact = forks_text(0.0, [rung(0.0), rung(0.0)])
-    assert "a question asked again after all others at 2 lengths" in exact
-    assert "at most 2.5e-06 of the largest logit" in forks_text(0.0, [rung(0.0), rung(2.5e-6)])
-    assert "at most 1.0e-03" in forks_text(1e-3, [])
+    assert "a question asked again after all others at 2 lengths" in forks(0.0, 0.0, 0.0)
+    assert "at most 2.5e-06 of the largest logit" in forks(0.0, 0.0, 2.5e-6)
+    assert "at most 1.0e-03" in forks(1e-3)
 
 
 def test_what_was_asked() -> None:
-    one_pass = check_text(
-        RetrievalRecipe(needles=24, seeds=(1, 2, 3), thinking=True, answer_tokens=512), "f16"
-    )
+    asked = recipe_of(needles=24, seeds=(1, 2, 3), thinking=True, answer_tokens=512)
+    one_pass = check_text(changed(recipe=asked, kv_type="f16"))
     for words in ("24 are asked", "3 haystacks", "after thinking", "KV cache in f16"):
         assert words in one_pass
-    assert check_text(RetrievalRecipe(mode="classic"), "f16").startswith("Retrieval is single")
+    classic = RetrievalRecipe(mode="classic")
+    assert check_text(changed(recipe=classic)).startswith("Retrieval is single")
 
 
 @pytest.mark.parametrize(

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 import pytest
 
-from quantkit.retrieval.results import Answer, Retrieval, Rung, score_tasks
+from quantkit.config.recipe import RetrievalRecipe, Task
+from quantkit.core.errors import InputError
+from quantkit.retrieval.results import (
+    Answer,
+    Retrieval,
+    Rung,
+    answer_lines,
+    parse_answers,
+    score_tasks,
+)
 from quantkit.retrieval.statistics import hit_rate_bounds, lower_bound
 
 
@@ -29,9 +37,17 @@ def answer(length: int, seed: int, index: int, hit: bool, task: str = "multikey"
     )
 
 
-def found(answers: list[Answer]) -> Retrieval:
+def found(
+    answers: list[Answer], minimum: float | None = 0.9, gate: tuple[Task, ...] = ()
+) -> Retrieval:
+    recipe = RetrievalRecipe(
+        probes={"near-miss": 4, "absent": 4}, gate=gate, minimum_lower_bound=minimum
+    )
     scores = score_tasks(answers, {4: 7, 8: 15})
-    return Retrieval("one-pass", tuple(answers), scores, (), True, 0.0, 8, 2, 90)
+    return Retrieval(
+        recipe=recipe, kv_type="q8_0", answers=tuple(answers), scores=scores, rungs=(),
+        forked=True, fork_difference=0.0, prefill_tokens=8, question_tokens=2, classic_tokens=90,
+    )  # fmt: skip
 
 
 def test_scores_by_task_and_length() -> None:
@@ -65,20 +81,22 @@ def test_the_gate_looks_at_the_longest_context_and_the_named_tasks() -> None:
     answers = [answer(8, 1, i, i != 0) for i in range(8)]
     answers += [answer(4, 1, i, False) for i in range(8)]
     answers += [answer(8, 1, i, True, "near-miss") for i in range(4)]
-    all_of = found(answers)
-    assert [(s.task, s.context_tokens) for s in all_of.gated(())] == [("multikey", 8)]
+    assert [(s.task, s.context_tokens) for s in found(answers).gated] == [("multikey", 8)]
     bound = lower_bound(7, 8)
-    assert all_of.passes((), bound)
-    assert not all_of.passes((), bound + 1e-9)
-    assert all_of.passes((), None)
-    assert all_of.passes(("near-miss",), lower_bound(4, 4))
-    assert not all_of.passes(("near-miss", "multikey"), lower_bound(4, 4) + 0.02)
-    assert not all_of.passes(("absent",), 0.0)  # what was not asked proves nothing
+    assert found(answers, bound).passed
+    assert not found(answers, bound + 1e-9).passed
+    assert found(answers, None).passed
+    assert found(answers, lower_bound(4, 4), ("near-miss",)).passed
+    assert not found(answers, lower_bound(4, 4) + 0.02, ("near-miss", "multikey")).passed
+    assert not found(answers, 0.0, ("absent",)).passed  # what was not asked proves nothing
 
 
 def test_an_answer_comes_back_from_its_line() -> None:
     one = replace(answer(8, 1, 3, True), answer='</script>\u2028\n"', margin=2.5, rank=1)
-    assert Answer.read(json.dumps(asdict(one))) == one
+    assert parse_answers(answer_lines([one, one]).encode(), "it") == (one, one)
+    for line, words in (("{", "line 2 is not valid JSON"), ('{"seed": "1"}', "line 2 is damaged")):
+        with pytest.raises(InputError, match=words):
+            parse_answers((answer_lines([one]) + line).encode(), "it")
     assert one.place == (8, 1, "multikey", 3)
 
 

@@ -25,7 +25,7 @@ from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.study import imatrix as stage
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.imatrix import (
-    ImatrixFacts,
+    Calibration,
     chunks_per_batch,
     collect_imatrix,
     collect_in_child,
@@ -62,7 +62,7 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 def in_child(
     base: Path, folder: Path, told: Recorder | None = None, **changes: object
-) -> tuple[ImatrixFacts, str]:
+) -> tuple[Calibration, str]:
     """What a run without a child process gives, and the hash of its file."""
     fields: dict[str, object] = {"texts": (str(TEXT),), "chunk_tokens": 64}
     recipe = ImatrixRecipe.model_validate(fields | changes)

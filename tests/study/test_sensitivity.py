@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -61,8 +62,9 @@ def test_costs_of_every_tensor_and_type() -> None:
     errors = {A: {"Q8_0": 1e-5, "Q4_0": 1e-2}, B: {"Q4_0": 2e-2}}
     other = "blk.9.attn_q.weight"  # no graph showed it: as the others of its kind
     found = Sensitivity(
-        {**errors, other: {"Q4_0": 1e-2}}, (unit((0.01, 0.002)), unit((0.02, 0.1), names=(B,)))
-    ).costs()
+        errors={**errors, other: {"Q4_0": 1e-2}},
+        costs=(unit((0.01, 0.002)), unit((0.02, 0.1), names=(B,))),
+    ).tensor_costs()
     assert found[A] == pytest.approx({"Q8_0": 2e-6, "Q4_0": 2e-3})
     assert found[B] == pytest.approx({"Q4_0": 0.1})
     assert found[other] == pytest.approx({"Q4_0": 2e-3})
@@ -70,19 +72,20 @@ def test_costs_of_every_tensor_and_type() -> None:
 
 def test_a_group_adds_up_to_what_was_measured() -> None:
     together = unit((0.04, 0.2), names=(B, C))
-    found = Sensitivity({B: {"Q4_0": 0.02}, C: {"Q4_0": 0.02}}, (together,)).costs()
+    errors = {B: {"Q4_0": 0.02}, C: {"Q4_0": 0.02}}
+    found = Sensitivity(errors=errors, costs=(together,)).tensor_costs()
     assert found[B]["Q4_0"] + found[C]["Q4_0"] == pytest.approx(0.2)
 
 
 def test_the_dearest_first() -> None:
     units = (unit((0.01, 0.002)), unit((0.04, 0.2), names=(B, C)))
-    names = Sensitivity({}, units).dearest()
+    names = Sensitivity(errors={}, costs=units).dearest()
     assert names == [(f"{B} and 1 more", pytest.approx(0.1)), (A, pytest.approx(0.002))]
 
 
 def test_without_measured_costs_errors_count_alike() -> None:
     errors = {A: {"Q4_0": 1e-2}, B: {"Q4_0": 2e-2}}
-    assert Sensitivity(errors).costs() == errors
+    assert Sensitivity(errors=errors).tensor_costs() == errors
 
 
 def test_units_of_groups() -> None:
@@ -96,6 +99,12 @@ def test_units_of_groups() -> None:
 
 
 def test_the_file_holds_all_that_allocation_needs(tmp_path: Path) -> None:
-    written = Sensitivity({A: {"Q4_0": 1e-2}}, (unit((0.01, 0.002), (0.04, 0.006)),))
-    written.write(tmp_path / "sensitivity.json", {"cost_tokens": 1024})
-    assert Sensitivity.load(tmp_path / "sensitivity.json") == written
+    path = tmp_path / "sensitivity.json"
+    costs = (unit((0.01, 0.002), (0.04, 0.006)),)
+    written = Sensitivity(errors={A: {"Q4_0": 1e-2}}, costs=costs, cost_tokens=1024)
+    written.write(path)
+    assert Sensitivity.read(path) == written
+    earlier = json.loads(path.read_text())
+    del earlier["version"]  # measured for hours before files had one
+    path.write_text(json.dumps(earlier))
+    assert Sensitivity.read(path) == written

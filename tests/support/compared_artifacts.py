@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
+from quantkit.config.recipe import RetrievalRecipe
 from quantkit.report.comparison.comparison import Comparison, Conditions, compared
 from quantkit.report.comparison.measured import Measured
 from quantkit.retrieval.results import Answer, Retrieval, Rung, score_tasks
@@ -82,7 +83,12 @@ def retrieval(found: tuple[Answer, ...], speed: float = 1.0) -> Retrieval:
         Rung(n, 64, n, n / (3000 * speed), 90 * 64, 32, 32 / (70 * speed), 1e-6) for n in lengths
     )
     scores = score_tasks(found, dict.fromkeys(lengths, 64))
-    return Retrieval("one-pass", found, scores, rungs, True, 1e-6, 3 * sum(lengths), 9000, 10**6)
+    return Retrieval(
+        recipe=RetrievalRecipe(needles=32, context_tokens=tuple(lengths), seeds=(1, 2, 3)),
+        kv_type="q8_0", answers=found, scores=scores, rungs=rungs, forked=True,
+        fork_difference=1e-6, prefill_tokens=3 * sum(lengths), question_tokens=9000,
+        classic_tokens=10**6,
+    )  # fmt: skip
 
 
 def positions(kld: float = 0.0, loss: float = 0.0, stream: int = 0) -> PositionStatistics:

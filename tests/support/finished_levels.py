@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import random
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +12,21 @@ from quantkit.config.run_settings import RunSettings
 from quantkit.config.target import load_target
 from quantkit.core.receipts import Output, Receipt
 from quantkit.formats.imatrix_file import Imatrix
+from quantkit.plan.allocation_file import AllocatedTensor, AllocationFile
 from quantkit.plan.placement import PLACEMENT_FILE, GPUPlan, Placement, PlacementFile
 from quantkit.quantize.integrity import Integrity
 from quantkit.report.facts import ReportFacts
 from quantkit.report.results import LevelResult, read_level
-from quantkit.retrieval.results import Answer, DeviceUse, Retrieval, Rung, score_tasks
-from quantkit.retrieval.run.verdict import validation_json
+from quantkit.retrieval.results import (
+    Answer,
+    DeviceUse,
+    Retrieval,
+    Rung,
+    answer_lines,
+    score_tasks,
+)
+from quantkit.retrieval.validation import Validation
+from quantkit.study.imatrix import Calibration
 from quantkit.study.imatrix_coverage import coverage_of
 from quantkit.study.kld_statistics import KLDStatistics
 
@@ -68,8 +75,15 @@ def answers_of(missing: float, seeds: Sequence[int] = (1,), each: int = 32) -> l
     return found
 
 
-def retrieval(answers: Sequence[Answer], *, clustered: bool = False) -> Retrieval:
+def recipe_of(**changes: Any) -> RetrievalRecipe:  # noqa: ANN401 - fields of every type
+    """That asks for what `answers_of` gives."""
+    asked = {"needles": 32, "context_tokens": tuple(KEYS), "probes": dict.fromkeys(PROBES, 8)}
+    return RetrievalRecipe.model_validate(asked | changes)
+
+
+def retrieval(answers: Sequence[Answer], recipe: RetrievalRecipe | None = None) -> Retrieval:
     """What a check with these answers found, with figures of cost that can be told apart."""
+    recipe = recipe or recipe_of()
     lengths = sorted({a.context_tokens for a in answers})
     rungs = [
         Rung(length, KEYS[length], length - before - 100, (length - before) / (2000 - length / 500),
@@ -77,8 +91,8 @@ def retrieval(answers: Sequence[Answer], *, clustered: bool = False) -> Retrieva
         for before, length in zip([0, *lengths], lengths, strict=False)
     ]  # fmt: skip
     return Retrieval(
-        mode="one-pass", answers=tuple(answers), rungs=tuple(rungs),
-        scores=score_tasks(answers, KEYS, clustered=clustered),
+        recipe=recipe, kv_type="q8_0", answers=tuple(answers), rungs=tuple(rungs),
+        scores=score_tasks(answers, KEYS, clustered=recipe.clustered),
         forked=True, fork_difference=0.0,
         prefill_tokens=sum(rung.prefill_tokens for rung in rungs),
         question_tokens=sum(rung.question_tokens for rung in rungs),
@@ -92,10 +106,7 @@ def finish_level(
     kld: float | None = 0.01, recipe: RetrievalRecipe | None = None,
 ) -> LevelResult:  # fmt: skip
     """Write what a build leaves of a level in `build`, and read it back."""
-    asked = recipe or RetrievalRecipe(
-        needles=32, context_tokens=tuple(KEYS), probes=dict.fromkeys(PROBES, 8)
-    )
-    found = retrieval(answers, clustered=asked.clustered)
+    found = retrieval(answers, recipe)
     divergence = None if kld is None else KLDStatistics(
         2040, kld, kld / 20, kld / 2, 9 * kld, 20 * kld, 50 * kld, 1 - kld, 0.001, 8.1, 8.0,
         kld / 5, 0.001,
@@ -111,17 +122,12 @@ def finish_level(
         host_bytes=0, host_compute_bytes=0, compute_is_estimated=False,
     )  # fmt: skip
     PlacementFile(command=COMMAND, placement=placement).write(folder / PLACEMENT_FILE)
-    tensor = {"type": "Q4_K", "bytes": 1}
-    files = {
-        "validation.json": validation_json(found, divergence, asked, "q8_0", INTEGRITY),
-        "allocation.json": {
-            "tensors": {"a": tensor, "b": tensor}, "predicted_kld": kld, "fallbacks": {},
-        },
-    }  # fmt: skip
-    for file, content in files.items():
-        (folder / file).write_text(json.dumps(content))
-    lines = (json.dumps(asdict(a), ensure_ascii=False) for a in answers)
-    (folder / "niah.jsonl").write_text("".join(line + "\n" for line in lines), encoding="utf-8")
+    tensors = dict.fromkeys("ab", AllocatedTensor(type="Q4_K", bytes=1))
+    AllocationFile(tensors=tensors, predicted_kld=kld).write(folder / "allocation.json")
+    Validation(passed=found.passed, niah=found, kld=divergence, integrity=INTEGRITY).write(
+        folder / "validation.json"
+    )
+    (folder / "niah.jsonl").write_text(answer_lines(answers))
     size = int(bits * 15_000_000_000)
     receipt = Receipt(
         f"quantize:{name}", {}, (Output(f"levels/{name}/m-{name}.gguf", size, 0, ""),), 1.0, {}
@@ -137,9 +143,9 @@ def report_facts(results: Sequence[LevelResult], **changes: object) -> ReportFac
     content: dict[str, Any] = {
         "model": "Some-Model-120B", "architecture": "nemotron_h_moe", "parameters": 120_670_000_000,
         "target": load_target("4x3090"), "recipe": recipe.model_copy(update={"retrieval": asked}),
-        "results": tuple(results), "kv_type": "q8_0", "ruled_out": {}, "coverage": coverage,
+        "results": tuple(results), "ruled_out": {}, "coverage": coverage,
         "counts_are_exact": True, "unweighted": (), "versions": {"quantkit": "0.1.0"},
-        "imatrix": {"tokens": 204800, "weights": 1, "ready": None, "sources": ()},
+        "imatrix": Calibration(chunks=400, tokens=204800, weights=1, unseen_experts=0, sources=()),
         "dearest": (("token_embd.weight", 0.02), ("blk.0.ssm_in.weight", 0.001)),
     }  # fmt: skip
     return ReportFacts(**content | changes)

@@ -15,6 +15,7 @@ from quantkit.release.card.front_matter import SourceCard
 from quantkit.release.contents import BuiltLevel
 from quantkit.release.fits import Fits, TargetFits
 from quantkit.report.results import LevelResult
+from quantkit.study.imatrix import Calibration, SourceRead
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 MODEL = "Some-Model-120B"
@@ -30,14 +31,16 @@ SOURCE = SourceCard(
     pipeline_tag="text-generation",
     gated="auto",
 )
-CALIBRATION: dict[str, Any] = {
-    "tokens": 204_800, "ready": None,
-    "sources": [
-        {"name": "code", "origin": "quantkit", "licence": "MIT", "tokens": 4_800},
-        {"name": "hf://datasets/a/b", "origin": f"hf://datasets/a/b@{COMMIT}",
-         "licence": None, "tokens": 200_000},
-    ],
-}  # fmt: skip
+CALIBRATION = Calibration(
+    chunks=400,
+    tokens=204_800,
+    weights=1,
+    unseen_experts=80,
+    sources=(
+        SourceRead("code", "quantkit", "MIT", 4_800),
+        SourceRead("hf://datasets/a/b", f"hf://datasets/a/b@{COMMIT}", None, 200_000),
+    ),
+)
 COVERAGE = {
     "experts": 20_480, "reached": 20_400, "reached_share": "99.6 %", "unseen": "80 more",
     "counted": {"enough": 100, "enough_share": "98.0 %"}, "file": "coverage.png",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,18 @@ from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, w
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import MetaValue, TensorInfo
 from quantkit.llamacpp.ggml import library_version
+from quantkit.models.checkpoint_file import CheckpointFile, SourceFile
 from quantkit.models.choose import choose_model
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.models.model import Model
+from quantkit.plan.allocation_file import AllocatedTensor, AllocationFile
 from quantkit.plan.gpu_memory import padded_bytes
 from quantkit.quantize.encode import write_shards
 from quantkit.quantize.quantize import artifact_metadata, overhead_bytes
+from quantkit.release.manifest import Manifest, ReleasedLevel, ReleaseSource
 from quantkit.release.sums import sums_text
 from quantkit.release.verifying.description import open_folder
-from quantkit.release.verifying.origin import Origin
-from quantkit.release.verifying.verify import Verified, verify
+from quantkit.release.verifying.verify import Origin, Verified, verify
 
 EXPERTS = 16
 STACK = "blk.0.ffn_up_exps.weight"
@@ -135,20 +137,19 @@ def write_small_release(folder: Path, source: Path) -> SmallRelease:
         files = _write_level(folder, level, kind, model, imatrix)
         size = sum((folder / file).stat().st_size for file in files)
         _say_what_was_asked(folder, level, files)
-        levels[level] = {
-            "files": files, "evidence": f"levels/{level}", "passed": result.passed,
-            "baseline": False, "size_bytes": size, "bits_per_weight": 8 * size / elements,
-        }  # fmt: skip
-    manifest = {
-        "format": 1, "model": "tiny", "architecture": "llama", "parameters": elements,
-        "source": {"repository": None, "commit": None}, "mtp": "drop", "imatrix": name,
-        "versions": {"quantkit": __version__, "llama-cpp-python": library_version()},
-        "levels": levels,
-    }  # fmt: skip
-    (folder / "release.json").write_text(json.dumps(manifest))
-    file = {"size_bytes": source.stat().st_size, "sha256": file_sha256(source)}
-    checkpoint = {"model": "tiny", "commit": None, "files": {source.name: file}}
-    (folder / "checkpoint.json").write_text(json.dumps(checkpoint))
+        levels[level] = ReleasedLevel(
+            files=tuple(files), evidence=f"levels/{level}", passed=result.passed,
+            baseline=False, size_bytes=size, bits_per_weight=8 * size / elements,
+        )  # fmt: skip
+    Manifest(
+        model="tiny", architecture="llama", parameters=elements, source=ReleaseSource(),
+        mtp="drop", imatrix=name, levels=levels,
+        versions={"quantkit": __version__, "llama-cpp-python": library_version()},
+    ).write(folder / "release.json")  # fmt: skip
+    file = SourceFile(size_bytes=source.stat().st_size, sha256=file_sha256(source))
+    CheckpointFile(model="tiny", commit=None, files={source.name: file}).write(
+        folder / "checkpoint.json"
+    )
     (folder / "README.md").write_text("# tiny\n")
     made = SmallRelease(folder, source)
     made.sign()
@@ -171,16 +172,16 @@ def _write_level(
     paths = write_shards(place, work, layouts, model, importance, SILENT, 1)
     shutil.rmtree(work)
     padded = sum(padded_bytes(info, info.type_name) for info in infos)
-    tensors: Mapping[str, object] = {
-        info.name: {
-            "type": info.type_name,
-            "bytes": BY_NAME[info.type_name].size_bytes(info.elements),
-        }
+    tensors = {
+        info.name: AllocatedTensor(
+            type=info.type_name, bytes=BY_NAME[info.type_name].size_bytes(info.elements)
+        )
         for info in infos
     }
     total = overhead_bytes(Model(f"tiny-{level}", metadata, model.tensors)) + padded
-    allocation = {"total_bytes": total, "preset": None, "tensors": tensors}
-    (folder / "levels" / level / "allocation.json").write_text(json.dumps(allocation))
+    AllocationFile(total_bytes=total, tensors=tensors).write(
+        folder / "levels" / level / "allocation.json"
+    )
     return [path.relative_to(folder).as_posix() for path in paths]
 
 

@@ -142,7 +142,7 @@ def reproduction(facts: CardFacts) -> Reproduction:
     repository, imatrix = facts.source_repository, facts.imatrix_file
     types = f"{evidence_folder(level)}/allocation.json"
     packages = (f"{_PACKAGES.get(name, name)}=={text}" for name, text in facts.versions.items())
-    ready = facts.calibration["ready"] is not None
+    ready = facts.calibration.ready is not None
     matrix = ["--imatrix", f"{folder}/{imatrix}"]
     mtp = ["--mtp", "keep"] if facts.recipe.convert.mtp == "keep" else []
     original = [["quantkit", "download", repository, "--out", source]] if repository else []

@@ -12,6 +12,7 @@ from quantkit.release.card.front_matter import SourceCard
 from quantkit.release.contents import BuiltLevel
 from quantkit.release.fits import Fits
 from quantkit.report.results import LevelResult
+from quantkit.study.imatrix import Calibration
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,6 @@ class CardFacts:
         recipe: without paths of the builder.
         levels: the published ones, at least one.
         left_out: levels of the build that are not published: baselines, failed, not chosen.
-        calibration: the content of calibration.json.
         coverage: as `report.coverage_values` returns it; None for a model without experts.
         versions: package → version, quantkit first.
         imatrix_file: its path in the repository.
@@ -44,7 +44,7 @@ class CardFacts:
     levels: tuple[BuiltLevel, ...]
     left_out: tuple[LevelResult, ...]
     fits: Fits
-    calibration: Mapping[str, Any]
+    calibration: Calibration
     coverage: Mapping[str, Any] | None
     versions: Mapping[str, str]
     imatrix_file: str

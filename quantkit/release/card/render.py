@@ -7,7 +7,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 from urllib.parse import quote, urlsplit
 
 from quantkit.config.target import Target
@@ -24,9 +23,10 @@ from quantkit.release.card.facts import CardFacts
 from quantkit.release.card.front_matter import card_header
 from quantkit.release.names import SUMS, evidence_folder
 from quantkit.report.pages import page_environment, percent_text
-from quantkit.report.results import LevelResult, LevelRetrieval
-from quantkit.report.retrieval_words import check_text, forks_text
-from quantkit.retrieval.results import MAIN_TASKS, TaskScore
+from quantkit.report.results import LevelResult
+from quantkit.report.retrieval_words import check_text, forks_text, worst_fork
+from quantkit.retrieval.results import MAIN_TASKS, Retrieval, TaskScore
+from quantkit.study.imatrix import Calibration
 
 _TASKS = {
     "multikey": "many keys with near misses, each hidden once with its number",
@@ -87,14 +87,14 @@ def card_text(facts: CardFacts) -> str:
         other_tasks=[table for table in tables if table.task not in gated],
         retrieval=first,
         plans=_plans(facts),
-        check=check_text(facts.recipe.retrieval, first.kv_type),
+        check=check_text(first),
         gate=_gate_rule(first),
         forks=_forks(results),
         measured=[result.kld for result in results if result.kld is not None],
         checked=[result for result in results if result.integrity is not None],
         left_out=[(result, _why_left_out(result)) for result in facts.left_out],
         texts=_calibration_rows(facts.calibration),
-        licences_stated=[text.get("licence") is not None for text in facts.calibration["sources"]],
+        licences_stated=[text.licence is not None for text in facts.calibration.sources],
         types=_types(facts),
         reproduction=reproduction(facts),
         sums=f"(cd {shlex.quote(facts.folder)} && sha256sum --ignore-missing -c {SUMS})",
@@ -253,29 +253,25 @@ def _plans(facts: CardFacts) -> list[str | Sequence[str]]:
     return lines
 
 
-def _gate_rule(found: LevelRetrieval) -> str:
+def _gate_rule(found: Retrieval) -> str:
     """What a level must reach."""
-    if found.minimum_lower_bound is None:
+    least, clustered = found.recipe.minimum_lower_bound, found.recipe.clustered
+    if least is None:
         return "No gate was set: every level is published with its figures."
-    spread = ", which allows for the spread between seeds," if found.clustered else ""
-    kind = f"{'' if found.clustered else 'exact '}lower bound{spread}"
+    spread = ", which allows for the spread between seeds," if clustered else ""
+    kind = f"{'' if clustered else 'exact '}lower bound{spread}"
     tasks = " and of ".join(score.name for score in found.gated)
     return (
         f"A level passes if the {kind} of the hit rate of {tasks} at "
         f"{tokens_text(found.context_tokens)} tokens (one-sided, {100 * found.confidence:.0f} %) "
-        f"reaches {percent_text(found.minimum_lower_bound)}."
+        f"reaches {percent_text(least)}."
     )
 
 
 def _forks(results: Sequence[LevelResult]) -> str:
     """Whether forks answered as prompts of their own, for the level where they differed most."""
     found = [result.retrieval for result in results if result.retrieval.forked]
-    worst = max(
-        found,
-        key=lambda one: max([one.fork_difference, *(r.fork_difference or 0.0 for r in one.rungs)]),
-        default=None,
-    )
-    return "" if worst is None else forks_text(worst.fork_difference, worst.rungs)
+    return forks_text(max(found, key=worst_fork)) if found else ""
 
 
 def _why_left_out(result: LevelResult) -> str:
@@ -289,13 +285,12 @@ def _why_left_out(result: LevelResult) -> str:
     return f"failed its gate ({scores})"
 
 
-def _calibration_rows(calibration: Mapping[str, Any]) -> list[tuple[str, str, str]]:
+def _calibration_rows(calibration: Calibration) -> list[tuple[str, str, str]]:
     """(text, its tokens, its licence) of what the importance matrix was collected on."""
     rows = []
-    for source in calibration["sources"]:
-        tokens, origin = source.get("tokens"), source.get("origin") or ""
-        licence = source.get("licence")
-        words = plain(str(source["name"]))
+    for source in calibration.sources:
+        tokens, origin, licence = source.tokens, source.origin or "", source.licence
+        words = plain(source.name)
         if origin.startswith("hf://datasets/"):
             name, _, commit = origin.removeprefix("hf://datasets/").partition("@")
             page = f"https://huggingface.co/datasets/{name}"
@@ -308,7 +303,7 @@ def _calibration_rows(calibration: Mapping[str, Any]) -> list[tuple[str, str, st
             (
                 words,
                 "not known" if tokens is None else f"{tokens:,}",
-                "not stated" if licence is None else plain(str(licence)),
+                "not stated" if licence is None else plain(licence),
             )
         )
     return rows
@@ -320,7 +315,7 @@ def _types(facts: CardFacts) -> str:
     presets = [level for level in facts.recipe.levels if level.name in published and level.preset]
     words = [f"{level.name} uses the types of llama.cpp's {level.preset}." for level in presets]
     if len(presets) < len(published):
-        costed = any(level.result.predicted_kld is not None for level in facts.levels)
+        costed = any(level.result.allocation.predicted_kld is not None for level in facts.levels)
         summed = (
             "KLD that the tensors' errors were measured to cost,"
             if costed

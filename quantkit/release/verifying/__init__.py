@@ -1,1 +1,1 @@
-"""A release against its own claims, and against what it was made from."""
+"""Verification of a release against its own claims, and against its source."""

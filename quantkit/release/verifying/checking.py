@@ -1,23 +1,19 @@
-"""What the checks of a release share: what is checked, and what was found so far."""
+"""The state that the checks of a release share."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from quantkit.core.errors import InputError
+from quantkit.core.json_documents import JsonDocument
+from quantkit.core.printable import printable, shown
 from quantkit.core.progress import Progress
 from quantkit.formats.gguf_header import GGUFHeader
 from quantkit.formats.tensors import MetaValue
-from quantkit.release.verifying.claims import (
-    AllocationClaims,
-    ClaimsT,
-    parse_claims,
-    printable,
-    shown,
-)
+from quantkit.plan.allocation_file import AllocationFile
 from quantkit.release.verifying.description import ALLOCATION, Description
 from quantkit.release.verifying.files import ReleaseFiles
 from quantkit.release.verifying.structure import Artifact
@@ -27,12 +23,13 @@ CheckName = Literal["files", "structure", "types", "claims", "source"]
 MOST_HEADER_BYTES = 256 << 20
 """Of all headers together; the flagship's take about 10 MB each."""
 MOST_HELD_ITEMS = 8_000_000
-"""Kept of all headers, at some 60 bytes each: a vocabulary has about a million, and once."""
+"""Values kept of all headers, some 60 bytes each; a vocabulary has about a million."""
 ENTRY_ITEMS = 20
-"""What a tensor or a key takes, beside an array's item."""
+"""Held items that a tensor or a key counts for; an array's item counts for one."""
 
 Outcome = tuple[str, str | None, Mapping[str, Any]]
 """What a check returns: `compared`, `agrees` and `facts` of `Check`."""
+_DocumentT = TypeVar("_DocumentT", bound=JsonDocument)
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Check:
     Attributes:
         compared: what was looked at, in words.
         agrees: what was found right with it, in words, where there is no fault; None where
-            nothing was there to be compared, which `compared` then says.
+            there was nothing to compare, which `compared` then says.
         faults: a sentence for each thing that is wrong.
         facts: counts.
     """
@@ -61,7 +58,7 @@ class Job:
 
     Attributes:
         workers: threads that encode rows.
-        on_check: told of each check when it is done.
+        on_check: called with each check when it is done.
         checks, notes: what was found so far; notes are no faults.
         artifacts: by level, those whose headers could be read.
     """
@@ -88,10 +85,11 @@ class Job:
         self.on_check(done)
 
     def header(self, name: str) -> GGUFHeader:
-        """The header of a GGUF file; values that an earlier one has too are kept once.
+        """The header of a GGUF file; values that an earlier header has too are kept once.
 
         Raises:
-            InputError: it is none, contradicts itself, or all headers take too much together.
+            InputError: it is not a header, contradicts itself, or all headers together are too
+                large.
         """
         if max(self._header_bytes - MOST_HEADER_BYTES, self._held_items - MOST_HELD_ITEMS) > 0:
             raise InputError(
@@ -120,21 +118,21 @@ class Job:
             faults.append(str(error))
             return None
 
-    def claims(self, kind: type[ClaimsT], name: str, faults: list[str]) -> ClaimsT | None:
-        """The JSON in a small file; None where it is not here, or broken: a fault."""
+    def document(self, kind: type[_DocumentT], name: str, faults: list[str]) -> _DocumentT | None:
+        """The JSON in a small file; None where it is not here, or damaged: a fault."""
         content = self.content(name, faults)
         if content is None:
             return None
         try:
-            return parse_claims(kind, content, shown(name))
+            return kind.parse(content, shown(name))
         except InputError as error:
             faults.append(str(error))
             return None
 
-    def allocation(self, level: str, faults: list[str]) -> AllocationClaims | None:
-        """What a level's allocation.json says; None where it is not here, or broken: a fault."""
-        name = f"{self.said.levels[level].evidence}/{ALLOCATION}"
-        return self.claims(AllocationClaims, name, faults)
+    def allocation(self, level: str, faults: list[str]) -> AllocationFile | None:
+        """A level's allocation.json; None where it is not here, or damaged: a fault."""
+        name = f"{self.said.manifest.levels[level].evidence}/{ALLOCATION}"
+        return self.document(AllocationFile, name, faults)
 
 
 def count_text(count: int, noun: str) -> str:

@@ -1,43 +1,109 @@
-"""An artifact against what it was made from: rows encoded again, and compared byte for byte.
+"""Compares an artifact with its source: rows are encoded again and compared byte for byte.
 
-The code that encodes is the one that quantizes (`encoding.encode_rows`), with the release's own
-importance matrix. Sampled rows or all of them; the source is on this disk, the artifact need not
-be.
+Rows are encoded by the code that quantizes (`encode.encode_rows`), with the release's own
+importance matrix; sampled rows, or all. The source is on this disk; the artifact may be remote.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import astuple, dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
+from quantkit.core.printable import shown
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.threads import run_all
 from quantkit.formats.imatrix_file import LARGEST_IMPORTANCE, Imatrix
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo, TensorSource
 from quantkit.quantize import kernels
-from quantkit.quantize.encode import Importance, encode_rows
+from quantkit.quantize.encode import ENCODED_ROWS_BYTES, Importance, encode_rows, row_blocks
 from quantkit.quantize.quantize import PRESET_FILE_TYPES, artifact_metadata
-from quantkit.release.verifying.claims import shown
-from quantkit.release.verifying.sampling import Sampling, Span, spans
 from quantkit.release.verifying.structure import Artifact
 
 NEVER_MADE = frozenset({"I8", "I16", "I32", "I64", "F64"})
-"""Types that tensors only keep: ggml ends the process over a request to make one."""
+"""Types that are only copied: ggml aborts the process when asked to encode one."""
 FILE_TYPE = "general.file_type"
+
+ROWS_OF_A_MATRIX = 4
+ROWS_OF_AN_EXPERT = 1
+MOST_REQUESTS = 2000
+"""For one artifact elsewhere: the Hub grants 3000 in five minutes to those without an account."""
 
 Read = Callable[[str, int, int], bytes]
 """Gives the bytes [start, stop) of a file of the artifact."""
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """Which rows are compared.
+
+    Attributes:
+        seed: chooses them.
+        full: all of them.
+        most_requests: for one artifact; None where a reading costs next to nothing. Rows of a
+            matrix then lie together, and of the experts of a stack some may be left out.
+    """
+
+    seed: int
+    full: bool = False
+    most_requests: int | None = None
+
+
+@dataclass(frozen=True)
+class Span:
+    """Rows [start, stop) of a tensor in its type in the artifact; they lie in one matrix."""
+
+    info: TensorInfo
+    matrix: int
+    start: int
+    stop: int
+
+    @property
+    def row_bytes(self) -> int:
+        return BY_NAME[self.info.type_name].size_bytes(self.info.row_elements)
+
+
+def spans(infos: Sequence[TensorInfo], sampling: Sampling) -> Iterator[list[Span]]:
+    """The rows to compare, some at a time: a tensor's where all are, else all at once."""
+    infos = [info for info in infos if info.elements]
+    if sampling.full:
+        for info in infos:
+            yield [Span(info, *block) for block in row_blocks(info, ENCODED_ROWS_BYTES)]
+        return
+    rng = np.random.default_rng(sampling.seed)
+    stacks = sum(info.matrices > 1 for info in infos)
+    experts = None
+    if sampling.most_requests is not None and stacks:
+        experts = max(1, (sampling.most_requests - (len(infos) - stacks)) // stacks)
+    yield [span for info in infos for span in _sampled(info, rng, experts, sampling)]
+
+
+def _sampled(
+    info: TensorInfo, rng: np.random.Generator, experts: int | None, sampling: Sampling
+) -> Iterator[Span]:
+    each = info.rows // info.matrices
+    count = min(each, ROWS_OF_A_MATRIX if info.matrices == 1 else ROWS_OF_AN_EXPERT)
+    chosen: Sequence[int] = range(info.matrices)
+    if experts is not None and experts < info.matrices:
+        chosen = sorted(rng.choice(info.matrices, experts, replace=False).tolist())
+    for matrix in chosen:
+        base = matrix * each
+        if sampling.most_requests is not None:  # one request
+            first = base + int(rng.integers(each - count + 1))
+            yield Span(info, matrix, first, first + count)
+        else:
+            for row in sorted(rng.choice(each, count, replace=False).tolist()):
+                yield Span(info, matrix, base + row, base + row + 1)
+
+
+@dataclass(frozen=True)
 class Compared:
-    """What was compared, of all that there is; `faults` is what differs."""
+    """What was compared, of all that there is; `faults` is what differs. Can be added up."""
 
     tensors: int = 0
     matrices: int = 0
@@ -46,6 +112,10 @@ class Compared:
     all_rows: int = 0
     size_bytes: int = 0
     faults: tuple[str, ...] = ()
+
+    def __add__(self, other: Compared) -> Compared:
+        pairs = zip(astuple(self), astuple(other), strict=True)
+        return Compared(*(one + another for one, another in pairs))
 
 
 @dataclass
@@ -243,17 +313,4 @@ def compare(
         all_rows=sum(info.rows for info in artifact.infos),
         size_bytes=sum(tally.size_bytes for tally in tallies.values()),
         faults=(*unlike.values(), *(fault for fault in found if fault is not None)),
-    )
-
-
-def together(found: Sequence[Compared]) -> Compared:
-    """What was compared of several artifacts."""
-    return Compared(
-        tensors=sum(one.tensors for one in found),
-        matrices=sum(one.matrices for one in found),
-        all_matrices=sum(one.all_matrices for one in found),
-        rows=sum(one.rows for one in found),
-        all_rows=sum(one.all_rows for one in found),
-        size_bytes=sum(one.size_bytes for one in found),
-        faults=tuple(fault for one in found for fault in one.faults),
     )

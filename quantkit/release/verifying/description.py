@@ -13,23 +13,18 @@ from pydantic import ValidationError
 from quantkit.config.levels import LevelRecipe
 from quantkit.core.errors import InputError
 from quantkit.core.hub_address import HubAddress
+from quantkit.core.printable import shown
 from quantkit.core.progress import Progress
 from quantkit.core.receipts import Receipt, finished_receipts
 from quantkit.hub.reading import Hub
+from quantkit.models.checkpoint_file import CHECKPOINT_FILE
 from quantkit.models.choose import artifact_name
+from quantkit.release.manifest import Manifest, ReleasedLevel, ReleaseSource
 from quantkit.release.names import MANIFEST, SUMS, evidence_folder
 from quantkit.release.sums import parse_sums
-from quantkit.release.verifying.claims import (
-    LevelClaims,
-    ReleaseClaims,
-    SourceClaims,
-    parse_claims,
-    shown,
-)
 from quantkit.release.verifying.files import FolderFiles, HubFiles, ReleaseFiles
 
 RECEIPTS = "receipts"
-CHECKPOINT = "checkpoint.json"
 ALLOCATION, VALIDATION, ANSWERS = "allocation.json", "validation.json", "niah.jsonl"
 EVIDENCE_FILES = (ALLOCATION, VALIDATION, ANSWERS)
 """Of a level, in the folder of its evidence."""
@@ -47,11 +42,7 @@ class Description:
     Attributes:
         hashed_by: what `hashes` are from, for messages.
         hashes: name → SHA-256.
-        architecture: None where it is not said.
-        keep_prediction: the multi-token prediction layers are part of it.
-        imatrix: name of the importance matrix.
-        source: what a release says it was made from; a build has no second word for it.
-        versions: of what it was made with.
+        manifest: release.json; of a build what its receipts say, which know no architecture.
         stale: levels of a build that were made from what is no longer there; they are left out.
         unvalidated: levels of a build whose retrieval check is not done, or of another artifact.
     """
@@ -59,14 +50,7 @@ class Description:
     kind: Literal["release", "build"]
     hashed_by: str
     hashes: Mapping[str, str]
-    model: str
-    architecture: str | None
-    parameters: int
-    keep_prediction: bool
-    imatrix: str
-    versions: Mapping[str, str]
-    levels: Mapping[str, LevelClaims]
-    source: SourceClaims | None = None
+    manifest: Manifest
     stale: tuple[str, ...] = ()
     unvalidated: frozenset[str] = frozenset()
 
@@ -75,7 +59,7 @@ def open_folder(folder: Path, workers: int) -> tuple[FolderFiles, Description]:
     """A downloaded release, or a build's folder.
 
     Raises:
-        InputError: it is neither, or what describes it is broken.
+        InputError: it is neither, or what describes it is damaged.
     """
     if (folder / SUMS).is_file():
         files = FolderFiles(folder, workers=workers)
@@ -125,60 +109,48 @@ def describe_release(files: ReleaseFiles) -> Description:
     """What SHA256SUMS and release.json say.
 
     Raises:
-        InputError: one of them is missing or broken.
+        InputError: one of them is missing, damaged or contradicts the other.
     """
     for name in (SUMS, MANIFEST):
         if name not in files.sizes:
             raise InputError(
-                f"{files.where} has no {name}, so it is no release of quantkit, or only a part of "
-                f"one: download {name} too"
+                f"{files.where} has no {name}, so it is not a release of quantkit, or only a part "
+                f"of one: download {name} too"
             )
     try:
         text = files.content(SUMS).decode("utf-8")
     except UnicodeDecodeError:
         raise InputError(f"{files.where}: {SUMS} is not text") from None
     hashes = parse_sums(text)
-    claims = parse_claims(ReleaseClaims, files.content(MANIFEST), MANIFEST)
-    if not _MODEL.fullmatch(claims.model):
-        raise InputError(f"{MANIFEST}: {shown(claims.model)} is no name of a model")
-    for level, said in claims.levels.items():
+    manifest = Manifest.parse(files.content(MANIFEST), MANIFEST)
+    problem = _problem(manifest, hashes)
+    if problem is not None:
+        raise InputError(f"{MANIFEST}: {problem}")
+    if CHECKPOINT_FILE not in hashes:
+        raise InputError(f"{SUMS} has no {CHECKPOINT_FILE}: it does not say what it was made from")
+    return Description("release", SUMS, hashes, manifest)
+
+
+def _problem(manifest: Manifest, hashes: Mapping[str, str]) -> str | None:
+    """A name in release.json that a build does not give, or that SHA256SUMS does not have."""
+    if not _MODEL.fullmatch(manifest.model):
+        return f"invalid model name '{shown(manifest.model)}'"
+    if not manifest.levels:
+        return "levels is empty"
+    for level, said in manifest.levels.items():
         if not _is_level_name(level):
-            raise InputError(
-                f"{MANIFEST}: {shown(level)} is no name of a level: letters, digits, '.', '_' and "
+            return (
+                f"invalid level name '{shown(level)}': expected letters, digits, '.', '_' and "
                 f"'-', {MOST_NAME_CHARACTERS} characters at most"
             )
-        unknown = [file for file in said.files if file not in hashes]
-        if unknown:
-            raise InputError(
-                f"{MANIFEST}: levels.{shown(level)}.files names {shown(unknown[0])}, which is not "
-                f"in {SUMS}"
-            )
-        evidence = [f"{said.evidence}/{file}" for file in EVIDENCE_FILES]
-        absent = [name for name in evidence if name not in hashes]
-        if absent:
-            raise InputError(
-                f"{MANIFEST}: levels.{shown(level)}.evidence gives {shown(absent[0])}, which is "
-                f"not in {SUMS}"
-            )
-    if claims.imatrix not in hashes:
-        raise InputError(
-            f"{MANIFEST}: imatrix names {shown(claims.imatrix)}, which is not in {SUMS}"
-        )
-    if CHECKPOINT not in hashes:
-        raise InputError(f"{SUMS} has no {CHECKPOINT}: it does not say what it was made from")
-    return Description(
-        kind="release",
-        hashed_by=SUMS,
-        hashes=hashes,
-        model=claims.model,
-        architecture=claims.architecture,
-        parameters=claims.parameters,
-        keep_prediction=claims.mtp == "keep",
-        imatrix=claims.imatrix,
-        versions=claims.versions,
-        levels=claims.levels,
-        source=claims.source,
-    )
+        evidence = (f"{said.evidence}/{file}" for file in EVIDENCE_FILES)
+        for key, names in (("files", said.files), ("evidence", evidence)):
+            absent = next((name for name in names if name not in hashes), None)
+            if absent is not None:
+                return f"levels.{level}.{key} names {shown(absent)}, which is not in {SUMS}"
+    if manifest.imatrix not in hashes:
+        return f"imatrix names {shown(manifest.imatrix)}, which is not in {SUMS}"
+    return None
 
 
 def _is_level_name(name: str) -> bool:
@@ -194,35 +166,38 @@ def describe_build(folder: Path) -> Description:
     """What the receipts of a build say; levels are those that were quantized from what is there.
 
     Raises:
-        InputError: the build has not come so far, or a receipt is broken.
+        InputError: the build has not come so far, or a receipt is damaged.
     """
     receipts = {receipt.stage: receipt for receipt in finished_receipts(folder, "")}
     names = [s.partition(":")[2] for s in receipts if s.startswith("quantize:")]
     try:
         checkpoint, imatrix = receipts["checkpoint"], receipts["imatrix"]
-        parameters, settings = checkpoint.facts["parameters"], checkpoint.parts["settings"]
-        model = HubAddress.parse(str(settings["model"]))
+        parameters, settings = int(checkpoint.facts["parameters"]), checkpoint.parts["settings"]
+        model = HubAddress.parse(str(settings["model"])).repository
         current = [n for n in names if _is_current(receipts[f"quantize:{n}"], receipts)]
-        levels = {name: _level(name, receipts, int(parameters)) for name in current}
-        return Description(
-            kind="build",
-            hashed_by="the receipts",
-            hashes={o.path: o.sha256 for r in receipts.values() for o in r.outputs},
-            model=artifact_name(model.repository.partition("/")[2] or model.repository),
-            architecture=None,
-            parameters=int(parameters),
-            keep_prediction=settings["mtp"] == "keep",
+        manifest = Manifest(
+            model=artifact_name(model.partition("/")[2] or model),
+            architecture="",
+            parameters=parameters,
+            source=ReleaseSource(),
+            mtp=settings["mtp"],
             imatrix=imatrix.outputs[0].path,
-            versions={k: str(v) for k, v in _native_versions(receipts).items()},
-            levels=levels,
-            stale=tuple(name for name in names if name not in current),
-            unvalidated=frozenset(n for n in current if _validated(n, receipts) is None),
+            versions=_native_versions(receipts),
+            levels={name: _level(name, receipts, parameters) for name in current},
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(
             f"the receipts in {folder / RECEIPTS} are of no build that has come to its importance "
             f"matrix ({type(error).__name__}: {error}); run the build again, it goes on from there"
         ) from None
+    return Description(
+        kind="build",
+        hashed_by="the receipts",
+        hashes={o.path: o.sha256 for r in receipts.values() for o in r.outputs},
+        manifest=manifest,
+        stale=tuple(name for name in names if name not in current),
+        unvalidated=frozenset(n for n in current if _validated(n, receipts) is None),
+    )
 
 
 def _is_current(receipt: Receipt, receipts: Mapping[str, Receipt]) -> bool:
@@ -240,11 +215,11 @@ def _validated(name: str, receipts: Mapping[str, Receipt]) -> Receipt | None:
     return validated if validated is not None and _is_current(validated, receipts) else None
 
 
-def _level(name: str, receipts: Mapping[str, Receipt], parameters: int) -> LevelClaims:
+def _level(name: str, receipts: Mapping[str, Receipt], parameters: int) -> ReleasedLevel:
     quantized = receipts[f"quantize:{name}"]
     validated = _validated(name, receipts)
     size = sum(output.size_bytes for output in quantized.outputs)
-    return LevelClaims(
+    return ReleasedLevel(
         files=tuple(output.path for output in quantized.outputs),
         evidence=evidence_folder(name),
         passed=bool(validated and validated.facts["passed"]),
@@ -254,9 +229,9 @@ def _level(name: str, receipts: Mapping[str, Receipt], parameters: int) -> Level
     )
 
 
-def _native_versions(receipts: Mapping[str, Receipt]) -> dict[str, object]:
+def _native_versions(receipts: Mapping[str, Receipt]) -> dict[str, str]:
     """Of the library whose kernels made the artifacts."""
     from quantkit.llamacpp.ggml import PACKAGE
 
     made = [r.parts[PACKAGE] for s, r in receipts.items() if s.startswith("quantize:")]
-    return dict.fromkeys([PACKAGE], made[-1]) if made else {}
+    return {PACKAGE: str(made[-1])} if made else {}

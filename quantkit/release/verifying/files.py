@@ -1,4 +1,4 @@
-"""The files of a release wherever they are: in a folder, or in a repository on the Hub."""
+"""Access to the files of a release, in a folder or in a repository on the Hub."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from typing import Protocol
 
 from quantkit.core.errors import InputError
 from quantkit.core.files import HASH_CHUNK_BYTES
+from quantkit.core.printable import shown
 from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.gguf_header import GGUFHeader, read_header
 from quantkit.hub.download.digest import FileDigest, wrong_twice
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.models.remote import read_small
-from quantkit.release.verifying.claims import shown
 
 MOST_SMALL_BYTES = 64 << 20
 """Of a file that is read as a whole: JSON, SHA256SUMS, answers."""
@@ -30,9 +30,9 @@ SKIPPED_FOLDERS = frozenset({".git", ".cache", ".quantkit"})
 """What git, the Hub's client and quantkit keep beside what they bring."""
 SKIPPED_FILES = frozenset({".gitattributes", ".gitignore", ".lock"})
 HUB_READS = 8
-"""Ranges that are asked for at a time."""
+"""Concurrent range requests."""
 NOTE_EVERY_SECONDS = 10.0
-"""Between two sentences about waiting for the Hub."""
+"""Seconds between two notes about waiting for the Hub."""
 
 
 class ReleaseFiles(Protocol):
@@ -41,8 +41,8 @@ class ReleaseFiles(Protocol):
     Attributes:
         where: what it is, for messages.
         sizes: name → bytes of every file, but for those that git and downloads keep.
-        is_remote: every reading is a request.
-        reads_at_once: how many readings are worth having under way at a time.
+        is_remote: each read is a request.
+        reads_at_once: the number of concurrent reads that pays.
     """
 
     where: str
@@ -121,7 +121,7 @@ class FolderFiles:
                     yield path.relative_to(self._folder).as_posix(), path.stat().st_size
 
     def _is_file(self, path: Path) -> bool:
-        """Whether it is a file; pipes and dangling links are none."""
+        """Whether it is a regular file; pipes and dangling links are not."""
         if path.is_symlink() and path.exists():
             target = path.resolve()
             if not any(target.is_relative_to(root) for root in self._roots):
@@ -155,7 +155,7 @@ class FolderFiles:
 
 
 def _roots(folder: Path) -> tuple[Path, ...]:
-    """Where links of a folder may lead."""
+    """The folders that links of a release may lead into."""
     build = folder.parent
     if folder.name == "release" and (build / "receipts").is_dir():
         return folder, build
@@ -219,7 +219,7 @@ class HubFiles:
             yield path
 
     def _on_wait(self, sentence: str) -> None:
-        """One sentence now and then: all readings are refused at the same moment."""
+        """At most one note in a while: concurrent reads are throttled together."""
         with self._lock:
             if time.monotonic() - self._told_at >= NOTE_EVERY_SECONDS:
                 self._told_at = time.monotonic()

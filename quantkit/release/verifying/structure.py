@@ -1,4 +1,4 @@
-"""GGUF headers against themselves, each other, and allocation.json: no byte of weights is read."""
+"""Compares GGUF headers with themselves, each other and allocation.json; reads no weights."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from quantkit.core.printable import shown
 from quantkit.formats.gguf_header import GGUFHeader, StoredAt
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.model import Model
+from quantkit.plan.allocation_file import AllocationFile
 from quantkit.plan.gpu_memory import padded_bytes
 from quantkit.quantize.quantize import overhead_bytes
-from quantkit.release.verifying.claims import AllocationClaims, shown
 
 SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
 _SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
@@ -102,10 +103,10 @@ def shard_faults(level: str, artifact: Artifact) -> list[str]:
     return faults
 
 
-def type_faults(level: str, artifact: Artifact, claims: AllocationClaims) -> list[str]:
+def type_faults(level: str, artifact: Artifact, allocation: AllocationFile) -> list[str]:
     """How the tensors' types and bytes differ from allocation.json, and the files' from its sum."""
     there, faults = artifact.tensors, []
-    for name, wanted in claims.tensors.items():
+    for name, wanted in allocation.tensors.items():
         if name not in there:
             faults.append(f"{level}: {shown(name)} of allocation.json is in no file")
             continue
@@ -120,12 +121,12 @@ def type_faults(level: str, artifact: Artifact, claims: AllocationClaims) -> lis
                 f"{level}: {shown(name)} has {at.size_bytes} bytes, allocation.json says "
                 f"{wanted.bytes}"
             )
-    extra = [name for name in there if name not in claims.tensors]
+    extra = [name for name in there if name not in allocation.tensors]
     faults += [f"{level}: {shown(name)} is not in allocation.json" for name in extra]
-    if not faults and claims.total_bytes not in (artifact.size_bytes, _planned_bytes(artifact)):
+    if not faults and allocation.total_bytes not in (artifact.size_bytes, _planned_bytes(artifact)):
         faults.append(
             f"{level}: the files have {artifact.size_bytes} bytes together, allocation.json says "
-            f"{claims.total_bytes}"
+            f"{allocation.total_bytes}"
         )
     return faults
 

@@ -1,26 +1,41 @@
-"""A release, published or not, against its own claims and against what it was made from.
+"""Verifies a release, published or not, against its own claims and against its source.
 
-Five checks, each of which collects all that is wrong: files, structure, types, claims, and the
-source where one is given. What one check finds broken, the later ones leave out.
+Five checks, each of which collects all faults: files, structure, types, claims, and the source
+where one is given. Later checks leave out what an earlier one found damaged.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
 
+from quantkit import __version__
 from quantkit.core.errors import InputError
+from quantkit.core.files import file_sha256
+from quantkit.core.printable import shown
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.threads import run_all
 from quantkit.core.units import bytes_text
+from quantkit.formats.imatrix_file import Imatrix, read_imatrix
+from quantkit.llamacpp.ggml import PACKAGE, library_version
+from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile
+from quantkit.models.choose import ModelChoice, imatrix_name, open_source
 from quantkit.release.names import SUMS
+from quantkit.release.sums import unsafe_name
 from quantkit.release.verifying.agreement import check_claims
 from quantkit.release.verifying.checking import Check, Job, Outcome, count_text
-from quantkit.release.verifying.claims import shown
+from quantkit.release.verifying.derivation import (
+    MOST_REQUESTS,
+    Compared,
+    Sampling,
+    compare,
+    metadata_faults,
+)
 from quantkit.release.verifying.description import ALLOCATION, Description
 from quantkit.release.verifying.files import ReleaseFiles
-from quantkit.release.verifying.origin import Origin, check_source
 from quantkit.release.verifying.structure import (
     Artifact,
     layout_faults,
@@ -28,6 +43,29 @@ from quantkit.release.verifying.structure import (
     shard_faults,
     type_faults,
 )
+
+SMALL_BYTES = 64 << 20
+"""Files of the source that are hashed in any case; larger ones take minutes to read."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """What a release is compared with: a model on this disk, and how much of it.
+
+    Attributes:
+        seed: chooses the rows.
+        full: all rows, and the hashes of all files.
+    """
+
+    choice: ModelChoice
+    seed: int
+    full: bool = False
+
+    @property
+    def folder(self) -> Path:
+        """Where the files of checkpoint.json lie."""
+        assert self.choice.path is not None
+        return self.choice.path.parent if self.choice.kind == "gguf" else self.choice.path
 
 
 @dataclass(frozen=True)
@@ -84,7 +122,7 @@ def verify(
     job.run("types", lambda faults: _types(job, faults))
     job.run("claims", lambda faults: check_claims(job, faults))
     if origin is not None:
-        job.run("source", lambda faults: check_source(job, origin, faults))
+        job.run("source", lambda faults: _source(job, origin, faults))
     return Verified(files.where, said, tuple(job.checks), not_covered, not_here, tuple(job.notes))
 
 
@@ -134,7 +172,7 @@ def _files(job: Job, not_here: tuple[str, ...], faults: list[str]) -> Outcome:
 def _structure(job: Job, faults: list[str]) -> Outcome:
     """The headers of every level that is here, and of the importance matrix."""
     count, tensors = 0, 0
-    for level, claims in job.said.levels.items():
+    for level, claims in job.said.manifest.levels.items():
         missing = missing_shards(claims.files, job.files.sizes)
         if missing:
             some = ", ".join(map(shown, missing[:3]))
@@ -153,7 +191,9 @@ def _structure(job: Job, faults: list[str]) -> Outcome:
             faults += layout_faults(file, header)
         faults += shard_faults(level, artifact)
         count, tensors = count + len(claims.files), tensors + len(artifact.infos)
-    if not any(file in job.files.sizes for c in job.said.levels.values() for file in c.files):
+    if not any(
+        file in job.files.sizes for c in job.said.manifest.levels.values() for file in c.files
+    ):
         faults.append("no GGUF file of any level is here")
     artifacts = count_text(len(job.artifacts), "artifact")
     compared = f"{artifacts} in {count_text(count, 'file')}, {count_text(tensors, 'tensor')}"
@@ -177,3 +217,121 @@ def _types(job: Job, faults: list[str]) -> Outcome:
     if not levels:
         return f"no {ALLOCATION} of a level that could be read is here", None, facts
     return compared, f"type and bytes as in {ALLOCATION}", facts
+
+
+def _source(job: Job, origin: Origin, faults: list[str]) -> Outcome:
+    """The artifacts that are here against what they were made from.
+
+    Raises:
+        InputError: the source cannot be read, or holds weights that are not finite.
+    """
+    said, choice = job.said.manifest, origin.choice
+    named = replace(choice, name=said.model)
+    source = open_source(named, keep_prediction=said.mtp == "keep")
+    files = hashed = 0
+    checkpoint = job.document(CheckpointFile, CHECKPOINT_FILE, [])  # its faults were told before
+    if checkpoint is not None:
+        wrong, hashed = _file_faults(origin, checkpoint, job.progress)
+        faults += wrong
+        files = len(checkpoint.files)
+    files_text = f"{count_text(files, 'file')} ({hashed} by hash)"
+    facts: dict[str, Any] = {"files": files, "hashed": hashed}
+    facts |= {"seed": origin.seed, "full": origin.full}
+    rows = {info.name: info.row_elements for info in source.tensors}
+    imatrix = _imatrix(job, rows, faults)
+    if imatrix is None:
+        return files_text, f"as in {CHECKPOINT_FILE}", facts
+    requests = MOST_REQUESTS // max(1, len(job.artifacts)) if job.files.is_remote else None
+    sampling = Sampling(origin.seed, origin.full, requests)
+    workers = job.files.reads_at_once if job.files.is_remote else job.workers
+    total = Compared()
+    for level, artifact in job.artifacts.items():
+        allocation = job.allocation(level, [])  # what is wrong with it was told by an earlier check
+        preset = (allocation.preset,) if allocation is not None else ()
+        faults += metadata_faults(
+            level, artifact.metadata, source.metadata, imatrix, imatrix_name(said.model), *preset
+        )
+        total += compare(
+            level, artifact, job.files.read, source, imatrix, said.imatrix, sampling, workers,
+            job.progress,
+        )  # fmt: skip
+    faults += total.faults
+    if total.faults:
+        here = {PACKAGE: library_version(), "quantkit": __version__}
+        job.notes.append(version_words(said.versions, here))
+    rows_text = f"{total.rows:,} sampled rows of {total.all_rows:,} (seed {origin.seed})"
+    if total.rows == total.all_rows:
+        rows_text = f"all {total.rows:,} rows"
+    compared = (
+        f"{files_text}, {count_text(total.tensors, 'tensor')}, {total.matrices:,} of "
+        f"{total.all_matrices:,} matrices, {rows_text}, {bytes_text(total.size_bytes)}"
+    )
+    facts |= asdict(total)
+    del facts["faults"]
+    return compared, "bit for bit" if total.rows else None, facts
+
+
+def _imatrix(job: Job, rows: Mapping[str, int], faults: list[str]) -> Imatrix | None:
+    """The release's importance matrix; None where it is broken: a fault.
+
+    Raises:
+        InputError: it is not here.
+    """
+    name = job.said.manifest.imatrix
+    if name not in job.files.sizes and not job.files.is_remote:
+        raise InputError(f"the weights cannot be compared without {name}: download it too")
+    try:
+        with job.files.path(name) as path:
+            try:
+                return read_imatrix(path, rows)
+            except InputError as error:
+                faults.append(str(error).replace(str(path), name))
+    except InputError as error:
+        faults.append(str(error))
+    return None
+
+
+def _file_faults(
+    origin: Origin, checkpoint: CheckpointFile, progress: Progress
+) -> tuple[list[str], int]:
+    """How the source's files differ from checkpoint.json, and how many of them were hashed.
+
+    Large ones are compared by size, unless the origin says `full`.
+    """
+    faults, hashed = [], 0
+    progress.start(len(checkpoint.files), "files", "of the source")
+    for name, claim in checkpoint.files.items():
+        progress.advance(1)
+        path = origin.folder / name
+        if unsafe_name(name) is not None:
+            faults.append(f"checkpoint.json names {shown(name)}, which is no file's name")
+        elif not path.is_file():
+            faults.append(f"the source has no {name}, which checkpoint.json lists")
+        elif (size := path.stat().st_size) != claim.size_bytes:
+            faults.append(
+                f"the source's {name} has {size} bytes, checkpoint.json says {claim.size_bytes}"
+            )
+        elif origin.full or size <= SMALL_BYTES:
+            hashed += 1
+            if file_sha256(path) != claim.sha256:
+                faults.append(f"the source's {name} is not the file that checkpoint.json lists")
+    return faults, hashed
+
+
+def version_words(made_with: Mapping[str, str], here: Mapping[str, str]) -> str:
+    """What may explain a difference: the versions, and the machine's own kernels."""
+    others = [
+        f"{name} {shown(version)}, here is {here[name]}"
+        for name, version in made_with.items()
+        if name in here and version != here[name]
+    ]
+    if others:
+        return (
+            f"it was made with {'; '.join(others)}: another version may round otherwise; "
+            "compare with the one that made it"
+        )
+    same = ", ".join(f"{name} {here[name]}" for name in made_with if name in here)
+    return (
+        f"it was made with the versions that are here ({same}), so what may explain it, beside "
+        "other weights, is kernels that were compiled for another CPU"
+    )

@@ -1,4 +1,4 @@
-"""What a comparison found, all together: the artifacts and everything that follows from them."""
+"""A whole comparison: the artifacts, and everything that follows from what was measured."""
 
 from __future__ import annotations
 
@@ -8,13 +8,12 @@ from dataclasses import dataclass
 from quantkit.report.comparison.evidence import Pair, all_pairs
 from quantkit.report.comparison.measured import Measured
 from quantkit.report.comparison.ordering import Ordering, order
-from quantkit.report.comparison.pareto import on_front
 from quantkit.report.comparison.verdicts import Verdict, smallest_without_loss, verdicts
 
 
 @dataclass(frozen=True)
 class Conditions:
-    """What all artifacts were measured under.
+    """The conditions that all artifacts were measured under.
 
     Attributes:
         base: name of what the divergence is measured from.
@@ -41,15 +40,15 @@ class Conditions:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Artifacts, the largest first, and what tells them apart.
+    """Artifacts, the largest first, and the evidence that they differ.
 
     Attributes:
-        reference: name of the artifact that verdicts are given against: the base where it is one
-            of them, else the largest, and of several as large the one nearest to the base.
+        reference: name of the artifact that the others are compared with: the base where it is
+            one of them, else the largest; of equally large ones the nearest to the base.
         verdicts: by artifact, in their order.
-        front: names of the artifacts that no smaller one beats.
-        smallest: name of the smallest that nothing tells to be worse than the reference, though
-            all that was measured could have.
+        front: names of the artifacts on the Pareto front of size and quality.
+        smallest: name of the smallest without a measurable loss against the reference, where
+            every test had units enough to find one.
     """
 
     conditions: Conditions
@@ -87,3 +86,25 @@ def compared(artifacts: Sequence[Measured], conditions: Conditions) -> Compariso
         front=on_front(ordered),
         smallest=smallest_without_loss(ordered, found),
     )
+
+
+def on_front(artifacts: Sequence[Measured]) -> frozenset[str]:
+    """Names of the artifacts that no other beats by being smaller and not worse, or better and
+    not larger, in divergence and mean log-probability of right answers. Chance is not considered.
+    """
+    return frozenset(
+        mine.name
+        for mine in artifacts
+        if not any(_beats(other, mine) for other in artifacts if other is not mine)
+    )
+
+
+def _costs(artifact: Measured) -> tuple[float, float, float]:
+    """Bytes, divergence and lost log-probability; less is better."""
+    gained = artifact.log_probability
+    return artifact.size_bytes, artifact.divergence.mean, 0.0 if gained is None else -gained
+
+
+def _beats(one: Measured, other: Measured) -> bool:
+    mine, others = _costs(one), _costs(other)
+    return mine != others and all(a <= b for a, b in zip(mine, others, strict=True))

@@ -1,14 +1,13 @@
-"""Every pair of artifacts, and what tells the two apart.
+"""Every pair of artifacts, and the evidence that the two differ.
 
-Three kinds of evidence have a vote, because each says what a model is able to do: hits of the
+Three kinds of evidence have a vote, because each measures what a model can do: hits of the
 retrieval check's main task (McNemar), the log-probability of the right answers (permutation), and
-the log-probability of a text's tokens (permutation of chunks). Divergence from the base has none:
-it says how near two artifacts are to the base, and any quantization moves it.
+the log-probability of a text's tokens (permutation of chunks). Divergence from the base has no
+vote: any quantization moves it.
 
-All votes of all pairs share one error rate (Holm): at `LEVEL`, the chance that a comparison of
-artifacts which do not differ calls any two of them different is 5 %. That holds for the haystacks
-and texts that were asked: questions and chunks count as independent, and what a few haystacks have
-in common is not seen.
+All votes of all pairs share one error rate (Holm): at `LEVEL`, a comparison of equal artifacts
+calls any two of them different with a chance of 5 %. Questions and chunks count as independent;
+what the questions of one haystack have in common is not modelled.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ from quantkit.report.comparison.paired_tests import (
 
 LEVEL = 0.05
 RESAMPLES_A_TEST = 200
-"""So that p, times the number of tests, can still be five times below `LEVEL`."""
+"""For each test, so that its corrected p can still be five times below `LEVEL`."""
 
 Kind = Literal["hits", "log-probability", "text"]
 KINDS: tuple[Kind, ...] = ("hits", "log-probability", "text")
@@ -44,8 +43,8 @@ class Evidence:
 
     Attributes:
         corrected_p: of `test.p`, by Holm over all tests of the comparison.
-        best_corrected_p: of `test.best_p`, times the number of tests: what it is at most if this
-            one alone comes out as clear as it can.
+        best_corrected_p: `test.best_p` times the number of tests: the corrected p of this test if
+            it alone had the clearest possible result.
     """
 
     test: PairedTest
@@ -54,20 +53,20 @@ class Evidence:
 
     @property
     def vote(self) -> int:
-        """1: the second is better; -1: worse; 0: nothing tells."""
+        """1: the second is better; -1: it is worse; 0: no evidence of either."""
         if self.corrected_p > LEVEL or self.test.difference == 0:
             return 0
         return 1 if self.test.difference > 0 else -1
 
     @property
     def could_tell(self) -> bool:
-        """Whether there are units enough to show that the second lost all."""
+        """Whether there are enough units to detect that the second lost everything."""
         return self.best_corrected_p <= LEVEL
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two artifacts, by name: the reference first, of others the larger.
+    """Two artifacts by name: the reference first, otherwise the larger.
 
     Attributes:
         evidence: by kind, as far as it was measured; a positive difference: the second is better.
@@ -87,12 +86,12 @@ class Pair:
 
     @property
     def unable(self) -> tuple[Kind, ...]:
-        """The kinds that cannot tell anything, whatever the second lost."""
+        """The kinds with too few units to detect any loss."""
         return tuple(kind for kind, found in self.evidence.items() if not found.could_tell)
 
     @property
     def without_loss(self) -> bool:
-        """Whether nothing calls the second worse, and everything that was measured could have."""
+        """Whether no kind calls the second worse, although each could have detected it."""
         return not self.unable and not self.votes(-1)
 
     @property
@@ -103,9 +102,9 @@ class Pair:
 
 
 def all_pairs(artifacts: Sequence[Measured]) -> tuple[Pair, ...]:
-    """Every two of `artifacts`, in their order, which has the reference first.
+    """All pairs of `artifacts`, which have the reference first.
 
-    Intervals hold for one artifact against all others together (Bonferroni).
+    Intervals hold for all comparisons of one artifact together (Bonferroni).
 
     Raises:
         InputError: their answers are not to the same questions.

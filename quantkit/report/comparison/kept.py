@@ -8,22 +8,24 @@ import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import TypeAdapter, ValidationError
+from pydantic import ValidationError
 
 from quantkit import __version__
 from quantkit.config.recipe import DivergenceRecipe, RetrievalRecipe
 from quantkit.core.console import Console
-from quantkit.core.files import content_id, identity, write_json
+from quantkit.core.errors import InputError
+from quantkit.core.files import content_id, identity, write_text
 from quantkit.core.units import bytes_text
 from quantkit.core.work_folders import resumable
 from quantkit.formats.logits_file import VERSION, LogitsFile
 from quantkit.llamacpp.ggml import library_version
 from quantkit.llamacpp.settings import DeviceSettings, device_parts
+from quantkit.report.results import read_answers
 from quantkit.retrieval.results import MAIN_TASKS, Retrieval
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
 from quantkit.study.artifact_kld import measure_kld
@@ -103,19 +105,22 @@ class Kept:
             "llama-cpp-python": library_version(),
         }
         folder, which = self.folder / f"retrieval-{_kept_name(artifact)}", _short_hash(parts)
-        result = folder / f"{which}.json"
+        result, answers = folder / f"{which}.json", folder / f"{which}.jsonl"
         if result.exists():
             shutil.rmtree(folder / ".work", ignore_errors=True)  # of a run killed as it ended
-            with suppress(ValidationError):  # written by another version: measured again
-                found = TypeAdapter(Retrieval).validate_json(result.read_bytes())
+            with suppress(
+                ValidationError, InputError
+            ):  # written by another version: measured again
+                found = Retrieval.model_validate_json(result.read_bytes()).model_copy(
+                    update={"answers": read_answers(answers)}
+                )
                 self.console.skipped(name, f"retrieval is up to date ({_hits_text(found)})")
                 return found
         began = time.monotonic()
         settings = CheckSettings(self.devices, kv_type)
         with resumable(folder / ".work", parts) as work, self.console.stage(name) as progress:
-            answers = folder / f"{which}.jsonl"
             found = check_retrieval(artifact, recipe, settings, answers, work, haystack, progress)
-            write_json(result, asdict(found))
+            write_text(result, found.model_dump_json())
         self.console.done(name, f"retrieval {_hits_text(found)}", time.monotonic() - began)
         return found
 

@@ -1,4 +1,4 @@
-"""An artifact and what was measured of it; whose answers are to the same questions."""
+"""An artifact and what was measured of it, and the pairing of two artifacts' answers."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Measured:
 
     Attributes:
         name: of its file, as `names_of` gives it.
-        positions: paired with those of every other artifact, `chunks` chunks of the same length.
+        positions: of the same text as every other artifact's, in `chunks` chunks of equal length.
         is_base: whether it is what the divergence is measured from.
         retrieval: answers to the same questions as every other artifact's; None: not asked.
     """

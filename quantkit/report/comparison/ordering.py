@@ -1,7 +1,7 @@
-"""Artifacts in the order of their quality, with what the order rests on.
+"""Artifacts in the order of their quality, and the evidence for that order.
 
-"Cannot be told apart" is not transitive: A ≈ B and B ≈ C do not make A ≈ C. So the line shows
-neighbours only, and every pair that it would mislead about is told beside it.
+"Not distinguishable" is not transitive: A ≈ B and B ≈ C do not imply A ≈ C. So the line relates
+neighbours only, and pairs with another relation than the line suggests are listed beside it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ Sign = Literal[">", "≈", "<", "≷"]
 
 @dataclass(frozen=True)
 class Relation:
-    """What is known of two artifacts: the left one is better (>), worse (<), or both, each by
-    other evidence (≷); ≈: nothing tells them apart.
+    """How two artifacts relate: the left one is better (>), worse (<), both by different evidence
+    (≷), or not distinguishable (≈).
 
     Attributes:
-        kinds: of the evidence that speaks for the sign.
+        kinds: of the evidence for the sign.
     """
 
     left: str
@@ -40,10 +40,12 @@ class Relation:
 
 @dataclass(frozen=True)
 class Ordering:
-    """Attributes:
-    names: the best first.
-    neighbours: one relation fewer than names.
-    beside: pairs that are no neighbours and have another relation than the line suggests.
+    """The order of all artifacts.
+
+    Attributes:
+        names: the best first.
+        neighbours: the relation of each name to the next.
+        beside: pairs of others whose relation is not the one that the line suggests.
     """
 
     names: tuple[str, ...]
@@ -57,7 +59,7 @@ class Ordering:
 
 
 def relation(pairs: Sequence[Pair], left: str, right: str) -> Relation:
-    """What the evidence of a pair says, whichever of the two is first in it."""
+    """The relation of `left` to `right`, in whichever order the pair has them."""
     pair = next(p for p in pairs if {p.first, p.second} == {left, right})
     worse, better = pair.votes(-1), pair.votes(1)  # the second, of the first
     if left != pair.first:
@@ -67,8 +69,11 @@ def relation(pairs: Sequence[Pair], left: str, right: str) -> Relation:
 
 
 def order(artifacts: Sequence[Measured], pairs: Sequence[Pair]) -> Ordering:
-    """By how many others each is better than, less those that it is worse than; where that is
-    equal by the mean log-probability of right answers, then hits, then of the text's tokens."""
+    """Rank by the number of artifacts that each is better than, minus those that it is worse than.
+
+    Ties are broken by the mean log-probability of right answers, then by hits, then by the mean
+    log-probability of the text's tokens.
+    """
     names = [artifact.name for artifact in artifacts]
     wins = dict.fromkeys(names, 0)
     for pair in pairs:

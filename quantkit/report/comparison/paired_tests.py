@@ -1,7 +1,7 @@
-"""Tests of two artifacts on the same units, questions or chunks of text; pure but for scipy.
+"""Tests of two artifacts on the same units: questions, or chunks of text.
 
-Both artifacts got the same prompts and the same text, so what differs between units (a hard
-question, a hard page) is the same for both and drops out of the differences.
+Both artifacts got the same prompts and the same text, so the difficulty of
+a unit is the same for both and drops out of the differences.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from numpy.typing import NDArray
 CONFIDENCE = 0.95
 """Of the intervals of a mean difference, two-sided."""
 RESAMPLES = 9_999
-"""Ways to change signs that are tried; more where many tests share one error rate."""
+"""Random sign changes that are tried; more where many tests share one error rate."""
 SEED = 20_240_406
-"""Of these random ways: the same values give the same p."""
+"""Of the random sign changes: the same values give the same p."""
 
 BATCH_VALUES = 1 << 20
-"""Of changed differences that lie in memory at a time."""
+"""Most values of resampled differences in memory at a time."""
 
 F64 = NDArray[np.float64]
 
@@ -34,9 +34,9 @@ class PairedTest:
         gained, lost: units where the second's value is higher, lower.
         difference: mean of the second's values less the first's.
         low, high: t interval of it; None of hits, and of a single unit.
-        p: two-sided: how likely at least such a difference is where there is none.
-        can_lose: units that the second can lose: all, but of hits those that the first has.
-        best_p: what `p` would be if it lost these and gained nothing.
+        p: two-sided probability of a difference at least as large, if there is none.
+        can_lose: units that the second can lose: all, or of hits those that the first has.
+        best_p: `p` if the second lost all of these and gained nothing.
     """
 
     units: int

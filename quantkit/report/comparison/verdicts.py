@@ -1,4 +1,4 @@
-"""What the comparison says of each artifact, in words."""
+"""A verdict in words for each artifact."""
 
 from __future__ import annotations
 

@@ -1,12 +1,10 @@
-"""A comparison as files: a page, Markdown for a model card, JSON, CSV, and the picture."""
+"""A comparison as files: HTML, Markdown for a model card, JSON, CSV, and the picture."""
 
 from __future__ import annotations
 
-import importlib.metadata
 from pathlib import Path
 from typing import Any
 
-from quantkit import __version__
 from quantkit.core.files import write_json, write_text
 from quantkit.report.comparison.comparison import Comparison
 from quantkit.report.comparison.evidence import Evidence, Pair
@@ -16,16 +14,16 @@ from quantkit.report.comparison.ordering import Relation, relation
 from quantkit.report.comparison.paired_tests import p_text
 from quantkit.report.comparison.pareto_picture import draw_pareto
 from quantkit.report.comparison.verdicts import difference_text, units_text
+from quantkit.report.facts import installed_versions
 from quantkit.report.pages import cells_data, page_environment, picture_url
 from quantkit.report.retrieval_cells import Grid, grid_of
 from quantkit.retrieval.results import MAIN_TASKS
 
-VERSIONS_OF = ("llama-cpp-python", "numpy", "scipy")
 SIGN_WORDS = {">": "better", "<": "worse", "≷": "mixed", "≈": "≈"}
 
 
 def write_comparison(found: Comparison, folder: Path) -> tuple[Path, ...]:
-    """Write all files into `folder` and return their paths; each file stands for itself."""
+    """Write all files into `folder` and return their paths; no file needs another."""
     picture = folder / "pareto.png"
     draw_pareto(
         found.artifacts, found.front, f"Size against quality: {found.conditions.base}", picture
@@ -38,20 +36,18 @@ def write_comparison(found: Comparison, folder: Path) -> tuple[Path, ...]:
         "ratio_error": ratio_error_text,
         "in_table": lambda text: text.replace("|", "\\|"),
     }
-    page, gpu = folder / "compare.html", folder / "compare.md"
-    for path in (page, gpu):
+    page, card = folder / "compare.html", folder / "compare.md"
+    for path in (page, card):
         write_text(path, environment.get_template(path.name).render(values))
     facts, table = folder / "compare.json", folder / "compare.csv"
     write_json(facts, comparison_facts(found))
     write_text(table, comparison_csv(found))
-    return page, gpu, facts, table, picture
+    return page, card, facts, table, picture
 
 
 def _page_values(found: Comparison, picture: Path) -> dict[str, Any]:
     grids = _grids(found)
     names = [artifact.name for artifact in found.artifacts]
-    versions = {"quantkit": __version__}
-    versions |= {name: importlib.metadata.version(name) for name in VERSIONS_OF}
     return {
         "c": found,
         "rows": list(zip(found.artifacts, found.verdicts, strict=True)),
@@ -64,7 +60,7 @@ def _page_values(found: Comparison, picture: Path) -> dict[str, Any]:
         "tests": [_test_rows(pair) for pair in found.pairs],
         "grids": grids,
         "maps": {"maps": cells_data({f"map-{i}": grid for i, (_, grid) in enumerate(grids)})},
-        "versions": versions,
+        "versions": installed_versions(),
     }
 
 

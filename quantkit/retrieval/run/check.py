@@ -7,21 +7,19 @@ Where forks are not exact, each question gets a prefill of its own, and that is 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import GateError
 from quantkit.core.files import write_text
-from quantkit.core.journal import Journal
 from quantkit.core.progress import SILENT, Progress, told_to
 from quantkit.llamacpp.child import run_isolated
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.retrieval.branches import Prompts
-from quantkit.retrieval.journaled import read_journal
-from quantkit.retrieval.results import DeviceUse, Retrieval, score_tasks
+from quantkit.retrieval.journaled import Answers, read_journal
+from quantkit.retrieval.results import DeviceUse, Retrieval, answer_lines, score_tasks
 
 SAVE_SECONDS = 60.0
 
@@ -44,64 +42,35 @@ class CheckSettings:
     save_seconds: float = SAVE_SECONDS
 
 
-@dataclass(frozen=True)
-class RunFacts:
-    """What a run says of itself; the answers are in its journal.
-
-    Attributes:
-        purpose: of the journal, which names all that its answers depend on.
-        fork_difference, prefill_tokens, question_tokens, classic_tokens: as in `Retrieval`.
-        keys: context length → different keys hidden before its questions, of the first seed.
-    """
-
-    purpose: str
-    forked: bool
-    fork_difference: float
-    prefill_tokens: int
-    question_tokens: int
-    classic_tokens: int
-    keys: dict[int, int]
-    memory: tuple[DeviceUse, ...] = ()
-
-
-def facts_of(
+def found_by(
     prompts: Sequence[Prompts],
-    purpose: str,
+    answers: Answers,
+    kv_type: str,
     fork_difference: float,
     *,
     forked: bool = False,
     memory: tuple[DeviceUse, ...] = (),
-) -> RunFacts:
-    """The facts of a run that asks `prompts`, one for each seed."""
-    return RunFacts(
-        purpose=purpose,
+) -> Retrieval:
+    """What the answers in a journal amount to.
+
+    Args:
+        prompts: that were asked, for each seed.
+        kv_type, fork_difference, forked, memory: as in `Retrieval`.
+    """
+    keys, recipe = dict(prompts[0].keys), answers.recipe
+    found, rungs = read_journal(answers.journal.lines, keys, recipe)
+    return Retrieval(
+        recipe=recipe,
+        kv_type=kv_type,
+        answers=tuple(found),
+        scores=score_tasks(found, keys, clustered=recipe.clustered),
+        rungs=rungs,
         forked=forked,
         fork_difference=fork_difference,
         prefill_tokens=sum(one.prefill_tokens for one in prompts),
         question_tokens=sum(one.question_tokens for one in prompts),
         classic_tokens=sum(one.classic_tokens for one in prompts),
-        keys=dict(prompts[0].keys),
         memory=memory,
-    )
-
-
-def found_by(
-    facts: RunFacts, lines: Sequence[str], recipe: RetrievalRecipe, out: Path
-) -> Retrieval:
-    """What the answers in a journal's `lines` come to; they are written to `out`."""
-    answers, rungs = read_journal(lines, facts.keys, recipe)
-    write_text(out, "".join(json.dumps(asdict(answer)) + "\n" for answer in answers))
-    return Retrieval(
-        mode=recipe.mode,
-        answers=tuple(answers),
-        scores=score_tasks(answers, facts.keys, clustered=recipe.clustered),
-        rungs=rungs,
-        forked=facts.forked,
-        fork_difference=facts.fork_difference,
-        prefill_tokens=facts.prefill_tokens,
-        question_tokens=facts.question_tokens,
-        classic_tokens=facts.classic_tokens,
-        memory=facts.memory,
     )
 
 
@@ -155,17 +124,17 @@ def check_retrieval(
         EnvironmentFault: no memory for the context, or a crash.
         GateError: the file's own context_length is shorter than what is to be checked.
     """
-    path = work / "answers.jsonl"
-    facts: RunFacts = run_isolated(
+    found: Retrieval = run_isolated(
         "quantkit.retrieval.run.check_child:ask_in_child",
         {
             "model_path": model,
             "recipe": recipe,
             "settings": settings,
             "work": work,
-            "journal_path": path,
+            "journal_path": work / "answers.jsonl",
             "haystack": haystack,
         },
         told_to(progress, "tokens"),
     )
-    return found_by(facts, Journal(path, facts.purpose).lines, recipe, out)
+    write_text(out, answer_lines(found.answers))
+    return found

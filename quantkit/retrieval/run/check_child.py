@@ -25,15 +25,10 @@ from quantkit.models.gguf_source import GGUFSource
 from quantkit.retrieval.branches import Prompts
 from quantkit.retrieval.journaled import Answers
 from quantkit.retrieval.prompt import all_prompts
-from quantkit.retrieval.results import DeviceUse
+from quantkit.retrieval.results import DeviceUse, Retrieval
 from quantkit.retrieval.run.ask import Respondent, ask_all
 from quantkit.retrieval.run.ask_child import Asking, Forks, FreshPrefills
-from quantkit.retrieval.run.check import (
-    CheckSettings,
-    RunFacts,
-    check_context_length,
-    facts_of,
-)
+from quantkit.retrieval.run.check import CheckSettings, check_context_length, found_by
 
 BATCH_TOKENS = 2048
 """llama-server's logical batch: several GPUs work on its physical ones at once."""
@@ -54,7 +49,7 @@ def ask_in_child(
     journal_path: Path,
     haystack: Path | None,
     emit: Emit,
-) -> RunFacts:
+) -> Retrieval:
     """Body of the child process of `check_retrieval`."""
     progress = Emitted(emit)
     shape = Model(model_path, settings.devices, weightless=True)
@@ -87,7 +82,7 @@ def ask_in_child(
         }
         respondent = Forks(asking, saved)
     ask_all(respondent, prompts, answers, progress)
-    return facts_of(prompts, purpose, test.alone, forked=forked, memory=memory)
+    return found_by(prompts, answers, settings.kv_type, test.alone, forked=forked, memory=memory)
 
 
 def try_prompts_in_child(

@@ -10,55 +10,29 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import InputError
+from quantkit.core.files import write_text
 from quantkit.core.haystack import sentences
 from quantkit.core.journal import Journal
 from quantkit.core.progress import SILENT, Progress
 from quantkit.llamacpp.server import LlamaServer, Tokens, file_name
 from quantkit.retrieval.journaled import Answers
 from quantkit.retrieval.prompt import all_prompts
-from quantkit.retrieval.results import Retrieval
+from quantkit.retrieval.results import Retrieval, answer_lines
 from quantkit.retrieval.run.ask import ask_all
 from quantkit.retrieval.run.ask_server import TEST_LIKELIEST, Served, tests_of
-from quantkit.retrieval.run.check import facts_of, found_by
+from quantkit.retrieval.run.check import found_by
+from quantkit.retrieval.validation import ServerFacts
 from quantkit.retrieval.writing import STOP
 
 NOTED_RATIO = 2
 """Of tokens that were prefilled to those that are needed; more are worth a note."""
 BLOCK_SENTENCES = 100
 CACHED_CHARACTERS = 5000
-
-
-@dataclass(frozen=True)
-class ServerFacts:
-    """What answered, and what it cost; without paths and addresses, for these are published.
-
-    Attributes:
-        loopback: whether it ran on the machine of the check.
-        model: its alias, or its file's name.
-        file: its file's name.
-        context_tokens: of one slot.
-        build: of llama.cpp.
-        chat_template: whether it has one; otherwise prompts are plain.
-        log_probabilities: whether it could be made to give those of right answers.
-        one_pass_tokens: what the questions take where nothing is prefilled twice, beside
-            prefill_tokens + question_tokens of `Retrieval`.
-    """
-
-    loopback: bool
-    model: str
-    file: str
-    size_bytes: int | None
-    context_tokens: int
-    slots: int
-    build: str
-    chat_template: bool
-    log_probabilities: bool
-    one_pass_tokens: int
+AS_SERVED = "as served"
 
 
 def check_served(
@@ -106,16 +80,15 @@ def check_served(
         )
         answers = Answers(Journal(work / "answers.jsonl", purpose), recipe)
         ask_all(Served(server, recipe, answers, progress), prompts, answers, progress)
-    lines = answers.journal.lines
-    tests = tests_of(lines)
-    planned = facts_of(prompts, purpose, max(one.difference for one in tests))
-    retrieval = found_by(planned, lines, recipe, out)
-    retrieval = replace(
-        retrieval,
-        prefill_tokens=sum(rung.prefill_tokens for rung in retrieval.rungs),
-        question_tokens=sum(rung.question_tokens for rung in retrieval.rungs),
-    )
+    tests = tests_of(answers.journal.lines)
+    planned = found_by(prompts, answers, AS_SERVED, max(one.difference for one in tests))
     one_pass = planned.prefill_tokens + planned.question_tokens
+    taken_by = {
+        "prefill_tokens": sum(rung.prefill_tokens for rung in planned.rungs),
+        "question_tokens": sum(rung.question_tokens for rung in planned.rungs),
+    }
+    retrieval = planned.model_copy(update=taken_by)
+    write_text(out, answer_lines(retrieval.answers))
     taken = retrieval.prefill_tokens + retrieval.question_tokens
     if taken > NOTED_RATIO * one_pass:
         progress.note(

@@ -32,6 +32,7 @@ from quantkit.release.card.render import card_text
 from quantkit.release.contents import BuiltLevel
 from quantkit.release.fits import Fits
 from quantkit.retrieval.statistics import hit_rate_bounds
+from quantkit.study.imatrix import SourceRead
 
 UNKNOWN = SourceCard(None, None, None, None, None, (), (), None)
 
@@ -257,8 +258,10 @@ def test_what_it_was_made_from(tmp_path: Path) -> None:
 def test_forks_of_the_worst_level(tmp_path: Path) -> None:
     levels = [card_level(tmp_path, "Q6"), card_level(tmp_path, "Q4")]
     assert "Forks are exact: " in card_text(card_facts(levels))
-    found = replace(levels[1].result.retrieval, fork_difference=2.5e-4)
-    levels[1] = replace(levels[1], result=replace(levels[1].result, retrieval=found))
+    validation = levels[1].result.validation
+    niah = validation.niah.model_copy(update={"fork_difference": 2.5e-4})
+    validation = validation.model_copy(update={"niah": niah})
+    levels[1] = replace(levels[1], result=replace(levels[1].result, validation=validation))
     assert "Forks differ by at most 2.5e-04" in card_text(card_facts(levels))
 
 
@@ -283,7 +286,7 @@ def test_what_cannot_be_repeated_is_not_promised(tmp_path: Path) -> None:
     card = card_text(card_facts([level], recipe=own))
     assert "quantkit build" not in card
     assert "quantkit quantize" in card
-    ready = CALIBRATION | {"ready": "their.dat", "sources": []}
+    ready = CALIBRATION.model_copy(update={"ready": "their.dat", "sources": ()})
     # errors cost is measured on the text all the same, or it is not read at all
     assert "quantkit build" not in card_text(card_facts([level], recipe=own, calibration=ready))
     unread = own.model_copy(update={"measure": own.measure.model_copy(update={"cost_chunks": 0})})
@@ -329,8 +332,9 @@ def test_calibration_and_experts(tmp_path: Path) -> None:
 def test_licences_of_calibration_texts(
     tmp_path: Path, licences: tuple[str | None, ...], said: str
 ) -> None:
-    texts = [{"name": f"{n}", "licence": licence} for n, licence in enumerate(licences)]
-    facts = card_facts([card_level(tmp_path, "Q4")], calibration=CALIBRATION | {"sources": texts})
+    texts = tuple(SourceRead(f"{n}", licence=licence) for n, licence in enumerate(licences))
+    calibration = CALIBRATION.model_copy(update={"sources": texts})
+    facts = card_facts([card_level(tmp_path, "Q4")], calibration=calibration)
     card = card_text(facts)
     last = card[card.index("## Licence and attribution") :]
     assert said in last
@@ -393,9 +397,8 @@ def test_words_of_others_are_no_markup(tmp_path: Path) -> None:
         tags=(evil,),
         languages=(evil,),
     )
-    calibration = CALIBRATION | {
-        "sources": [{"name": evil, "origin": "quantkit", "licence": evil, "tokens": 7}]
-    }
+    sources = (SourceRead(evil, "quantkit", evil, 7),)
+    calibration = CALIBRATION.model_copy(update={"sources": sources})
     target = card_facts([card_level(tmp_path, "Q4")]).target.model_copy(
         update={"name": "own", "description": evil}
     )

@@ -27,8 +27,7 @@ from quantkit.release.card.front_matter import SourceCard
 from quantkit.release.card.render import card_text
 from quantkit.release.sums import sums_text
 from quantkit.release.verifying.description import open_folder
-from quantkit.release.verifying.origin import Origin
-from quantkit.release.verifying.verify import verify
+from quantkit.release.verifying.verify import Origin, verify
 
 UNKNOWN = SourceCard(None, None, None, None, None, (), (), None)
 START = 'exec llama-server -m "$(dirname -- "$0")"/../../%s\n'
@@ -82,7 +81,10 @@ SOURCES: dict[str, tuple[dict[str, Any], str | None]] = {
     "folder": ({"source": UNKNOWN, "source_files": ("config.json", "a.safetensors")}, MODEL),
     "gguf": ({"source": UNKNOWN, "source_files": ("model-BF16.gguf",)}, "model-BF16.gguf"),
     "demo": ({"source": UNKNOWN, "is_demo": True}, None),
-    "ready": ({"calibration": CALIBRATION | {"ready": "their.dat", "sources": []}}, None),
+    "ready": (
+        {"calibration": CALIBRATION.model_copy(update={"ready": "their.dat", "sources": ()})},
+        None,
+    ),
 }
 """Facts, and what the reader brings below original/."""
 

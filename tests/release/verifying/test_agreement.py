@@ -22,10 +22,10 @@ def test_evidence_of_another_artifact(release: SmallRelease) -> None:
         shutil.copyfile(release.path(f"levels/Q8/{name}"), release.path(f"levels/Q4/{name}"))
     release.edit_json("release.json", set_to("levels", "Q4", "passed", to=True))
     found = faults(release)
-    assert f"Q4: what was asked had no file {Q4}" in found
+    assert any("not of" in fault and Q4 in fault for fault in found)
     shards = [Path(file).name for file in release.files("Q8")]
     for shard in shards:
-        assert f"Q4: what was asked had the file {shard}, which is not its" in found
+        assert any("not a file of this level" in f and shard in f for f in found)
     assert len(found) == 1 + len(shards)
 
 
@@ -35,11 +35,7 @@ def test_evidence_of_the_artifact_that_was_there_before(release: SmallRelease) -
     (fault,) = faults(release)
     release.path("levels/Q4/niah.jsonl").unlink()  # is not needed for it
     assert faults(release) == (fault,)
-    expected = release.sum_of(Q4)[:12]
-    assert fault == (
-        f"Q4: the {Q4} that was asked has the SHA-256 abababababab…, the one of this level "
-        f"{expected}…"
-    )
+    assert all(words in fault for words in (Q4, "abababababab…", release.sum_of(Q4)[:12]))
 
 
 @pytest.mark.parametrize("change", [set_to("artifact", to=None), lambda c: c.pop("artifact")])
@@ -93,14 +89,14 @@ def test_one_file_is_not_a_level_s_twice_nor_two_levels_own(release: SmallReleas
 @pytest.mark.parametrize("level", ["", "Q4/x", "-Q4", "..", "Q4\n", "é", "Q" * 97])
 def test_a_level_has_a_name_that_a_recipe_takes(release: SmallRelease, level: str) -> None:
     release.edit_json("release.json", lambda c: c["levels"].update({level: c["levels"]["Q4"]}))
-    with pytest.raises(InputError, match="is no name of a level: letters"):
+    with pytest.raises(InputError, match="level name"):
         verified(release.folder)
 
 
 @pytest.mark.parametrize("model", ["", "a/b", "x" * 201, "tiny\x1b[2J"])
 def test_a_model_has_a_name_that_a_build_gives(release: SmallRelease, model: str) -> None:
     release.edit_json("release.json", set_to("model", to=model))
-    with pytest.raises(InputError, match="is no name of a model"):
+    with pytest.raises(InputError, match="model name"):
         verified(release.folder)
 
 
@@ -137,7 +133,7 @@ def test_what_a_release_says_it_was_made_from(
 def test_a_checkpoint_of_no_files(release: SmallRelease) -> None:
     release.edit_json("checkpoint.json", set_to("files", to={}))
     (fault,) = verified(release.folder, release.source).faults
-    assert fault == "checkpoint.json lists no file: it does not say what it was made from"
+    assert fault.startswith("checkpoint.json lists no files")
 
 
 HUGE = 10**3999
@@ -148,10 +144,10 @@ HUGE = 10**3999
     [
         ("levels/Q4/allocation.json", set_to("total_bytes", to=HUGE)),
         ("levels/Q4/allocation.json", set_to("tensors", STACK, "bytes", to=HUGE)),
-        ("levels/Q4/validation.json", set_to("niah", "hits", to=HUGE)),
-        ("levels/Q4/validation.json", set_to("niah", "minimum_lower_bound", to=1e300)),
-        ("levels/Q4/validation.json", set_to("niah", "tasks", 0, "hits", to=HUGE)),
-        ("levels/Q4/validation.json", set_to("niah", "tasks", 0, "context_tokens", to=-HUGE)),
+        ("levels/Q4/validation.json", set_to("niah", "rungs", 0, "keys", to=HUGE)),
+        ("levels/Q4/validation.json", set_to("niah", "recipe", "minimum_lower_bound", to=1e300)),
+        ("levels/Q4/validation.json", set_to("niah", "scores", 0, "hits", to=HUGE)),
+        ("levels/Q4/validation.json", set_to("niah", "scores", 0, "context_tokens", to=-HUGE)),
         ("checkpoint.json", set_to("files", "tiny.gguf", "size_bytes", to=HUGE)),
     ],
 )
@@ -160,7 +156,7 @@ def test_a_number_of_thousands_of_digits_is_told_and_not_printed(
 ) -> None:
     release.edit_json(name, change)
     (fault,) = faults(release)
-    assert fault.startswith(f"{name}: ")
+    assert fault.startswith(f"{name} is ")
     assert len(fault) < 200
 
 
@@ -171,8 +167,8 @@ def test_a_manifest_s_or_an_answer_s_numbers_are_bounded_too(release: SmallRelea
     path.write_text(json.dumps(answer) + "\n" + rest)
     release.sign()
     (fault,) = faults(release)
-    assert fault.startswith("levels/Q4/niah.jsonl, line 1: the file: ")
-    assert "context_tokens has more digits" in fault
+    assert fault.startswith("levels/Q4/niah.jsonl, line 1 ")
+    assert "digits" in fault
     assert len(fault) < 200
     release.edit_json("release.json", set_to("levels", "Q4", "bits_per_weight", to=1e300))
     with pytest.raises(InputError, match=r"levels\.Q4\.bits_per_weight: .{,80}$"):

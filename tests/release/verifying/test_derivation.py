@@ -22,13 +22,14 @@ from quantkit.models.model import Model
 from quantkit.quantize.quantize import artifact_metadata, quantize
 from quantkit.release.verifying.derivation import (
     Compared,
+    Sampling,
     compare,
     metadata_faults,
     shape_faults,
+    spans,
 )
-from quantkit.release.verifying.origin import version_words
-from quantkit.release.verifying.sampling import Sampling, spans
 from quantkit.release.verifying.structure import Artifact
+from quantkit.release.verifying.verify import version_words
 
 FULL = Sampling(1, full=True)
 FILE = "tiny-imatrix.gguf"

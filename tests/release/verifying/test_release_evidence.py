@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pytest
-from finished_levels import answers_of, retrieval
+from finished_levels import answers_of, recipe_of, retrieval
 
-from quantkit.config.recipe import RetrievalRecipe
-from quantkit.release.verifying.claims import ValidationClaims
-from quantkit.release.verifying.evidence import evidence_faults
+from quantkit.release.verifying.agreement import evidence_faults
 from quantkit.retrieval.results import Answer
-from quantkit.retrieval.run.verdict import validation_json
+from quantkit.retrieval.validation import Validation
 
-PROBES = ("near-miss", "absent", "two-hop")
 ANSWERS = answers_of(0.05, seeds=(1, 2, 3))
 
 
 def claims(
-    answers: Sequence[Answer] = ANSWERS, *, clustered: bool = False, minimum: float | None = 0.9,
-    gate: tuple[str, ...] = (),
-) -> ValidationClaims:  # fmt: skip
+    answers: Sequence[Answer] = ANSWERS, minimum: float | None = 0.9, **changes: object
+) -> Validation:
     """What a build writes of `answers`."""
-    recipe = RetrievalRecipe(
-        probes=dict.fromkeys(PROBES, 8), clustered=clustered, seeds=(1, 2, 3), gate=gate,
-        minimum_lower_bound=minimum,
-    )  # fmt: skip
-    found = retrieval(answers, clustered=clustered)
-    content = json.dumps(validation_json(found, None, recipe, "q8_0"))
-    return ValidationClaims.model_validate_json(content)
+    recipe = recipe_of(seeds=(1, 2, 3), minimum_lower_bound=minimum, **changes)
+    found = retrieval(answers, recipe)
+    content = Validation(passed=found.passed, niah=found).text()
+    return Validation.parse(content.encode(), "validation.json")
 
 
 @pytest.mark.parametrize("clustered", [False, True])
@@ -45,9 +37,11 @@ def test_what_a_build_writes_agrees(
     assert said.passed is (minimum != 0.999)
 
 
-def doctored(**changes: Any) -> ValidationClaims:  # noqa: ANN401
+def doctored(recipe: Mapping[str, object] | None = None, **changes: object) -> Validation:
     good = claims(minimum=0.999)
-    return good.model_copy(update={"niah": good.niah.model_copy(update=changes)})
+    asked = good.niah.recipe.model_copy(update=recipe)
+    niah = good.niah.model_copy(update={"recipe": asked, **changes})
+    return good.model_copy(update={"niah": niah})
 
 
 def first(fault: str, faults: list[str]) -> bool:
@@ -64,28 +58,27 @@ def test_a_verdict_that_does_not_follow() -> None:
 @pytest.mark.parametrize(
     ("changes", "fault"),
     [
-        ({"hits": 96}, "niah.hits is 96 in validation.json, "),
-        ({"trials": 1000}, "niah.trials is 1000"),
-        ({"lower_bound": 0.9999}, "niah.lower_bound is 0.9999"),
-        ({"context_tokens": 1048576}, "niah.context_tokens is 1048576"),
-        ({"mode": "multikey-128"}, "niah.mode is multikey-128"),
+        ({"recipe": {"context_tokens": (8192, 1048576)}}, "asked at 1048576"),
+        ({"recipe": {"context_tokens": ()}}, "asked at 0"),
         ({"confidence": 0.5}, "a confidence of 0.5"),
-        ({"clustered": True}, "multikey at 516096 tokens: lower_bound is"),
+        ({"recipe": {"clustered": True}}, "multikey at 516096 tokens: lower_bound is"),
+        ({"recipe": {"gate": ("updated",)}}, "no answers to what the gate looks at"),
+        ({"recipe": {"minimum_lower_bound": 0.1}}, "passed is False"),
     ],
 )
-def test_a_headline_that_does_not_follow(changes: dict[str, Any], fault: str) -> None:
+def test_conditions_that_are_not_those_of_the_answers(changes: dict[str, Any], fault: str) -> None:
     assert first(fault, evidence_faults("Q4", doctored(**changes), ANSWERS))
 
 
 def test_a_score_that_does_not_follow() -> None:
     good = claims()
-    tasks = list(good.niah.tasks)
+    tasks = list(good.niah.scores)
     for field, value in (("hits", 96), ("upper_bound", 1.0), ("truncated", 0),
                          ("log_probability", -0.0001)):  # fmt: skip
         better = [dataclasses.replace(tasks[3], **{field: value}), *tasks[:3], *tasks[4:]]
-        found = evidence_faults("Q4", doctored(tasks=tuple(better)), ANSWERS)
+        found = evidence_faults("Q4", doctored(scores=tuple(better)), ANSWERS)
         assert first(f"Q4: multikey at 516096 tokens: {field} is {value}", found), found
-    fewer = evidence_faults("Q4", doctored(tasks=tuple(tasks[:-1])), ANSWERS)
+    fewer = evidence_faults("Q4", doctored(scores=tuple(tasks[:-1])), ANSWERS)
     assert first("Q4: two-hop at 516096 tokens is only in niah.jsonl", fewer)
 
 
@@ -99,7 +92,7 @@ def test_answers_that_count_for_what_they_are_not() -> None:
     ]
     found = evidence_faults("Q4", claims(better), better)
     (fault,) = found
-    assert fault.startswith(f"Q4: niah.jsonl counts {len(misses)} answers for what they are not")
+    assert fault.startswith(f"Q4: {len(misses)} answers in niah.jsonl are scored wrongly")
     assert "a hit" in fault
 
 
@@ -116,8 +109,6 @@ def test_answers_that_are_missing_or_there_twice() -> None:
 
 def test_clustered_bounds_of_one_haystack_are_refused() -> None:
     some = [a for a in ANSWERS if a.seed == 1]
-    good = claims(some)
-    said = good.model_copy(update={"niah": good.niah.model_copy(update={"clustered": True})})
-    assert first(
-        "clustered bounds in validation.json, of 1 seeds", evidence_faults("Q4", said, some)
-    )
+    assert first("not 1", evidence_faults("Q4", doctored({"clustered": True}), some))
+    uneven = [*ANSWERS, *(dataclasses.replace(some[0], task="updated", index=n) for n in range(2))]
+    assert first("not 1", evidence_faults("Q4", doctored({"clustered": True}), uneven))

@@ -12,7 +12,7 @@ from small_release import SmallRelease
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.gguf_header import GGUFHeader, StoredAt
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
-from quantkit.release.verifying.claims import AllocationClaims, TensorClaims
+from quantkit.plan.allocation_file import AllocatedTensor, AllocationFile
 from quantkit.release.verifying.structure import (
     Artifact,
     layout_faults,
@@ -119,13 +119,13 @@ def test_a_set_that_is_only_partly_here_is_told_from_one_that_is_not_here() -> N
     assert missing_shards(files, {files[0]: 1}) == files[1:]
 
 
-def allocation(artifact: Artifact, **changes: object) -> AllocationClaims:
+def allocation(artifact: Artifact, **changes: object) -> AllocationFile:
     """What agrees with `artifact`, but for `changes`."""
     tensors = {
-        name: TensorClaims(type=at.info.type_name, bytes=at.size_bytes)
+        name: AllocatedTensor(type=at.info.type_name, bytes=at.size_bytes)
         for name, (_, at) in artifact.tensors.items()
     }
-    made = AllocationClaims(total_bytes=artifact.size_bytes, preset=None, tensors=tensors)
+    made = AllocationFile(total_bytes=artifact.size_bytes, preset=None, tensors=tensors)
     return made.model_copy(update=changes)
 
 
@@ -139,7 +139,7 @@ def sharded(whole_release: SmallRelease) -> Artifact:
 def test_types_and_bytes_that_agree(sharded: Artifact, whole_release: SmallRelease) -> None:
     assert type_faults("Q8", sharded, allocation(sharded)) == []
     content = whole_release.path("levels/Q8/allocation.json").read_bytes()
-    planned = AllocationClaims.model_validate_json(content)
+    planned = AllocationFile.model_validate_json(content)
     assert planned.total_bytes < sharded.size_bytes  # of one file: types were not known yet
     assert type_faults("Q8", sharded, planned) == []
 
@@ -148,10 +148,10 @@ def test_types_and_bytes_that_differ(sharded: Artifact) -> None:
     good = allocation(sharded)
     name = "blk.0.attn_q.weight"
     kind = good.tensors[name].type
-    wrong_type = good.tensors | {name: TensorClaims(type="Q6_K", bytes=good.tensors[name].bytes)}
-    wrong_size = good.tensors | {name: TensorClaims(type=kind, bytes=7)}
+    wrong_type = good.tensors | {name: AllocatedTensor(type="Q6_K", bytes=good.tensors[name].bytes)}
+    wrong_size = good.tensors | {name: AllocatedTensor(type=kind, bytes=7)}
     without = {k: v for k, v in good.tensors.items() if k != name}
-    more = good.tensors | {"blk.9.x\x1b[2J": TensorClaims(type="F32", bytes=4)}
+    more = good.tensors | {"blk.9.x\x1b[2J": AllocatedTensor(type="F32", bytes=4)}
 
     def faults(**changes: object) -> str:
         (fault,) = type_faults("Q8", sharded, allocation(sharded, **changes))

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from compared_artifacts import CHUNKS, CONDITIONS, answers, ladder, measured, retrieval
+from quantkit.report.comparison.pareto import on_front
 
 from quantkit.core.errors import InputError
 from quantkit.report.comparison.comparison import compared
@@ -15,7 +16,6 @@ from quantkit.report.comparison.evidence import LEVEL, Evidence, Kind, Pair, all
 from quantkit.report.comparison.measured import Measured, names_of, paired_answers
 from quantkit.report.comparison.ordering import order, relation
 from quantkit.report.comparison.paired_tests import PairedTest, holm
-from quantkit.report.comparison.pareto import on_front
 from quantkit.report.comparison.verdicts import smallest_without_loss, verdicts
 
 

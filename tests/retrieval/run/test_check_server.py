@@ -296,7 +296,9 @@ def test_prompts_begin_with_bos_where_the_model_wants_one(tmp_path: Path) -> Non
 
 
 def test_thinking_is_kept_in_the_answer(side: LoopbackServer, tmp_path: Path) -> None:
-    recipe = RECIPE.model_copy(update={"thinking": True, "answer_tokens": 16})
+    recipe = RECIPE.model_copy(
+        update={"thinking": True, "answer_tokens": 256, "context_tokens": (1024,)}
+    )
     served, _, _ = check(side, tmp_path, recipe)
     questions = [
         one.body for one in side.served[SELF_TEST_COMPLETIONS:] if not one.body.get("stream")
