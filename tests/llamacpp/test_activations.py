@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import VOCABULARY, WIDTH, llama_arrays, llama_metadata, write_gguf
+from models import VOCABULARY, WIDTH, llama_arrays, llama_metadata, write_gguf, write_llama
 
 from quantkit.llamacpp import activations, ggml
 from quantkit.llamacpp.activations import (
@@ -22,6 +22,15 @@ from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 TOKENS = 48
 
 
+@pytest.fixture
+def tiny(tmp_path: Path) -> Path:
+    return write_llama(tmp_path / "m.gguf")
+
+
+def drawn() -> np.ndarray:
+    return np.random.default_rng(2).integers(0, VOCABULARY, TOKENS, dtype=np.int32)
+
+
 def collect(path: Path, tokens: np.ndarray) -> Collector:
     model = Model(path, DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0))
     collector = Collector()
@@ -33,10 +42,9 @@ def collect(path: Path, tokens: np.ndarray) -> Collector:
     return collector
 
 
-def test_first_layer_input_is_the_normalised_embedding(tmp_path: Path) -> None:
-    arrays = llama_arrays()
-    tokens = np.random.default_rng(2).integers(0, VOCABULARY, TOKENS, dtype=np.int32)
-    collector = collect(write_gguf(tmp_path / "m.gguf", llama_metadata(), arrays), tokens)
+def test_first_layer_input_is_the_normalised_embedding(tiny: Path) -> None:
+    arrays, tokens = llama_arrays(), drawn()
+    collector = collect(tiny, tokens)
     x = arrays["token_embd.weight"][tokens].astype(np.float64)
     normalised = x / np.sqrt(np.square(x).mean(axis=1, keepdims=True) + 1e-5)
     entry = collector.sums["blk.0.attn_q.weight"]
@@ -50,22 +58,18 @@ def test_first_layer_input_is_the_normalised_embedding(tmp_path: Path) -> None:
 
 
 def test_activations_on_a_device_are_read_from_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tiny: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = write_gguf(tmp_path / "m.gguf", llama_metadata(), llama_arrays())
-    tokens = np.random.default_rng(2).integers(0, VOCABULARY, TOKENS, dtype=np.int32)
-    seen = collect(path, tokens).sums
+    seen = collect(tiny, drawn()).sums
     monkeypatch.setattr(ggml.base_library(), "ggml_backend_buffer_is_host", lambda _: False)
-    read = collect(path, tokens).sums
+    read = collect(tiny, drawn()).sums
     assert sorted(read) == sorted(seen)
     for name, entry in read.items():
         np.testing.assert_array_equal(entry.squares, seen[name].squares, name)
 
 
-def test_what_only_logits_need_is_not_computed(tmp_path: Path) -> None:
-    path = write_gguf(tmp_path / "m.gguf", llama_metadata(), llama_arrays())
-    model = Model(path, DeviceSettings(1, False, 0))
-    tokens = np.random.default_rng(2).integers(0, VOCABULARY, TOKENS, dtype=np.int32)
+def test_what_only_logits_need_is_not_computed(tiny: Path) -> None:
+    model = Model(tiny, DeviceSettings(1, False, 0))
     asked: dict[bool, list[bytes]] = {}
     for leaves in (False, True):
         collector, names = Collector(), asked.setdefault(leaves, [])
@@ -77,9 +81,8 @@ def test_what_only_logits_need_is_not_computed(tmp_path: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
             if not leaves:
                 patch.setattr(activations, "LAST_NORM", b"")
-            Context(model, ContextSettings(64, batch_tokens=64, all_outputs=True), look).decode(
-                tokens, 0, want="all"
-            )
+            settings = ContextSettings(64, batch_tokens=64, all_outputs=True)
+            Context(model, settings, look).decode(drawn(), 0, want="all")
     assert b"result_output" in asked[False]
     assert b"result_output" not in asked[True]
     assert asked[True][-1] == b"result_norm"

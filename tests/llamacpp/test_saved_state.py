@@ -74,11 +74,9 @@ def test_what_is_of_something_else_is_not_taken(context: Context, tmp_path: Path
     context.clear()
     state = tmp_path / "state.bin"
     whole = state.read_bytes()
-    for broken in (whole[:-1], whole[: len(whole) // 2], b""):
+    for broken in (whole[:-1], whole[: len(whole) // 2], b"", b"\0" * len(whole)):
         state.write_bytes(broken)
         assert saved(tmp_path).load(context, TOKENS) == (0, {})
-    state.write_bytes(b"\0" * len(whole))
-    assert saved(tmp_path).load(context, TOKENS) == (0, {})
     (tmp_path / "state.json").write_text("{")
     assert saved(tmp_path).load(context, TOKENS) == (0, {})
     assert SavedState(tmp_path / "none", "this", 0, pytest.fail).load(context, TOKENS) == (0, {})
@@ -107,4 +105,3 @@ def test_no_room_costs_the_resumption_and_not_the_run(context: Context, tmp_path
     state.save(context, TOKENS[:100], {})
     state.save(context, TOKENS[:100], {})
     assert len(notes) == 1
-    assert "after a kill it begins anew" in notes[0]

@@ -21,6 +21,7 @@ from quantkit.study import errors as module
 from quantkit.study.errors import (
     TensorErrors,
     column_weights,
+    kernel_speeds,
     measure_errors,
     relative_error,
     sample,
@@ -198,9 +199,16 @@ def test_a_killed_run_resumes_and_gives_the_same(
     assert drawn == list(whole)[3:]
 
 
-def test_the_forecast_grows_with_the_work(source: GGUFSource) -> None:
-    few = seconds_of_errors(source.tensors, {}, RECIPE, 1)
-    all_rows = seconds_of_errors(
-        source.tensors, {}, RECIPE.model_copy(update={"sample_rows": 0}), 1
-    )
-    assert 0 < few < all_rows
+def test_the_estimate_counts_rows_types_and_workers(
+    source: GGUFSource, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "kernel_speeds", lambda kinds: {kind.name: 10.0 for kind in kinds})
+    infos = [info for info in source.tensors if info.name == KNOWN]
+    assert seconds_of_errors(infos, {}, RECIPE, 1) == 2 * 16 * WIDTH / 10
+    everything = RECIPE.model_copy(update={"sample_rows": 0})
+    importance = {KNOWN: np.ones((1, WIDTH), np.float32)}
+    assert seconds_of_errors(infos, importance, everything, 4) == 3 * WIDTH * WIDTH / 10 / 4
+
+
+def test_speeds_are_measured() -> None:
+    assert all(speed > 0 for speed in kernel_speeds([quant_type("Q8_0")]).values())

@@ -1,1 +1,1 @@
-"""The text that importance and costs are measured on: sources, domains, chat, rows."""
+"""The calibration text for importance and costs: sources, domains, chat, rows."""

@@ -1,4 +1,4 @@
-"""Conversations as text, by the model's own chat template as far as it takes them."""
+"""Renders conversations with the model's chat template, as far as it accepts them."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from quantkit.study.calibration.rows import Conversation
 
 
 class RenderChat(Protocol):
-    """Messages, and tools where there are some → the text that the model's template makes.
+    """Messages and tools → the text by the model's template.
 
     Raises:
         InputError: the template refuses them.
@@ -22,10 +22,10 @@ class RenderChat(Protocol):
 
 
 class ChatTexts:
-    """The conversations of one file as text, and what had to be left out of them.
+    """Renders the conversations of one file, and records what the template refuses.
 
     Args:
-        render_chat: None for a model without a template, whose conversations become lines of
+        render_chat: None for a model without a template: conversations become lines of
             "role: content".
     """
 
@@ -36,7 +36,7 @@ class ChatTexts:
         self._reason: InputError | None = None
 
     def text(self, conversation: Conversation) -> str | None:
-        """The text of a conversation; None where the template refuses all of it."""
+        """The text of a conversation; None if the template refuses all of it."""
         self._read += 1
         if self._render is None:
             return _plain_lines(conversation.messages, conversation.tools)
@@ -47,19 +47,19 @@ class ChatTexts:
         return text
 
     def notes(self, name: str) -> list[str]:
-        """What the user should know of the file called `name`."""
+        """Notes for the user about the file called `name`."""
         if self._read and self._render is None:
-            return [f"no chat template: the conversations of {name} are plain lines"]
+            return [f"the model has no chat template: conversations of {name} become plain lines"]
         if not self._missing:
             return []
         what = ", ".join(f"{count} {missing}" for missing, count in sorted(self._missing.items()))
-        return [f"of {self._read} conversations of {name} {what}; {self._reason}"]
+        return [f"of the {self._read} conversations of {name}, {what}: {self._reason}"]
 
 
 def _accepted(
     conversation: Conversation, render_chat: RenderChat
 ) -> tuple[str | None, str, InputError | None]:
-    """What the template makes of as much of a conversation as it takes, what is missing, why."""
+    """(text of the largest part that the template accepts, what is missing, why)."""
     messages, tools = conversation.messages, conversation.tools
     why: InputError | None = None
     talk = _without_calls(messages)
@@ -79,7 +79,7 @@ def _accepted(
 
 
 def _without_calls(messages: list[Message]) -> list[Message]:
-    """The messages that people read: no calls, no results."""
+    """The messages without tool calls and results."""
     spoken = (message for message in messages if message["role"] != "tool")
     kept = [{k: v for k, v in message.items() if k != "tool_calls"} for message in spoken]
     return [message for message in kept if message.get("content")]

@@ -1,6 +1,7 @@
-"""Datasets of the Hub as calibration: which files of them, and bringing those here.
+"""Calibration datasets of the Hub: selects their files and downloads them.
 
-They lie in a cache as OWNER--NAME/COMMIT/, so that a commit that is whole there needs no network.
+The cache has a folder OWNER--NAME/COMMIT/ for each; a commit that is complete there needs no
+network.
 """
 
 from __future__ import annotations
@@ -24,22 +25,22 @@ from quantkit.models.download import download
 from quantkit.study.calibration.texts import ENDINGS, CalibrationSource
 
 LIMIT_BYTES = 1 << 30
-"""Most bytes of one dataset; a calibration reads a few megabytes of it."""
+"""Limit for one dataset, of which a calibration reads a few megabytes."""
 _SCHEME = "hf://"
 _NAME = r"[A-Za-z0-9_](?:[A-Za-z0-9_.-]*[A-Za-z0-9_])?"
 _REPOSITORY = re.compile(f"(?!.*(?:--|[.][.])){_NAME}/{_NAME}")
 _REVISION = r"refs/(?:convert/[\w.-]+|pr/[0-9]+)(?=/|$)|[^/@]+"
-"""huggingface_hub takes these two kinds of names with slashes; others need %2F."""
+"""huggingface_hub accepts these two kinds of names with slashes; others need %2F."""
 _ADDRESS = re.compile(f"hf://datasets/([^/@]+/[^/@]+)(?:@({_REVISION}))?(?:/(.+))?")
 _SAFE_NAME = re.compile(r"(?:(?!\.{1,2}(?:/|$))[^/\\\x00-\x1f\x7f-\x9f]+(?:/(?!$)|$))+")
-"""No other folder, and no characters that a terminal would obey."""
+"""Excludes paths to other folders and control characters."""
 _CARD = "README.md"
 _LISTING = "listing.json"
 _SHOWN_FILES = 5
 
 
 def is_dataset(name: str) -> bool:
-    """Whether a recipe's source is on the Hub: hf://datasets/OWNER/NAME[@REVISION][/PATH]."""
+    """Whether a recipe's source is hf://datasets/OWNER/NAME[@REVISION][/PATH]."""
     return name.startswith(_SCHEME)
 
 
@@ -50,7 +51,7 @@ class DatasetAddress:
     Attributes:
         repository: OWNER/NAME.
         revision: branch, tag or commit; None for `main`.
-        path: of a file or a folder in it; empty for all.
+        path: a file or a folder in it; empty for all.
     """
 
     repository: str
@@ -59,17 +60,16 @@ class DatasetAddress:
 
     @classmethod
     def parse(cls, name: str) -> DatasetAddress:
-        """The dataset that a source names, in the spelling of huggingface_hub's HfFileSystem.
+        """Parse a source in the syntax of huggingface_hub's HfFileSystem.
 
         Raises:
-            InputError: it is not well-formed.
+            InputError: it is malformed.
         """
         match = _ADDRESS.fullmatch(name.removesuffix("/"))
         repository, revision, path = match.groups() if match else ("", None, None)
         if not _REPOSITORY.fullmatch(repository) or (path and not _SAFE_NAME.fullmatch(path)):
             raise InputError(
-                f"{name!r} is no dataset; give hf://datasets/OWNER/NAME, if need be with @REVISION "
-                "after it and then /PATH of a file or folder in it"
+                f"invalid dataset {name!r}: expected hf://datasets/OWNER/NAME[@REVISION][/PATH]"
             )
         return cls(repository, unquote(revision) if revision else None, path or "")
 
@@ -79,15 +79,16 @@ class DatasetAddress:
         return f"{_SCHEME}datasets/{self.repository}{revision}/{path}"
 
 
-def bring(name: str, hub: Callable[[], Hub], cache: Path, progress: Progress) -> CalibrationSource:
-    """The dataset that a source names, in the folder `cache`; downloaded where it is not there.
+def fetch_dataset(
+    name: str, hub: Callable[[], Hub], cache: Path, progress: Progress
+) -> CalibrationSource:
+    """The dataset that a source names, downloaded to the folder `cache` unless it is there.
 
     Args:
-        hub: makes the client; not called when a commit is named that is whole in the cache.
+        hub: creates the client; not called if the source names a commit that is in the cache.
 
     Raises:
-        InputError: no such dataset, revision or path, no access, nothing that is read, or too
-            much.
+        InputError: no such dataset, revision or path, no access, no readable file, or too large.
         EnvironmentFault: the network, the Hub or the disk failed.
     """
     address = DatasetAddress.parse(name)
@@ -115,7 +116,7 @@ def _fetch(address: DatasetAddress, hub: Hub, cache: Path, progress: Progress) -
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise EnvironmentFault(
-            f"cannot make the folder {folder} for a dataset: {error.strerror}; choose another "
+            f"cannot create the folder {folder} for a dataset: {error.strerror}; choose another "
             "cache with XDG_CACHE_HOME"
         ) from None
     download(wanted, hub, folder, progress)
@@ -124,41 +125,41 @@ def _fetch(address: DatasetAddress, hub: Hub, cache: Path, progress: Progress) -
 
 
 def chosen_files(listing: Listing, address: DatasetAddress) -> tuple[HubFile, ...]:
-    """The files that are read of a dataset, in the order of their names.
+    """The files of a dataset that are read, sorted by name.
 
-    Hidden ones are not, and neither is the dataset's GPU, unless `address` names it.
+    Hidden files are skipped, and so is the dataset card, unless `address` names it.
 
     Raises:
-        InputError: nothing lies at the path, none of it is read, a name could leave its folder, or
-            together they are too large.
+        InputError: nothing is at the path, no file is readable, a name is unsafe, or the files are
+            too large together.
     """
     path = address.path
     below = [f for f in listing.files if not path or f"{f.name}/".startswith(f"{path}/")]
     if not below:
         raise InputError(
-            f"the dataset {listing.repository} has nothing at {path!r} in {listing.commit[:12]}; "
-            f"it has {_shown(listing.files)}"
+            f"the dataset {listing.repository} has no {path!r} in {listing.commit[:12]}; it has "
+            f"{_shown(listing.files)}"
         )
     read = sorted((file for file in below if _is_read(file.name, path)), key=lambda f: f.name)
     if not read:
         where = f"at {path!r} " if path else ""
         raise InputError(
-            f"the dataset {listing.repository} {where}has no {', '.join(ENDINGS)} to read, but "
-            f"{_shown(below)}; where the Hub shows its rows, it has them as Parquet: "
+            f"the dataset {listing.repository} {where}has no {', '.join(ENDINGS)}, but "
+            f"{_shown(below)}; if the Hub shows its rows, it has them as Parquet at "
             f"hf://datasets/{listing.repository}@refs/convert/parquet"
         )
     unsafe = [file.name for file in read if not _SAFE_NAME.fullmatch(file.name)]
     if unsafe:
         raise InputError(
-            f"the dataset {listing.repository} has a file called {unsafe[0]!r}, which is no name "
-            f"for a file here; give the path of others, such as {address.at('FOLDER')}"
+            f"the dataset {listing.repository} has a file with the unsafe name {unsafe[0]!r}; give "
+            f"the path of others, such as {address.at('FOLDER')}"
         )
     size = sum(file.size_bytes for file in read)
     if size > LIMIT_BYTES:
         smallest = min(read, key=lambda file: file.size_bytes)
         raise InputError(
             f"the dataset {listing.repository} is too large: {_shown(read)}, together "
-            f"{bytes_text(size)}, {bytes_text(LIMIT_BYTES)} are the limit; "
+            f"{bytes_text(size)} (limit {bytes_text(LIMIT_BYTES)}); "
             + (
                 f"give the path of some, such as {address.at(smallest.name)}"
                 if smallest.size_bytes <= LIMIT_BYTES
@@ -181,7 +182,7 @@ def _shown(files: Sequence[HubFile]) -> str:
 
 
 def _whole_listing(address: DatasetAddress, cache: Path) -> Listing | None:
-    """The record of a commit whose chosen files are all in the cache as they were verified."""
+    """The recorded listing of a commit whose chosen files are all verified in the cache."""
     if not is_commit(address.revision or ""):
         return None
     folder = cache / address.repository.replace("/", "--") / str(address.revision)
@@ -198,10 +199,10 @@ def _whole_listing(address: DatasetAddress, cache: Path) -> Listing | None:
 
 
 def _folder(listing: Listing, cache: Path) -> Path:
-    """Where a dataset lies; the Hub's words become names of folders, so they are looked at."""
+    """The dataset's folder; its name comes from the Hub, so it is validated."""
     if not (_REPOSITORY.fullmatch(listing.repository) and is_commit(listing.commit)):
         raise EnvironmentFault(
-            f"the Hub answers with a dataset {listing.repository!r} at {listing.commit!r}, which "
-            "are no name and no commit; check HF_ENDPOINT"
+            f"the Hub returned the invalid dataset {listing.repository!r} at {listing.commit!r}; "
+            "check HF_ENDPOINT"
         )
     return cache / listing.repository.replace("/", "--") / listing.commit

@@ -1,8 +1,7 @@
-"""Files of rows: JSON Lines and Parquet, each row a conversation or a text.
+"""Reads files of rows, JSON Lines and Parquet; each row is a conversation or a text.
 
-Other than the rows themselves nothing decides what becomes of them: the same rows are the same
-conversations and texts in both formats. Parquet gives every message all the keys that any has, so
-keys without a value are taken for keys that are not there.
+The same rows give the same conversations and texts in both formats. Parquet gives every message
+the keys of all messages, so keys without a value are treated as missing.
 """
 
 from __future__ import annotations
@@ -18,7 +17,7 @@ from quantkit.models.chat_template import Message
 
 ROW_ENDINGS = (".jsonl", ".parquet")
 BATCH_ROWS = 512
-"""Rows of a Parquet file that are in memory at a time."""
+"""Rows of a Parquet file in memory at a time."""
 _CONVERSATIONS = ("messages", "conversations")
 _TEXTS = ("text", "content")
 _TOOLS = "tools"
@@ -31,13 +30,13 @@ _ROLES = {
     "tool": "tool",
     "function": "tool",
 }
-"""Who speaks in ShareGPT's `from` → role."""
+"""ShareGPT's `from` → role."""
 _SHOWN_COLUMNS = 20
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """Messages with a role and content each, and the tools that they may call."""
+    """Messages with role and content, and the tools that they may call."""
 
     messages: list[Message]
     tools: list[Any] | None = None
@@ -48,22 +47,22 @@ Row = Conversation | str
 
 
 def read_rows(path: Path) -> Iterator[Row]:
-    """The rows of a file whose ending is one of ROW_ENDINGS, in order.
+    """The rows of a file with an extension of ROW_ENDINGS, in order.
 
     Raises:
-        InputError: the file cannot be read, or a row is neither a conversation nor a text; names
-            the row and its columns. For Parquet also: pyarrow is not installed.
+        InputError: the file cannot be read, a row is neither a conversation nor a text, or pyarrow
+            is needed and not installed.
     """
     return _parquet_rows(path) if path.suffix == ".parquet" else _json_rows(path)
 
 
 def parse_row(row: object, where: str, columns: Sequence[str]) -> Row:
-    """What a row holds: the first of messages, conversations, text, content that has a value.
+    """Parse the first of messages, conversations, text, content that has a value.
 
     Args:
         row: an object, column → value, or a list of messages.
-        where: the file and the row, for errors.
-        columns: all that the row has, for errors.
+        where: file and row, for errors.
+        columns: all columns of the row, for errors.
 
     Raises:
         InputError: it is neither a conversation nor a text.
@@ -125,12 +124,12 @@ def _parquet_rows(path: Path) -> Iterator[Row]:
 
 def _messages(value: object, where: str) -> list[Message]:
     if not isinstance(value, list):
-        raise InputError(f"{where} holds {type(value).__name__} where a list of messages should be")
+        raise InputError(f"{where} has {type(value).__name__} instead of a list of messages")
     return [_message(item, where) for item in value]
 
 
 def _message(item: object, where: str) -> Message:
-    """A message in the words of chat templates: role and content; others stay as they are."""
+    """A message with role and content, as chat templates expect it; other keys are kept."""
     if isinstance(item, dict):
         if isinstance(item.get("role"), str):
             return {"content": "", **_valued(item)}
@@ -138,7 +137,7 @@ def _message(item: object, where: str) -> Message:
         if isinstance(speaker, str) and isinstance(said, str | None):
             if speaker not in _ROLES:
                 raise InputError(
-                    f"{where} has a message from {speaker!r}; known are {', '.join(_ROLES)}"
+                    f"{where} has a message from {speaker!r}; expected one of {', '.join(_ROLES)}"
                 )
             return {"role": _ROLES[speaker], "content": _encodable(said or "")}
     raise InputError(
@@ -148,12 +147,12 @@ def _message(item: object, where: str) -> Message:
 
 
 def _tools(value: object, where: str) -> list[Any] | None:
-    """Definitions of tools; many datasets keep them as the text of their JSON."""
+    """Definitions of tools; many datasets store them as JSON text."""
     if isinstance(value, str) and value.strip():
         try:
             value = json.loads(value)
         except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: its tools are no JSON: {error}") from None
+            raise InputError(f"{where}: its tools are not JSON: {error}") from None
     if not value:
         return None
     if not isinstance(value, list):
@@ -162,7 +161,7 @@ def _tools(value: object, where: str) -> list[Any] | None:
 
 
 def _valued(value: Any) -> Any:  # noqa: ANN401 - any JSON
-    """`value` without the keys of its objects that have no value."""
+    """`value` without keys whose value is null."""
     if isinstance(value, dict):
         return {key: _valued(item) for key, item in value.items() if item is not None}
     if isinstance(value, list):
@@ -171,7 +170,7 @@ def _valued(value: Any) -> Any:  # noqa: ANN401 - any JSON
 
 
 def _encodable(text: str) -> str:
-    """`text` with a question mark for each half of a character, which JSON may hold."""
+    """`text` with lone surrogates, which JSON may contain, replaced by question marks."""
     return text.encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,4 +1,4 @@
-"""A recipe's calibration sources: shipped texts, files and folders here, datasets on the Hub."""
+"""A recipe's calibration sources: shipped texts, local files and folders, datasets of the Hub."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from quantkit.core.paths import cache_folder, resource
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.yaml import Strict, read_yaml, validated
 from quantkit.hub.reading import Hub
-from quantkit.study.calibration.datasets import DatasetAddress, bring, is_dataset
+from quantkit.study.calibration.datasets import DatasetAddress, fetch_dataset, is_dataset
 from quantkit.study.calibration.texts import ENDINGS, CalibrationSource
 
 
@@ -20,8 +20,8 @@ class ShippedText(Strict):
 
     Attributes:
         licence: SPDX expression.
-        origin: in few words.
-        sha256: of the file.
+        origin: short description.
+        sha256: hash of the file.
     """
 
     licence: str
@@ -30,10 +30,10 @@ class ShippedText(Strict):
 
 
 def local_sources(recipe: ImatrixRecipe) -> tuple[CalibrationSource, ...]:
-    """The sources that are on this disk; a dataset is looked at no further than its address.
+    """The sources on this disk; of datasets, only the addresses are checked.
 
     Raises:
-        InputError: a local one does not exist, or the address of a dataset is not well-formed.
+        InputError: a local source does not exist, or a dataset's address is malformed.
     """
     found = []
     for name in recipe.sources:
@@ -50,39 +50,39 @@ def resolve_sources(
     hub: Hub | None = None,
     cache: Path | None = None,
 ) -> tuple[CalibrationSource, ...]:
-    """The recipe's sources in its order, with datasets downloaded into the cache.
+    """The recipe's sources in order, with datasets downloaded into the cache.
 
     Args:
-        hub: asked for datasets; by default the one that the environment names.
-        cache: folder of downloads; the user's by default.
+        hub: client for datasets; by default that of the environment.
+        cache: folder of downloads; by default the user's.
 
     Raises:
-        InputError: a source does not exist, holds nothing that is read, or is refused.
+        InputError: a source does not exist, has no readable file, or is refused.
         EnvironmentFault: the network, the Hub or the disk failed.
     """
-    local_sources(recipe)  # a misspelt path is told before anything is downloaded
+    local_sources(recipe)  # report a misspelt path before anything is downloaded
     client = functools.cache(lambda: hub or Hub())
     folder = (cache or cache_folder()) / "datasets"
     return tuple(
-        bring(name, client, folder, progress) if is_dataset(name) else _local_source(name)
+        fetch_dataset(name, client, folder, progress) if is_dataset(name) else _local_source(name)
         for name in recipe.sources
     )
 
 
 @functools.cache
 def shipped_texts() -> dict[str, ShippedText]:
-    """The texts of calibration/ by file name, as its sources.yaml has them."""
+    """The entries of calibration/sources.yaml by file name."""
     path = resource("calibration") / "sources.yaml"
     return {name: validated(ShippedText, entry, path) for name, entry in read_yaml(path).items()}
 
 
 def shipped_name(name: str) -> str | None:
-    """The file of calibration/ that a recipe's source names, with or without its ending."""
+    """The file of calibration/ that a source names, with or without its extension."""
     return next((f for f in (name, f"{name}.txt", f"{name}.jsonl") if f in shipped_texts()), None)
 
 
 def _local_source(name: str) -> CalibrationSource:
-    """A text of calibration/ with or without its ending, a file, or a folder's files."""
+    """A text of calibration/, a file, or a folder's files."""
     shipped, file = shipped_texts(), shipped_name(name)
     if file is not None:
         path = resource("calibration") / file

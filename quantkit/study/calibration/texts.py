@@ -1,7 +1,6 @@
-"""A recipe's calibration: its texts, or its mixture of domains, as one row of tokens.
+"""Makes the calibration tokens of a recipe's texts or of its mixture of domains.
 
-The tokenizer and the chat template are passed in, and so are the files. Equal input gives equal
-tokens on every machine.
+Tokenizer, chat template and files are passed in. Equal input gives equal tokens on every machine.
 """
 
 from __future__ import annotations
@@ -26,9 +25,9 @@ Tokens = NDArray[np.int32]
 Tokenize = Callable[[str], Tokens]
 
 ENDINGS = (".txt", ".md", *ROW_ENDINGS)
-"""Files that are read where a folder or a dataset is a source."""
+"""Extensions of the files that are read of a folder or a dataset."""
 PART_CHARACTERS = 1 << 24
-"""Most of a domain's text that becomes tokens at once: a tokenizer takes many bytes for each."""
+"""Limit for text that is tokenized at once: a tokenizer needs many bytes per character."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +35,10 @@ class CalibrationSource:
     """One of a recipe's sources, on this disk.
 
     Attributes:
-        name: as the recipe spells it.
-        files: in the order in which they are read.
-        origin: "quantkit" for a text that ships with it, "disk", or
-            "hf://datasets/OWNER/NAME@COMMIT".
-        licence: SPDX expression of a shipped text, the Hub's words for a dataset; None where
-            nothing states one.
+        name: as in the recipe.
+        files: in reading order.
+        origin: "quantkit" for a shipped text, "disk", or "hf://datasets/OWNER/NAME@COMMIT".
+        licence: SPDX expression of a shipped text, or what the Hub states for a dataset, if any.
     """
 
     name: str
@@ -51,7 +48,7 @@ class CalibrationSource:
 
     @property
     def dataset_names(self) -> tuple[str, ...]:
-        """What `imatrix.datasets` says of it."""
+        """Its names in `imatrix.datasets`."""
         if self.origin.startswith("hf://"):
             return (self.origin,)
         return tuple(path.name for path in self.files)
@@ -59,7 +56,7 @@ class CalibrationSource:
 
 @dataclass(frozen=True)
 class DomainTaken:
-    """What the calibration holds of one domain; `share` is of all its tokens."""
+    """Tokens of one domain in the calibration, and their share of all tokens."""
 
     name: str
     tokens: int
@@ -71,11 +68,11 @@ class CalibrationTokens:
     """The calibration.
 
     Attributes:
-        tokens: with a mixture whole chunks, each of one domain; else all tokens of the texts.
+        tokens: of a mixture whole chunks, each of one domain; else all tokens of the texts.
         chunk_tokens: length of a chunk.
-        domains: in the recipe's order; texts are one in all.
-        order: of a mixture the domain of each chunk; empty for texts.
-        notes: what the user should know: domains that ran out, conversations left out.
+        domains: in the recipe's order; texts are one domain together.
+        order: domain of each chunk of a mixture; empty for texts.
+        notes: for the user: domains that ran out, conversations left out.
     """
 
     tokens: Tokens
@@ -85,7 +82,7 @@ class CalibrationTokens:
     notes: tuple[str, ...] = ()
 
     def taken_after(self, chunks: int) -> tuple[DomainTaken, ...]:
-        """What the first `chunks` chunks, at least one, hold of each domain."""
+        """Tokens of each domain in the first `chunks` chunks, at least one."""
         held = Counter(self.order[:chunks] or {self.domains[0]: chunks})
         return tuple(
             DomainTaken(name, held[name] * self.chunk_tokens, held[name] / held.total())
@@ -95,7 +92,7 @@ class CalibrationTokens:
 
 @dataclass(frozen=True)
 class _Model:
-    """What makes tokens of a text: of what people wrote, and of what the chat template made."""
+    """The model's tokenizer, for plain text and for rendered chats, and its chat template."""
 
     tokenize: Tokenize
     tokenize_special: Tokenize
@@ -112,17 +109,16 @@ def calibration_tokens(
 ) -> CalibrationTokens:
     """The tokens that the importance matrix is collected on.
 
-    With a mixture they are the recipe's `chunks` chunks, or all that there are where it goes on
-    until the experts are covered; the first `chunks` are the same in both cases.
+    Of a mixture the recipe's `chunks` chunks, or all chunks if it continues until the experts are
+    covered; the first `chunks` are the same in both cases.
 
     Args:
-        recipe: what is asked for of the sources; its `texts` are joined by an empty line.
+        recipe: its `texts` are joined by an empty line.
         sources: one for each name of `recipe.sources`.
         tokenize: for texts, without BOS.
-        render_chat: `ChatTemplate.render` of the model's template; None for a model without one,
-            whose conversations become lines of "role: content".
-        tokenize_special: for rendered conversations: special tokens are recognised. Without it
-            `tokenize` serves for them too.
+        render_chat: `ChatTemplate.render` of the model's template; None for a model without one:
+            conversations become lines of "role: content".
+        tokenize_special: for rendered conversations, with special tokens; default `tokenize`.
 
     Raises:
         InputError: a file cannot be read, or no domain is long enough for one chunk.
@@ -141,7 +137,7 @@ def _mixture_tokens(
     recipe: ImatrixRecipe, sources: Sequence[CalibrationSource], model: _Model, notes: list[str]
 ) -> CalibrationTokens:
     size = recipe.chunk_tokens
-    # Spread out chunks lie all over the text, and coverage may want all of it.
+    # Spread chunks are from all over the text, and coverage may need all of it.
     whole = recipe.spread or recipe.until_covered > 0
     enough = None if whole else recipe.chunks * size
     domains = {source.name: _domain_tokens(source, enough, model, notes) for source in sources}
@@ -168,15 +164,15 @@ def _short_domains(recipe: ImatrixRecipe, room: Mapping[str, int]) -> Iterator[s
         wanted = int(Fraction(str(share)) / total * recipe.chunks)
         if room[name] < wanted:
             yield (
-                f"the calibration text {name} holds {room[name]} of the {wanted} chunks of its "
-                "share; the others make up for it"
+                f"the calibration text {name} has only {room[name]} of the {wanted} chunks of its "
+                "share; the other texts fill up the rest"
             )
 
 
 def _domain_tokens(
     source: CalibrationSource, enough: int | None, model: _Model, notes: list[str]
 ) -> Tokens:
-    """The tokens of a domain's files, one after the other; no piece after `enough` is read."""
+    """The tokens of a domain's files in order, up to the piece that reaches `enough`."""
     parts: list[Tokens] = []
     count = 0
     for path in source.files:
@@ -192,7 +188,7 @@ def _domain_tokens(
 
 
 def _text_tokens(path: Path, model: _Model) -> Generator[Tokens]:
-    """The tokens of a text and an empty line, in parts that end where it has one."""
+    """The tokens of a text and an empty line, in parts that end at an empty line."""
     text = _read(path) + "\n\n"
     begin = 0
     while begin < len(text):
@@ -205,7 +201,7 @@ def _text_tokens(path: Path, model: _Model) -> Generator[Tokens]:
 
 
 def _row_tokens(path: Path, model: _Model, notes: list[str]) -> Generator[Tokens]:
-    """The tokens of each row; in the end `notes` grows by what the chat template refused."""
+    """The tokens of each row; at the end, notes about refused chats are added to `notes`."""
     chat = ChatTexts(model.render_chat)
     try:
         for row in read_rows(path):
@@ -218,7 +214,7 @@ def _row_tokens(path: Path, model: _Model, notes: list[str]) -> Generator[Tokens
 
 
 def _texts_tokens(files: Iterable[Path], model: _Model, notes: list[str]) -> Iterator[Tokens]:
-    """Texts that follow each other are joined before they become tokens."""
+    """The tokens of files; consecutive texts are joined before they are tokenized."""
     texts: list[str] = []
     for path in files:
         if path.suffix not in ROW_ENDINGS:
@@ -248,11 +244,10 @@ def chunk_order(
 ) -> list[str]:
     """The domain of each chunk, `chunks` of them or as many as there are.
 
-    Until a domain has no chunk left, the first k chunks hold less than one chunk more or less of
-    each domain than its share of k: the chairman assignment of Tijdeman (1980), which takes the
-    domain whose next chunk is due first. The seed decides between equals, by their names without
-    folders: the order does not depend on where texts lie. Then the others go on in the same way, by
-    their shares of what is left.
+    Until a domain runs out, the number of its chunks among the first k differs by less than one
+    from its share of k: the chairman assignment of Tijdeman (1980), which takes the domain whose
+    next chunk is due first. Then the others go on by their shares of the rest. The seed decides
+    ties, by names without folders, so that the order does not depend on the texts' location.
     """
 
     def rank(name: str) -> bytes:
@@ -280,7 +275,7 @@ def chunk_order(
 
 
 def spread_out(count: int) -> list[int]:
-    """The numbers below `count`, so that any first few lie evenly: in bit-reversed order."""
+    """The numbers below `count` in bit-reversed order: any first few are evenly spread."""
     bits = max(count - 1, 0).bit_length()
     reversed_bits = (int(f"{i:0{bits}b}"[::-1], 2) for i in range(1 << bits))
     return [number for number in reversed_bits if number < count]

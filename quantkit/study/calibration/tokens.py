@@ -1,4 +1,4 @@
-"""A recipe's calibration in a model's own tokens, by its tokenizer and its chat template."""
+"""A recipe's calibration in a loaded model's tokens, with its chat template."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def model_calibration(
     recipe: ImatrixRecipe, sources: Sequence[CalibrationSource], model: Model, emit: Emit
 ) -> CalibrationTokens:
-    """The tokens of `sources`; what the person should know of them is emitted as notes."""
+    """The tokens of `sources`; notes for the user are emitted."""
     template = model.chat_template()
     calibration = calibration_tokens(
         recipe,

@@ -240,14 +240,14 @@ def test_killed_in_the_middle_of_a_file_goes_on_from_there(
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("hf://datasets/someone/nothing", "no dataset someone/nothing for you.*hf auth login"),
-        ("hf://datasets/someone/hidden", "no dataset someone/hidden for you.*if it is private"),
-        ("hf://datasets/someone/model", "no dataset someone/model for you"),
-        (f"{ALL}@v9", "the dataset someone/talks has no revision 'v9'.*/datasets/someone/talks/tr"),
-        (f"{ALL}/datum", r"has nothing at 'datum' in 0123456789ab; it has .*'a.txt' \(16 B\)"),
-        (f"{ALL}/dat", "has nothing at 'dat'"),
-        (f"{ALL}/data/picture.png", r"at 'data/picture.png' has no .txt, .md, .jsonl, .parquet to"),
-        (f"{ALL}/.cache", r"has no .txt.*but '.cache/b.txt'.*@refs/convert/parquet"),
+        ("hf://datasets/someone/nothing", "someone/nothing .*hf auth login"),
+        ("hf://datasets/someone/hidden", "someone/hidden .*private"),
+        ("hf://datasets/someone/model", "someone/model"),
+        (f"{ALL}@v9", "someone/talks .*'v9'"),
+        (f"{ALL}/datum", r"'datum' in 0123456789ab.*'a.txt' \(16 B\)"),
+        (f"{ALL}/dat", "'dat'"),
+        (f"{ALL}/data/picture.png", r"'data/picture.png' .*\.txt, \.md, \.jsonl, \.parquet"),
+        (f"{ALL}/.cache", r"'\.cache/b\.txt'.*@refs/convert/parquet"),
     ],
 )
 def test_what_is_not_there(
@@ -264,14 +264,14 @@ def test_what_is_not_there(
 
 @pytest.mark.parametrize(
     ("token", "words"),
-    [(False, "then log in with 'hf auth login'"), (GOOD_TOKEN, "may still have to agree")],
+    [(False, "hf auth login"), (GOOD_TOKEN, "agree")],
 )
 def test_a_gated_dataset_says_where_its_terms_are(
     token: str | bool, words: str, loopback: LoopbackHub, fetch: Fetch
 ) -> None:
     loopback.gated = {NAME}
     page = f"{loopback.address}/datasets/someone/talks"
-    with pytest.raises(InputError, match=f"the dataset someone/talks is gated.*{page}, .*{words}"):
+    with pytest.raises(InputError, match=f"gated.*{page}.*{words}"):
         fetch(token=token)
 
 
@@ -282,14 +282,12 @@ def test_a_token_opens_a_private_dataset(loopback: LoopbackHub, cache: Path, fet
 
 def test_too_large(loopback: LoopbackHub, cache: Path, fetch: Fetch) -> None:
     loopback.claims = {TRAIN: LIMIT_BYTES - 8, "data/train/1.jsonl": 9}
-    words = (
-        r"too large: 'data/train/0.parquet' \(1.00 GiB\), 'data/train/1.jsonl' \(9 B\), together"
-    )
-    with pytest.raises(InputError, match=f"{words} .*give the path.*{ALL}@main/data/train/1.jsonl"):
+    words = r"'data/train/0.parquet' \(1.00 GiB\), 'data/train/1.jsonl' \(9 B\)"
+    with pytest.raises(InputError, match=f"{words}.*{ALL}@main/data/train/1.jsonl"):
         fetch(f"{ALL}@main/data/train")
     assert loopback.served == []
     loopback.claims["a.txt"] = LIMIT_BYTES + 1
-    with pytest.raises(InputError, match="are the limit; choose a dataset in smaller files"):
+    with pytest.raises(InputError, match="smaller files"):
         fetch(f"{ALL}/a.txt")
     loopback.claims["data/train/1.jsonl"] = 8
     listing = Hub(loopback.address, token=False).listing("someone/talks", kind="dataset")
@@ -300,15 +298,13 @@ def test_no_room_on_the_disk_names_the_variable(
     fetch: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("quantkit.models.local_copy.free_bytes", lambda folder: 10)
-    with pytest.raises(EnvironmentFault, match="a folder on another disk with XDG_CACHE_HOME"):
+    with pytest.raises(EnvironmentFault, match="XDG_CACHE_HOME"):
         fetch()
 
 
 def test_a_cache_that_cannot_be_made(cache: Path, fetch: Fetch) -> None:
     cache.touch()
-    with pytest.raises(
-        EnvironmentFault, match=r"cannot make the folder .*: Not a directory; .*XDG"
-    ):
+    with pytest.raises(EnvironmentFault, match=r"Not a directory.*XDG_CACHE_HOME"):
         fetch()
 
 
@@ -318,7 +314,7 @@ def test_a_cache_that_cannot_be_made(cache: Path, fetch: Fetch) -> None:
 def test_names_from_the_hub_stay_in_the_folder(name: str) -> None:
     files = tuple(HubFile(n, 1, "0" * 64, None) for n in ("good/a..b c.txt", name))
     listing = Listing("someone/talks", COMMIT, files, "dataset")
-    with pytest.raises(InputError, match="which is no name for a file here"):
+    with pytest.raises(InputError, match="unsafe name"):
         chosen_files(listing, DatasetAddress.parse(ALL))
     good = chosen_files(listing, DatasetAddress.parse(f"{ALL}/good"))
     assert [file.name for file in good] == ["good/a..b c.txt"]
@@ -337,7 +333,7 @@ def test_a_hub_does_not_choose_the_folder(
             return Listing(repository_name, commit, (file,), "dataset")
 
     liar = Liar(loopback.address, token=False)
-    with pytest.raises(EnvironmentFault, match="are no name and no commit"):
+    with pytest.raises(EnvironmentFault, match="HF_ENDPOINT"):
         resolve_sources(ImatrixRecipe(texts=(ALL,)), hub=liar, cache=cache)
     assert not cache.exists()
 
@@ -377,5 +373,5 @@ def test_addresses_mean_what_they_mean_to_huggingface_hub(
     ],
 )  # fmt: skip
 def test_malformed_addresses(name: str) -> None:
-    with pytest.raises(InputError, match="is no dataset; give hf://datasets/OWNER/NAME"):
+    with pytest.raises(InputError, match="OWNER/NAME"):
         DatasetAddress.parse(name)

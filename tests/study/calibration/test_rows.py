@@ -111,14 +111,14 @@ def test_half_a_character_can_be_encoded(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "words"),
     [
-        ({"a": 1, "b": 2}, "neither a conversation .* nor a text .*: it has the columns 'a', 'b'$"),
-        ({"text": 3}, "columns 'text'$"),
-        ({"messages": "x"}, "holds str where a list of messages should be"),
-        ({"messages": [3]}, "a message with neither role and content nor from and value$"),
-        ({"messages": [{"content": "x"}]}, "nor from and value: it has 'content'$"),
-        ({"conversations": [{"from": "bot", "value": "x"}]}, "from 'bot'; known are human, user"),
-        ({"messages": TALK, "tools": "{"}, "its tools are no JSON"),
-        ({"messages": TALK, "tools": "3"}, "its tools are int, not a list"),
+        ({"a": 1, "b": 2}, "'a', 'b'$"),
+        ({"text": 3}, "'text'$"),
+        ({"messages": "x"}, "str instead of a list"),
+        ({"messages": [3]}, "message with neither"),
+        ({"messages": [{"content": "x"}]}, "'content'$"),
+        ({"conversations": [{"from": "bot", "value": "x"}]}, "'bot'.*human, user"),
+        ({"messages": TALK, "tools": "{"}, "tools are not JSON"),
+        ({"messages": TALK, "tools": "3"}, "tools are int"),
         ({str(n): n for n in range(30)}, r"'18', '19' and 10 more$"),
     ],
 )
@@ -133,10 +133,9 @@ def test_a_row_of_neither_kind_is_named(
 
 def test_the_row_is_counted(tmp_path: Path) -> None:
     rows = [{"text": "x"}] * (BATCH_ROWS + 2) + [{"text": None}]
-    with pytest.raises(InputError, match=f"row {BATCH_ROWS + 3} is neither"):
-        list(read_rows(file_of(tmp_path, "parquet", rows)))
-    with pytest.raises(InputError, match=f"line {BATCH_ROWS + 3} is neither"):
-        list(read_rows(file_of(tmp_path, "jsonl", rows)))
+    for ending, unit in (("parquet", "row"), ("jsonl", "line")):
+        with pytest.raises(InputError, match=f"{unit} {BATCH_ROWS + 3} "):
+            list(read_rows(file_of(tmp_path, ending, rows)))
 
 
 @pytest.mark.parametrize("line", ["{", "3", '[{"content": "x"}]', "[3]", "[" * 100_000, "\x00"])
@@ -162,7 +161,7 @@ def test_a_file_that_cannot_be_read_is_named(
 ) -> None:
     if content is not None:
         (tmp_path / name).write_bytes(content)
-    with pytest.raises(InputError, match=f"cannot read the calibration rows .*{name}: "):
+    with pytest.raises(InputError, match=f"{name}: "):
         list(read_rows(tmp_path / name))
 
 
@@ -171,7 +170,7 @@ def test_without_pyarrow_the_message_says_how_to_install_it(
 ) -> None:
     path = file_of(tmp_path, "parquet", [{"text": "x"}])
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(InputError, match=r"needs pyarrow: pip install 'quantkit-gguf\[parquet\]'"):
+    with pytest.raises(InputError, match=r"quantkit-gguf\[parquet\]"):
         list(read_rows(path))
 
 

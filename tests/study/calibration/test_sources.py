@@ -71,14 +71,14 @@ def test_a_path_is_not_taken_for_a_shipped_text(
     (source,) = local_sources(ImatrixRecipe(texts=(str(copy),)))
     assert (source.files, source.origin) == ((copy,), "disk")
     for name in ("README.md", str(FOLDER / "chat"), "sources.yaml"):
-        with pytest.raises(InputError, match="no calibration text"):
+        with pytest.raises(InputError, match="calibration text"):
             local_sources(ImatrixRecipe(texts=(name,)))
 
 
 def test_what_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"'nothing': give a file, a folder.*or one of chat"):
+    with pytest.raises(InputError, match=r"'nothing'.*chat"):
         local_sources(ImatrixRecipe(mixture={"nothing": 1}))
-    with pytest.raises(InputError, match=r"no calibration text in the folder.*\.txt, .*\.parquet"):
+    with pytest.raises(InputError, match=r"folder.*\.parquet"):
         local_sources(ImatrixRecipe(mixture={str(tmp_path): 1}))
 
 
@@ -87,8 +87,8 @@ def test_a_misspelt_path_is_told_before_anything_is_downloaded(tmp_path: Path) -
     (tmp_path / "repository" / "a.txt").write_text("text")
     recipe = ImatrixRecipe(mixture={"hf://datasets/someone/talks": 1, "nothing": 1})
     with hub({"datasets/someone/talks": tmp_path / "repository"}) as loopback:
-        with pytest.raises(InputError, match="no calibration text 'nothing'"):
+        with pytest.raises(InputError, match="'nothing'"):
             resolve_sources(recipe, hub=Hub(loopback.address, token=False), cache=tmp_path)
         assert loopback.asked == 0
-    with pytest.raises(InputError, match="is no dataset"):
+    with pytest.raises(InputError, match="OWNER/NAME"):
         local_sources(ImatrixRecipe(texts=("hf://models/someone/talks",)))

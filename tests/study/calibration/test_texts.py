@@ -235,7 +235,7 @@ def test_a_short_domain_is_told(tmp_path: Path) -> None:
     found = tokens_of(recipe)
     assert [domain.tokens for domain in found.taken_after(20)] == [64, 18 * 32]
     [note] = found.notes
-    assert "holds 2 of the 10 chunks" in note
+    assert "2 of the 10" in note
     with pytest.raises(InputError, match="no domain"):
         tokens_of(recipe.model_copy(update={"chunk_tokens": 4000}))
 
@@ -276,7 +276,7 @@ def test_going_on_until_covered_begins_with_the_same_chunks(tmp_path: Path, spre
     assert long.taken_after(10) == short.taken_after(10)
     assert [domain.tokens for domain in long.taken_after(22)] == [64, 640]
     assert long.notes == short.notes
-    assert "holds 2 of the 7 chunks" in short.notes[0]
+    assert "2 of the 7" in short.notes[0]
 
 
 def test_no_more_rows_are_read_than_the_chunks_need(tmp_path: Path) -> None:
@@ -285,7 +285,7 @@ def test_no_more_rows_are_read_than_the_chunks_need(tmp_path: Path) -> None:
     recipe = ImatrixRecipe(mixture={str(path): 1}, chunk_tokens=32, chunks=1)
     assert written(tokens_of(recipe).tokens) == "x" * 30 + "\n\n"
     for more in ({"chunks": 2}, {"spread": True}, {"until_covered": 1}):
-        with pytest.raises(InputError, match="line 2 is not JSON"):
+        with pytest.raises(InputError, match="line 2"):
             tokens_of(recipe.model_copy(update=more))
 
 
