@@ -10,7 +10,7 @@ import ctypes
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import llama_cpp
 import numpy as np
@@ -220,36 +220,26 @@ class Context:
         self._memory = llama_cpp.llama_get_memory(self.handle)
         self._batch = llama_cpp.llama_batch_init(settings.batch_tokens, 0, 1)
 
-    def decode(
-        self, tokens: Tokens, start: int, sequence: int = 0, want: Literal["last", "all"] = "last"
-    ) -> Logits:
+    def decode(self, tokens: Tokens, start: int, sequence: int = 0) -> Logits:
         """Decode `tokens` at positions from `start` on in `sequence`.
 
         Returns:
-            Logits, F32: shape (vocabulary,) for the last token, or (tokens, vocabulary) for all.
+            Logits of the last token, F32, shape (vocabulary,).
         """
-        size = self.settings.batch_tokens
-        parts = []
-        for at in range(0, len(tokens), size):
-            piece = tokens[at : at + size]
-            last = at + len(piece) == len(tokens)
-            self._fill(piece, start + at, sequence, every=want == "all", last=last)
-            self._run(f"{len(piece)} tokens at position {start + at}")
-            if want == "all":
-                raw = llama_cpp.llama_get_logits(self.handle)
-                shape = (len(piece), self._vocab_size)
-                parts.append(np.ctypeslib.as_array(raw, shape=shape).copy())
-        if want == "all":
-            return np.concatenate(parts)
+        self._decode_batches(tokens, start, sequence, last=True)
         raw = llama_cpp.llama_get_logits_ith(self.handle, -1)
         return np.ctypeslib.as_array(raw, shape=(self._vocab_size,)).copy()
 
     def prefill(self, tokens: Tokens, start: int, sequence: int = 0) -> None:
         """Decode `tokens` at positions from `start` on, without logits."""
+        self._decode_batches(tokens, start, sequence, last=False)
+
+    def _decode_batches(self, tokens: Tokens, start: int, sequence: int, *, last: bool) -> None:
         size = self.settings.batch_tokens
         for at in range(0, len(tokens), size):
             piece = tokens[at : at + size]
-            self._fill(piece, start + at, sequence, every=False, last=False)
+            ends = at + len(piece) == len(tokens)
+            self._fill(piece, start + at, sequence, every=False, last=last and ends)
             self._run(f"{len(piece)} tokens at position {start + at}")
 
     def wait(self) -> None:

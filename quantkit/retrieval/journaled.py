@@ -9,7 +9,7 @@ from typing import Any
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.journal import Journal
-from quantkit.llamacpp.said import Said
+from quantkit.llamacpp.reply import Reply
 from quantkit.retrieval.branches import Branch, Prompts
 from quantkit.retrieval.results import Answer, Rung
 from quantkit.retrieval.scoring import score
@@ -69,7 +69,7 @@ class Answers:
             if not self.has(b) or (b.question.context_tokens, b.question.seed) not in self._closed
         ]
 
-    def add(self, branch: Branch, said: Said, cost: Cost | None = None) -> None:
+    def add(self, branch: Branch, said: Reply, cost: Cost | None = None) -> None:
         """Write an answer down, with its cost where it has one of its own."""
         answer = answer_to(branch, self.recipe, said)
         lines = [json.dumps({"answer": asdict(answer)})]
@@ -94,7 +94,7 @@ class Answers:
         self._closed.clear()
 
 
-def answer_to(branch: Branch, recipe: RetrievalRecipe, said: Said) -> Answer:
+def answer_to(branch: Branch, recipe: RetrievalRecipe, said: Reply) -> Answer:
     """What a model answered to the question of `branch`, scored."""
     question = branch.question
     scored = score(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from models import VOCABULARY, WIDTH, llama_arrays, llama_metadata, write_gguf, write_llama
+from models import CPU, VOCABULARY, WIDTH, llama_arrays, llama_metadata, write_gguf, write_llama
 
 from quantkit.llamacpp import activations, ggml
 from quantkit.llamacpp.activations import (
@@ -17,7 +17,7 @@ from quantkit.llamacpp.activations import (
 )
 from quantkit.llamacpp.ggml import GgmlTensor, weight_name
 from quantkit.llamacpp.llama import Context, Model
-from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
+from quantkit.llamacpp.settings import ContextSettings
 
 TOKENS = 48
 
@@ -32,11 +32,11 @@ def drawn() -> np.ndarray:
 
 
 def collect(path: Path, tokens: np.ndarray) -> Collector:
-    model = Model(path, DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0))
+    model = Model(path, CPU)
     collector = Collector()
     settings = ContextSettings(TOKENS * 2, batch_tokens=TOKENS, all_outputs=True)
     context = Context(model, settings, collector)
-    context.decode(tokens, 0, want="all")
+    context.decode_together([tokens])
     context.close()
     model.close()
     return collector
@@ -69,7 +69,7 @@ def test_activations_on_a_device_are_read_from_there(
 
 
 def test_what_only_logits_need_is_not_computed(tiny: Path) -> None:
-    model = Model(tiny, DeviceSettings(1, False, 0))
+    model = Model(tiny, CPU)
     asked: dict[bool, list[bytes]] = {}
     for leaves in (False, True):
         collector, names = Collector(), asked.setdefault(leaves, [])
@@ -82,7 +82,7 @@ def test_what_only_logits_need_is_not_computed(tiny: Path) -> None:
             if not leaves:
                 patch.setattr(activations, "LAST_NORM", b"")
             settings = ContextSettings(64, batch_tokens=64, all_outputs=True)
-            Context(model, settings, look).decode(drawn(), 0, want="all")
+            Context(model, settings, look).decode_together([drawn()])
     assert b"result_output" in asked[False]
     assert b"result_output" not in asked[True]
     assert asked[True][-1] == b"result_norm"

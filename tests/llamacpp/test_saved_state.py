@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from demo_artifacts import write_demo
+from models import CPU
 
 from quantkit.llamacpp.llama import Context, Model
 from quantkit.llamacpp.saved_state import SavedState
-from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
+from quantkit.llamacpp.settings import ContextSettings
 
 TOKENS = np.random.default_rng(4).integers(5, 2048, 400, dtype=np.int32)
 TAIL = TOKENS[:11]
@@ -20,7 +21,7 @@ TAIL = TOKENS[:11]
 @pytest.fixture(scope="module")
 def context(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Context]:
     path = write_demo(tmp_path_factory.mktemp("state") / "demo.gguf", "Q8_0")
-    model = Model(path, DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0))
+    model = Model(path, CPU)
     settings = ContextSettings(1024, batch_tokens=256, ubatch_tokens=256, sequences=3)
     context = Context(model, settings)
     yield context

@@ -136,7 +136,6 @@ def test_a_tensor_is_journalled_when_all_of_it_is_on_the_disk(
     monkeypatch.setattr(ShardWriter, "sync", seen_sync)
     monkeypatch.setattr(Journal, "append", seen_append)
     work = tmp_path / "work"
-    work.mkdir()
     write_shards(tmp_path, work, [layout], source, {}, SILENT, workers=3)
     assert written == sizes
     assert max(sizes.values()) > 4 * 512  # several blocks in a tensor, or this showed nothing
@@ -161,7 +160,6 @@ def test_plain_types_take_no_weight_that_they_cannot_hold(
             write_gguf(tmp_path / "s.gguf", llama_metadata(), arrays, {name: stored})
         )
     work = tmp_path / "work"
-    work.mkdir()
     types = {info.name: info.type_name for info in source.tensors} | {name: kind}
     infos = [info.with_type(types[info.name]) for info in source.tensors]
     layouts = lay_out("m", source.metadata, infos)
@@ -176,7 +174,6 @@ def test_what_is_stored_in_the_wanted_type_stays_a_copy(tmp_path: Path) -> None:
     arrays[name][300, 7] = np.nan
     source = GGUFSource(write_gguf(tmp_path / "s.gguf", llama_metadata(), arrays))
     work = tmp_path / "work"
-    work.mkdir()
     layouts = lay_out("m", source.metadata, source.tensors)
     (path,) = write_shards(tmp_path, work, layouts, source, {}, SILENT, workers=1)
     copied = GGUFSource(path).read_rows(name, 0, 512)
@@ -206,7 +203,6 @@ def test_nothing_writes_any_more_after_an_error(
 
     monkeypatch.setattr(ShardWriter, "write", failing)
     work = tmp_path / "work"
-    work.mkdir()
     with pytest.raises(OSError, match="No space"):
         write_shards(tmp_path, work, layouts, source, {}, SILENT, workers=4)
     assert not late

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from demo_artifacts import WANTS_BOS, write_demo
+from models import CPU
 from places import DATA
 from watched import Killed, Recorder
 
@@ -26,7 +27,6 @@ from quantkit.formats.logits_file import LogitsFile, decode_rows
 from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp import text_logits
 from quantkit.llamacpp.llama import Model
-from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.llamacpp.text_logits import ChunkLogits, first_tokens
 from quantkit.study import artifact_kld, base_logits
 from quantkit.study.artifact_kld import measure_kld
@@ -35,7 +35,6 @@ from quantkit.study.kl_divergence import compare
 from quantkit.study.kld_statistics import KLDStatistics, PositionStatistics
 
 RECORDED = DATA / "perplexity"
-DEVICES = DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0)
 CHUNKS = 8
 ANY_CPU_PERPLEXITY = 4e-4
 SAME_CPU = 2e-5
@@ -59,14 +58,14 @@ def collected(folder: Path, base: Path, out: Path, chunks: int, tokens: int = 51
     work = folder / f"work-{out.name}"
     work.mkdir()
     recipe = DivergenceRecipe(chunks=chunks, chunk_tokens=tokens)
-    collect_base_logits(base, recipe, folder / "text.txt", out, work, DEVICES)
+    collect_base_logits(base, recipe, folder / "text.txt", out, work, CPU)
     assert not list(work.iterdir())
     return out
 
 
 def measured(folder: Path, base: str, artifact: str, kept: Path) -> KLDStatistics:
     logits, model = folder / f"{base}.logits", folder / f"{artifact}.gguf"
-    return measure_kld(logits, model, kept, DEVICES).summary()
+    return measure_kld(logits, model, kept, CPU).summary()
 
 
 def printed(text: str) -> dict[str, tuple[float, float]]:
@@ -130,9 +129,9 @@ def test_equal_to_llama_perplexity_run_now(folder: Path, tmp_path: Path) -> None
         [*program, "-m", artifact, "--kl-divergence"], check=True, capture_output=True, text=True
     )
     collect_base_logits(
-        base, DivergenceRecipe(chunks=999, chunk_tokens=size), text, ours, tmp_path, DEVICES
+        base, DivergenceRecipe(chunks=999, chunk_tokens=size), text, ours, tmp_path, CPU
     )
-    found = measure_kld(ours, artifact, tmp_path / "kept.jsonl", DEVICES).summary()
+    found = measure_kld(ours, artifact, tmp_path / "kept.jsonl", CPU).summary()
     assert found.tokens == LogitsFile(ours).header.chunks * 99
     check(found, ran.stdout)
 
@@ -142,7 +141,7 @@ def test_the_base_is_no_distance_from_itself(folder: Path, tmp_path: Path) -> No
     assert 0 <= found.mean <= found.maximum < 5e-8  # the bound of 16 bits
     assert found.same_top == 1.0
     assert abs(found.ln_ratio) < 1e-7
-    model = Model(folder / "demo.gguf", DEVICES)
+    model = Model(folder / "demo.gguf", CPU)
     tokens = first_tokens(model.vocab, (folder / "text.txt").read_text(), 128)
     runner = ChunkLogits(model, 128, None)
     first, again = ([z.copy() for _, z in runner.of(tokens)] for _ in range(2))
@@ -157,7 +156,7 @@ def test_every_chunk_begins_with_bos_where_the_model_wants_one(folder: Path) -> 
     assert LogitsFile(folder / "demo.logits").header.bos is None
     chunk = bos.tokens[1].copy()
     assert chunk[0] != 11
-    model = Model(folder / "demo-bos.gguf", DEVICES)
+    model = Model(folder / "demo-bos.gguf", CPU)
     ((_, wanted),) = ChunkLogits(model, 512, 11).of(chunk)
     wanted = wanted.copy()
     chunk[0] = 11
@@ -177,10 +176,10 @@ def test_batches_of_a_chunk_change_nothing(
         monkeypatch.setattr(text_logits, "BATCH_TOKENS", batch)
         out, kept = tmp_path / f"{batch}.logits", tmp_path / f"{batch}.jsonl"
         base_logits.collect_in_child(
-            folder / "demo.gguf", recipe, folder / "text.txt", out, DEVICES, lambda _: None
+            folder / "demo.gguf", recipe, folder / "text.txt", out, CPU, lambda _: None
         )
         artifact = folder / "demo-q4.gguf"
-        artifact_kld.compare_in_child(out, artifact, kept, "a purpose", DEVICES, lambda _: None)
+        artifact_kld.compare_in_child(out, artifact, kept, "a purpose", CPU, lambda _: None)
         lines = kept.read_text().splitlines()[1:]
         found.append(artifact_kld.read_statistics(LogitsFile(out), lines))
     whole, parts = found
@@ -196,11 +195,11 @@ def test_a_killed_run_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None
 
     def collect(work: Path, told: Recorder) -> None:
         text, out = folder / "text.txt", work / "base.logits"
-        base_logits.collect_in_child(base, recipe, text, out, DEVICES, told_to(told))
+        base_logits.collect_in_child(base, recipe, text, out, CPU, told_to(told))
 
     def compare(work: Path, told: Recorder) -> None:
         out, cache = work / "base.logits", work / "cache.jsonl"
-        artifact_kld.compare_in_child(out, artifact, cache, "a purpose", DEVICES, told.advance)
+        artifact_kld.compare_in_child(out, artifact, cache, "a purpose", CPU, told.advance)
 
     def found(work: Path) -> tuple[str, PositionStatistics]:
         lines = (work / "cache.jsonl").read_text().splitlines()[1:]
@@ -231,18 +230,18 @@ def test_a_finished_artifact_is_not_run_again(
     kept = tmp_path / "kept.jsonl"
     logits = collected(folder, folder / "demo.gguf", tmp_path / "base.logits", 2, 64)
     model = folder / "demo-q8.gguf"
-    found = measure_kld(logits, model, kept, DEVICES)
+    found = measure_kld(logits, model, kept, CPU)
     content = kept.read_bytes()
 
     def no_child(*_: object) -> None:
         raise AssertionError("it was run again")
 
     monkeypatch.setattr(artifact_kld, "run_isolated", no_child)
-    again = measure_kld(logits, model, kept, DEVICES)
+    again = measure_kld(logits, model, kept, CPU)
     assert kept.read_bytes() == content
     np.testing.assert_array_equal(again.kld, found.kld)
     with pytest.raises(AssertionError, match="run again"):  # another artifact
-        measure_kld(logits, folder / "demo-q4.gguf", kept, DEVICES)
+        measure_kld(logits, folder / "demo-q4.gguf", kept, CPU)
 
 
 def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path) -> None:
@@ -251,13 +250,13 @@ def test_what_cannot_be_compared_is_refused(folder: Path, tmp_path: Path) -> Non
         tmp_path / "other.gguf", "Q8_0", {"tokenizer.ggml.pre": MetaValue("str", "gpt-2")}
     )
     with pytest.raises(InputError, match=r"tokenizer\.ggml\.pre"):
-        measure_kld(logits, other, tmp_path / "kept.jsonl", DEVICES)
+        measure_kld(logits, other, tmp_path / "kept.jsonl", CPU)
     (tmp_path / "text.txt").write_text("Not many words.")
     work = tmp_path / "work"
     work.mkdir()
     with pytest.raises(InputError, match="512"):
         collect_base_logits(
             folder / "demo.gguf", DivergenceRecipe(), tmp_path / "text.txt",
-            tmp_path / "out.logits", work, DEVICES,
+            tmp_path / "out.logits", work, CPU,
         )  # fmt: skip
     assert not (tmp_path / "out.logits").exists()

@@ -202,12 +202,12 @@ def test_a_killed_run_resumes_and_gives_the_same(
 def test_the_estimate_counts_rows_types_and_workers(
     source: GGUFSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "kernel_speeds", lambda kinds: {kind.name: 10.0 for kind in kinds})
+    monkeypatch.setattr(module, "kernel_speeds", lambda kinds: {kind.name: 16.0 for kind in kinds})
     infos = [info for info in source.tensors if info.name == KNOWN]
-    assert seconds_of_errors(infos, {}, RECIPE, 1) == 2 * 16 * WIDTH / 10
+    assert seconds_of_errors(infos, {}, RECIPE, 1) == 2 * 16 * WIDTH / 16
     everything = RECIPE.model_copy(update={"sample_rows": 0})
     importance = {KNOWN: np.ones((1, WIDTH), np.float32)}
-    assert seconds_of_errors(infos, importance, everything, 4) == 3 * WIDTH * WIDTH / 10 / 4
+    assert seconds_of_errors(infos, importance, everything, 4) == 3 * WIDTH * WIDTH / 16 / 4
 
 
 def test_speeds_are_measured() -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from broken_artifacts import with_nan
 from demo_artifacts import WANTS_BOS, write_demo
+from models import CPU
 from places import DATA
 from watched import Killed, Recorder
 
@@ -21,7 +22,6 @@ from quantkit.core.progress import told_to
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.llamacpp.activations import Sums
-from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.study import imatrix as stage
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.imatrix import (
@@ -34,7 +34,6 @@ from quantkit.study.imatrix import (
 
 DATA = DATA / "imatrix"
 TEXT = DATA / "demo-4x512.txt"
-DEVICES = DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0)
 ANY_CPU_RMS = 2e-2
 """Of a row: kernels of another instruction set round activations otherwise, most in late layers."""
 
@@ -69,7 +68,7 @@ def in_child(
     out = folder / "imatrix.gguf"
     folder.mkdir(exist_ok=True)
     emit = told_to(told or Recorder())
-    facts = collect_in_child(base, recipe, resolve_sources(recipe), out, folder, DEVICES, emit)
+    facts = collect_in_child(base, recipe, resolve_sources(recipe), out, folder, CPU, emit)
     return facts, file_sha256(out)
 
 
@@ -78,7 +77,7 @@ def collected(base: Path, folder: Path, **changes: object) -> Path:
     recipe = ImatrixRecipe.model_validate(fields | changes)
     work, out = folder / "work", folder / "imatrix.gguf"
     work.mkdir(parents=True)
-    collect_imatrix(base, recipe, resolve_sources(recipe), out, work, DEVICES)
+    collect_imatrix(base, recipe, resolve_sources(recipe), out, work, CPU)
     return out
 
 

@@ -12,6 +12,8 @@ from quantkit.formats.gguf_writer import lay_out, open_shard
 from quantkit.formats.tensor_types import quant_type
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 from quantkit.llamacpp import ggml_kernels
+from quantkit.llamacpp.llama import Context, Logits, Model
+from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 
 WIDTH, VOCABULARY = 256, 64
 
@@ -31,6 +33,26 @@ def write_gguf(
             rows = arrays[info.name].reshape(-1, info.row_elements)
             writer.write(info.name, ggml_kernels.quantize(quant_type(info.type_name), rows, None))
     return path
+
+
+CPU = DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0)
+
+
+def all_logits(context: Context, tokens: NDArray[np.int32]) -> Logits:
+    """Logits of every position of `tokens` in an emptied context, shape (tokens, vocabulary)."""
+    context.clear()
+    return np.concatenate([part.copy() for part in context.logits_at(tokens, range(len(tokens)))])
+
+
+def llama_logits(path: Path, sequences: NDArray[np.int32]) -> Logits:
+    """llama.cpp's logits, shape (sequences, tokens, vocabulary), with an F32 cache."""
+    model = Model(path, CPU)
+    settings = ContextSettings(sequences.shape[1], kv_type="f32", all_outputs=True)
+    context = Context(model, settings)
+    logits = np.stack([all_logits(context, tokens) for tokens in sequences])
+    context.close()
+    model.close()
+    return logits
 
 
 def llama_metadata() -> Metadata:

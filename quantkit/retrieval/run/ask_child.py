@@ -12,8 +12,8 @@ from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import EnvironmentFault
 from quantkit.core.progress import Progress
 from quantkit.llamacpp.llama import Context, Vocabulary
-from quantkit.llamacpp.questions import Asked, Questioner, Seats, relative_difference
-from quantkit.llamacpp.said import Said
+from quantkit.llamacpp.prompts import Prompt, PromptRunner, Slots, relative_difference
+from quantkit.llamacpp.reply import Reply
 from quantkit.llamacpp.saved_state import SavedState
 from quantkit.retrieval.branches import Branch, Prompts
 from quantkit.retrieval.journaled import Answers, Cost
@@ -30,14 +30,14 @@ class Asking:
 
     context: Context
     vocab: Vocabulary
-    seats: Seats
+    slots: Slots
     recipe: RetrievalRecipe
     answers: Answers
     progress: Progress
 
-    def questioner(self) -> Questioner:
+    def runner(self) -> PromptRunner:
         kept = THINKING_TAGS if self.recipe.thinking else ()
-        return Questioner(self.context, self.vocab, self.seats, self.progress.advance, kept)
+        return PromptRunner(self.context, self.vocab, self.slots, self.progress.advance, kept)
 
     def prefill(self, prompts: Prompts, start: int, stop: int) -> float:
         """Decode the stream from `start` to `stop`: the seconds that it took."""
@@ -51,7 +51,7 @@ class FreshPrefills:
     """Each question after a prefill of its own."""
 
     def __init__(self, asking: Asking) -> None:
-        self._with, self._questioner = asking, asking.questioner()
+        self._with, self._runner = asking, asking.runner()
 
     def prepare(self, prompts: Sequence[Prompts]) -> bool:
         return False
@@ -73,7 +73,7 @@ class FreshPrefills:
                 prefill_seconds=seconds,
                 question_tokens=branch.own_tokens,
             )
-            said = self._questioner.ask_on_base(branch.leaves_at, _asked(branch))
+            said = self._runner.ask_without_fork(branch.leaves_at, _asked(branch))
             self._with.answers.add(branch, said, cost)
 
 
@@ -85,7 +85,7 @@ class Forks:
     """
 
     def __init__(self, asking: Asking, saved: Mapping[int, SavedState]) -> None:
-        self._with, self._saved, self._questioner = asking, saved, asking.questioner()
+        self._with, self._saved, self._runner = asking, saved, asking.runner()
         self._position, self._facts = 0, dict[str, Any]()
 
     def prepare(self, prompts: Sequence[Prompts]) -> bool:
@@ -138,11 +138,9 @@ class Forks:
 
     def _ask_one(self, branch: Branch, cost: Cost) -> None:
         """Ask a question whose own part is long: haystack, which counts as such."""
-        said: list[Said] = []
+        said: list[Reply] = []
         began = time.perf_counter()
-        self._questioner.ask(
-            branch.leaves_at, [_asked(branch)], lambda _place, one: said.append(one)
-        )
+        self._runner.ask(branch.leaves_at, [_asked(branch)], lambda _place, one: said.append(one))
         cost += Cost(
             prefill_tokens=branch.haystack_tokens,
             prefill_seconds=time.perf_counter() - began,
@@ -158,11 +156,11 @@ class Forks:
         decoded on it, without a fork.
         """
         at, first = group[0].leaves_at, group[0]
-        before = self._questioner.probe(at, first.tokens)
+        before = self._runner.probe(at, first.tokens)
         for _, some in itertools.groupby(group, key=lambda b: b.question.task):
             self._ask_task(at, list(some))
-        decoded, seconds = self._questioner.rate(at, int(first.tokens[0]))
-        after = [self._questioner.probe(at, first.tokens)]
+        decoded, seconds = self._runner.rate(at, int(first.tokens[0]))
+        after = [self._runner.probe(at, first.tokens)]
         if last:
             after.append(self._with.context.decode(first.tokens, at))
         difference = max(relative_difference(found, before) for found in after)
@@ -188,7 +186,7 @@ class Forks:
     def _ask_task(self, at: int, branches: Sequence[Branch]) -> None:
         """Ask the questions of one task that have no answer yet."""
         answers = self._with.answers
-        self._questioner.ask(
+        self._runner.ask(
             at,
             [_asked(b) for b in branches],
             lambda place, said: answers.add(branches[place], said),
@@ -196,5 +194,5 @@ class Forks:
         )
 
 
-def _asked(branch: Branch) -> Asked:
-    return Asked(branch.tokens, branch.candidates, branch.question.answer_tokens)
+def _asked(branch: Branch) -> Prompt:
+    return Prompt(branch.tokens, branch.candidates, branch.question.answer_tokens)

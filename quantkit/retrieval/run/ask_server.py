@@ -17,7 +17,7 @@ from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import EnvironmentFault
 from quantkit.core.progress import Progress
 from quantkit.llamacpp.endpoint import Refused
-from quantkit.llamacpp.said import Said
+from quantkit.llamacpp.reply import Reply
 from quantkit.llamacpp.server import Completion, LlamaServer, Tokens
 from quantkit.retrieval.branches import Branch, Prompts
 from quantkit.retrieval.journaled import Answers, Cost
@@ -271,7 +271,7 @@ class Served:
             found.append(_log_probability(telling, tokens))
             if not number and found[0] is not None:
                 rank = _worst_rank(telling, tokens)
-        answer = Said(said.text, not said.ended, tuple(found), rank)
+        answer = Reply(said.text, not said.ended, tuple(found), rank)
         self._answers.add(branch, answer, cost)
         self._progress.advance(len(branch.tokens))
 

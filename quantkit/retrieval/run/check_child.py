@@ -18,7 +18,7 @@ from quantkit.llamacpp.device_sets import free_memory
 from quantkit.llamacpp.ggml import library_version
 from quantkit.llamacpp.llama import Context, Model
 from quantkit.llamacpp.memory_plan import DeviceMemory, used_memory
-from quantkit.llamacpp.questions import ForkTest, Seats, try_forks
+from quantkit.llamacpp.prompts import ForkTest, Slots, try_forks
 from quantkit.llamacpp.saved_state import SavedState
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings, device_parts
 from quantkit.models.gguf_source import GGUFSource
@@ -55,24 +55,24 @@ def ask_in_child(
     shape = Model(model_path, settings.devices, weightless=True)
     check_context_length(model_path.name, recipe, shape.trained_context_tokens)
     prompts = _prompts(shape, recipe, haystack)
-    seats, sizes, planned = _plan(shape, recipe, settings, prompts)
-    if seats != _most(recipe, settings, prompts):
+    slots, sizes, planned = _plan(shape, recipe, settings, prompts)
+    if slots != _most(recipe, settings, prompts):
         progress.note(
-            f"memory holds {seats.questions} questions and {seats.candidates} answers to compare "
+            f"memory holds {slots.questions} questions and {slots.candidates} answers to compare "
             "side by side, fewer than asked for: it takes longer"
         )
     shape.close()
     model = Model(model_path, settings.devices)
     context = Context(model, sizes)
     memory = _memory(planned, used_memory(context.handle))
-    test = try_forks(context, model.vocab, seats)
+    test = try_forks(context, model.vocab, slots)
     forked = test.alone <= ALONE_TOLERANCE and not settings.fresh
     if not forked or test.together > TOGETHER_TOLERANCE:
-        seats = Seats(1, seats.candidates)
+        slots = Slots(1, slots.candidates)
     _tell(progress, settings, test, forked, prompts)
     purpose = _purpose(recipe, settings, prompts, forked=forked)
     answers = Answers(Journal(journal_path, purpose), recipe)
-    asking = Asking(context, model.vocab, seats, recipe, answers, progress)
+    asking = Asking(context, model.vocab, slots, recipe, answers, progress)
     respondent: Respondent = FreshPrefills(asking)
     if forked:
         of = _state_of(model_path, sizes, settings)
@@ -130,24 +130,24 @@ def _prompts(shape: Model, recipe: RetrievalRecipe, haystack: Path | None) -> li
 
 def _plan(
     shape: Model, recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts]
-) -> tuple[Seats, ContextSettings, dict[str, DeviceMemory]]:
+) -> tuple[Slots, ContextSettings, dict[str, DeviceMemory]]:
     """As many questions side by side as the recipe wants and the devices' free memory holds.
 
     Raises:
         EnvironmentFault: not even one fits; says what is needed and what is free.
     """
-    seats = _most(recipe, settings, prompts)
+    slots = _most(recipe, settings, prompts)
     free = free_memory()
     while True:
-        sizes = _sizes(prompts, seats, settings)
+        sizes = _sizes(prompts, slots, settings)
         context = Context(shape, sizes)
         planned = used_memory(context.handle)
         context.close()
         taken = _taken(planned, free)
         short = {device: size for device, size in taken.items() if size > free[device]}
         if not short:
-            return seats, sizes, planned
-        fewer = seats.fewer()
+            return slots, sizes, planned
+        fewer = slots.fewer()
         if fewer is None:
             words = "; ".join(
                 f"{device} needs {bytes_text(size)} and has {bytes_text(free[device])} free"
@@ -155,19 +155,19 @@ def _plan(
             )
             raise EnvironmentFault(
                 f"no memory for a check at {max(recipe.context_tokens):,} tokens, which takes "
-                f"{seats.sequences} sequences: {words}; use a smaller KV cache type, a shorter "
+                f"{slots.sequences} sequences: {words}; use a smaller KV cache type, a shorter "
                 "context or a smaller file"
             )
-        seats = fewer
+        slots = fewer
 
 
-def _most(recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts]) -> Seats:
+def _most(recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts]) -> Slots:
     """As many side by side as the recipe wants; nothing is compared without forks."""
     if settings.fresh:
-        return Seats(1, 0)
+        return Slots(1, 0)
     branches = [branch for one in prompts for branch in one.branches]
     candidates = max((len(branch.candidates) for branch in branches), default=0)
-    return Seats(1 if recipe.mode == "classic" else recipe.forks, candidates)
+    return Slots(1 if recipe.mode == "classic" else recipe.forks, candidates)
 
 
 def _taken(planned: dict[str, DeviceMemory], free: dict[str, int]) -> dict[str, int]:
@@ -183,20 +183,20 @@ def _taken(planned: dict[str, DeviceMemory], free: dict[str, int]) -> dict[str, 
     return {device: size for device, size in taken.items() if device in free}
 
 
-def _sizes(prompts: Sequence[Prompts], seats: Seats, settings: CheckSettings) -> ContextSettings:
+def _sizes(prompts: Sequence[Prompts], slots: Slots, settings: CheckSettings) -> ContextSettings:
     """Of a context that holds the longest prompt, and beside it what else is asked of it."""
     branches = [branch for one in prompts for branch in one.branches]
     whole = max(b.prompt_tokens + b.question.answer_tokens for b in branches)
     own = max(len(b.tokens) + b.question.answer_tokens for b in branches)
     longest = max((len(c) for b in branches for c in b.candidates), default=0)
-    cells = whole + (seats.questions - 1) * own + seats.candidates * longest
+    cells = whole + (slots.questions - 1) * own + slots.candidates * longest
     return ContextSettings(
         context_tokens=-(-cells // _CELLS) * _CELLS,
         batch_tokens=max(BATCH_TOKENS, settings.ubatch_tokens),
         ubatch_tokens=settings.ubatch_tokens,
-        sequences=seats.sequences,
+        sequences=slots.sequences,
         kv_type=settings.kv_type,
-        outputs=max(seats.questions, seats.candidates * longest),
+        outputs=max(slots.questions, slots.candidates * longest),
     )
 
 

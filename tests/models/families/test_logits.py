@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from models import llama_logits
 from oracle import needs_oracle, run_torch
 from scipy.special import log_softmax
 from test_against_llama_cpp import DIFFERENT, MODELS, PADDED
@@ -16,8 +17,6 @@ from test_against_llama_cpp import DIFFERENT, MODELS, PADDED
 from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_writer import lay_out
 from quantkit.formats.tensors import MetaValue
-from quantkit.llamacpp.llama import Context, Model
-from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.quantize.encode import write_shards
 
@@ -59,19 +58,12 @@ def test_logits_equal_transformers(
     models: Path, tmp_path: Path, name: str, keep_prediction: bool
 ) -> None:
     path = f32_gguf(models / name, tmp_path, keep_prediction=keep_prediction)
-    model = Model(path, DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0))
     highest = 480  # below, every model has a token
     tokens = np.random.default_rng(7).integers(5, highest, (SEQUENCES, TOKENS), dtype=np.int32)
     np.save(tmp_path / "tokens.npy", tokens)
     run_torch("oracle_logits.py", models / name, tmp_path / "tokens.npy", tmp_path / "logits.npy")
     expected = np.load(tmp_path / "logits.npy")
-    context = Context(model, ContextSettings(TOKENS, kv_type="f32", all_outputs=True))
-    klds = []
-    for sequence, wanted in zip(tokens, expected, strict=True):
-        context.clear()
-        klds.append(mean_kld(wanted, context.decode(sequence, 0, want="all")))
-    context.close()
-    model.close()
+    klds = list(map(mean_kld, expected, llama_logits(path, tokens)))
     spread = float(np.std(expected, axis=-1).mean())
     assert spread > 0.1, "logits this flat would agree whatever the model did"
     assert np.mean(klds) < LIMIT

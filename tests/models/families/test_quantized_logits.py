@@ -8,13 +8,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from checkpoints import LLAMA, llama_arrays, write_checkpoint
+from models import llama_logits
 from oracle import needs_oracle, run_torch
 from scipy.special import log_softmax
 
 from quantkit.config.recipe import STOCK_CANDIDATES
 from quantkit.formats.tensors import TensorSource
-from quantkit.llamacpp.llama import Context, Model
-from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize.quantize import artifact_metadata, quantize
@@ -32,18 +31,6 @@ def f32(source: TensorSource, folder: Path) -> Path:
     types = {info.name: "F32" for info in source.tensors}
     (path,) = quantize(source, Model.of("f32", source), types, {}, folder, folder, workers=2)
     return path
-
-
-def llama_cpp_logits(path: Path, tokens: np.ndarray) -> np.ndarray:
-    model = Model(path, DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0))
-    context = Context(model, ContextSettings(TOKENS, kv_type="f32", all_outputs=True))
-    found = []
-    for sequence in tokens:
-        context.clear()
-        found.append(context.decode(sequence, 0, want="all"))
-    context.close()
-    model.close()
-    return np.stack(found)
 
 
 def mean_kld(expected: np.ndarray, found: np.ndarray) -> float:
@@ -74,8 +61,8 @@ def test_logits_of_an_artifact_equal_transformers(tmp_path: Path, tied: bool) ->
     np.save(tmp_path / "tokens.npy", tokens)
     run_torch("oracle_logits.py", path, tmp_path / "tokens.npy", tmp_path / "logits.npy")
     theirs = np.load(tmp_path / "logits.npy")
-    ours = llama_cpp_logits(f32(GGUFSource(path), tmp_path / "decoded"), tokens)
-    whole = llama_cpp_logits(f32(source, tmp_path / "whole"), tokens)
+    ours = llama_logits(f32(GGUFSource(path), tmp_path / "decoded"), tokens)
+    whole = llama_logits(f32(source, tmp_path / "whole"), tokens)
     lost = mean_kld(whole, ours)
     assert mean_kld(theirs, ours) < 1e-3 * lost, "more than rounding lies between the two readers"
     assert lost > 1e-4, "a mixture with one-bit types that loses nothing was not read"

@@ -18,7 +18,7 @@ from quantkit.core.errors import EnvironmentFault, GateError, InputError
 from quantkit.core.haystack import sentences
 from quantkit.llamacpp.child import Emit
 from quantkit.llamacpp.llama import Context
-from quantkit.llamacpp.questions import Questioner
+from quantkit.llamacpp.prompts import PromptRunner
 from quantkit.llamacpp.saved_state import SavedState
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.choose import choose_model, open_source
@@ -259,14 +259,14 @@ def test_answers_to_other_questions_are_forgotten(
 def test_a_prefix_that_forks_change_ends_the_run(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = Questioner.ask
+    real = PromptRunner.ask
 
-    def ask(self: Questioner, position: int, *rest: Any) -> None:  # noqa: ANN401
+    def ask(self: PromptRunner, position: int, *rest: Any) -> None:  # noqa: ANN401
         real(self, position, *rest)
         self._context.clear()
         self._context.prefill(np.full(position, 7, np.int32), 0)
 
-    monkeypatch.setattr(Questioner, "ask", ask)
+    monkeypatch.setattr(PromptRunner, "ask", ask)
     with pytest.raises(EnvironmentFault, match="--fresh"):
         check_child.ask_in_child(
             model, recipe(probes={}), SETTINGS, tmp_path, tmp_path / "a.jsonl", small_haystack(),
@@ -357,7 +357,7 @@ def test_weights_that_are_not_the_models_fail_before_it_is_asked(
 
 def test_logits_that_are_no_numbers_are_the_files_fault(model: Path, tmp_path: Path) -> None:
     broken = with_nan(model, tmp_path / "nan.gguf", "output_norm.weight")
-    with pytest.raises(GateError, match="not numbers"):
+    with pytest.raises(GateError, match="not finite"):
         checked(broken, tmp_path / "work")
 
 

@@ -1,8 +1,8 @@
-"""Asks questions behind a prefix that is decoded once: on forks of it, side by side.
+"""Runs prompts that share a prefix on forks of it, several in one batch.
 
-Sequence 0 holds the prefix, and only `prefill` changes it. What the questions' own parts have in
-common is decoded once on a fork of it, `STEM`; each question is a fork of that; the right answer
-and the wrong ones that it is compared with are forks of the question.
+Sequence 0 holds the prefix, and only `prefill` changes it. What the rests of the prompts have in
+common is decoded once on a fork of it, `STEM`; each prompt is a fork of that, and each candidate
+answer a fork of its prompt.
 """
 
 from __future__ import annotations
@@ -16,23 +16,23 @@ import numpy as np
 
 from quantkit.core.errors import GateError
 from quantkit.llamacpp.llama import Context, Logits, Span, Tokens, Vocabulary
-from quantkit.llamacpp.said import Said
+from quantkit.llamacpp.reply import Reply
 
 BASE, STEM, FIRST = 0, 1, 2
 TEST_TOKENS = 96
 TEST_TAIL = 12
 RATE_TOKENS = 12
-"""Decoded one by one to see how fast that is."""
+"""Tokens decoded one by one to measure the speed."""
 
 
 @dataclass(frozen=True)
-class Asked:
-    """One question behind a prefix, in tokens.
+class Prompt:
+    """The rest of a prompt after the prefix.
 
     Attributes:
-        tokens: the rest of its prompt.
-        candidates: the right answer, then wrong ones, whose log-probabilities are wanted.
-        answer_tokens: limit of the answer.
+        tokens: of the rest.
+        candidates: answers to score, the right one first.
+        answer_tokens: limit for the generated answer.
     """
 
     tokens: Tokens
@@ -41,12 +41,12 @@ class Asked:
 
 
 @dataclass(frozen=True)
-class Seats:
-    """How many sequences are asked at a time.
+class Slots:
+    """Number of sequences that are decoded in one batch.
 
     Attributes:
-        questions: side by side.
-        candidates: of one question, side by side.
+        questions: prompts in a batch.
+        candidates: candidates of one prompt in a batch.
     """
 
     questions: int
@@ -57,7 +57,7 @@ class Seats:
         return FIRST + self.questions + self.candidates
 
     def fewer(self) -> Self | None:
-        """Half as many, of questions before candidates; None where it is one of each."""
+        """Half as many questions, or candidates if there is one question; None if one of each."""
         if self.questions > 1:
             return replace(self, questions=self.questions // 2)
         if self.candidates > 1:
@@ -65,77 +65,77 @@ class Seats:
         return None
 
 
-class Questioner:
-    """A context whose prefix grows, and the questions that are asked behind it.
+class PromptRunner:
+    """Runs prompts after the growing prefix of a context.
 
     Args:
-        seats: the context must have as many sequences, cells and outputs.
-        advance: is told how many tokens of questions are decoded.
-        kept: special tokens that stay in answers, as text.
+        slots: the context must have enough sequences, cells and outputs for them.
+        advance: called with the number of decoded prompt tokens.
+        visible: special tokens that are kept in the text of answers.
     """
 
     def __init__(
         self,
         context: Context,
         vocab: Vocabulary,
-        seats: Seats,
+        slots: Slots,
         advance: Callable[[int], None] = lambda _tokens: None,
-        kept: Sequence[str] = (),
+        visible: Sequence[str] = (),
     ) -> None:
-        self._context, self._vocab, self._seats = context, vocab, seats
+        self._context, self._vocab, self._slots = context, vocab, slots
         self._advance = advance
-        alone = [vocab.tokenize(text) for text in kept]
-        self._kept = [int(tokens[0]) for tokens in alone if len(tokens) == 1]
+        tokenized = [vocab.tokenize(text) for text in visible]
+        self._visible = [int(tokens[0]) for tokens in tokenized if len(tokens) == 1]
 
     def ask(
         self,
         position: int,
-        asked: Sequence[Asked],
-        on_answer: Callable[[int, Said], None],
+        prompts: Sequence[Prompt],
+        on_answer: Callable[[int, Reply], None],
         wanted: Callable[[int], bool] = lambda _place: True,
     ) -> None:
-        """Ask behind the first `position` tokens of the prefix; answers come in order.
+        """Run `prompts` after the first `position` tokens of the prefix, in order.
 
         Args:
-            on_answer: is given the place in `asked` and what was said.
-            wanted: whether the answer at a place is. Those side by side with it are asked again:
-                how many are decoded together decides how they are rounded.
+            on_answer: called with the index in `prompts` and the reply.
+            wanted: whether the reply at an index is needed. A batch is run as a whole if any of
+                its replies is, because its size influences rounding.
         """
-        stem = _shared([one.tokens for one in asked])
+        stem = _shared([prompt.tokens for prompt in prompts])
         parent, begin = BASE, position + len(stem)
         if len(stem):
             self._context.fork(BASE, STEM)
             self._context.prefill(stem, position, STEM)
-            self._advance(len(stem) * sum(map(wanted, range(len(asked)))))
+            self._advance(len(stem) * sum(map(wanted, range(len(prompts)))))
             parent = STEM
-        size = self._seats.questions
-        for at in range(0, len(asked), size):
-            group = asked[at : at + size]
+        size = self._slots.questions
+        for at in range(0, len(prompts), size):
+            group = prompts[at : at + size]
             if not any(wanted(at + number) for number in range(len(group))):
                 continue
-            for number, said in enumerate(self._group(parent, begin, len(stem), group)):
+            for number, reply in enumerate(self._group(parent, begin, len(stem), group)):
                 if wanted(at + number):
-                    on_answer(at + number, said)
+                    on_answer(at + number, reply)
         self._context.drop(STEM)
 
-    def ask_on_base(self, position: int, asked: Asked) -> Said:
-        """Ask without a fork; the prefix is spent, and candidates are not looked at."""
-        logits = self._context.decode(asked.tokens, position, BASE)
+    def ask_without_fork(self, position: int, prompt: Prompt) -> Reply:
+        """Run a prompt on the prefix itself, which is lost; candidates are not scored."""
+        logits = self._context.decode(prompt.tokens, position, BASE)
         check_finite([logits])
-        self._advance(len(asked.tokens))
-        end = position + len(asked.tokens)
-        ((tokens, truncated),) = self._greedy([BASE], [end], [asked.answer_tokens], [logits])
-        return Said(self._vocab.text(tokens, self._kept), truncated, (), None)
+        self._advance(len(prompt.tokens))
+        end = position + len(prompt.tokens)
+        ((tokens, truncated),) = self._greedy([BASE], [end], [prompt.answer_tokens], [logits])
+        return Reply(self._vocab.text(tokens, self._visible), truncated, (), None)
 
     def probe(self, position: int, tokens: Tokens) -> Logits:
-        """Logits behind `tokens` on a fork of the prefix, shape (vocabulary,)."""
+        """Logits after `tokens` on a fork of the prefix, shape (vocabulary,)."""
         self._context.fork(BASE, STEM)
         logits = self._context.decode(tokens, position, STEM)
         self._context.drop(STEM)
         return logits
 
     def rate(self, position: int, first: int) -> tuple[int, float]:
-        """Tokens decoded alone, one after the other behind the prefix, and the seconds it took."""
+        """Decode tokens one by one after the prefix: (tokens, seconds)."""
         context = self._context
         context.fork(BASE, STEM)
         token = int(context.decode(np.array([first], np.int32), position, STEM).argmax())
@@ -147,68 +147,68 @@ class Questioner:
         return RATE_TOKENS, seconds
 
     def _group(
-        self, parent: int, position: int, skipped: int, group: Sequence[Asked]
-    ) -> list[Said]:
-        """Questions whose own parts, but for their first `skipped` tokens, stand at `position`."""
-        seats = [FIRST + number for number in range(len(group))]
+        self, parent: int, position: int, skipped: int, group: Sequence[Prompt]
+    ) -> list[Reply]:
+        """Run prompts whose tokens after the first `skipped` begin at `position`."""
+        slots = [FIRST + number for number in range(len(group))]
         tails = [one.tokens[skipped:] for one in group]
-        logits = self._open(parent, position, seats, tails)
+        logits = self._open(parent, position, slots, tails)
         check_finite(logits)
         ends = [position + len(tail) for tail in tails]
         scored = [
-            self._score(seat, end, one.candidates, first)
-            for seat, end, one, first in zip(seats, ends, group, logits, strict=True)
+            self._score(slot, end, one.candidates, first)
+            for slot, end, one, first in zip(slots, ends, group, logits, strict=True)
         ]
         limits = [one.answer_tokens for one in group]
-        answers = self._greedy(seats, ends, limits, logits)
-        for seat in seats:
-            self._context.drop(seat)
+        answers = self._greedy(slots, ends, limits, logits)
+        for slot in slots:
+            self._context.drop(slot)
         return [
-            Said(self._vocab.text(tokens, self._kept), truncated, found, rank)
+            Reply(self._vocab.text(tokens, self._visible), truncated, found, rank)
             for (tokens, truncated), (found, rank) in zip(answers, scored, strict=True)
         ]
 
     def _open(
-        self, parent: int, position: int, seats: Sequence[int], tails: Sequence[Tokens]
+        self, parent: int, position: int, slots: Sequence[int], tails: Sequence[Tokens]
     ) -> list[Logits]:
-        """Decode each tail on its own fork of `parent`: logits of the tokens that follow."""
+        """Decode each tail on its own fork of `parent`; logits of the next tokens."""
         context = self._context
-        for seat in seats:
-            context.fork(parent, seat)
+        for slot in slots:
+            context.fork(parent, slot)
         size = context.settings.batch_tokens
         if sum(map(len, tails)) <= size:
-            spans = [Span(seat, position, tail) for seat, tail in zip(seats, tails, strict=True)]
+            spans = [Span(slot, position, tail) for slot, tail in zip(slots, tails, strict=True)]
             self._advance(sum(map(len, tails)))
             return [rows[0] for rows in context.decode_spans(spans)]
         logits = []
-        for seat, tail in zip(seats, tails, strict=True):
+        for slot, tail in zip(slots, tails, strict=True):
             long = (len(tail) - 1) // size * size
             for at in range(0, long, size):
-                context.prefill(tail[at : at + size], position + at, seat)
+                context.prefill(tail[at : at + size], position + at, slot)
                 context.wait()
                 self._advance(size)
-            logits.append(context.decode(tail[long:], position + long, seat))
+            logits.append(context.decode(tail[long:], position + long, slot))
             self._advance(len(tail) - long)
         return logits
 
     def _score(
-        self, seat: int, end: int, candidates: Sequence[Tokens], first: Logits
+        self, slot: int, end: int, candidates: Sequence[Tokens], first: Logits
     ) -> tuple[tuple[float, ...], int | None]:
-        """Log-probability of each candidate as the answer, and the first one's worst rank."""
+        """Log-probability of each candidate, and the worst rank of the first one's tokens."""
         if not candidates:
             return (), None
-        context, begin = self._context, FIRST + self._seats.questions
+        context, begin = self._context, FIRST + self._slots.questions
         found: list[float] = []
         worst = 0
-        for at in range(0, len(candidates), self._seats.candidates):
-            group = candidates[at : at + self._seats.candidates]
+        for at in range(0, len(candidates), self._slots.candidates):
+            group = candidates[at : at + self._slots.candidates]
             spans = [
                 Span(begin + number, end, tokens[:-1], every=True)
                 for number, tokens in enumerate(group)
                 if len(tokens) > 1
             ]
             for span in spans:
-                context.fork(seat, span.sequence)
+                context.fork(slot, span.sequence)
             rest = {
                 span.sequence - begin: rows
                 for span, rows in zip(
@@ -229,13 +229,13 @@ class Questioner:
 
     def _greedy(
         self,
-        seats: Sequence[int],
+        slots: Sequence[int],
         ends: Sequence[int],
         limits: Sequence[int],
         logits: Sequence[Logits],
     ) -> list[tuple[list[int], bool]]:
-        """Answer on every seat at once: (tokens, whether the limit stopped it) of each."""
-        answers: list[tuple[list[int], bool]] = [([], True) for _ in seats]
+        """Generate on all slots in one batch: (tokens, whether the limit ended it) of each."""
+        answers: list[tuple[list[int], bool]] = [([], True) for _ in slots]
         following = {number: int(row.argmax()) for number, row in enumerate(logits)}
         while following:
             spans, numbers = [], []
@@ -247,7 +247,7 @@ class Questioner:
                 tokens.append(token)
                 if len(tokens) < limits[number]:
                     at = ends[number] + len(tokens) - 1
-                    spans.append(Span(seats[number], at, np.array([token], np.int32)))
+                    spans.append(Span(slots[number], at, np.array([token], np.int32)))
                     numbers.append(number)
             rows = self._context.decode_spans(spans) if spans else []
             following = {n: int(row[0].argmax()) for n, row in zip(numbers, rows, strict=True)}
@@ -255,20 +255,20 @@ class Questioner:
 
 
 def check_finite(logits: Sequence[Logits]) -> None:
-    """Fail a model whose logits are no numbers, before they are taken for an answer.
+    """Check that logits are numbers.
 
     Raises:
         GateError: the file is broken, or this device computes it wrongly.
     """
     if not all(np.isfinite(rows).all() for rows in logits):
         raise GateError(
-            "the model's logits are not numbers: the file is broken, or this device computes it "
+            "the model's logits are not finite: the file is broken, or this device computes it "
             "wrongly; build it again, or run 'quantkit doctor'"
         )
 
 
 def log_probability(rows: Logits, tokens: Tokens) -> float:
-    """Of `tokens` one after the other, nats; `rows` are the logits before each of them."""
+    """Log-probability of `tokens`, nats, with `rows` the logits before each of them."""
     wide = rows.astype(np.float64)
     top = wide.max(axis=1, keepdims=True)
     sums = top[:, 0] + np.log(np.exp(wide - top).sum(axis=1))
@@ -276,45 +276,42 @@ def log_probability(rows: Logits, tokens: Tokens) -> float:
 
 
 def worst_rank(rows: Logits, tokens: Tokens) -> int:
-    """The highest rank, from 1, that one of `tokens` has among the vocabulary at its place."""
+    """The highest rank, from 1, of one of `tokens` in the vocabulary at its position."""
     own = rows[np.arange(len(tokens)), tokens]
     return int(1 + (rows > own[:, None]).sum(axis=1).max())
 
 
 def relative_difference(found: Logits, expected: Logits) -> float:
-    """Largest difference of two rows of logits, in units of the largest of `expected`."""
+    """Largest difference of two rows of logits, relative to the largest of `expected`."""
     return float(np.abs(found - expected).max() / max(float(np.abs(expected).max()), 1e-6))
 
 
 @dataclass(frozen=True)
 class ForkTest:
-    """Largest relative differences of logits from those of a fresh decode.
+    """Largest relative differences of logits on forks from those of a fresh decode.
 
     Attributes:
-        alone: of a question on a fork, by itself.
-        together: of questions side by side on forks, after others on these sequences.
+        alone: of single prompts.
+        together: of prompts in one batch, on sequences that were used before.
     """
 
     alone: float
     together: float
 
 
-def try_forks(context: Context, vocab: Vocabulary, seats: Seats) -> ForkTest:
-    """Whether questions on forks are answered as after a decode of their own; empties the context.
-
-    The tokens are drawn, not meant: every layer sees something else at every position.
-    """
+def try_forks(context: Context, vocab: Vocabulary, slots: Slots) -> ForkTest:
+    """Compare random prompts on forks with a fresh decode of each; empties `context`."""
     rng = np.random.default_rng(1)
     head = rng.integers(0, vocab.size, TEST_TOKENS, dtype=np.int32)
-    sizes = [TEST_TAIL + number % 3 for number in range(seats.questions)]
+    sizes = [TEST_TAIL + number % 3 for number in range(slots.questions)]
     tails = [rng.integers(0, vocab.size, size, dtype=np.int32) for size in sizes]
     context.clear()
     context.prefill(head, 0)
-    questioner = Questioner(context, vocab, seats)
-    alone = [questioner.probe(len(head), tail) for tail in tails]
+    runner = PromptRunner(context, vocab, slots)
+    alone = [runner.probe(len(head), tail) for tail in tails]
     places = [FIRST + number for number in range(len(tails))]
-    for _ in range(2):  # the second time on sequences that have held something else
-        together = questioner._open(BASE, len(head), places, tails)
+    for _ in range(2):  # the second time on used sequences
+        together = runner._open(BASE, len(head), places, tails)
         for place in places:
             context.drop(place)
     fresh = []
@@ -330,7 +327,7 @@ def try_forks(context: Context, vocab: Vocabulary, seats: Seats) -> ForkTest:
 
 
 def _shared(rows: Sequence[Tokens]) -> Tokens:
-    """What all of two or more rows begin with; each keeps one token of its own at least."""
+    """The common prefix of two or more rows, which leaves each at least one token."""
     if len(rows) < 2:
         return rows[0][:0]
     size = min(map(len, rows)) - 1
