@@ -98,10 +98,11 @@ def _entries(
     from safetensors import SafetensorError, safe_open
 
     data_start = LENGTH_BYTES + header_bytes(start)
-    if min(len(start), size_bytes) < data_start <= LENGTH_BYTES + MAX_HEADER_BYTES:
+    present = min(len(start), size_bytes)
+    if present < data_start <= LENGTH_BYTES + MAX_HEADER_BYTES:
         raise InputError(
             f"{where}: it is truncated: the header ends at byte {data_start}, the file has "
-            f"{min(len(start), size_bytes)}; {advice}"
+            f"{present}; {advice}"
         )
     try:
         with safe_open(path, "np"):
@@ -110,7 +111,8 @@ def _entries(
     except (SafetensorError, OSError, ValueError, RecursionError) as error:
         reason = str(error).removeprefix("Error while deserializing header: ")[:200]
         raise InputError(
-            f"{where} has {size_bytes} bytes and is no whole safetensors file ({reason}); {advice}"
+            f"{where} has {size_bytes} bytes and is no whole safetensors file ({reason}"
+            f"{_accounted(start[LENGTH_BYTES:data_start], data_start)}); {advice}"
         ) from None
     described.pop("__metadata__", None)
     return {
@@ -121,3 +123,13 @@ def _entries(
         )
         for name, tensor in described.items()
     }
+
+
+def _accounted(header: bytes, data_start: int) -> str:
+    """How many bytes a file with this header has, for a message; nothing if that cannot be said."""
+    try:
+        described = json.loads(header).values()
+        ends = [int(tensor["data_offsets"][1]) for tensor in described if "data_offsets" in tensor]
+        return f"; its header accounts for {data_start + max(ends)} bytes"
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return ""

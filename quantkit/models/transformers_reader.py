@@ -12,7 +12,7 @@ import logging
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -123,9 +123,10 @@ def load_tokenizer(
         InputError: the files are missing or broken, or need code of the repository.
     """
     options = read_json(folder / "tokenizer_config.json", optional=True)
+    stored = folder / "tokenizer.json"
     try:
         with _quiet():
-            return _loaded(_opened(folder, config, pieces), options)
+            loaded = _loaded(_opened(folder, config, pieces), options)
     except BaseException as error:
         # A panic of the tokenizers library derives from BaseException alone.
         if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
@@ -135,6 +136,11 @@ def load_tokenizer(
             f"transformers cannot read the tokenizer in {folder} ({reason}); download the "
             "tokenizer's files again"
         ) from error
+    if pieces is None and stored.is_file():
+        return loaded
+    # Not the post-processor that transformers made up: llama.cpp's converter reads the file's.
+    post = read_json(stored, optional=True).get("post_processor")
+    return replace(loaded, definition={**loaded.definition, "post_processor": post})
 
 
 def _opened(folder: Path, config: Config, pieces: Mapping[str, int] | None) -> Any:  # noqa: ANN401

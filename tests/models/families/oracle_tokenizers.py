@@ -31,7 +31,7 @@ from tokenizers import (
 )
 from transformers import PreTrainedTokenizerFast
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 from lines import ADDED, SPECIAL, lines
 
 from quantkit.models.tokenizers.pre_tokenizers import (

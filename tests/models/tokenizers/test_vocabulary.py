@@ -201,6 +201,7 @@ def test_sentencepiece(tmp_path: Path) -> None:
     assert values["scores"] == (0, 0, 0, -1.5, 0, -10000, -1000, -1000, -1000)
     assert values["add_bos_token"] is True
     assert values["add_space_prefix"] is True
+    assert "add_sep_token" not in values
     assert values["bos_token_id"] == 1
 
 
