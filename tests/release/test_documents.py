@@ -274,7 +274,7 @@ def test_texts_that_are_not_read_lose_their_path_too() -> None:
     recorded = recorded_of(SourceRead("chat"))
     document = recipe_document(recipe, recorded)
     assert "/home/me" not in document
-    assert "builder's own" not in document
+    assert "not published" not in document
 
 
 READY = recorded_of(SourceRead("a.txt"), SourceRead("b.txt"), ready="imatrix.gguf")
@@ -284,15 +284,14 @@ def test_a_ready_imatrix_is_part_of_the_command() -> None:
     document = recipe_document(of_texts("chat", model="demo"), READY, imatrix="m-imatrix.gguf")
     command = "quantkit build --model demo --recipe recipe.yaml --target target.yaml"
     assert f"#   {command} --imatrix m-imatrix.gguf\n" in document
-    assert "m-imatrix.gguf is the importance matrix, a ready one" in comments(document)
-    assert "not collected again" not in document
+    assert "m-imatrix.gguf is the importance matrix" in comments(document)
+    assert "collecting" not in document
     # the builder's name for it, and what somebody else collected it on
     assert " imatrix.gguf" not in document
     assert "a.txt" not in document
     collected = comments(recipe_document(of_texts("chat", model="demo"), imatrix="m-imatrix.gguf"))
     assert f"#   {command}\n" in collected
-    assert "The importance matrix is in this folder." in collected
-    assert "With --imatrix m-imatrix.gguf it is not collected again." in collected
+    assert "Add --imatrix m-imatrix.gguf" in collected
 
 
 def test_own_texts_are_asked_for_where_a_build_reads_them() -> None:

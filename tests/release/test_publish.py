@@ -191,7 +191,7 @@ def test_the_card_says_where_it_comes_from(loopback: LoopbackHub, own: Path) -> 
 
 def test_the_source_s_own_repository_is_refused(loopback: LoopbackHub, own: Path) -> None:
     loopback.accounts[GOOD_TOKEN] = type(loopback.accounts[GOOD_TOKEN])("nvidia")
-    with pytest.raises(InputError, match="is the model's own repository"):
+    with pytest.raises(InputError, match="original model"):
         publish(own, SOURCE, exact_name=True, base_model=SOURCE)
 
 
@@ -311,7 +311,7 @@ def test_a_path_of_this_machine_is_not_published(loopback: LoopbackHub, own: Pat
 
     change_json(own / "calibration.json", name_a_path)
     rewrite(own, "report")
-    with pytest.raises(InputError, match=r"nothing was published: .*calibration\.json, sources"):
+    with pytest.raises(InputError, match=r"calibration\.json, line"):
         publish(own)
     assert not loopback.received
 
@@ -376,7 +376,7 @@ def test_nothing_is_written_through_a_link(
     (own / link).parent.mkdir(exist_ok=True)
     (own / link).symlink_to(own / "levels" if link != "release" else elsewhere)
     before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=rf"{link} is no folder of its own"):
+    with pytest.raises(InputError, match=f"{link} must be a folder"):
         ready(own, dry_run=True)
     assert {path.name for path in elsewhere.iterdir()} == {"disc.iso", "SHA256SUMS"}
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -386,7 +386,7 @@ def test_an_edited_release_folder_is_not_overwritten(loopback: LoopbackHub, own:
     ready(own, dry_run=True)
     card = own / "release" / "README.md"
     card.write_text(card.read_text() + "my own words\n")
-    with pytest.raises(InputError, match=r"README\.md was changed after it was made.*move it away"):
+    with pytest.raises(InputError, match=r"README\.md was changed"):
         ready(own, dry_run=True)
     assert "my own words" in card.read_text()
     card.unlink()
@@ -471,7 +471,7 @@ def test_a_source_that_is_gone_is_told_and_no_end(
     rewrite(own, "checkpoint")
     prepared = prepare(PublishJob(own, TO, dry_run=True), Console())
     assert (prepared.source.repository, prepared.source.licence) == ("nvidia/gone", "apache-2.0")
-    assert "the source cannot be seen: no repository nvidia/gone" in capsys.readouterr().out
+    assert "no repository nvidia/gone" in capsys.readouterr().out
     with pytest.raises(InputError, match="the build is of nvidia/gone"):
         publish(own, base_model=SOURCE)
 
@@ -479,7 +479,7 @@ def test_a_source_that_is_gone_is_told_and_no_end(
 def test_a_source_that_is_named_must_be_there(loopback: LoopbackHub, own: Path) -> None:
     with pytest.raises(InputError, match="no repository nvidia/nowhere"):
         publish(own, base_model="nvidia/nowhere")
-    with pytest.raises(InputError, match="--base-model 'foo' is not OWNER/NAME"):
+    with pytest.raises(InputError, match="--base-model 'foo'"):
         publish(own, base_model="foo")
 
 
@@ -487,7 +487,7 @@ def test_a_source_that_is_named_must_be_there(loopback: LoopbackHub, own: Path) 
     "branch", ["", "a b", "../x", "refs/heads/main", "refs/pr/3", "HEAD", 40 * "a", "-x", "x.lock"]
 )
 def test_what_is_no_branch_is_told_first(loopback: LoopbackHub, own: Path, branch: str) -> None:
-    with pytest.raises(InputError, match="is no name of a branch"):
+    with pytest.raises(InputError, match="branch name"):
         publish(own, branch=branch)
     assert not loopback.requests
 
