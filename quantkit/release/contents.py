@@ -1,4 +1,4 @@
-"""Which files of a finished build are published, and whether each is what its receipt says."""
+"""The files of a finished build that are published, checked against their receipts."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from quantkit.report.results import LevelResult, read_level
 EVIDENCE = (
     "allocation.json", "placement.json", "validation.json", "niah.jsonl", "heatmap.png"
 )  # fmt: skip
-"""Of a level, published as they are."""
+"""Files of a level that are published as they are."""
 STEPS = ("allocate", "place", "quantize", "validate")
 _SHARED = ("checkpoint", "imatrix", "measure")
 _WRITTEN = {
@@ -100,14 +100,14 @@ class Build:
         return weights.is_file() and known is not None and known.sha256 == file_sha256(weights)
 
     def header(self, level: BuiltLevel) -> tuple[Metadata, tuple[TensorInfo, ...]]:
-        """Metadata and tensors of a level's artifact, all shards together."""
+        """Metadata and tensors of a level's artifact, over all shards."""
         files = [GGUFFile(path) for path in level.files.values()]
         tensors = tuple(stored.info for file in files for stored in file.stored.values())
         plain = {k: v for k, v in files[0].metadata.items() if not k.startswith("split.")}
         return plain, tensors
 
     def outputs(self, levels: Iterable[BuiltLevel]) -> list[Output]:
-        """Every file that a release of `levels` is made from, as its stage wrote it."""
+        """The files that a release of `levels` is made from, as their receipts have them."""
         stages = [*_SHARED, "report", *(f"{s}:{level.name}" for level in levels for s in STEPS)]
         written = [output for stage in stages for output in self.receipts[stage].outputs]
         return [*written, *self.licences]
@@ -117,13 +117,13 @@ def read_build(folder: Path) -> Build:
     """The finished build in `folder`; its files are not hashed yet.
 
     Raises:
-        InputError: it is no build, an unfinished one, or one whose stages do not belong together.
+        InputError: there is no build, or it is unfinished or of another version.
     """
     report = read_receipt(folder, "report")
     if report is None:
         raise InputError(
-            f"{folder} holds no finished build (receipts/report.json is missing or broken): give "
-            "the folder of 'quantkit build', and run that to its end first"
+            f"{folder} has no finished build (receipts/report.json is missing or broken); give a "
+            "folder in which 'quantkit build' has finished"
         )
     _check_outputs(folder, {"report": report})
     built = _read(folder, BuildFile, BUILT)
@@ -184,13 +184,13 @@ def _receipt(folder: Path, stage: str) -> Receipt:
     if receipt is None:
         raise InputError(
             f"the build in {folder} is not finished: stage {stage} has no receipt; run 'quantkit "
-            "build' to its end first"
+            "build' again to finish it"
         )
     return receipt
 
 
 def _check_chain(folder: Path, receipts: Mapping[str, Receipt]) -> None:
-    """See that each stage was made from what the stages before it wrote last.
+    """Check that each stage used the latest outputs of the stages before it.
 
     A build that was changed and stopped has new artifacts beside the checks of old ones.
     """
@@ -199,22 +199,22 @@ def _check_chain(folder: Path, receipts: Mapping[str, Receipt]) -> None:
             needed = receipts.get(name)
             if needed is not None and hashes != needed.output_hashes:
                 raise InputError(
-                    f"the build in {folder} is not finished: {stage} was made before {name} ran "
-                    "last; run 'quantkit build' to its end first"
+                    f"the build in {folder} is not finished: {stage} used an older output of "
+                    f"{name}; run 'quantkit build' again to finish it"
                 )
 
 
 def _check_outputs(folder: Path, receipts: Mapping[str, Receipt]) -> None:
-    """See that the stages wrote what a release takes from them."""
+    """Check that the stages wrote all files that a release needs."""
     for stage, receipt in receipts.items():
         step = stage.partition(":")[0]
         written = {Path(output.path).name for output in receipt.outputs}
         missing = set(_WRITTEN.get(step, ())) - written
         if missing or not written:
             raise InputError(
-                f"the build in {folder} was made by an older quantkit: stage {stage} has not "
-                f"written {min(missing, default='anything')}; run 'quantkit build' again: what is "
-                "still right is kept"
+                f"the build in {folder} was made by an older quantkit: stage {stage} did not "
+                f"write {min(missing, default='anything')}; run 'quantkit build' again, which "
+                "repeats only the stages that need it"
             )
 
 
@@ -231,15 +231,15 @@ def _level(
 def chosen(
     build: Build, names: Sequence[str] | None, *, allow_failed: bool = False
 ) -> tuple[BuiltLevel, ...]:
-    """The levels that are published: those named, or all that are meant for release.
+    """The levels to publish, in the build's order or in that of `names`.
 
     Args:
-        names: of levels; None: all but baselines and those whose gate failed.
-        allow_failed: those whose gate failed too.
+        names: of levels; None: all except baselines and levels that failed their gate.
+        allow_failed: include levels that failed their gate.
 
     Raises:
-        InputError: a name that the build does not have.
-        GateError: a named level failed its gate, or nothing is left.
+        InputError: the build has no level of that name.
+        GateError: a named level failed its gate, or no level is left.
     """
     by_name = {level.name: level for level in build.levels}
     unknown = [name for name in names or () if name not in by_name]
@@ -255,13 +255,13 @@ def chosen(
     failed = [level for level in wanted if not level.result.passed]
     if failed and not allow_failed and (names is not None or not found):
         raise GateError(
-            f"not published: {'; '.join(map(_failure, failed))}; build it with more bits, or give "
-            "--allow-failed: its card then says so"
+            f"not published: {'; '.join(map(_failure, failed))}; build it with more bits, or "
+            "publish it with --allow-failed, and the card says that it failed"
         )
     if not found:
         raise GateError(
-            f"the build in {build.folder} has only baselines, which are not meant for release; "
-            "name one with --levels to publish it all the same"
+            f"the build in {build.folder} has only baselines, which are not published by default; "
+            "name one with --levels"
         )
     return tuple(found)
 
@@ -277,10 +277,10 @@ def _failure(level: BuiltLevel) -> str:
 
 
 def check_outputs(build: Build, levels: Iterable[BuiltLevel], progress: Progress) -> None:
-    """Hash every file that a release of `levels` is made from, and compare it with its receipt.
+    """Compare the hashes of all files that a release of `levels` is made from with the receipts.
 
     Raises:
-        InputError: one is missing, or is not what its stage wrote.
+        InputError: a file is missing or was changed.
     """
     outputs = build.outputs(levels)
     progress.start(sum(output.size_bytes for output in outputs), "B", "compared with receipts")
@@ -309,16 +309,16 @@ def _sha256(path: Path, progress: Progress) -> str:
 
 def _changed(path: Path, how: str) -> InputError:
     return InputError(
-        f"{path} is not what its stage wrote, by its receipt ({how}); nothing was published: run "
-        "'quantkit build' again, which makes it anew"
+        f"{path} was changed since it was built ({how}), so nothing was published; run 'quantkit "
+        "build' again to restore it"
     )
 
 
 def published_as(build: Build, levels: Iterable[BuiltLevel], imatrix: str) -> dict[str, Output]:
-    """Where each file that is published as it is goes → what its stage wrote.
+    """Path in the release → the build's file, of all files that are published as they are.
 
     Args:
-        imatrix: what the importance matrix is called there.
+        imatrix: the importance matrix' path in the release.
     """
     written = {output.path: output for output in build.outputs(levels)}
     found = {name: written[name] for name in (CHECKPOINT_FILE, CALIBRATION, "sensitivity.json")}

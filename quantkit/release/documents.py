@@ -1,8 +1,8 @@
-"""recipe.yaml and target.yaml of a release: what `quantkit build` takes to make it again.
+"""recipe.yaml and target.yaml of a release, from which `quantkit build` makes it again.
 
-Every field is written, whether it has its default or not: a later version may have others. What
-belongs to the builder's machine is left out: paths of calibration texts and of the model, and the
-devices of the GPUs.
+Every field is written, defaults too, since a later version may have other defaults. Paths of
+calibration texts and of the model, and the devices of the GPUs, are left out: they belong to the
+builder's machine.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ from quantkit.study.imatrix import Calibration, SourceRead
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?:@[\w.-]+)?", re.ASCII)
 _DEMO = "demo"
 _NO_NAME = "calibration"
-"""What a text is called whose path ends in no name, such as `..`."""
+"""Name of a text whose path ends without one, such as `..`."""
 
 
 def public_recipe(recipe: Recipe, calibration: Calibration | None = None) -> Recipe:
     """`recipe` without paths: only the names of calibration files and folders remain.
 
-    The names are looked for where `quantkit build` is run. One that a shipped text has gets `./`
-    in front, and of two equal names the second lies in a folder `2`. `model` stays where it is
+    `quantkit build` looks for them in its current folder. A name that a shipped text also has is
+    prefixed with `./`; the second of two equal names is in a folder `2`. `model` remains if it is
     OWNER/NAME or `demo`.
 
     Args:
-        calibration: the build's calibration.json, which knows the name of a folder that the
-            recipe calls `.` or `..`.
+        calibration: the build's calibration.json, which has the name of a folder that the recipe
+            calls `.` or `..`.
     """
     names = _public_names(recipe, calibration)
     given = recipe.imatrix
     mixture = {names[name]: share for name, share in given.mixture.items()}
-    # texts that are not read, because there is a mixture, have no record
+    # with a mixture, the texts are not read and have no record
     texts = tuple(names.get(name) or _public_name(name, name) for name in given.texts)
     imatrix = given.model_copy(update={"mixture": mixture, "texts": texts})
     model = recipe.model if recipe.model is not None and _is_public(recipe.model) else None
@@ -58,11 +58,9 @@ def recipe_document(
     """recipe.yaml: a recipe that builds the same artifacts, without the builder's paths.
 
     Args:
-        calibration: the build's calibration.json. From it are the hashes of the texts that
-            whoever remakes the artifacts must have.
-        model: what was built, OWNER/NAME@COMMIT; where it is a path, or None, the recipe's own.
-        imatrix: name of the importance matrix beside the document: a build that took a ready one
-            takes it again, and another may take it instead of collecting it.
+        calibration: the build's calibration.json, for the hashes of texts that are needed again.
+        model: what was built, OWNER/NAME@COMMIT; the recipe's own if it is a path or None.
+        imatrix: name of the importance matrix beside the document.
     """
     public = public_recipe(recipe, calibration)
     named = next((m for m in (model, public.model) if m is not None and _is_public(m)), "MODEL")
@@ -71,14 +69,14 @@ def recipe_document(
     file = "FILE" if imatrix is None else _quoted(imatrix)
     if ready:
         command += f" --imatrix {file}"
-    lines = [f"Made by quantkit {__version__}. Build it again in the folder of this file:", ""]
+    lines = [f"Made by quantkit {__version__}. To build it again, run in this file's folder:", ""]
     lines += [f"  {command}", ""]
     if ready:
-        lines += [f"{file} is the importance matrix, a ready one that was given to the build.", ""]
+        lines += [f"{file} is the importance matrix, which was given to the build.", ""]
     elif imatrix is not None:
         lines += [
-            "The importance matrix is in this folder.",
-            f"With --imatrix {file} it is not collected again.",
+            f"Add --imatrix {file} to use the importance matrix in this folder instead of",
+            "collecting it again.",
             "",
         ]
     lines += _own_texts(recipe, calibration)
@@ -86,11 +84,11 @@ def recipe_document(
 
 
 def own_texts(recipe: Recipe, *, ready: bool) -> tuple[str, ...]:
-    """The calibration texts that a build reads and that are the builder's own.
+    """The calibration texts that a build reads and that quantkit does not ship.
 
     Args:
-        ready: the build takes a ready importance matrix; then the texts are read only for what
-            errors cost.
+        ready: the build takes an existing importance matrix, and reads texts only to measure the
+            costs of errors.
     """
     if ready and not recipe.measure.cost_chunks:
         return ()
@@ -98,14 +96,14 @@ def own_texts(recipe: Recipe, *, ready: bool) -> tuple[str, ...]:
 
 
 def public_target(target: Target) -> Target:
-    """`target` without `devices`: numbers and UUIDs of the builder's own GPUs."""
+    """`target` without `devices`, the numbers or UUIDs of the builder's GPUs."""
     return target.model_copy(update={"devices": ()})
 
 
 def target_document(target: Target) -> str:
-    """target.yaml: the GPUs, and how they are used."""
+    """target.yaml: the GPUs and how they are used."""
     lines = [
-        f"Made by quantkit {__version__}. The GPUs that the artifacts were built for:",
+        f"Made by quantkit {__version__}: the GPUs that the artifacts were built for.",
         "",
         f"  quantkit build --model MODEL --recipe {RECIPE} --target {TARGET}",
         "",
@@ -117,7 +115,7 @@ def _document(comments: Sequence[str], content: Mapping[str, Any]) -> str:
     import yaml
 
     class Dumper(yaml.SafeDumper):
-        """A plain or single-quoted scalar would lose line breaks such as U+0085."""
+        """Double-quotes texts whose line breaks, such as U+0085, other styles would lose."""
 
     def text(dumper: Dumper, value: str) -> yaml.ScalarNode:
         style = None if value.isprintable() else '"'
@@ -136,7 +134,7 @@ def _is_public(model: str) -> bool:
 
 
 def _is_own(name: str) -> bool:
-    """Whether a source is a file or a folder of the builder's."""
+    """Whether a source is a file or folder of the builder."""
     return not is_dataset(name) and shipped_name(name) is None
 
 
@@ -169,8 +167,8 @@ def _public_name(name: str, recorded: str) -> str:
 def _recorded(recipe: Recipe, calibration: Calibration | None) -> dict[str, SourceRead]:
     """Source → its record in calibration.json; empty if the imatrix was not collected.
 
-    A name that one source and one record have is both's. What is left, texts of equal names and
-    folders such as `.`, is told apart by its order.
+    A name that exactly one source and one record have identifies both. The others, texts with
+    equal names and folders such as `.`, are matched by their order.
     """
     if calibration is None or calibration.ready is not None:
         return {}
@@ -194,11 +192,12 @@ def _own_texts(recipe: Recipe, calibration: Calibration | None) -> list[str]:
             lines.append(f"    {_quoted(file.name)} SHA-256 {_quoted(file.sha256)}")
     if not lines:
         return []
-    return ["These calibration texts are the builder's own. Put them beside this file:", *lines, ""]
+    head = "These calibration texts are not published. Put them beside this file:"
+    return [head, *lines, ""]
 
 
 def _quoted(text: str) -> str:
-    """`text` on one line: quoted where it has more than letters, digits and a few signs."""
+    """`text` on one line; quoted unless it has only letters, digits and a few other characters."""
     if re.fullmatch(r"[\w.+/@-]+", text):
         return text
     return json.dumps(text, ensure_ascii=not text.isprintable())

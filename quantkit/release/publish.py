@@ -1,4 +1,4 @@
-"""A finished build → a revision on the Hub: checked first, and visible at once at the end."""
+"""Publishing a finished build: everything is checked first, and one commit makes it visible."""
 
 from __future__ import annotations
 
@@ -36,18 +36,18 @@ _SOURCE = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?")
 
 @dataclass(frozen=True)
 class PublishJob:
-    """What a person chooses.
+    """The user's choices.
 
     Attributes:
-        to: OWNER, or OWNER/NAME.
-        exact_name: `to` as it is, without `-GGUF`.
-        levels: names; None: all that are meant for release and passed.
-        private: of a repository that is made.
+        to: OWNER or OWNER/NAME.
+        exact_name: do not append `-GGUF` to the name.
+        levels: names; None: all that passed, without baselines.
+        private: make a new repository private.
         branch: to commit to; None: main.
-        propose: open a pull request instead.
-        allow_failed: levels whose gate failed too, and their cards say so.
-        replace: overwrite and remove what is in the way.
-        base_model: OWNER/NAME[@REVISION] of the source, where the build does not know it.
+        propose: open a pull request instead of committing.
+        allow_failed: publish levels that failed their gate too; the card says so.
+        replace: overwrite and remove files that are in the way.
+        base_model: OWNER/NAME[@REVISION] of the source, if the build does not know it.
         dry_run: show what would be done, and change nothing.
     """
 
@@ -66,11 +66,11 @@ class PublishJob:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A release that was checked, and is on this disk.
+    """A release that was checked and is on this disk.
 
     Attributes:
-        place: where it goes, as it is before.
-        changes: what that takes.
+        place: where it goes, as it was before.
+        changes: what has to be changed there.
     """
 
     build: Build
@@ -85,12 +85,12 @@ class Prepared:
 
 @dataclass(frozen=True)
 class Published:
-    """What came of it.
+    """A release on the Hub.
 
     Attributes:
-        commit: that the release is in.
-        made: whether this run made it; else it was there.
-        proposal: the pull request's revision, where there is one.
+        commit: that has the release.
+        made: whether this run made the commit; otherwise it was there.
+        proposal: revision of the pull request, if there is one.
     """
 
     commit: str
@@ -100,14 +100,14 @@ class Published:
 
 
 def prepare(job: PublishJob, console: Console) -> Prepared:
-    """Check the build of `job`, put its release together on this disk, and look where it goes.
+    """Check the build of `job`, make its release on this disk, and look up its destination.
 
-    Nothing is changed on the Hub. Without a token it looks as anybody does.
+    Nothing is changed on the Hub. A dry run needs no token.
 
     Raises:
         GateError: a level failed its gate.
-        InputError: an unfinished or changed build, private words in it, no access, or files of
-            somebody else in the way.
+        InputError: the build is unfinished or was changed, the release would reveal this machine,
+            access is denied, or somebody else's files are in the way.
         EnvironmentFault: the network, the Hub or the disk failed.
     """
     build = read_build(job.folder)
@@ -120,7 +120,7 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     writer = HubWriter(hub.connection, bars=console.interactive)
     account = None if job.dry_run and not hub.connection.has_token else writer.account()
     if account is not None and job.propose:
-        check_writes(account)  # a proposal may be to anybody
+        check_writes(account)  # anybody's repository accepts a proposal
     elif account is not None:
         repository = owned(account, repository)
     title = f"{build.model} GGUF by quantkit"
@@ -146,11 +146,11 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
 
 
 def send(prepared: Prepared, job: PublishJob) -> Published:
-    """Bring the release to the Hub, as far as it is not there.
+    """Upload the files that are not on the Hub yet, and commit.
 
     Raises:
-        InputError: no access, no room, or somebody else's files in the way.
-        EnvironmentFault: the network or the Hub failed, or recorded something else.
+        InputError: access is denied, storage is full, or somebody else's files are in the way.
+        EnvironmentFault: the network or the Hub failed, or the Hub recorded other bytes.
     """
     sender, place = prepared.sender, prepared.place
     endpoint = sender.hub.connection.endpoint
@@ -164,7 +164,7 @@ def send(prepared: Prepared, job: PublishJob) -> Published:
         proposal = made.proposal or proposal
         return Published(made.commit, True, _address(endpoint, after, proposal), proposal)
     assert after.listing is not None
-    # a commit whose answer was lost is this run's all the same
+    # a commit whose answer was lost was made by this run
     ours = not prepared.changes.nothing
     return Published(after.listing.commit, ours, _address(endpoint, after, proposal), proposal)
 
@@ -180,23 +180,24 @@ def _address(endpoint: str, place: Place, proposal: str | None) -> str:
 def _check_place(place: Place, source: SourceCard, job: PublishJob) -> None:
     name = place.repository
     if source.repository is not None and source.repository.lower() == name.lower():
-        raise InputError(f"{name} is the model's own repository; publish to another")
+        raise InputError(f"{name} is the original model's repository; choose another with --to")
     if job.private and place.listing is not None and not place.listing.private:
         raise is_public(name)
 
 
 def _source(build: Build, job: PublishJob, hub: Hub, console: Console) -> SourceCard:
-    """What the model's card says, asked of the Hub where it came from there.
-
-    What the artifacts have kept of it has to do where the Hub does not show it any more.
-    """
+    """What the source's card says: on the Hub, or as the artifacts' metadata has kept it."""
     named = job.base_model
     if named is not None and not _SOURCE.fullmatch(named):
-        raise InputError(f"--base-model {named!r} is not OWNER/NAME or OWNER/NAME@REVISION")
+        raise InputError(
+            f"Invalid --base-model {named!r}: expected OWNER/NAME or OWNER/NAME@REVISION"
+        )
     own, source = HubAddress.parse(build.source).repository, HubAddress.parse(named or build.source)
     name = source.repository
     if build.commit is not None and name.lower() != own.lower():
-        raise InputError(f"the build is of {own}, as its checkpoint.json says: leave --base-model")
+        raise InputError(
+            f"the build is of {own} (checkpoint.json), not of {name}; run without --base-model"
+        )
     metadata, _tensors = build.header(build.levels[0])
     if "/" not in name:
         return from_metadata(metadata)
@@ -207,11 +208,11 @@ def _source(build: Build, job: PublishJob, hub: Hub, console: Console) -> Source
         if named is not None:
             raise
         console.note(
-            f"the source cannot be seen: {error}. Its licence and tags are those that the "
-            "artifacts carry; whether it is gated is not known"
+            f"the source is not visible: {error}. Licence and tags are taken from the artifacts; "
+            "whether it is gated is not known"
         )
         return from_metadata(metadata, name, commit)
-    # by the name that it was built under: the Hub follows a repository that was renamed
+    # a renamed repository keeps the name that it was built under
     known = own if build.commit is not None else listing.repository
     return from_card(known, listing.commit, listing.card, listing.gated)
 
@@ -219,7 +220,7 @@ def _source(build: Build, job: PublishJob, hub: Hub, console: Console) -> Source
 def _levels(
     build: Build, job: PublishJob, place: Place, console: Console
 ) -> tuple[BuiltLevel, ...]:
-    """The levels of the release: those asked for, and those of this build that are there."""
+    """The chosen levels, and those of this build that the repository already has."""
     found = chosen(build, job.levels, allow_failed=job.allow_failed)
     if place.listing is None:
         return found
@@ -236,12 +237,12 @@ def _levels(
     there = [o for o in others if (o.result.passed or job.allow_failed) and is_there(o)]
     if there:
         names = ", ".join(level.name for level in there)
-        console.note(f"{names} of this build is there already, and stays on the card")
+        console.note(f"{names} of this build is published already, and stays on the card")
     return tuple(level for level in build.levels if level in found or level in there)
 
 
 def _fits(build: Build, levels: Sequence[BuiltLevel], console: Console) -> Fits:
-    """Which targets hold which level, as llama.cpp plans it."""
+    """Which targets hold which level, as llama.cpp reports their memory."""
     from quantkit.llamacpp.memory_plan import asking
 
     headers = {level.name: build.header(level) for level in levels}

@@ -1,20 +1,19 @@
-"""BUILD_DIR/release/: a release as it will be downloaded, made before a byte is uploaded.
+"""BUILD_DIR/release/: the release as it will be downloaded, made before anything is uploaded.
 
-What a build wrote is linked, not copied; what a release has besides is made here. The same build
-gives the same bytes each time, so that publishing again finds nothing to do.
+Files of the build are linked, not copied; the others are made here. The same build gives the same
+bytes each time, so that publishing it again finds nothing to do.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.core.files import file_sha256
+from quantkit.core.files import atomic, file_sha256
 from quantkit.hub.writing import LocalFile, local_file
 from quantkit.models.choose import imatrix_name
 from quantkit.models.geometry import geometry_of
@@ -73,47 +72,43 @@ class Release:
 def stage(release: Release) -> tuple[LocalFile, ...]:
     """Make the release in the build's folder; returns its files by name.
 
-    What the last one left there goes, and nothing else.
+    Files of an earlier release are removed; any others in the folder stay.
 
     Raises:
-        EnvironmentFault: the disk failed, or something else stands in the way.
+        InputError: something that is not an earlier release stands in the way.
+        EnvironmentFault: the disk failed.
     """
     build = release.build
-    model = imatrix_name(build.model)
-    place, making = build.folder / FOLDER, build.folder / f"{FOLDER}.partial"
-    written = published_as(build, release.levels, model)
-    texts = _texts(release)
+    folder = build.folder / FOLDER
+    linked = published_as(build, release.levels, imatrix_name(build.model))
+    made = {name: (text.encode(), program) for name, (text, program) in _texts(release).items()}
+    hashes = {name: output.sha256 for name, output in linked.items()}
+    hashes |= {name: sha256(content).hexdigest() for name, (content, _) in made.items()}
+    made[SUMS] = (sums_text(hashes).encode(), False)
+    hashes[SUMS] = sha256(made[SUMS][0]).hexdigest()
+    sizes = {name: output.size_bytes for name, output in linked.items()}
+    sizes |= {name: len(content) for name, (content, _) in made.items()}
     try:
-        shutil.rmtree(making, ignore_errors=True)
-        hashes = {name: output.sha256 for name, output in written.items()}
-        sizes = {name: output.size_bytes for name, output in written.items()}
-        for name, (text, executable) in texts.items():
-            content = text.encode()
-            hashes[name], sizes[name] = sha256(content).hexdigest(), len(content)
-            _write(making / name, content, executable=executable)
-        sums = sums_text(hashes).encode()
-        hashes[SUMS], sizes[SUMS] = sha256(sums).hexdigest(), len(sums)
-        _write(making / SUMS, sums, executable=False)
-        _check_old(place, build.folder, hashes)
-        _clear(place, build.folder)
-        for name in sorted(hashes):
-            (place / name).parent.mkdir(parents=True, exist_ok=True)
-            if name in written:
-                target = build.folder / written[name].path
-                (place / name).symlink_to(os.path.relpath(target, (place / name).parent))
-            else:
-                os.replace(making / name, place / name)
-        shutil.rmtree(making, ignore_errors=True)
-        return tuple(local_file(n, place / n, sizes[n], hashes[n]) for n in sorted(hashes))
+        for path in _earlier_files(folder, build.folder, hashes):
+            path.unlink()
+        for name, output in linked.items():
+            path = folder / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.symlink_to(os.path.relpath(build.folder / output.path, path.parent))
+        for name, (content, program) in made.items():
+            with atomic(folder / name) as partial:
+                partial.write_bytes(content)
+                partial.chmod(0o755 if program else 0o644)
     except OSError as error:
         raise EnvironmentFault(
-            f"cannot write {error.filename or place}: {error.strerror}; make room or move it away, "
-            "then run again"
+            f"cannot write {error.filename or folder}: {error.strerror}; free some space or move "
+            "it away, then run again"
         ) from None
+    return tuple(local_file(n, folder / n, sizes[n], hashes[n]) for n in sorted(hashes))
 
 
 def _texts(release: Release) -> dict[str, tuple[str, bool]]:
-    """Name → what is made for the release, and whether it is a program."""
+    """Name → the content of a file that is made here, and whether it is executable."""
     build, levels, source, fits = release.build, release.levels, release.source, release.fits
     folder = build.folder
     calibration = Calibration.read(folder / CALIBRATION)
@@ -159,7 +154,10 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
         CARD: card_text(card),
         MANIFEST: manifest.text(),
         RECIPE: recipe_document(
-            build.recipe, calibration, model=_again(build, source), imatrix=imatrix
+            build.recipe,
+            calibration,
+            model="demo" if card.is_demo else card.source_repository,
+            imatrix=imatrix,
         ),
         TARGET: target_document(build.target),
         REPORT: report_page(facts, folder),
@@ -168,17 +166,6 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
     for level in levels:
         made |= _launch_files(build, level, geometry.trained_context_tokens)
     return made
-
-
-def _again(build: Build, source: SourceCard) -> str | None:
-    """What `--model` takes to get exactly the source's files; None if that is not known."""
-    if build.is_demo:
-        return "demo"
-    if any(name.endswith(".gguf") for name in build.source_files):
-        return None  # the repository that its header names holds another file
-    if source.repository is None or source.commit is None:
-        return source.repository
-    return f"{source.repository}@{source.commit}"
 
 
 def _released(level: BuiltLevel) -> ReleasedLevel:
@@ -196,7 +183,7 @@ def _released(level: BuiltLevel) -> ReleasedLevel:
 def _launch_files(
     build: Build, level: BuiltLevel, gguf_context_tokens: int
 ) -> dict[str, tuple[str, bool]]:
-    """What starts the level where the release's files lie."""
+    """Launch files that find the level's artifact in the release."""
     evidence = build.folder / evidence_folder(level.name)
     metadata, _tensors = build.header(level)
     names = tuple(level.files)
@@ -214,59 +201,41 @@ def _launch_files(
     }
 
 
-def _check_old(place: Path, build: Path, hashes: Mapping[str, str]) -> None:
-    """See that nothing of somebody else stands where the release goes.
+def _earlier_files(folder: Path, build: Path, hashes: Mapping[str, str]) -> set[Path]:
+    """Files of an earlier release, which the one with these `hashes` replaces.
+
+    They are links into the build, and files as SHA256SUMS has them. A run that was killed left
+    none, but files that are made the same again.
 
     Raises:
-        InputError: names it.
+        InputError: names what else stands where the release goes.
     """
-    folders = {place, *(place / parent for name in hashes for parent in Path(name).parents)}
-    for folder in sorted(folders):
-        if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-            raise InputError(f"{folder} is no folder of its own; move it away, then run again")
-    ours = _ours(place, build)
-    for name, expected in hashes.items():
-        path = place / name
-        if not os.path.lexists(path) or path in ours:
-            continue
-        # a run that was killed left it without its SHA256SUMS
-        if not (path.is_file() and file_sha256(path) == expected):
-            raise InputError(
-                f"{path} was changed after it was made, and is made anew each time; move it away, "
-                "then run again"
-            )
-
-
-def _clear(place: Path, build: Path) -> None:
-    """Remove what an earlier release left, and nothing that somebody put there."""
-    for path in _ours(place, build):
-        path.unlink()
-
-
-def _ours(place: Path, build: Path) -> set[Path]:
-    """What an earlier release made: links into the build, and files as its SHA256SUMS has them."""
+    folders = {folder, *(folder / parent for name in hashes for parent in Path(name).parents)}
+    for path in sorted(folders):
+        if path.is_symlink() or (path.exists() and not path.is_dir()):
+            raise InputError(f"{path} must be a folder; move it away, then run again")
     try:
-        sums = parse_sums((place / SUMS).read_text(encoding="utf-8"))
+        sums = parse_sums((folder / SUMS).read_text(encoding="utf-8"))
     except (OSError, ValueError, InputError):
         sums = {}
     found = set()
-    for path in place.rglob("*"):
-        name = path.relative_to(place).as_posix()
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
         if path.is_symlink():
             if path.resolve().is_relative_to(build.resolve()):
                 found.add(path)
         elif path.is_file() and (
             (name == SUMS and MANIFEST in sums)
-            or (name in sums and file_sha256(path) == sums[name])
+            or file_sha256(path) in (sums.get(name), hashes.get(name))
         ):
             found.add(path)
+    for path in (folder / name for name in hashes):
+        if os.path.lexists(path) and path not in found:
+            raise InputError(
+                f"{path} was changed after it was made, and would be overwritten; move it away, "
+                "then run again"
+            )
     return found
-
-
-def _write(path: Path, content: bytes, *, executable: bool) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(content)
-    path.chmod(0o755 if executable else 0o644)
 
 
 def check_stage(build: Path, files: Sequence[LocalFile]) -> None:

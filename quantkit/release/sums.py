@@ -1,6 +1,6 @@
-"""SHA256SUMS: a release's files and their hashes, as `sha256sum` of coreutils writes and checks it.
+"""SHA256SUMS: the hashes of a release's files, in the format of coreutils' `sha256sum`.
 
-Anybody may have written the file that is read, and its names become paths: see `unsafe_name`.
+A file that is read may come from anybody, and its names become paths: see `unsafe_name`.
 """
 
 from __future__ import annotations
@@ -17,50 +17,50 @@ _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def unsafe_name(name: str) -> str | None:
-    """Why `name` is no file below a release's folder; None where it is one.
+    """Why `name` cannot be a file below a release's folder; None if it can.
 
-    A name is a relative path with `/` between its parts, the same on every system.
+    A name is a relative path with `/` between its parts, valid on every system.
     """
     if not name:
         return "is empty"
     if "\\" in name:
         return "holds a backslash"
-    if not name.isprintable():  # line breaks, controls, surrogates, and what turns text around
-        return "holds a character that cannot be printed"
+    if not name.isprintable():  # line breaks, controls, surrogates, bidirectional marks
+        return "holds a character that is not printable"
     if name.startswith("/") or _DRIVE.match(name):
         return "is not relative"
     if any(part in ("", ".", "..") for part in name.split("/")):
-        return "has a part that is no name"
+        return "has an empty part, '.' or '..'"
     return None
 
 
 def sums_text(hashes: Mapping[str, str]) -> str:
-    """The content of SHA256SUMS: a line a file, sorted by name.
+    """The content of SHA256SUMS: one line for each file, sorted by name.
 
     Args:
-        hashes: name in the release → SHA-256 in small hexadecimal.
+        hashes: name in the release → SHA-256 in lower-case hexadecimal.
 
     Raises:
-        InputError: a name that no release may hold; see `unsafe_name`.
-        ValueError: a hash is none.
+        InputError: an unsafe name; see `unsafe_name`.
+        ValueError: an invalid hash.
     """
     for name, sha256 in hashes.items():
         reason = unsafe_name(name)
         if reason is not None:
             raise InputError(f"{name!r} {reason}, so it cannot be published; rename the file")
         if not _SHA256.fullmatch(sha256):
-            raise ValueError(f"{sha256!r} is no SHA-256 of {name}")
+            raise ValueError(f"Invalid SHA-256 of {name}: {sha256!r}")
     return "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
 
 
 def parse_sums(text: str) -> dict[str, str]:
-    """Name → SHA-256 in small hexadecimal, in the order of the lines.
+    """Name → SHA-256 in lower-case hexadecimal, in the order of the lines.
 
-    Takes `sha256sum --binary`'s ` *` too. Its escaped form, a line that begins with a backslash,
-    stands for names that no release may hold.
+    Accepts the ` *` of `sha256sum --binary` too. A line that begins with a backslash is an escaped
+    name, which no release has.
 
     Raises:
-        InputError: a line is none of sha256sum's, a name leads elsewhere, or comes twice.
+        InputError: a line is not in sha256sum's format, or a name is unsafe or listed twice.
     """
     found: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):
@@ -68,7 +68,7 @@ def parse_sums(text: str) -> dict[str, str]:
             continue
         where = f"{SUMS}, line {number}"
         if line.startswith("\\"):
-            raise InputError(f"{where}: an escaped name, which no release may hold: {line[:100]!r}")
+            raise InputError(f"{where}: an escaped name, which no release has: {line[:100]!r}")
         match = _LINE.fullmatch(line)
         if match is None:
             raise InputError(

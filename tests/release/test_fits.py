@@ -104,11 +104,11 @@ TARGETS = (
 
 
 def test_the_longest_is_the_last_that_fits(model: Model, levels: Levels) -> None:
-    found, why = fits_of(model.metadata, levels, TARGETS)
-    assert why is None
-    assert tuple(one.target for one in found) == TARGETS
+    found = fits_of(model.metadata, levels, TARGETS)
+    assert found.estimated is None
+    assert tuple(one.target for one in found.targets) == TARGETS
     seen = []
-    for one in found:
+    for one in found.targets:
         assert one.refused is None
         assert list(one.levels) == ["small", "large"]
         for name, tensors in levels.items():
@@ -128,14 +128,14 @@ def test_it_is_the_exact_cut_that_must_fit(model: Model, levels: Levels) -> None
     (even,), _ = gpu_memories(dataclasses.replace(model, tensors=levels["small"]), [one])
     types = {info.name: info.type_name for info in levels["small"]}
     assert place(levels["small"], types, even).fits
-    (found,), _ = fits_of(model.metadata, levels, [one])
+    (found,) = fits_of(model.metadata, levels, [one]).targets
     assert found.levels["small"] is None
     assert not planned(model.metadata, levels["small"], one)
 
 
 def test_a_plan_says_the_same(model: Model, levels: Levels) -> None:
     one = TARGETS[0]
-    (found,), _ = fits_of(model.metadata, levels, [one])
+    (found,) = fits_of(model.metadata, levels, [one]).targets
     for name, tensors in levels.items():
         longest = found.levels[name]
         assert longest is not None
@@ -162,9 +162,9 @@ def test_the_flagship_as_it_was_published() -> None:
     q4 = [dataclasses.replace(info, type_name=stock[info.name]) for info in tensors]
     assert artifact_bytes(super_model, stock) / GIB == pytest.approx(70.6, abs=0.05)
     names = ("2x3090", "3x3090", "4x3090", "1xA100-80")
-    found, why = fits_of(metadata, {"Q4": q4}, [load_target(name) for name in names])
-    assert why is None
-    assert [one.levels["Q4"] for one in found] == [None, None, 516_096, 1 << 20]
+    found = fits_of(metadata, {"Q4": q4}, [load_target(name) for name in names])
+    assert found.estimated is None
+    assert [one.levels["Q4"] for one in found.targets] == [None, None, 516_096, 1 << 20]
     assert exactly(metadata, q4, load_target("4x3090"))
     assert not exactly(metadata, q4, load_target("4x3090").changed(context_tokens=1 << 20))
     assert not exactly(metadata, q4, load_target("3x3090").changed(context_tokens=32_768))
@@ -186,8 +186,7 @@ def test_targets_that_cannot_run_the_model_do_not_spoil_the_others(
     many = target(*(100,) * 16, name="many")
     targets = [many, target(400, 400), target(400, name="drafting", draft="mtp")]
     progress = Counted()
-    (first, second, third), why = fits_of(model.metadata, levels, targets, progress)
-    assert why is None
+    first, second, third = fits_of(model.metadata, levels, targets, progress).targets
     assert first.refused is not None
     assert "target many has 16 GPUs" in first.refused
     assert third.refused is not None
@@ -204,7 +203,7 @@ def test_a_cache_that_llama_cpp_refuses_is_one_target_s_fault(tmp_path: Path) ->
     source = open_checkpoint(folder)
     levels = {"Q8": source.tensors}
     quantized, plain = target(400, kv_type="q8_0"), target(400, kv_type="f16", name="plain")
-    (first, second), _ = fits_of(source.metadata, levels, [quantized, plain])
+    first, second = fits_of(source.metadata, levels, [quantized, plain]).targets
     assert first.levels == {"Q8": None}
     assert first.refused is not None
     assert "q8_0 KV cache" in first.refused
@@ -227,7 +226,7 @@ def test_contexts_are_those_that_the_model_was_trained_for(model: Model, levels:
     large = target(400, 400, context_tokens=131_072)
     for trained, longest in ((8192, 8192), (40_000, 40_000), (262_143, 131_072)):
         metadata = trained_for(model.metadata, trained)
-        (found,), _ = fits_of(metadata, levels, [large])
+        (found,) = fits_of(metadata, levels, [large]).targets
         assert set(found.levels.values()) == {longest}
 
 
@@ -239,9 +238,9 @@ def test_where_llama_cpp_cannot_be_asked_it_says_so(
 
     monkeypatch.setattr(memory_plan, "_answers", {})
     monkeypatch.setattr(memory_plan, "ask_of_files", refuse)
-    (found, *_), why = fits_of(model.metadata, levels, TARGETS)
-    assert why == "compute buffers are estimated: no breakdown here"
-    assert found.levels["small"] is not None
+    found = fits_of(model.metadata, levels, TARGETS)
+    assert "no breakdown here" in str(found.estimated)
+    assert found.targets[0].levels["small"] is not None
 
 
 def test_the_build_s_own_target_is_among_those_that_ship() -> None:

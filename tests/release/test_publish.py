@@ -133,7 +133,7 @@ def test_levels_come_one_after_another(loopback: LoopbackHub, own: Path) -> None
 def test_a_level_that_is_given_up_goes_only_when_asked(loopback: LoopbackHub, own: Path) -> None:
     publish(own)
     fail(own, "Q8")
-    with pytest.raises(InputError, match=r"of an earlier release .*--replace"):
+    with pytest.raises(InputError, match="--replace"):
         publish(own)
     publish(own, replace=True)
     assert not any("Q8" in name for name in files_at(loopback))
@@ -191,12 +191,12 @@ def test_the_card_says_where_it_comes_from(loopback: LoopbackHub, own: Path) -> 
 
 def test_the_source_s_own_repository_is_refused(loopback: LoopbackHub, own: Path) -> None:
     loopback.accounts[GOOD_TOKEN] = type(loopback.accounts[GOOD_TOKEN])("nvidia")
-    with pytest.raises(InputError, match="is the model's own repository"):
+    with pytest.raises(InputError, match="original model"):
         publish(own, SOURCE, exact_name=True, base_model=SOURCE)
 
 
 def test_a_pull_request_is_opened_once(loopback: LoopbackHub, own: Path) -> None:
-    with pytest.raises(InputError, match="to open a pull request in; publish without --pr"):
+    with pytest.raises(InputError, match="--pr"):
         publish(own, propose=True)
     loopback.write(REPOSITORY, {"notes.txt": b"somebody's"})
     before = loopback.commit(REPOSITORY)
@@ -225,17 +225,8 @@ def test_private_is_of_new_repositories(loopback: LoopbackHub, own: Path) -> Non
     assert REPOSITORY in loopback.private
     assert not publish(own, private=True).made
     loopback.write("someone/open-GGUF", {})
-    with pytest.raises(InputError, match="exists, and is public"):
+    with pytest.raises(InputError, match="public"):
         publish(own, "someone/open", private=True)
-
-
-def test_an_edited_card_is_not_overwritten(loopback: LoopbackHub, own: Path) -> None:
-    publish(own, levels=("Q8",))
-    loopback.write(REPOSITORY, {"README.md": b"---\nlicense: mit\n---\nmy own words\n"})
-    with pytest.raises(InputError, match=r"README\.md"):
-        publish(own)
-    publish(own, replace=True)
-    assert b"my own words" not in files_at(loopback)["README.md"]
 
 
 def test_somebody_s_commit_in_between_is_kept(loopback: LoopbackHub, own: Path) -> None:
@@ -260,7 +251,7 @@ def test_a_lost_answer_is_no_second_commit(loopback: LoopbackHub, own: Path) -> 
 def test_what_the_hub_recorded_is_compared(loopback: LoopbackHub, own: Path) -> None:
     wrong = {"quantkit-demo-Q4.gguf": Recorded(hash=64 * "0")}
     loopback.upload_faults[COMMITS] = [UploadFault(recorded=wrong)]
-    with pytest.raises(EnvironmentFault, match=r"another size or hash of quantkit-demo-Q4\.gguf"):
+    with pytest.raises(EnvironmentFault, match=r"quantkit-demo-Q4\.gguf"):
         publish(own)
 
 
@@ -268,7 +259,7 @@ def test_what_was_uploaded_before_a_failure_is_not_sent_again(
     loopback: LoopbackHub, own: Path
 ) -> None:
     loopback.upload_faults[COMMITS] = [UploadFault(403, "no")]
-    with pytest.raises(InputError, match=r"refuses to let you write .*403: no"):
+    with pytest.raises(InputError, match="403: no"):
         publish(own)
     assert files_at(loopback).keys() == {".gitattributes"}  # nothing is to be seen
     received = dict(loopback.received)
@@ -278,12 +269,13 @@ def test_what_was_uploaded_before_a_failure_is_not_sent_again(
 
 
 @pytest.mark.parametrize(
-    ("to", "token", "words"),
+    ("to", "token", "propose", "words"),
     [
-        ("nobody/x", GOOD_TOKEN, r"someone cannot publish as nobody: .* a member of lab"),
-        (TO, READ_TOKEN, "read-only"),
-        (TO, "hf_wrong", r"refuses your access token \(401\)"),
-        ("readers/x", GOOD_TOKEN, r"refuses to let you write to readers/x-GGUF \(403"),
+        ("nobody/x", GOOD_TOKEN, False, "nobody: .* lab"),
+        (TO, READ_TOKEN, False, "read-only"),
+        (TO, READ_TOKEN, True, "read-only"),
+        (TO, "hf_wrong", False, "401"),
+        ("readers/x", GOOD_TOKEN, False, "readers/x-GGUF .*403"),
     ],
 )
 def test_who_may_not_publish_is_told_before_an_upload(
@@ -292,11 +284,13 @@ def test_who_may_not_publish_is_told_before_an_upload(
     monkeypatch: pytest.MonkeyPatch,
     to: str,
     token: str,
+    propose: bool,
     words: str,
 ) -> None:
+    loopback.write(REPOSITORY, {})
     monkeypatch.setenv("HF_TOKEN", token)
     with pytest.raises(InputError, match=words) as told:
-        publish(own, to)
+        publish(own, to, propose=propose)
     assert token not in str(told.value)
     assert not loopback.received
 
@@ -311,7 +305,7 @@ def test_a_path_of_this_machine_is_not_published(loopback: LoopbackHub, own: Pat
 
     change_json(own / "calibration.json", name_a_path)
     rewrite(own, "report")
-    with pytest.raises(InputError, match=r"nothing was published: .*calibration\.json, sources"):
+    with pytest.raises(InputError, match=r"calibration\.json, line"):
         publish(own)
     assert not loopback.received
 
@@ -376,7 +370,7 @@ def test_nothing_is_written_through_a_link(
     (own / link).parent.mkdir(exist_ok=True)
     (own / link).symlink_to(own / "levels" if link != "release" else elsewhere)
     before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
-    with pytest.raises(InputError, match=rf"{link} is no folder of its own"):
+    with pytest.raises(InputError, match=f"{link} must be a folder"):
         ready(own, dry_run=True)
     assert {path.name for path in elsewhere.iterdir()} == {"disc.iso", "SHA256SUMS"}
     assert all(path.read_bytes() == content for path, content in before.items())
@@ -386,7 +380,7 @@ def test_an_edited_release_folder_is_not_overwritten(loopback: LoopbackHub, own:
     ready(own, dry_run=True)
     card = own / "release" / "README.md"
     card.write_text(card.read_text() + "my own words\n")
-    with pytest.raises(InputError, match=r"README\.md was changed after it was made.*move it away"):
+    with pytest.raises(InputError, match=r"README\.md was changed"):
         ready(own, dry_run=True)
     assert "my own words" in card.read_text()
     card.unlink()
@@ -411,6 +405,9 @@ def test_somebody_s_own_files_are_never_overwritten_unasked(
         publish(own)
     publish(own, replace=True)
     assert files_at(loopback)["disc.iso"] == b"theirs"  # of another's SHA256SUMS nothing goes
+    loopback.write(REPOSITORY, {name: content})  # edited after it was published
+    with pytest.raises(InputError, match=name):
+        publish(own)
 
 
 def test_a_card_with_nothing_but_metadata_is_overwritten(loopback: LoopbackHub, own: Path) -> None:
@@ -420,7 +417,7 @@ def test_a_card_with_nothing_but_metadata_is_overwritten(loopback: LoopbackHub, 
 
 def test_the_hub_s_own_words_of_a_bad_request_are_told(loopback: LoopbackHub, own: Path) -> None:
     loopback.upload_faults[COMMITS] = [UploadFault(400, "your push was rejected because of X")]
-    with pytest.raises(InputError, match="400: your push was rejected because"):
+    with pytest.raises(InputError, match="400: your push was rejected"):
         publish(own)
 
 
@@ -438,14 +435,14 @@ def test_a_record_that_comes_late_is_waited_for(loopback: LoopbackHub, own: Path
     loopback.upload_faults["GET", r"/revision/[0-9a-f]{40}"] = [late]
     assert publish(own).made
     loopback.upload_faults["GET", r"/revision/[0-9a-f]{40}"] = [late] * 9
-    with pytest.raises(EnvironmentFault, match=r"was made in .*does not list it yet; run again"):
+    with pytest.raises(EnvironmentFault, match="does not list"):
         publish(own, "someone/another")
 
 
 def test_what_was_to_be_private_is_never_public(loopback: LoopbackHub, own: Path) -> None:
     first = UploadFault(before=lambda: loopback.write(REPOSITORY, {}))
     loopback.upload_faults["POST", "/repos/create"] = [first]
-    with pytest.raises(InputError, match="exists, and is public"):
+    with pytest.raises(InputError, match="public"):
         publish(own, private=True)
     assert not loopback.received
 
@@ -457,7 +454,7 @@ def test_a_hub_that_dies_at_the_end_is_told_as_what_failed(
     job, prepared = ready(own)
     loopback.upload_faults[COMMITS] = [UploadFault(500, "out of order")] * 9
     loopback.upload_faults["GET", ""] = [UploadFault(500)] * 99
-    with pytest.raises(EnvironmentFault, match=r"publishing .*out of order.*what was uploaded is"):
+    with pytest.raises(EnvironmentFault, match="out of order"):
         send(prepared, job)
 
 
@@ -471,15 +468,15 @@ def test_a_source_that_is_gone_is_told_and_no_end(
     rewrite(own, "checkpoint")
     prepared = prepare(PublishJob(own, TO, dry_run=True), Console())
     assert (prepared.source.repository, prepared.source.licence) == ("nvidia/gone", "apache-2.0")
-    assert "the source cannot be seen: no repository nvidia/gone" in capsys.readouterr().out
-    with pytest.raises(InputError, match="the build is of nvidia/gone"):
+    assert "no repository nvidia/gone" in capsys.readouterr().out
+    with pytest.raises(InputError, match="nvidia/gone"):
         publish(own, base_model=SOURCE)
 
 
 def test_a_source_that_is_named_must_be_there(loopback: LoopbackHub, own: Path) -> None:
-    with pytest.raises(InputError, match="no repository nvidia/nowhere"):
+    with pytest.raises(InputError, match="nvidia/nowhere"):
         publish(own, base_model="nvidia/nowhere")
-    with pytest.raises(InputError, match="--base-model 'foo' is not OWNER/NAME"):
+    with pytest.raises(InputError, match="--base-model 'foo'"):
         publish(own, base_model="foo")
 
 
@@ -487,7 +484,7 @@ def test_a_source_that_is_named_must_be_there(loopback: LoopbackHub, own: Path) 
     "branch", ["", "a b", "../x", "refs/heads/main", "refs/pr/3", "HEAD", 40 * "a", "-x", "x.lock"]
 )
 def test_what_is_no_branch_is_told_first(loopback: LoopbackHub, own: Path, branch: str) -> None:
-    with pytest.raises(InputError, match="is no name of a branch"):
+    with pytest.raises(InputError, match="branch name"):
         publish(own, branch=branch)
     assert not loopback.requests
 
@@ -495,15 +492,6 @@ def test_what_is_no_branch_is_told_first(loopback: LoopbackHub, own: Path, branc
 def test_the_owner_is_spelled_as_the_hub_does(loopback: LoopbackHub, own: Path) -> None:
     assert publish(own, "SomeOne/quantkit-demo").address.endswith(f"/{REPOSITORY}")
     assert not publish(own).made
-
-
-def test_a_reader_may_not_propose_either(
-    loopback: LoopbackHub, own: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    loopback.write(REPOSITORY, {})
-    monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
-    with pytest.raises(InputError, match="read-only"):
-        publish(own, propose=True)
 
 
 @pytest.mark.parametrize(

@@ -78,3 +78,9 @@ class CardFacts:
         if self.is_demo:
             return "demo"
         return f"original/{next(iter(self.gguf_sources), self.model)}"
+
+
+def gpus_text(target: Target) -> str:
+    """The target's description, or its GPUs."""
+    gpus = ", ".join(f"{gpu.count} × {gpu.name}" for gpu in target.gpus)
+    return " ".join((target.description or gpus).split())

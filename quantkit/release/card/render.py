@@ -9,19 +9,27 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from urllib.parse import quote, urlsplit
 
-from quantkit.config.target import Target
 from quantkit.core.units import tokens_text
 from quantkit.hub.card_text import readme_text
-from quantkit.plan.launch.files import CLI_SCRIPT, COMPOSE_FILE, MODELFILE, SYSTEMD_UNIT
+from quantkit.plan.launch.files import (
+    CLI_SCRIPT,
+    COMPOSE_FILE,
+    MODELFILE,
+    SERVER_SCRIPT,
+    SYSTEMD_UNIT,
+)
 from quantkit.release.card.commands import (
     best_level,
-    level_commands,
-    plan_commands,
-    reproduction,
+    download,
+    hub_source,
+    level_patterns,
+    plan_lines,
+    with_model,
 )
-from quantkit.release.card.facts import CardFacts
+from quantkit.release.card.facts import CardFacts, gpus_text
 from quantkit.release.card.front_matter import card_header
-from quantkit.release.names import SUMS, evidence_folder
+from quantkit.release.documents import own_texts
+from quantkit.release.names import evidence_folder
 from quantkit.report.pages import page_environment, percent_text
 from quantkit.report.results import LevelResult
 from quantkit.report.retrieval_words import check_text, forks_text, worst_fork
@@ -43,6 +51,8 @@ _LAUNCH_FILES = {
     "llama-cli": CLI_SCRIPT, "Docker Compose": COMPOSE_FILE, "systemd": SYSTEMD_UNIT,
     "Ollama": MODELFILE,
 }  # fmt: skip
+_PACKAGES = {"quantkit": "quantkit-gguf"}
+"""Packages whose name on the index differs from the one that they install."""
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
 _MARKUP = re.compile(r"[\\`*\[\]|~!$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _PLAIN_CODE = re.compile(r"[\w ./:@=+,*%-]+", re.ASCII)
@@ -51,6 +61,7 @@ _LINE_CHARACTERS = 88
 
 def card_text(facts: CardFacts) -> str:
     """The whole README.md: front matter for the Hub, then Markdown for people."""
+    files = {level.name: level.names for level in facts.levels}
     environment = page_environment()
     environment.filters |= {
         "plain": plain,
@@ -60,16 +71,22 @@ def card_text(facts: CardFacts) -> str:
         "score": _score,
         "gpus": gpus_text,
         "attribute": html.escape,
+        "quoted": shlex.quote,
     }
     environment.globals |= {
         "link": link,
         "sh": shell,
         "best": lambda fits: best_level(fits, facts.levels),
-        "commands": lambda level: level_commands(facts, level),
+        "download": lambda *files: download(facts.repository, facts.folder, *files),
+        "patterns": lambda level: level_patterns(level, facts.imatrix_file),
+        "hub_source": lambda level: hub_source(facts.repository, level.name, files),
+        "with_model": with_model,
         "evidence_of": evidence_folder,
         "evidence_files": _EVIDENCE,
+        "server_script": SERVER_SCRIPT,
         "launch_files": _LAUNCH_FILES,
     }
+    ready = facts.calibration.ready is not None
     results = [level.result for level in facts.levels]
     first = results[0].retrieval
     tables = _task_tables(results)
@@ -86,7 +103,7 @@ def card_text(facts: CardFacts) -> str:
         gated_tasks=[table for table in tables if table.task in gated],
         other_tasks=[table for table in tables if table.task not in gated],
         retrieval=first,
-        plans=_plans(facts),
+        plans=plan_lines(facts),
         check=check_text(first),
         gate=_gate_rule(first),
         forks=_forks(results),
@@ -95,19 +112,14 @@ def card_text(facts: CardFacts) -> str:
         left_out=[(result, _why_left_out(result)) for result in facts.left_out],
         texts=_calibration_rows(facts.calibration),
         licences_stated=[text.licence is not None for text in facts.calibration.sources],
-        types=_types(facts),
-        reproduction=reproduction(facts),
-        sums=f"(cd {shlex.quote(facts.folder)} && sha256sum --ignore-missing -c {SUMS})",
+        types_text=_types(facts),
+        ready=ready,
+        is_repeatable=not own_texts(facts.recipe, ready=ready),
+        packages=[f"{_PACKAGES.get(name, name)}=={text}" for name, text in facts.versions.items()],
     )
     header = card_header(facts.repository, facts.model, facts.source, results)
     # parts with nothing to say leave their empty lines
     return readme_text(header, re.sub("\n{3,}", "\n\n", body).rstrip() + "\n")
-
-
-def gpus_text(target: Target) -> str:
-    """The target's description, or its GPUs."""
-    gpus = ", ".join(f"{gpu.count} × {gpu.name}" for gpu in target.gpus)
-    return " ".join((target.description or gpus).split())
 
 
 # ---- Markdown: words of others stay words, in a paragraph and in a table
@@ -242,15 +254,6 @@ def _task_tables(results: Sequence[LevelResult]) -> list[_TaskTable]:
         rows = {r.name: [scores.get((r.name, length)) for length in lengths] for r in results}
         tables.append(_TaskTable(task, _TASKS.get(task, ""), tuple(heads), rows))
     return tables
-
-
-def _plans(facts: CardFacts) -> list[str | Sequence[str]]:
-    """The lines that plan for other targets."""
-    lines: list[str | Sequence[str]] = []
-    for fits, level, command in plan_commands(facts):
-        context = tokens_text(fits.target.context_tokens)
-        lines += [f"# {gpus_text(fits.target)}: {level.name} at {context}", shlex.join(command)]
-    return lines
 
 
 def _gate_rule(found: Retrieval) -> str:

@@ -26,7 +26,7 @@ from small_cards import (
 )
 
 from quantkit.config.recipe import RetrievalRecipe
-from quantkit.release.card.commands import download_command, hub_source
+from quantkit.release.card.commands import hub_source, level_patterns
 from quantkit.release.card.front_matter import SourceCard, card_tags
 from quantkit.release.card.render import card_text
 from quantkit.release.contents import BuiltLevel
@@ -211,9 +211,8 @@ def test_a_download_brings_the_level_and_nothing_else(tmp_path: Path, shards: in
     files += [f"levels/{level.result.name}/niah.jsonl" for level in levels]
     verified = ["SHA256SUMS", "checkpoint.json", "release.json", f"{MODEL}-imatrix.gguf"]
     files += ["README.md", "report.html", "recipe.yaml", *verified]
-    words = download_command(REPOSITORY, "Q4", levels[0].names, verified[-1], MODEL)
-    patterns = [after for word, after in pairwise(words) if word == "--include"]
-    assert sorted(filter_repo_objects(files, allow_patterns=patterns)) == sorted(
+    patterns = level_patterns(levels[0], verified[-1])
+    assert sorted(filter_repo_objects(files, allow_patterns=list(patterns))) == sorted(
         [*levels[0].files, "levels/Q4/niah.jsonl", *verified]
     )
 

@@ -9,7 +9,6 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,11 @@ from small_release import SmallRelease, write_small_release
 
 from quantkit.core.files import file_sha256
 from quantkit.models.choose import choose_model
-from quantkit.release.card.commands import download_command
+from quantkit.release.card.commands import level_patterns
 from quantkit.release.card.facts import CardFacts
 from quantkit.release.card.front_matter import SourceCard
 from quantkit.release.card.render import card_text
+from quantkit.release.contents import BuiltLevel
 from quantkit.release.sums import sums_text
 from quantkit.release.verifying.description import open_folder
 from quantkit.release.verifying.verify import Origin, verify
@@ -130,8 +130,9 @@ def test_what_the_card_downloads_can_be_verified(
     small: SmallRelease, tmp_path: Path, level: str
 ) -> None:
     """With all rows of the source, by quantkit itself; Q8 has several shards."""
-    words = download_command("o/tiny", level, small.files(level), "tiny-imatrix.gguf", "tiny")
-    patterns = [after for word, after in pairwise(words) if word == "--include"]
+    result = card_level(tmp_path / "card", level).result
+    built = BuiltLevel(result, dict.fromkeys(small.files(level), tmp_path))
+    patterns = list(level_patterns(built, "tiny-imatrix.gguf"))
     every = [p.relative_to(small.folder).as_posix() for p in small.folder.rglob("*") if p.is_file()]
     for name in filter_repo_objects(every, allow_patterns=patterns):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
