@@ -124,13 +124,14 @@ def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:
     for r in results:
         gate = r.retrieval.gated[0]
         color = "green" if r.passed else "yellow" if r.baseline else "bold red"
-        used, capacity = max(zip(r.gpu_bytes, r.gpu_capacity_bytes, strict=True))
+        fullest = max(r.placed.placement.gpus, key=lambda gpu: gpu.total_bytes)
         rows.append(
             (
                 r.name,
                 f"{gib_text(r.size_bytes)}\n[dim]{gb_text(r.size_bytes)}[/]",
                 f"{r.bits_per_weight:.2f}",
-                f"{used / GIB:.1f} GiB\n[dim]of {capacity / GIB:g} GiB[/]",
+                f"{fullest.total_bytes / GIB:.1f} GiB\n"
+                f"[dim]of {fullest.capacity_bytes / GIB:g} GiB[/]",
                 *_divergence_cells(r.kld),
                 f"{gate.hits}/{gate.trials}\n[dim]at {gate.context_tokens:,}[/]",
                 f"≥ {gate.lower_bound:.1%}",

@@ -29,11 +29,8 @@ class LevelResult:
     files: tuple[str, ...]
     size_bytes: int
     bits_per_weight: float
-    gpu_bytes: tuple[int, ...]
-    gpu_capacity_bytes: tuple[int, ...]
-    context_tokens: int
-    command: str
     allocation: AllocationFile
+    placed: PlacementFile
     validation: Validation
 
     @property
@@ -43,6 +40,16 @@ class LevelResult:
     @property
     def verdict(self) -> str:
         return verdict(self.validation, baseline=self.baseline)
+
+    @property
+    def context_tokens(self) -> int:
+        """The context that the level was planned for."""
+        return self.placed.placement.run.context_tokens
+
+    @property
+    def command(self) -> str:
+        """Starts llama-server as planned."""
+        return self.placed.command
 
     @property
     def retrieval(self) -> Retrieval:
@@ -70,9 +77,12 @@ class LevelResult:
         found = self.validation.model_dump(mode="json")
         plain = (
             "name", "baseline", "passed", "verdict", "files", "size_bytes", "bits_per_weight",
-            "gpu_bytes", "gpu_capacity_bytes", "context_tokens", "command", "heatmap", "answers",
+            "context_tokens", "command", "heatmap", "answers",
         )  # fmt: skip
+        gpus = self.placed.placement.gpus
         return {name: getattr(self, name) for name in plain} | {
+            "gpu_bytes": [gpu.total_bytes for gpu in gpus],
+            "gpu_capacity_bytes": [gpu.capacity_bytes for gpu in gpus],
             "retrieval": found["niah"],
             "kld": found["kld"],
             "integrity": found["integrity"],
@@ -112,7 +122,6 @@ def read_level(
         InputError: a file is missing or damaged.
     """
     folder = build / "levels" / name
-    placed = PlacementFile.read(folder / PLACEMENT_FILE)
     size = sum(output.size_bytes for output in quantized.outputs)
     return LevelResult(
         name=name,
@@ -120,10 +129,7 @@ def read_level(
         files=tuple(output.path for output in quantized.outputs),
         size_bytes=size,
         bits_per_weight=8 * size / parameters,
-        gpu_bytes=tuple(gpu.total_bytes for gpu in placed.placement.gpus),
-        gpu_capacity_bytes=tuple(gpu.capacity_bytes for gpu in placed.placement.gpus),
-        context_tokens=placed.placement.run.context_tokens,
-        command=placed.command,
         allocation=AllocationFile.read(folder / "allocation.json"),
+        placed=PlacementFile.read(folder / PLACEMENT_FILE),
         validation=Validation.read(folder / "validation.json"),
     )

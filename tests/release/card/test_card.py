@@ -198,7 +198,8 @@ def test_commands_of_each_level(tmp_path: Path) -> None:
 def test_a_command_keeps_its_choice_of_gpus(tmp_path: Path) -> None:
     level = card_level(tmp_path, "Q4")
     chosen = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=2,3 llama-server -m x.gguf -c 8"
-    facts = card_facts([replace(level, result=replace(level.result, command=chosen))])
+    placed = level.result.placed.model_copy(update={"command": chosen})
+    facts = card_facts([replace(level, result=replace(level.result, placed=placed))])
     start = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=2,3 llama-server"
     assert f"{start} -m {MODEL}/{MODEL}-Q4.gguf" in card_text(facts).replace(" \\\n  ", " ")
 
