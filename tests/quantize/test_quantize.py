@@ -23,6 +23,7 @@ from quantkit.formats.gguf_writer import lay_out
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.models.model import Model
 from quantkit.quantize import encode
 from quantkit.quantize.encode import write_shards
 from quantkit.quantize.quantize import PRESET_FILE_TYPES, quantize

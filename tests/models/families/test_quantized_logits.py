@@ -16,6 +16,7 @@ from quantkit.config.recipe import STOCK_CANDIDATES
 from quantkit.formats.tensors import TensorSource
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.models.model import Model
 from quantkit.quantize.quantize import artifact_metadata, quantize
 from quantkit.study.candidates import is_quantizable
 
