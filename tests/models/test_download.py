@@ -372,7 +372,7 @@ def test_ctrl_c_ends_at_once_although_a_connection_is_stalled(
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
     assert process.returncode == 130
-    assert errors.strip() == "stopped; run the same command again to go on from here"
+    assert errors.strip() == "stopped; run the same command again to resume"
 
 
 def test_a_file_that_cannot_be_written_is_a_fault_of_the_machine(

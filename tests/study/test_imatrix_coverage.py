@@ -152,7 +152,7 @@ def report(folder: Path, found: Imatrix, unweighted: tuple[str, ...]) -> tuple[s
     collected = {"tokens": 1, "weights": 1, "ready": None, "sources": SOURCES}
     facts = ReportFacts(
         model="m", architecture="a", parameters=1, target=load_target("4x3090"),
-        recipe=recipe_for("demo", None), results=(), imatrix=collected, kv_type="f16",
+        recipe=recipe_for("demo", None), results=(), imatrix=collected,
         ruled_out={}, coverage=coverage_of(found), counts_are_exact=found.counts_are_exact,
         unweighted=unweighted, versions={"quantkit": "0.1.0"},
     )  # fmt: skip

@@ -8,10 +8,9 @@ from pathlib import Path
 
 import pytest
 from compared_artifacts import CHUNKS, CONDITIONS, answers, ladder, measured, retrieval
-from quantkit.report.comparison.pareto import on_front
 
 from quantkit.core.errors import InputError
-from quantkit.report.comparison.comparison import compared
+from quantkit.report.comparison.comparison import compared, on_front
 from quantkit.report.comparison.evidence import LEVEL, Evidence, Kind, Pair, all_pairs
 from quantkit.report.comparison.measured import Measured, names_of, paired_answers
 from quantkit.report.comparison.ordering import order, relation

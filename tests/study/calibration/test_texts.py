@@ -20,6 +20,7 @@ from quantkit.config.recipe import ImatrixRecipe, Recipe, known_recipes, load_re
 from quantkit.core.errors import InputError
 from quantkit.core.haystack import haystack_text
 from quantkit.models.chat_template import ChatTemplate
+from quantkit.study.calibration import texts
 from quantkit.study.calibration.chat import RenderChat
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.calibration.texts import (
@@ -293,7 +294,7 @@ def test_no_more_rows_are_read_than_the_chunks_need(tmp_path: Path) -> None:
 def test_a_long_text_becomes_tokens_in_parts(
     tmp_path: Path, empty_lines: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("quantkit.study.calibration.texts.PART_CHARACTERS", 1050)
+    monkeypatch.setattr(texts, "PART_CHARACTERS", 1050)
     path = tmp_path / "long.txt"
     text = ("x" * 98 + ("\n\n" if empty_lines else "xx")) * 20
     path.write_text(text)
