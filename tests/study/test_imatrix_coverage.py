@@ -9,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from finished_levels import answers_of, finish_level, report_facts
 from models import write_llama
 from places import DATA
 
 from quantkit.cli.imatrix_table import show_imatrix
-from quantkit.config.recipe import recipe_for
-from quantkit.config.target import load_target
 from quantkit.core.errors import InputError
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
 from quantkit.report.coverage_picture import draw_coverage
-from quantkit.report.facts import ReportFacts
 from quantkit.report.report import write_report
+from quantkit.study.imatrix import Calibration, SourceRead
 from quantkit.study.imatrix_coverage import (
     coverage_of,
     percent_text,
@@ -140,21 +139,19 @@ def test_names_of_a_hostile_file(capsys: pytest.CaptureFixture[str], tmp_path: P
 
 
 SOURCES = (
-    {"name": "code", "origin": "quantkit", "licence": "MIT", "tokens": 9216},
-    {"name": "mine.txt", "origin": "disk", "licence": None, "tokens": None},
-    {"name": "hf://datasets/a/b", "origin": "hf://datasets/a/b@c0ffee", "licence": "cc-by-4.0"},
-    {"name": "hf://datasets/a/c", "origin": "hf://datasets/a/c@c0ffee", "licence": None},
+    SourceRead("code", "quantkit", "MIT", 9216),
+    SourceRead("mine.txt", "disk"),
+    SourceRead("hf://datasets/a/b", "hf://datasets/a/b@c0ffee", "cc-by-4.0"),
+    SourceRead("hf://datasets/a/c", "hf://datasets/a/c@c0ffee"),
 )
 
 
 def report(folder: Path, found: Imatrix, unweighted: tuple[str, ...]) -> tuple[str, str]:
-    """report.html and README.md of a build without levels."""
-    collected = {"tokens": 1, "weights": 1, "ready": None, "sources": SOURCES}
-    facts = ReportFacts(
-        model="m", architecture="a", parameters=1, target=load_target("4x3090"),
-        recipe=recipe_for("demo", None), results=(), imatrix=collected,
-        ruled_out={}, coverage=coverage_of(found), counts_are_exact=found.counts_are_exact,
-        unweighted=unweighted, versions={"quantkit": "0.1.0"},
+    """report.html and README.md of a build."""
+    collected = Calibration(chunks=1, tokens=1, weights=1, unseen_experts=0, sources=SOURCES)
+    facts = report_facts(
+        [finish_level(folder, "Q4", answers_of(0.0))], imatrix=collected,
+        coverage=coverage_of(found), counts_are_exact=found.counts_are_exact, unweighted=unweighted,
     )  # fmt: skip
     page, readme = write_report(facts, folder)
     return page.read_text(), readme.read_text()
@@ -176,11 +173,14 @@ def test_report_shows_the_coverage(tmp_path: Path) -> None:
 
 
 def test_report_of_a_legacy_file_guesses_no_counts(tmp_path: Path) -> None:
-    (tmp_path / "coverage.png").write_bytes(b"a picture")
-    page, readme = report(tmp_path, dataclasses.replace(EXPERTS, unknown=("no counts",)), ())
-    for text in (page, readme):
-        assert "75.0 %" in text
-        assert "50.0 %" not in text
+    shown = []
+    for name, found in ("known", EXPERTS), ("legacy", dataclasses.replace(EXPERTS, unknown=("x",))):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "coverage.png").write_bytes(b"a picture")
+        shown.append(report(tmp_path / name, found, ()))
+    for known, legacy in zip(*shown, strict=True):
+        assert "75.0 %" in legacy
+        assert legacy.count("50.0 %") < known.count("50.0 %")
 
 
 def test_report_of_a_dense_model_says_nothing_of_experts(tmp_path: Path) -> None:
