@@ -180,7 +180,7 @@ def test_a_file_that_is_cut_or_none_is_a_fault_beside_others(release: SmallRelea
     shard = release.files("Q8")[0]
     change_bytes(release.path(shard), 0, b"GGML")
     text = "\n".join(faults(release))
-    assert f"{Q4} is cut short" in text
+    assert f"{Q4} is truncated" in text
     assert "tiny-imatrix.gguf is not a GGUF file" in text
     assert f"{shard} is not a GGUF file" in text
     assert text.count("has the SHA-256") == 3
