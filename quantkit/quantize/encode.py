@@ -76,8 +76,8 @@ def write_shards(
         if kind.is_quantized:
             kernels.prepare(kind)
     slower = {i.type_name for i in wanted if i.name in importance} & set(simd.KINDS)
-    if slower and (reason := simd.why_not()) is not None:
-        progress.note(f"using ggml's own kernels for {', '.join(sorted(slower))}: {reason}")
+    if slower and not (found := simd.finding()).usable:
+        progress.note(f"using ggml's own kernels for {', '.join(sorted(slower))}: {found.finding}")
     journals = [_journal(layout, folder, work) for layout in layouts]
     done = {name for journal in journals for name in journal.lines}
     sizes = {info.name: tensor_size_bytes(info) for info in wanted}

@@ -31,8 +31,7 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.llamacpp.child import Emit, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings, parallel_sequences
 from quantkit.models.gguf_source import GGUFSource
-from quantkit.study.calibration.texts import CalibrationSource
-from quantkit.study.calibration.tokens import model_calibration
+from quantkit.study.calibration.texts import CalibrationSource, model_calibration
 from quantkit.study.candidates import nearest_type
 from quantkit.study.errors import kernel_speeds
 from quantkit.study.exchange import Exchange

@@ -27,8 +27,7 @@ from quantkit.core.units import bytes_text, seconds_text
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.llamacpp.child import Emit, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings, parallel_sequences
-from quantkit.study.calibration.texts import CalibrationSource, CalibrationTokens
-from quantkit.study.calibration.tokens import model_calibration
+from quantkit.study.calibration.texts import CalibrationSource, CalibrationTokens, model_calibration
 from quantkit.study.imatrix_coverage import layer_of
 
 if TYPE_CHECKING:

@@ -110,12 +110,6 @@ def finding(*, again: bool = False) -> Finding:
         return _load(again=True)[1] if again else _loaded()[1]
 
 
-def why_not() -> str | None:
-    """Why ggml's own kernels are used; None if the compiled ones are."""
-    found = finding()
-    return None if found.usable else found.finding
-
-
 @functools.cache
 def _loaded() -> tuple[SimdKernels | None, Finding]:
     return _load(again=False)

@@ -1,10 +1,11 @@
 """Makes the calibration tokens of a recipe's texts or of its mixture of domains.
 
-Tokenizer, chat template and files are passed in. Equal input gives equal tokens on every machine.
+Equal input gives equal tokens on every machine.
 """
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -12,14 +13,20 @@ from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.errors import InputError
+from quantkit.llamacpp.child import Emit
+from quantkit.models.chat_template import ChatTemplate
 from quantkit.study.calibration.chat import ChatTexts, RenderChat
 from quantkit.study.calibration.rows import ROW_ENDINGS, read_rows
+
+if TYPE_CHECKING:
+    from quantkit.llamacpp.llama import Model
 
 Tokens = NDArray[np.int32]
 Tokenize = Callable[[str], Tokens]
@@ -131,6 +138,26 @@ def calibration_tokens(
     parts = list(_texts_tokens(files, model, notes))
     name = ", ".join(source.name for source in sources)
     return CalibrationTokens(_joined(parts), recipe.chunk_tokens, (name,), notes=tuple(notes))
+
+
+def model_calibration(
+    recipe: ImatrixRecipe, sources: Sequence[CalibrationSource], model: Model, emit: Emit
+) -> CalibrationTokens:
+    """`calibration_tokens` of a loaded model; notes for the user are emitted."""
+    template, vocab, render = model.chat_template(), model.vocab, None
+    if template is not None:
+        bos, eos = vocab.token_text(vocab.bos), vocab.token_text(vocab.eos)
+        render = ChatTemplate(template, bos, eos).render
+    calibration = calibration_tokens(
+        recipe,
+        sources,
+        functools.partial(vocab.tokenize, parse_special=False),
+        render,
+        tokenize_special=vocab.tokenize,
+    )
+    for sentence in calibration.notes:
+        emit(("note", sentence))
+    return calibration
 
 
 def _mixture_tokens(

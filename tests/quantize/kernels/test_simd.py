@@ -30,7 +30,7 @@ def found_anew() -> simd.Finding:
 @pytest.mark.parametrize("name", simd.KINDS)
 def test_bytes_equal_ggml(name: str) -> None:
     fast, kind = simd.simd_kernels(), BY_NAME[name]
-    assert fast is not None, simd.why_not()
+    assert fast is not None, simd.finding()
     random = np.random.default_rng([5, *name.encode()])
     for rows_count, blocks in ((1, 1), (1, 2), (3, 5), (7, 1), (16, 3), (33, 2), (40, 9)):
         width = blocks * kind.block_elements
