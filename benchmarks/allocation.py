@@ -34,10 +34,12 @@ SEEDS = (1, 2, 3)
 ORDERS = 4.0
 NOISE = 0.08
 # name, GiB of each GPU, context: what these leave for weights is less than Q8_0 takes
-CARDS = (
+GPU_SETS = (
     ("4 × 20 GiB", (20, 20, 20, 20), 516_096),
     ("24 + 16 + 24 + 12 GiB", (24, 16, 24, 12), 262_144),
     ("2 × 12 + 2 × 16 + 2 × 8 GiB", (12, 12, 16, 16, 8, 8), 131_072),
+    ("8 × 12 GiB", (12,) * 8, 262_144),
+    ("16 × 6 GiB", (6,) * 16, 131_072),
 )
 LEVEL = LevelRecipe(name="all")
 
@@ -86,7 +88,7 @@ def allocation_lines() -> list[str]:
     for gib in BUDGETS_GIB:
         lines.append(_row(f"{gib:g} GiB", [Case(tensors, c, int(gib * GIB), None) for c in sets]))
     host = max(padded_bytes(i, "Q8_0") for i in tensors if i.name == EMBEDDING)
-    for name, sizes, context in CARDS:
+    for name, sizes, context in GPU_SETS:
         specs = tuple(GPUSpec(name="gpu", memory_gib=size) for size in sizes)
         target = Target(name=name, gpus=specs, context_tokens=context)
         memory = gpu_memory(geometry, target)

@@ -1,4 +1,4 @@
-"""sensitivity + Target → allocation.json: one type a tensor, at the least cost that fits.
+"""Sensitivity and target → allocation.json: one type for each tensor, at the least cost that fits.
 
 Exactly one type for every quantizable tensor, and the file within the budget: a multiple-choice
 knapsack. Where GPUs are given, every GPU must hold its layers too, wherever they are cut.
@@ -19,14 +19,8 @@ from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.presets import StockTypes
 from quantkit.plan.allowed_types import Costs, allowed_types, ruled_out, undominated
 from quantkit.plan.gpu_memory import GPUMemory, layers_of, padded_bytes
-from quantkit.plan.solver.knapsack import Choices, Ints, Limits, fill, relax
-from quantkit.plan.solver.layer_cuts import GPUs, solve_on_gpus
-from quantkit.plan.solver.search import settle, solve
-
-FILLED_CUTS = 4
-"""Of one after the other, each for what the one before was filled with."""
-GAP = 1e-5
-"""A solution is good enough when no other can cost less by more than this share."""
+from quantkit.plan.layer_cuts import GPUs, fill_gpus, solve_on_gpus
+from quantkit.plan.solver import Choices, Ints, Limits, Solution, fill, solve
 
 
 @dataclass(frozen=True)
@@ -36,10 +30,10 @@ class Allocation:
     Attributes:
         types: tensor name → type name, for all tensors in file order.
         total_bytes: of the whole file: tensors, header and alignment.
-        cost: Σ of the costs of the chosen types; None where a preset took one without a cost.
+        cost: sum of the costs of the chosen types; None where a preset uses an unmeasured type.
         gap: proven distance of `cost` to the optimum, relative; None for a preset.
         infeasible: tensors whose row length rules out some types → those types.
-        stock: the preset that it is, with llama.cpp's fallbacks; None where it was chosen here.
+        stock: the llama.cpp preset with its fallbacks; None where the types were chosen here.
     """
 
     budget_bytes: int
@@ -58,7 +52,7 @@ def allocate(
     overhead_bytes: int,
     level: LevelRecipe,
     memory: GPUMemory | None = None,
-    gap: float = GAP,
+    gap: float = 0.0,
 ) -> Allocation:
     """Choose the types that minimise the summed cost within `budget_bytes`, and on the GPUs.
 
@@ -70,43 +64,36 @@ def allocate(
         costs: tensor → type → cost; tensors without an entry keep their type.
         overhead_bytes: header and metadata of the file.
         memory: of the GPUs that must hold the layers; none: only the budget counts.
-        gap: how far from the optimum is good enough, relative.
+        gap: good enough is what no other choice undercuts by more than this share.
 
     Raises:
         DoesNotFitError: even the smallest types exceed the budget, or the GPUs; says by how much.
         InputError: a minimum or a pin leaves a tensor without any candidate.
     """
     problem = _Problem.of(tensors, costs, budget_bytes, overhead_bytes, level, memory)
-    free, allowed, sizes, room = problem.free, problem.allowed, problem.sizes, problem.room
     types = {info.name: info.type_name for info in tensors}
     proven = 0.0
-    if free:
-        choices, gpus = problem.choices, problem.gpus
+    if problem.free:
+        choices, gpus, room = problem.choices, problem.gpus, problem.room
         if gpus is None:
             solution = solve(choices, Limits.of_all(choices, room), gap)
         else:
             solution = solve_on_gpus(choices, gpus, room, gap)
-        if solution.chosen is None:
-            raise DoesNotFitError(
-                "no way to cut the layers between the GPUs holds them, even in their smallest "
-                "types; allow smaller types in the recipe, or choose a larger target"
-            )
-        limits, chosen = _filled(choices, gpus, room, solution.chosen, gap)
-        types |= problem.types(chosen)
-        types |= _larger_for_nothing(free, types, sizes, allowed, limits, choices, chosen)
+        limits, chosen = problem.filled(_found(solution))
+        types |= problem.larger_for_nothing(limits, chosen)
         cost = choices.total(chosen)
-        proven = max(0.0, 1 - solution.bound / cost) if cost > 0 else 0.0
+        proven = max(0.0, 1 - _found(solution).bound / cost) if cost > 0 else 0.0
     return Allocation(
         budget_bytes=budget_bytes,
         total_bytes=overhead_bytes + sum(padded_bytes(i, types[i.name]) for i in tensors),
-        cost=math.fsum(allowed[info.name][types[info.name]] for info in free),
+        cost=math.fsum(problem.allowed[info.name][types[info.name]] for info in problem.free),
         gap=proven,
         types=types,
-        infeasible=ruled_out(free),
+        infeasible=ruled_out(problem.free),
     )
 
 
-def fill_gpus(
+def fill_types(
     tensors: Sequence[TensorInfo],
     costs: Costs,
     budget_bytes: int,
@@ -116,8 +103,7 @@ def fill_gpus(
 ) -> dict[str, str]:
     """Types that fill the budget and the GPUs, found at once and without a proof.
 
-    For questions of size, what is the largest that fits: by the linear relaxation of one way to cut
-    the layers, its rounding filled up.
+    For questions of size: what is the largest that fits.
 
     Raises:
         DoesNotFitError: even the smallest types exceed the budget, or the GPUs.
@@ -125,24 +111,19 @@ def fill_gpus(
     """
     problem = _Problem.of(tensors, costs, budget_bytes, overhead_bytes, level, memory)
     types = {info.name: info.type_name for info in tensors}
-    if not problem.free:
-        return types
-    choices, gpus = problem.choices, problem.gpus
-    assert gpus is not None
-    found: Ints | None = None
-    for _ in range(FILLED_CUTS):
-        chosen = choices.first[:-1] if found is None else found
-        limits = gpus.limits(gpus.counts(choices, chosen), problem.room)
-        relaxed = None if limits is None else relax(choices, limits)
-        if limits is None or relaxed is None:
-            break  # from another cut than the one that it was found on
-        better = fill(choices, limits, relaxed.chosen)
-        if np.array_equal(better, chosen):
-            break
-        found = better
-    if found is None and not gpus.hold(choices, choices.first[:-1]):
-        raise DoesNotFitError("the GPUs do not hold the layers, even in their smallest types")
-    return types | problem.types(choices.first[:-1] if found is None else found)
+    if problem.gpus is not None and problem.free:
+        filled = fill_gpus(problem.choices, problem.gpus, problem.room)
+        types |= problem.types(_found(filled).chosen)
+    return types
+
+
+def _found(solution: Solution | None) -> Solution:
+    if solution is None:
+        raise DoesNotFitError(
+            "no way to cut the layers between the GPUs holds them, even in their smallest types; "
+            "allow smaller types in the recipe, or choose a larger target"
+        )
+    return solution
 
 
 def allocate_preset(
@@ -181,14 +162,14 @@ class _Problem:
     Attributes:
         free: the tensors that have a choice.
         room: bytes for them all together.
-        kinds: of each, its types that no other beats, in the order of `choices`.
+        kinds: the type of each of `choices`.
     """
 
     free: Sequence[TensorInfo]
     allowed: Costs
     sizes: Mapping[str, Mapping[str, int]]
     room: int
-    kinds: Sequence[Sequence[str]]
+    kinds: Sequence[str]
     choices: Choices
     gpus: GPUs | None
 
@@ -214,20 +195,49 @@ class _Problem:
                 f"{gib_text(budget_bytes + smallest - room)}; allow smaller types in the recipe, "
                 "or choose a larger target"
             )
-        kinds = [undominated(sizes[i.name], allowed[i.name]) for i in free]
+        kinds = {name: undominated(sizes[name], allowed[name]) for name in sizes}
         choices = Choices.of(
-            [
-                [(sizes[info.name][t], allowed[info.name][t]) for t in names]
-                for info, names in zip(free, kinds, strict=True)
-            ]
+            [[(sizes[n][t], allowed[n][t]) for t in names] for n, names in kinds.items()]
         )
+        flat = [kind for names in kinds.values() for kind in names]
         gpus = None if memory is None else _gpus(tensors, free, fixed, memory)
-        return _Problem(free, allowed, sizes, room, kinds, choices, gpus)
+        return _Problem(free, allowed, sizes, room, flat, choices, gpus)
 
     def types(self, chosen: Ints) -> dict[str, str]:
         """The types of the choices, by tensor."""
-        flat = [name for names in self.kinds for name in names]
-        return {info.name: flat[at] for info, at in zip(self.free, chosen, strict=True)}
+        return {i.name: self.kinds[at] for i, at in zip(self.free, chosen, strict=True)}
+
+    def filled(self, solution: Solution) -> tuple[Limits, Ints]:
+        """The limits as the layers will be placed, and the choices that fill them."""
+        chosen = solution.chosen
+        while True:
+            limits = Limits.of_all(self.choices, self.room)
+            if self.gpus is not None:
+                limits = self.gpus.cut_for(self.choices, chosen, self.room)
+            better = fill(self.choices, limits, chosen)
+            if np.array_equal(better, chosen):
+                return limits, chosen
+            chosen = better  # every round some items cost less, so this ends
+
+    def larger_for_nothing(self, limits: Limits, chosen: Ints) -> dict[str, str]:
+        """The types of the choices; what is left goes, in file order, to larger ones that cost
+        the same.
+
+        So a tensor whose cost could not be told from none is not kept small beside unused memory.
+        """
+        types = self.types(chosen)
+        groups, total = limits.left(self.choices, chosen)
+        for info, group in zip(self.free, limits.group.tolist(), strict=True):
+            size, cost, now = self.sizes[info.name], self.allowed[info.name], types[info.name]
+            left = size[now] + min(int(groups[group]), total)
+            best = max(
+                (t for t in cost if cost[t] <= cost[now] and size[t] <= left), key=size.__getitem__
+            )
+            if size[best] > size[now]:
+                types[info.name] = best
+                groups[group] -= size[best] - size[now]
+                total -= size[best] - size[now]
+        return types
 
 
 def _gpus(
@@ -244,47 +254,3 @@ def _gpus(
             kept[at[name]] += size
     layer = np.array([at[info.name] for info in free], np.int64)
     return GPUs(layer, tuple(kept), memory.rooms)
-
-
-def _filled(
-    choices: Choices, gpus: GPUs | None, room: int, chosen: Ints, gap: float
-) -> tuple[Limits, Ints]:
-    """What the gap left open settled, and the rooms filled as the layers will be placed."""
-    while True:
-        limits = Limits.of_all(choices, room)
-        if gpus is not None:
-            placed = gpus.limits(gpus.counts(choices, chosen), room)
-            assert placed is not None  # the GPUs hold what was chosen
-            limits = placed
-        better = fill(choices, limits, settle(choices, limits, chosen, gap))
-        if np.array_equal(better, chosen):
-            return limits, chosen
-        chosen = better
-
-
-def _larger_for_nothing(
-    free: Sequence[TensorInfo],
-    types: Mapping[str, str],
-    sizes: Mapping[str, Mapping[str, int]],
-    allowed: Costs,
-    limits: Limits,
-    choices: Choices,
-    chosen: Ints,
-) -> dict[str, str]:
-    """What is left goes, in file order, to types that cost the same and are larger.
-
-    So a tensor whose cost could not be told from none is not kept small beside unused memory.
-    """
-    groups, total = limits.left(choices, chosen)
-    found = {}
-    for info, group in zip(free, limits.group.tolist(), strict=True):
-        size, cost = sizes[info.name], allowed[info.name]
-        now = types[info.name]
-        left = min(int(groups[group]), total)
-        fitting = [t for t in cost if cost[t] <= cost[now] and size[t] - size[now] <= left]
-        best = max(fitting, key=size.__getitem__)
-        if size[best] > size[now]:
-            found[info.name] = best
-            groups[group] -= size[best] - size[now]
-            total -= size[best] - size[now]
-    return found

@@ -11,7 +11,7 @@ from quantkit.core.errors import DoesNotFitError
 from quantkit.core.units import GIB
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.models.model import Model
-from quantkit.plan.allocate import fill_gpus
+from quantkit.plan.allocate import fill_types
 from quantkit.plan.allowed_types import Costs, smallest_types
 from quantkit.plan.fit import ATTEMPTS, place_exactly
 from quantkit.plan.gpu_memory import GPUMemory
@@ -110,7 +110,7 @@ def largest_level(model: Model, costs: Costs, memory: GPUMemory) -> Largest | No
     budget = min(room, largest_bytes(model, costs, LARGEST))
     overhead = overhead_bytes(model)
     try:
-        types = fill_gpus(tensors, costs, budget, overhead, LARGEST, memory)
+        types = fill_types(tensors, costs, budget, overhead, LARGEST, memory)
     except DoesNotFitError:
         return None
     placement = place(tensors, types, memory)

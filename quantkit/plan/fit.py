@@ -10,7 +10,7 @@ from quantkit.llamacpp.device_sets import Devices
 from quantkit.llamacpp.memory_plan import Question, ask_memory
 from quantkit.llamacpp.presets import StockTypes
 from quantkit.models.model import Model
-from quantkit.plan.allocate import GAP, Allocation, allocate, allocate_preset
+from quantkit.plan.allocate import Allocation, allocate, allocate_preset
 from quantkit.plan.allowed_types import Costs, smallest_types
 from quantkit.plan.gpu_memory import GPUMemory
 from quantkit.plan.place import place
@@ -54,7 +54,7 @@ def fit(
     model: Model,
     costs: Costs,
     memory: GPUMemory,
-    gap: float = GAP,
+    gap: float = 0.0,
 ) -> Fit:
     """Allocate such that the level's budget and every GPU are kept, and place it.
 
@@ -83,7 +83,7 @@ def fit_exactly(
     model: Model,
     costs: Costs,
     memory: GPUMemory,
-    gap: float = GAP,
+    gap: float = 0.0,
 ) -> Fit:
     """`fit`, with compute buffers that llama.cpp plans for exactly the cut that was found.
 

@@ -8,8 +8,8 @@ import numpy as np
 
 from quantkit.formats.tensors import TensorInfo
 from quantkit.plan.gpu_memory import GPUMemory, host_bytes, weights_by_layer
+from quantkit.plan.layer_cuts import contiguous_counts, counts_in_order
 from quantkit.plan.placement import GPUPlan, Placement
-from quantkit.plan.solver.layer_cuts import contiguous_counts, counts_in_order
 
 
 def assign_layers(gpu_shares: Sequence[int], count: int) -> list[int]:

@@ -25,7 +25,6 @@ from quantkit.models.families.registry import family_for
 from quantkit.models.model import Model
 from quantkit.plan import fit as fitting
 from quantkit.plan import level_plans
-from quantkit.plan.allocate import GAP
 from quantkit.plan.allocation_file import AllocationFile, fallback_text
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.fit import Fit, LevelPlan
@@ -59,7 +58,7 @@ def plan_levels(levels: Recipe, gpus: Target, model: Model) -> tuple[list[LevelP
     return level_plans.plan_levels(levels, model, memory_of(model, gpus))
 
 
-def fit(plan: LevelPlan, model: Model, costs: Costs, gpus: Target, gap: float = GAP) -> Fit:
+def fit(plan: LevelPlan, model: Model, costs: Costs, gpus: Target, gap: float = 0.0) -> Fit:
     return fitting.fit(plan, model, costs, memory_of(model, gpus), gap)
 
 

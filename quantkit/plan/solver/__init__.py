@@ -1,1 +1,0 @@
-"""The mathematics of allocation: multiple-choice knapsacks and layer cuts; no tensors."""
