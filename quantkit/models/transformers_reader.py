@@ -113,7 +113,7 @@ def load_tokenizer(
 
     tokenizer.json is loaded as it is; without one AutoTokenizer builds the tokenizer from
     vocab.json and merges.txt. (AutoTokenizer would ignore the pre-tokenizer of a tokenizer.json
-    for some classes, and split the digits of SmolLM2 otherwise than in its training: ADR 15.)
+    for some classes, and split the digits of SmolLM2 otherwise than in its training: ADR 16.)
 
     Args:
         config: config.json, whose model type AutoTokenizer may need.

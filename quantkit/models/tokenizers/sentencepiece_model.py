@@ -1,4 +1,4 @@
-"""The pieces of a SentencePiece `tokenizer.model`, without the sentencepiece library (ADR 15).
+"""The pieces of a SentencePiece `tokenizer.model`, without the sentencepiece library (ADR 16).
 
 The file is a protocol buffer (sentencepiece_model.proto): field 1 of the message repeats for every
 piece {1: text, 2: score as F32, 3: type}; field 2 says how it was trained {3: model type}; field 3
