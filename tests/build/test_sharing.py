@@ -69,7 +69,7 @@ class Build:
         pipeline = self.context.pipeline
         pipeline.run(Stage(f"allocate:{level}", 1, (), dict(types), False, allocate))
         pipeline.run(quantize_stage(self.context, plan))
-        return self.context.artifact(plan)
+        return self.context.artifact_path(plan)
 
 
 @pytest.fixture
