@@ -15,11 +15,10 @@ from quantkit.core.work_folders import build_folder
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.llamacpp.memory_plan import asking
 from quantkit.models.choose import open_headers
-from quantkit.models.disk_space import check_space, space_needed
 from quantkit.models.families.base import without_prediction
 from quantkit.models.families.registry import family_for
 from quantkit.models.geometry import geometry_of
-from quantkit.models.local_copy import survey
+from quantkit.models.local_copy import check_space, space_needed, survey
 from quantkit.models.model import Model
 from quantkit.plan import fit, level_plans
 from quantkit.plan.gpu_memory import gpu_memory

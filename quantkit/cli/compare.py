@@ -69,9 +69,9 @@ def compare(
 ) -> None:
     """Compare files of one model by size, KLD, retrieval and speed."""
     from quantkit.cli.compare_table import print_comparison
-    from quantkit.report.comparison.facts import comparison_facts
     from quantkit.report.comparison.run import DEFAULTS
     from quantkit.report.comparison.run import compare as run
+    from quantkit.report.comparison.writers import comparison_facts
 
     asked = DEFAULTS | {
         "context_tokens": tuple(context or ()), "needles": needles, "kv_type": kv,

@@ -33,9 +33,8 @@ def download(
     from quantkit.config.recipe import recipe_for
     from quantkit.core.hub_address import HubAddress
     from quantkit.hub.reading import Hub
-    from quantkit.models.disk_space import SpaceNeeded, check_space
     from quantkit.models.download import download as run
-    from quantkit.models.local_copy import survey
+    from quantkit.models.local_copy import SpaceNeeded, check_space, survey
     from quantkit.models.remote import look_up
 
     address = HubAddress.parse(repository)
@@ -65,9 +64,9 @@ def download(
 
 def _show_sizes(console: Console, remote: RemoteCheckpoint, found: Survey, recipe: Recipe) -> None:
     """Print what is fetched, and warn of a disk that will not hold a build as well."""
-    from quantkit.models.disk_space import space_needed
     from quantkit.models.families.registry import family_for
     from quantkit.models.geometry import geometry_of
+    from quantkit.models.local_copy import space_needed
 
     here = remote.size_bytes - found.fetch_bytes
     console.line(

@@ -24,6 +24,7 @@ from quantkit.hub.errors import (
 if TYPE_CHECKING:
     from huggingface_hub import HfApi
 
+
 DELAYS_S = (1.0, 2.0, 4.0, 8.0, 15.0, 30.0, 60.0, 60.0)
 """Waits between failed attempts; three minutes outlast a router's restart."""
 LONGEST_WAIT_S = 300.0
@@ -229,3 +230,15 @@ def _asked_wait_s(headers: Mapping[str, str]) -> float:
     if limit is None or limit.remaining > 0:  # said with every answer
         return 0.0
     return min(limit.reset_in_seconds + 1.0, LONGEST_WAIT_S)
+
+
+def known_tokens() -> tuple[str, ...]:
+    """HF_TOKEN and every token that `hf auth login` has stored; they are secrets."""
+    from huggingface_hub import get_token
+    from huggingface_hub.utils import get_stored_tokens
+
+    try:
+        found = {get_token() or "", *get_stored_tokens().values()}
+    except ValueError:  # a file of tokens that is not text holds none
+        found = set()
+    return tuple(sorted(found - {""}))

@@ -22,9 +22,11 @@ from quantkit.hub.download.digest import FileDigest, pieces, wrong_twice
 from quantkit.hub.download.record import STATE, CommitJournal, Kept, read_record
 from quantkit.hub.download.remote_files import RemoteFiles
 from quantkit.hub.reading import Hub, HubFile
-from quantkit.models.disk_space import SpaceNeeded, check_space, free_bytes
 from quantkit.models.local_copy import (
+    SpaceNeeded,
     Survey,
+    check_space,
+    free_bytes,
     is_brought,
     is_outdated,
     not_ours,

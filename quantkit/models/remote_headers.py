@@ -36,8 +36,7 @@ from quantkit.formats.safetensors_header import (
     header_bytes,
     parse_header,
 )
-from quantkit.hub.answers import is_commit
-from quantkit.hub.reading import Hub, HubFile
+from quantkit.hub.reading import Hub, HubFile, is_commit
 from quantkit.models.remote import READ_BY_CONVERSION, RemoteCheckpoint, look_up, read_small
 
 FIRST_BYTES = 256 << 10

@@ -20,7 +20,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 import quantkit
-from quantkit.hub.tokens import known_tokens
+from quantkit.hub.connection import known_tokens
 from quantkit.release.searchable_text import SearchableText, searchable_texts
 
 A_TOKEN = "an access token"

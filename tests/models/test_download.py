@@ -31,9 +31,8 @@ from quantkit.core.units import GIB
 from quantkit.hub.download.record import STATE, CommitJournal, is_whole, read_record
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.llamacpp.presets import ask_preset
-from quantkit.models.disk_space import HEADER_BYTES, SpaceNeeded, check_space, space_needed
 from quantkit.models.download import Downloaded, download
-from quantkit.models.local_copy import survey
+from quantkit.models.local_copy import HEADER_BYTES, SpaceNeeded, check_space, space_needed, survey
 from quantkit.models.model import Model
 from quantkit.models.remote import look_up, wanted_files
 from quantkit.quantize.quantize import artifact_bytes

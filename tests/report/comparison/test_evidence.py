@@ -10,12 +10,24 @@ import pytest
 from compared_artifacts import CHUNKS, CONDITIONS, answers, ladder, measured, retrieval
 
 from quantkit.core.errors import InputError
-from quantkit.report.comparison.comparison import compared, on_front
-from quantkit.report.comparison.evidence import LEVEL, Evidence, Kind, Pair, all_pairs
+from quantkit.report.comparison.comparison import (
+    compared,
+    on_front,
+    order,
+    relation,
+    smallest_without_loss,
+    verdicts,
+)
+from quantkit.report.comparison.evidence import (
+    LEVEL,
+    Evidence,
+    Kind,
+    Pair,
+    PairedTest,
+    all_pairs,
+    holm,
+)
 from quantkit.report.comparison.measured import Measured, names_of, paired_answers
-from quantkit.report.comparison.ordering import order, relation
-from quantkit.report.comparison.paired_tests import PairedTest, holm
-from quantkit.report.comparison.verdicts import smallest_without_loss, verdicts
 
 
 def judged(artifacts: list[Measured], reference: str) -> dict[str, tuple[str, str]]:

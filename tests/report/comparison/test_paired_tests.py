@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from quantkit.report.comparison.paired_tests import holm, mcnemar, p_text, permutation
+from quantkit.report.comparison.evidence import holm, mcnemar, p_text, permutation
 
 # Darwin's maize, heights of crossed less self-fertilized plants in eighths of an inch, with which
 # Fisher introduced the permutation test (The Design of Experiments, 1935, section 21)

@@ -17,8 +17,7 @@ from compared_artifacts import CONDITIONS, compared_ladder, ladder, measured
 from quantkit.cli.compare_table import print_comparison
 from quantkit.core.console import Console
 from quantkit.report.comparison.comparison import compared
-from quantkit.report.comparison.facts import comparison_csv, comparison_facts
-from quantkit.report.comparison.writers import write_comparison
+from quantkit.report.comparison.writers import comparison_csv, comparison_facts, write_comparison
 
 
 def test_json_and_csv_agree() -> None:
