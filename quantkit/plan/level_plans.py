@@ -19,7 +19,7 @@ from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
 from quantkit.study.candidates import admissible, is_quantizable
 
 NOMINAL_GAP = 0.01
-"""Of allocations by nominal costs, which show sizes; equal tensors make them slow to prove."""
+"""Of allocations by nominal costs: they only show sizes, and at this gap take milliseconds."""
 SLACK_BYTES = 1 << 16
 """For what a build adds to the metadata once it has an importance matrix."""
 
