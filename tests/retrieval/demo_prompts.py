@@ -15,8 +15,8 @@ from quantkit.llamacpp.child import Emit
 from quantkit.llamacpp.llama import Model
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.retrieval.branches import Prompts, Question
-from quantkit.retrieval.chat import frame
-from quantkit.retrieval.prompt import prompts_of
+from quantkit.retrieval.frame import frame_of
+from quantkit.retrieval.prompts import prompts_of
 
 
 @dataclass(frozen=True)
@@ -85,6 +85,6 @@ def build(
 def _prompts(path: Path, recipe: RetrievalRecipe, seed: int, bos: bool) -> tuple[Model, Prompts]:
     model = Model(path, DeviceSettings(1, use_extra_buffers=False, gpu_layers=0), weightless=True)
     vocab = model.vocab
-    shape = frame(model.chat_template(), thinking=recipe.thinking)
+    shape = frame_of(model.chat_template(), thinking=recipe.thinking)
     begin = vocab.eos if bos else None  # any token will do
     return model, prompts_of(vocab.tokenize, shape, sentences(), recipe, seed, begin)

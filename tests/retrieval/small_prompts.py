@@ -11,15 +11,15 @@ import numpy as np
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.haystack import sentences
 from quantkit.retrieval.branches import Branch, Prompts, Tokens
-from quantkit.retrieval.chat import Frame, frame
-from quantkit.retrieval.prompt import prompts_of
+from quantkit.retrieval.frame import Frame, frame_of
+from quantkit.retrieval.prompts import prompts_of
 
 CHATML = (
     "{%- for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor -%}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
     "{%- if not enable_thinking %}<think></think>{% endif %}{% endif -%}"
 )
-FRAME = frame(CHATML)
+FRAME = frame_of(CHATML)
 SENTENCES = sentences()[7000:10000]
 """Five times as many as the longest prompt takes."""
 ALL_PROBES = {

@@ -9,7 +9,7 @@ import pytest
 from small_prompts import BY_CHARACTER, FRAME, build, rung, text_of
 
 from quantkit.retrieval.branches import Branch, Prompts
-from quantkit.retrieval.paraphrases import draw_paraphrases
+from quantkit.retrieval.needles import draw_paraphrases
 
 LENGTH = 60_000
 STOP_WORDS = set(

@@ -27,9 +27,9 @@ from small_prompts import (
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import InputError
 from quantkit.retrieval.branches import Prompts
-from quantkit.retrieval.chat import Frame, frame
+from quantkit.retrieval.frame import Frame, frame_of
 from quantkit.retrieval.needles import INSTRUCTION
-from quantkit.retrieval.prompt import one_pass_prompts
+from quantkit.retrieval.prompts import prompts_of
 
 LENGTHS = (20_000, 30_000, 60_000)
 HIDDEN = re.compile(
@@ -278,19 +278,19 @@ def test_a_short_haystack_is_not_repeated() -> None:
     short = [f"This is sentence {'abcdefghij'[i % 10]} of a short text." for i in range(2000)]
     recipe = RetrievalRecipe(context_tokens=(100_000,), needles=4)
     with pytest.raises(InputError, match=r"fills only \d+ of 100000 tokens without repeating"):
-        one_pass_prompts(BY_CHARACTER.encode, FRAME, short, recipe, 1)
+        prompts_of(BY_CHARACTER.encode, FRAME, short, recipe, 1)
     with pytest.raises(InputError, match="no sentences"):
-        one_pass_prompts(BY_CHARACTER.encode, FRAME, [], recipe, 1)
+        prompts_of(BY_CHARACTER.encode, FRAME, [], recipe, 1)
 
 
 def test_frames() -> None:
-    assert frame(None).after.endswith("Answer:")
-    assert frame(CHATML, thinking=True).after.endswith("assistant\n")
+    assert frame_of(None).after.endswith("Answer:")
+    assert frame_of(CHATML, thinking=True).after.endswith("assistant\n")
     with pytest.raises(InputError, match="template fails"):
-        frame("{{ raise_exception('no') }}")
+        frame_of("{{ raise_exception('no') }}")
     with pytest.raises(InputError, match="changes the message"):
-        frame("{{ messages[0].content | upper }}")
+        frame_of("{{ messages[0].content | upper }}")
     with pytest.raises(InputError, match="no chat template, so it cannot be asked to think"):
-        frame(None, thinking=True)
+        frame_of(None, thinking=True)
     with pytest.raises(InputError, match="changes the message"):
         Frame("Other words: ", "\n", "").instructing("A special magic number")

@@ -24,7 +24,7 @@ from quantkit.llamacpp.settings import ContextSettings, DeviceSettings, device_p
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.retrieval.branches import Prompts
 from quantkit.retrieval.journaled import Answers
-from quantkit.retrieval.prompt import all_prompts
+from quantkit.retrieval.prompts import all_prompts
 from quantkit.retrieval.results import DeviceUse, Retrieval
 from quantkit.retrieval.run.ask import Respondent, ask_all
 from quantkit.retrieval.run.ask_child import Asking, Forks, FreshPrefills
