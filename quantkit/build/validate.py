@@ -29,7 +29,7 @@ from quantkit.retrieval.gate import check_gate_is_possible, gate_words
 from quantkit.retrieval.results import Retrieval, TaskScore
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
 from quantkit.retrieval.run.check_server import AS_SERVED, check_served
-from quantkit.retrieval.validation import Validation
+from quantkit.retrieval.results import Validation
 
 LENGTHS = (8192, 32768)
 """Context tokens that are checked where none are given."""

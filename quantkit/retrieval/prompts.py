@@ -137,7 +137,7 @@ class _Maker:
         head, tail = cut.seam.head, cut.tails[which]
         rest = np.concatenate([head[leaves_at:], tail[max(leaves_at - len(head), 0) :]])
         comparable = len(question.values) == 1 and not self.recipe.thinking
-        candidates = []
+        candidates: list[Tokens] = []
         for value in (*question.values, *question.lures) if comparable else ():
             try:
                 longer = cut.seam.tail(cut.at, f"{ending.text}{self.frame.lead}{value}")

@@ -200,7 +200,7 @@ def draw_questions(
     Raises:
         InputError: there are too few keys, values or paraphrases for all of them.
     """
-    counts: dict[Task, int] = {**recipe.probes, "multikey": recipe.needles}
+    counts = {task: recipe.trials(task) // len(recipe.seeds) for task in recipe.tasks}
     keys = counts.get("absent", 0)
     keys += sum(counts.get(task, 0) * taken for task, (taken, _) in _HIDING.items())
     pool, values = KeyPool(rng, keys * lengths), ValuePool(rng, recipe.digits, forbidden)

@@ -25,7 +25,7 @@ from quantkit.retrieval.results import (
     answer_lines,
     score_tasks,
 )
-from quantkit.retrieval.validation import Validation
+from quantkit.retrieval.results import Validation
 from quantkit.study.imatrix import Calibration
 from quantkit.study.imatrix_coverage import coverage_of
 from quantkit.study.kld_statistics import KLDStatistics

@@ -24,7 +24,7 @@ from quantkit.release.verifying.structure import layout_faults
 from quantkit.retrieval.results import Answer, Retrieval, TaskScore, parse_answers, score_tasks
 from quantkit.retrieval.scoring import FEWEST_DIGITS, score
 from quantkit.retrieval.statistics import CONFIDENCE
-from quantkit.retrieval.validation import Validation
+from quantkit.retrieval.results import Validation
 
 _CLOSE = 1e-9
 """Relative; another version of scipy may differ in the last digits of bounds and means."""

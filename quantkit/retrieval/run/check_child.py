@@ -1,4 +1,4 @@
-"""The retrieval check's own process: prompts, a context that memory holds, and the questions."""
+"""The child process of the retrieval check: prompts, a context that fits, and the questions."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from quantkit.config.recipe import RetrievalRecipe
-from quantkit.core.errors import EnvironmentFault
+from quantkit.core.errors import EnvironmentFault, GateError
 from quantkit.core.files import identity
 from quantkit.core.journal import Journal
 from quantkit.core.progress import Emitted, Progress
@@ -22,18 +22,17 @@ from quantkit.llamacpp.prompts import ForkTest, Slots, try_forks
 from quantkit.llamacpp.saved_state import SavedState
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings, device_parts
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.retrieval.answers import Answers, ask_all
 from quantkit.retrieval.branches import Prompts
-from quantkit.retrieval.journaled import Answers
 from quantkit.retrieval.prompts import all_prompts
 from quantkit.retrieval.results import DeviceUse, Retrieval
-from quantkit.retrieval.run.ask import Respondent, ask_all
-from quantkit.retrieval.run.ask_child import Asking, Forks, FreshPrefills
-from quantkit.retrieval.run.check import CheckSettings, check_context_length, found_by
+from quantkit.retrieval.run.ask_child import Forks, FreshPrefills
+from quantkit.retrieval.run.check import CheckSettings
 
 BATCH_TOKENS = 2048
 """llama-server's logical batch: several GPUs work on its physical ones at once."""
 ALONE_TOLERANCE = 1e-3
-"""Of a fork's logits, relative. What is computed in the same order is equal to the bit."""
+"""Of a fork's logits, relative; equal to the bit where computed in the same order."""
 TOGETHER_TOLERANCE = 0.1
 """Of questions side by side: kernels for more tokens at a time round otherwise, by a hundredth
 of the largest logit in F16; a state that was not copied differs by as much as the logits."""
@@ -53,10 +52,17 @@ def ask_in_child(
     """Body of the child process of `check_retrieval`."""
     progress = Emitted(emit)
     shape = Model(model_path, settings.devices, weightless=True)
-    check_context_length(model_path.name, recipe, shape.trained_context_tokens)
+    longest, trained = max(recipe.context_tokens), shape.trained_context_tokens
+    if longest > trained:  # llama-server would serve less than was planned
+        raise GateError(
+            f"{model_path.name} has a context_length of {trained} tokens in its metadata, and "
+            f"is to be checked at {longest}: llama-server would cut its context there; make it "
+            "anew from a checkpoint that says more, or check a shorter context"
+        )
     prompts = _prompts(shape, recipe, haystack)
-    slots, sizes, planned = _plan(shape, recipe, settings, prompts)
-    if slots != _most(recipe, settings, prompts):
+    most = _most(recipe, settings, prompts)
+    seats, sizes, planned = _plan(shape, most, settings, prompts)
+    if seats != most:
         progress.note(
             f"memory holds {slots.questions} questions and {slots.candidates} answers to compare "
             "side by side, fewer than asked for: it takes longer"
@@ -70,19 +76,28 @@ def ask_in_child(
     if not forked or test.together > TOGETHER_TOLERANCE:
         slots = Slots(1, slots.candidates)
     _tell(progress, settings, test, forked, prompts)
-    purpose = _purpose(recipe, settings, prompts, forked=forked)
-    answers = Answers(Journal(journal_path, purpose), recipe)
-    asking = Asking(context, model.vocab, slots, recipe, answers, progress)
-    respondent: Respondent = FreshPrefills(asking)
+    # everything that answers depend on, apart from the model
+    purpose = {
+        "recipe": recipe.model_dump(mode="json"),
+        "prompts": [one.digest for one in prompts],
+        "kv_type": settings.kv_type,
+        "ubatch_tokens": settings.ubatch_tokens,
+        "forked": forked,
+        "devices": device_parts(settings.devices),
+    }
+    answers = Answers(Journal(journal_path, json.dumps(purpose)), recipe)
+    respondent = FreshPrefills(context, model.vocab, seats, answers, progress)
     if forked:
-        of = _state_of(model_path, sizes, settings)
+        # everything that a saved prefix depends on, apart from its tokens
+        parts = [identity(GGUFSource(model_path).paths), asdict(sizes), purpose["devices"]]
+        made = json.dumps([*parts, library_version()], sort_keys=True)
         saved = {
-            one.seed: SavedState(work, f"{of} {one.digest}", settings.save_seconds, progress.note)
+            one.seed: SavedState(work, f"{made} {one.digest}", settings.save_seconds, progress.note)
             for one in prompts
         }
-        respondent = Forks(asking, saved)
+        respondent = Forks(context, model.vocab, seats, answers, progress, saved)
     ask_all(respondent, prompts, answers, progress)
-    return found_by(prompts, answers, settings.kv_type, test.alone, forked=forked, memory=memory)
+    return answers.result(prompts, settings.kv_type, test.alone, forked=forked, memory=memory)
 
 
 def try_prompts_in_child(
@@ -97,29 +112,6 @@ def try_prompts_in_child(
     _prompts(shape, recipe.model_copy(update={"seeds": recipe.seeds[:1]}), haystack)
 
 
-def _purpose(
-    recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts], *, forked: bool
-) -> str:
-    """All that answers depend on beside the model; what is kept of anything else is forgotten."""
-    return json.dumps(
-        {
-            "recipe": recipe.model_dump(mode="json"),
-            "prompts": [one.digest for one in prompts],
-            "kv_type": settings.kv_type,
-            "ubatch_tokens": settings.ubatch_tokens,
-            "forked": forked,
-            "devices": device_parts(settings.devices),
-        }
-    )
-
-
-def _state_of(model: Path, sizes: ContextSettings, settings: CheckSettings) -> str:
-    """All that a saved prefix depends on beside its tokens."""
-    made = identity(GGUFSource(model).paths)
-    devices = device_parts(settings.devices)
-    return json.dumps([made, asdict(sizes), devices, library_version()], sort_keys=True)
-
-
 def _prompts(shape: Model, recipe: RetrievalRecipe, haystack: Path | None) -> list[Prompts]:
     """The prompts of each seed, with the file's own tokenizer and chat template."""
     vocab = shape.vocab
@@ -129,14 +121,9 @@ def _prompts(shape: Model, recipe: RetrievalRecipe, haystack: Path | None) -> li
 
 
 def _plan(
-    shape: Model, recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts]
-) -> tuple[Slots, ContextSettings, dict[str, DeviceMemory]]:
-    """As many questions side by side as the recipe wants and the devices' free memory holds.
-
-    Raises:
-        EnvironmentFault: not even one fits; says what is needed and what is free.
-    """
-    slots = _most(recipe, settings, prompts)
+    shape: Model, seats: Seats, settings: CheckSettings, prompts: Sequence[Prompts]
+) -> tuple[Seats, ContextSettings, dict[str, DeviceMemory]]:
+    """As many of `seats` as the devices' free memory holds."""
     free = free_memory()
     while True:
         sizes = _sizes(prompts, slots, settings)
@@ -149,20 +136,21 @@ def _plan(
             return slots, sizes, planned
         fewer = slots.fewer()
         if fewer is None:
+            length = max(b.question.context_tokens for one in prompts for b in one.branches)
             words = "; ".join(
                 f"{device} needs {bytes_text(size)} and has {bytes_text(free[device])} free"
                 for device, size in short.items()
             )
             raise EnvironmentFault(
-                f"no memory for a check at {max(recipe.context_tokens):,} tokens, which takes "
-                f"{slots.sequences} sequences: {words}; use a smaller KV cache type, a shorter "
+                f"no memory for a check at {length:,} tokens, which takes "
+                f"{seats.sequences} sequences: {words}; use a smaller KV cache type, a shorter "
                 "context or a smaller file"
             )
         slots = fewer
 
 
-def _most(recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts]) -> Slots:
-    """As many side by side as the recipe wants; nothing is compared without forks."""
+def _most(recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts]) -> Seats:
+    """As many side by side as the recipe wants; without forks no candidates are compared."""
     if settings.fresh:
         return Slots(1, 0)
     branches = [branch for one in prompts for branch in one.branches]
@@ -171,9 +159,9 @@ def _most(recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Pr
 
 
 def _taken(planned: dict[str, DeviceMemory], free: dict[str, int]) -> dict[str, int]:
-    """Bytes of each device. Every other buffer lies in the computer's own memory.
+    """Bytes on each device; other buffers are in the computer's own memory (`CPU`).
 
-    Weights that are mapped into it (`CPU`) are not counted: they can be read again.
+    Weights that are mapped into that are not counted: they can be read again.
     """
     taken: dict[str, int] = {}
     for name, use in planned.items():
@@ -183,8 +171,8 @@ def _taken(planned: dict[str, DeviceMemory], free: dict[str, int]) -> dict[str, 
     return {device: size for device, size in taken.items() if device in free}
 
 
-def _sizes(prompts: Sequence[Prompts], slots: Slots, settings: CheckSettings) -> ContextSettings:
-    """Of a context that holds the longest prompt, and beside it what else is asked of it."""
+def _sizes(prompts: Sequence[Prompts], seats: Seats, settings: CheckSettings) -> ContextSettings:
+    """Of a context that holds the longest prompt, with the other questions and candidates."""
     branches = [branch for one in prompts for branch in one.branches]
     whole = max(b.prompt_tokens + b.question.answer_tokens for b in branches)
     own = max(len(b.tokens) + b.question.answer_tokens for b in branches)
@@ -220,7 +208,7 @@ def _tell(
     forked: bool,
     prompts: Sequence[Prompts],
 ) -> None:
-    """Say, before it is paid, what the check takes, and why it is as it is."""
+    """Note, before the prefill, how many tokens the check decodes, and why."""
     haystack = sum(one.prefill_tokens for one in prompts)
     questions = sum(one.question_tokens for one in prompts)
     classic = sum(one.classic_tokens for one in prompts)

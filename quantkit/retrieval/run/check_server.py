@@ -1,9 +1,7 @@
 """A running llama-server → niah.jsonl: the retrieval check through its own address.
 
-Prompts are token ids, made with the server's tokenizer and chat template. A server does not fork,
-but it keeps the last prompt of a slot, and of a recurrent state a checkpoint at a prompt's end. So
-the haystack up to a length is sent alone first; then each question of that length prefills its own
-part only, and the haystack goes on from there. What was prefilled in truth, the server counts.
+Prompts are token ids, made with the server's tokenizer and chat template; docs/retrieval.md
+(Against a llama-server) says how a server without forks decodes them.
 """
 
 from __future__ import annotations
@@ -17,17 +15,14 @@ from quantkit.core.files import write_text
 from quantkit.core.journal import Journal
 from quantkit.core.progress import SILENT, Progress
 from quantkit.llamacpp.server import LlamaServer, Tokens, file_name
+from quantkit.retrieval.answers import Answers, ask_all
 from quantkit.retrieval.branches import Tokenize
-from quantkit.retrieval.journaled import Answers
 from quantkit.retrieval.prompts import all_prompts
-from quantkit.retrieval.results import Retrieval, answer_lines
-from quantkit.retrieval.run.ask import ask_all
+from quantkit.retrieval.results import Retrieval, ServerFacts, answer_lines
 from quantkit.retrieval.run.ask_server import TEST_LIKELIEST, Served, tests_of
-from quantkit.retrieval.run.check import found_by
-from quantkit.retrieval.validation import ServerFacts
 
 NOTED_RATIO = 2
-"""Of tokens that were prefilled to those that are needed; more are worth a note."""
+"""A note is given if the server prefills more than this many times the tokens that it needs to."""
 CACHED_CHARACTERS = 5000
 """Longest text whose tokens are kept: sentences and endings recur, whole prompts do not."""
 AS_SERVED = "as served"
@@ -41,11 +36,10 @@ def check_served(
     haystack: Path | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Retrieval, ServerFacts]:
-    """Ask the model behind `endpoint` all questions at every context length; answers go to `out`.
+    """Ask the model at `endpoint` all questions at every context length; answers go to `out`.
 
-    Answers are kept in `work` as they come; a run that was killed asks only the rest.
-    `Retrieval.prefill_tokens` and `question_tokens` are what the server prefilled in truth, in this
-    run and in those that it goes on from.
+    `work` keeps answers: an interrupted run resumes there. `Retrieval.prefill_tokens` and
+    `question_tokens` are what the server prefilled, in this run and in those that it continues.
 
     Raises:
         InputError: no llama-server, a context that is too short, or a haystack that is.
@@ -77,9 +71,9 @@ def check_served(
             }
         )
         answers = Answers(Journal(work / "answers.jsonl", purpose), recipe)
-        ask_all(Served(server, recipe, answers, progress), prompts, answers, progress)
+        ask_all(Served(server, answers, progress), prompts, answers, progress)
     tests = tests_of(answers.journal.lines)
-    planned = found_by(prompts, answers, AS_SERVED, max(one.difference for one in tests))
+    planned = answers.result(prompts, AS_SERVED, max(one.difference for one in tests))
     one_pass = planned.prefill_tokens + planned.question_tokens
     taken_by = {
         "prefill_tokens": sum(rung.prefill_tokens for rung in planned.rungs),
