@@ -13,13 +13,7 @@ from quantkit.core.journal import Journal
 from quantkit.core.progress import Progress
 from quantkit.llamacpp.said import Said
 from quantkit.retrieval.branches import Branch, Prompts
-from quantkit.retrieval.results import (
-    Answer,
-    DeviceUse,
-    Retrieval,
-    Rung,
-    score_tasks,
-)
+from quantkit.retrieval.results import Answer, DeviceUse, Retrieval, Rung, score_tasks
 from quantkit.retrieval.scoring import score
 
 

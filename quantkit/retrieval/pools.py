@@ -11,7 +11,7 @@ from quantkit.core.errors import InputError
 from quantkit.retrieval.needles import ADJECTIVES, NOUNS
 
 PAIRS_PER_KEY = 1.5
-"""As in `draw_needles`: few enough word pairs for each key that most keys have near misses."""
+"""Few enough that most keys have near misses, which share a word."""
 _RUN = re.compile(r"[0-9]+")
 _GROUPED = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
 

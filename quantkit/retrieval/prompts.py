@@ -18,9 +18,16 @@ import numpy as np
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import InputError
 from quantkit.core.haystack import sentences
-from quantkit.retrieval.branches import Branch, Prompts, Question, Tokenize, Tokens
+from quantkit.retrieval.branches import (
+    Branch,
+    Frame,
+    Prompts,
+    Question,
+    Tokenize,
+    Tokens,
+    frame_of,
+)
 from quantkit.retrieval.cutting import Cut, Ending, SeamBroken, common_tokens, find_cut
-from quantkit.retrieval.frame import Frame, frame_of
 from quantkit.retrieval.layout import (
     GUARD_TOKENS,
     Item,

@@ -14,8 +14,7 @@ from quantkit.core.haystack import sentences
 from quantkit.llamacpp.child import Emit
 from quantkit.llamacpp.llama import Model
 from quantkit.llamacpp.settings import DeviceSettings
-from quantkit.retrieval.branches import Prompts, Question
-from quantkit.retrieval.frame import frame_of
+from quantkit.retrieval.branches import Prompts, Question, frame_of
 from quantkit.retrieval.prompts import prompts_of
 
 

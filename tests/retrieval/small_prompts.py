@@ -10,8 +10,7 @@ import numpy as np
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.haystack import sentences
-from quantkit.retrieval.branches import Branch, Prompts, Tokens
-from quantkit.retrieval.frame import Frame, frame_of
+from quantkit.retrieval.branches import Branch, Frame, Prompts, Tokens, frame_of
 from quantkit.retrieval.prompts import prompts_of
 
 CHATML = (

@@ -26,8 +26,7 @@ from small_prompts import (
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import InputError
-from quantkit.retrieval.branches import Prompts
-from quantkit.retrieval.frame import Frame, frame_of
+from quantkit.retrieval.branches import Frame, Prompts, frame_of
 from quantkit.retrieval.needles import INSTRUCTION
 from quantkit.retrieval.prompts import prompts_of
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from quantkit.core.errors import EnvironmentFault
@@ -24,79 +24,71 @@ a CPU the logits are equal to the bit; a device may add up in another order. Ano
 by about 1."""
 
 
+@dataclass
 class FreshPrefills(Respondent):
     """Each question after a prefill of its own."""
 
-    def __init__(
-        self,
-        context: Context,
-        vocab: Vocabulary,
-        seats: Seats,
-        answers: Answers,
-        progress: Progress,
-    ) -> None:
-        self._context, self._answers, self._progress = context, answers, progress
-        kept = THINKING_TAGS if answers.recipe.thinking else ()
-        self._questioner = Questioner(context, vocab, seats, progress.advance, kept)
+    context: Context
+    vocab: Vocabulary
+    seats: Seats
+    answers: Answers
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        kept = THINKING_TAGS if self.answers.recipe.thinking else ()
+        advance = self.progress.advance
+        self._questioner = Questioner(self.context, self.vocab, self.seats, advance, kept)
 
     def work(self, prompts: Prompts, left: Sequence[Branch]) -> tuple[int, int]:
-        answered = filter(self._answers.has, prompts.branches)
+        answered = filter(self.answers.has, prompts.branches)
         return sum(b.prompt_tokens for b in answered), prompts.classic_tokens
 
     def ask(self, prompts: Prompts, group: Sequence[Branch]) -> None:
         for branch in group:
-            self._context.clear()
+            self.context.clear()
             seconds = self._prefill(prompts, 0, branch.leaves_at)
-            self._progress.advance(branch.leaves_at)
+            self.progress.advance(branch.leaves_at)
             haystack = branch.leaves_at + branch.haystack_tokens
             cost = Cost(haystack, seconds, branch.own_tokens)
             said = self._questioner.ask_on_base(branch.leaves_at, _asked(branch))
-            self._answers.add(branch, said, cost)
+            self.answers.add(branch, said, cost)
 
     def _prefill(self, prompts: Prompts, start: int, stop: int) -> float:
         """Decode the stream from `start` to `stop`; the seconds that it took."""
         began = time.perf_counter()
-        self._context.prefill(prompts.stream[start:stop], start)
-        self._context.wait()
+        self.context.prefill(prompts.stream[start:stop], start)
+        self.context.wait()
         return time.perf_counter() - began
 
 
+@dataclass
 class Forks(FreshPrefills):
     """The stream is decoded once; questions are asked on forks where they leave it.
 
-    Args:
+    Attributes:
         saved: by seed, where the stream is saved now and then.
     """
 
-    def __init__(
-        self,
-        context: Context,
-        vocab: Vocabulary,
-        seats: Seats,
-        answers: Answers,
-        progress: Progress,
-        saved: Mapping[int, SavedState],
-    ) -> None:
-        super().__init__(context, vocab, seats, answers, progress)
-        self._saved = saved
-        self._position, self._facts = 0, dict[str, Any]()
+    saved: Mapping[int, SavedState]
+    _position: int = 0
+    _facts: dict[str, Any] = field(default_factory=dict)
 
     def work(self, prompts: Prompts, left: Sequence[Branch]) -> tuple[int, int]:
         stream = len(prompts.stream)
-        done = self._saved[prompts.seed].position(stream) if left else stream
-        done += sum(len(b.tokens) for b in prompts.branches if self._answers.has(b))
+        done = self.saved[prompts.seed].position(stream) if left else stream
+        done += sum(len(b.tokens) for b in prompts.branches if self.answers.has(b))
         return done, prompts.prefill_tokens + prompts.question_tokens
 
     def begin(self, prompts: Prompts, left: Sequence[Branch]) -> None:
         """Load the saved prefix, and decode what earlier runs have journaled the cost of."""
-        self._context.clear()
-        saved = self._saved[prompts.seed].load(self._context, prompts.stream)
+        self.context.clear()
+        saved = self.saved[prompts.seed].load(self.context, prompts.stream)
         self._position, self._facts = saved
         if self._position > left[0].leaves_at:  # saved beyond an open question
-            self._context.clear()
+            self.context.clear()
             self._position, self._facts = 0, {}
         if self._position:
-            self._progress.note(
+            self.progress.note(
                 f"goes on behind {self._position:,} tokens that an earlier run saved"
             )
         paid = max((b.leaves_at for b in prompts.branches if b.rung < left[0].rung), default=0)
@@ -104,14 +96,14 @@ class Forks(FreshPrefills):
 
     def _advance(self, prompts: Prompts, stop: int, rung: tuple[int, ...], cost: Cost) -> Cost:
         """Decode the stream up to `stop`, and save it now and then; `cost` plus that of this."""
-        size = self._context.settings.batch_tokens
+        size = self.context.settings.batch_tokens
         for at in range(self._position, stop, size):
             end = min(at + size, stop)
             seconds = self._prefill(prompts, at, end)
             cost += Cost(end - at, seconds)
             facts = {"rung": list(rung), "cost": asdict(cost)}
-            self._saved[prompts.seed].save(self._context, prompts.stream[:end], facts)
-            self._progress.advance(end - at)
+            self.saved[prompts.seed].save(self.context, prompts.stream[:end], facts)
+            self.progress.advance(end - at)
         self._position = max(self._position, stop)
         return cost
 
@@ -119,7 +111,7 @@ class Forks(FreshPrefills):
         rung, saved = group[0].rung, self._facts
         cost = Cost(**saved["cost"]) if saved.get("rung") == list(rung) else Cost()
         cost = self._advance(prompts, rung[0], rung, cost)
-        if self._answers.recipe.mode == "classic":
+        if self.answers.recipe.mode == "classic":
             for branch in group:
                 self._ask_one(branch, cost)
                 cost = Cost()
@@ -135,7 +127,7 @@ class Forks(FreshPrefills):
         )
         seconds = time.perf_counter() - began
         cost += Cost(branch.haystack_tokens, seconds, branch.own_tokens)
-        self._answers.add(branch, said[0], cost)
+        self.answers.add(branch, said[0], cost)
 
     def _ask_together(self, group: Sequence[Branch], cost: Cost, *, last: bool) -> None:
         """Ask all questions that leave the stream here, and check that it stayed unchanged.
@@ -151,7 +143,7 @@ class Forks(FreshPrefills):
         decoded, seconds = self._runner.rate(at, int(first.tokens[0]))
         after = [self._runner.probe(at, first.tokens)]
         if last:
-            after.append(self._context.decode(first.tokens, at))
+            after.append(self.context.decode(first.tokens, at))
         difference = max(relative_difference(found, before) for found in after)
         if not difference <= FORK_LIMIT:
             raise EnvironmentFault(
@@ -169,15 +161,15 @@ class Forks(FreshPrefills):
             decode_seconds=seconds,
             fork_difference=difference,
         )
-        self._answers.add_cost(first, cost)
+        self.answers.add_cost(first, cost)
 
     def _ask_task(self, at: int, branches: Sequence[Branch]) -> None:
         """Ask the questions of one task that have no answer yet."""
         self._questioner.ask(
             at,
             [_asked(b) for b in branches],
-            lambda place, said: self._answers.add(branches[place], said),
-            lambda place: not self._answers.has(branches[place]),
+            lambda place, said: self.answers.add(branches[place], said),
+            lambda place: not self.answers.has(branches[place]),
         )
 
 

@@ -103,13 +103,9 @@ def _cost(said: Completion, own_tokens: int = 0) -> Cost:
     """The cost of an answer; tokens prefilled beyond `own_tokens`, its question's, are haystack."""
     own = min(own_tokens, said.prefilled_tokens)
     more = said.prefilled_tokens - own
-    return Cost(
-        prefill_tokens=more,
-        prefill_seconds=said.prefill_seconds * more / max(said.prefilled_tokens, 1),
-        question_tokens=own,
-        decode_tokens=said.decoded_tokens,
-        decode_seconds=said.decode_seconds if said.decoded_tokens else 0.0,
-    )
+    prefill_seconds = said.prefill_seconds * more / max(said.prefilled_tokens, 1)
+    decode_seconds = said.decode_seconds if said.decoded_tokens else 0.0
+    return Cost(more, prefill_seconds, own, said.decoded_tokens, decode_seconds)
 
 
 class Served(Respondent):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 from quantkit.config.recipe import RetrievalRecipe
@@ -23,7 +23,7 @@ from quantkit.llamacpp.saved_state import SavedState
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings, device_parts
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.retrieval.answers import Answers, ask_all
-from quantkit.retrieval.branches import Prompts
+from quantkit.retrieval.branches import Branch, Prompts
 from quantkit.retrieval.prompts import all_prompts
 from quantkit.retrieval.results import DeviceUse, Retrieval
 from quantkit.retrieval.run.ask_child import Forks, FreshPrefills
@@ -60,8 +60,12 @@ def ask_in_child(
             "anew from a checkpoint that says more, or check a shorter context"
         )
     prompts = _prompts(shape, recipe, haystack)
-    most = _most(recipe, settings, prompts)
-    seats, sizes, planned = _plan(shape, most, settings, prompts)
+    branches = [branch for one in prompts for branch in one.branches]
+    most = Seats(1, 0)  # without forks no candidates are compared
+    if not settings.fresh:
+        candidates = max(len(branch.candidates) for branch in branches)
+        most = Seats(1 if recipe.mode == "classic" else recipe.forks, candidates)
+    seats, sizes, planned = _plan(shape, most, settings, branches)
     if seats != most:
         progress.note(
             f"memory holds {slots.questions} questions and {slots.candidates} answers to compare "
@@ -70,12 +74,18 @@ def ask_in_child(
     shape.close()
     model = Model(model_path, settings.devices)
     context = Context(model, sizes)
-    memory = _memory(planned, used_memory(context.handle))
-    test = try_forks(context, model.vocab, slots)
+    used, nothing = used_memory(context.handle), DeviceMemory(0, 0, 0)
+    memory = tuple(
+        DeviceUse(
+            device, *astuple(planned.get(device, nothing)), *astuple(used.get(device, nothing))
+        )
+        for device in dict.fromkeys([*planned, *used])
+    )
+    test = try_forks(context, model.vocab, seats)
     forked = test.alone <= ALONE_TOLERANCE and not settings.fresh
     if not forked or test.together > TOGETHER_TOLERANCE:
-        slots = Slots(1, slots.candidates)
-    _tell(progress, settings, test, forked, prompts)
+        seats = Seats(1, seats.candidates)
+    _tell(progress, settings.fresh, test, forked, prompts)
     # everything that answers depend on, apart from the model
     purpose = {
         "recipe": recipe.model_dump(mode="json"),
@@ -121,12 +131,12 @@ def _prompts(shape: Model, recipe: RetrievalRecipe, haystack: Path | None) -> li
 
 
 def _plan(
-    shape: Model, seats: Seats, settings: CheckSettings, prompts: Sequence[Prompts]
+    shape: Model, seats: Seats, settings: CheckSettings, branches: Sequence[Branch]
 ) -> tuple[Seats, ContextSettings, dict[str, DeviceMemory]]:
     """As many of `seats` as the devices' free memory holds."""
     free = free_memory()
     while True:
-        sizes = _sizes(prompts, slots, settings)
+        sizes = _sizes(branches, seats, settings)
         context = Context(shape, sizes)
         planned = used_memory(context.handle)
         context.close()
@@ -136,7 +146,7 @@ def _plan(
             return slots, sizes, planned
         fewer = slots.fewer()
         if fewer is None:
-            length = max(b.question.context_tokens for one in prompts for b in one.branches)
+            length = max(branch.question.context_tokens for branch in branches)
             words = "; ".join(
                 f"{device} needs {bytes_text(size)} and has {bytes_text(free[device])} free"
                 for device, size in short.items()
@@ -147,15 +157,6 @@ def _plan(
                 "context or a smaller file"
             )
         slots = fewer
-
-
-def _most(recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts]) -> Seats:
-    """As many side by side as the recipe wants; without forks no candidates are compared."""
-    if settings.fresh:
-        return Slots(1, 0)
-    branches = [branch for one in prompts for branch in one.branches]
-    candidates = max((len(branch.candidates) for branch in branches), default=0)
-    return Slots(1 if recipe.mode == "classic" else recipe.forks, candidates)
 
 
 def _taken(planned: dict[str, DeviceMemory], free: dict[str, int]) -> dict[str, int]:
@@ -171,9 +172,8 @@ def _taken(planned: dict[str, DeviceMemory], free: dict[str, int]) -> dict[str, 
     return {device: size for device, size in taken.items() if device in free}
 
 
-def _sizes(prompts: Sequence[Prompts], seats: Seats, settings: CheckSettings) -> ContextSettings:
+def _sizes(branches: Sequence[Branch], seats: Seats, settings: CheckSettings) -> ContextSettings:
     """Of a context that holds the longest prompt, with the other questions and candidates."""
-    branches = [branch for one in prompts for branch in one.branches]
     whole = max(b.prompt_tokens + b.question.answer_tokens for b in branches)
     own = max(len(b.tokens) + b.question.answer_tokens for b in branches)
     longest = max((len(c) for b in branches for c in b.candidates), default=0)
@@ -188,45 +188,28 @@ def _sizes(prompts: Sequence[Prompts], seats: Seats, settings: CheckSettings) ->
     )
 
 
-def _memory(
-    planned: dict[str, DeviceMemory], used: dict[str, DeviceMemory]
-) -> tuple[DeviceUse, ...]:
-    nothing = DeviceMemory(0, 0, 0)
-    return tuple(
-        DeviceUse(
-            device,
-            *(size for of in (planned, used) for size in asdict(of.get(device, nothing)).values()),
-        )
-        for device in dict.fromkeys([*planned, *used])
-    )
-
-
 def _tell(
-    progress: Progress,
-    settings: CheckSettings,
-    test: ForkTest,
-    forked: bool,
-    prompts: Sequence[Prompts],
+    progress: Progress, fresh: bool, test: ForkTest, forked: bool, prompts: Sequence[Prompts]
 ) -> None:
     """Note, before the prefill, how many tokens the check decodes, and why."""
     haystack = sum(one.prefill_tokens for one in prompts)
     questions = sum(one.question_tokens for one in prompts)
     classic = sum(one.classic_tokens for one in prompts)
-    if not forked and not settings.fresh:
+    if forked and test.together > TOGETHER_TOLERANCE:
+        progress.note(
+            f"questions side by side differ from those asked alone by {test.together:.1e} of "
+            f"the largest logit here (limit {TOGETHER_TOLERANCE}): they are asked one by one"
+        )
+    if forked:
+        progress.note(
+            f"{haystack:,} tokens of haystack and {questions:,} of questions; one prefill a "
+            f"question would take {classic:,}, {classic / (haystack + questions):.1f} times as many"
+        )
+    elif fresh:
+        progress.note(f"each question after a prefill of its own: {classic:,} tokens")
+    else:
         progress.note(
             f"a forked sequence differs from a fresh decode by {test.alone:.1e} on this device "
             f"(limit {ALONE_TOLERANCE:.0e}): each question gets a prefill of its own, "
             f"{classic:,} tokens instead of {haystack + questions:,}"
-        )
-    elif not forked:
-        progress.note(f"each question after a prefill of its own: {classic:,} tokens")
-    else:
-        if test.together > TOGETHER_TOLERANCE:
-            progress.note(
-                f"questions side by side differ from those asked alone by {test.together:.1e} of "
-                f"the largest logit here (limit {TOGETHER_TOLERANCE}): they are asked one by one"
-            )
-        progress.note(
-            f"{haystack:,} tokens of haystack and {questions:,} of questions; one prefill a "
-            f"question would take {classic:,}, {classic / (haystack + questions):.1f} times as many"
         )
