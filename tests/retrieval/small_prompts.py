@@ -7,6 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.haystack import sentences
@@ -28,11 +29,7 @@ ALL_PROBES = {
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer and its inverse.
-
-    Attributes:
-        word_tokens: of a long word with its space.
-    """
+    """A tokenizer and its inverse; a long word with its space has `word_tokens`."""
 
     name: str
     encode: Callable[[str], Tokens]
@@ -74,6 +71,7 @@ BY_CHARACTER = Tokenizer("never looks across a boundary", _characters, _text, 16
 BY_PAIRS = Tokenizer("merges across every boundary", _pairs, _unpaired, 8)
 BY_WORDS = Tokenizer("puts a space before every text, as SentencePiece", _by_words, _joined, 1)
 TOKENIZERS = (BY_CHARACTER, BY_PAIRS, BY_WORDS)
+one_of_all = pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda t: t.name)
 
 
 def recipe(**changes: object) -> RetrievalRecipe:
@@ -111,3 +109,9 @@ def rung(prompts: Prompts, context_tokens: int, task: str | None = None) -> list
         for branch in prompts.branches
         if branch.question.context_tokens == context_tokens and task in (None, branch.question.task)
     ]
+
+
+def context(tokenizer: Tokenizer, prompts: Prompts, context_tokens: int) -> str:
+    """The haystack of one length with what is hidden in it."""
+    text = text_of(tokenizer, prompts, rung(prompts, context_tokens)[0])
+    return text.removeprefix(FRAME.before).rpartition(FRAME.between)[0]

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 from collections.abc import Iterator
 
-import llama_cpp
 import numpy as np
 import pytest
 from demo_artifacts import write_demo
@@ -36,17 +34,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def tokenizer(demo: Model) -> Tokenizer:
-    buffer = ctypes.create_string_buffer(512)
-    handle = llama_cpp.llama_model_get_vocab(demo.handle)
-    pieces = []
-    for token in range(demo.vocab.size):
-        size = llama_cpp.llama_token_to_piece(handle, token, buffer, 512, 0, True)
-        pieces.append(buffer.raw[:size])
-
-    def decode(tokens: np.ndarray) -> str:
-        return b"".join([pieces[token] for token in tokens.tolist()]).decode()
-
-    return Tokenizer("demo", demo.vocab.tokenize, decode, 8)
+    visible = range(demo.vocab.size)
+    return Tokenizer("demo", demo.vocab.tokenize, lambda ids: demo.vocab.text(ids, visible), 8)
 
 
 def prompts(demo: Model, recipe: RetrievalRecipe, seed: int = 1, bos: int | None = None) -> Prompts:
@@ -92,14 +81,6 @@ def test_ladder(demo: Model, tokenizer: Tokenizer, bos: bool, digest: str) -> No
             assert candidates == (*question.values, *question.lures)
     # in every process and version: answers and saved states of an interrupted run are of these
     assert found.digest == digest
-
-
-def test_thinking(demo: Model, tokenizer: Tokenizer) -> None:
-    changes = {"thinking": True, "context_tokens": (2048,)}
-    found = prompts(demo, LADDER.model_copy(update=changes))
-    for branch in found.branches:
-        assert text_of(tokenizer, found, branch).endswith("assistant\n<think>\n")
-        assert not branch.candidates
 
 
 def test_classic(demo: Model, tokenizer: Tokenizer) -> None:
