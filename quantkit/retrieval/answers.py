@@ -11,7 +11,7 @@ from typing import Any
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.journal import Journal
 from quantkit.core.progress import Progress
-from quantkit.llamacpp.said import Said
+from quantkit.llamacpp.reply import Reply
 from quantkit.retrieval.branches import Branch, Prompts
 from quantkit.retrieval.results import Answer, DeviceUse, Retrieval, Rung, score_tasks
 from quantkit.retrieval.scoring import score
@@ -72,7 +72,7 @@ class Answers:
             if not self.has(b) or (b.question.context_tokens, b.question.seed) not in self._costs
         ]
 
-    def add(self, branch: Branch, said: Said, cost: Cost | None = None) -> None:
+    def add(self, branch: Branch, said: Reply, cost: Cost | None = None) -> None:
         """Append an answer, with its cost if it has one of its own."""
         answer = _answer(branch, self.recipe, said)
         lines = [json.dumps({"answer": asdict(answer)})]
@@ -137,7 +137,7 @@ class Answers:
         )
 
 
-def _answer(branch: Branch, recipe: RetrievalRecipe, said: Said) -> Answer:
+def _answer(branch: Branch, recipe: RetrievalRecipe, said: Reply) -> Answer:
     """The scored answer of a model to the question of `branch`."""
     question = branch.question
     scored = score(

@@ -43,7 +43,7 @@ def hit_rate_bounds(
 
 
 def effective_trials(counts: Sequence[tuple[int, int]], confidence: float = CONFIDENCE) -> float:
-    """The number of independent trials that equals `counts`, (hits, trials) by seed, in information.
+    """The number of independent trials with the information of `counts`, (hits, trials) by seed.
 
     Korn and Graubard, "Confidence intervals for proportions with small expected number of positive
     counts estimated from survey data", Survey Methodology 24 (1998): n over the design effect, the

@@ -30,14 +30,14 @@ class FreshPrefills(Respondent):
 
     context: Context
     vocab: Vocabulary
-    seats: Seats
+    slots: Slots
     answers: Answers
     progress: Progress
 
     def __post_init__(self) -> None:
         kept = THINKING_TAGS if self.answers.recipe.thinking else ()
         advance = self.progress.advance
-        self._questioner = Questioner(self.context, self.vocab, self.seats, advance, kept)
+        self._runner = PromptRunner(self.context, self.vocab, self.slots, advance, kept)
 
     def work(self, prompts: Prompts, left: Sequence[Branch]) -> tuple[int, int]:
         answered = filter(self.answers.has, prompts.branches)
@@ -50,7 +50,7 @@ class FreshPrefills(Respondent):
             self.progress.advance(branch.leaves_at)
             haystack = branch.leaves_at + branch.haystack_tokens
             cost = Cost(haystack, seconds, branch.own_tokens)
-            said = self._questioner.ask_on_base(branch.leaves_at, _asked(branch))
+            said = self._runner.ask_without_fork(branch.leaves_at, _asked(branch))
             self.answers.add(branch, said, cost)
 
     def _prefill(self, prompts: Prompts, start: int, stop: int) -> float:
@@ -120,11 +120,9 @@ class Forks(FreshPrefills):
 
     def _ask_one(self, branch: Branch, cost: Cost) -> None:
         """Ask a question whose own part is mostly haystack, which counts as prefill."""
-        said: list[Said] = []
+        said: list[Reply] = []
         began = time.perf_counter()
-        self._questioner.ask(
-            branch.leaves_at, [_asked(branch)], lambda _place, one: said.append(one)
-        )
+        self._runner.ask(branch.leaves_at, [_asked(branch)], lambda _place, one: said.append(one))
         seconds = time.perf_counter() - began
         cost += Cost(branch.haystack_tokens, seconds, branch.own_tokens)
         self.answers.add(branch, said[0], cost)
@@ -165,7 +163,7 @@ class Forks(FreshPrefills):
 
     def _ask_task(self, at: int, branches: Sequence[Branch]) -> None:
         """Ask the questions of one task that have no answer yet."""
-        self._questioner.ask(
+        self._runner.ask(
             at,
             [_asked(b) for b in branches],
             lambda place, said: self.answers.add(branches[place], said),

@@ -247,7 +247,7 @@ class Served(Respondent):
                 cost += _cost(telling, own)
             found.append(_probability(telling, tokens))
         rank = found[0][1] if found else None
-        answer = Said(said.text, not said.ended, tuple(nats for nats, _ in found), rank)
+        answer = Reply(said.text, not said.ended, tuple(nats for nats, _ in found), rank)
         self._answers.add(branch, answer, cost)
         self._progress.advance(len(branch.tokens))
 

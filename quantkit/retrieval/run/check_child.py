@@ -61,12 +61,12 @@ def ask_in_child(
         )
     prompts = _prompts(shape, recipe, haystack)
     branches = [branch for one in prompts for branch in one.branches]
-    most = Seats(1, 0)  # without forks no candidates are compared
+    most = Slots(1, 0)  # without forks no candidates are compared
     if not settings.fresh:
         candidates = max(len(branch.candidates) for branch in branches)
-        most = Seats(1 if recipe.mode == "classic" else recipe.forks, candidates)
-    seats, sizes, planned = _plan(shape, most, settings, branches)
-    if seats != most:
+        most = Slots(1 if recipe.mode == "classic" else recipe.forks, candidates)
+    slots, sizes, planned = _plan(shape, most, settings, branches)
+    if slots != most:
         progress.note(
             f"memory holds {slots.questions} questions and {slots.candidates} answers to compare "
             "side by side, fewer than asked for: it takes longer"
@@ -81,10 +81,10 @@ def ask_in_child(
         )
         for device in dict.fromkeys([*planned, *used])
     )
-    test = try_forks(context, model.vocab, seats)
+    test = try_forks(context, model.vocab, slots)
     forked = test.alone <= ALONE_TOLERANCE and not settings.fresh
     if not forked or test.together > TOGETHER_TOLERANCE:
-        seats = Seats(1, seats.candidates)
+        slots = Slots(1, slots.candidates)
     _tell(progress, settings.fresh, test, forked, prompts)
     # everything that answers depend on, apart from the model
     purpose = {
@@ -96,7 +96,7 @@ def ask_in_child(
         "devices": device_parts(settings.devices),
     }
     answers = Answers(Journal(journal_path, json.dumps(purpose)), recipe)
-    respondent = FreshPrefills(context, model.vocab, seats, answers, progress)
+    respondent = FreshPrefills(context, model.vocab, slots, answers, progress)
     if forked:
         # everything that a saved prefix depends on, apart from its tokens
         parts = [identity(GGUFSource(model_path).paths), asdict(sizes), purpose["devices"]]
@@ -105,7 +105,7 @@ def ask_in_child(
             one.seed: SavedState(work, f"{made} {one.digest}", settings.save_seconds, progress.note)
             for one in prompts
         }
-        respondent = Forks(context, model.vocab, seats, answers, progress, saved)
+        respondent = Forks(context, model.vocab, slots, answers, progress, saved)
     ask_all(respondent, prompts, answers, progress)
     return answers.result(prompts, settings.kv_type, test.alone, forked=forked, memory=memory)
 
@@ -131,12 +131,12 @@ def _prompts(shape: Model, recipe: RetrievalRecipe, haystack: Path | None) -> li
 
 
 def _plan(
-    shape: Model, seats: Seats, settings: CheckSettings, branches: Sequence[Branch]
-) -> tuple[Seats, ContextSettings, dict[str, DeviceMemory]]:
-    """As many of `seats` as the devices' free memory holds."""
+    shape: Model, slots: Slots, settings: CheckSettings, branches: Sequence[Branch]
+) -> tuple[Slots, ContextSettings, dict[str, DeviceMemory]]:
+    """As many of `slots` as the devices' free memory holds."""
     free = free_memory()
     while True:
-        sizes = _sizes(branches, seats, settings)
+        sizes = _sizes(branches, slots, settings)
         context = Context(shape, sizes)
         planned = used_memory(context.handle)
         context.close()
@@ -153,7 +153,7 @@ def _plan(
             )
             raise EnvironmentFault(
                 f"no memory for a check at {length:,} tokens, which takes "
-                f"{seats.sequences} sequences: {words}; use a smaller KV cache type, a shorter "
+                f"{slots.sequences} sequences: {words}; use a smaller KV cache type, a shorter "
                 "context or a smaller file"
             )
         slots = fewer
@@ -172,7 +172,7 @@ def _taken(planned: dict[str, DeviceMemory], free: dict[str, int]) -> dict[str, 
     return {device: size for device, size in taken.items() if device in free}
 
 
-def _sizes(branches: Sequence[Branch], seats: Seats, settings: CheckSettings) -> ContextSettings:
+def _sizes(branches: Sequence[Branch], slots: Slots, settings: CheckSettings) -> ContextSettings:
     """Of a context that holds the longest prompt, with the other questions and candidates."""
     whole = max(b.prompt_tokens + b.question.answer_tokens for b in branches)
     own = max(len(b.tokens) + b.question.answer_tokens for b in branches)
