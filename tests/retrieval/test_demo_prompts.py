@@ -20,8 +20,7 @@ from quantkit.retrieval.scoring import THINKING_TAGS, score
 
 LENGTHS = (2048, 8192, 32768)
 LADDER = RetrievalRecipe(context_tokens=LENGTHS, needles=8, probes=dict.fromkeys(ALL_PROBES, 1))
-KEYS = 8 + 3 + 1 + 1 + 2
-"""Hidden for one length; an absent key is not, and a paraphrase has none."""
+KEYS = 8 + 3 + 1 + 1 + 2  # hidden for one length; absent keys are not, paraphrases have none
 
 
 @pytest.fixture(scope="module")
