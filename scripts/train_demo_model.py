@@ -37,9 +37,10 @@ import torch
 import torch.nn.functional as F
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 from torch import Tensor, nn
+from training_needles import draw_needles
 from transformers import NemotronHConfig, NemotronHForCausalLM
 
-from quantkit.retrieval.needles import ADJECTIVES, INSTRUCTION, NOUNS, Needle, draw_needles
+from quantkit.retrieval.needles import ADJECTIVES, INSTRUCTION, NOUNS, Needle
 
 TRAINING_YEARS = range(1830, 1900)
 

@@ -30,8 +30,8 @@ from quantkit.report.facts import BUILT, CALIBRATION, BuildFile, installed_versi
 from quantkit.report.report import COVERAGE_PICTURE, write_report
 from quantkit.report.results import LevelResult, verdict
 from quantkit.report.retrieval_heatmap import draw_heatmap
+from quantkit.retrieval.results import Validation
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
-from quantkit.retrieval.validation import Validation
 from quantkit.study.artifact_kld import measure_kld
 from quantkit.study.base_logits import collect_base_logits
 from quantkit.study.calibration.sources import local_sources, resolve_sources

@@ -26,10 +26,9 @@ from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize.integrity import Integrity, check_artifact
 from quantkit.report.retrieval_heatmap import draw_heatmap
 from quantkit.retrieval.gate import check_gate_is_possible, gate_words
-from quantkit.retrieval.results import Retrieval, TaskScore
+from quantkit.retrieval.results import Retrieval, TaskScore, Validation
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
 from quantkit.retrieval.run.check_server import AS_SERVED, check_served
-from quantkit.retrieval.validation import Validation
 
 LENGTHS = (8192, 32768)
 """Context tokens that are checked where none are given."""

@@ -15,6 +15,7 @@ def resource(name: str) -> Path:
 
 
 DEMO_MODEL = _PACKAGE / "data" / "demo-model"
+PARAPHRASES = _PACKAGE / "data" / "paraphrases.txt"
 HAYSTACK = _PACKAGE / "data" / "haystack.txt.xz"
 TEMPLATES = _PACKAGE / "templates"
 

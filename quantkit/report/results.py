@@ -11,8 +11,7 @@ from quantkit.core.receipts import Receipt
 from quantkit.plan.allocation_file import AllocationFile
 from quantkit.plan.placement import PLACEMENT_FILE, PlacementFile
 from quantkit.quantize.integrity import Integrity
-from quantkit.retrieval.results import Answer, Retrieval, parse_answers
-from quantkit.retrieval.validation import Validation
+from quantkit.retrieval.results import Answer, Retrieval, Validation, parse_answers
 from quantkit.study.kld_statistics import KLDStatistics
 
 

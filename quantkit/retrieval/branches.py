@@ -1,30 +1,89 @@
-"""Prompts as tokens: one stream that is decoded once, and the branches that leave it."""
+"""Prompts as text and as tokens: the frame, the stream decoded once, and its branches."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.core.errors import InputError
+from quantkit.models.chat_template import ChatTemplate
+from quantkit.retrieval.needles import INSTRUCTION
+
 Tokens = NDArray[np.int32]
 Tokenize = Callable[[str], Tokens]
+_HAYSTACK_MARK, _QUESTION_MARK = "\ue000haystack\ue000", "\ue000question\ue000"
+_CHANGED = "the model's chat template changes the message; retrieval needs it as it is"
+
+
+@dataclass(frozen=True)
+class Frame:
+    """The fixed text of a prompt: before the haystack, between it and the question, after it.
+
+    Attributes:
+        lead: text between the prompt and an answer, which the model generates.
+    """
+
+    before: str
+    between: str
+    after: str
+    lead: str = ""
+
+    def instructing(self, instruction: str) -> Frame:
+        """This frame with another instruction than `INSTRUCTION`.
+
+        Raises:
+            InputError: the template changes the instruction.
+        """
+        if self.before.count(INSTRUCTION) != 1:
+            raise InputError(_CHANGED)
+        return replace(self, before=self.before.replace(INSTRUCTION, instruction))
+
+
+def frame_of(
+    template: str | None, bos: str = "", eos: str = "", *, thinking: bool = False
+) -> Frame:
+    """The frame that `template` (Jinja) makes of one user message; None: plain, for base models.
+
+    Args:
+        thinking: whether the template is told to let the model think before it answers.
+
+    Raises:
+        InputError: the template fails or changes the message, or `thinking` without a template.
+    """
+    content = f"{INSTRUCTION}\n\n{_HAYSTACK_MARK}\n\n{_QUESTION_MARK}"
+    if template is not None:
+        message = {"role": "user", "content": content}
+        rendered = ChatTemplate(template, bos, eos).render(
+            [message], add_generation_prompt=True, thinking=thinking
+        )
+    elif thinking:
+        raise InputError(
+            "the model has no chat template, so it cannot be asked to think; leave thinking out"
+        )
+    else:
+        rendered = f"{content}\nAnswer:"
+    before, mark, rest = rendered.partition(_HAYSTACK_MARK)
+    between, other, after = rest.partition(_QUESTION_MARK)
+    if not mark or not other:
+        raise InputError(_CHANGED)
+    return Frame(before, between, after, " " if template is None else "")
 
 
 @dataclass(frozen=True)
 class Question:
-    """What is asked, and what is right.
+    """A question at one context length, and its right and wrong answers.
 
     Attributes:
         context_tokens: the length that prompt and longest answer fill.
-        index: of the question within its seed, length and task, from 0.
+        index: within its seed, length and task, from 0.
         depth: where the answering sentence begins, 0 (begin) to 1 (end) of the haystack of this
-            length, by tokens counted sentence by sentence; of several the mean; 0.5 where no
-            sentence answers.
-        key: that is asked for.
+            length, by tokens counted sentence by sentence; the mean if there are several; 0.5 if
+            no sentence answers.
         values: right answers; none for a key that is hidden nowhere.
         lures: hidden values that would be wrong, at most the recipe's `near_misses`: of the closest
             keys, or the value that was replaced.
@@ -43,20 +102,18 @@ class Question:
 
     @property
     def place(self) -> tuple[int, int, str, int]:
-        """(length, seed, task, index), as of its `Answer`."""
+        """(length, seed, task, index), as `Answer.place`."""
         return self.context_tokens, self.seed, self.task, self.index
 
 
 @dataclass(frozen=True)
 class Branch:
-    """The prompt of one question: `stream[:leaves_at]`, then `tokens`.
+    """The prompt of one question: `stream[:leaves_at]`, then `tokens` (at least one).
 
     Attributes:
-        leaves_at: tokens of the stream that its prompt begins with.
-        tokens: the rest of its prompt, at least one token.
-        candidates: values[0] and each lure as tokens that follow this prompt; none where there is
-            not exactly one right value, where the model thinks first, or where the tokenizer
-            would join prompt and value.
+        candidates: values[0] and each lure as tokens that follow this prompt; none unless there is
+            exactly one right value, if the model thinks first, or if the tokenizer would merge
+            prompt and value.
         haystack_tokens: how many of `tokens`, from the first on, are still haystack: none in a
             one-pass prompt, whose few at its cut count as the question's.
     """
@@ -74,12 +131,12 @@ class Branch:
 
     @property
     def own_tokens(self) -> int:
-        """The question's own: those that are not haystack."""
+        """Tokens of the question: those of `tokens` that are not haystack."""
         return len(self.tokens) - self.haystack_tokens
 
     @property
     def rung(self) -> tuple[int, int]:
-        """Where it leaves the stream, and its length: questions of one rung are asked together."""
+        """(leaves_at, length): questions of one rung are asked together."""
         return self.leaves_at, self.question.context_tokens
 
 
@@ -88,9 +145,9 @@ class Prompts:
     """The prompts of one seed.
 
     Attributes:
-        stream: as far as any branch goes along with it; BOS first where it was asked for.
+        stream: as far as any branch follows it; begins with BOS if the model wants one.
         branches: in the order of `leaves_at`.
-        keys: length → different keys hidden in its haystack.
+        keys: length → number of different keys hidden in its haystack.
     """
 
     stream: Tokens
@@ -103,22 +160,22 @@ class Prompts:
 
     @property
     def prefill_tokens(self) -> int:
-        """Haystack that is decoded: the stream, and what branches have of their own (classic)."""
+        """Haystack tokens to decode: the stream, and what branches have of their own (classic)."""
         return len(self.stream) + sum(branch.haystack_tokens for branch in self.branches)
 
     @property
     def question_tokens(self) -> int:
-        """What the questions take, each decoded once behind its haystack."""
+        """Tokens of all questions, each decoded once after its haystack."""
         return sum(branch.own_tokens for branch in self.branches)
 
     @property
     def classic_tokens(self) -> int:
-        """What one prefill for each question would take."""
+        """Tokens to decode with one prefill for each question."""
         return sum(branch.prompt_tokens for branch in self.branches)
 
     @property
     def digest(self) -> str:
-        """SHA-256, hex, of all tokens and questions: whether saved states are of these prompts."""
+        """SHA-256, hex, of all tokens and questions: whether a saved state is of these prompts."""
         sha = hashlib.sha256()
         for tokens in (self.stream, *(branch.tokens for branch in self.branches)):
             sha.update(len(tokens).to_bytes(8, "little") + tokens.astype("<i4").tobytes())

@@ -1,8 +1,8 @@
-"""The end of a long text and its questions as tokens, without tokenizing all of it each time.
+"""The tokens of the end of a long text with its questions, without tokenizing all of it each time.
 
-The text is tokenized as a whole once. From an anchor shortly before its end on, tokens are then
-taken up again: short texts are tokenized, and count from where their tokens are those of the whole.
-A tokenizer that looks across the anchor is paid for with whole texts.
+The text is tokenized as a whole once. After that, only what follows an anchor shortly before its
+end is tokenized, and counts from where its tokens are those of the whole. If a tokenizer merges
+across the anchor, whole texts are tokenized instead.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ import numpy as np
 from quantkit.retrieval.branches import Tokenize, Tokens
 
 ANCHOR_CHARACTERS = 400
-"""Between anchor and the first place where prompts differ."""
+"""Between the anchor and the first place where prompts differ."""
 MAX_DROPPED_TOKENS = 8
-"""At an anchor; more mean that the tokenizer does not find back to the tokens of the whole."""
+"""After an anchor; with more, the tokenizer does not return to the tokens of the whole."""
 SEARCH_CHARACTERS = 400
-"""To both sides of a guess, for the word boundary that fills the context best."""
+"""On both sides of a guess, for the word boundary that fills the context best."""
 NEAR_TOKENS = 12
-"""A guess that is so near is corrected by words; another one takes another whole tokenization."""
+"""A guess as near as this is corrected by words, another one by a new plan."""
 
 
 @dataclass(frozen=True)
 class Ending:
-    """What follows the haystack in a prompt, and how long its answer may be."""
+    """The text after the haystack in a prompt, and the limit of its answer."""
 
     text: str
     answer_tokens: int
@@ -36,60 +36,57 @@ class SeamBroken(Exception):
     """The tokens at the anchor are not the same for every ending."""
 
 
+@dataclass(frozen=True)
 class Seam:
-    """Tokens of `text[:cut] + ending` for cuts and endings behind an anchor.
+    """Tokens of `text[:cut] + ending` for cuts and endings after an anchor, a character of `text`.
 
     Attributes:
         head: tokens that all of them begin with.
+        dropped: first tokens of the text after the anchor, which belong to `head`.
     """
 
-    def __init__(
-        self, tokenize: Tokenize, text: str, head: Tokens, anchor: int, dropped: Tokens
-    ) -> None:
-        self.head = head
-        self._tokenize, self._text, self._anchor, self._dropped = tokenize, text, anchor, dropped
+    tokenize: Tokenize
+    text: str
+    head: Tokens
+    anchor: int
+    dropped: Tokens
 
     def tail(self, cut: int, ending: str) -> Tokens:
-        """What follows `head`.
+        """The tokens after `head`.
 
         Raises:
-            SeamBroken: this cannot be told from the text behind the anchor.
+            SeamBroken: the text after the anchor is not enough to find them.
         """
-        tokens = self._tokenize(self._text[self._anchor : cut] + ending)
-        dropped = len(self._dropped)
-        if not np.array_equal(tokens[:dropped], self._dropped):
+        tokens = self.tokenize(self.text[self.anchor : cut] + ending)
+        dropped = len(self.dropped)
+        if not np.array_equal(tokens[:dropped], self.dropped):
             raise SeamBroken
         return tokens[dropped:]
 
 
-def whole_texts(tokenize: Tokenize, text: str) -> Seam:
-    """No seam: every text is tokenized from its beginning."""
+def _no_seam(tokenize: Tokenize, text: str) -> Seam:
+    """Tokenizes every text from its beginning."""
     empty = np.zeros(0, np.int32)
     return Seam(tokenize, text, empty, 0, empty)
 
 
-def find_seam(
+def _find_seam(
     tokenize: Tokenize, text: str, whole: Tokens, cut: int, ending: str, before: int
 ) -> Seam:
-    """A seam for cuts from character `before` on; `whole` has the tokens of `text[:cut] + ending`.
-
-    Without one, `whole_texts`.
-    """
+    """A seam for cuts from `before` on; `whole` has the tokens of `text[:cut] + ending`."""
     anchor = text.rfind(" ", 0, max(before - ANCHOR_CHARACTERS, 0))
     if anchor > 0:
         end = tokenize(text[anchor:cut] + ending)
-        length = min(len(end), len(whole))
-        differs = np.flatnonzero(whole[len(whole) - length :] != end[len(end) - length :])
-        same = length - 1 - int(differs[-1]) if len(differs) else length
+        same = common_tokens(whole[::-1], end[::-1])
         if len(end) - same <= MAX_DROPPED_TOKENS:
             dropped = end[: len(end) - same]
             return Seam(tokenize, text, whole[: len(whole) - same], anchor, dropped)
-    return whole_texts(tokenize, text)
+    return _no_seam(tokenize, text)
 
 
 @dataclass(frozen=True)
 class Cut:
-    """Where the haystack ends, and the prompts of all endings: `head` and a tail each."""
+    """Where the haystack ends, and the prompts of all endings: `seam.head`, then a tail each."""
 
     at: int
     seam: Seam
@@ -112,8 +109,8 @@ def find_cut(
         limit: tokens of prompt and answer.
 
     Returns:
-        The cut; or, where `guess` is not near it or nothing between fits, by how many tokens it
-        should be later.
+        The cut; or, if `guess` is not near it or no boundary fits, how many tokens later it should
+        be.
     """
     longest = max(endings, key=lambda e: len(tokenize(e.text)) + e.answer_tokens)
     whole = tokenize(text[:guess] + longest.text)
@@ -122,7 +119,7 @@ def find_cut(
         return missing
     low, high = max(within[0], guess - SEARCH_CHARACTERS), min(within[1], guess + SEARCH_CHARACTERS)
     places = [i for i in range(low, high + 1) if i == len(text) or text[i] == " "]
-    seam = find_seam(tokenize, text, whole, guess, longest.text, low)
+    seam = _find_seam(tokenize, text, whole, guess, longest.text, low)
     try:
         found = _last_fitting(seam, places, longest, endings, limit)
         if found is not None and found.at != guess:
@@ -131,8 +128,7 @@ def find_cut(
             if not np.array_equal(whole, np.concatenate([seam.head, tail])):
                 raise SeamBroken
     except SeamBroken:
-        seam = whole_texts(tokenize, text)
-        found = _last_fitting(seam, places, longest, endings, limit)
+        found = _last_fitting(_no_seam(tokenize, text), places, longest, endings, limit)
     return missing if found is None else found
 
 
@@ -157,7 +153,7 @@ def _last_fitting(
 
 
 def common_tokens(first: Tokens, second: Tokens) -> int:
-    """With how many equal tokens both begin."""
+    """The number of equal tokens that both begin with."""
     length = min(len(first), len(second))
     differs = np.flatnonzero(first[:length] != second[:length])
     return int(differs[0]) if len(differs) else length

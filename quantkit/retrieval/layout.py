@@ -1,23 +1,31 @@
-"""Where hidden sentences stand in the haystack: at sentence boundaries, each in its stratum.
+"""Where hidden sentences stand in the haystack, and the text with them.
 
-Places are counted in tokens of the haystack, hidden sentences included. A sentence has a target and
-a deadline, and no cut (the end of the haystack of one length) comes near a sentence; what has the
-earliest deadline goes first, so all of them are met when the deadlines can be met at all.
+Places are tokens of the haystack, hidden sentences included. Hidden sentences stand at sentence
+boundaries, each in its stratum, and not near a cut (the end of the haystack of one length). The
+earliest deadline goes first, so all deadlines are met if that is possible at all.
 """
 
 from __future__ import annotations
 
+import bisect
 import heapq
 import itertools
+import random
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from quantkit.core.errors import InputError
+from quantkit.retrieval.branches import Tokenize
 
 MOST_HIDDEN = 2 / 3
-"""Of a haystack may be hidden sentences: some text has to stand between them."""
+"""Largest share of a haystack that hidden sentences take: some text has to stand between them."""
 GUARD_TOKENS = 24
-"""No hidden sentence stands nearer to a cut, so that the cut can be moved a little."""
+"""Distance of hidden sentences from a cut, so that the cut can be moved a little."""
+STOP = "."
+"""Sentences are counted after one: some tokenizers treat the beginning of a text differently."""
+BLOCK = 8
+"""Sentences that are tokenized together, and share the tokens by their characters: llama.cpp
+compiles a tokenizer's patterns for each text again, which takes longer than a sentence does."""
 
 
 @dataclass(frozen=True)
@@ -45,48 +53,47 @@ class Piece:
     tokens: int
 
 
-@dataclass(frozen=True)
-class Crowded:
-    """Why there is no layout: too many hidden sentences before a cut."""
+def check_room(items: Sequence[Item], cuts: Sequence[int], lengths: Sequence[int]) -> None:
+    """Check that before no cut hidden sentences take more than MOST_HIDDEN of the haystack.
 
-    cut: int
-    hidden_tokens: int
+    Those of longer haystacks count by the share of their haystack that this one is.
 
+    Args:
+        cuts: tokens of each haystack.
+        lengths: the context lengths of `cuts`, for the message.
 
-def crowded(items: Sequence[Item], cuts: Sequence[int]) -> Crowded | None:
-    """The first cut before which hidden sentences take more than MOST_HIDDEN of the haystack.
-
-    Of those for longer haystacks a share is counted, by length.
+    Raises:
+        InputError: they take more.
     """
     for place, cut in enumerate(cuts):
-        before = sum(
+        hidden = sum(
             item.tokens * (1.0 if item.cut <= place else max(cut, 0) / max(cuts[item.cut], 1))
             for item in items
         )
-        if before > MOST_HIDDEN * cut:
-            return Crowded(place, round(before))
-    return None
+        if hidden > MOST_HIDDEN * cut:
+            raise InputError(
+                f"a context of {lengths[place]} tokens leaves {max(cut, 0)} for the haystack; the "
+                f"sentences hidden in it take {round(hidden)}, and at most two thirds may be "
+                "hidden; use a longer context or fewer needles and probes"
+            )
 
 
 def lay_out(
     items: Sequence[Item],
     cuts: Sequence[int],
-    tokens_of: Callable[[int], int | None],
+    tokens_of: Callable[[int], int],
     longest_sentence: int,
-) -> list[Piece] | None:
+) -> list[Piece]:
     """The text as pieces, up to a little more than the last cut.
 
     Args:
         items: of equal deadlines the first stands first.
         cuts: in tokens, ascending.
-        tokens_of: a haystack sentence → its tokens; None: the haystack has ended.
+        tokens_of: index of a haystack sentence → its tokens.
         longest_sentence: of the haystack, in tokens.
 
-    Returns:
-        None where the haystack ends too early.
-
     Raises:
-        InputError: deadlines cannot be met, in a tiny haystack; `crowded` says more of others.
+        InputError: deadlines cannot be met in a tiny haystack; `check_room` refuses other cases.
     """
     latest = _deadlines(items, cuts, longest_sentence)
     longest = max((item.tokens for item in items), default=0)
@@ -116,8 +123,6 @@ def lay_out(
 
     while at < cuts[-1] + GUARD_TOKENS or first(urgent):
         size = tokens_of(sentence)
-        if size is None:
-            return None
         while waiting and targets[waiting[-1]] <= at:
             i = waiting.pop()
             heapq.heappush(due, (latest[i], i))
@@ -138,7 +143,7 @@ def lay_out(
 
 
 def _deadlines(items: Sequence[Item], cuts: Sequence[int], longest_sentence: int) -> list[float]:
-    """The latest token at which each item may begin, such that all can be met, one by one."""
+    """The latest token at which each item may begin, such that all can be met one after another."""
     latest = []
     longest = max((item.tokens for item in items), default=0)
     for item in items:
@@ -146,7 +151,7 @@ def _deadlines(items: Sequence[Item], cuts: Sequence[int], longest_sentence: int
         deadline = min(item.until * end, end - GUARD_TOKENS - longest)
         for cut in reversed(cuts[: item.cut]):
             before = cut - GUARD_TOKENS - longest
-            # the first boundary behind the cut can be as far as the longest sentence
+            # the first boundary after the cut can be as far as the longest sentence
             if before < deadline < cut + GUARD_TOKENS + longest_sentence:
                 deadline = before
         latest.append(deadline)
@@ -154,3 +159,100 @@ def _deadlines(items: Sequence[Item], cuts: Sequence[int], longest_sentence: int
     for later, earlier in itertools.pairwise(order):
         latest[earlier] = min(latest[earlier], latest[later] - items[earlier].tokens)
     return latest
+
+
+class Sentences:
+    """The haystack's sentences from a random one on, each once, with their approximate tokens.
+
+    Args:
+        context_tokens: the longest context that they are to fill.
+
+    Attributes:
+        longest: tokens of the sentence with the most characters.
+
+    Raises:
+        InputError: there are none.
+    """
+
+    def __init__(
+        self, tokenize: Tokenize, haystack: Sequence[str], rng: random.Random, context_tokens: int
+    ) -> None:
+        if not haystack:
+            raise InputError("the haystack holds no sentences; give another text with --haystack")
+        start = rng.randrange(len(haystack))
+        self._sentences = (*haystack[start:], *haystack[:start])
+        self._tokenize, self._context_tokens = tokenize, context_tokens
+        self._stop = len(tokenize(STOP))
+        self._counts: list[int] = []
+        self.longest = self.count(max(haystack, key=len))
+
+    def __getitem__(self, index: int) -> str:
+        return self._sentences[index]
+
+    def count(self, sentence: str) -> int:
+        """Tokens of a sentence with the space before it."""
+        return max(len(self._tokenize(f"{STOP} {sentence}")) - self._stop, 1)
+
+    def tokens_of(self, index: int) -> int:
+        """Tokens of a sentence.
+
+        Raises:
+            InputError: there are no more sentences.
+        """
+        while index >= len(self._counts):
+            block = self._sentences[len(self._counts) : len(self._counts) + BLOCK]
+            if not block:
+                raise InputError(
+                    f"the haystack fills only {sum(self._counts)} of {self._context_tokens} tokens "
+                    "without repeating; give a longer text with --haystack"
+                )
+            tokens = self.count(" ".join(block))
+            characters = list(itertools.accumulate(len(sentence) + 1 for sentence in block))
+            ends = [round(tokens * end / characters[-1]) for end in characters]
+            self._counts += [end - begin for begin, end in itertools.pairwise([0, *ends])]
+        return self._counts[index]
+
+
+@dataclass(frozen=True)
+class Written:
+    """A prompt's text from its beginning to the end of the haystack.
+
+    Attributes:
+        pieces: in order of the text.
+        begins, ends: the characters at which they begin and after which they end.
+    """
+
+    text: str
+    pieces: tuple[Piece, ...]
+    begins: tuple[int, ...]
+    ends: tuple[int, ...]
+
+    def place(self, cut: int) -> tuple[tuple[int, int], int]:
+        """The characters between which the text may be cut without a hidden sentence, and where.
+
+        Args:
+            cut: in planned tokens of the haystack.
+        """
+        found = bisect.bisect_right(self.pieces, cut, key=lambda piece: piece.begins_at) - 1
+        at = max(found, 0)
+        hidden = [i for i, piece in enumerate(self.pieces) if piece.hidden]
+        later = bisect.bisect_right(hidden, at)
+        low = self.ends[hidden[later - 1]] if later else self.begins[0]
+        high = self.begins[hidden[later]] - 1 if later < len(hidden) else len(self.text)
+        if self.pieces[at].hidden:
+            return (low, high), low
+        share = min((cut - self.pieces[at].begins_at) / max(self.pieces[at].tokens, 1), 1.0)
+        wanted = self.begins[at] + round(share * (self.ends[at] - self.begins[at]))
+        space = self.text.rfind(" ", 0, wanted + 1)
+        return (low, high), min(max(space, low), high)
+
+
+def write(
+    before: str, pieces: Sequence[Piece], sentences: Sentences, hidden: Sequence[str]
+) -> Written:
+    """`before`, then the pieces with spaces between them; `hidden` are the items' sentences."""
+    texts = [hidden[piece.index] if piece.hidden else sentences[piece.index] for piece in pieces]
+    lengths = (len(text) + 1 for text in texts[:-1])
+    begins = tuple(itertools.accumulate(lengths, initial=len(before)))
+    ends = tuple(begin + len(text) for begin, text in zip(begins, texts, strict=True))
+    return Written(before + " ".join(texts), tuple(pieces), begins, ends)

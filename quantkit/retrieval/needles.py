@@ -1,16 +1,16 @@
-"""Needles: what is hidden in the haystack, and what is asked about it.
+"""Needles, the facts that are hidden in the haystack, and the questions about them.
 
-The wording of a needle and of its question follows RULER's `niah` tasks (arXiv:2404.06654), so
-results stay comparable; keys are drawn from a small grid of word pairs, so every key has near
-misses that share its first or its second word.
+The wording is that of RULER's `niah` tasks (arXiv:2404.06654), so results are comparable.
+Paraphrases share no content word with their questions, as NoLiMa proposes (arXiv:2502.05167): a
+model that only searches for the words of the question finds nothing.
 """
 
 from __future__ import annotations
 
-import math
 import random
-from collections.abc import Container
 from dataclasses import dataclass
+
+from quantkit.core.paths import PARAPHRASES
 
 ADJECTIVES = tuple(
     "amber ancient autumn bitter black blue bold brave bright broken calm clever cold copper "
@@ -39,7 +39,7 @@ SINGLE_INSTRUCTION = (
     "A special magic number is hidden within the following text. Make sure to memorize it. "
     "I will quiz you about the number afterwards."
 )
-"""Of prompts with one needle: RULER's `niah_single`."""
+"""For prompts with one needle: RULER's `niah_single`."""
 
 
 @dataclass(frozen=True)
@@ -61,28 +61,39 @@ class Needle:
         )
 
 
-def draw_needles(
-    rng: random.Random, count: int, digits: int, forbidden_values: Container[str] = ()
-) -> list[Needle]:
-    """Draw `count` needles with distinct keys and distinct values of `digits` digits.
+@dataclass(frozen=True)
+class Paraphrase:
+    """A fact about a person whose needle and question use different words.
 
-    Keys come from a grid of about 1.5 × `count` word pairs, so that most keys share their
-    adjective with one other key and their noun with another: the near misses. No value starts
-    with 0, and none is in `forbidden_values` (numbers that the haystack already contains).
-
-    Raises:
-        ValueError: the word lists or the digits do not hold `count` distinct needles.
+    Attributes:
+        key: PERSON-FACT, both words of the needle.
+        told: the needle, with {} in place of the value.
     """
-    side = max(2, math.ceil(math.sqrt(1.5 * count)))
-    low, high = 10 ** (digits - 1), 10**digits
-    if side > min(len(ADJECTIVES), len(NOUNS)) or 2 * count > high - low:
-        raise ValueError(f"{count} needles of {digits} digits are more than can be told apart")
-    adjectives = rng.sample(ADJECTIVES, side)
-    nouns = rng.sample(NOUNS, side)
-    pairs = rng.sample([(a, n) for a in adjectives for n in nouns], count)
-    values: dict[str, None] = {}
-    while len(values) < count:
-        value = str(rng.randrange(low, high))
-        if value not in forbidden_values:
-            values[value] = None
-    return [Needle(f"{a}-{n}", v) for (a, n), v in zip(pairs, values, strict=True)]
+
+    key: str
+    told: str
+    asked: str
+
+    def sentence(self, value: str) -> str:
+        return self.told.format(value)
+
+    @property
+    def question(self) -> str:
+        return f"{self.asked} Answer with the number only."
+
+
+def draw_paraphrases(rng: random.Random) -> list[Paraphrase]:
+    """All of them, in an order in which no person recurs before everybody has occurred."""
+    first, second = PARAPHRASES.read_text(encoding="utf-8").strip().split("\n\n")
+    people = [line.split(": ") for line in first.splitlines()]
+    facts = [line.split(": ", 1) for line in second.splitlines()]
+    rng.shuffle(people)
+    rng.shuffle(facts)
+    pairs = []
+    for turn in range(len(facts)):
+        for place, (person, description) in enumerate(people):
+            fact, wording = facts[(place + turn) % len(facts)]
+            told, asked = wording.split(" | ")
+            told, asked = told.format(person, "{}"), asked.format(description)
+            pairs.append(Paraphrase(f"{person}-{fact}", told, asked))
+    return pairs

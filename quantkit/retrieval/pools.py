@@ -1,4 +1,4 @@
-"""Keys and values that are drawn once and never again: no two sentences can be mistaken."""
+"""Pools of keys and values that give each one only once, so no two sentences are ambiguous."""
 
 from __future__ import annotations
 
@@ -10,39 +10,34 @@ from collections.abc import Iterable
 from quantkit.core.errors import InputError
 from quantkit.retrieval.needles import ADJECTIVES, NOUNS
 
-GRID_CELLS_A_KEY = 1.5
-"""As in `draw_needles`: so many word pairs for each key that most keys have near misses."""
+PAIRS_PER_KEY = 1.5
+"""Few enough that most keys have near misses, which share a word."""
 _RUN = re.compile(r"[0-9]+")
 _GROUPED = re.compile(r"(?<=[0-9]),(?=[0-9]{3}(?![0-9]))")
-
-
-def digit_runs(text: str) -> list[str]:
-    """All numbers in `text`: digits between anything else."""
-    return _RUN.findall(text)
 
 
 def numbers_in(text: str, digits: int) -> set[str]:
     """Every string of `digits` digits in `text`, also inside longer ones and across separators."""
     found: set[str] = set()
     for version in (text, _GROUPED.sub("", text)):
-        for run in digit_runs(version):
+        for run in _RUN.findall(version):
             found.update(run[i : i + digits] for i in range(len(run) - digits + 1))
     return found
 
 
 class KeyPool:
-    """Pairs of an adjective and a noun out of a grid that is a little larger than the need.
+    """ADJECTIVE-NOUN pairs out of a grid that is a little larger than `count`.
 
     Raises:
         InputError: the word lists hold fewer keys.
     """
 
     def __init__(self, rng: random.Random, count: int) -> None:
-        cells = math.ceil(GRID_CELLS_A_KEY * count)
+        cells = math.ceil(PAIRS_PER_KEY * count)
         rows = min(max(2, math.ceil(math.sqrt(cells))), len(ADJECTIVES))
         columns = min(max(2, math.ceil(cells / rows)), len(NOUNS))
         if rows * columns < cells:
-            most = int(len(ADJECTIVES) * len(NOUNS) / GRID_CELLS_A_KEY)
+            most = int(len(ADJECTIVES) * len(NOUNS) / PAIRS_PER_KEY)
             raise InputError(
                 f"{count} keys are wanted, {most} can be told apart; ask for fewer needles and "
                 "probes, or at fewer lengths"
@@ -54,9 +49,8 @@ class KeyPool:
         self._free = dict.fromkeys(grid)
 
     def take(self) -> str:
-        """A key of which nothing was said yet."""
-        adjective, noun = next(iter(self._free))
-        return self._taken(adjective, noun)
+        """A key that was not taken before."""
+        return self._taken(*next(iter(self._free)))
 
     def take_with_neighbours(self) -> tuple[str, str, str]:
         """A key, one with its adjective, and one with its noun."""
@@ -87,7 +81,7 @@ class KeyPool:
 
 
 class ValuePool:
-    """Numbers of equally many digits, so that none contains another, and none in `forbidden`."""
+    """Numbers of `digits` digits, the first one not 0, without those in `forbidden`."""
 
     def __init__(self, rng: random.Random, digits: int, forbidden: set[str]) -> None:
         self._rng, self._digits = rng, digits
@@ -95,10 +89,10 @@ class ValuePool:
         self._given = 0
 
     def take(self) -> str:
-        """A value that was not given before; none begins with 0.
+        """A value that was not taken before.
 
         Raises:
-            InputError: half of all numbers of so many digits are used.
+            InputError: half of all numbers with so many digits are used.
         """
         low, high = 10 ** (self._digits - 1), 10**self._digits
         if 2 * len(self._used) >= high - low:

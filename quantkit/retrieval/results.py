@@ -1,40 +1,41 @@
-"""What a retrieval check found: answers, scores by task and length, and what the gate looks at."""
+"""The result of a retrieval check: answers, scores, costs, and the gate's verdict.
+
+docs/retrieval.md (Files) describes every field of niah.jsonl and validation.json.
+"""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from typing import Literal
 
 from pydantic import Field, TypeAdapter, ValidationError
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import InputError
-from quantkit.core.json_documents import Record, bounded_json, first_problem
-from quantkit.retrieval.statistics import CONFIDENCE, Bounds, hit_rate_bounds
+from quantkit.core.json_documents import JsonDocument, Record, bounded_json, first_problem
+from quantkit.quantize.integrity import Integrity
+from quantkit.retrieval.statistics import CONFIDENCE, hit_rate_bounds
+from quantkit.study.kld_statistics import KLDStatistics
 
 MAIN_TASKS = ("multikey", "single")
-"""What the gate looks at where a recipe names no tasks: of the one-pass and the classic check."""
+"""The gated task of a recipe that names none: of the one-pass and the classic check."""
 
 
 @dataclass(frozen=True)
 class Answer:
-    """One question that was asked at one context length: what was expected, what came.
+    """A line of niah.jsonl: one question at one context length, and what the model answered.
 
     Attributes:
-        context_tokens: the rung of the ladder, prompt and longest answer together.
-        prompt_tokens: of the whole prompt that the model saw.
-        task: `multikey`, `single`, or a probe's name.
-        index: of the question, within its seed, length and task.
-        depth: of the needle in the haystack of this length, 0 (begin) to 1 (end).
-        values: the right values; none where the key was never hidden.
-        hit: all of them were found, or an absent key was declined.
-        found: how many of them.
-        truncated: the limit of answer tokens cut the answer off.
-        log_probability: of the right answer, nats, teacher-forced; None where there is not just
-            one, or where it was not measured.
-        rank: of the right answer's worst token among the vocabulary; 1: greedy decoding says it.
-        margin: log_probability less that of the likeliest near miss.
+        values: the right ones; empty if the key is hidden nowhere.
+        hit: all values were found, or an absent key was declined.
+        found: number of `values` in the answer.
+        truncated: the answer's limit of tokens ended it.
+        log_probability: of the right answer, nats, teacher-forced; None unless there is exactly one
+            and it was measured.
+        rank: of the right answer's worst token in the vocabulary; 1: greedy decoding says it.
+        margin: log_probability minus that of the likeliest near miss.
     """
 
     context_tokens: int
@@ -67,9 +68,9 @@ class TaskScore:
     """One task at one context length, all seeds together.
 
     Attributes:
-        keys: different keys that were hidden before the questions; `multikey-KEYS`.
-        truncated: answers that missed because they were cut off.
-        log_probability: mean of those that have one.
+        keys: number of different keys in the haystack of the first seed.
+        truncated: misses that the limit of tokens ended.
+        log_probability: mean of the answers that have one.
     """
 
     task: str
@@ -84,22 +85,20 @@ class TaskScore:
 
     @property
     def name(self) -> str:
-        """`multikey-128`; every other task is called by its name."""
+        """`multikey-KEYS`, or the task's name."""
         return f"multikey-{self.keys}" if self.task == "multikey" else self.task
 
 
 @dataclass(frozen=True)
 class Rung:
-    """One length of the ladder: what it cost.
+    """The cost of one length of the ladder.
 
     Attributes:
-        keys: as in `TaskScore`, of the first seed.
-        prefill_tokens, prefill_seconds: of the haystack from the rung before up to this one, as
-            far as this run decoded it, all seeds together.
+        prefill_tokens, prefill_seconds: of the haystack from the rung before up to this one.
         question_tokens: of the questions' own parts, each decoded on a fork.
-        decode_tokens, decode_seconds: one sequence alone, a token at a time, behind this context.
-        fork_difference: largest relative difference of the logits of one question asked before
-            and after all others: whether forks left the prefix as it was.
+        decode_tokens, decode_seconds: one sequence alone, token by token, after this context.
+        fork_difference: largest relative difference of the logits of one question before and
+            after all others: whether forks left the prefix unchanged.
     """
 
     context_tokens: int
@@ -113,12 +112,12 @@ class Rung:
 
     @property
     def prefill_rate(self) -> float | None:
-        """Tokens a second; None where nothing was timed."""
+        """Tokens per second; None if nothing was timed."""
         return _rate(self.prefill_tokens, self.prefill_seconds)
 
     @property
     def decode_rate(self) -> float | None:
-        """Tokens a second; None where nothing was timed."""
+        """Tokens per second; None if nothing was timed."""
         return _rate(self.decode_tokens, self.decode_seconds)
 
 
@@ -128,11 +127,7 @@ def _rate(tokens: int, seconds: float) -> float | None:
 
 @dataclass(frozen=True)
 class DeviceUse:
-    """Memory that the check takes of one device: as planned without weights, and then in use.
-
-    Attributes:
-        device: llama.cpp's name of it, `CPU` or `CUDA0`.
-    """
+    """Memory on one llama.cpp device, `CPU` or `CUDA0`: as planned without weights, and in use."""
 
     device: str
     planned_weights_bytes: int
@@ -144,22 +139,21 @@ class DeviceUse:
 
 
 class Retrieval(Record):
-    """What a retrieval check found, as validation.json holds it.
+    """The result of a retrieval check, as validation.json holds it.
 
     Attributes:
-        recipe: what was asked, with the lengths worked out.
-        kv_type: of the KV cache; `as served` where a server has its own.
+        recipe: with the lengths worked out.
+        kv_type: of the KV cache; `as served` for a server.
         confidence: of each bound, one-sided.
-        scores: by task, in the order of asking, then by length.
+        scores: by task, in the order of the recipe, then by length.
         forked: whether questions were asked on forks, or each after a prefill of its own.
         fork_difference: of the self-test: largest relative logit difference between a fork and a
-            fresh decode; of a server: of log-probabilities, in nats.
-        prefill_tokens: haystack tokens that answering all takes, decoded once each; of a server
-            what it prefilled in truth.
+            fresh decode; for a server a difference of log-probabilities, in nats.
+        prefill_tokens: haystack tokens, each decoded once; for a server those that it prefilled.
         question_tokens: of the questions' own parts.
-        classic_tokens: what one prefill a question would take.
-        memory: by device; empty where another process runs the model.
-        answers: of the run that made this; a file of them is niah.jsonl.
+        classic_tokens: tokens to decode with one prefill for each question.
+        memory: empty if another process runs the model.
+        answers: of the run that made this; niah.jsonl holds them.
     """
 
     recipe: RetrievalRecipe
@@ -202,8 +196,52 @@ class Retrieval(Record):
 
     @property
     def name(self) -> str:
-        """The main task's at the longest context: `multikey-128`, `single`."""
+        """The main task's name at the longest context: `multikey-128`, `single`."""
         return next(score.name for score in self.longest if score.task in MAIN_TASKS)
+
+
+@dataclass(frozen=True)
+class ServerFacts:
+    """The llama-server that answered; without paths and addresses, because this is published.
+
+    Attributes:
+        loopback: whether it ran on the machine of the check.
+        model: its alias, or its file's name.
+        context_tokens: of one slot.
+        log_probabilities: whether it gives those of right answers.
+        one_pass_tokens: tokens to decode if nothing is prefilled twice.
+    """
+
+    loopback: bool
+    model: str
+    file: str
+    size_bytes: int | None
+    context_tokens: int
+    slots: int
+    build: str
+    chat_template: bool
+    log_probabilities: bool
+    one_pass_tokens: int
+
+
+class Validation(JsonDocument):
+    """validation.json: retrieval, divergence and the artifact's own weights.
+
+    Attributes:
+        passed: the gate's verdict.
+        kld: divergence from the base; None: not measured.
+        integrity: comparison with the model that the artifact was made from, if any.
+        artifact: name of each file without folder → SHA-256; None: not known.
+        server: only if a running server was asked.
+    """
+
+    version: Literal[1] = 1
+    passed: bool
+    niah: Retrieval
+    kld: KLDStatistics | None = None
+    integrity: Integrity | None = None
+    artifact: dict[str, str] | None = None
+    server: ServerFacts | None = None
 
 
 def answer_lines(answers: Iterable[Answer]) -> str:
@@ -212,10 +250,7 @@ def answer_lines(answers: Iterable[Answer]) -> str:
 
 
 def parse_answers(content: bytes, name: str) -> tuple[Answer, ...]:
-    """The answers in a niah.jsonl, in its order.
-
-    Args:
-        name: of the file, for messages.
+    """The answers in a niah.jsonl, in its order; errors call it `name`.
 
     Raises:
         InputError: a line is not an answer.
@@ -233,38 +268,34 @@ def parse_answers(content: bytes, name: str) -> tuple[Answer, ...]:
 
 
 def score_tasks(
-    answers: Sequence[Answer], keys: dict[int, int], *, clustered: bool = False
+    answers: Iterable[Answer], keys: dict[int, int], *, clustered: bool = False
 ) -> tuple[TaskScore, ...]:
-    """Hits and bounds by task and length.
+    """Hits and bounds by task, in their order in `answers`, and length.
 
     Args:
-        keys: context length → keys hidden before its questions.
+        keys: context length → keys in its haystack.
         clustered: bounds that allow for haystacks (seeds) of different difficulty.
     """
-    scores = []
-    tasks = dict.fromkeys(answer.task for answer in answers)
-    lengths = sorted({answer.context_tokens for answer in answers})
-    for task in tasks:
-        for length in lengths:
-            some = [a for a in answers if a.task == task and a.context_tokens == length]
-            if some:
-                scores.append(_score(task, length, keys[length], some, clustered))
-    return tuple(scores)
-
-
-def _score(
-    task: str, length: int, keys: int, answers: Sequence[Answer], clustered: bool
-) -> TaskScore:
-    by_seed = {a.seed: [0, 0] for a in answers}
+    groups: dict[str, dict[int, list[Answer]]] = {}
     for answer in answers:
-        by_seed[answer.seed][0] += answer.hit
-        by_seed[answer.seed][1] += 1
-    counts = [(hits, trials) for hits, trials in by_seed.values()]
-    bounds: Bounds = hit_rate_bounds(counts, clustered=clustered)
+        groups.setdefault(answer.task, {}).setdefault(answer.context_tokens, []).append(answer)
+    return tuple(
+        _score(some, keys[length], clustered)
+        for by_length in groups.values()
+        for length, some in sorted(by_length.items())
+    )
+
+
+def _score(answers: Sequence[Answer], keys: int, clustered: bool) -> TaskScore:
+    hits_by_seed: dict[int, list[bool]] = {}
+    for answer in answers:
+        hits_by_seed.setdefault(answer.seed, []).append(answer.hit)
+    counts = [(sum(hits), len(hits)) for hits in hits_by_seed.values()]
+    bounds = hit_rate_bounds(counts, clustered=clustered)
     known = [a.log_probability for a in answers if a.log_probability is not None]
     return TaskScore(
-        task=task,
-        context_tokens=length,
+        task=answers[0].task,
+        context_tokens=answers[0].context_tokens,
         keys=keys,
         trials=len(answers),
         hits=sum(a.hit for a in answers),

@@ -1,4 +1,4 @@
-"""Whether an answer holds what was asked for; extra words do no harm."""
+"""Whether an answer contains the right values; other words do not count against it."""
 
 from __future__ import annotations
 
@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 THINKING_TAGS = ("<think>", "</think>")
-"""In the text of an answer, also where they are special tokens."""
-THINKING_END = THINKING_TAGS[1]
+"""In the text of an answer, also if they are special tokens."""
 FEWEST_DIGITS = 3
-"""Of a hidden value: what a recipe allows."""
+"""Of a hidden value in any recipe."""
 _RUN = re.compile(r"[0-9]+")
 _GROUPED = re.compile(  # 48,213 and 1 048 213, with one kind of separator
     r"(?<![0-9])[0-9]{1,3}(?P<separator>[,.'\u2019\u00a0\u2009\u202f ])[0-9]{3}"
@@ -25,19 +24,15 @@ _DECLINING = re.compile(
 
 @dataclass(frozen=True)
 class Scored:
-    """Whether all that was asked for was found, and how many values were."""
+    """Whether the answer is right, and how many values were found."""
 
     hit: bool
     found: int
 
 
 def spoken(answer: str, *, thinking: bool = False) -> str:
-    """The answer without the model's thinking.
-
-    Args:
-        thinking: the model was to think first: an answer that never ends its thinking says nothing.
-    """
-    _, end, said = answer.rpartition(THINKING_END)
+    """The answer without the model's thinking; with `thinking`, it is empty unless that ends."""
+    _, end, said = answer.rpartition(THINKING_TAGS[1])
     return "" if thinking and not end else said.strip()
 
 
@@ -51,13 +46,11 @@ def score(
 ) -> Scored:
     """Compare an answer with the right values; case does not matter.
 
-    A value counts where it stands as a whole number, with or without thousands separators, and not
-    as a part of a longer one. An absent key (no values) is a hit where the answer declines: it
-    says so, and names no number that could have been hidden. Words that only are no number would
-    let a broken model pass.
+    A value counts as a whole number, with or without thousands separators, not as a part of a
+    longer one. The task `absent` (no values) is a hit if the answer declines in words and names no
+    number that could have been hidden; any other words would let a broken model pass.
 
     Args:
-        task: `absent`, or any other.
         digits: of the hidden values.
     """
     said = spoken(answer, thinking=thinking).casefold()
@@ -76,7 +69,7 @@ def _numbers(text: str) -> set[str]:
 
 
 def _ambiguous(match: re.Match[str]) -> str:
-    """The text of the match where it may be several numbers, else nothing."""
+    """The text of the match if it may be several numbers, else nothing."""
     separator = match["separator"]
     several = separator == " " or len(match.group().partition(separator)[0]) == 3
     return match.group() if several else ""

@@ -1,8 +1,7 @@
-"""What a number of hits proves: bounds of the hit rate, and the needles that a gate needs.
+"""One-sided bounds of hit rates, and the trials that a gate needs.
 
-Bounds are one-sided, each at `CONFIDENCE`: exact ones (Clopper–Pearson), which take every question
-for a trial of its own, or clustered ones (Korn–Graubard), which allow for haystacks of different
-difficulty: what is asked of one haystack is then not independent.
+Exact bounds (Clopper–Pearson) count every question as an independent trial; clustered ones
+(Korn–Graubard) allow for haystacks of different difficulty.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Bounds:
-    """One-sided bounds of a hit rate, each with the whole confidence of its side."""
+    """One-sided bounds of a hit rate, each with the full confidence."""
 
     lower: float
     upper: float
@@ -31,8 +30,7 @@ def hit_rate_bounds(
     """Bounds of the hit rate behind `counts`, (hits, trials) by seed.
 
     Args:
-        clustered: use the effective number of trials of Korn and Graubard; see
-            `effective_trials`. Otherwise all trials count alike, whatever their seed.
+        clustered: use `effective_trials`; otherwise all trials count alike, whatever their seed.
 
     Raises:
         ValueError: clustered bounds of fewer than `CLUSTERS` seeds with trials.
@@ -45,7 +43,7 @@ def hit_rate_bounds(
 
 
 def effective_trials(counts: Sequence[tuple[int, int]], confidence: float = CONFIDENCE) -> float:
-    """How many independent trials tell as much as those of `counts`, (hits, trials) by seed.
+    """The number of independent trials with the information of `counts`, (hits, trials) by seed.
 
     Korn and Graubard, "Confidence intervals for proportions with small expected number of positive
     counts estimated from survey data", Survey Methodology 24 (1998): n over the design effect, the

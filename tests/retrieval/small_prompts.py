@@ -7,19 +7,19 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import pytest
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.haystack import sentences
-from quantkit.retrieval.branches import Branch, Prompts, Tokens
-from quantkit.retrieval.chat import Frame, frame
-from quantkit.retrieval.prompt import prompts_of
+from quantkit.retrieval.branches import Branch, Frame, Prompts, Tokens, frame_of
+from quantkit.retrieval.prompts import prompts_of
 
 CHATML = (
     "{%- for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor -%}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}"
     "{%- if not enable_thinking %}<think></think>{% endif %}{% endif -%}"
 )
-FRAME = frame(CHATML)
+FRAME = frame_of(CHATML)
 SENTENCES = sentences()[7000:10000]
 """Five times as many as the longest prompt takes."""
 ALL_PROBES = {
@@ -29,11 +29,7 @@ ALL_PROBES = {
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """A tokenizer and its inverse.
-
-    Attributes:
-        word_tokens: of a long word with its space.
-    """
+    """A tokenizer and its inverse; a long word with its space has `word_tokens`."""
 
     name: str
     encode: Callable[[str], Tokens]
@@ -75,6 +71,7 @@ BY_CHARACTER = Tokenizer("never looks across a boundary", _characters, _text, 16
 BY_PAIRS = Tokenizer("merges across every boundary", _pairs, _unpaired, 8)
 BY_WORDS = Tokenizer("puts a space before every text, as SentencePiece", _by_words, _joined, 1)
 TOKENIZERS = (BY_CHARACTER, BY_PAIRS, BY_WORDS)
+one_of_all = pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda t: t.name)
 
 
 def recipe(**changes: object) -> RetrievalRecipe:
@@ -112,3 +109,9 @@ def rung(prompts: Prompts, context_tokens: int, task: str | None = None) -> list
         for branch in prompts.branches
         if branch.question.context_tokens == context_tokens and task in (None, branch.question.task)
     ]
+
+
+def context(tokenizer: Tokenizer, prompts: Prompts, context_tokens: int) -> str:
+    """The haystack of one length with what is hidden in it."""
+    text = text_of(tokenizer, prompts, rung(prompts, context_tokens)[0])
+    return text.removeprefix(FRAME.before).rpartition(FRAME.between)[0]

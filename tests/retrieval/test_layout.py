@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from quantkit.core.errors import InputError
-from quantkit.retrieval.layout import GUARD_TOKENS, Item, crowded, lay_out
+from quantkit.retrieval.layout import GUARD_TOKENS, Item, check_room, lay_out
 
 LONGEST = 90
 
@@ -32,10 +32,11 @@ def case(seed: int, lengths: int, most: int) -> tuple[list[Item], list[int], lis
 @settings(max_examples=300)
 def test_nothing_is_cut_or_late(seed: int, lengths: int, most: int) -> None:
     items, cuts, sizes = case(seed, lengths, most)
-    if crowded(items, cuts):
+    try:
+        check_room(items, cuts, cuts)
+    except InputError:
         return
     pieces = lay_out(items, cuts, lambda i: sizes[i], LONGEST)
-    assert pieces is not None
     at = 0
     for piece in pieces:
         assert piece.begins_at == at
@@ -60,7 +61,6 @@ def test_with_room_each_stands_in_its_stratum(shift: int, size: int) -> None:
     count, cut = 8, 8 * 400
     items = [Item(0, (i + shift / 41) / count, (i + 1) / count, 20) for i in range(count)]
     pieces = lay_out(items, [cut], lambda _: size, size)
-    assert pieces is not None
     begins = {piece.index: piece.begins_at for piece in pieces if piece.hidden}
     for index, begin in begins.items():
         assert index * 400 <= begin <= (index + 1) * 400
@@ -70,17 +70,13 @@ def test_with_room_each_stands_in_its_stratum(shift: int, size: int) -> None:
 def test_equal_deadlines_keep_their_order() -> None:
     items = [Item(0, 0.5, 0.6, 20) for _ in range(5)]
     pieces = lay_out(items, [4_000], lambda _: 30, 30)
-    assert pieces is not None
     assert [piece.index for piece in pieces if piece.hidden] == list(range(5))
 
 
 def test_what_cannot_be_laid_out() -> None:
     items = [Item(0, 0.5, 1.0, 100)]
-    assert lay_out(items, [1_000], lambda i: 30 if i < 10 else None, 30) is None
-    with pytest.raises(InputError, match="1 hidden sentences have no room in haystacks of 110"):
+    with pytest.raises(InputError, match="haystacks of 110"):
         lay_out(items, [110], lambda _: 30, 30)
-    crowd = crowded([*items, Item(1, 0.5, 1.0, 400)], [400, 1_000])
-    assert crowd is None
-    crowd = crowded([*items, Item(1, 0.5, 1.0, 500)], [400, 900])
-    assert crowd is not None
-    assert (crowd.cut, crowd.hidden_tokens) == (0, 100 + 222)
+    check_room([*items, Item(1, 0.5, 1.0, 400)], [400, 1_000], [512, 1_024])
+    with pytest.raises(InputError, match=r"512 .*400.* take 322"):
+        check_room([*items, Item(1, 0.5, 1.0, 500)], [400, 900], [512, 1_024])

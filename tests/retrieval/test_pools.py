@@ -9,9 +9,9 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from training_needles import draw_needles
 
 from quantkit.core.errors import InputError
-from quantkit.retrieval.needles import draw_needles
 from quantkit.retrieval.pools import KeyPool, ValuePool, numbers_in
 
 

@@ -9,7 +9,7 @@ import pytest
 from small_prompts import BY_CHARACTER, FRAME, build, rung, text_of
 
 from quantkit.retrieval.branches import Branch, Prompts
-from quantkit.retrieval.paraphrases import draw_paraphrases
+from quantkit.retrieval.needles import draw_paraphrases
 
 LENGTH = 60_000
 STOP_WORDS = set(
@@ -96,11 +96,9 @@ def test_two_hops_lead_to_the_value(prompts: Prompts) -> None:
             key, (value,) = branch.question.key, branch.question.values
             (link,) = told(haystack, key)
             other = link.split()[-1].rstrip(".")
-            (fact,) = told(haystack, other)[1:] or told(haystack, other)
             facts = re.findall(rf"numbers for {other} is: (\d+)", haystack)
             assert facts == [value]
             assert other not in question
-            assert fact
             orders.add(haystack.index(link) < haystack.index(value))
     assert orders == {True, False}
 

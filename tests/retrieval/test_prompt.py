@@ -16,9 +16,10 @@ from small_prompts import (
     CHATML,
     FRAME,
     SENTENCES,
-    TOKENIZERS,
     Tokenizer,
     build,
+    context,
+    one_of_all,
     rung,
     text_of,
     whole,
@@ -26,10 +27,9 @@ from small_prompts import (
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import InputError
-from quantkit.retrieval.branches import Prompts
-from quantkit.retrieval.chat import Frame, frame
+from quantkit.retrieval.branches import Frame, frame_of
 from quantkit.retrieval.needles import INSTRUCTION
-from quantkit.retrieval.prompt import one_pass_prompts
+from quantkit.retrieval.prompts import prompts_of
 
 LENGTHS = (20_000, 30_000, 60_000)
 HIDDEN = re.compile(
@@ -40,14 +40,6 @@ HIDDEN = re.compile(
 )
 HAYSTACK = " ".join(SENTENCES)
 
-one_of_all = pytest.mark.parametrize("tokenizer", TOKENIZERS, ids=lambda t: t.name)
-
-
-def context(tokenizer: Tokenizer, prompts: Prompts, context_tokens: int) -> str:
-    """The haystack of one length with what is hidden in it."""
-    text = text_of(tokenizer, prompts, rung(prompts, context_tokens)[0])
-    return text.removeprefix(FRAME.before).rpartition(FRAME.between)[0]
-
 
 @one_of_all
 @pytest.mark.parametrize("seed", [3, 4])
@@ -55,8 +47,10 @@ def test_every_whole_prompt_is_the_templates_own(tokenizer: Tokenizer, seed: int
     prompts = build(tokenizer, seed)
     assert len(prompts.branches) == 3 * (12 + sum(ALL_PROBES.values()))
     for length in LENGTHS:
-        shared = context(tokenizer, prompts, length)
-        for branch in rung(prompts, length):
+        shared, branches = context(tokenizer, prompts, length), rung(prompts, length)
+        left = [length - b.prompt_tokens - b.question.answer_tokens for b in branches]
+        assert 0 <= min(left) <= tokenizer.word_tokens
+        for branch in branches:
             text = text_of(tokenizer, prompts, branch)
             assert np.array_equal(whole(prompts, branch), tokenizer.encode(text))
             assert text.startswith(f"<|im_start|>user\n{INSTRUCTION}\n\n{shared}\n\n")
@@ -86,14 +80,6 @@ def test_branches_leave_the_stream_as_late_as_can_be(tokenizer: Tokenizer) -> No
 
 
 @one_of_all
-def test_context_is_filled_to_the_word(tokenizer: Tokenizer) -> None:
-    prompts = build(tokenizer)
-    for length in LENGTHS:
-        left = [length - b.prompt_tokens - b.question.answer_tokens for b in rung(prompts, length)]
-        assert 0 <= min(left) <= tokenizer.word_tokens
-
-
-@one_of_all
 def test_cuts_are_at_words_of_the_haystack(tokenizer: Tokenizer) -> None:
     prompts = build(tokenizer)
     texts = [context(tokenizer, prompts, length) for length in LENGTHS]
@@ -107,17 +93,22 @@ def test_cuts_are_at_words_of_the_haystack(tokenizer: Tokenizer) -> None:
 
 
 @one_of_all
-def test_each_value_is_hidden_once(tokenizer: Tokenizer) -> None:
+def test_values_keys_and_depths_are_those_of_the_text(tokenizer: Tokenizer) -> None:
     prompts = build(tokenizer)
     values: list[str] = []
     for length in LENGTHS:
         text = context(tokenizer, prompts, length)
-        for branch in rung(prompts, length):
-            assert all(text.count(value) == 1 for value in branch.question.values)
-            assert all(text.count(lure) == 1 for lure in branch.question.lures)
-            values += branch.question.values
+        told = re.findall(r"special magic numbers? for ([a-z]+-[a-z]+) (?:is|has)", text)
+        assert prompts.keys[length] == len(set(told))
+        for question in (branch.question for branch in rung(prompts, length)):
+            assert all(text.count(value) == 1 for value in (*question.values, *question.lures))
+            values += question.values
+            places = [text.index(value) / len(text) for value in question.values]
+            depth = sum(places) / len(places) if places else 0.5
+            assert abs(question.depth - depth) < (0.03 if places else 1e-9)
     assert len(values) == len(set(values))
     assert not any(value in HAYSTACK for value in values)
+    assert prompts.keys[60_000] == 3 * (12 + 3 * 3 + 3 + 2 + 2 * 3)
 
 
 @given(seed=st.integers(0, 10**6), needles=st.integers(1, 60))
@@ -132,39 +123,6 @@ def test_depths_are_stratified(seed: int, needles: int) -> None:
             assert index / needles - near <= depth <= (index + 1) / needles
 
 
-def test_most_needles_stand_in_their_stratum() -> None:
-    prompts = build(BY_WORDS, context_tokens=(8_000, 16_000, 60_000), needles=40, probes={})
-    inside = [
-        b.question.index / 40 <= b.question.depth <= (b.question.index + 1) / 40
-        for b in prompts.branches
-    ]
-    assert sum(inside) >= 0.9 * len(inside)
-
-
-@one_of_all
-def test_depth_is_where_the_needle_is(tokenizer: Tokenizer) -> None:
-    prompts = build(tokenizer)
-    for length in LENGTHS:
-        text = context(tokenizer, prompts, length)
-        for branch in rung(prompts, length):
-            question = branch.question
-            if question.task == "absent":
-                assert question.depth == 0.5
-                continue
-            places = [text.index(value) / len(text) for value in question.values]
-            assert abs(question.depth - sum(places) / len(places)) < 0.03
-
-
-@one_of_all
-def test_keys_are_counted(tokenizer: Tokenizer) -> None:
-    prompts = build(tokenizer)
-    for length in LENGTHS:
-        text = context(tokenizer, prompts, length)
-        told = re.findall(r"special magic numbers? for ([a-z]+-[a-z]+) (?:is|has)", text)
-        assert prompts.keys[length] == len(set(told))
-    assert prompts.keys[60_000] == 3 * (12 + 3 * 3 + 3 + 2 + 2 * 3)
-
-
 def test_keys_of_different_questions_differ() -> None:
     prompts = build(probes=ALL_PROBES | {"near-miss": 9, "two-hop": 9})
     keys = [branch.question.key for branch in prompts.branches]
@@ -175,18 +133,16 @@ def test_lures_are_hidden_near_misses() -> None:
     prompts = build(near_misses=2)
     for length in LENGTHS:
         text = context(BY_CHARACTER, prompts, length)
-        told = re.findall(r"for ([a-z]+-[a-z]+) (?:is: |has changed: it is now )(\d+)", text)
-        keys = {value: key for key, value in told}
+        found = re.findall(r"for ([a-z]+-[a-z]+) (?:is: |has changed: it is now )(\d+)", text)
+        told = [(value, key) for key, value in found]
         for branch in rung(prompts, length, "multikey"):
             key, lures = branch.question.key, branch.question.lures
-            words = key.split("-")
-            near = [
-                value
-                for value, other in keys.items()
-                if other != key and set(words) & set(other.split("-"))
-            ]
+            words = set(key.split("-"))
+            near = {
+                value for value, other in told if other != key and words & set(other.split("-"))
+            }
             assert len(lures) == len(set(lures)) == min(2, len(near))
-            assert set(lures) <= set(near)
+            assert set(lures) <= near
     assert sum(bool(b.question.lures) for b in rung(prompts, 60_000, "multikey")) >= 10
     assert not any(branch.question.lures for branch in build(near_misses=0).branches)
 
@@ -228,13 +184,10 @@ def test_several_values_have_room_for_several() -> None:
 def test_bos_comes_first_and_counts() -> None:
     plain, with_bos = build(), build(bos=1)
     assert with_bos.stream[0] == 1
-    assert not np.array_equal(plain.stream[:1], with_bos.stream[:1])
-    for length in LENGTHS:
-        for branch in rung(with_bos, length):
-            assert branch.prompt_tokens + branch.question.answer_tokens <= length
-            text = BY_CHARACTER.decode(whole(with_bos, branch)[1:])
-            assert np.array_equal(whole(with_bos, branch)[1:], BY_CHARACTER.encode(text))
-            assert text.startswith(FRAME.before)
+    for branch in with_bos.branches:
+        length = branch.question.context_tokens
+        assert branch.prompt_tokens + branch.question.answer_tokens <= length
+        assert np.array_equal(whole(with_bos, branch)[1:2], plain.stream[:1])
     # the frame begins with it already
     assert build(bos=ord("<")).digest == plain.digest
 
@@ -278,19 +231,19 @@ def test_a_short_haystack_is_not_repeated() -> None:
     short = [f"This is sentence {'abcdefghij'[i % 10]} of a short text." for i in range(2000)]
     recipe = RetrievalRecipe(context_tokens=(100_000,), needles=4)
     with pytest.raises(InputError, match=r"fills only \d+ of 100000 tokens without repeating"):
-        one_pass_prompts(BY_CHARACTER.encode, FRAME, short, recipe, 1)
+        prompts_of(BY_CHARACTER.encode, FRAME, short, recipe, 1)
     with pytest.raises(InputError, match="no sentences"):
-        one_pass_prompts(BY_CHARACTER.encode, FRAME, [], recipe, 1)
+        prompts_of(BY_CHARACTER.encode, FRAME, [], recipe, 1)
 
 
 def test_frames() -> None:
-    assert frame(None).after.endswith("Answer:")
-    assert frame(CHATML, thinking=True).after.endswith("assistant\n")
+    assert frame_of(None).after.endswith("Answer:")
+    assert frame_of(CHATML, thinking=True).after.endswith("assistant\n")
     with pytest.raises(InputError, match="template fails"):
-        frame("{{ raise_exception('no') }}")
+        frame_of("{{ raise_exception('no') }}")
     with pytest.raises(InputError, match="changes the message"):
-        frame("{{ messages[0].content | upper }}")
+        frame_of("{{ messages[0].content | upper }}")
     with pytest.raises(InputError, match="no chat template, so it cannot be asked to think"):
-        frame(None, thinking=True)
+        frame_of(None, thinking=True)
     with pytest.raises(InputError, match="changes the message"):
         Frame("Other words: ", "\n", "").instructing("A special magic number")

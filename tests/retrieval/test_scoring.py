@@ -78,17 +78,13 @@ def test_all_values_are_wanted_and_counted() -> None:
         ("", False),
         ("the the the", False),  # a broken model
         ("<think>48213?</think>none", True),
+        ("It is not mentioned in the address of 1936.", True),  # values are longer
     ],
 )
 def test_absent_keys_are_declined(answer: str, hit: bool) -> None:
     assert score("absent", (), answer, digits=5) == Scored(hit, 0)
-
-
-def test_a_year_is_no_hidden_value_where_values_are_longer() -> None:
-    answer = "It is not mentioned in the address of 1936."
-    assert score("absent", (), answer, digits=5).hit
-    assert not score("absent", (), answer).hit
-    assert not score("absent", (), "none", thinking=True).hit
+    assert not score("absent", (), f"{answer} 1936", digits=4).hit
+    assert not score("absent", (), answer.partition("</think>")[0], thinking=True).hit
 
 
 @given(st.integers(100, 10**12), st.text(max_size=30), st.text(max_size=30))

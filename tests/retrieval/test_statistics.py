@@ -85,14 +85,8 @@ def test_seeds_that_say_nothing_of_their_spread_count_in_full() -> None:
     for counts in ([(20, 20)] * 3, [(0, 20)] * 3, [(15, 20)] * 3):
         assert effective_trials(counts) == 60
         assert hit_rate_bounds(counts, clustered=True) == hit_rate_bounds(counts)
-
-
-def test_clusters_that_are_more_alike_than_chance_gain_nothing() -> None:
-    counts = [(10, 20)] * 29 + [(11, 20)]
-    assert effective_trials(counts) == 600
-
-
-def test_fewer_than_three_seeds_cannot_be_clustered() -> None:
+    # clusters that are more alike than chance gain nothing
+    assert effective_trials([(10, 20)] * 29 + [(11, 20)]) == 600
     with pytest.raises(ValueError, match="3 seeds or more, not 2"):
         hit_rate_bounds([(3, 4), (4, 4), (0, 0)], clustered=True)
 

@@ -22,10 +22,10 @@ from quantkit.retrieval.results import (
     DeviceUse,
     Retrieval,
     Rung,
+    Validation,
     answer_lines,
     score_tasks,
 )
-from quantkit.retrieval.validation import Validation
 from quantkit.study.imatrix import Calibration
 from quantkit.study.imatrix_coverage import coverage_of
 from quantkit.study.kld_statistics import KLDStatistics

@@ -21,10 +21,16 @@ from quantkit.release.names import artifact_names, evidence_folder
 from quantkit.release.verifying.checking import Job, Outcome, count_text
 from quantkit.release.verifying.description import ANSWERS, VALIDATION
 from quantkit.release.verifying.structure import layout_faults
-from quantkit.retrieval.results import Answer, Retrieval, TaskScore, parse_answers, score_tasks
+from quantkit.retrieval.results import (
+    Answer,
+    Retrieval,
+    TaskScore,
+    Validation,
+    parse_answers,
+    score_tasks,
+)
 from quantkit.retrieval.scoring import FEWEST_DIGITS, score
 from quantkit.retrieval.statistics import CONFIDENCE
-from quantkit.retrieval.validation import Validation
 
 _CLOSE = 1e-9
 """Relative; another version of scipy may differ in the last digits of bounds and means."""

@@ -1,7 +1,6 @@
-"""Questions to a running llama-server: its self-test, and each question in one slot.
+"""Questions to a running llama-server: its self-test, then each question in one slot.
 
-All questions of one length follow each other right behind their haystack, which was sent alone
-before: so the server has it when they come.
+The haystack of a length is sent alone first, so the server keeps it for the questions that follow.
 """
 
 from __future__ import annotations
@@ -13,23 +12,22 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import EnvironmentFault
 from quantkit.core.progress import Progress
 from quantkit.llamacpp.endpoint import Refused
 from quantkit.llamacpp.reply import Reply
 from quantkit.llamacpp.server import Completion, LlamaServer, Tokens
+from quantkit.retrieval.answers import Answers, Cost, Respondent
 from quantkit.retrieval.branches import Branch, Prompts
-from quantkit.retrieval.journaled import Answers, Cost
 from quantkit.retrieval.scoring import THINKING_TAGS
 
 TEST_TAIL = 64
-"""Tokens of the test's question that are its own, at most."""
+"""Most tokens of the test's question that are its own."""
 TEST_LIKELIEST = (32, 256)
-"""Candidates of the fresh answer that are looked for among those of the other."""
+"""Candidates of the fresh answer that are compared, and those of the other to find them in."""
 TEST_FLOOR = -10.0
-"""Nats: the self-test compares candidates that are likelier. Others hardly touch an answer, and
-their logits may be rounded more coarsely."""
+"""Nats: the self-test compares likelier candidates only. Others hardly affect an answer, and their
+logits may be rounded more coarsely."""
 TEST_TOLERANCE = 0.25
 """Nats: batches of other sizes round otherwise, by up to 0.028 in llama-server on a CPU (of
 candidates down to -15 nats; BF16, Q8_0, Q5_0, Q4_0); a state that is not that of the prefix differs
@@ -42,7 +40,7 @@ itself by up to 0.066."""
 TESTED = "tested"
 """Key of the journal's lines that hold a `Tested`."""
 RANKED = 1000
-"""Candidates that a rank is counted among."""
+"""Candidates among which a rank is counted."""
 
 Likeliest = tuple[tuple[int, float], ...]
 """(token, log-probability), from the likeliest down."""
@@ -50,13 +48,13 @@ Likeliest = tuple[tuple[int, float], ...]
 
 @dataclass(frozen=True)
 class Tested:
-    """What the self-test found.
+    """The result of the self-test.
 
     Attributes:
-        difference: nats, of log-probabilities after a reused prefix from those after a fresh
-            prefill, at most.
-        forces: whether the server can be made to say given tokens, and tells their probability.
-        likeliest: (token, log-probability) after the fresh prefill: what tells files apart.
+        difference: nats, largest of log-probabilities after a reused prefix from those after a
+            fresh prefill.
+        forces: whether the server can be made to say given tokens, and returns their probability.
+        likeliest: after the fresh prefill: identifies the served file.
     """
 
     difference: float
@@ -67,19 +65,13 @@ class Tested:
 def tests_of(lines: Sequence[str]) -> list[Tested]:
     """A journal's self-tests, each of the same prompt."""
     found = [entry[TESTED] for entry in map(json.loads, lines) if TESTED in entry]
-    return [
-        Tested(one["difference"], one["forces"], tuple((t, nats) for t, nats in one["likeliest"]))
-        for one in found
-    ]
+    return [Tested(**{**one, "likeliest": tuple(map(tuple, one["likeliest"]))}) for one in found]
 
 
 def largest_difference(expected: Likeliest, found: Likeliest, floor: float) -> float:
-    """Largest difference of log-probabilities, in nats, of what was `expected`.
+    """Largest difference, in nats, of the log-probabilities in `expected` that exceed `floor`.
 
-    Args:
-        floor: nats; candidates are compared that are likelier.
-
-    Infinite where it cannot be told: a candidate was not found, none is left, or these are no
+    Infinite if it is not known: a candidate was not found, none is left, or these are no
     logarithms of probabilities, whose sum is 1 at most.
     """
     compared = {token: nats for token, nats in expected if nats > floor}
@@ -95,49 +87,35 @@ def _words(difference: float, limit: float) -> str:
     return f"differ by {difference:.2g} nats (limit {limit})"
 
 
-def _log_probability(said: Completion, tokens: Sequence[int]) -> float | None:
-    """Of `tokens` as the beginning of an answer that began so; None where the server knows none."""
-    if [step.token for step in said.steps[: len(tokens)]] != list(tokens):
-        return None
-    values = [step.log_probability for step in said.steps[: len(tokens)]]
-    known = [value for value in values if value is not None]
-    return sum(known) if len(known) == len(values) else None
-
-
-def _worst_rank(said: Completion, tokens: Sequence[int]) -> int | None:
-    ranks = [step.rank for step in said.steps[: len(tokens)]]
-    known = [rank for rank in ranks if rank is not None]
-    return max(known) if len(known) == len(ranks) else None
+def _probability(said: Completion, tokens: Sequence[int]) -> tuple[float | None, int | None]:
+    """Log-probability and worst rank of `tokens`, which begin the answer; None: not known."""
+    steps = said.steps[: len(tokens)]
+    if [step.token for step in steps] != list(tokens):
+        return None, None
+    nats = [step.log_probability for step in steps if step.log_probability is not None]
+    ranks = [step.rank for step in steps if step.rank is not None]
+    if len(nats) < len(steps):
+        return None, None
+    return sum(nats), max(ranks) if len(ranks) == len(steps) else None
 
 
 def _cost(said: Completion, own_tokens: int = 0) -> Cost:
-    """What an answer took; tokens prefilled beyond `own_tokens`, its question's, are haystack."""
+    """The cost of an answer; tokens prefilled beyond `own_tokens`, its question's, are haystack."""
     own = min(own_tokens, said.prefilled_tokens)
     more = said.prefilled_tokens - own
-    return Cost(
-        prefill_tokens=more,
-        prefill_seconds=said.prefill_seconds * more / max(said.prefilled_tokens, 1),
-        question_tokens=own,
-        decode_tokens=said.decoded_tokens,
-        decode_seconds=said.decode_seconds if said.decoded_tokens else 0.0,
-    )
+    prefill_seconds = said.prefill_seconds * more / max(said.prefilled_tokens, 1)
+    decode_seconds = said.decode_seconds if said.decoded_tokens else 0.0
+    return Cost(more, prefill_seconds, own, said.decoded_tokens, decode_seconds)
 
 
-class Served:
-    """A llama-server as a respondent of the questions.
+class Served(Respondent):
+    """A llama-server; answers of another model are discarded."""
 
-    Answers that were kept of another model are forgotten.
-    """
-
-    def __init__(
-        self, server: LlamaServer, recipe: RetrievalRecipe, answers: Answers, progress: Progress
-    ) -> None:
-        self._server, self._recipe = server, recipe
-        self._answers, self._progress = answers, progress
-        self._first_seed = recipe.seeds[0]
-        self._tested = False
-        self._forces = False
-        self._position, self._at = 0, 0
+    def __init__(self, server: LlamaServer, answers: Answers, progress: Progress) -> None:
+        self._server, self._answers, self._progress = server, answers, progress
+        self._first_seed = answers.recipe.seeds[0]
+        self._tested = self._forces = False
+        self._position = self._at = 0
 
     def work(self, prompts: Prompts, left: Sequence[Branch]) -> tuple[int, int]:
         done = self._reached(prompts, left)
@@ -158,19 +136,19 @@ class Served:
         self._position, self._at = self._reached(prompts, left), 0
 
     def ask(self, prompts: Prompts, group: Sequence[Branch]) -> None:
-        at, question = group[0].leaves_at, group[0].question
+        at = group[0].leaves_at
         if at != self._at:  # have the stream in the slot up to here
             said = self._server.prefill(prompts.stream[:at], self._advancing(at - self._position))
-            self._answers.add_cost(question.context_tokens, question.seed, _cost(said))
+            self._answers.add_cost(group[0], _cost(said))
             self._position = self._at = at
         for branch in group:
             self._ask(prompts, branch)
 
     def prepare(self, prompts: Sequence[Prompts]) -> bool:
-        """Ask a question afresh, and again behind a prefix that another one was asked behind.
+        """Ask a question afresh, and again after a prefix that another question followed.
 
-        It is the same question in each run, so the fresh answer also tells whether kept answers
-        are of the file that is served now.
+        Every run asks the same question, so the fresh answer also shows whether kept answers are
+        of the file that is served now.
 
         Raises:
             EnvironmentFault: the answers differ by more than rounding does.
@@ -206,8 +184,7 @@ class Served:
         self._forces, more = self._try_forcing(prompt)
         tested = Tested(difference, self._forces, found[:few])
         self._answers.journal.append(json.dumps({TESTED: asdict(tested)}))
-        question = branch.question
-        self._answers.add_cost(question.context_tokens, question.seed, cost + more)
+        self._answers.add_cost(branch, cost + more)
         if not self._forces:
             self._progress.note(
                 f"{server.address} cannot be made to say given tokens: answers are scored, their "
@@ -216,7 +193,7 @@ class Served:
         return forgot
 
     def _is_other(self, kept: Likeliest, found: Likeliest) -> bool:
-        """Forget kept answers that are of another model than the one that is served now."""
+        """Discard kept answers if they are of another model than the one that is served now."""
         difference = largest_difference(kept, found, -math.inf)
         if difference <= SAME_TOLERANCE:
             return False
@@ -229,17 +206,17 @@ class Served:
         return True
 
     def _try_forcing(self, prompt: Tokens) -> tuple[bool, Cost]:
-        """Whether the server can be made to say given tokens, and what the attempt took."""
+        """Whether the server can be made to say given tokens, and the cost of the attempt."""
         middle = len(prompt) // 2  # haystack: tokens that end no answer, which a grammar would mind
         forced = [int(token) for token in prompt[middle : middle + 2]]
         try:
             said = self._server.complete(prompt, len(forced), likeliest=1, forced=forced)
         except Refused:  # its grammars do not know tokens by id
             return False, Cost()
-        return _log_probability(said, forced) is not None, _cost(said)
+        return _probability(said, forced)[0] is not None, _cost(said)
 
     def _advancing(self, tokens: int) -> Callable[[float], None]:
-        """Tells the progress of `tokens` of the work as shares of them are done."""
+        """Reports progress on `tokens` of the work, of which shares are done."""
         told = 0.0
 
         def on_share(share: float) -> None:
@@ -257,9 +234,9 @@ class Served:
             prompt,
             question.answer_tokens,
             likeliest=1 if candidates else 0,
-            kept=THINKING_TAGS if self._recipe.thinking else (),
+            kept=THINKING_TAGS if self._answers.recipe.thinking else (),
         )
-        cost, found, rank = _cost(said, own), list[float | None](), None
+        cost, found = _cost(said, own), list[tuple[float | None, int | None]]()
         for number, tokens in enumerate(candidates):
             telling = said
             if said.tokens[: len(tokens)] != tuple(tokens):
@@ -268,10 +245,9 @@ class Served:
                     prompt, len(tokens), likeliest=likeliest, forced=tokens
                 )
                 cost += _cost(telling, own)
-            found.append(_log_probability(telling, tokens))
-            if not number and found[0] is not None:
-                rank = _worst_rank(telling, tokens)
-        answer = Reply(said.text, not said.ended, tuple(found), rank)
+            found.append(_probability(telling, tokens))
+        rank = found[0][1] if found else None
+        answer = Reply(said.text, not said.ended, tuple(nats for nats, _ in found), rank)
         self._answers.add(branch, answer, cost)
         self._progress.advance(len(branch.tokens))
 

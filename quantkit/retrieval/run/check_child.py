@@ -1,14 +1,14 @@
-"""The retrieval check's own process: prompts, a context that memory holds, and the questions."""
+"""The child process of the retrieval check: prompts, a context that fits, and the questions."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, astuple
 from pathlib import Path
 
 from quantkit.config.recipe import RetrievalRecipe
-from quantkit.core.errors import EnvironmentFault
+from quantkit.core.errors import EnvironmentFault, GateError
 from quantkit.core.files import identity
 from quantkit.core.journal import Journal
 from quantkit.core.progress import Emitted, Progress
@@ -22,18 +22,17 @@ from quantkit.llamacpp.prompts import ForkTest, Slots, try_forks
 from quantkit.llamacpp.saved_state import SavedState
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings, device_parts
 from quantkit.models.gguf_source import GGUFSource
-from quantkit.retrieval.branches import Prompts
-from quantkit.retrieval.journaled import Answers
-from quantkit.retrieval.prompt import all_prompts
+from quantkit.retrieval.answers import Answers, ask_all
+from quantkit.retrieval.branches import Branch, Prompts
+from quantkit.retrieval.prompts import all_prompts
 from quantkit.retrieval.results import DeviceUse, Retrieval
-from quantkit.retrieval.run.ask import Respondent, ask_all
-from quantkit.retrieval.run.ask_child import Asking, Forks, FreshPrefills
-from quantkit.retrieval.run.check import CheckSettings, check_context_length, found_by
+from quantkit.retrieval.run.ask_child import Forks, FreshPrefills
+from quantkit.retrieval.run.check import CheckSettings
 
 BATCH_TOKENS = 2048
 """llama-server's logical batch: several GPUs work on its physical ones at once."""
 ALONE_TOLERANCE = 1e-3
-"""Of a fork's logits, relative. What is computed in the same order is equal to the bit."""
+"""Of a fork's logits, relative; equal to the bit where computed in the same order."""
 TOGETHER_TOLERANCE = 0.1
 """Of questions side by side: kernels for more tokens at a time round otherwise, by a hundredth
 of the largest logit in F16; a state that was not copied differs by as much as the logits."""
@@ -53,10 +52,21 @@ def ask_in_child(
     """Body of the child process of `check_retrieval`."""
     progress = Emitted(emit)
     shape = Model(model_path, settings.devices, weightless=True)
-    check_context_length(model_path.name, recipe, shape.trained_context_tokens)
+    longest, trained = max(recipe.context_tokens), shape.trained_context_tokens
+    if longest > trained:  # llama-server would serve less than was planned
+        raise GateError(
+            f"{model_path.name} has a context_length of {trained} tokens in its metadata, and "
+            f"is to be checked at {longest}: llama-server would cut its context there; make it "
+            "anew from a checkpoint that says more, or check a shorter context"
+        )
     prompts = _prompts(shape, recipe, haystack)
-    slots, sizes, planned = _plan(shape, recipe, settings, prompts)
-    if slots != _most(recipe, settings, prompts):
+    branches = [branch for one in prompts for branch in one.branches]
+    most = Slots(1, 0)  # without forks no candidates are compared
+    if not settings.fresh:
+        candidates = max(len(branch.candidates) for branch in branches)
+        most = Slots(1 if recipe.mode == "classic" else recipe.forks, candidates)
+    slots, sizes, planned = _plan(shape, most, settings, branches)
+    if slots != most:
         progress.note(
             f"memory holds {slots.questions} questions and {slots.candidates} answers to compare "
             "side by side, fewer than asked for: it takes longer"
@@ -64,25 +74,40 @@ def ask_in_child(
     shape.close()
     model = Model(model_path, settings.devices)
     context = Context(model, sizes)
-    memory = _memory(planned, used_memory(context.handle))
+    used, nothing = used_memory(context.handle), DeviceMemory(0, 0, 0)
+    memory = tuple(
+        DeviceUse(
+            device, *astuple(planned.get(device, nothing)), *astuple(used.get(device, nothing))
+        )
+        for device in dict.fromkeys([*planned, *used])
+    )
     test = try_forks(context, model.vocab, slots)
     forked = test.alone <= ALONE_TOLERANCE and not settings.fresh
     if not forked or test.together > TOGETHER_TOLERANCE:
         slots = Slots(1, slots.candidates)
-    _tell(progress, settings, test, forked, prompts)
-    purpose = _purpose(recipe, settings, prompts, forked=forked)
-    answers = Answers(Journal(journal_path, purpose), recipe)
-    asking = Asking(context, model.vocab, slots, recipe, answers, progress)
-    respondent: Respondent = FreshPrefills(asking)
+    _tell(progress, settings.fresh, test, forked, prompts)
+    # everything that answers depend on, apart from the model
+    purpose = {
+        "recipe": recipe.model_dump(mode="json"),
+        "prompts": [one.digest for one in prompts],
+        "kv_type": settings.kv_type,
+        "ubatch_tokens": settings.ubatch_tokens,
+        "forked": forked,
+        "devices": device_parts(settings.devices),
+    }
+    answers = Answers(Journal(journal_path, json.dumps(purpose)), recipe)
+    respondent = FreshPrefills(context, model.vocab, slots, answers, progress)
     if forked:
-        of = _state_of(model_path, sizes, settings)
+        # everything that a saved prefix depends on, apart from its tokens
+        parts = [identity(GGUFSource(model_path).paths), asdict(sizes), purpose["devices"]]
+        made = json.dumps([*parts, library_version()], sort_keys=True)
         saved = {
-            one.seed: SavedState(work, f"{of} {one.digest}", settings.save_seconds, progress.note)
+            one.seed: SavedState(work, f"{made} {one.digest}", settings.save_seconds, progress.note)
             for one in prompts
         }
-        respondent = Forks(asking, saved)
+        respondent = Forks(context, model.vocab, slots, answers, progress, saved)
     ask_all(respondent, prompts, answers, progress)
-    return found_by(prompts, answers, settings.kv_type, test.alone, forked=forked, memory=memory)
+    return answers.result(prompts, settings.kv_type, test.alone, forked=forked, memory=memory)
 
 
 def try_prompts_in_child(
@@ -97,29 +122,6 @@ def try_prompts_in_child(
     _prompts(shape, recipe.model_copy(update={"seeds": recipe.seeds[:1]}), haystack)
 
 
-def _purpose(
-    recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts], *, forked: bool
-) -> str:
-    """All that answers depend on beside the model; what is kept of anything else is forgotten."""
-    return json.dumps(
-        {
-            "recipe": recipe.model_dump(mode="json"),
-            "prompts": [one.digest for one in prompts],
-            "kv_type": settings.kv_type,
-            "ubatch_tokens": settings.ubatch_tokens,
-            "forked": forked,
-            "devices": device_parts(settings.devices),
-        }
-    )
-
-
-def _state_of(model: Path, sizes: ContextSettings, settings: CheckSettings) -> str:
-    """All that a saved prefix depends on beside its tokens."""
-    made = identity(GGUFSource(model).paths)
-    devices = device_parts(settings.devices)
-    return json.dumps([made, asdict(sizes), devices, library_version()], sort_keys=True)
-
-
 def _prompts(shape: Model, recipe: RetrievalRecipe, haystack: Path | None) -> list[Prompts]:
     """The prompts of each seed, with the file's own tokenizer and chat template."""
     vocab = shape.vocab
@@ -129,17 +131,12 @@ def _prompts(shape: Model, recipe: RetrievalRecipe, haystack: Path | None) -> li
 
 
 def _plan(
-    shape: Model, recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts]
+    shape: Model, slots: Slots, settings: CheckSettings, branches: Sequence[Branch]
 ) -> tuple[Slots, ContextSettings, dict[str, DeviceMemory]]:
-    """As many questions side by side as the recipe wants and the devices' free memory holds.
-
-    Raises:
-        EnvironmentFault: not even one fits; says what is needed and what is free.
-    """
-    slots = _most(recipe, settings, prompts)
+    """As many of `slots` as the devices' free memory holds."""
     free = free_memory()
     while True:
-        sizes = _sizes(prompts, slots, settings)
+        sizes = _sizes(branches, slots, settings)
         context = Context(shape, sizes)
         planned = used_memory(context.handle)
         context.close()
@@ -149,31 +146,23 @@ def _plan(
             return slots, sizes, planned
         fewer = slots.fewer()
         if fewer is None:
+            length = max(branch.question.context_tokens for branch in branches)
             words = "; ".join(
                 f"{device} needs {bytes_text(size)} and has {bytes_text(free[device])} free"
                 for device, size in short.items()
             )
             raise EnvironmentFault(
-                f"no memory for a check at {max(recipe.context_tokens):,} tokens, which takes "
+                f"no memory for a check at {length:,} tokens, which takes "
                 f"{slots.sequences} sequences: {words}; use a smaller KV cache type, a shorter "
                 "context or a smaller file"
             )
         slots = fewer
 
 
-def _most(recipe: RetrievalRecipe, settings: CheckSettings, prompts: Sequence[Prompts]) -> Slots:
-    """As many side by side as the recipe wants; nothing is compared without forks."""
-    if settings.fresh:
-        return Slots(1, 0)
-    branches = [branch for one in prompts for branch in one.branches]
-    candidates = max((len(branch.candidates) for branch in branches), default=0)
-    return Slots(1 if recipe.mode == "classic" else recipe.forks, candidates)
-
-
 def _taken(planned: dict[str, DeviceMemory], free: dict[str, int]) -> dict[str, int]:
-    """Bytes of each device. Every other buffer lies in the computer's own memory.
+    """Bytes on each device; other buffers are in the computer's own memory (`CPU`).
 
-    Weights that are mapped into it (`CPU`) are not counted: they can be read again.
+    Weights that are mapped into that are not counted: they can be read again.
     """
     taken: dict[str, int] = {}
     for name, use in planned.items():
@@ -183,9 +172,8 @@ def _taken(planned: dict[str, DeviceMemory], free: dict[str, int]) -> dict[str, 
     return {device: size for device, size in taken.items() if device in free}
 
 
-def _sizes(prompts: Sequence[Prompts], slots: Slots, settings: CheckSettings) -> ContextSettings:
-    """Of a context that holds the longest prompt, and beside it what else is asked of it."""
-    branches = [branch for one in prompts for branch in one.branches]
+def _sizes(branches: Sequence[Branch], slots: Slots, settings: CheckSettings) -> ContextSettings:
+    """Of a context that holds the longest prompt, with the other questions and candidates."""
     whole = max(b.prompt_tokens + b.question.answer_tokens for b in branches)
     own = max(len(b.tokens) + b.question.answer_tokens for b in branches)
     longest = max((len(c) for b in branches for c in b.candidates), default=0)
@@ -200,45 +188,28 @@ def _sizes(prompts: Sequence[Prompts], slots: Slots, settings: CheckSettings) ->
     )
 
 
-def _memory(
-    planned: dict[str, DeviceMemory], used: dict[str, DeviceMemory]
-) -> tuple[DeviceUse, ...]:
-    nothing = DeviceMemory(0, 0, 0)
-    return tuple(
-        DeviceUse(
-            device,
-            *(size for of in (planned, used) for size in asdict(of.get(device, nothing)).values()),
-        )
-        for device in dict.fromkeys([*planned, *used])
-    )
-
-
 def _tell(
-    progress: Progress,
-    settings: CheckSettings,
-    test: ForkTest,
-    forked: bool,
-    prompts: Sequence[Prompts],
+    progress: Progress, fresh: bool, test: ForkTest, forked: bool, prompts: Sequence[Prompts]
 ) -> None:
-    """Say, before it is paid, what the check takes, and why it is as it is."""
+    """Note, before the prefill, how many tokens the check decodes, and why."""
     haystack = sum(one.prefill_tokens for one in prompts)
     questions = sum(one.question_tokens for one in prompts)
     classic = sum(one.classic_tokens for one in prompts)
-    if not forked and not settings.fresh:
+    if forked and test.together > TOGETHER_TOLERANCE:
+        progress.note(
+            f"questions side by side differ from those asked alone by {test.together:.1e} of "
+            f"the largest logit here (limit {TOGETHER_TOLERANCE}): they are asked one by one"
+        )
+    if forked:
+        progress.note(
+            f"{haystack:,} tokens of haystack and {questions:,} of questions; one prefill a "
+            f"question would take {classic:,}, {classic / (haystack + questions):.1f} times as many"
+        )
+    elif fresh:
+        progress.note(f"each question after a prefill of its own: {classic:,} tokens")
+    else:
         progress.note(
             f"a forked sequence differs from a fresh decode by {test.alone:.1e} on this device "
             f"(limit {ALONE_TOLERANCE:.0e}): each question gets a prefill of its own, "
             f"{classic:,} tokens instead of {haystack + questions:,}"
-        )
-    elif not forked:
-        progress.note(f"each question after a prefill of its own: {classic:,} tokens")
-    else:
-        if test.together > TOGETHER_TOLERANCE:
-            progress.note(
-                f"questions side by side differ from those asked alone by {test.together:.1e} of "
-                f"the largest logit here (limit {TOGETHER_TOLERANCE}): they are asked one by one"
-            )
-        progress.note(
-            f"{haystack:,} tokens of haystack and {questions:,} of questions; one prefill a "
-            f"question would take {classic:,}, {classic / (haystack + questions):.1f} times as many"
         )

@@ -1,37 +1,30 @@
 """A running llama-server → niah.jsonl: the retrieval check through its own address.
 
-Prompts are token ids, made with the server's tokenizer and chat template. A server does not fork,
-but it keeps the last prompt of a slot, and of a recurrent state a checkpoint at a prompt's end. So
-the haystack up to a length is sent alone first; then each question of that length prefills its own
-part only, and the haystack goes on from there. What was prefilled in truth, the server counts.
+Prompts are token ids, made with the server's tokenizer and chat template; docs/retrieval.md
+(Against a llama-server) says how a server without forks decodes them.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import InputError
 from quantkit.core.files import write_text
-from quantkit.core.haystack import sentences
 from quantkit.core.journal import Journal
 from quantkit.core.progress import SILENT, Progress
 from quantkit.llamacpp.server import LlamaServer, Tokens, file_name
-from quantkit.retrieval.journaled import Answers
-from quantkit.retrieval.prompt import all_prompts
-from quantkit.retrieval.results import Retrieval, answer_lines
-from quantkit.retrieval.run.ask import ask_all
+from quantkit.retrieval.answers import Answers, ask_all
+from quantkit.retrieval.branches import Tokenize
+from quantkit.retrieval.prompts import all_prompts
+from quantkit.retrieval.results import Retrieval, ServerFacts, answer_lines
 from quantkit.retrieval.run.ask_server import TEST_LIKELIEST, Served, tests_of
-from quantkit.retrieval.run.check import found_by
-from quantkit.retrieval.validation import ServerFacts
-from quantkit.retrieval.writing import STOP
 
 NOTED_RATIO = 2
-"""Of tokens that were prefilled to those that are needed; more are worth a note."""
-BLOCK_SENTENCES = 100
+"""A note is given if the server prefills more than this many times the tokens that it needs to."""
 CACHED_CHARACTERS = 5000
+"""Longest text whose tokens are kept: sentences and endings recur, whole prompts do not."""
 AS_SERVED = "as served"
 
 
@@ -43,11 +36,10 @@ def check_served(
     haystack: Path | None = None,
     progress: Progress = SILENT,
 ) -> tuple[Retrieval, ServerFacts]:
-    """Ask the model behind `endpoint` all questions at every context length; answers go to `out`.
+    """Ask the model at `endpoint` all questions at every context length; answers go to `out`.
 
-    Answers are kept in `work` as they come; a run that was killed asks only the rest.
-    `Retrieval.prefill_tokens` and `question_tokens` are what the server prefilled in truth, in this
-    run and in those that it goes on from.
+    `work` keeps answers: an interrupted run resumes there. `Retrieval.prefill_tokens` and
+    `question_tokens` are what the server prefilled, in this run and in those that it continues.
 
     Raises:
         InputError: no llama-server, a context that is too short, or a haystack that is.
@@ -63,7 +55,7 @@ def check_served(
                 "context"
             )
         prompts = all_prompts(
-            _Tokenizer(server, sentences(haystack)),
+            _cached(server),
             props.chat_template,
             (props.bos, props.eos),
             recipe,
@@ -79,9 +71,9 @@ def check_served(
             }
         )
         answers = Answers(Journal(work / "answers.jsonl", purpose), recipe)
-        ask_all(Served(server, recipe, answers, progress), prompts, answers, progress)
+        ask_all(Served(server, answers, progress), prompts, answers, progress)
     tests = tests_of(answers.journal.lines)
-    planned = found_by(prompts, answers, AS_SERVED, max(one.difference for one in tests))
+    planned = answers.result(prompts, AS_SERVED, max(one.difference for one in tests))
     one_pass = planned.prefill_tokens + planned.question_tokens
     taken_by = {
         "prefill_tokens": sum(rung.prefill_tokens for rung in planned.rungs),
@@ -110,28 +102,16 @@ def check_served(
     return retrieval, facts
 
 
-class _Tokenizer:
-    """The server's tokenizer, as a function of one text.
+def _cached(server: LlamaServer) -> Tokenize:
+    """The server's tokenizer, as a function of one text."""
+    known: dict[str, Tokens] = {}
 
-    The haystack's sentences are counted one by one, thousands of them: they are asked for in
-    blocks. Short texts are remembered.
-    """
-
-    def __init__(self, server: LlamaServer, haystack: Sequence[str]) -> None:
-        self._server = server
-        self._texts = [f"{STOP} {sentence}" for sentence in haystack]
-        self._places = {text: place for place, text in enumerate(self._texts)}
-        self._known: dict[str, Tokens] = {}
-
-    def __call__(self, text: str) -> Tokens:
-        if text in self._known:
-            return self._known[text]
-        place = self._places.get(text)
-        if place is not None:
-            block = self._texts[place : place + BLOCK_SENTENCES]
-            self._known.update(zip(block, self._server.tokenize(*block), strict=True))
-            return self._known[text]
-        (tokens,) = self._server.tokenize(text)
+    def tokenize(text: str) -> Tokens:
+        if text in known:
+            return known[text]
+        (tokens,) = server.tokenize(text)
         if len(text) <= CACHED_CHARACTERS:
-            self._known[text] = tokens
+            known[text] = tokens
         return tokens
+
+    return tokenize

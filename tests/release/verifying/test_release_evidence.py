@@ -10,8 +10,7 @@ import pytest
 from finished_levels import answers_of, recipe_of, retrieval
 
 from quantkit.release.verifying.agreement import evidence_faults
-from quantkit.retrieval.results import Answer
-from quantkit.retrieval.validation import Validation
+from quantkit.retrieval.results import Answer, Validation
 
 ANSWERS = answers_of(0.05, seeds=(1, 2, 3))
 

@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 import pytest
 from broken_artifacts import exchanged, mistyped, swapped, with_context_length, with_nan
-from demo_artifacts import WANTS_BOS, write_demo
+from demo_artifacts import write_demo
 from small_haystack import small_haystack
-from watched import Watched
+from watched import Killed, Watched
 
 from quantkit.config.recipe import RetrievalRecipe
-from quantkit.core.errors import EnvironmentFault, GateError, InputError
+from quantkit.core.errors import EnvironmentFault, GateError
 from quantkit.core.haystack import sentences
+from quantkit.core.progress import SILENT, Progress
 from quantkit.llamacpp.child import Emit
 from quantkit.llamacpp.llama import Context
 from quantkit.llamacpp.prompts import PromptRunner
@@ -49,20 +50,18 @@ def called(task: str, arguments: dict[str, Any], on_message: Emit) -> Any:  # no
     return check_child.ask_in_child(**arguments, emit=on_message)
 
 
-def recipe(**changes: Any) -> RetrievalRecipe:  # noqa: ANN401 - fields of every type
-    return RetrievalRecipe.model_validate({**GRID, **changes})
-
-
 def checked(
     model: Path,
     folder: Path,
     settings: CheckSettings = SETTINGS,
-    **changes: Any,  # noqa: ANN401
+    progress: Progress = SILENT,
+    haystack: Path | None = None,
+    **changes: Any,  # noqa: ANN401 - fields of every type
 ) -> Retrieval:
     folder.mkdir(exist_ok=True)
-    return check_retrieval(
-        model, recipe(**changes), settings, folder / "niah.jsonl", folder, small_haystack()
-    )
+    recipe = RetrievalRecipe.model_validate({**GRID, **changes})
+    text = haystack or small_haystack()
+    return check_retrieval(model, recipe, settings, folder / "niah.jsonl", folder, text, progress)
 
 
 @pytest.fixture(scope="module")
@@ -142,50 +141,22 @@ def test_classic_mode_has_one_needle_at_each_depth(model: Path, tmp_path: Path) 
     assert paid == found.prefill_tokens < 0.9 * found.classic_tokens
 
 
-def test_bos_stands_before_the_prompt(tmp_path: Path) -> None:
-    model = write_demo(tmp_path / "bos.gguf", "Q8_0", WANTS_BOS)
-    found = checked(model, tmp_path / "work", probes={}, context_tokens=(512,), needles=3)
-    assert len(found.answers) == 3
-    assert all(answer.prompt_tokens <= 512 - 24 for answer in found.answers)
-
-
-class Killed(Exception):
-    pass
-
-
 class Tokens(Watched):
     unit = "tokens"
-
-
-class Impatient(Tokens):
-    """Ends the run from outside after so many reports of progress."""
-
-    def __init__(self, reports: int) -> None:
-        super().__init__()
-        self._left = reports
-
-    def advance(self, amount: float) -> None:
-        super().advance(amount)
-        self._left -= 1
-        if not self._left:
-            raise Killed
 
 
 @pytest.mark.isolated
 def test_a_killed_run_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
     saving = replace(SETTINGS, save_seconds=0)
-    lengths = (2304, 3072)
-    whole = checked(model, tmp_path / "whole", saving, context_tokens=lengths, probes={})
-    work = tmp_path / "killed"
-    work.mkdir()
-    out = work / "niah.jsonl"
-    asked = recipe(context_tokens=lengths, probes={})
+    work, out = tmp_path / "killed", tmp_path / "killed" / "niah.jsonl"
+    asked = {"context_tokens": (2304, 3072), "probes": {}}
+    whole = checked(model, tmp_path / "whole", saving, **asked)
     for reports in (2, 3, 3):  # in the first prefill, at its questions, in the second
         with pytest.raises(Killed):
-            check_retrieval(model, asked, saving, out, work, small_haystack(), Impatient(reports))
+            checked(model, work, saving, Tokens(reports), **asked)
         assert not out.exists()
     watched = Tokens()
-    found = check_retrieval(model, asked, saving, out, work, small_haystack(), watched)
+    found = checked(model, work, saving, watched, **asked)
     assert out.read_bytes() == (tmp_path / "whole" / "niah.jsonl").read_bytes()
     assert found.answers == whole.answers
     assert any("an earlier run saved" in sentence for sentence in watched.notes)
@@ -197,61 +168,48 @@ def test_a_killed_run_goes_on_where_it_was(model: Path, tmp_path: Path) -> None:
     journal = work / "answers.jsonl"
     kept = journal.read_bytes()
     idle = Tokens()
-    again = check_retrieval(model, asked, saving, out, work, small_haystack(), idle)
+    again = checked(model, work, saving, idle, **asked)
     assert (again.answers, journal.read_bytes()) == (whole.answers, kept)
     assert idle.done == idle.total > 0
     # and killed between two of those that were answered side by side
     lines = journal.read_text().splitlines(keepends=True)
     journal.write_text("".join(lines[: 1 + 6 + 1 + 5]))
-    assert (
-        check_retrieval(model, asked, saving, out, work, small_haystack()).answers == whole.answers
-    )
-
-
-class Stopped(Exception):
-    pass
+    assert checked(model, work, saving, **asked).answers == whole.answers
 
 
 @pytest.mark.parametrize("mode", ["one-pass", "classic"])
 def test_what_a_killed_run_had_closed_is_not_counted_again(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
 ) -> None:
-    asked = recipe(mode=mode, probes={}, context_tokens=(1024, 2560), needles=3)
-    arguments = (model, asked, replace(SETTINGS, save_seconds=0))
-    whole = checked(model, tmp_path / "whole", mode=mode, probes={}, context_tokens=(1024, 2560),
-                    needles=3)  # fmt: skip
+    asked = {"mode": mode, "probes": {}, "context_tokens": (1024, 2560), "needles": 3}
+    whole = checked(model, tmp_path / "whole", **asked)
     real = SavedState.save
     saved: list[int] = []
 
     def save(self: SavedState, context: Context, tokens: np.ndarray, facts: dict[str, Any]) -> None:
         if len(tokens) > 1024 and not saved:  # behind the first length, before it is saved
             saved.append(len(tokens))
-            raise Stopped
+            raise Killed
         real(self, context, tokens, facts)
 
     monkeypatch.setattr(SavedState, "save", save)
-    work, journal = tmp_path, tmp_path / "answers.jsonl"
-    with pytest.raises(Stopped):
-        check_child.ask_in_child(*arguments, work, journal, small_haystack(), lambda _message: None)
-    messages: list[Any] = []
-    found = check_child.ask_in_child(*arguments, work, journal, small_haystack(), messages.append)
+    saving = replace(SETTINGS, save_seconds=0)
+    with pytest.raises(Killed):
+        checked(model, tmp_path, saving, **asked)
+    found = checked(model, tmp_path, saving, **asked)
     assert found.answers == whole.answers
     tokens = [(r.prefill_tokens, r.question_tokens) for r in found.rungs]
     assert tokens == [(r.prefill_tokens, r.question_tokens) for r in whole.rungs]
     assert sum(r.prefill_tokens for r in found.rungs) == whole.prefill_tokens
 
 
-def test_answers_to_other_questions_are_forgotten(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_answers_to_other_questions_are_forgotten(model: Path, tmp_path: Path) -> None:
     few = {"probes": {}, "context_tokens": (768,), "needles": 3}
     checked(model, tmp_path, **few)
     haystack = tmp_path / "other.txt"
     haystack.write_text(" ".join(sentences()[-200:]))
     watched = Tokens()
-    found = check_retrieval(
-        model, recipe(**few), SETTINGS, tmp_path / "niah.jsonl", tmp_path, haystack, watched
-    )
+    found = checked(model, tmp_path, SETTINGS, watched, haystack, **few)
     assert watched.total > 700  # nothing of the first run was taken over
     assert len(found.answers) == 3
 
@@ -268,25 +226,18 @@ def test_a_prefix_that_forks_change_ends_the_run(
 
     monkeypatch.setattr(PromptRunner, "ask", ask)
     with pytest.raises(EnvironmentFault, match="--fresh"):
-        check_child.ask_in_child(
-            model, recipe(probes={}), SETTINGS, tmp_path, tmp_path / "a.jsonl", small_haystack(),
-            lambda _message: None,
-        )  # fmt: skip
+        checked(model, tmp_path, probes={})
 
 
 def test_forks_that_are_not_exact_are_told_and_not_used(
     model: Path, one_pass: Retrieval, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(Context, "fork", lambda self, source, target: self.drop(target))
-    messages: list[Any] = []
-    found = check_child.ask_in_child(
-        model, recipe(), SETTINGS, tmp_path, tmp_path / "answers.jsonl", small_haystack(),
-        messages.append,
-    )  # fmt: skip
+    watched = Tokens()
+    found = checked(model, tmp_path, progress=watched)
     assert not found.forked
     assert found.fork_difference > 0.1
-    notes = [value for kind, value in messages if kind == "note"]
-    assert any("each question gets a prefill of its own" in note for note in notes)
+    assert any("each question gets a prefill of its own" in note for note in watched.notes)
     expected = by_place(one_pass)
     assert len(found.answers) == len(expected)
     assert all(answer.hit == expected[answer.place].hit for answer in found.answers)
@@ -295,14 +246,13 @@ def test_forks_that_are_not_exact_are_told_and_not_used(
 def test_no_memory_is_told_before_the_weights_are_read(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    arguments = (model, recipe(forks=8), SETTINGS, tmp_path, tmp_path / "a.jsonl", small_haystack())
     monkeypatch.setattr(check_child, "free_memory", lambda: {"CPU": 1 << 20})
     with pytest.raises(EnvironmentFault, match=r"1\.0 MiB"):
-        check_child.ask_in_child(*arguments, lambda _message: None)
+        checked(model, tmp_path, forks=8)
     monkeypatch.setattr(check_child, "free_memory", lambda: {"CPU": 15 << 20})
-    messages: list[Any] = []
-    check_child.ask_in_child(*arguments, messages.append)
-    (note,) = [text for kind, text in messages if kind == "note" and "memory holds" in text]
+    watched = Tokens()
+    checked(model, tmp_path, progress=watched, forks=8)
+    (note,) = [note for note in watched.notes if "memory holds" in note]
     questions = int(note.removeprefix("memory holds ").split()[0])
     assert questions < 8
 
@@ -365,12 +315,3 @@ def test_a_truncated_context_length_fails_the_gate(model: Path, tmp_path: Path) 
     out = with_context_length(model, tmp_path / "short.gguf", 1024)
     with pytest.raises(GateError, match=r"1024.*1408"):
         checked(out, tmp_path / "work")
-
-
-def test_what_cannot_be_asked_is_said(model: Path, tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="fewer needles"):
-        checked(model, tmp_path / "many", needles=300)
-    haystack = tmp_path / "short.txt"
-    haystack.write_text("One short sentence. And another one.")
-    with pytest.raises(InputError, match="--haystack"):
-        check_retrieval(model, recipe(), SETTINGS, tmp_path / "out.jsonl", tmp_path, haystack)

@@ -17,16 +17,17 @@ from pathlib import Path
 import pytest
 from demo_artifacts import WANTS_BOS, write_demo
 from loopback_llama_server import Faults, LoopbackServer, llama_server
+from watched import Recorder
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.llamacpp.endpoint import API_KEY_VARIABLE
 from quantkit.llamacpp.selftest import device_settings
 from quantkit.llamacpp.server import LlamaServer
-from quantkit.retrieval.results import Answer, Retrieval
+from quantkit.retrieval.results import Answer, Retrieval, ServerFacts
 from quantkit.retrieval.run.ask_server import TEST_FLOOR, Likeliest, largest_difference
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
-from quantkit.retrieval.run.check_server import ServerFacts, check_served
+from quantkit.retrieval.run.check_server import check_served
 
 CONTEXT_TOKENS = 1024
 SELF_TEST_COMPLETIONS = 5
@@ -38,31 +39,7 @@ RECIPE = RetrievalRecipe(
     answer_tokens=8,
     minimum_lower_bound=None,
 )
-CLASSIC = RetrievalRecipe(
-    mode="classic",
-    context_tokens=(512, 800),
-    depths=(0.1, 0.9),
-    digits=4,
-    answer_tokens=8,
-    minimum_lower_bound=None,
-)
-
-
-class Watcher:
-    """Progress that remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.total, self.done, self.notes = 0.0, 0.0, list[str]()
-
-    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
-        self.total, self.done = total, done
-
-    def advance(self, amount: float) -> None:
-        assert amount >= 0
-        self.done += amount
-
-    def note(self, sentence: str) -> None:
-        self.notes.append(sentence)
+CLASSIC = RECIPE.model_copy(update={"mode": "classic", "depths": (0.1, 0.9), "probes": {}})
 
 
 @pytest.fixture(scope="module")
@@ -85,8 +62,8 @@ def side(running: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> LoopbackSe
 
 def check(
     side: LoopbackServer, folder: Path, recipe: RetrievalRecipe = RECIPE
-) -> tuple[Retrieval, ServerFacts, Watcher]:
-    watcher = Watcher()
+) -> tuple[Retrieval, ServerFacts, Recorder]:
+    watcher = Recorder()
     out, work = folder / "niah.jsonl", folder / "work"
     return *check_served(side.address, recipe, out, work, progress=watcher), watcher
 
@@ -134,7 +111,9 @@ def test_finds_what_the_native_check_finds(
 
 
 def test_counts_what_the_server_prefilled(side: LoopbackServer, tmp_path: Path) -> None:
+    side.faults = Faults(underflowed=True)  # one candidate without a probability spoils no test
     served, facts, _ = check(side, tmp_path)
+    assert served.fork_difference < 1e-3
     total = served.prefill_tokens + served.question_tokens
     of_test = sum(one.prefilled_tokens for one in side.served[:SELF_TEST_COMPLETIONS])
     assert total == side.prefilled_tokens
@@ -235,14 +214,6 @@ def test_a_confused_server_proves_nothing(
     assert not (tmp_path / "niah.jsonl").exists()
 
 
-def test_one_candidate_without_probability_spoils_no_test(
-    side: LoopbackServer, tmp_path: Path
-) -> None:
-    side.faults = Faults(underflowed=True)
-    served, _, _ = check(side, tmp_path)
-    assert served.fork_difference < 1e-3
-
-
 FRESH = ((1, -0.5), (2, -2.0), (3, -9.5), (4, -14.0))
 
 
@@ -259,9 +230,6 @@ FRESH = ((1, -0.5), (2, -2.0), (3, -9.5), (4, -14.0))
 )
 def test_difference_in_nats(found: Likeliest, difference: float) -> None:
     assert largest_difference(FRESH, found, TEST_FLOOR) == pytest.approx(difference)
-
-
-def test_difference_of_what_is_none() -> None:
     for values in ((), ((1, 0.0), (2, 0.0)), ((1, 1e6),), ((1, -20.0),)):
         assert largest_difference(values, values, TEST_FLOOR) == math.inf
 

@@ -1,7 +1,6 @@
-"""The check at the flagship's full length, on a small model with the flagship's mix of layers.
+"""Forks, memory, the saved prefill and token counts at the flagship's full length.
 
-Its weights are random: what is shown is not what it answers but that forks, memory, the saved
-prefill and the count of tokens hold at 516,096 tokens.
+The model is small and random, with the flagship's mix of layers: its answers do not matter.
 """
 
 from __future__ import annotations
