@@ -22,9 +22,11 @@ from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_writer import lay_out
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
-from quantkit.llamacpp.llama import Context, Model
+from quantkit.llamacpp import llama
+from quantkit.llamacpp.llama import Context
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.models.model import Model
 from quantkit.quantize import encode
 from quantkit.quantize.encode import write_shards
 from quantkit.quantize.quantize import PRESET_FILE_TYPES, quantize
@@ -95,7 +97,7 @@ def test_a_mixture_of_all_types_has_the_bytes_of_llama_quantize(tmp_path: Path) 
         assert np.allclose(decoded.reshape(rows.shape), rows, rtol=1e-5, atol=1e-6), tensor.name
 
     # and llama.cpp runs it
-    model = Model(path, DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0))
+    model = llama.Model(path, DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0))
     context = Context(model, ContextSettings(32, kv_type="f16", all_outputs=True))
     logits = context.decode(np.arange(16, dtype=np.int32), 0, want="all")
     assert np.isfinite(logits).all()

@@ -13,10 +13,12 @@ from scipy.special import log_softmax
 
 from quantkit.config.recipe import STOCK_CANDIDATES
 from quantkit.formats.tensors import TensorSource
-from quantkit.llamacpp.llama import Context, Model
+from quantkit.llamacpp import llama
+from quantkit.llamacpp.llama import Context
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.models.model import Model
 from quantkit.quantize.quantize import artifact_metadata, quantize
 from quantkit.study.candidates import is_quantizable
 
@@ -35,7 +37,7 @@ def f32(source: TensorSource, folder: Path) -> Path:
 
 
 def llama_cpp_logits(path: Path, tokens: np.ndarray) -> np.ndarray:
-    model = Model(path, DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0))
+    model = llama.Model(path, DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0))
     context = Context(model, ContextSettings(TOKENS, kv_type="f32", all_outputs=True))
     found = []
     for sequence in tokens:
