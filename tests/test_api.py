@@ -46,7 +46,7 @@ def test_plain_values_and_typed_results(tmp_path: Path) -> None:
     recipe = quantkit.Recipe.model_validate(RECIPE)
     plan = quantkit.plan("demo", "1x3090", recipe=recipe, context_tokens=4096)
     (entry,) = plan.entries
-    assert (entry.name, entry.placement.context_tokens) == ("Q4", 4096)
+    assert (entry.name, entry.placement.run.context_tokens) == ("Q4", 4096)
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.name = "other"  # type: ignore[misc]
     several = quantkit.plan("demo", "1x3090", recipe=recipe, levels=["Q4", "6.5"])

@@ -10,9 +10,15 @@ from pathlib import Path
 
 import llama_cpp
 import pytest
-from checkpoints import NEMOTRON, nemotron_arrays, write_checkpoint, write_llama, write_nemotron
+from checkpoints import (
+    NEMOTRON,
+    nemotron_arrays,
+    with_prediction_head,
+    write_checkpoint,
+    write_llama,
+    write_nemotron,
+)
 from granite_checkpoints import ATTENTION, DENSE, ROPE, write_granite
-from test_nemotron_h import with_prediction_head
 
 from quantkit.config.recipe import ConvertRecipe
 from quantkit.core.errors import InputError
