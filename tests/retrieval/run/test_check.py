@@ -288,7 +288,7 @@ def test_weights_that_are_not_the_models_fail_before_it_is_asked(
         check_artifact(out, source, own, types)
     for tensor in ("blk.1.ffn_up_exps.weight", "blk.6.ffn_down_exps.weight"):
         swapped(model, out, tensor, 2, 5)
-        with pytest.raises(GateError, match=rf"experts 2, 5 of {tensor}, Q4_0: a relative"):
+        with pytest.raises(GateError, match=rf"experts 2, 5 of {tensor}, Q4_0"):
             check_artifact(out, source, own, types)
     mistyped(model, out, "blk.2.attn_q.weight", "IQ4_NL")
     with pytest.raises(GateError, match=r"blk\.2\.attn_q\.weight is IQ4_NL, not Q4_0"):
