@@ -33,8 +33,8 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
 
 @pytest.fixture(scope="module")
 def tokenizer(demo: Model) -> Tokenizer:
-    visible = range(demo.vocab.size)
-    return Tokenizer("demo", demo.vocab.tokenize, lambda ids: demo.vocab.text(ids, visible), 8)
+    vocab, every = demo.vocab, range(demo.vocab.size)
+    return Tokenizer("demo", vocab.tokenize, lambda ids: vocab.text(ids.tolist(), every), 8)
 
 
 def prompts(demo: Model, recipe: RetrievalRecipe, seed: int = 1, bos: int | None = None) -> Prompts:
