@@ -23,7 +23,7 @@ from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.costs import CostInputs
 from quantkit.study.imatrix import Calibration, collect_imatrix
 from quantkit.study.kld_statistics import KLDStatistics
-from quantkit.study.measure import measure
+from quantkit.study.run import measure
 from quantkit.study.sensitivity import Sensitivity
 
 HELD_OUT = DivergenceRecipe(chunk_tokens=512, chunks=12)

@@ -40,7 +40,7 @@ from quantkit.study.imatrix import Calibration, SourceRead, collect_imatrix
 from quantkit.study.imatrix_coverage import coverage_of
 from quantkit.study.imatrix_import import import_imatrix
 from quantkit.study.kld_statistics import kld_text
-from quantkit.study.measure import chunks_of_text, measure
+from quantkit.study.run import chunks_of_text, measure
 
 
 def checkpoint_stage(build: StudyContext) -> Stage:

@@ -11,6 +11,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -143,6 +144,24 @@ class Sensitivity(JsonDocument):
             others = f" and {len(unit.tensors) - 1} more" if len(unit.tensors) > 1 else ""
             found.append((unit.tensors[0] + others, unit.cost(error * len(unit.tensors))))
         return sorted(found, key=lambda pair: -pair[1])
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is known of a model before it is quantized, in a folder.
+
+    Attributes:
+        folder: a build of the same model and recipe in it goes on from here.
+        base: GGUF that it was measured on.
+        imatrix: file with the importance matrix.
+        sensitivity: errors of the tensors at each type, relative: Σ w·(x − q(x))² / Σ w·x²; and
+            what they cost: mean KL divergences in nats.
+    """
+
+    folder: Path
+    base: Path
+    imatrix: Path
+    sensitivity: Sensitivity
 
 
 def units_of(names: Iterable[str], groups: Sequence[str]) -> list[tuple[str, ...]]:

@@ -22,8 +22,7 @@ from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.errors import InputError
 from quantkit.llamacpp.child import Emit
 from quantkit.models.chat_template import ChatTemplate
-from quantkit.study.calibration.chat import ChatTexts, RenderChat
-from quantkit.study.calibration.rows import ROW_ENDINGS, read_rows
+from quantkit.study.calibration.rows import ROW_ENDINGS, ChatTexts, RenderChat, read_rows
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.llama import Model

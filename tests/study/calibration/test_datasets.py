@@ -19,8 +19,12 @@ from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.progress import SILENT
 from quantkit.hub.download.record import STATE
 from quantkit.hub.reading import Hub, HubFile, Listing
-from quantkit.study.calibration.datasets import LIMIT_BYTES, DatasetAddress, chosen_files
-from quantkit.study.calibration.sources import resolve_sources
+from quantkit.study.calibration.sources import (
+    LIMIT_BYTES,
+    DatasetAddress,
+    chosen_files,
+    resolve_sources,
+)
 from quantkit.study.calibration.texts import CalibrationSource
 
 NAME = "datasets/someone/talks"

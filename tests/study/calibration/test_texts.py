@@ -21,7 +21,7 @@ from quantkit.core.errors import InputError
 from quantkit.core.haystack import haystack_text
 from quantkit.models.chat_template import ChatTemplate
 from quantkit.study.calibration import texts
-from quantkit.study.calibration.chat import RenderChat
+from quantkit.study.calibration.rows import RenderChat
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.calibration.texts import (
     CalibrationTokens,
