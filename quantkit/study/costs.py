@@ -63,9 +63,8 @@ class CostInputs:
 
     Attributes:
         base: GGUF that is loaded, of the same weights as the source.
-        imatrix: weights of the columns, for the child process; None weighs all columns alike.
-        calibration: describes the text, with its `sources`; its first `used_chunks`, which the
-            imatrix was collected on, are skipped.
+        imatrix: weights of the columns; None weighs all columns alike.
+        calibration: the text; its first `used_chunks`, which the imatrix saw, are skipped.
     """
 
     base: Path
@@ -77,12 +76,7 @@ class CostInputs:
 
 @dataclass(frozen=True)
 class CostJob:
-    """A measurement of costs.
-
-    Attributes:
-        units: groups of tensors that are exchanged together.
-        errors: tensor → type → relative error.
-    """
+    """A measurement: `units` of tensors exchanged together; tensor → type → relative error."""
 
     inputs: CostInputs
     units: tuple[tuple[str, ...], ...]
@@ -92,12 +86,7 @@ class CostJob:
 
 @dataclass(frozen=True)
 class MeasuredCosts:
-    """Result of the measurement.
-
-    Attributes:
-        tokens: length of the text; all its positions are scored.
-        restored_kld: KLD of the base against itself after the last restore, nats; 0 on a CPU.
-    """
+    """Costs, tokens of the text, and the base's KLD against itself after the last unit, nats."""
 
     units: tuple[UnitCost, ...]
     tokens: int
@@ -159,7 +148,12 @@ def measure_in_child(
         meter = _Meter(model, tokens, pool)
         probing = _Probing(job, base, Exchange(base, weights, importance, pool), meter)
         began = time.perf_counter()
-        _check_repeatable(float(meter.kld().mean()))
+        if (difference := float(meter.kld().mean())) > MAX_SELF_KLD:
+            raise EnvironmentFault(
+                f"the base model's KLD against itself is {difference:.2g} on this device (limit "
+                f"{MAX_SELF_KLD:g}), so costs cannot be measured; use another device, or turn "
+                "costs off with measure.cost_chunks: 0"
+            )
         if left:
             emit(("note", probing.estimate(left, time.perf_counter() - began, workers)))
         emit(("start", (len(done), len(measurable))))
@@ -176,15 +170,6 @@ def measure_in_child(
             )
     units = tuple(done[unit] for unit in job.units if unit in done)
     return MeasuredCosts(units, int(tokens.size), restored)
-
-
-def _check_repeatable(difference: float) -> None:
-    if difference > MAX_SELF_KLD:
-        raise EnvironmentFault(
-            f"the base model's KLD against itself is {difference:.2g} on this device (limit "
-            f"{MAX_SELF_KLD:g}), so costs cannot be measured; use another device, or turn costs "
-            "off with measure.cost_chunks: 0"
-        )
 
 
 @dataclass(frozen=True)

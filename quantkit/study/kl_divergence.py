@@ -52,16 +52,11 @@ class BaseDistribution:
 
     def divergence(self, logits: Logits, pool: Executor) -> NDArray[np.float64]:
         """KLD of each position, nats, of another model's `logits` for the same tokens."""
-        found = np.empty(len(logits), np.float64)
 
-        def work(block: slice) -> None:
-            found[block] = _divergence(
-                self.logits[block], self.probabilities[block], logits[block]
-            )[0]
+        def work(block: slice) -> NDArray[np.float64]:
+            return _divergence(self.logits[block], self.probabilities[block], logits[block])[0]
 
-        for _ in pool.map(work, blocks(logits)):
-            pass
-        return found
+        return np.concatenate(list(pool.map(work, blocks(logits))))
 
 
 @dataclass(frozen=True)

@@ -39,7 +39,7 @@ def collect_file(
         EnvironmentFault: native code failed.
     """
     source = GGUFSource(model)  # says what is wrong with the file before llama.cpp loads it
-    texts = _texts(recipe)
+    texts = [path for found in local_sources(recipe) for path in found.files]
     check_writable(out, [*source.paths, *texts])
     devices = device_settings(workers)
     parts = {
@@ -79,7 +79,8 @@ def measure_file(
     source = GGUFSource(model)
     ready = check_imatrix(imatrix, source.tensors)
     costs = recipe.cost_chunks > 0
-    texts = _texts(calibration) if costs else []
+    local = local_sources(calibration) if costs else ()
+    texts = [path for found in local for path in found.files]
     check_writable(out, [*source.paths, *texts, imatrix, *inputs])
     for sentence in ready.notes:
         progress.note(sentence)
@@ -100,11 +101,6 @@ def measure_file(
             used = chunks_of_text(ready.imatrix, sources, calibration)
             text = CostInputs(model, imatrix, calibration, sources, used)
         return measure(source, importance, recipe, text, out, work, devices, progress)
-
-
-def _texts(recipe: ImatrixRecipe) -> list[Path]:
-    """The calibration files that lie on this machine."""
-    return [path for source in local_sources(recipe) for path in source.files]
 
 
 def chunks_of_text(

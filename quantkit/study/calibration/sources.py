@@ -44,13 +44,7 @@ _SHOWN_FILES = 5
 
 
 class ShippedText(Strict):
-    """An entry of calibration/sources.yaml.
-
-    Attributes:
-        licence: SPDX expression.
-        origin: short description.
-        sha256: hash of the file.
-    """
+    """An entry of calibration/sources.yaml; `licence` is an SPDX expression."""
 
     licence: str
     origin: str
@@ -63,13 +57,9 @@ def local_sources(recipe: ImatrixRecipe) -> tuple[CalibrationSource, ...]:
     Raises:
         InputError: a local source does not exist, or a dataset's address is malformed.
     """
-    found = []
-    for name in recipe.sources:
-        if is_dataset(name):
-            DatasetAddress.parse(name)
-        else:
-            found.append(_local_source(name))
-    return tuple(found)
+    for name in filter(is_dataset, recipe.sources):
+        DatasetAddress.parse(name)
+    return tuple(_local_source(name) for name in recipe.sources if not is_dataset(name))
 
 
 def resolve_sources(
@@ -140,13 +130,7 @@ def is_dataset(name: str) -> bool:
 
 @dataclass(frozen=True)
 class DatasetAddress:
-    """A dataset, or a part of it.
-
-    Attributes:
-        repository: OWNER/NAME.
-        revision: branch, tag or commit; None for `main`.
-        path: a file or a folder in it; empty for all.
-    """
+    """A dataset OWNER/NAME, or the file or folder `path` in it; `revision` is None for `main`."""
 
     repository: str
     revision: str | None
