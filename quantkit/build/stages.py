@@ -39,9 +39,8 @@ from quantkit.study.costs import CostInputs
 from quantkit.study.divergence import collect_base_logits, measure_kld
 from quantkit.study.imatrix import Calibration, SourceRead, collect_imatrix
 from quantkit.study.imatrix_coverage import coverage_of
-from quantkit.study.run import import_imatrix
 from quantkit.study.kld_statistics import kld_text
-from quantkit.study.run import chunks_of_text, measure
+from quantkit.study.run import chunks_of_text, import_imatrix, measure
 
 
 def checkpoint_stage(build: StudyContext) -> Stage:

@@ -35,7 +35,7 @@ from quantkit.study.calibration.texts import CalibrationSource, model_calibratio
 from quantkit.study.candidates import nearest_type
 from quantkit.study.errors import kernel_speeds
 from quantkit.study.exchange import Exchange
-from quantkit.study.kl_divergence import BaseDistribution
+from quantkit.study.kld_statistics import BaseDistribution
 from quantkit.study.sensitivity import Probe, UnitCost
 
 if TYPE_CHECKING:

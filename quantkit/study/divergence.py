@@ -38,8 +38,7 @@ from quantkit.formats.logits_file import (
 from quantkit.llamacpp.child import Emit, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.gguf_source import GGUFSource
-from quantkit.study.kl_divergence import blocks, compare
-from quantkit.study.kld_statistics import PositionStatistics
+from quantkit.study.kld_statistics import PositionStatistics, blocks, compare
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.llama import Tokens

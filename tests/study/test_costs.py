@@ -33,7 +33,7 @@ from quantkit.study.costs import (
     measure_costs,
     measure_in_child,
 )
-from quantkit.study.kl_divergence import BaseDistribution
+from quantkit.study.kld_statistics import BaseDistribution
 
 TEXT = DATA / "imatrix" / "demo-4x512.txt"
 DEVICES = DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0)

@@ -30,8 +30,7 @@ from quantkit.llamacpp.llama import Model
 from quantkit.llamacpp.text_logits import ChunkLogits, first_tokens
 from quantkit.study import divergence
 from quantkit.study.divergence import collect_base_logits, measure_kld
-from quantkit.study.kl_divergence import compare
-from quantkit.study.kld_statistics import KLDStatistics, PositionStatistics
+from quantkit.study.kld_statistics import KLDStatistics, PositionStatistics, compare
 
 RECORDED = DATA / "perplexity"
 CHUNKS = 8

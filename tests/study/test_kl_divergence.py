@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit.study import kl_divergence
-from quantkit.study.kl_divergence import BaseDistribution, Logits, compare
+from quantkit.study import kld_statistics
+from quantkit.study.kld_statistics import BaseDistribution, Logits, compare
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +54,7 @@ def test_blocks_and_far_rows_change_nothing(
     other[3, 5] = base[3, 5] + 200  # exp(200) is beyond F32
     whole = BaseDistribution.of(base).divergence(other, pool)
     assert whole[3] == pytest.approx(exact(base[3], other[3]), rel=1e-6)
-    monkeypatch.setattr(kl_divergence, "BLOCK_BYTES", 2 * 4 * 64)
+    monkeypatch.setattr(kld_statistics, "BLOCK_BYTES", 2 * 4 * 64)
     assert np.array_equal(BaseDistribution.of(base).divergence(other, pool), whole)
 
 
