@@ -31,15 +31,10 @@ FORMATS: dict[str, str] = {
     "u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "f32": "f",
     "bool": "?", "u64": "Q", "i64": "q", "f64": "d",
 }  # fmt: skip
-FIRST_BYTES = 64 << 10
-"""First read of a remote file: more than a header without a vocabulary has."""
-MAX_BYTES = 64 << 20
-"""Limit for a remote header; a vocabulary of 250,000 tokens with merges takes about 10 MB."""
-MAX_ITEMS = 4_000_000
-"""Limit for the items of all arrays together, each a Python object. A vocabulary of a million
-tokens with scores, types and merges stays below."""
-MAX_ENTRIES = 100_000
-"""Limit for keys, and for tensors: each takes a kilobyte in memory; models have some thousands."""
+FIRST_BYTES = 64 << 10  # of a remote file: more than a header without a vocabulary has
+MAX_BYTES = 64 << 20  # of a remote header; a vocabulary of 250,000 tokens takes about 10 MB
+MAX_ITEMS = 4_000_000  # of all arrays: more than a vocabulary of a million tokens has
+MAX_ENTRIES = 100_000  # keys, and tensors: each takes a kilobyte in memory
 _LENGTH = struct.Struct("<Q")
 
 
@@ -54,13 +49,7 @@ class StoredAt:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """A parsed header.
-
-    Attributes:
-        stored: tensor name → location, in the order of the table.
-        data_start: offset of the data, a multiple of `alignment`.
-        size_bytes: size of the whole file.
-    """
+    """A parsed header: its tensors in the table's order, and the size of the whole file."""
 
     metadata: Metadata
     stored: Mapping[str, StoredAt]

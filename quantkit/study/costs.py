@@ -44,13 +44,10 @@ if TYPE_CHECKING:
 LOGITS_BYTES = 512 << 20
 """Limit for the logits of one batch; base logits and probabilities of the whole text take twice
 what its logits take."""
-MAX_SEQUENCES = 64
-"""Chunks decoded in one batch; llama.cpp takes 256 sequences at most."""
-MAX_SELF_KLD = 1e-6
-"""Nats, of the base against itself; 0 on a CPU."""
+MAX_SEQUENCES = 64  # chunks decoded in one batch; llama.cpp takes 256 sequences at most
+MAX_SELF_KLD = 1e-6  # nats, of the base against itself; 0 on a CPU
 FLOOR_PROBES = 5
-TINY_ERROR = 3e-6
-"""Changes the last bit of many weights and nothing else that matters."""
+TINY_ERROR = 3e-6  # changes the last bit of many weights and nothing else that matters
 MAX_GAIN = 3.0
 MIN_ERROR_SHARE = 0.02
 """Of `probe_error`: below it, even an amplified error would be lost in noise."""
@@ -183,12 +180,10 @@ class _Probing:
 
     def probes(self, unit: Sequence[str]) -> tuple[Probe, ...]:
         """Probe the unit, then restore its weights."""
-        found = []
-        for bits in self.job.recipe.probe_bits:
-            types = self._types(unit, bits)
-            found.append(self._probe(types, self._gains(types, self.job.recipe.probe_error)))
+        error, bits = self.job.recipe.probe_error, self.job.recipe.probe_bits
+        found = tuple(self._probe(self._types(unit, b), error) for b in bits)
         self.exchange.restore(unit)
-        return tuple(found)
+        return found
 
     def floor(self, units: Sequence[tuple[str, ...]]) -> Callable[[Sequence[str]], float]:
         """A function of a unit: the KLD that even a negligible change of its weights causes.
@@ -203,7 +198,7 @@ class _Probing:
             layer, unit = inside[index]
             if layer not in found:
                 types = self._types(unit, self.job.recipe.probe_bits[0])
-                probe = self._probe(types, self._gains(types, TINY_ERROR, least=0.0))
+                probe = self._probe(types, TINY_ERROR, least_gain=0.0)
                 self.exchange.restore(unit)
                 if 0 < probe.error <= 10 * TINY_ERROR * len(unit):
                     found[layer] = probe.kld
@@ -230,11 +225,17 @@ class _Probing:
             f"takes about {seconds_text(seconds)}"
         )
 
-    def _probe(self, types: Mapping[str, str], gains: Mapping[str, float]) -> Probe:
+    def _probe(self, types: dict[str, str], target: float, least_gain: float = 1.0) -> Probe:
+        """Amplify each tensor's error to `target`, as far as that is possible, and measure."""
+        gains = {}
+        for name, kind in types.items():
+            error = self.job.errors[name][kind]
+            gain = (target / error) ** 0.5 if error > 0 else 1.0
+            gains[name] = min(max(gain, least_gain), MAX_GAIN)
         errors = self.exchange.put(types, gains)
         kld = self.meter.kld()
         deviation = float(kld.std(ddof=1)) / kld.size**0.5
-        return Probe(dict(types), dict(gains), errors, float(kld.mean()), deviation)
+        return Probe(types, gains, errors, float(kld.mean()), deviation)
 
     def _types(self, unit: Sequence[str], bits: float) -> dict[str, str]:
         """Tensor → its type nearest to `bits` whose error is large enough to measure.
@@ -247,17 +248,6 @@ class _Probing:
             least = min(MIN_ERROR_SHARE * self.job.recipe.probe_error, max(errors.values()))
             found[info.name] = nearest_type([n for n, e in errors.items() if e >= least], bits)
         return found
-
-    def _gains(
-        self, types: Mapping[str, str], target: float, least: float = 1.0
-    ) -> dict[str, float]:
-        """Tensor → the gain that brings its error to `target`."""
-        gains = {}
-        for name, kind in types.items():
-            error = self.job.errors[name][kind]
-            gain = (target / error) ** 0.5 if error > 0 else 1.0
-            gains[name] = min(max(gain, least), MAX_GAIN)
-        return gains
 
 
 def _layer(unit: Sequence[str]) -> int | None:

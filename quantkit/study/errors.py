@@ -40,13 +40,9 @@ nearly the whole sum, and the errors of two types could not be compared (ADR 10)
 
 @dataclass(frozen=True)
 class TensorErrors:
-    """Errors of one tensor.
+    """Type → relative error of one tensor, measured on `rows` rows.
 
-    Attributes:
-        errors: type → relative error, in the order of the candidates.
-        rows: number of rows measured.
-        standard_error: sampling error relative to the error, the largest of all types; 0 if all
-            rows were measured.
+    `standard_error` is that of sampling, relative to the error, the largest of all types.
     """
 
     name: str

@@ -35,12 +35,9 @@ if TYPE_CHECKING:
     from quantkit.llamacpp.llama import Context, Model, Tokens
 
 SAVE_EVERY_CHUNKS = 16
-BATCH_TOKENS = 8192
-"""The callback's overhead per token falls with the size of a batch (make bench)."""
-TRIAL_CHUNKS = 64
-"""With at least so many chunks, two more are spent to estimate the time of all."""
-LOGITS_BYTES = 512 << 20
-"""Limit for the logits of a batch, which llama.cpp allocates."""
+BATCH_TOKENS = 8192  # the callback's overhead per token falls with a batch's size (make bench)
+TRIAL_CHUNKS = 64  # with so many or more, two chunks are spent to estimate the time of all
+LOGITS_BYTES = 512 << 20  # of a batch, which llama.cpp allocates
 
 
 @dataclass(frozen=True)
@@ -71,10 +68,7 @@ class SourceRead:
 class Calibration(JsonDocument):
     """calibration.json: what the importance matrix was collected on.
 
-    Attributes:
-        unseen_experts: experts that no token reached.
-        uncovered_experts: experts with fewer tokens than `until_covered`.
-        ready: name of the file that was imported instead of collecting.
+    Uncovered experts have fewer tokens than `until_covered`; `ready` names an imported file.
     """
 
     version: Literal[1] = 1

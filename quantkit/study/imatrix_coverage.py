@@ -59,7 +59,7 @@ class LayerCoverage:
 
     Attributes:
         weights: number of weights with statistics.
-        tokens: tokens that the layer's dense weights saw; None without dense weights.
+        tokens: seen by the layer's dense weights; None without any.
         experts: tokens by expert id; empty for a dense layer.
     """
 
@@ -75,9 +75,7 @@ class LayerCoverage:
 
     def share(self, at_least: int = 1) -> float:
         """Share of the experts with `at_least` tokens; 1 for a dense layer."""
-        if not self.experts:
-            return 1.0
-        return sum(tokens >= at_least for tokens in self.experts) / len(self.experts)
+        return Coverage((self,)).share(at_least)
 
 
 @dataclass(frozen=True)

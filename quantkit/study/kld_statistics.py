@@ -126,12 +126,11 @@ def _log_sum(logits: F64) -> F64:
 
 @dataclass(frozen=True)
 class KLDStatistics:
-    """Summary of an artifact's KL divergence from its base on a text.
+    """Summary of an artifact's KL divergence from its base at `tokens` scored positions.
 
     `mean` to `maximum` are of the KL divergence in nats; an error is a standard error.
 
     Attributes:
-        tokens: number of scored positions.
         same_top: share of positions with the same most likely token.
         ln_ratio: ln(perplexity / base_perplexity); its error is of the paired differences.
     """

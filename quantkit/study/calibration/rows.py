@@ -23,14 +23,9 @@ _CONVERSATIONS = ("messages", "conversations")
 _TEXTS = ("text", "content")
 _TOOLS = "tools"
 _ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "function": "tool",
-}
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+    "system": "system", "tool": "tool", "function": "tool",
+}  # fmt: skip
 """ShareGPT's `from` → role."""
 _SHOWN_COLUMNS = 20
 
@@ -43,8 +38,7 @@ class Conversation:
     tools: list[Any] | None = None
 
 
-Row = Conversation | str
-"""A conversation, or a text."""
+Row = Conversation | str  # str: a text
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -58,15 +52,9 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def parse_row(row: object, where: str, columns: Sequence[str]) -> Row:
-    """Parse the first of messages, conversations, text, content that has a value.
+    """Parse a list of messages, or the first of a row's known columns that has a value.
 
-    Args:
-        row: an object, column → value, or a list of messages.
-        where: file and row, for errors.
-        columns: all columns of the row, for errors.
-
-    Raises:
-        InputError: it is neither a conversation nor a text.
+    `where` and `columns`, all that the row has, are for the InputError about other rows.
     """
     if isinstance(row, list):
         return Conversation(_messages(row, where))
