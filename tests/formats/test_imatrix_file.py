@@ -81,8 +81,7 @@ def test_unseen_expert_gets_the_mean_of_the_others() -> None:
 @pytest.mark.parametrize("name", [REFERENCE, "demo-4x512.bos.imatrix.gguf"])
 def test_what_llama_imatrix_wrote_is_written_again_byte_for_byte(name: str, tmp_path: Path) -> None:
     found = read_imatrix(REFERENCES / name)
-    assert (found.chunks, found.chunk_tokens) == (4, 512)
-    assert found.datasets == ("demo-4x512.txt",)
+    assert (found.chunks, found.chunk_tokens, found.datasets) == (4, 512, ("demo-4x512.txt",))
     assert len(found.entries) == 33
     assert found.entries["blk.1.ffn_up_exps.weight"].unseen == 1
     write_imatrix(tmp_path / "again.gguf", found)
@@ -115,17 +114,12 @@ def written(path: Path, sums: list[list[float]], counts: list[list[float]] | Non
     return path
 
 
-def test_dimensions_of_one_may_be_there(tmp_path: Path) -> None:
-    entry = read_imatrix(written(tmp_path / "i.gguf", [[2, 4]], [[2]])).entries["w"]
-    assert (entry.sums.shape, entry.counts.shape) == ((1, 2), (1,))
-    assert entry.importance().tolist() == [[1, 2]]
-
-
-def test_one_count_for_a_whole_stack_stays_one(tmp_path: Path) -> None:
-    path = written(tmp_path / "i.gguf", [[2, 4], [6, 8]], [[2]])
-    entry = read_imatrix(path).entries["w"]
-    assert entry.importance().tolist() == [[1, 2], [3, 4]]
-    assert (entry.counts.tolist(), entry.tokens.tolist(), entry.unseen) == ([2], [2, 2], 0)
+@pytest.mark.parametrize("sums", [[[2, 4]], [[2, 4], [6, 8]]])  # a matrix, and a whole stack
+def test_one_count_stays_one(sums: list[list[float]], tmp_path: Path) -> None:
+    entry = read_imatrix(written(tmp_path / "i.gguf", sums, [[2]])).entries["w"]
+    assert entry.importance().tolist() == [[1, 2], [3, 4]][: len(sums)]
+    assert (entry.counts.tolist(), entry.tokens.tolist()) == ([2], [2] * len(sums))
+    assert entry.unseen == 0
 
 
 NAN = float("nan")

@@ -147,16 +147,6 @@ def test_a_path_is_a_file_or_a_folder(
     assert sorted(loopback.names()) == found
 
 
-def test_parts_of_a_dataset_lie_side_by_side(
-    loopback: LoopbackHub, cache: Path, fetch: Fetch
-) -> None:
-    one, other = fetch(f"{ALL}/a.txt"), fetch(f"{ALL}/data/train")
-    assert all(path.is_file() for path in (*one.files, *other.files))
-    loopback.served.clear()
-    fetch()
-    assert loopback.names() == ["data/notes.md"]
-
-
 # ---- what is here already
 
 
