@@ -89,7 +89,7 @@ def collect_base_logits(
         told_to(progress, "chunks", "base logits"),
     )
     publish(growing, out)
-    _journal_path(growing).unlink()
+    growing.with_suffix(".logits.journal").unlink()
     return header
 
 
@@ -121,7 +121,7 @@ def collect_in_child(
     vocabulary = vocabulary_id(GGUFSource(base).metadata)
     vocab = model.vocab
     header = header_of(base.name, name, vocabulary, vocab.size, vocab.text_bos, chunks)
-    journal = Journal(_journal_path(growing), json.dumps(asdict(header)))
+    journal = Journal(growing.with_suffix(".logits.journal"), json.dumps(asdict(header)))
     start, row_bytes = header.start_bytes(chunks), header.row_type.itemsize
     written = len(start) + len(journal.lines) * header.rows * row_bytes
     if not growing.exists() or growing.stat().st_size < written:
@@ -164,10 +164,6 @@ def _check_finite(name: str, *values: NDArray[np.float64]) -> None:
             f"the logits of {name} are not finite, so its KLD cannot be measured: the file is "
             "broken, or this device computes it wrongly"
         )
-
-
-def _journal_path(growing: Path) -> Path:
-    return growing.with_name(growing.name + ".journal")
 
 
 def measure_kld(

@@ -179,9 +179,7 @@ def _read_of(
             source.origin,
             source.licence,
             taken.get(source.name),
-            tuple(
-                FileRead(path.name, path.stat().st_size, file_sha256(path)) for path in source.files
-            ),
+            tuple(FileRead(p.name, p.stat().st_size, file_sha256(p)) for p in source.files),
         )
         for source in sources
     )

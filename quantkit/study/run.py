@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import statistics
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from quantkit.config.recipe import ImatrixRecipe, MeasureRecipe
 from quantkit.core.errors import InputError
@@ -160,8 +160,7 @@ def measure(
     return found
 
 
-@dataclass(frozen=True)
-class ImportedImatrix:
+class ImportedImatrix(NamedTuple):
     """An existing imatrix that fits the model, and notes about it for the user."""
 
     imatrix: Imatrix
@@ -221,4 +220,4 @@ def import_imatrix(path: Path, tensors: Sequence[TensorInfo], out: Path) -> Impo
     named = dataclasses.replace(found.imatrix, datasets=found.imatrix.dataset_names)
     with atomic(out) as partial:
         write_imatrix(partial, named)
-    return dataclasses.replace(found, imatrix=named)
+    return found._replace(imatrix=named)

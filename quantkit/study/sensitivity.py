@@ -66,7 +66,11 @@ class UnitCost:
         Straight lines from the origin through the probes, and beyond the last one in proportion.
         A probe costs at least its standard error: less was not measured.
         """
-        seen = sorted((probe.error, self._net(probe)) for probe in self.probes if probe.error > 0)
+        seen = sorted(
+            (probe.error, max(probe.kld - self.floor, probe.standard_error))
+            for probe in self.probes
+            if probe.error > 0
+        )
         if not seen or error <= 0:
             return 0.0
         below_error, below = 0.0, 0.0
@@ -76,9 +80,6 @@ class UnitCost:
                 return below + (cost - below) * (error - below_error) / (at - below_error)
             below_error, below = at, cost
         return below * error / below_error
-
-    def _net(self, probe: Probe) -> float:
-        return max(probe.kld - self.floor, probe.standard_error)
 
 
 @dataclass(frozen=True)
@@ -154,8 +155,7 @@ class Study:
         folder: a build of the same model and recipe in it goes on from here.
         base: GGUF that it was measured on.
         imatrix: file with the importance matrix.
-        sensitivity: errors of the tensors at each type, relative: Σ w·(x − q(x))² / Σ w·x²; and
-            what they cost: mean KL divergences in nats.
+        sensitivity: relative errors of the tensors at each type, and what they cost, in nats.
     """
 
     folder: Path

@@ -182,9 +182,7 @@ class RenderChat(Protocol):
 class ChatTexts:
     """Renders the conversations of one file, and records what the template refuses.
 
-    Args:
-        render_chat: None for a model without a template: conversations become lines of
-            "role: content".
+    Without a template, `render_chat` is None: conversations become lines of "role: content".
     """
 
     def __init__(self, render_chat: RenderChat | None) -> None:

@@ -101,26 +101,22 @@ def shipped_name(name: str) -> str | None:
 
 def _local_source(name: str) -> CalibrationSource:
     """A text of calibration/, a file, or a folder's files."""
-    shipped, file = shipped_texts(), shipped_name(name)
+    shipped, file, path = shipped_texts(), shipped_name(name), Path(name)
     if file is not None:
-        path = resource("calibration") / file
-        return CalibrationSource(name, (path,), "quantkit", shipped[file].licence)
-    return CalibrationSource(name, _files_at(Path(name), shipped), "disk", None)
-
-
-def _files_at(path: Path, shipped: dict[str, ShippedText]) -> tuple[Path, ...]:
+        shipped_path = resource("calibration") / file
+        return CalibrationSource(name, (shipped_path,), "quantkit", shipped[file].licence)
     if path.is_file():
-        return (path,)
+        return CalibrationSource(name, (path,), "disk", None)
     if not path.is_dir():
         raise InputError(
-            f"no calibration text {str(path)!r}: give a file, a folder, "
-            f"hf://datasets/OWNER/NAME, or one of {', '.join(shipped)}"
+            f"no calibration text {name!r}: give a file, a folder, hf://datasets/OWNER/NAME, or "
+            f"one of {', '.join(shipped)}"
         )
-    below = (file.relative_to(path) for file in path.rglob("*") if file.suffix in ENDINGS)
-    files = sorted(file for file in below if (path / file).is_file())
+    below = (found.relative_to(path) for found in path.rglob("*") if found.suffix in ENDINGS)
+    files = tuple(path / found for found in sorted(below) if (path / found).is_file())
     if not files:
         raise InputError(f"no calibration text in the folder {path}: {', '.join(ENDINGS)} are read")
-    return tuple(path / file for file in files)
+    return CalibrationSource(name, files, "disk", None)
 
 
 def is_dataset(name: str) -> bool:
