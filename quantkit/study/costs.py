@@ -91,11 +91,7 @@ class MeasuredCosts:
 
 
 def measure_costs(
-    job: CostJob,
-    work: Path,
-    devices: DeviceSettings,
-    workers: int,
-    progress: Progress = SILENT,
+    job: CostJob, work: Path, devices: DeviceSettings, progress: Progress = SILENT
 ) -> MeasuredCosts:
     """Measure the cost of each unit's errors; `work` keeps finished units for a resumed run.
 
@@ -108,14 +104,14 @@ def measure_costs(
     """
     found: MeasuredCosts = run_isolated(
         "quantkit.study.costs:measure_in_child",
-        {"job": job, "work": work, "devices": devices, "workers": workers},
+        {"job": job, "work": work, "devices": devices},
         told_to(progress, "units", "sensitivity"),
     )
     return found
 
 
 def measure_in_child(
-    job: CostJob, work: Path, devices: DeviceSettings, workers: int, emit: Emit
+    job: CostJob, work: Path, devices: DeviceSettings, emit: Emit
 ) -> MeasuredCosts:
     """Body of the child process of `measure_costs`."""
     from quantkit.llamacpp.llama import Model
@@ -141,7 +137,7 @@ def measure_in_child(
     }
     measurable = [unit for unit in job.units if exchangeable.issuperset(unit)]
     left = [unit for unit in measurable if unit not in done]
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(devices.threads) as pool:
         meter = _Meter(model, tokens, pool)
         probing = _Probing(job, base, Exchange(base, weights, importance, pool), meter)
         began = time.perf_counter()
@@ -152,7 +148,7 @@ def measure_in_child(
                 "costs off with measure.cost_chunks: 0"
             )
         if left:
-            emit(("note", probing.estimate(left, time.perf_counter() - began, workers)))
+            emit(("note", probing.estimate(left, time.perf_counter() - began, devices.threads)))
         emit(("start", (len(done), len(measurable))))
         floor = probing.floor(measurable if left else ())
         for unit in left:

@@ -143,7 +143,7 @@ def measure(
     costs = MeasuredCosts((), 0, 0.0)
     if inputs is not None:
         job = CostJob(inputs, tuple(units_of(errors, recipe.groups)), errors, recipe)
-        costs = measure_costs(job, work, devices, devices.threads, progress)
+        costs = measure_costs(job, work, devices, progress)
     rows = {info.name: info.rows for info in source.tensors}
     found = Sensitivity(
         recipe=recipe,
