@@ -32,8 +32,6 @@ from quantkit.report.results import LevelResult, verdict
 from quantkit.report.retrieval_heatmap import draw_heatmap
 from quantkit.retrieval.results import Validation
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
-from quantkit.study.divergence import measure_kld
-from quantkit.study.divergence import collect_base_logits
 from quantkit.study.calibration.sources import local_sources, resolve_sources
 from quantkit.study.costs import CostInputs
 from quantkit.study.divergence import collect_base_logits, measure_kld

@@ -21,10 +21,9 @@ from quantkit.core.paths import cache_folder, resource
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.units import bytes_text
 from quantkit.core.yaml import Strict, read_yaml, validated
-from quantkit.hub.answers import is_commit
 from quantkit.hub.download.record import STATE, is_whole
 from quantkit.hub.download.remote_files import RemoteFiles
-from quantkit.hub.reading import Hub, HubFile, Listing
+from quantkit.hub.reading import Hub, HubFile, Listing, is_commit
 from quantkit.models.download import download
 from quantkit.study.calibration.texts import ENDINGS, CalibrationSource
 
