@@ -17,13 +17,12 @@ from quantkit.models.choose import choose_model, open_source
 from quantkit.models.model import Model
 from quantkit.quantize.encode import Importance
 from quantkit.quantize.quantize import convert, quantize
-from quantkit.study.artifact_kld import measure_kld
-from quantkit.study.base_logits import collect_base_logits
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.costs import CostInputs
+from quantkit.study.divergence import collect_base_logits, measure_kld
 from quantkit.study.imatrix import Calibration, collect_imatrix
 from quantkit.study.kld_statistics import KLDStatistics
-from quantkit.study.measure import measure
+from quantkit.study.run import measure
 from quantkit.study.sensitivity import Sensitivity
 
 HELD_OUT = DivergenceRecipe(chunk_tokens=512, chunks=12)

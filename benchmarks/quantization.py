@@ -24,8 +24,8 @@ from fetch_smollm2 import fetch, rough_copy
 from processes import run
 
 from quantkit.config.recipe import recipe_for
+from quantkit.formats.gguf_file import FinishedFile
 from quantkit.formats.imatrix_file import read_imatrix
-from quantkit.formats.reusable_tensors import FinishedFile
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.presets import ask_preset

@@ -43,7 +43,7 @@ from quantkit.plan.targets import choose_target
 from quantkit.release.contents import read_build
 from quantkit.report.comparison.run import compare
 from quantkit.report.results import LevelResult
-from quantkit.study.study import Study
+from quantkit.study.sensitivity import Study
 
 __all__ = [
     "DoesNotFitError", "EnvironmentFault", "GateError", "InputError", "QuantkitError", "Recipe",

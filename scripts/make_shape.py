@@ -34,7 +34,7 @@ from quantkit.core.errors import InputError, QuantkitError
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_writer import lay_out, open_shard
-from quantkit.formats.safetensors_header import DTYPE_BYTES
+from quantkit.formats.safetensors_files import DTYPE_BYTES
 from quantkit.formats.tensor_types import BY_NAME, quant_type
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.llamacpp import ggml_kernels

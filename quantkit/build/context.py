@@ -18,8 +18,8 @@ from quantkit.config.target import Target
 from quantkit.core.errors import InputError
 from quantkit.core.progress import Progress
 from quantkit.core.receipts import finished_receipts
+from quantkit.formats.gguf_file import FinishedFile
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
-from quantkit.formats.reusable_tensors import FinishedFile
 from quantkit.formats.tensors import TensorSource
 from quantkit.hub.download.record import is_whole
 from quantkit.hub.reading import Hub

@@ -27,9 +27,8 @@ from quantkit.report.results import LevelResult, read_level
 from quantkit.retrieval import gate
 from quantkit.retrieval.run.check import check_prompts
 from quantkit.study.calibration.sources import local_sources
-from quantkit.study.imatrix_import import check_imatrix
-from quantkit.study.sensitivity import Sensitivity
-from quantkit.study.study import Study
+from quantkit.study.run import check_imatrix
+from quantkit.study.sensitivity import Sensitivity, Study
 
 __all__ = ["Job", "StudyJob", "build", "check_gate", "study"]
 

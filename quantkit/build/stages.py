@@ -32,15 +32,13 @@ from quantkit.report.results import LevelResult, verdict
 from quantkit.report.retrieval_heatmap import draw_heatmap
 from quantkit.retrieval.results import Validation
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
-from quantkit.study.artifact_kld import measure_kld
-from quantkit.study.base_logits import collect_base_logits
 from quantkit.study.calibration.sources import local_sources, resolve_sources
 from quantkit.study.costs import CostInputs
+from quantkit.study.divergence import collect_base_logits, measure_kld
 from quantkit.study.imatrix import Calibration, SourceRead, collect_imatrix
 from quantkit.study.imatrix_coverage import coverage_of
-from quantkit.study.imatrix_import import import_imatrix
 from quantkit.study.kld_statistics import kld_text
-from quantkit.study.measure import chunks_of_text, measure
+from quantkit.study.run import chunks_of_text, import_imatrix, measure
 
 
 def checkpoint_stage(build: StudyContext) -> Stage:

@@ -16,7 +16,7 @@ from typing import cast
 
 from quantkit.core.errors import InputError
 from quantkit.formats.tensor_types import BY_ID, BY_NAME
-from quantkit.formats.tensors import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
+from quantkit.formats.tensors import Metadata, MetaKind, MetaValue, TensorInfo
 
 MAGIC = b"GGUF"
 DEFAULT_ALIGNMENT = 32
@@ -27,19 +27,14 @@ KINDS: tuple[MetaKind | None, ...] = (
     "u8", "i8", "u16", "i16", "u32", "i32", "f32", "bool", "str", None, "u64", "i64", "f64",
 )  # fmt: skip
 ARRAY_KIND = 9
-SCALAR_FORMATS: dict[str, str] = {
+FORMATS: dict[str, str] = {
     "u8": "B", "i8": "b", "u16": "H", "i16": "h", "u32": "I", "i32": "i", "f32": "f",
     "bool": "?", "u64": "Q", "i64": "q", "f64": "d",
 }  # fmt: skip
-FIRST_BYTES = 64 << 10
-"""First read of a remote file: more than a header without a vocabulary has."""
-MAX_BYTES = 64 << 20
-"""Limit for a remote header; a vocabulary of 250,000 tokens with merges takes about 10 MB."""
-MAX_ITEMS = 4_000_000
-"""Limit for the items of all arrays together, each a Python object. A vocabulary of a million
-tokens with scores, types and merges stays below."""
-MAX_ENTRIES = 100_000
-"""Limit for keys, and for tensors: each takes a kilobyte in memory; models have some thousands."""
+FIRST_BYTES = 64 << 10  # of a remote file: more than a header without a vocabulary has
+MAX_BYTES = 64 << 20  # of a remote header; a vocabulary of 250,000 tokens takes about 10 MB
+MAX_ITEMS = 4_000_000  # of all arrays: more than a vocabulary of a million tokens has
+MAX_ENTRIES = 100_000  # keys, and tensors: each takes a kilobyte in memory
 _LENGTH = struct.Struct("<Q")
 
 
@@ -54,13 +49,7 @@ class StoredAt:
 
 @dataclass(frozen=True)
 class GGUFHeader:
-    """A parsed header.
-
-    Attributes:
-        stored: tensor name → location, in the order of the table.
-        data_start: offset of the data, a multiple of `alignment`.
-        size_bytes: size of the whole file.
-    """
+    """A parsed header: its tensors in the table's order, and the size of the whole file."""
 
     metadata: Metadata
     stored: Mapping[str, StoredAt]
@@ -101,32 +90,17 @@ class _Cursor:
     def number(self, code: str) -> int:
         return cast(int, struct.unpack("<" + code, self.take(struct.calcsize(code)))[0])
 
-    def count(self, smallest_item_bytes: int, what: str) -> int:
+    def count(self, smallest_item_bytes: int, what: str, limit: int | None = None) -> int:
         """A u64 count of items that each take at least `smallest_item_bytes`."""
         value = self.number("Q")
         if value * smallest_item_bytes > self.size_bytes - self.at:
             raise self.fail(f"{what} has {value} items, more than the file can hold,")
-        return value
-
-    def entries(self, smallest_bytes: int, what: str) -> int:
-        """The number of entries of a table."""
-        value = self.count(smallest_bytes, what)
-        if value > MAX_ENTRIES:
-            raise self.fail(f"{what} has {value} items (limit {MAX_ENTRIES})")
-        return value
-
-    def array(self, smallest_item_bytes: int, what: str) -> int:
-        """The number of items of an array, before any is read."""
-        value = self.count(smallest_item_bytes, what)
-        self.items += value
-        if self.items > MAX_ITEMS:
-            raise self.fail(f"arrays of {self.items} items together (limit {MAX_ITEMS})")
+        if limit is not None and value > limit:
+            raise self.fail(f"{what} has {value} items (limit {limit})")
         return value
 
     def text(self, limit: int | None = None) -> str:
-        size = self.count(1, "a string")
-        if limit is not None and size > limit:
-            raise self.fail(f"a name of {size} bytes (limit {limit})")
+        size = self.count(1, "a string", limit)
         return self.take(size).decode("utf-8", errors="surrogateescape")
 
     def texts(self, count: int) -> tuple[str, ...]:
@@ -148,28 +122,22 @@ class _Cursor:
         kind_id = self.number("I")
         if kind_id != ARRAY_KIND:
             kind = self.kind(kind_id)
-            return MetaValue(kind, self.scalar(kind))
+            return MetaValue(kind, self.text() if kind == "str" else self.number(FORMATS[kind]))
         kind = self.kind(self.number("I"))
+        size = 8 if kind == "str" else struct.calcsize(FORMATS[kind])
+        count = self.count(size, "an array")
+        self.items += count
+        if self.items > MAX_ITEMS:
+            raise self.fail(f"arrays of {self.items} items together (limit {MAX_ITEMS})")
         if kind == "str":
-            count = self.array(8, "an array of strings")
             return MetaValue(kind, self.texts(count))
-        code = SCALAR_FORMATS[kind]
-        count = self.array(struct.calcsize(code), "an array")
-        return MetaValue(
-            kind, struct.unpack(f"<{count}{code}", self.take(count * struct.calcsize(code)))
-        )
+        return MetaValue(kind, struct.unpack(f"<{count}{FORMATS[kind]}", self.take(count * size)))
 
     def kind(self, kind_id: int) -> MetaKind:
         kind = KINDS[kind_id] if kind_id < len(KINDS) else None
         if kind is None:
             raise self.fail(f"unknown value type {kind_id}")
         return kind
-
-    def scalar(self, kind: MetaKind) -> MetaScalar:
-        if kind == "str":
-            return self.text()
-        code = SCALAR_FORMATS[kind]
-        return cast(MetaScalar, struct.unpack("<" + code, self.take(struct.calcsize(code)))[0])
 
 
 def parse_header(buffer: mmap.mmap | bytes, name: str, size_bytes: int | None = None) -> GGUFHeader:
@@ -189,14 +157,16 @@ def parse_header(buffer: mmap.mmap | bytes, name: str, size_bytes: int | None = 
     version = cursor.number("I")
     if version not in (2, 3):
         raise cursor.fail(f"version {version} (supported are 2 and 3, little-endian)")
-    tensor_count = cursor.entries(24, "the tensor table")
-    metadata_count = cursor.entries(12, "the metadata table")
+    tensor_count = cursor.count(24, "the tensor table", MAX_ENTRIES)
+    metadata_count = cursor.count(12, "the metadata table", MAX_ENTRIES)
     metadata: Metadata = {}
     for _ in range(metadata_count):
         key = cursor.text(MAX_NAME_BYTES)
         metadata[key] = cursor.value()
     infos = [_tensor(cursor) for _ in range(tensor_count)]
-    alignment = _alignment(cursor, metadata)
+    alignment = metadata.get("general.alignment", MetaValue("u32", DEFAULT_ALIGNMENT)).value
+    if not isinstance(alignment, int) or alignment <= 0 or alignment & (alignment - 1):
+        raise cursor.fail(f"general.alignment is {alignment!r}, not a power of two")
     data_start = -(-cursor.at // alignment) * alignment
     stored: dict[str, StoredAt] = {}
     for info, offset in infos:
@@ -250,10 +220,3 @@ def _tensor(cursor: _Cursor) -> tuple[TensorInfo, int]:
     if not kind.fits_row(ne[0]) or math.prod(ne) >= 1 << 62:
         raise cursor.fail(f"tensor {name} has shape {ne}, impossible for {kind.name},")
     return TensorInfo(name, tuple(reversed(ne)), kind.name), offset
-
-
-def _alignment(cursor: _Cursor, metadata: Metadata) -> int:
-    value = metadata.get("general.alignment", MetaValue("u32", DEFAULT_ALIGNMENT)).value
-    if not isinstance(value, int) or value <= 0 or value & (value - 1):
-        raise cursor.fail(f"general.alignment is {value!r}, not a power of two")
-    return value

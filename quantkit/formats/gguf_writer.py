@@ -18,16 +18,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.formats.gguf_header import (
-    ARRAY_KIND,
-    DEFAULT_ALIGNMENT,
-    KINDS,
-    MAGIC,
-    SCALAR_FORMATS,
-)
-from quantkit.formats.reusable_tensors import ReusableTensor
+from quantkit.formats.gguf_file import ReusableTensor
+from quantkit.formats.gguf_header import ARRAY_KIND, DEFAULT_ALIGNMENT, FORMATS, KINDS, MAGIC
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.formats.tensors import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 
 MAX_SHARD_BYTES = 50 * 10**9  # huggingface_hub's plain-HTTP upload refuses larger files
 
@@ -39,10 +33,6 @@ def _text(value: str) -> bytes:
     return _pack_length(len(raw)) + raw
 
 
-def _scalar(kind: MetaKind, value: MetaScalar) -> bytes:
-    return _text(str(value)) if kind == "str" else struct.pack("<" + SCALAR_FORMATS[kind], value)
-
-
 @functools.lru_cache(maxsize=8)
 def _texts(values: tuple[str, ...]) -> bytes:
     """Cached: planning lays out a model with a hundred thousand tokens many times."""
@@ -50,13 +40,15 @@ def _texts(values: tuple[str, ...]) -> bytes:
 
 
 def _meta(value: MetaValue) -> bytes:
-    kind_id = KINDS.index(value.kind)
-    if not isinstance(value.value, tuple):
-        return struct.pack("<I", kind_id) + _scalar(value.kind, value.value)
-    head = struct.pack("<IIQ", ARRAY_KIND, kind_id, len(value.value))
+    kind_id, found = KINDS.index(value.kind), value.value
+    if not isinstance(found, tuple):
+        plain = value.kind != "str"
+        raw = struct.pack("<" + FORMATS[value.kind], found) if plain else _text(str(found))
+        return struct.pack("<I", kind_id) + raw
+    head = struct.pack("<IIQ", ARRAY_KIND, kind_id, len(found))
     if value.kind == "str":
-        return head + _texts(tuple(map(str, value.value)))
-    return head + struct.pack(f"<{len(value.value)}{SCALAR_FORMATS[value.kind]}", *value.value)
+        return head + _texts(tuple(map(str, found)))
+    return head + struct.pack(f"<{len(found)}{FORMATS[value.kind]}", *found)
 
 
 def tensor_size_bytes(info: TensorInfo) -> int:
@@ -142,8 +134,7 @@ class ShardWriter:
     """Fills one laid-out file in place; unwritten bytes (alignment) are zero."""
 
     def __init__(self, descriptor: int, layout: ShardLayout) -> None:
-        self._fd = descriptor
-        self.layout = layout
+        self._fd, self.layout = descriptor, layout
 
     def write(self, name: str, data: NDArray[np.uint8], at: int = 0) -> None:
         """Write `data` at byte `at` of tensor `name`; thread-safe."""

@@ -2,13 +2,18 @@
 
 The GGUF form is written byte for byte as by save_imatrix of `tools/imatrix/imatrix.cpp`: a weight
 `W` has `W.in_sum2` (matrices × row) and `W.counts` (matrices × 1), both F32, without leading
-dimensions of 1, so a dense weight has `[row]` and `[1]`. The older `.dat` form is read too (see
-`imatrix_legacy`).
+dimensions of 1, so a dense weight has `[row]` and `[1]`.
+
+The older form, `.dat`, is read too. It is little-endian, without magic or padding: the number of
+entries; for each its name, calls and values (mean square × calls); then the number of chunks and
+the name of the text (save_imatrix_legacy). It does not store how many tokens reached an expert, how
+many experts a stack has, and how long a chunk was.
 """
 
 from __future__ import annotations
 
 import re
+import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +25,6 @@ from quantkit.core.errors import InputError
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.gguf_header import MAGIC
 from quantkit.formats.gguf_writer import write_gguf
-from quantkit.formats.imatrix_legacy import LegacyEntry, parse_legacy
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 
 SUMS, COUNTS = ".in_sum2", ".counts"
@@ -30,6 +34,7 @@ LARGEST_IMPORTANCE = 1e18
 """Limit for a mean squared activation: some of ggml's quantizers abort on larger ones."""
 LEGACY_CHUNK_TOKENS = 512
 """llama-imatrix's default, assumed for a `.dat`, which does not store it."""
+_SMALLEST_LEGACY_ENTRY_BYTES = 4 + 1 + 4 + 4 + 4
 
 
 @dataclass(frozen=True)
@@ -125,14 +130,11 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
     for name in sorted(imatrix.entries):
         data[name + SUMS] = imatrix.entries[name].sums
         data[name + COUNTS] = imatrix.entries[name].counts.reshape(-1, 1)
-    infos = [TensorInfo(name, _shape_in_file(a.shape), "F32") for name, a in data.items()]
+    # ggml counts dimensions up to the last that is not 1
+    shapes = {name: a.shape[1:] if a.shape[0] == 1 else a.shape for name, a in data.items()}
+    infos = [TensorInfo(name, shape, "F32") for name, shape in shapes.items()]
     raw = (np.ascontiguousarray(array, dtype="<f4").view(np.uint8) for array in data.values())
     write_gguf(path, metadata, infos, zip(data, raw, strict=True))
-
-
-def _shape_in_file(shape: tuple[int, ...]) -> tuple[int, ...]:
-    """`shape` without a leading 1: ggml counts dimensions up to the last that is not 1."""
-    return shape[1:] if shape[0] == 1 else shape
 
 
 def read_imatrix(path: Path, rows: Mapping[str, int] | None = None) -> Imatrix:
@@ -206,18 +208,65 @@ def _integer(file: GGUFFile, key: str) -> int:
     return value if isinstance(value, int) else 0
 
 
+class _LegacyCursor:
+    """Reads values of a `.dat`; every length is checked against the file's size first."""
+
+    def __init__(self, path: Path) -> None:
+        self.content, self.path, self.at = path.read_bytes(), path, 0
+
+    def fail(self, what: str) -> InputError:
+        return InputError(
+            f"{self.path} is neither a GGUF file nor a readable legacy imatrix (.dat): {what} at "
+            f"byte {self.at} of {len(self.content)}; collect the imatrix again"
+        )
+
+    def number(self, what: str, least: int, item_bytes: int = 0) -> int:
+        """An integer of at least `least`; the file holds so many items of `item_bytes` each."""
+        left = len(self.content) - self.at - 4
+        if left < 0:
+            raise self.fail(f"it ends before {what}")
+        (value,) = struct.unpack_from("<i", self.content, self.at)
+        if value < least:
+            raise self.fail(f"{what} is {value}")
+        if value * item_bytes > left:
+            raise self.fail(f"{what} is {value}, more than the file can hold,")
+        self.at += 4
+        return int(value)
+
+    def text(self, what: str, least: int) -> str:
+        size = self.number(what, least, 1)
+        text = self.content[self.at : self.at + size].decode("utf-8", "surrogateescape")
+        if not text.isprintable():
+            raise self.fail(f"a name is not printable text ({what} is {size})")
+        self.at += size
+        return text
+
+    def floats(self, what: str) -> NDArray[np.float32]:
+        count = self.number(what, 1, 4)
+        values = np.frombuffer(self.content, "<f4", count, self.at).astype(np.float32)
+        if not (np.isfinite(values).all() and (values >= 0).all()):
+            raise self.fail("a mean square that is negative or not finite, in the values")
+        self.at += 4 * count
+        return values
+
+
 def _read_legacy(path: Path, rows: Mapping[str, int]) -> Imatrix:
     """Means are exact; every matrix that was reached gets the largest matrix' count."""
-    found = parse_legacy(path)
-    entries = {}
-    for name, stored in found.entries.items():
-        row = rows.get(name, stored.values.size)
-        if row < 1 or stored.values.size % row:
+    cursor = _LegacyCursor(path)
+    entries: dict[str, ImatrixEntry] = {}
+    for _ in range(cursor.number("the number of entries", 1, _SMALLEST_LEGACY_ENTRY_BYTES)):
+        name = cursor.text("a name's length", 1)
+        if name in entries:
+            raise cursor.fail(f"{name} is listed twice")
+        calls = cursor.number(f"the number of calls of {name}", 1)
+        values = cursor.floats(f"the number of values of {name}")
+        row = rows.get(name, values.size)
+        if row < 1 or values.size % row:
             raise InputError(
-                f"{path}: {name} has {stored.values.size} values, the model's rows have {row}; "
+                f"{path}: {name} has {values.size} values, the model's rows have {row}; "
                 "the imatrix was collected on another model"
             )
-        entries[name] = _from_legacy(stored, row)
+        entries[name] = _from_legacy(values.reshape(-1, row), calls)
     unknown = [
         "a legacy .dat holds no counts: only whether an expert was reached",
         f"a legacy .dat holds no chunk size: llama-imatrix's {LEGACY_CHUNK_TOKENS} is assumed",
@@ -228,16 +277,21 @@ def _read_legacy(path: Path, rows: Mapping[str, int]) -> Imatrix:
             f"a legacy .dat does not tell experts apart: without the model, {len(stacks)} stacks "
             "are one matrix each"
         )
-    if found.chunks is None:
+    chunks, dataset = 0, ""
+    if cursor.at < len(cursor.content):
+        chunks = cursor.number("the number of chunks", 0)
+        dataset = cursor.text("the length of the dataset's name", 0)
+        if left := len(cursor.content) - cursor.at:
+            raise cursor.fail(f"{left} bytes after its end")
+    else:
         unknown.append("this .dat is of an old writer: chunks and dataset are not in it")
-    datasets = (found.dataset,) if found.dataset else ()
-    return Imatrix(entries, LEGACY_CHUNK_TOKENS, found.chunks or 0, datasets, tuple(unknown))
+    datasets = (dataset,) if dataset else ()
+    return Imatrix(entries, LEGACY_CHUNK_TOKENS, chunks, datasets, tuple(unknown))
 
 
-def _from_legacy(stored: LegacyEntry, row: int) -> ImatrixEntry:
-    values = stored.values.reshape(-1, row)
+def _from_legacy(values: NDArray[np.float32], calls: int) -> ImatrixEntry:
     # an expert without tokens has a mean of exactly 1 in every column
-    reached = (values != np.float32(stored.calls)).any(axis=1) | (len(values) == 1)
+    reached = (values != np.float32(calls)).any(axis=1) | (len(values) == 1)
     sums = np.where(reached[:, None], values * np.float32(LEGACY_CHUNK_TOKENS), np.float32(0))
-    counts = np.where(reached, np.float32(stored.calls * LEGACY_CHUNK_TOKENS), np.float32(0))
+    counts = np.where(reached, np.float32(calls * LEGACY_CHUNK_TOKENS), np.float32(0))
     return ImatrixEntry(sums, counts)

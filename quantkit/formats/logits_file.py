@@ -23,7 +23,6 @@ import struct
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -46,11 +45,9 @@ Rows = NDArray[np.void]
 
 @dataclass(frozen=True)
 class LogitsHeader:
-    """Describes the logits.
+    """Describes the logits of the file `model` on the text that is called `text`.
 
     Attributes:
-        model: name of the base's file.
-        text: name of the text.
         vocabulary: see `vocabulary_id`.
         bos: token that replaces each chunk's first; None if the model wants no BOS.
         kept_tokens: number of tokens per row whose logits are exact.
@@ -190,28 +187,25 @@ class LogitsFile:
         _, version, length = _START.unpack(start)
         if version != VERSION:
             raise InputError(f"{path} has format version {version}; supported is {VERSION}")
-        self.header = self._header(min(length, size - _START.size))
-        self._row_type = self.header.row_type
-        tokens_at = _START.size + length
-        self._rows_at = tokens_at + 4 * self.header.chunks * self.header.chunk_tokens
-        whole = self._rows_at + self.header.positions * self._row_type.itemsize
-        if size != whole:
-            raise self._broken(f"it has {size} bytes instead of {whole}")
-        raw = self._bytes.read(tokens_at, self._rows_at - tokens_at)
-        if hashlib.sha256(raw.data).hexdigest() != self.header.tokens_sha256:
-            raise self._broken("its tokens were modified")
-        self.tokens: Tokens = raw.view("<i4").reshape(self.header.chunks, -1)
-
-    def _header(self, length: int) -> LogitsHeader:
         try:
-            found: dict[str, Any] = json.loads(self._bytes.read(_START.size, length).tobytes())
-            header = LogitsHeader(**found)
+            length_here = min(length, size - _START.size)
+            found = json.loads(self._bytes.read(_START.size, length_here).tobytes())
+            self.header = header = LogitsHeader(**found)
             counts = (header.vocabulary_size, header.chunks, header.kept_tokens)
             if min(counts) < 1 or header.chunk_tokens < 4:
                 raise ValueError(counts)
-            return header
         except (ValueError, TypeError):
             raise self._broken("its header is invalid") from None
+        self._row_type = header.row_type
+        tokens_at = _START.size + length
+        self._rows_at = tokens_at + 4 * header.chunks * header.chunk_tokens
+        whole = self._rows_at + header.positions * self._row_type.itemsize
+        if size != whole:
+            raise self._broken(f"it has {size} bytes instead of {whole}")
+        raw = self._bytes.read(tokens_at, self._rows_at - tokens_at)
+        if hashlib.sha256(raw.data).hexdigest() != header.tokens_sha256:
+            raise self._broken("its tokens were modified")
+        self.tokens: Tokens = raw.view("<i4").reshape(header.chunks, -1)
 
     def _broken(self, why: str) -> InputError:
         return InputError(f"{self.path} is not readable: {why}; delete it and run again")

@@ -1,28 +1,118 @@
-"""Strict, lazy reading of safetensors: one file, or a folder of shards."""
+"""Strict, lazy reading of safetensors: one file, or a folder of shards.
+
+The format (https://huggingface.co/docs/safetensors): eight little-endian bytes with the header's
+length, a JSON header {name: {dtype, shape, data_offsets}}, then the tensors' bytes without gaps.
+The library checks all of that but does not return positions, which reading by rows needs (ADR 7).
+"""
 
 from __future__ import annotations
 
 import itertools
 import json
+import math
+import os
 import re
+import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
 from quantkit.formats.file_bytes import FileBytes
-from quantkit.formats.safetensors_header import (
-    DTYPE_BYTES,
-    SafetensorsEntry,
-    parse_header,
-    read_header,
-)
 
+MAX_HEADER_BYTES = 100_000_000
+"""The library's own limit; the flagship's largest header is below 1 MB."""
+LENGTH_BYTES = 8
+"""What a file begins with: the length of its header."""
+DTYPE_BYTES = {"BF16": 2, "F16": 2, "F32": 4}
+"""The dtypes that are converted, and the size of an element."""
 CONVERTIBLE = tuple(DTYPE_BYTES)
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _INDEX = "model.safetensors.index.json"
+
+
+class SafetensorsEntry(NamedTuple):
+    """One tensor of a file: row-major `shape`, `dtype` and its bytes [begin, end) in the file.
+
+    A tuple, because checkpoints have tens of thousands and a frozen dataclass is slower to make.
+    """
+
+    shape: tuple[int, ...]
+    dtype: str
+    begin: int
+    end: int
+
+    @property
+    def elements(self) -> int:
+        return math.prod(self.shape)
+
+
+def header_bytes(start: bytes) -> int:
+    """How long the JSON of the file is that begins with `start`; 0 where even that is cut off."""
+    length = start[:LENGTH_BYTES]
+    return int.from_bytes(length, "little") if len(length) == LENGTH_BYTES else 0
+
+
+def parse_header(
+    start: bytes, size_bytes: int, where: str, advice: str
+) -> dict[str, SafetensorsEntry]:
+    """All tensors of a file by name, in the header's order, from its header alone.
+
+    Args:
+        start: the file's first bytes, to the end of its header at least.
+        size_bytes: of the whole file, which the header must account for to the byte.
+        where: the file, for messages.
+        advice: what to do about a broken one.
+
+    Raises:
+        InputError: the header is cut off, or contradicts itself or the file's size.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    data_start = LENGTH_BYTES + header_bytes(start)
+    present = min(len(start), size_bytes)
+    if present < data_start <= LENGTH_BYTES + MAX_HEADER_BYTES:
+        raise InputError(
+            f"{where}: it is truncated: the header ends at byte {data_start}, the file has "
+            f"{present}; {advice}"
+        )
+    # The library reads files: this one has the header and the size, and takes no room on the disk.
+    with tempfile.NamedTemporaryFile() as sparse:
+        try:
+            sparse.write(start)
+            sparse.flush()
+            os.truncate(sparse.name, size_bytes)
+            with safe_open(sparse.name, "np"):
+                pass
+            described = json.loads(start[LENGTH_BYTES:data_start])
+        except (SafetensorError, OSError, OverflowError, ValueError, RecursionError) as error:
+            reason = str(error).removeprefix("Error while deserializing header: ")[:200]
+            raise InputError(
+                f"{where} has {size_bytes} bytes and is no whole safetensors file ({reason}"
+                f"{_accounted(start[LENGTH_BYTES:data_start], data_start)}); {advice}"
+            ) from None
+    described.pop("__metadata__", None)
+    return {
+        name: SafetensorsEntry(
+            tuple(tensor["shape"]),
+            tensor["dtype"],
+            *(data_start + offset for offset in tensor["data_offsets"]),
+        )
+        for name, tensor in described.items()
+    }
+
+
+def _accounted(header: bytes, data_start: int) -> str:
+    """How many bytes a file with this header has, for a message; nothing if that cannot be said."""
+    try:
+        described = json.loads(header).values()
+        ends = [int(tensor["data_offsets"][1]) for tensor in described if "data_offsets" in tensor]
+        return f"; its header accounts for {data_start + max(ends)} bytes"
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        return ""
 
 
 class SafetensorsFile:
@@ -39,8 +129,15 @@ class SafetensorsFile:
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
-        self.entries = read_header(path)
-        self._bytes = FileBytes(path)
+        try:
+            self._bytes = FileBytes(path)
+        except OSError as error:
+            raise InputError(f"{path} cannot be read: {error.strerror}") from error
+        size = self._bytes.size_bytes
+        length = header_bytes(self._bytes.read(0, min(size, LENGTH_BYTES)).tobytes())
+        stop = LENGTH_BYTES + (length if length <= MAX_HEADER_BYTES else 0)
+        start = self._bytes.read(0, min(size, stop)).tobytes()
+        self.entries = parse_header(start, size, str(path), "download it again")
 
     def read_raw(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         """The bytes of elements [start, stop) of the flattened tensor, as a new array."""
@@ -76,16 +173,9 @@ class SafetensorsFile:
 
 
 class SafetensorsHeader(SafetensorsFile):
-    """A .safetensors file elsewhere, of which only the header is here.
+    """A .safetensors file of the repository `origin`, of which only the header is here.
 
-    Args:
-        start: the file's first bytes, to the end of its header at least.
-        size_bytes: of the whole file.
-        origin: the repository that it is a file of.
-        advice: what to do about a broken header.
-
-    Raises:
-        InputError: the header contradicts itself or the file's size.
+    See `parse_header` for the other arguments and errors.
     """
 
     has_data = False
@@ -96,11 +186,7 @@ class SafetensorsHeader(SafetensorsFile):
         self._origin = origin
 
     def read_raw_into(self, name: str, start: int, out: NDArray[np.uint8]) -> None:
-        """Weights are not here.
-
-        Raises:
-            InputError: always.
-        """
+        """Raise InputError: the weights are not here."""
         raise InputError(
             f"of {self._origin} only headers are here, so {name} cannot be read; "
             f"'quantkit download {self._origin}' brings the weights"
@@ -188,10 +274,15 @@ def _shard_paths(path: Path, listed: Mapping[str, str] | None) -> list[Path]:
         return shards
     found = sorted(path.glob("*.safetensors"))
     # Mistral's folders hold the same weights a second time as consolidated*.safetensors.
-    named_model = [shard for shard in found if shard.name.startswith("model")]
-    if named_model or found:
-        _check_numbering(path, named_model or found)
-        return named_model or found
+    found = [shard for shard in found if shard.name.startswith("model")] or found
+    if found:
+        # Without an index the shards' names, -00002-of-00004, still say how many there must be.
+        totals = {m[1] for s in found if (m := re.search(r"-\d+-of-(\d+)\.safetensors$", s.name))}
+        if len(totals) == 1 and len(found) < (expected := int(totals.pop())):
+            raise InputError(
+                f"{path}: {len(found)} of {expected} shards are here; finish the download"
+            )
+        return found
     pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLE_SUFFIXES)
     if pickles:
         raise InputError(
@@ -199,15 +290,6 @@ def _shard_paths(path: Path, listed: Mapping[str, str] | None) -> list[Path]:
             "read, so only safetensors are: use a revision of the model that has them"
         )
     raise InputError(f"{path} holds no *.safetensors file; is the download complete?")
-
-
-def _check_numbering(folder: Path, shards: list[Path]) -> None:
-    """Without an index the shards' names, -00002-of-00004, still say how many there must be."""
-    totals = {m[1] for s in shards if (m := re.search(r"-\d+-of-(\d+)\.safetensors$", s.name))}
-    if len(totals) == 1 and len(shards) < (expected := int(totals.pop())):
-        raise InputError(
-            f"{folder}: {len(shards)} of {expected} shards are here; finish the download"
-        )
 
 
 def _read_index(path: Path) -> dict[str, str] | None:

@@ -18,7 +18,6 @@ class QuantType:
         name: ggml's name, as llama.cpp prints it in upper case.
         ggml_id: value of `enum ggml_type`, as stored in files.
         block_elements: consecutive elements of a row that share a scale; rows must divide by it.
-        block_bytes: bytes one block takes.
         needs_imatrix: ggml or llama.cpp refuses, or ruins, the type without an importance matrix.
     """
 

@@ -12,8 +12,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
-from quantkit.formats.safetensors_files import SafetensorsFile, SafetensorsFolder, as_f32
-from quantkit.formats.safetensors_header import DTYPE_BYTES
+from quantkit.formats.safetensors_files import (
+    DTYPE_BYTES,
+    SafetensorsFile,
+    SafetensorsFolder,
+    as_f32,
+)
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.families.base import Config, StoredTensor, TensorRule, without_prediction
 from quantkit.models.families.registry import family_for

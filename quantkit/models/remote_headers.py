@@ -29,10 +29,10 @@ from quantkit.core.paths import cache_folder
 from quantkit.core.progress import Progress
 from quantkit.core.threads import run_all
 from quantkit.core.work_folders import resumable
-from quantkit.formats.safetensors_files import SafetensorsHeader
-from quantkit.formats.safetensors_header import (
+from quantkit.formats.safetensors_files import (
     LENGTH_BYTES,
     MAX_HEADER_BYTES,
+    SafetensorsHeader,
     header_bytes,
     parse_header,
 )

@@ -21,7 +21,7 @@ from quantkit.plan.level_plans import nominal_costs
 from quantkit.plan.plan import Entry, Plan, ask_early, plan_recipe, plan_types
 from quantkit.plan.targets import choose_target
 from quantkit.plan.type_choice import choose_types
-from quantkit.study.study import Study
+from quantkit.study.sensitivity import Study
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from quantkit.core.files import publish
 from quantkit.core.journal import Journal
 from quantkit.core.progress import Progress
 from quantkit.core.units import bytes_text
+from quantkit.formats.gguf_file import FinishedFile, ReusableTensor, reusable_tensors
 from quantkit.formats.gguf_writer import ShardLayout, ShardWriter, open_shard, tensor_size_bytes
-from quantkit.formats.reusable_tensors import FinishedFile, ReusableTensor, reusable_tensors
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo, TensorSource
 from quantkit.llamacpp import ggml_kernels

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from quantkit.config.recipe import ConvertRecipe
 from quantkit.core.progress import SILENT, Progress
+from quantkit.formats.gguf_file import FinishedFile
 from quantkit.formats.gguf_writer import ShardLayout, lay_out, single_file_layout
 from quantkit.formats.imatrix_file import Imatrix
-from quantkit.formats.reusable_tensors import FinishedFile
 from quantkit.formats.tensor_types import quant_type
 from quantkit.formats.tensors import Metadata, MetaValue, TensorSource
 from quantkit.models.model import Model

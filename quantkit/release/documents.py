@@ -17,8 +17,7 @@ from quantkit import __version__
 from quantkit.config.recipe import Recipe
 from quantkit.config.target import Target
 from quantkit.release.names import RECIPE, TARGET
-from quantkit.study.calibration.datasets import is_dataset
-from quantkit.study.calibration.sources import shipped_name
+from quantkit.study.calibration.sources import is_dataset, shipped_name
 from quantkit.study.imatrix import Calibration, SourceRead
 
 _REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?:@[\w.-]+)?", re.ASCII)

@@ -35,7 +35,7 @@ from quantkit.study.calibration.texts import CalibrationSource, model_calibratio
 from quantkit.study.candidates import nearest_type
 from quantkit.study.errors import kernel_speeds
 from quantkit.study.exchange import Exchange
-from quantkit.study.kl_divergence import BaseDistribution
+from quantkit.study.kld_statistics import BaseDistribution
 from quantkit.study.sensitivity import Probe, UnitCost
 
 if TYPE_CHECKING:
@@ -44,13 +44,10 @@ if TYPE_CHECKING:
 LOGITS_BYTES = 512 << 20
 """Limit for the logits of one batch; base logits and probabilities of the whole text take twice
 what its logits take."""
-MAX_SEQUENCES = 64
-"""Chunks decoded in one batch; llama.cpp takes 256 sequences at most."""
-MAX_SELF_KLD = 1e-6
-"""Nats, of the base against itself; 0 on a CPU."""
+MAX_SEQUENCES = 64  # chunks decoded in one batch; llama.cpp takes 256 sequences at most
+MAX_SELF_KLD = 1e-6  # nats, of the base against itself; 0 on a CPU
 FLOOR_PROBES = 5
-TINY_ERROR = 3e-6
-"""Changes the last bit of many weights and nothing else that matters."""
+TINY_ERROR = 3e-6  # changes the last bit of many weights and nothing else that matters
 MAX_GAIN = 3.0
 MIN_ERROR_SHARE = 0.02
 """Of `probe_error`: below it, even an amplified error would be lost in noise."""
@@ -63,9 +60,8 @@ class CostInputs:
 
     Attributes:
         base: GGUF that is loaded, of the same weights as the source.
-        imatrix: weights of the columns, for the child process; None weighs all columns alike.
-        calibration: describes the text, with its `sources`; its first `used_chunks`, which the
-            imatrix was collected on, are skipped.
+        imatrix: weights of the columns; None weighs all columns alike.
+        calibration: the text; its first `used_chunks`, which the imatrix saw, are skipped.
     """
 
     base: Path
@@ -77,12 +73,7 @@ class CostInputs:
 
 @dataclass(frozen=True)
 class CostJob:
-    """A measurement of costs.
-
-    Attributes:
-        units: groups of tensors that are exchanged together.
-        errors: tensor → type → relative error.
-    """
+    """A measurement: `units` of tensors exchanged together; tensor → type → relative error."""
 
     inputs: CostInputs
     units: tuple[tuple[str, ...], ...]
@@ -92,12 +83,7 @@ class CostJob:
 
 @dataclass(frozen=True)
 class MeasuredCosts:
-    """Result of the measurement.
-
-    Attributes:
-        tokens: length of the text; all its positions are scored.
-        restored_kld: KLD of the base against itself after the last restore, nats; 0 on a CPU.
-    """
+    """Costs, tokens of the text, and the base's KLD against itself after the last unit, nats."""
 
     units: tuple[UnitCost, ...]
     tokens: int
@@ -105,11 +91,7 @@ class MeasuredCosts:
 
 
 def measure_costs(
-    job: CostJob,
-    work: Path,
-    devices: DeviceSettings,
-    workers: int,
-    progress: Progress = SILENT,
+    job: CostJob, work: Path, devices: DeviceSettings, progress: Progress = SILENT
 ) -> MeasuredCosts:
     """Measure the cost of each unit's errors; `work` keeps finished units for a resumed run.
 
@@ -122,14 +104,14 @@ def measure_costs(
     """
     found: MeasuredCosts = run_isolated(
         "quantkit.study.costs:measure_in_child",
-        {"job": job, "work": work, "devices": devices, "workers": workers},
+        {"job": job, "work": work, "devices": devices},
         told_to(progress, "units", "sensitivity"),
     )
     return found
 
 
 def measure_in_child(
-    job: CostJob, work: Path, devices: DeviceSettings, workers: int, emit: Emit
+    job: CostJob, work: Path, devices: DeviceSettings, emit: Emit
 ) -> MeasuredCosts:
     """Body of the child process of `measure_costs`."""
     from quantkit.llamacpp.llama import Model
@@ -155,13 +137,18 @@ def measure_in_child(
     }
     measurable = [unit for unit in job.units if exchangeable.issuperset(unit)]
     left = [unit for unit in measurable if unit not in done]
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(devices.threads) as pool:
         meter = _Meter(model, tokens, pool)
         probing = _Probing(job, base, Exchange(base, weights, importance, pool), meter)
         began = time.perf_counter()
-        _check_repeatable(float(meter.kld().mean()))
+        if (difference := float(meter.kld().mean())) > MAX_SELF_KLD:
+            raise EnvironmentFault(
+                f"the base model's KLD against itself is {difference:.2g} on this device (limit "
+                f"{MAX_SELF_KLD:g}), so costs cannot be measured; use another device, or turn "
+                "costs off with measure.cost_chunks: 0"
+            )
         if left:
-            emit(("note", probing.estimate(left, time.perf_counter() - began, workers)))
+            emit(("note", probing.estimate(left, time.perf_counter() - began, devices.threads)))
         emit(("start", (len(done), len(measurable))))
         floor = probing.floor(measurable if left else ())
         for unit in left:
@@ -178,15 +165,6 @@ def measure_in_child(
     return MeasuredCosts(units, int(tokens.size), restored)
 
 
-def _check_repeatable(difference: float) -> None:
-    if difference > MAX_SELF_KLD:
-        raise EnvironmentFault(
-            f"the base model's KLD against itself is {difference:.2g} on this device (limit "
-            f"{MAX_SELF_KLD:g}), so costs cannot be measured; use another device, or turn costs "
-            "off with measure.cost_chunks: 0"
-        )
-
-
 @dataclass(frozen=True)
 class _Probing:
     """Measures units of a loaded model."""
@@ -198,12 +176,10 @@ class _Probing:
 
     def probes(self, unit: Sequence[str]) -> tuple[Probe, ...]:
         """Probe the unit, then restore its weights."""
-        found = []
-        for bits in self.job.recipe.probe_bits:
-            types = self._types(unit, bits)
-            found.append(self._probe(types, self._gains(types, self.job.recipe.probe_error)))
+        error, bits = self.job.recipe.probe_error, self.job.recipe.probe_bits
+        found = tuple(self._probe(self._types(unit, b), error) for b in bits)
         self.exchange.restore(unit)
-        return tuple(found)
+        return found
 
     def floor(self, units: Sequence[tuple[str, ...]]) -> Callable[[Sequence[str]], float]:
         """A function of a unit: the KLD that even a negligible change of its weights causes.
@@ -218,7 +194,7 @@ class _Probing:
             layer, unit = inside[index]
             if layer not in found:
                 types = self._types(unit, self.job.recipe.probe_bits[0])
-                probe = self._probe(types, self._gains(types, TINY_ERROR, least=0.0))
+                probe = self._probe(types, TINY_ERROR, least_gain=0.0)
                 self.exchange.restore(unit)
                 if 0 < probe.error <= 10 * TINY_ERROR * len(unit):
                     found[layer] = probe.kld
@@ -245,11 +221,17 @@ class _Probing:
             f"takes about {seconds_text(seconds)}"
         )
 
-    def _probe(self, types: Mapping[str, str], gains: Mapping[str, float]) -> Probe:
+    def _probe(self, types: dict[str, str], target: float, least_gain: float = 1.0) -> Probe:
+        """Amplify each tensor's error to `target`, as far as that is possible, and measure."""
+        gains = {}
+        for name, kind in types.items():
+            error = self.job.errors[name][kind]
+            gain = (target / error) ** 0.5 if error > 0 else 1.0
+            gains[name] = min(max(gain, least_gain), MAX_GAIN)
         errors = self.exchange.put(types, gains)
         kld = self.meter.kld()
         deviation = float(kld.std(ddof=1)) / kld.size**0.5
-        return Probe(dict(types), dict(gains), errors, float(kld.mean()), deviation)
+        return Probe(types, gains, errors, float(kld.mean()), deviation)
 
     def _types(self, unit: Sequence[str], bits: float) -> dict[str, str]:
         """Tensor → its type nearest to `bits` whose error is large enough to measure.
@@ -262,17 +244,6 @@ class _Probing:
             least = min(MIN_ERROR_SHARE * self.job.recipe.probe_error, max(errors.values()))
             found[info.name] = nearest_type([n for n, e in errors.items() if e >= least], bits)
         return found
-
-    def _gains(
-        self, types: Mapping[str, str], target: float, least: float = 1.0
-    ) -> dict[str, float]:
-        """Tensor → the gain that brings its error to `target`."""
-        gains = {}
-        for name, kind in types.items():
-            error = self.job.errors[name][kind]
-            gain = (target / error) ** 0.5 if error > 0 else 1.0
-            gains[name] = min(max(gain, least), MAX_GAIN)
-        return gains
 
 
 def _layer(unit: Sequence[str]) -> int | None:

@@ -5,7 +5,8 @@ Nothing is loaded twice: rows are quantized, decoded, and written back in the ba
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import functools
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -29,16 +30,6 @@ BLOCKS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
-class _Block:
-    """Lossy rows: the first row, their bytes, Σ w·(x − x')² and Σ w·x²."""
-
-    start: int
-    raw: NDArray[np.uint8]
-    lost: float
-    total: float
-
-
-@dataclass(frozen=True)
 class Exchange:
     """Exchanges weights of `base`, the file that the model was loaded from."""
 
@@ -57,12 +48,14 @@ class Exchange:
         """
         errors = {}
         for info in self._infos(types):
-            kind = BY_NAME[types[info.name]]
+            kind, blocks = BY_NAME[types[info.name]], list(row_blocks(info))
             kernels.prepare(kind)
+            lossy = functools.partial(self._lossy_block, info, kind, gains[info.name])
             lost = total = 0.0
-            for block in self._lossy_blocks(info, kind, gains[info.name]):
-                self.weights.exchange(info.name, block.raw, block.start * _row_bytes(info))
-                lost, total = lost + block.lost, total + block.total
+            for at in range(0, len(blocks), BLOCKS_AT_ONCE):
+                for start, raw, a, b in self.pool.map(lossy, blocks[at : at + BLOCKS_AT_ONCE]):
+                    self.weights.exchange(info.name, raw, start * _row_bytes(info))
+                    lost, total = lost + a, total + b
             errors[info.name] = lost / total if total > 0 else 0.0
         return errors
 
@@ -77,17 +70,11 @@ class Exchange:
         wanted = set(names)
         return [info for info in self.base.tensors if info.name in wanted]
 
-    def _lossy_blocks(self, info: TensorInfo, kind: QuantType, gain: float) -> Iterator[_Block]:
-        blocks = list(row_blocks(info))
-        for at in range(0, len(blocks), BLOCKS_AT_ONCE):
-            yield from self.pool.map(
-                lambda block: self._lossy_block(info, kind, gain, *block),
-                blocks[at : at + BLOCKS_AT_ONCE],
-            )
-
     def _lossy_block(
-        self, info: TensorInfo, kind: QuantType, gain: float, matrix: int, start: int, stop: int
-    ) -> _Block:
+        self, info: TensorInfo, kind: QuantType, gain: float, block: tuple[int, int, int]
+    ) -> tuple[int, NDArray[np.uint8], float, float]:
+        """Lossy rows: the first row, their bytes, Σ w·(x − x')² and Σ w·x²."""
+        matrix, start, stop = block
         weights = self.importance.get(info.name)
         column = None if weights is None else weights[matrix]
         stored = BY_NAME[info.type_name]
@@ -101,7 +88,7 @@ class Exchange:
         scale = column_weights(weights, matrix, width)
         lost = np.square(rows - in_model, dtype=np.float64).sum(axis=0) @ scale
         total = np.square(rows, dtype=np.float64).sum(axis=0) @ scale
-        return _Block(start, raw, float(lost), float(total))
+        return start, raw, float(lost), float(total)
 
 
 def _row_bytes(info: TensorInfo) -> int:

@@ -35,12 +35,9 @@ if TYPE_CHECKING:
     from quantkit.llamacpp.llama import Context, Model, Tokens
 
 SAVE_EVERY_CHUNKS = 16
-BATCH_TOKENS = 8192
-"""The callback's overhead per token falls with the size of a batch (make bench)."""
-TRIAL_CHUNKS = 64
-"""With at least so many chunks, two more are spent to estimate the time of all."""
-LOGITS_BYTES = 512 << 20
-"""Limit for the logits of a batch, which llama.cpp allocates."""
+BATCH_TOKENS = 8192  # the callback's overhead per token falls with a batch's size (make bench)
+TRIAL_CHUNKS = 64  # with so many or more, two chunks are spent to estimate the time of all
+LOGITS_BYTES = 512 << 20  # of a batch, which llama.cpp allocates
 
 
 @dataclass(frozen=True)
@@ -71,10 +68,7 @@ class SourceRead:
 class Calibration(JsonDocument):
     """calibration.json: what the importance matrix was collected on.
 
-    Attributes:
-        unseen_experts: experts that no token reached.
-        uncovered_experts: experts with fewer tokens than `until_covered`.
-        ready: name of the file that was imported instead of collecting.
+    Uncovered experts have fewer tokens than `until_covered`; `ready` names an imported file.
     """
 
     version: Literal[1] = 1
@@ -92,11 +86,8 @@ def chunks_per_batch(chunk_tokens: int, vocabulary: int) -> int:
 
     The result does not depend on it: each chunk is a sequence of its own.
     """
-    most = min(
-        SAVE_EVERY_CHUNKS,
-        BATCH_TOKENS // chunk_tokens,
-        LOGITS_BYTES // (4 * chunk_tokens * vocabulary),
-    )
+    fits = LOGITS_BYTES // (4 * chunk_tokens * vocabulary)
+    most = min(SAVE_EVERY_CHUNKS, BATCH_TOKENS // chunk_tokens, fits)
     return 1 << max(most.bit_length() - 1, 0)
 
 
@@ -121,14 +112,8 @@ def collect_imatrix(
     progress.start(recipe.chunks * recipe.chunk_tokens, "tokens")
     facts: Calibration = run_isolated(
         "quantkit.study.imatrix:collect_in_child",
-        {
-            "base": base,
-            "recipe": recipe,
-            "sources": sources,
-            "out": out,
-            "work": work,
-            "devices": devices,
-        },
+        {"base": base, "recipe": recipe, "sources": sources, "out": out}
+        | {"work": work, "devices": devices},
         told_to(progress, "tokens"),
     )
     return facts
@@ -151,7 +136,15 @@ def collect_in_child(
     calibration = model_calibration(recipe, sources, model, emit)
     # A text gets BOS before it is cut, as in llama-imatrix; a mixture is cut already.
     tokens = calibration.tokens if recipe.mixture else model.vocab.prepend_bos(calibration.tokens)
-    _check_length(tokens, recipe, emit)
+    available = len(tokens) // recipe.chunk_tokens
+    if available == 0:
+        raise InputError(
+            f"the calibration text has {len(tokens)} tokens, fewer than one chunk of "
+            f"{recipe.chunk_tokens}; give a longer text or a smaller chunk_tokens"
+        )
+    if available < recipe.chunks:
+        note = f"the calibration text has only {available} of the requested {recipe.chunks} chunks"
+        emit(("note", note))
     collector = Collector(math.gcd(recipe.chunk_tokens, GROUP_TOKENS))
     state = _State(work / "sums.npz", tokens, recipe.chunk_tokens)
     chunks = _collect(model, tokens, recipe, collector, state, emit)
@@ -176,18 +169,6 @@ def collect_in_child(
     )
 
 
-def _check_length(tokens: Tokens, recipe: ImatrixRecipe, emit: Emit) -> None:
-    available = len(tokens) // recipe.chunk_tokens
-    if available == 0:
-        raise InputError(
-            f"the calibration text has {len(tokens)} tokens, fewer than one chunk of "
-            f"{recipe.chunk_tokens}; give a longer text or a smaller chunk_tokens"
-        )
-    if available < recipe.chunks:
-        note = f"the calibration text has only {available} of the requested {recipe.chunks} chunks"
-        emit(("note", note))
-
-
 def _read_of(
     sources: Sequence[CalibrationSource], calibration: CalibrationTokens, chunks: int
 ) -> tuple[SourceRead, ...]:
@@ -198,9 +179,7 @@ def _read_of(
             source.origin,
             source.licence,
             taken.get(source.name),
-            tuple(
-                FileRead(path.name, path.stat().st_size, file_sha256(path)) for path in source.files
-            ),
+            tuple(FileRead(p.name, p.stat().st_size, file_sha256(p)) for p in source.files),
         )
         for source in sources
     )
@@ -218,7 +197,10 @@ def _collect(
     from quantkit.llamacpp.llama import Context
 
     size, available = recipe.chunk_tokens, len(tokens) // recipe.chunk_tokens
-    begin, stop = state.load(collector), first_stop(recipe, available)
+    begin, stop = state.load(collector), recipe.chunks
+    if recipe.until_covered:  # checked where sums are saved, whatever the size of batches
+        stop = -(-stop // SAVE_EVERY_CHUNKS) * SAVE_EVERY_CHUNKS
+    stop = min(stop, available)
     emit(("start", (begin * size, stop * size)))
     batch = chunks_per_batch(size, model.vocab.size)
     context = Context(model, parallel_sequences(batch, size), collector)
@@ -228,11 +210,8 @@ def _collect(
         if begin >= stop:
             missed = uncovered(collector.sums, recipe.until_covered)
             if begin == available and missed:
-                note = (
-                    f"the calibration text ended, and {missed:,} experts have fewer than "
-                    f"{recipe.until_covered} tokens; give more text"
-                )
-                emit(("note", note))
+                few = f"{missed:,} experts have fewer than {recipe.until_covered} tokens"
+                emit(("note", f"the calibration text ended, and {few}; give more text"))
             if begin == available or not missed:
                 return begin
             stop = min(begin + SAVE_EVERY_CHUNKS, available)
@@ -251,17 +230,6 @@ def _collect(
             state.save(end, collector.sums)
         emit(("advance", (end - begin) * size))
         begin = end
-
-
-def first_stop(recipe: ImatrixRecipe, available: int) -> int:
-    """Number of chunks after which the collection ends, or coverage is checked first.
-
-    Coverage is checked where the state is saved, so it does not depend on the size of batches.
-    """
-    chunks = recipe.chunks
-    if recipe.until_covered:
-        chunks = -(-chunks // SAVE_EVERY_CHUNKS) * SAVE_EVERY_CHUNKS
-    return min(chunks, available)
 
 
 def uncovered(sums: Mapping[str, Sums], at_least: int) -> int:
@@ -301,15 +269,11 @@ def _estimate(
 
 
 class _State:
-    """Saved sums of the first chunks, from which an interrupted run resumes.
-
-    They are used only for the same tokens: the text may have changed in between.
-    """
+    """Saved sums of the first chunks, from which a run on the same tokens resumes."""
 
     def __init__(self, path: Path, tokens: Tokens, chunk_tokens: int) -> None:
-        self._path = path
-        self._text = hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()
-        self._text += f" {chunk_tokens}"
+        digest = hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()
+        self._path, self._text = path, f"{digest} {chunk_tokens}"
 
     def load(self, collector: Collector) -> int:
         """Restore `collector`; returns the number of chunks that it has seen."""
@@ -327,10 +291,7 @@ class _State:
             return int(saved["next_chunk"])
 
     def save(self, next_chunk: int, sums: Mapping[str, Sums]) -> None:
-        arrays: dict[str, Any] = {
-            "next_chunk": np.int64(next_chunk),
-            "text": np.array(self._text),
-        }
+        arrays: dict[str, Any] = {"next_chunk": np.int64(next_chunk), "text": np.array(self._text)}
         for name, entry in sums.items():
             arrays[name + "/squares"] = entry.squares
             arrays[name + "/counts"] = entry.counts

@@ -1,9 +1,7 @@
 """How well an importance matrix covers a model: tokens per layer, tokens per expert, outliers.
 
-Tensors without statistics (the output, the token embedding, multi-token prediction layers, which
-the calibration never runs) are not part of the coverage. They are measured and quantized without
-weights, to types that need no imatrix (`candidates.admissible`). An expert that no token reached
-gets the mean weights of its layer's other experts (`ImatrixEntry.importance`).
+Tensors without statistics (the output, the token embedding, multi-token prediction layers) are no
+part of it: they are quantized without weights, to types that need no imatrix.
 """
 
 from __future__ import annotations
@@ -61,7 +59,7 @@ class LayerCoverage:
 
     Attributes:
         weights: number of weights with statistics.
-        tokens: tokens that the layer's dense weights saw; None without dense weights.
+        tokens: seen by the layer's dense weights; None without any.
         experts: tokens by expert id; empty for a dense layer.
     """
 
@@ -77,9 +75,7 @@ class LayerCoverage:
 
     def share(self, at_least: int = 1) -> float:
         """Share of the experts with `at_least` tokens; 1 for a dense layer."""
-        if not self.experts:
-            return 1.0
-        return sum(tokens >= at_least for tokens in self.experts) / len(self.experts)
+        return Coverage((self,)).share(at_least)
 
 
 @dataclass(frozen=True)
@@ -118,15 +114,12 @@ class Coverage:
     def rarest(self) -> tuple[str, int, int] | None:
         """(layer, expert id, tokens) of the reached expert with the fewest tokens."""
         reached = [
-            (tokens, n, i)
-            for n, layer in enumerate(self.layers)
+            (layer.name, i, tokens)
+            for layer in self.layers
             for i, tokens in enumerate(layer.experts)
             if tokens > 0
         ]
-        if not reached:
-            return None
-        tokens, n, i = min(reached)
-        return self.layers[n].name, i, tokens
+        return min(reached, key=lambda found: found[2], default=None)  # the first of equal ones
 
 
 def layer_of(weight: str) -> str:
@@ -155,11 +148,8 @@ def coverage_of(imatrix: Imatrix) -> Coverage:
         experts = max((entry.counts.size for entry in entries), default=1)
         stacks = [entry.counts for entry in entries if entry.counts.size == experts > 1]
         least = np.min(stacks, axis=0) if stacks else np.zeros(0)
-        layers.append(
-            LayerCoverage(
-                name, len(entries), max(dense) if dense else None, tuple(int(n) for n in least)
-            )
-        )
+        tokens = max(dense) if dense else None
+        layers.append(LayerCoverage(name, len(entries), tokens, tuple(map(int, least))))
     return Coverage(tuple(layers))
 
 
@@ -170,19 +160,14 @@ def weight_statistics(imatrix: Imatrix) -> list[WeightStatistics]:
     for name in sorted(imatrix.entries, key=lambda n: (_order(layer_of(n)), n)):
         entry = imatrix.entries[name]
         match = _LAYER.fullmatch(name)
-        columns = _mean_columns(entry)
+        total = float(entry.tokens.sum(dtype=np.float64))
+        columns = np.asarray(entry.sums.sum(axis=0, dtype=np.float64) / max(total, 1.0))
         cosine = None
         if match is not None:
             cosine = _cosine(before.get(match[2]), columns)
             before[match[2]] = columns
         found.append(_statistics(name, entry, cosine))
     return found
-
-
-def _mean_columns(entry: ImatrixEntry) -> NDArray[np.float64]:
-    """Mean squared activation by column, over all matrices."""
-    total = float(entry.tokens.sum(dtype=np.float64))
-    return np.asarray(entry.sums.sum(axis=0, dtype=np.float64) / max(total, 1.0))
 
 
 def _cosine(a: NDArray[np.float64] | None, b: NDArray[np.float64]) -> float | None:
@@ -199,7 +184,9 @@ def _statistics(name: str, entry: ImatrixEntry, cosine: float | None) -> WeightS
     if not means.size:
         means = np.zeros((1, entry.sums.shape[1]))
     sums = means.sum(axis=1)
-    entropy = _entropies(means, sums)
+    share = means / np.where(sums > 0, sums, 1)[:, None]
+    bits = -(share * np.log2(np.where(share > 0, share, 1))).sum(axis=1)
+    entropy = bits / (np.log2(means.shape[1]) if means.shape[1] > 1 else 1.0)
     return WeightStatistics(
         name=name,
         matrices=len(entry.sums),
@@ -217,14 +204,6 @@ def _statistics(name: str, entry: ImatrixEntry, cosine: float | None) -> WeightS
         top_share=top_share(entry),
         cosine=cosine,
     )
-
-
-def _entropies(means: NDArray[np.float64], sums: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Normalised entropy of each matrix' columns."""
-    share = means / np.where(sums > 0, sums, 1)[:, None]
-    bits = -(share * np.log2(np.where(share > 0, share, 1))).sum(axis=1)
-    most = np.log2(means.shape[1]) if means.shape[1] > 1 else 1.0
-    return np.asarray(bits / most)
 
 
 def top_share(entry: ImatrixEntry) -> float:

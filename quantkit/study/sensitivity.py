@@ -11,6 +11,7 @@ import re
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 from pydantic import Field
@@ -65,7 +66,11 @@ class UnitCost:
         Straight lines from the origin through the probes, and beyond the last one in proportion.
         A probe costs at least its standard error: less was not measured.
         """
-        seen = sorted((probe.error, self._net(probe)) for probe in self.probes if probe.error > 0)
+        seen = sorted(
+            (probe.error, max(probe.kld - self.floor, probe.standard_error))
+            for probe in self.probes
+            if probe.error > 0
+        )
         if not seen or error <= 0:
             return 0.0
         below_error, below = 0.0, 0.0
@@ -75,9 +80,6 @@ class UnitCost:
                 return below + (cost - below) * (error - below_error) / (at - below_error)
             below_error, below = at, cost
         return below * error / below_error
-
-    def _net(self, probe: Probe) -> float:
-        return max(probe.kld - self.floor, probe.standard_error)
 
 
 @dataclass(frozen=True)
@@ -143,6 +145,23 @@ class Sensitivity(JsonDocument):
             others = f" and {len(unit.tensors) - 1} more" if len(unit.tensors) > 1 else ""
             found.append((unit.tensors[0] + others, unit.cost(error * len(unit.tensors))))
         return sorted(found, key=lambda pair: -pair[1])
+
+
+@dataclass(frozen=True)
+class Study:
+    """What is known of a model before it is quantized, in a folder.
+
+    Attributes:
+        folder: a build of the same model and recipe in it goes on from here.
+        base: GGUF that it was measured on.
+        imatrix: file with the importance matrix.
+        sensitivity: relative errors of the tensors at each type, and what they cost, in nats.
+    """
+
+    folder: Path
+    base: Path
+    imatrix: Path
+    sensitivity: Sensitivity
 
 
 def units_of(names: Iterable[str], groups: Sequence[str]) -> list[tuple[str, ...]]:

@@ -24,7 +24,7 @@ from quantkit.formats.logits_file import (
     vocabulary_id,
 )
 from quantkit.formats.tensors import MetaValue
-from quantkit.study.kl_divergence import Logits, compare
+from quantkit.study.kld_statistics import Logits, compare
 
 OFF_BY = FLOOR_NATS / STEPS / 2
 """Most that a logit is off by, nats."""

@@ -17,8 +17,8 @@ from watched import Recorder
 
 from quantkit.core.files import file_sha256
 from quantkit.formats.file_bytes import FileBytes
+from quantkit.formats.gguf_file import FinishedFile, reusable_tensors
 from quantkit.formats.gguf_writer import lay_out
-from quantkit.formats.reusable_tensors import FinishedFile, reusable_tensors
 from quantkit.formats.tensors import TensorInfo
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.models.model import Model

@@ -17,8 +17,13 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
-from quantkit.formats.safetensors_files import SafetensorsFile, SafetensorsFolder, as_f32
-from quantkit.formats.safetensors_header import DTYPE_BYTES, MAX_HEADER_BYTES
+from quantkit.formats.safetensors_files import (
+    DTYPE_BYTES,
+    MAX_HEADER_BYTES,
+    SafetensorsFile,
+    SafetensorsFolder,
+    as_f32,
+)
 
 
 def read(file: SafetensorsFile, name: str, start: int, stop: int) -> NDArray[np.float32]:

@@ -20,7 +20,7 @@ from checkpoints import LLAMA, NEMOTRON, llama_arrays, safetensors_bytes, write_
 from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
 
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.formats.safetensors_header import header_bytes
+from quantkit.formats.safetensors_files import header_bytes
 from quantkit.formats.tensors import TensorSource
 from quantkit.hub.reading import Hub
 from quantkit.models.checkpoint import open_checkpoint

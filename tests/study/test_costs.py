@@ -33,7 +33,7 @@ from quantkit.study.costs import (
     measure_costs,
     measure_in_child,
 )
-from quantkit.study.kl_divergence import BaseDistribution
+from quantkit.study.kld_statistics import BaseDistribution
 
 TEXT = DATA / "imatrix" / "demo-4x512.txt"
 DEVICES = DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0)
@@ -78,7 +78,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def measured(job: CostJob, work: Path) -> MeasuredCosts:
-    return measure_costs(job, work, DEVICES, 1)
+    return measure_costs(job, work, DEVICES)
 
 
 def logits_of(model: Path, tokens: np.ndarray) -> np.ndarray:
@@ -148,7 +148,7 @@ def test_equal_to_a_file_with_the_same_values(
 def test_small_errors_are_amplified(job: CostJob, measured: MeasuredCosts, tmp_path: Path) -> None:
     recipe = RECIPE.model_copy(update={"probe_error": 0.028})
     amplified = dataclasses.replace(job, recipe=recipe, units=((MAMBA,),))
-    (unit,) = measure_costs(amplified, tmp_path, DEVICES, 1).units
+    (unit,) = measure_costs(amplified, tmp_path, DEVICES).units
     (probe,) = unit.probes
     assert probe.gains[MAMBA] == pytest.approx(2.0)  # of an error of 7e-3
     (plain,) = (unit for unit in measured.units if unit.tensors == (MAMBA,))
@@ -166,7 +166,7 @@ def test_a_killed_run_resumes_and_gives_the_same(
 ) -> None:
     def run(job: CostJob, kill_after: int | None = None) -> tuple[MeasuredCosts, Recorder]:
         told = Recorder(kill_after)
-        return measure_in_child(job, tmp_path, DEVICES, 1, told_to(told)), told
+        return measure_in_child(job, tmp_path, DEVICES, told_to(told)), told
 
     with pytest.raises(Killed):
         run(job, kill_after=2)
@@ -183,12 +183,12 @@ def test_a_run_killed_at_its_very_end_resumes(
     job: CostJob, measured: MeasuredCosts, work: Path, tmp_path: Path
 ) -> None:
     shutil.copytree(work, tmp_path / "work")
-    assert measure_costs(job, tmp_path / "work", DEVICES, 1) == measured
+    assert measure_costs(job, tmp_path / "work", DEVICES) == measured
 
 
 def test_one_unit_of_everything(job: CostJob, tmp_path: Path) -> None:
     one = dataclasses.replace(job, units=((EMBEDDING, MAMBA, EXPERTS),))
-    (unit,) = measure_costs(one, tmp_path, DEVICES, 1).units
+    (unit,) = measure_costs(one, tmp_path, DEVICES).units
     assert set(unit.probes[0].errors) == {EMBEDDING, MAMBA, EXPERTS}
     assert unit.floor == 0.0  # it begins before the layers, where none was measured
 
@@ -199,7 +199,7 @@ def test_the_floor_is_by_layer_whatever_the_order_of_units(job: CostJob, tmp_pat
     found = []
     for order in (names, names[::-1]):
         changed = dataclasses.replace(job, units=tuple((n,) for n in order), errors=errors)
-        units = measure_costs(changed, tmp_path / order[0], DEVICES, 1).units
+        units = measure_costs(changed, tmp_path / order[0], DEVICES).units
         found.append({unit.tensors[0]: unit.floor for unit in units})
     assert found[0] == found[1]
     assert found[0][names[1]] != found[0][names[0]]
@@ -214,7 +214,7 @@ def test_a_base_in_four_bits(job: CostJob, tmp_path: Path) -> None:
     coarse = dataclasses.replace(
         with_inputs(job, base=base), units=((MAMBA,), (EMBEDDING,)), errors=exact, recipe=recipe
     )
-    units = measure_costs(coarse, tmp_path, DEVICES, 1).units
+    units = measure_costs(coarse, tmp_path, DEVICES).units
     assert len(units) == 2
     for unit in units:
         (probe,) = unit.probes
@@ -229,14 +229,14 @@ def test_a_text_that_is_too_short(job: CostJob, tmp_path: Path) -> None:
     sources = tuple(resolve_sources(calibration))
     short = with_inputs(job, calibration=calibration, sources=sources, used_chunks=0)
     with pytest.raises(InputError, match="128"):
-        measure_costs(short, tmp_path, DEVICES, 1)
+        measure_costs(short, tmp_path, DEVICES)
 
 
 def test_chunks_longer_than_the_calibrations_are_told(job: CostJob, tmp_path: Path) -> None:
     recipe = RECIPE.model_copy(update={"cost_chunk_tokens": 512})
     told = Recorder()
     longer = dataclasses.replace(job, recipe=recipe, units=((MAMBA,),))
-    assert measure_in_child(longer, tmp_path, DEVICES, 1, told_to(told)).tokens == 3 * 128
+    assert measure_in_child(longer, tmp_path, DEVICES, told_to(told)).tokens == 3 * 128
     assert any("512" in note for note in told.notes)
 
 

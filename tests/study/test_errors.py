@@ -21,7 +21,6 @@ from quantkit.study import errors as module
 from quantkit.study.errors import (
     TensorErrors,
     column_weights,
-    kernel_speeds,
     measure_errors,
     relative_error,
     sample,
@@ -125,20 +124,6 @@ def test_a_sample_is_unbiased_and_knows_its_error(
     assert 0.6 * deviation < stated < 4 * deviation  # equidistant points do better than stated
 
 
-def test_few_rows_hold_most_of_the_energy_and_are_drawn(uneven: GGUFSource) -> None:
-    recipe = MeasureRecipe(candidates=("Q4_0",), sample_rows=24, sample_experts=1)
-    (info,) = uneven.tensors
-    (piece,) = sample(uneven, info, None, recipe).pieces
-    assert piece.counts.sum() == 24
-    heavy = piece.energies > 1e4
-    assert piece.counts[heavy].sum() > 20
-    assert piece.energy == pytest.approx(
-        np.square(
-            uneven.read_rows(STACK, 512 * piece.matrix, 512 * (piece.matrix + 1)), dtype=np.float64
-        ).sum()
-    )
-
-
 def test_a_seed_draws_the_same_sample_for_ever(
     uneven: GGUFSource, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,7 +193,3 @@ def test_the_estimate_counts_rows_types_and_workers(
     everything = RECIPE.model_copy(update={"sample_rows": 0})
     importance = {KNOWN: np.ones((1, WIDTH), np.float32)}
     assert seconds_of_errors(infos, importance, everything, 4) == 3 * WIDTH * WIDTH / 16 / 4
-
-
-def test_speeds_are_measured() -> None:
-    assert all(speed > 0 for speed in kernel_speeds([quant_type("Q8_0")]).values())

@@ -17,7 +17,7 @@ from quantkit.formats.gguf_writer import write_gguf
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
 from quantkit.formats.tensors import MetaValue
 from quantkit.models.choose import choose_model, open_source
-from quantkit.study.imatrix_import import check_imatrix, import_imatrix
+from quantkit.study.run import check_imatrix, import_imatrix
 
 DATA = DATA / "imatrix"
 TENSORS = open_source(choose_model("demo")).tensors
@@ -38,32 +38,7 @@ def written(path: Path, **entries: ImatrixEntry) -> Path:
     return path
 
 
-def test_what_llama_imatrix_wrote_keeps_its_bytes(tmp_path: Path) -> None:
-    given, out = DATA / "demo-4x512.imatrix.gguf", tmp_path / "imatrix.gguf"
-    assert import_imatrix(given, TENSORS, out).notes == ()
-    assert file_sha256(out) == file_sha256(given)
-
-
-def test_a_dat_becomes_a_gguf_that_still_says_what_it_does_not_know(tmp_path: Path) -> None:
-    out = tmp_path / "imatrix.gguf"
-    imported = import_imatrix(DATA / "demo-4x512.imatrix.dat", TENSORS, out)
-    assert any("no counts" in note for note in imported.notes)
-    taken, reference = read_imatrix(out), read_imatrix(DATA / "demo-4x512.imatrix.gguf")
-    assert not taken.counts_are_exact
-    assert taken.unknown == imported.imatrix.unknown
-    assert sorted(taken.entries) == sorted(reference.entries)
-    for name, expected in reference.entries.items():
-        assert taken.entries[name].sums.shape == expected.sums.shape
-        seen = expected.tokens > 0
-        np.testing.assert_array_equal(taken.entries[name].tokens > 0, seen)
-        np.testing.assert_allclose(
-            taken.entries[name].importance()[seen], expected.importance()[seen], rtol=1e-5
-        )
-
-
-@pytest.mark.parametrize(
-    "folder", ["/home/me/texts/", "C:\\Users\\me\\", "\\\\nas\\share\\", "file:///home/me/"]
-)
+@pytest.mark.parametrize("folder", ["/home/me/texts/", "C:\\Users\\me\\"])
 @pytest.mark.parametrize("form", ["gguf", "dat"])
 def test_a_text_loses_its_folder_and_the_statistics_no_bit(
     form: str, folder: str, tmp_path: Path
@@ -87,10 +62,13 @@ def test_a_text_loses_its_folder_and_the_statistics_no_bit(
         given.write_bytes(raw[: -4 - len(name)] + struct.pack("<i", len(path)) + path)
     imported = import_imatrix(given, TENSORS, out)
     names = ("calib.txt", "b.txt") if form == "gguf" else ("calib.txt",)
+    assert any("no counts" in note for note in imported.notes) is (form == "dat")
     assert read_imatrix(out).datasets == imported.imatrix.datasets == names
     assert stored.encode() not in out.read_bytes()
     rows = {info.name: info.row_elements for info in TENSORS}
     before, after = read_imatrix(given, rows), read_imatrix(out)
+    assert after.unknown == before.unknown
+    assert after.counts_are_exact is (form == "gguf")
     assert (after.chunks, after.chunk_tokens) == (before.chunks, before.chunk_tokens)
     assert sorted(after.entries) == sorted(before.entries)
     for name, entry in before.entries.items():
@@ -104,7 +82,7 @@ def test_what_else_a_gguf_says_stays_behind(tmp_path: Path) -> None:
     metadata = file.metadata | {"general.description": MetaValue("str", "made in /home/me")}
     infos = [at.info for at in file.stored.values()]
     write_gguf(given, metadata, infos, [(name, file.tensor_bytes(name)) for name in file.stored])
-    import_imatrix(given, TENSORS, out)
+    assert import_imatrix(given, TENSORS, out).notes == ()
     assert b"/home/me" in given.read_bytes()
     assert file_sha256(out) == file_sha256(DATA / "demo-4x512.imatrix.gguf")
 

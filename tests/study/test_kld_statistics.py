@@ -1,14 +1,26 @@
-"""The figures of positions, against llama-perplexity's own formulas."""
+"""The KLD against exact arithmetic, and its statistics against llama-perplexity's formulas."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal, localcontext
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from quantkit.formats.logits_file import scored_positions
-from quantkit.study.kld_statistics import PositionStatistics, kld_text
+from quantkit.study import kld_statistics
+from quantkit.study.kld_statistics import (
+    BaseDistribution,
+    Logits,
+    PositionStatistics,
+    compare,
+    kld_text,
+)
 
 
 def test_the_second_half_counts_but_for_the_last_which_nothing_follows() -> None:
@@ -58,3 +70,95 @@ def test_a_kld_has_two_digits_whatever_its_size() -> None:
     assert texts == ["2.5000", "0.0403", "0.00215", "0.00050", "3.6e-10", "0.0000"]
     assert kld_text(9.5e-05, of=0.00045) == "0.00010"
     assert kld_text(0.00358, of=0.1007) == "0.0036"
+
+
+@pytest.fixture(scope="module")
+def pool() -> Iterator[ThreadPoolExecutor]:
+    with ThreadPoolExecutor(2) as threads:
+        yield threads
+
+
+def exact(base: Logits, other: Logits) -> float:
+    """KLD of one position with fifty digits."""
+    with localcontext() as context:
+        context.prec = 50
+        p, q = ([Decimal(float(z)).exp() for z in row] for row in (base, other))
+        sum_p, sum_q = sum(p), sum(q)
+        return float(
+            sum(
+                a / sum_p * ((a / sum_p).ln() - (b / sum_q).ln()) for a, b in zip(p, q, strict=True)
+            )
+        )
+
+
+@pytest.mark.parametrize("scale", [1e-4, 1e-2, 1.0, 10.0])
+def test_equal_to_exact_arithmetic_however_small(scale: float, pool: ThreadPoolExecutor) -> None:
+    random = np.random.default_rng(3)
+    base = (12 * random.standard_normal((6, 300))).astype(np.float32)
+    other = base + (scale * random.standard_normal(base.shape)).astype(np.float32)
+    found = BaseDistribution.of(base).divergence(other, pool)
+    for position, value in enumerate(found):
+        expected = exact(base[position], other[position])
+        assert value == pytest.approx(expected, rel=2e-3, abs=1e-7 * scale)
+
+
+def test_blocks_and_far_rows_change_nothing(
+    pool: ThreadPoolExecutor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    random = np.random.default_rng(4)
+    base = random.standard_normal((9, 64)).astype(np.float32)
+    other = base + random.standard_normal(base.shape).astype(np.float32)
+    other[3, 5] = base[3, 5] + 200  # exp(200) is beyond F32
+    whole = BaseDistribution.of(base).divergence(other, pool)
+    assert whole[3] == pytest.approx(exact(base[3], other[3]), rel=1e-6)
+    monkeypatch.setattr(kld_statistics, "BLOCK_BYTES", 2 * 4 * 64)
+    assert np.array_equal(BaseDistribution.of(base).divergence(other, pool), whole)
+
+
+@settings(max_examples=50)
+@given(
+    st.lists(st.floats(-30, 30, width=32), min_size=2, max_size=20),
+    st.floats(-1000, 1000, width=32),
+)
+def test_a_shift_of_all_logits_is_no_divergence(row: list[float], shift: float) -> None:
+    base = np.array([row], np.float32)
+    with ThreadPoolExecutor(1) as pool:
+        found = BaseDistribution.of(base).divergence(base, pool)
+        assert found[0] == 0.0
+        moved = BaseDistribution.of(base).divergence(base + np.float32(shift), pool)
+    assert 0 <= moved[0] < 1e-6  # what adding the shift in F32 rounds away
+
+
+def test_the_next_token_costs_what_its_softmax_says() -> None:
+    random = np.random.default_rng(7)
+    base = (5 * random.standard_normal((4, 200))).astype(np.float32)
+    other = base + random.standard_normal(base.shape).astype(np.float32)
+    other[2] += 300  # a shift changes no probability
+    targets = np.array([3, 0, 199, int(base[3].argmax())], np.int32)
+    found = compare(base, other, targets)
+    wide = other.astype(np.float64)
+    expected = np.log(np.exp(wide - wide[:, :1]).sum(axis=1)) + wide[:, 0]
+    expected -= wide[np.arange(4), targets]
+    np.testing.assert_allclose(found.nll, expected, atol=3e-5)  # F32 of logits at 300
+    np.testing.assert_allclose(found.nll[[0, 1, 3]], expected[[0, 1, 3]], atol=2e-6)
+    assert compare(base, base, targets).kld.max() == 0.0
+
+
+def test_tokens_that_are_ruled_out(pool: ThreadPoolExecutor) -> None:
+    """A padded vocabulary has logits of -inf in both models: that is no divergence."""
+    random = np.random.default_rng(8)
+    base = random.standard_normal((3, 50)).astype(np.float32)
+    other = base + random.standard_normal(base.shape).astype(np.float32)
+    targets = np.zeros(3, np.int32)
+    wanted = compare(base[:, :40], other[:, :40], targets)
+    base[:, 40:] = other[:, 40:] = -np.inf
+    found = compare(base, other, targets)
+    np.testing.assert_allclose(found.kld, wanted.kld, rtol=1e-6)
+    np.testing.assert_allclose(found.nll, wanted.nll, rtol=1e-6)
+    np.testing.assert_array_equal(BaseDistribution.of(base).divergence(other, pool), found.kld)
+    # what only the base allows is infinitely far, and what is no number is none
+    other[0, 3], other[1, 5] = -np.inf, np.nan
+    found = compare(base, other, targets)
+    assert found.kld[0] == np.inf
+    assert np.isnan(found.kld[1])
+    assert np.isfinite(found.kld[2])

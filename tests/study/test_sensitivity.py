@@ -27,28 +27,25 @@ def unit(
     )
 
 
-def test_one_probe_is_a_straight_line() -> None:
-    assert unit((0.01, 0.002)).cost(0.03) == pytest.approx(0.006)
-    assert unit((0.01, 0.002)).cost(0.0) == 0.0
-
-
-def test_the_floor_is_no_part_of_the_cost() -> None:
-    found = unit((0.01, 0.002), floor=0.0015)
-    assert found.cost(0.01) == pytest.approx(0.0005)
-    assert found.cost(0.03) == pytest.approx(0.0015)
-
-
-def test_less_than_the_standard_error_was_not_measured() -> None:
-    assert unit((0.01, 0.002), floor=0.0025).cost(0.01) == pytest.approx(0.01 * 0.002)
-
-
-def test_two_probes_are_two_lines() -> None:
-    found = unit((0.04, 0.006), (0.01, 0.002))
-    assert found.cost(0.005) == pytest.approx(0.001)
-    assert found.cost(0.01) == pytest.approx(0.002)
-    assert found.cost(0.025) == pytest.approx(0.004)
-    assert found.cost(0.04) == pytest.approx(0.006)
-    assert found.cost(0.08) == pytest.approx(0.012)
+@pytest.mark.parametrize(
+    ("probes", "floor", "error", "cost"),
+    [
+        ([(0.01, 0.002)], 0, 0.03, 0.006),  # a straight line
+        ([(0.01, 0.002)], 0, 0, 0),
+        ([(0.01, 0.002)], 0.0015, 0.01, 0.0005),  # the floor is no part of the cost
+        ([(0.01, 0.002)], 0.0015, 0.03, 0.0015),
+        ([(0.01, 0.002)], 0.0025, 0.01, 0.01 * 0.002),  # less than its error was not measured
+        ([(0.04, 0.006), (0.01, 0.002)], 0, 0.005, 0.001),  # two lines
+        ([(0.04, 0.006), (0.01, 0.002)], 0, 0.01, 0.002),
+        ([(0.04, 0.006), (0.01, 0.002)], 0, 0.025, 0.004),
+        ([(0.04, 0.006), (0.01, 0.002)], 0, 0.04, 0.006),
+        ([(0.04, 0.006), (0.01, 0.002)], 0, 0.08, 0.012),
+    ],
+)
+def test_costs_are_lines_through_the_probes(
+    probes: list[tuple[float, float]], floor: float, error: float, cost: float
+) -> None:
+    assert unit(*probes, floor=floor).cost(error) == pytest.approx(cost)
 
 
 def test_a_larger_error_never_costs_less() -> None:

@@ -29,7 +29,7 @@ _IMPORTED = (
     )),
     *(f"quantkit.{name}" for name in (
         "api", "cli.app", "cli.compare_table", "cli.imatrix_table", "cli.plan_table",
-        "cli.retrieval_table", "llamacpp.presets", "study.artifact_kld", "study.run",
+        "cli.retrieval_table", "llamacpp.presets", "study.divergence", "study.run",
     )),
 )  # fmt: skip
 """No native library; huggingface_hub, which transformers brings, is imported again: `_command`."""

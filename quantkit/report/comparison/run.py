@@ -36,8 +36,7 @@ from quantkit.report.comparison.writers import write_comparison
 from quantkit.report.results import read_answers
 from quantkit.retrieval.results import MAIN_TASKS, Retrieval
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
-from quantkit.study.artifact_kld import measure_kld
-from quantkit.study.base_logits import collect_base_logits, held_out_text
+from quantkit.study.divergence import collect_base_logits, held_out_text, measure_kld
 from quantkit.study.kld_statistics import PositionStatistics, kld_text
 
 LENGTHS = (2048, 8192)

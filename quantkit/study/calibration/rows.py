@@ -1,16 +1,17 @@
-"""Reads files of rows, JSON Lines and Parquet; each row is a conversation or a text.
+"""Reads files of rows, JSON Lines and Parquet, and renders conversations with chat templates.
 
-The same rows give the same conversations and texts in both formats. Parquet gives every message
-the keys of all messages, so keys without a value are treated as missing.
+A row is a conversation or a text; the same rows give the same in both formats. Parquet gives every
+message the keys of all messages, so keys without a value are treated as missing.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from quantkit.core.errors import InputError
 from quantkit.models.chat_template import Message
@@ -22,14 +23,9 @@ _CONVERSATIONS = ("messages", "conversations")
 _TEXTS = ("text", "content")
 _TOOLS = "tools"
 _ROLES = {
-    "human": "user",
-    "user": "user",
-    "gpt": "assistant",
-    "assistant": "assistant",
-    "system": "system",
-    "tool": "tool",
-    "function": "tool",
-}
+    "human": "user", "user": "user", "gpt": "assistant", "assistant": "assistant",
+    "system": "system", "tool": "tool", "function": "tool",
+}  # fmt: skip
 """ShareGPT's `from` → role."""
 _SHOWN_COLUMNS = 20
 
@@ -42,8 +38,7 @@ class Conversation:
     tools: list[Any] | None = None
 
 
-Row = Conversation | str
-"""A conversation, or a text."""
+Row = Conversation | str  # str: a text
 
 
 def read_rows(path: Path) -> Iterator[Row]:
@@ -57,15 +52,9 @@ def read_rows(path: Path) -> Iterator[Row]:
 
 
 def parse_row(row: object, where: str, columns: Sequence[str]) -> Row:
-    """Parse the first of messages, conversations, text, content that has a value.
+    """Parse a list of messages, or the first of a row's known columns that has a value.
 
-    Args:
-        row: an object, column → value, or a list of messages.
-        where: file and row, for errors.
-        columns: all columns of the row, for errors.
-
-    Raises:
-        InputError: it is neither a conversation nor a text.
+    `where` and `columns`, all that the row has, are for the InputError about other rows.
     """
     if isinstance(row, list):
         return Conversation(_messages(row, where))
@@ -178,3 +167,84 @@ def _shown(columns: Sequence[str]) -> str:
     more = len(columns) - _SHOWN_COLUMNS
     shown = ", ".join(repr(name) for name in columns[:_SHOWN_COLUMNS])
     return shown + (f" and {more} more" if more > 0 else "")
+
+
+class RenderChat(Protocol):
+    """Messages and tools → the text by the model's template.
+
+    Raises:
+        InputError: the template refuses them.
+    """
+
+    def __call__(self, messages: list[Message], tools: list[Any] | None = None, /) -> str: ...
+
+
+class ChatTexts:
+    """Renders the conversations of one file, and records what the template refuses.
+
+    Without a template, `render_chat` is None: conversations become lines of "role: content".
+    """
+
+    def __init__(self, render_chat: RenderChat | None) -> None:
+        self._render = render_chat
+        self._read = 0
+        self._missing: Counter[str] = Counter()
+        self._reason: InputError | None = None
+
+    def text(self, conversation: Conversation) -> str | None:
+        """The text of a conversation; None if the template refuses all of it."""
+        self._read += 1
+        if self._render is None:
+            return _plain_lines(conversation.messages, conversation.tools)
+        text, missing, why = _accepted(conversation, self._render)
+        if missing:
+            self._missing[missing] += 1
+            self._reason = self._reason or why
+        return text
+
+    def notes(self, name: str) -> list[str]:
+        """Notes for the user about the file called `name`."""
+        if self._read and self._render is None:
+            return [f"the model has no chat template: conversations of {name} become plain lines"]
+        if not self._missing:
+            return []
+        what = ", ".join(f"{count} {missing}" for missing, count in sorted(self._missing.items()))
+        return [f"of the {self._read} conversations of {name}, {what}: {self._reason}"]
+
+
+def _accepted(
+    conversation: Conversation, render_chat: RenderChat
+) -> tuple[str | None, str, InputError | None]:
+    """(text of the largest part that the template accepts, what is missing, why)."""
+    messages, tools = conversation.messages, conversation.tools
+    why: InputError | None = None
+    talk = _without_calls(messages)
+    attempts = [(messages, tools, "")]
+    if messages and messages[0]["role"] == "system":
+        attempts.append((messages[1:], tools, "without the system message"))
+    if tools:
+        attempts.append((talk, None, "without tools"))
+        if talk and talk[0]["role"] == "system":
+            attempts.append((talk[1:], None, "without the system message and tools"))
+    for some, given, missing in attempts:
+        try:
+            return (render_chat(some, given) if given else render_chat(some)), missing, why
+        except InputError as error:
+            why = why or error
+    return None, "left out", why
+
+
+def _without_calls(messages: list[Message]) -> list[Message]:
+    """The messages without tool calls and results."""
+    spoken = (message for message in messages if message["role"] != "tool")
+    kept = [{k: v for k, v in message.items() if k != "tool_calls"} for message in spoken]
+    return [message for message in kept if message.get("content")]
+
+
+def _plain_lines(messages: list[Message], tools: list[Any] | None) -> str:
+    lines = [f"tools: {json.dumps(tools, ensure_ascii=False)}"] if tools else []
+    for message in messages:
+        calls = [json.dumps(call, ensure_ascii=False) for call in message.get("tool_calls") or []]
+        said = [str(message["content"])] if message.get("content") else []
+        lines.append(f"{message['role']}: " + "\n".join([*said, *calls]))
+    return "\n".join(lines) + "\n\n"

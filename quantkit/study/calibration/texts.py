@@ -22,8 +22,7 @@ from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.errors import InputError
 from quantkit.llamacpp.child import Emit
 from quantkit.models.chat_template import ChatTemplate
-from quantkit.study.calibration.chat import ChatTexts, RenderChat
-from quantkit.study.calibration.rows import ROW_ENDINGS, read_rows
+from quantkit.study.calibration.rows import ROW_ENDINGS, ChatTexts, RenderChat, read_rows
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.llama import Model
@@ -76,7 +75,6 @@ class CalibrationTokens:
 
     Attributes:
         tokens: of a mixture whole chunks, each of one domain; else all tokens of the texts.
-        chunk_tokens: length of a chunk.
         domains: in the recipe's order; texts are one domain together.
         order: domain of each chunk of a mixture; empty for texts.
         notes: for the user: domains that ran out, conversations left out.
@@ -169,31 +167,25 @@ def _mixture_tokens(
     enough = None if whole else recipe.chunks * size
     domains = {source.name: _domain_tokens(source, enough, model, notes) for source in sources}
     room = {name: len(tokens) // size for name, tokens in domains.items()}
-    wanted = sum(room.values()) if recipe.until_covered else recipe.chunks
-    order = chunk_order(recipe.mixture, room, wanted, recipe.seed)
+    most = sum(room.values()) if recipe.until_covered else recipe.chunks
+    order = chunk_order(recipe.mixture, room, most, recipe.seed)
     if not order:
         raise InputError(
             f"no domain of the calibration mixture has the {size} tokens of one chunk; "
             "give longer texts or a smaller chunk_tokens"
         )
     places = {name: iter(spread_out(n) if recipe.spread else range(n)) for name, n in room.items()}
-    chunks = []
-    for name in order:
-        begin = next(places[name]) * size
-        chunks.append(domains[name][begin : begin + size])
-    notes += _short_domains(recipe, room)
-    return CalibrationTokens(_joined(chunks), size, tuple(domains), tuple(order), tuple(notes))
-
-
-def _short_domains(recipe: ImatrixRecipe, room: Mapping[str, int]) -> Iterator[str]:
+    begins = ((name, next(places[name]) * size) for name in order)
+    chunks = [domains[name][begin : begin + size] for name, begin in begins]
     total = sum(map(Fraction, map(str, recipe.mixture.values())))
     for name, share in recipe.mixture.items():
         wanted = int(Fraction(str(share)) / total * recipe.chunks)
         if room[name] < wanted:
-            yield (
+            notes.append(
                 f"the calibration text {name} has only {room[name]} of the {wanted} chunks of its "
                 "share; the other texts fill up the rest"
             )
+    return CalibrationTokens(_joined(chunks), size, tuple(domains), tuple(order), tuple(notes))
 
 
 def _domain_tokens(

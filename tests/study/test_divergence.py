@@ -28,11 +28,9 @@ from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp import text_logits
 from quantkit.llamacpp.llama import Model
 from quantkit.llamacpp.text_logits import ChunkLogits, first_tokens
-from quantkit.study import artifact_kld, base_logits
-from quantkit.study.artifact_kld import measure_kld
-from quantkit.study.base_logits import collect_base_logits
-from quantkit.study.kl_divergence import compare
-from quantkit.study.kld_statistics import KLDStatistics, PositionStatistics
+from quantkit.study import divergence
+from quantkit.study.divergence import collect_base_logits, measure_kld
+from quantkit.study.kld_statistics import KLDStatistics, PositionStatistics, compare
 
 RECORDED = DATA / "perplexity"
 CHUNKS = 8
@@ -175,13 +173,13 @@ def test_batches_of_a_chunk_change_nothing(
     for batch in (512, 70):
         monkeypatch.setattr(text_logits, "BATCH_TOKENS", batch)
         out, kept = tmp_path / f"{batch}.logits", tmp_path / f"{batch}.jsonl"
-        base_logits.collect_in_child(
+        divergence.collect_in_child(
             folder / "demo.gguf", recipe, folder / "text.txt", out, CPU, lambda _: None
         )
         artifact = folder / "demo-q4.gguf"
-        artifact_kld.compare_in_child(out, artifact, kept, "a purpose", CPU, lambda _: None)
+        divergence.compare_in_child(out, artifact, kept, "a purpose", CPU, lambda _: None)
         lines = kept.read_text().splitlines()[1:]
-        found.append(artifact_kld.read_statistics(LogitsFile(out), lines))
+        found.append(divergence.read_statistics(LogitsFile(out), lines))
     whole, parts = found
     assert whole.kld.size == parts.kld.size == 2 * 149
     # the base, too, was computed in other batches, which round otherwise
@@ -195,16 +193,16 @@ def test_a_killed_run_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None
 
     def collect(work: Path, told: Recorder) -> None:
         text, out = folder / "text.txt", work / "base.logits"
-        base_logits.collect_in_child(base, recipe, text, out, CPU, told_to(told))
+        divergence.collect_in_child(base, recipe, text, out, CPU, told_to(told))
 
     def compare(work: Path, told: Recorder) -> None:
         out, cache = work / "base.logits", work / "cache.jsonl"
-        artifact_kld.compare_in_child(out, artifact, cache, "a purpose", CPU, told.advance)
+        divergence.compare_in_child(out, artifact, cache, "a purpose", CPU, told.advance)
 
     def found(work: Path) -> tuple[str, PositionStatistics]:
         lines = (work / "cache.jsonl").read_text().splitlines()[1:]
         logits = work / "base.logits"
-        return file_sha256(logits), artifact_kld.read_statistics(LogitsFile(logits), lines)
+        return file_sha256(logits), divergence.read_statistics(LogitsFile(logits), lines)
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for work in (whole, killed):
@@ -236,7 +234,7 @@ def test_a_finished_artifact_is_not_run_again(
     def no_child(*_: object) -> None:
         raise AssertionError("it was run again")
 
-    monkeypatch.setattr(artifact_kld, "run_isolated", no_child)
+    monkeypatch.setattr(divergence, "run_isolated", no_child)
     again = measure_kld(logits, model, kept, CPU)
     assert kept.read_bytes() == content
     np.testing.assert_array_equal(again.kld, found.kld)

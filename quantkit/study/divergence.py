@@ -1,0 +1,256 @@
+"""base.gguf + held-out text → base.logits; artifact + base.logits → the artifact's KL divergence.
+
+Each model runs alone. Finished chunks are cached: an interrupted run resumes with the next chunk
+and gives the same bytes, and a finished artifact is not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from quantkit.config.recipe import DivergenceRecipe
+from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.files import identity, publish
+from quantkit.core.haystack import haystack_text
+from quantkit.core.journal import Journal
+from quantkit.core.progress import SILENT, Progress, told_to
+from quantkit.formats.logits_file import (
+    Logits,
+    LogitsFile,
+    LogitsHeader,
+    Rows,
+    check_vocabulary,
+    decode_rows,
+    encode_rows,
+    header_of,
+    next_tokens,
+    vocabulary_id,
+)
+from quantkit.llamacpp.child import Emit, run_isolated
+from quantkit.llamacpp.settings import DeviceSettings
+from quantkit.models.gguf_source import GGUFSource
+from quantkit.study.kld_statistics import PositionStatistics, blocks, compare
+
+if TYPE_CHECKING:
+    from quantkit.llamacpp.llama import Tokens
+    from quantkit.llamacpp.text_logits import ChunkLogits
+
+HAYSTACK_NAME = "the haystack"
+
+
+def held_out_text(path: Path | None) -> str:
+    """The text in the file `path`, or the haystack, which shares nothing with the calibration.
+
+    A newline at the file's end is dropped, as by llama-perplexity's `-f`.
+
+    Raises:
+        InputError: the file cannot be read as UTF-8 text.
+    """
+    if path is None:
+        return haystack_text()
+    try:
+        return path.read_bytes().decode("utf-8").removesuffix("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the text {path}: {error}") from None
+
+
+def collect_base_logits(
+    base: Path,
+    recipe: DivergenceRecipe,
+    text: Path | None,
+    out: Path,
+    work: Path,
+    devices: DeviceSettings,
+    progress: Progress = SILENT,
+) -> LogitsHeader:
+    """Run `base` on `text` (None: the haystack) and write its logits to `out`.
+
+    Args:
+        work: keeps finished chunks of an interrupted run.
+
+    Raises:
+        InputError: llama.cpp cannot load the file, or the text is shorter than one chunk.
+        EnvironmentFault: native code crashed, or the logits are not finite.
+    """
+    held_out_text(text)  # fails before the model is loaded
+    growing = work / "base.logits"
+    header: LogitsHeader = run_isolated(
+        "quantkit.study.divergence:collect_in_child",
+        {"base": base, "recipe": recipe, "text": text, "growing": growing, "devices": devices},
+        told_to(progress, "chunks", "base logits"),
+    )
+    publish(growing, out)
+    growing.with_suffix(".logits.journal").unlink()
+    return header
+
+
+def collect_in_child(
+    base: Path,
+    recipe: DivergenceRecipe,
+    text: Path | None,
+    growing: Path,
+    devices: DeviceSettings,
+    emit: Emit,
+) -> LogitsHeader:
+    """Body of the child process of `collect_base_logits`."""
+    from quantkit.llamacpp.llama import Model
+    from quantkit.llamacpp.text_logits import ChunkLogits, first_tokens
+
+    model, size = Model(base, devices), recipe.chunk_tokens
+    tokens = first_tokens(model.vocab, held_out_text(text), size * recipe.chunks)
+    count = len(tokens) // size
+    if count == 0:
+        raise InputError(
+            f"the held-out text has {len(tokens)} tokens, fewer than one chunk of {size}; give a "
+            "longer text or shorter chunks"
+        )
+    if count < recipe.chunks:
+        note = f"the held-out text has only {count} of the requested {recipe.chunks} chunks"
+        emit(("note", note))
+    chunks = tokens[: count * size].reshape(count, size)
+    name = HAYSTACK_NAME if text is None else text.name
+    vocabulary = vocabulary_id(GGUFSource(base).metadata)
+    vocab = model.vocab
+    header = header_of(base.name, name, vocabulary, vocab.size, vocab.text_bos, chunks)
+    journal = Journal(growing.with_suffix(".logits.journal"), json.dumps(asdict(header)))
+    start, row_bytes = header.start_bytes(chunks), header.row_type.itemsize
+    written = len(start) + len(journal.lines) * header.rows * row_bytes
+    if not growing.exists() or growing.stat().st_size < written:
+        journal.forget()
+        growing.write_bytes(start)
+        written = len(start)
+    emit(("start", (len(journal.lines), count)))
+    runner = ChunkLogits(model, size, header.bos)
+    with growing.open("r+b") as file, ThreadPoolExecutor(devices.threads) as pool:
+        file.truncate(written)
+        file.seek(written)
+        for index in range(len(journal.lines), count):
+            for rows in _rows(runner, chunks[index], header, pool):
+                _check_finite(base.name, rows["nll"])
+                file.write(rows.view(np.uint8).data)
+            file.flush()
+            os.fsync(file.fileno())
+            journal.append(str(index))
+            emit(("advance", 1))
+    return header
+
+
+def _rows(
+    runner: ChunkLogits, chunk: Tokens, header: LogitsHeader, pool: ThreadPoolExecutor
+) -> Iterator[Rows]:
+    """The rows of a chunk, in blocks."""
+    targets = next_tokens(chunk)
+    for where, logits in runner.of(chunk):
+        expected = targets[where.start : where.stop]
+
+        def work(block: slice, z: Logits = logits, follow: Tokens = expected) -> Rows:
+            return encode_rows(z[block], follow[block], header)
+
+        yield from pool.map(work, blocks(logits))
+
+
+def _check_finite(name: str, *values: NDArray[np.float64]) -> None:
+    if not all(np.isfinite(value).all() for value in values):
+        raise EnvironmentFault(
+            f"the logits of {name} are not finite, so its KLD cannot be measured: the file is "
+            "broken, or this device computes it wrongly"
+        )
+
+
+def measure_kld(
+    logits: Path,
+    model: Path,
+    cache: Path,
+    devices: DeviceSettings,
+    progress: Progress = SILENT,
+) -> PositionStatistics:
+    """Compare `model` with the base's `logits` on the same tokens, at every scored position.
+
+    Args:
+        cache: file for the values of finished chunks.
+
+    Raises:
+        InputError: llama.cpp cannot load the model, or its vocabulary is not the base's.
+        EnvironmentFault: native code crashed, or the logits are not finite.
+    """
+    base, source = LogitsFile(logits), GGUFSource(model)
+    found = vocabulary_id(source.metadata)
+    check_vocabulary(model.name, found, base.header.model, base.header.vocabulary)
+    purpose = json.dumps([asdict(base.header), identity([logits, *source.paths])])
+    done = Journal(cache, purpose).lines
+    progress.start(base.header.chunks, "chunks", "KLD", done=len(done))
+    if len(done) < base.header.chunks:
+        arguments = {"logits": logits, "model_path": model, "cache": cache, "purpose": purpose}
+        run_isolated(
+            "quantkit.study.divergence:compare_in_child",
+            arguments | {"devices": devices},
+            progress.advance,
+        )
+    return read_statistics(base, Journal(cache, purpose).lines)
+
+
+def compare_in_child(
+    logits: Path, model_path: Path, cache: Path, purpose: str, devices: DeviceSettings, emit: Emit
+) -> None:
+    """Body of the child process of `measure_kld`: a line in `cache` for each chunk."""
+    from quantkit.llamacpp.llama import Model
+    from quantkit.llamacpp.text_logits import ChunkLogits
+
+    base = LogitsFile(logits)
+    header = base.header
+    model = Model(model_path, devices)
+    if model.vocab.size != header.vocabulary_size:
+        raise InputError(
+            f"{model_path.name} has a vocabulary of {model.vocab.size} tokens and {header.model} "
+            f"one of {header.vocabulary_size}; compare artifacts of one base"
+        )
+    journal = Journal(cache, purpose)
+    runner = ChunkLogits(model, header.chunk_tokens, header.bos)
+    with ThreadPoolExecutor(devices.threads) as pool:
+        for index in range(len(journal.lines), header.chunks):
+            parts = list(_chunk(runner, base, index, pool))
+            kld, nll, top = (np.concatenate(column) for column in zip(*parts, strict=True))
+            _check_finite(model_path.name, kld, nll)
+            line = {"kld": kld.tolist(), "nll": nll.tolist(), "same_top": top.astype(int).tolist()}
+            journal.append(json.dumps(line))
+            emit(1)
+
+
+def _chunk(
+    runner: ChunkLogits, base: LogitsFile, index: int, pool: ThreadPoolExecutor
+) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]]:
+    """KLD, NLL and whether the top tokens are the same, by blocks of a chunk's positions."""
+    targets = base.targets(index)
+    for where, logits in runner.of(base.tokens[index]):
+
+        def work(
+            block: slice, first: int = where.start, found: Logits = logits
+        ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
+            z = found[block]
+            start, stop = first + block.start, first + block.start + len(z)
+            rows = base.read_rows(index, start, stop)
+            result = compare(decode_rows(rows), z, targets[start:stop])
+            return result.kld, result.nll, z.argmax(axis=1) == rows["kept"][:, 0]
+
+        yield from pool.map(work, blocks(logits))
+
+
+def read_statistics(base: LogitsFile, lines: list[str]) -> PositionStatistics:
+    """The values in the cached `lines` of finished chunks, with the base's."""
+    chunks = [json.loads(line) for line in lines]
+    kld, nll, top = (
+        np.concatenate([np.asarray(chunk[name]) for chunk in chunks])
+        for name in ("kld", "nll", "same_top")
+    )
+    rows = base.header.rows
+    base_nll = [base.read_rows(index, 0, rows)["nll"] for index in range(len(chunks))]
+    return PositionStatistics(kld, nll, np.concatenate(base_nll), top.astype(bool))
