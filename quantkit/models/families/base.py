@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -184,6 +185,16 @@ def base_type(name: str, shape: tuple[int, ...]) -> str:
     return "BF16"
 
 
+def refuse_if(wrong: bool, message: str) -> None:
+    """Refuse config.json with `message` if it is `wrong`.
+
+    Raises:
+        InputError: it is.
+    """
+    if wrong:
+        raise InputError(f"config.json: {message}")
+
+
 def check_activation(config: Config, key: str = "hidden_act", computed: str = "silu") -> None:
     """Refuse another activation than the one that llama.cpp computes whatever the file says.
 
@@ -191,11 +202,32 @@ def check_activation(config: Config, key: str = "hidden_act", computed: str = "s
         InputError: config.json names another one.
     """
     given = config.get(key)
-    if given not in (None, computed) and (given, computed) != ("swish", "silu"):
-        raise InputError(
-            f"config.json: {key} is {given!r}, but llama.cpp computes this architecture with "
-            f"{computed!r} only: the GGUF would be another model"
-        )
+    refuse_if(
+        given not in (None, computed) and (given, computed) != ("swish", "silu"),
+        f"{key} is {given!r}, but llama.cpp computes this architecture with {computed!r} only: "
+        "the GGUF would be another model",
+    )
+
+
+def layer_kinds(given: object, known: Mapping[str, str], keys: str) -> tuple[str, ...]:
+    """The kind of each layer, in the spelling of `known`.
+
+    Args:
+        given: a list, or a string with a letter for each layer.
+        known: spelling of config.json → kind.
+        keys: where `given` was looked for.
+
+    Raises:
+        InputError: there is no list, or a layer is of an unknown kind.
+    """
+    if not isinstance(given, str | list) or not given:
+        raise InputError(f"config.json lacks {keys}, the kind of each layer")
+    unknown = sorted({str(kind) for kind in given} - known.keys())
+    refuse_if(
+        bool(unknown),
+        f"layers of kind {', '.join(unknown)} are not supported; known are {', '.join(known)}",
+    )
+    return tuple(known[str(kind)] for kind in given)
 
 
 def config_int(config: Config, *keys: str) -> int:
@@ -204,16 +236,12 @@ def config_int(config: Config, *keys: str) -> int:
     Raises:
         InputError: none is there, or it is no positive whole number.
     """
-    for key in keys:
-        value = config.get(key)
-        if value is None:
-            continue
-        if type(value) is not int or not 0 < value < 1 << 31:
-            raise InputError(
-                f"config.json: {key} is {value!r}, expected a positive whole number below 2^31"
-            )
-        return value
-    raise InputError(f"config.json lacks {' or '.join(keys)}; is it the checkpoint's own?")
+    key, value = _first(config, keys)
+    if type(value) is not int or not 0 < value < 1 << 31:
+        raise InputError(
+            f"config.json: {key} is {value!r}, expected a positive whole number below 2^31"
+        )
+    return value
 
 
 def config_float(config: Config, *keys: str) -> float:
@@ -222,13 +250,16 @@ def config_float(config: Config, *keys: str) -> float:
     Raises:
         InputError: none is there, or it is no such number.
     """
+    key, value = _first(config, keys)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 3e38:
+        raise InputError(f"config.json: {key} is {value!r}, expected a positive number")
+    return float(value)
+
+
+def _first(config: Config, keys: Sequence[str]) -> tuple[str, Any]:
     for key in keys:
-        value = config.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 3e38:
-            raise InputError(f"config.json: {key} is {value!r}, expected a positive number")
-        return float(value)
+        if config.get(key) is not None:
+            return key, config[key]
     raise InputError(f"config.json lacks {' or '.join(keys)}; is it the checkpoint's own?")
 
 
@@ -240,18 +271,11 @@ def meta(kind: MetaKind, value: MetaScalar | Sequence[MetaScalar]) -> MetaValue:
     """
     if isinstance(value, str) or not isinstance(value, Sequence):
         return MetaValue(kind, _as_stored(kind, value))
-    if kind == "str" and _is_unicode(value):  # as the hundreds of thousands of a vocabulary are
-        return MetaValue(kind, tuple(value))
+    if kind == "str":  # a vocabulary has hundreds of thousands, so all are checked at once
+        with suppress(TypeError, UnicodeEncodeError):
+            "".join(value).encode()  # type: ignore[arg-type]
+            return MetaValue(kind, tuple(value))
     return MetaValue(kind, tuple(_as_stored(kind, v) for v in value))
-
-
-def _is_unicode(texts: Sequence[MetaScalar]) -> bool:
-    """Whether they are all texts that a file can hold."""
-    try:
-        "".join(texts).encode()  # type: ignore[arg-type]  # what is no text is told by TypeError
-    except (TypeError, UnicodeEncodeError):
-        return False
-    return True
 
 
 def _as_stored(kind: MetaKind, value: MetaScalar) -> MetaScalar:

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import (
     Config,
@@ -20,7 +19,9 @@ from quantkit.models.families.base import (
     check_activation,
     config_float,
     config_int,
+    layer_kinds,
     meta,
+    refuse_if,
 )
 from quantkit.models.families.decoder import (
     DecoderSizes,
@@ -211,21 +212,12 @@ def granite_sizes(config: Config) -> GraniteSizes:
 
 def _layer_kinds(config: Config, count: int) -> tuple[str, ...]:
     given = config.get("layer_types") or config.get("layers_block_type")
-    if not isinstance(given, list) or not given:
-        raise InputError(
-            "config.json lacks layer_types, the kind of each layer; is it the checkpoint's own?"
-        )
-    unknown = sorted({str(kind) for kind in given} - _KIND.keys())
-    if unknown:
-        raise InputError(
-            f"config.json: layers of kind {', '.join(unknown)} are not supported; "
-            f"known are {', '.join(_KIND)}"
-        )
-    if len(given) != count:
-        raise InputError(
-            f"config.json: layer_types names {len(given)} layers, but num_hidden_layers is {count}"
-        )
-    return tuple(_KIND[str(kind)] for kind in given)
+    kinds = layer_kinds(given, _KIND, "layer_types")
+    refuse_if(
+        len(kinds) != count,
+        f"layer_types names {len(kinds)} layers, but num_hidden_layers is {count}",
+    )
+    return kinds
 
 
 def _mamba_sizes(config: Config, hidden: int) -> Mamba2Sizes:
@@ -243,51 +235,45 @@ def _mamba_sizes(config: Config, hidden: int) -> Mamba2Sizes:
 def _check(config: Config, sizes: GraniteSizes) -> None:
     """Refuse what llama.cpp cannot load, or would compute otherwise than transformers."""
     check_activation(config)
-    if sizes.experts_used > sizes.experts:
-        raise InputError(
-            f"config.json: num_experts_per_tok is {sizes.experts_used}, but there are only "
-            f"{sizes.experts} experts (num_local_experts); is it the checkpoint's own?"
-        )
-    if sizes.architecture == "granitemoe" and not sizes.rotates:
-        raise InputError(
-            f"config.json: position_embedding_type is {config.get('position_embedding_type')!r}, "
-            "but llama.cpp rotates (rope) every Granite model of attention and experts alone; "
-            "no file of this model would run"
-        )
+    refuse_if(
+        sizes.experts_used > sizes.experts,
+        f"num_experts_per_tok is {sizes.experts_used}, but there are only {sizes.experts} experts "
+        "(num_local_experts); is it the checkpoint's own?",
+    )
+    refuse_if(
+        sizes.architecture == "granitemoe" and not sizes.rotates,
+        f"position_embedding_type is {config.get('position_embedding_type')!r}, but llama.cpp "
+        "rotates (rope) every Granite model of attention and experts alone; no file of this model "
+        "would run",
+    )
     if sizes.architecture == "granitehybrid":
         _check_hybrid(config, sizes)
 
 
 def _check_hybrid(config: Config, sizes: GraniteSizes) -> None:
-    if "attention" not in sizes.layers:
-        raise InputError(
-            f"config.json: all {len(sizes.layers)} layers of layer_types are Mamba-2, but "
-            "llama.cpp cannot run a hybrid without attention; no file of this model would run"
-        )
+    layers, mamba = sizes.layers, sizes.mamba
     expansion = config_int(config, "mamba_expand")
-    if expansion != EXPANSION:
-        raise InputError(
-            f"config.json: mamba_expand is {expansion}, but llama.cpp loads Granite hybrids with "
-            f"an expansion factor of {EXPANSION} only; no file of this model would run"
-        )
-    inner, mamba = expansion * sizes.decoder.hidden, sizes.mamba
-    if mamba.inner != inner:
-        raise InputError(
-            f"config.json: mamba_expand × hidden_size is {inner}, which does not divide into "
-            f"mamba_n_heads, {mamba.heads}"
-        )
-    if config.get("mamba_d_head") not in (None, "auto", mamba.head_dim):
-        raise InputError(
-            f"config.json: mamba_d_head is {config['mamba_d_head']!r}, but mamba_expand × "
-            f"hidden_size / mamba_n_heads is {mamba.head_dim}"
-        )
-    if config.get("mamba_proj_bias"):
-        raise InputError(
-            "config.json: mamba_proj_bias is set, but llama.cpp knows no biases of in_proj and "
-            "out_proj; no file of this model would run"
-        )
-    if config.get("mamba_conv_bias") is False:
-        raise InputError(
-            "config.json: mamba_conv_bias is false, but llama.cpp always adds a bias after the "
-            "convolution; no file of this model would run"
-        )
+    inner = expansion * sizes.decoder.hidden
+    unloadable = {
+        f"all {len(layers)} layers of layer_types are Mamba-2, but llama.cpp cannot run a hybrid "
+        "without attention": "attention" not in layers,
+        f"mamba_expand is {expansion}, but llama.cpp loads Granite hybrids with an expansion "
+        f"factor of {EXPANSION} only": expansion != EXPANSION,
+        "mamba_proj_bias is set, but llama.cpp knows no biases of in_proj and out_proj": bool(
+            config.get("mamba_proj_bias")
+        ),
+        "mamba_conv_bias is false, but llama.cpp always adds a bias after the "
+        "convolution": config.get("mamba_conv_bias") is False,
+    }
+    for reason, wrong in unloadable.items():
+        refuse_if(wrong, f"{reason}; no file of this model would run")
+    product = "mamba_expand × hidden_size"
+    refuse_if(
+        mamba.inner != inner,
+        f"{product} is {inner}, which does not divide into mamba_n_heads, {mamba.heads}",
+    )
+    given = config.get("mamba_d_head")
+    refuse_if(
+        given not in (None, "auto", mamba.head_dim),
+        f"mamba_d_head is {given!r}, but {product} / mamba_n_heads is {mamba.head_dim}",
+    )

@@ -21,7 +21,9 @@ from quantkit.models.families.base import (
     check_activation,
     config_float,
     config_int,
+    layer_kinds,
     meta,
+    refuse_if,
 )
 from quantkit.models.families.decoder import (
     DecoderSizes,
@@ -37,6 +39,8 @@ CONTEXT_LENGTH = 1 << 20
 """What the GGUF says, whatever config.json does: there is no rotary embedding, so no position
 limits the model, and llama-server would cap a slot at the 262144 of Nemotron-3-Super's
 `max_position_embeddings` though it was trained to 1M. llama.cpp's converter writes the same."""
+
+_EPSILONS = ("layer_norm_epsilon", "layer_norm_eps", "norm_eps", "rms_norm_eps")
 
 
 class NemotronH:
@@ -65,7 +69,7 @@ class NemotronH:
                 "i32",
                 [g.kv_heads if kind in ("attention", "prediction") else 0 for kind in g.blocks],
             ),
-            "attention.layer_norm_epsilon": meta("f32", _epsilon(config)),
+            "attention.layer_norm_epsilon": meta("f32", config_float(config, *_EPSILONS)),
             "attention.key_length": meta("u32", g.head_dim),
             "attention.value_length": meta("u32", g.head_dim),
             "vocab_size": meta("u32", g.vocabulary),
@@ -99,7 +103,10 @@ class NemotronH:
                 case "attention":
                     _add_attention(rules, g, block, f"{layer}mixer.")
                 case "mlp":
-                    _add_mlp(rules, g, config, block, f"{layer}mixer.")
+                    inner = config_int(config, "intermediate_size")
+                    for name, shape in (("up", (inner, g.hidden)), ("down", (g.hidden, inner))):
+                        part = f"{layer}mixer.{name}_proj"
+                        add_linear(rules, f"{block}ffn_{name}", part, shape)
                 case _:
                     _add_moe(rules, g, config, block, f"{layer}mixer.")
         rules.add("output_norm.weight", f"{root}.norm_f.weight", (g.hidden,))
@@ -120,27 +127,24 @@ class NemotronH:
         return rules.finish()
 
 
-def _epsilon(config: Config) -> float:
-    return config_float(config, "layer_norm_epsilon", "layer_norm_eps", "norm_eps", "rms_norm_eps")
-
-
 def _expert_keys(config: Config) -> Metadata:
-    keys: Metadata = {
-        "expert_count": meta("u32", config_int(config, "n_routed_experts")),
-        "expert_used_count": meta("u32", config_int(config, "num_experts_per_tok")),
-        "expert_feed_forward_length": meta("u32", config_int(config, "moe_intermediate_size")),
-        "expert_shared_count": meta("u32", config_int(config, "n_shared_experts")),
-        "expert_shared_feed_forward_length": meta(
-            "u32", config_int(config, "moe_shared_expert_intermediate_size")
-        ),
+    counts = {
+        "expert_count": "n_routed_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_count": "n_shared_experts",
+        "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
+    }
+    keys: Metadata = {key: meta("u32", config_int(config, counts[key])) for key in counts}
+    keys |= {
         "expert_weights_norm": meta("bool", bool(config.get("norm_topk_prob"))),
         "expert_weights_scale": meta("f32", config_float(config, "routed_scaling_factor")),
         "expert_group_count": meta("u32", config_int(config, "n_group")),
     }
-    if config.get("topk_group") is not None:
-        keys["expert_group_used_count"] = meta("u32", config_int(config, "topk_group"))
-    if config.get("moe_latent_size") is not None:
-        keys["moe_latent_size"] = meta("u32", config_int(config, "moe_latent_size"))
+    optional = {"expert_group_used_count": "topk_group", "moe_latent_size": "moe_latent_size"}
+    for key, source in optional.items():
+        if config.get(source) is not None:
+            keys[key] = meta("u32", config_int(config, source))
     return keys
 
 
@@ -171,12 +175,6 @@ def _add_prediction(rules: Rules, g: NemotronSizes, config: Config, block: str) 
     add_norm(rules, f"{block}nextn.shared_head_norm", f"{second}final_layernorm", g.hidden)
 
 
-def _add_mlp(rules: Rules, g: NemotronSizes, config: Config, block: str, mixer: str) -> None:
-    inner = config_int(config, "intermediate_size")
-    add_linear(rules, f"{block}ffn_up", f"{mixer}up_proj", (inner, g.hidden))
-    add_linear(rules, f"{block}ffn_down", f"{mixer}down_proj", (g.hidden, inner))
-
-
 def _add_moe(rules: Rules, g: NemotronSizes, config: Config, block: str, mixer: str) -> None:
     experts = config_int(config, "n_routed_experts")
     inner = config_int(config, "moe_intermediate_size")
@@ -198,18 +196,13 @@ def _add_moe(rules: Rules, g: NemotronSizes, config: Config, block: str, mixer: 
         rules.add(f"{block}ffn_{name}_shexp.weight", part, (rows, row))
 
 
-_KIND = {
-    "M": "mamba",
-    "mamba": "mamba",
-    "linear_attention": "mamba",
-    "*": "attention",
-    "attention": "attention",
-    "full_attention": "attention",
-    "E": "moe",
-    "moe": "moe",
-    "-": "mlp",
-    "mlp": "mlp",
+_SPELLINGS = {
+    "mamba": ("M", "mamba", "linear_attention"),
+    "attention": ("*", "attention", "full_attention"),
+    "moe": ("E", "moe"),
+    "mlp": ("-", "mlp"),
 }
+_KIND = {spelling: kind for kind, spellings in _SPELLINGS.items() for spelling in spellings}
 
 
 @dataclass(frozen=True)
@@ -260,43 +253,26 @@ def nemotron_sizes(config: Config) -> NemotronSizes:
 
 
 def _layer_kinds(config: Config) -> tuple[str, ...]:
-    """The kind of each layer from `hybrid_override_pattern` ("ME*E") or `layers_block_type`.
-
-    Raises:
-        InputError: neither is there, a layer is of an unknown kind, or dense and MoE layers are
-            mixed, which llama.cpp cannot load.
-    """
+    """The kind of each layer from `hybrid_override_pattern` ("ME*E") or `layers_block_type`."""
     pattern = config.get("hybrid_override_pattern") or config.get("layers_block_type")
-    if not isinstance(pattern, str | list) or not pattern:
-        raise InputError("config.json lacks hybrid_override_pattern and layers_block_type")
-    unknown = sorted({str(kind) for kind in pattern} - _KIND.keys())
-    if unknown:
-        raise InputError(
-            f"config.json: layers of kind {', '.join(unknown)} are not supported; "
-            f"known are {', '.join(_KIND)}"
-        )
-    kinds = tuple(_KIND[kind] for kind in pattern)
-    if "moe" in kinds and "mlp" in kinds:
-        raise InputError(
-            "config.json mixes dense (mlp) and MoE layers, which llama.cpp cannot load"
-        )
+    kinds = layer_kinds(pattern, _KIND, "hybrid_override_pattern and layers_block_type")
+    refuse_if(
+        "moe" in kinds and "mlp" in kinds,
+        "dense (mlp) and MoE layers are mixed, which llama.cpp cannot load",
+    )
     return kinds
 
 
 def _prediction_layers(config: Config) -> int:
-    """How many multi-token prediction layers the GGUF gets: 0 or 1.
-
-    Raises:
-        InputError: more than llama.cpp knows, or of another layout than attention, then MoE.
-    """
+    """How many multi-token prediction layers the GGUF gets: 0 or 1."""
     if not config.get(PREDICTION_LAYERS):
         return 0
     count = config_int(config, PREDICTION_LAYERS)
     pattern = config.get("mtp_hybrid_override_pattern") or config.get("mtp_layers_block_type")
     kinds = [_KIND.get(str(kind)) for kind in pattern or "*E"]
-    if count != 1 or kinds != ["attention", "moe"]:
-        raise InputError(
-            f"config.json: {count} prediction layers of {pattern!r}, but llama.cpp knows one of "
-            "attention and MoE; drop them: 'mtp: drop' in the recipe's convert section"
-        )
+    refuse_if(
+        count != 1 or kinds != ["attention", "moe"],
+        f"{count} prediction layers of {pattern!r}, but llama.cpp knows one of attention and MoE; "
+        "drop them: 'mtp: drop' in the recipe's convert section",
+    )
     return count
