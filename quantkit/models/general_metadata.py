@@ -21,9 +21,6 @@ def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | No
         folder: the checkpoint.
         tensors: the GGUF's tensors, whose sizes give `general.size_label`.
         name: the model's name; by default the folder's or the model card's.
-
-    Raises:
-        InputError: the model card's front matter is not valid YAML.
     """
     import gguf
     import yaml

@@ -24,7 +24,7 @@ from quantkit.formats.safetensors_header import header_bytes
 from quantkit.formats.tensors import TensorSource
 from quantkit.hub.reading import Hub
 from quantkit.models.checkpoint import open_checkpoint
-from quantkit.models.choose import choose_model, open_headers
+from quantkit.models.choose import choose_model, open_shapes
 from quantkit.models.remote_headers import FIRST_BYTES, RemoteHeaders, fetch_headers
 
 REPO = "someone/Model-BF16"
@@ -88,8 +88,8 @@ def fetch(
 def opened(
     address: str, cache: Path, model: str = REPO, keep_prediction: bool = False
 ) -> TensorSource:
-    return open_headers(
-        choose_model(model), client(address), keep_prediction=keep_prediction, cache=cache
+    return open_shapes(
+        choose_model(model), hub=client(address), keep_prediction=keep_prediction, cache=cache
     )
 
 
@@ -472,12 +472,12 @@ def test_an_output_beside_tied_embeddings_is_believed_to_be_their_copy(
     watched = Watched()
     choice, make = choose_model(REPO), client(loopback.address)
     if notes:
-        source = open_headers(choice, make, watched, cache=cache)
+        source = open_shapes(choice, watched, make, cache=cache)
         assert source.tensors == open_checkpoint(folder).tensors
         assert "output.weight" not in {info.name for info in source.tensors}
     else:
         with pytest.raises(InputError, match=r"lm_head.weight has shape \[320, 24\]"):
-            open_headers(choice, make, watched, cache=cache)
+            open_shapes(choice, watched, make, cache=cache)
     assert [note.startswith("config.json ties the output") for note in watched.notes] == [
         True
     ] * notes

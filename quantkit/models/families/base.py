@@ -113,10 +113,6 @@ class Rules:
 
         Several parts are stacked, each of shape `shape[1:]`. `stored_shape` is that of a part
         where the same elements are stored under another shape, (heads,) for (heads, 1).
-
-        Raises:
-            InputError: a part is missing, or has another shape or a dtype that is not converted, or
-                stacked parts differ in dtype.
         """
         parts = (part,) if isinstance(part, str) else tuple(part)
         expected = stored_shape or (shape if isinstance(part, str) else shape[1:])
@@ -186,21 +182,13 @@ def base_type(name: str, shape: tuple[int, ...]) -> str:
 
 
 def refuse_if(wrong: bool, message: str) -> None:
-    """Refuse config.json with `message` if it is `wrong`.
-
-    Raises:
-        InputError: it is.
-    """
+    """Refuse config.json with `message` if it is `wrong`."""
     if wrong:
         raise InputError(f"config.json: {message}")
 
 
 def check_activation(config: Config, key: str = "hidden_act", computed: str = "silu") -> None:
-    """Refuse another activation than the one that llama.cpp computes whatever the file says.
-
-    Raises:
-        InputError: config.json names another one.
-    """
+    """Refuse another activation than the one that llama.cpp computes whatever the file says."""
     given = config.get(key)
     refuse_if(
         given not in (None, computed) and (given, computed) != ("swish", "silu"),
@@ -216,9 +204,6 @@ def layer_kinds(given: object, known: Mapping[str, str], keys: str) -> tuple[str
         given: a list, or a string with a letter for each layer.
         known: spelling of config.json → kind.
         keys: where `given` was looked for.
-
-    Raises:
-        InputError: there is no list, or a layer is of an unknown kind.
     """
     if not isinstance(given, str | list) or not given:
         raise InputError(f"config.json lacks {keys}, the kind of each layer")
@@ -231,11 +216,7 @@ def layer_kinds(given: object, known: Mapping[str, str], keys: str) -> tuple[str
 
 
 def config_int(config: Config, *keys: str) -> int:
-    """The first of `keys` that config.json has, a positive whole number.
-
-    Raises:
-        InputError: none is there, or it is no positive whole number.
-    """
+    """The first of `keys` that config.json has, a positive whole number."""
     key, value = _first(config, keys)
     if type(value) is not int or not 0 < value < 1 << 31:
         raise InputError(
@@ -245,11 +226,7 @@ def config_int(config: Config, *keys: str) -> int:
 
 
 def config_float(config: Config, *keys: str) -> float:
-    """The first of `keys` that config.json has, a positive number that F32 can hold.
-
-    Raises:
-        InputError: none is there, or it is no such number.
-    """
+    """The first of `keys` that config.json has, a positive number that F32 can hold."""
     key, value = _first(config, keys)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 3e38:
         raise InputError(f"config.json: {key} is {value!r}, expected a positive number")
@@ -264,11 +241,7 @@ def _first(config: Config, keys: Sequence[str]) -> tuple[str, Any]:
 
 
 def meta(kind: MetaKind, value: MetaScalar | Sequence[MetaScalar]) -> MetaValue:
-    """A metadata value; a list becomes an array, an f32 is rounded to what a file can hold.
-
-    Raises:
-        InputError: a text from a JSON file that is no valid Unicode, and no file could hold.
-    """
+    """A metadata value; a list becomes an array, an f32 is rounded to what a file can hold."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return MetaValue(kind, _as_stored(kind, value))
     if kind == "str":  # a vocabulary has hundreds of thousands, so all are checked at once

@@ -39,11 +39,7 @@ class DecoderSizes:
 
 
 def decoder_sizes(config: Config) -> DecoderSizes:
-    """The sizes, all positive.
-
-    Raises:
-        InputError: config.json lacks one, or the hidden size does not divide into heads.
-    """
+    """The sizes, all positive."""
     hidden = config_int(config, "hidden_size")
     heads = config_int(config, "num_attention_heads")
     if config.get("head_dim") is None and hidden % heads:
@@ -148,12 +144,6 @@ def add_gated_mlp(rules: Rules, hidden: int, inner: int, block: str, mlp: str) -
     for name in ("gate", "up", "down"):
         shape = (hidden, inner) if name == "down" else (inner, hidden)
         add_linear(rules, f"{block}ffn_{name}", f"{mlp}{name}_proj", shape)
-
-
-def add_head_norms(rules: Rules, sizes: DecoderSizes, block: str, attention: str) -> None:
-    """The norms of query and key, which all heads of a layer share."""
-    for letter in "qk":
-        add_norm(rules, f"{block}attn_{letter}_norm", f"{attention}{letter}_norm", sizes.head_dim)
 
 
 def add_gated_experts(

@@ -187,19 +187,27 @@ class GraniteSizes:
 
 
 def granite_sizes(config: Config) -> GraniteSizes:
-    """The sizes, all but the number of experts positive.
-
-    Raises:
-        InputError: config.json lacks one, or describes what llama.cpp cannot load or computes
-            otherwise.
-    """
+    """The sizes, all but the number of experts positive."""
     decoder = decoder_sizes(config)
-    layers = _layer_kinds(config, decoder.layers)
+    layers = layer_kinds(
+        config.get("layer_types") or config.get("layers_block_type"), _KIND, "layer_types"
+    )
+    refuse_if(
+        len(layers) != decoder.layers,
+        f"layer_types names {len(layers)} layers, but num_hidden_layers is {decoder.layers}",
+    )
     experts = config_int(config, "num_local_experts") if config.get("num_local_experts") else 0
+    mamba_heads = config_int(config, "mamba_n_heads")
     sizes = GraniteSizes(
         layers=layers,
         decoder=decoder,
-        mamba=_mamba_sizes(config, decoder.hidden),
+        mamba=Mamba2Sizes(  # of a model without a mixer what config.json still says; not checked
+            heads=mamba_heads,
+            head_dim=config_int(config, "mamba_expand") * decoder.hidden // mamba_heads,
+            state=config_int(config, "mamba_d_state"),
+            groups=config_int(config, "mamba_n_groups"),
+            conv_kernel=config_int(config, "mamba_d_conv"),
+        ),
         inner=config_int(config, "intermediate_size"),
         shared_inner=config_int(config, "shared_intermediate_size"),
         experts=experts,
@@ -208,28 +216,6 @@ def granite_sizes(config: Config) -> GraniteSizes:
     )
     _check(config, sizes)
     return sizes
-
-
-def _layer_kinds(config: Config, count: int) -> tuple[str, ...]:
-    given = config.get("layer_types") or config.get("layers_block_type")
-    kinds = layer_kinds(given, _KIND, "layer_types")
-    refuse_if(
-        len(kinds) != count,
-        f"layer_types names {len(kinds)} layers, but num_hidden_layers is {count}",
-    )
-    return kinds
-
-
-def _mamba_sizes(config: Config, hidden: int) -> Mamba2Sizes:
-    """The sizes of the mixer; what is left over of one in a model without it is not checked."""
-    heads = config_int(config, "mamba_n_heads")
-    return Mamba2Sizes(
-        heads=heads,
-        head_dim=config_int(config, "mamba_expand") * hidden // heads,
-        state=config_int(config, "mamba_d_state"),
-        groups=config_int(config, "mamba_n_groups"),
-        conv_kernel=config_int(config, "mamba_d_conv"),
-    )
 
 
 def _check(config: Config, sizes: GraniteSizes) -> None:

@@ -44,11 +44,7 @@ def mamba2_keys(sizes: Mamba2Sizes) -> Metadata:
 
 
 def add_mamba2(rules: Rules, sizes: Mamba2Sizes, hidden: int, block: str, mixer: str) -> None:
-    """The tensors of one mixer; `block` and `mixer` are prefixes in the GGUF and checkpoint.
-
-    Raises:
-        InputError: the channels do not divide into groups.
-    """
+    """The tensors of one mixer; `block` and `mixer` are prefixes in the GGUF and checkpoint."""
     heads, inner, channels = sizes.heads, sizes.inner, sizes.conv_channels
     refuse_if(
         inner % sizes.groups > 0,

@@ -229,11 +229,7 @@ class NemotronSizes:
 
 
 def nemotron_sizes(config: Config) -> NemotronSizes:
-    """The sizes, all positive.
-
-    Raises:
-        InputError: config.json lacks one, or its layers are not supported.
-    """
+    """The sizes, all positive."""
     return NemotronSizes(
         layers=_layer_kinds(config),
         hidden=config_int(config, "hidden_size"),

@@ -22,7 +22,6 @@ from quantkit.models.families.decoder import (
     add_embedding,
     add_gated_experts,
     add_gated_mlp,
-    add_head_norms,
     add_norm,
     add_output,
     decoder_keys,
@@ -58,8 +57,9 @@ class Qwen2:
             block, layer = f"blk.{index}.", f"model.layers.{index}."
             add_norm(rules, f"{block}attn_norm", f"{layer}input_layernorm", sizes.hidden)
             add_attention(rules, sizes, block, f"{layer}self_attn.", interleaved=False)
-            if self._has_head_norms:
-                add_head_norms(rules, sizes, block, f"{layer}self_attn.")
+            for letter in "qk" if self._has_head_norms else "":  # norms that all heads share
+                norm = f"{layer}self_attn.{letter}_norm"
+                add_norm(rules, f"{block}attn_{letter}_norm", norm, sizes.head_dim)
             add_norm(rules, f"{block}ffn_norm", f"{layer}post_attention_layernorm", sizes.hidden)
             self._add_mlp(rules, config, sizes, block, f"{layer}mlp.")
         add_output(rules, config, sizes)

@@ -25,11 +25,7 @@ def rotary_row_order(heads: int, head_dim: int) -> NDArray[np.intp]:
 
 
 def rope_keys(config: Config) -> Metadata:
-    """`rope.freq_base` and `rope.scaling.*`, without the architecture's prefix.
-
-    Raises:
-        InputError: a kind of scaling that llama.cpp reads no keys for.
-    """
+    """`rope.freq_base` and `rope.scaling.*`, without the architecture's prefix."""
     rope = _rope(config)
     keys: Metadata = {}
     if rope.get("rope_theta") is not None:
@@ -49,9 +45,6 @@ def check_no_unread_rope(config: Config, *, reads_factors: bool = False) -> None
 
     llama.cpp's converter writes `yarn_attn_factor`, `yarn_beta_fast` and `yarn_beta_slow`, but for
     most architectures llama.cpp does not read them (`load_hparams` in its llama-model.cpp).
-
-    Raises:
-        InputError: a setting that changes the model and would be ignored.
     """
     rope = _rope(config)
     kind, unread = _rope_type(rope), ""
@@ -128,9 +121,6 @@ def llama3_frequency_factors(rope: Mapping[str, Any], head_dim: int) -> NDArray[
 
     Frequencies with a wavelength beyond the original context are divided by `factor`, short ones
     are kept, and those between are interpolated (Llama 3.1, `ROPE_INIT_FUNCTIONS["llama3"]`).
-
-    Raises:
-        InputError: a parameter is no positive number, or the two bounds are the wrong way round.
     """
     base, factor = config_float(rope, "rope_theta"), config_float(rope, "factor")
     low, high = config_float(rope, "low_freq_factor"), config_float(rope, "high_freq_factor")

@@ -21,7 +21,6 @@ from typing import Any
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import meta
-from quantkit.models.tokenizers.byte_level_bpe import refuse_model_options
 from quantkit.models.tokenizers.merges import Ranks, merge_ranks, merged, unreachable
 from quantkit.models.tokenizers.token_types import (
     TokenType,
@@ -39,13 +38,8 @@ _NEXT = "download tokenizer.model from the same repository too, it is preferred 
 
 
 def byte_fallback_metadata(tokenizer: LoadedTokenizer, rows: int) -> Metadata:
-    """Tokens, scores and types, and whether texts get a space before them.
-
-    Raises:
-        InputError: llama.cpp would encode some text differently.
-    """
+    """Tokens, scores and types, and whether texts get a space before them."""
     model = tokenizer.definition["model"]
-    refuse_model_options(model)
     adds_space = _adds_space(tokenizer.definition)
     texts = texts_by_id(tokenizer, rows)
     for token in tokenizer.added.values():

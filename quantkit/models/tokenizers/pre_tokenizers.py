@@ -70,12 +70,7 @@ _NAMES: dict[tuple[str, ...], dict[bool, str]] = {  # Then by `ignore_merges`.
 
 
 def pre_tokenizer_name(definition: Mapping[str, Any]) -> str:
-    """The `tokenizer.ggml.pre` of a byte-level BPE, given in the form of a tokenizer.json.
-
-    Raises:
-        InputError: the splitting has no name in the table, and the message shows its definition;
-            or the name says the opposite of the model's `ignore_merges`, and that would matter.
-    """
+    """The `tokenizer.ggml.pre` of a byte-level BPE, given in the form of a tokenizer.json."""
     steps = _steps(definition.get("pre_tokenizer"))
     names = _NAMES.get(tuple(steps)) if steps is not None else None
     if names is None:
