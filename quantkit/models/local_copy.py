@@ -188,22 +188,17 @@ def _level_bytes(level: LevelRecipe, elements: int, limit: int | None) -> int | 
     if level.takes_all:
         return limit
     bits, margin = level.bits(elements), 0.0
-    if level.preset is not None:
-        bits, margin = _preset_bits(level.preset), PRESET_MARGIN_BITS
+    if level.preset is not None:  # the bits of its type; of IQ3_M, of the largest IQ3 type
+        family = level.preset.partition("_")[0]
+        named = [kind for kind in BY_NAME.values() if level.preset.startswith(kind.name)]
+        kinds = named or [kind for kind in BY_NAME.values() if kind.name.startswith(family)]
+        bits, margin = max(kind.bits_per_weight for kind in kinds), PRESET_MARGIN_BITS
     assert bits is not None
     if limit is None:
         return int(elements * (bits + margin) / 8)
     if elements * bits / 8 > limit:
         return None
     return min(int(elements * (bits + margin) / 8), limit)
-
-
-def _preset_bits(preset: str) -> float:
-    """Bits per weight of the preset's type; for IQ3_M, of the largest IQ3 type."""
-    named = [kind for kind in BY_NAME.values() if preset.startswith(kind.name)]
-    family = preset.partition("_")[0]
-    kinds = named or [kind for kind in BY_NAME.values() if kind.name.startswith(family)]
-    return max(kind.bits_per_weight for kind in kinds)
 
 
 def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str = "--out") -> None:

@@ -42,6 +42,8 @@ REPO = "someone/demo"
 SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
 INDEX = "model.safetensors.index.json"
 TEMPLATE = "additional_chat_templates/tool_use.jinja"
+CONFIG = json.loads((DEMO_MODEL / "config.json").read_text())
+QUANTIZED = json.dumps(CONFIG | {"quantization_config": {"quant_method": "fp8"}})
 UNWANTED = (
     "pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.safetensors", ".hidden.json",
     "onnx/config.json", "original/model.safetensors", "run.py",
@@ -174,22 +176,12 @@ def test_pickle_only(loopback: LoopbackHub, repository: Path, out: Path) -> None
     refused(loopback, out, "choose the repository of the model's original weights")
 
 
-def test_unsupported_architecture(loopback: LoopbackHub, repository: Path, out: Path) -> None:
-    (repository / "config.json").write_text('{"architectures": ["FooForCausalLM"]}')
-    refused(loopback, out, "'FooForCausalLM'.*LlamaForCausalLM")
-    assert loopback.names() == ["config.json"]
-
-
-def test_quantized_checkpoint(loopback: LoopbackHub, repository: Path, out: Path) -> None:
-    config = json.loads((repository / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8"}
-    (repository / "config.json").write_text(json.dumps(config))
-    refused(loopback, out, "quantized checkpoint.*BF16 release")
-
-
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
+        ("config.json", None, "has no config.json"),
+        ("config.json", '{"architectures": ["Foo"]}', "'Foo'.*LlamaForCausalLM"),
+        ("config.json", QUANTIZED, "quantized checkpoint.*BF16 release"),
         ("config.json", "[", "config.json is not valid JSON"),
         ("config.json", "[1]", "config.json holds no JSON object"),
         (INDEX, "{}", "names no shards"),
@@ -198,15 +190,12 @@ def test_quantized_checkpoint(loopback: LoopbackHub, repository: Path, out: Path
     ],
 )
 def test_broken_descriptions(
-    name: str, content: str, words: str, loopback: LoopbackHub, repository: Path, out: Path
+    name: str, content: str | None, words: str, loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    (repository / name).write_text(content)
+    (repository / name).unlink()
+    if content is not None:
+        (repository / name).write_text(content)
     refused(loopback, out, words)
-
-
-def test_no_config(loopback: LoopbackHub, repository: Path, out: Path) -> None:
-    (repository / "config.json").unlink()
-    refused(loopback, out, "has no config.json")
 
 
 def test_gated_repository(loopback: LoopbackHub, out: Path) -> None:
@@ -327,26 +316,26 @@ def run_command(loopback: LoopbackHub, *arguments: str | Path) -> list[str]:
     return [sys.executable, "-c", code, "download", *map(str, arguments)]
 
 
-def environment(loopback: LoopbackHub, tmp_path: Path) -> dict[str, str]:
-    settings = {"HF_ENDPOINT": loopback.address, "HF_HOME": str(tmp_path / "hf")}
+def environment(loopback: LoopbackHub, out: Path) -> dict[str, str]:
+    settings = {"HF_ENDPOINT": loopback.address, "HF_HOME": str(out.with_name("hf"))}
     return {k: v for k, v in os.environ.items() if k != "HF_TOKEN"} | settings
 
 
 def test_killed_in_the_middle_of_a_file_goes_on_from_there(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path, out: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
     large, out = repository / SHARDS[0], out
     large.write_bytes(os.urandom(12 * MIB))
     loopback.faults[SHARDS[0]] = [Fault(stall_after=KILLED_BEHIND_BYTES)]
     process = subprocess.Popen(
         run_command(loopback, REPO, "--out", out, "--quiet"),
-        env=environment(loopback, tmp_path) | {"HF_HUB_DOWNLOAD_TIMEOUT": "600"},
+        env=environment(loopback, out) | {"HF_HUB_DOWNLOAD_TIMEOUT": "600"},
         text=True,
     )
     arrived = kill_while_it_waits(process, out / STATE, f"{SHARDS[0]}.*.partial")
     assert not (out / SHARDS[0]).exists()
     loopback.served.clear()
-    again = quantkit("download", REPO, "--out", out, "--json", env=environment(loopback, tmp_path))
+    again = quantkit("download", REPO, "--out", out, "--json", env=environment(loopback, out))
     assert again.returncode == 0, again.stderr
     assert files_in(out) == wanted(repository)
     assert loopback.names() == [SHARDS[0]]
@@ -355,12 +344,12 @@ def test_killed_in_the_middle_of_a_file_goes_on_from_there(
 
 
 def test_ctrl_c_ends_at_once_although_a_connection_is_stalled(
-    loopback: LoopbackHub, tmp_path: Path, out: Path
+    loopback: LoopbackHub, out: Path
 ) -> None:
     loopback.always = {SHARDS[0]: Fault(stall_after=600_000)}
     process = subprocess.Popen(
         run_command(loopback, REPO, "--out", out),
-        env=environment(loopback, tmp_path),
+        env=environment(loopback, out),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -376,12 +365,12 @@ def test_ctrl_c_ends_at_once_although_a_connection_is_stalled(
 
 
 def test_a_file_that_cannot_be_written_is_a_fault_of_the_machine(
-    loopback: LoopbackHub, tmp_path: Path, out: Path
+    loopback: LoopbackHub, out: Path
 ) -> None:
     """A limit of 256 KiB a file stands for a full disk: write fails in the middle."""
     finished = subprocess.run(
         run_command(loopback, REPO, "--out", out),
-        env=environment(loopback, tmp_path),
+        env=environment(loopback, out),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18)),
         capture_output=True,
         text=True,
@@ -513,13 +502,10 @@ def test_a_file_that_was_only_touched_is_hashed_and_not_fetched(
 
 
 def test_another_revision_replaces_ours_and_leaves_what_is_a_persons(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path, out: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    newer = tmp_path / "newer"
-    shutil.copytree(repository, newer)
+    newer = newer_revision(loopback, repository, ["LICENSE"])
     (newer / SHARDS[1]).write_bytes(os.urandom(MIB))
-    (newer / "LICENSE").unlink()
-    loopback.repos[REPO]["v2"] = newer
     fetch(loopback, out)
     (out / "notes.txt").write_text("mine")
     (out / "LICENSE").write_text("mine now")
@@ -541,14 +527,10 @@ def test_another_revision_replaces_ours_and_leaves_what_is_a_persons(
 
 
 def test_files_that_the_new_revision_lacks_are_removed_when_nobody_changed_them(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path, out: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    newer = tmp_path / "newer"
-    shutil.copytree(repository, newer)
-    for name in (*SHARDS, INDEX, "consolidated.safetensors"):
-        (newer / name).unlink()
+    newer = newer_revision(loopback, repository, (*SHARDS, INDEX, "consolidated.safetensors"))
     (newer / "model.safetensors").write_bytes(os.urandom(MIB))
-    loopback.repos[REPO]["v2"] = newer
     fetch(loopback, out)
     remote = look_up(client(loopback), REPO, "v2", out)
     given_back = sum(kept.size_bytes for kept in survey(remote, out).obsolete)
@@ -690,12 +672,12 @@ def test_what_is_kept_aside_is_not_read_as_of_the_model(loopback: LoopbackHub, o
 
 
 def test_a_second_run_is_refused_while_one_is_at_work(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path, out: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
     loopback.bytes_per_second = MIB // 30
     running = subprocess.Popen(
         run_command(loopback, REPO, "--out", out, "--json"),
-        env=environment(loopback, tmp_path),
+        env=environment(loopback, out),
         stdout=subprocess.PIPE,
         text=True,
     )

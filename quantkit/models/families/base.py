@@ -20,9 +20,6 @@ Config = Mapping[str, Any]
 PREDICTION_LAYERS = "num_nextn_predict_layers"
 """config.json's key for multi-token prediction (MTP) layers; `without_prediction` sets it to 0."""
 
-FILE_TYPE_BF16 = 32
-"""llama.cpp's LLAMA_FTYPE_MOSTLY_BF16, the `general.file_type` of a converted checkpoint."""
-
 # Endings of tensors that llama.cpp computes in F32 whatever the file's type is.
 _F32_NAMES = ("_norm.weight", ".ffn_gate_inp.weight", ".ssm_conv1d.weight")
 

@@ -27,12 +27,12 @@ from quantkit.models.families.decoder import (
     DecoderSizes,
     add_attention,
     add_embedding,
+    add_gate_and_up,
     add_linear,
     add_norm,
     add_output,
     decoder_keys,
     decoder_sizes,
-    half_rows,
     with_prefix,
 )
 from quantkit.models.families.mamba2 import Mamba2Sizes, add_mamba2, mamba2_keys
@@ -119,14 +119,8 @@ def _add_experts(rules: Rules, g: GraniteSizes, block: str, moe: str) -> None:
     """Router and experts; gate and up are stored as one, gate first."""
     hidden, inner, experts = g.decoder.hidden, g.inner, g.experts
     rules.add(f"{block}ffn_gate_inp.weight", f"{moe}router.layer.weight", (experts, hidden))
-    for name in ("gate", "up"):
-        rules.add(
-            f"{block}ffn_{name}_exps.weight",
-            f"{moe}input_linear.weight",
-            (experts, inner, hidden),
-            stored_shape=(experts, 2 * inner, hidden),
-            row_order=half_rows(experts, inner, second=name == "up"),
-        )
+    fused = f"{moe}input_linear.weight"
+    add_gate_and_up(rules, block, "_exps", fused, (experts, inner, hidden))
     down = f"{moe}output_linear.weight"
     rules.add(f"{block}ffn_down_exps.weight", down, (experts, hidden, inner))
 
@@ -134,14 +128,7 @@ def _add_experts(rules: Rules, g: GraniteSizes, block: str, moe: str) -> None:
 def _add_shared_mlp(rules: Rules, g: GraniteSizes, block: str, mlp: str) -> None:
     """The shared expert, or all of the feed-forward network where there are no experts."""
     hidden, inner, suffix = g.decoder.hidden, g.shared_inner, "_shexp" if g.experts else ""
-    for name in ("gate", "up"):
-        rules.add(
-            f"{block}ffn_{name}{suffix}.weight",
-            f"{mlp}input_linear.weight",
-            (inner, hidden),
-            stored_shape=(2 * inner, hidden),
-            row_order=half_rows(1, inner, second=name == "up"),
-        )
+    add_gate_and_up(rules, block, suffix, f"{mlp}input_linear.weight", (inner, hidden))
     add_linear(rules, f"{block}ffn_down{suffix}", f"{mlp}output_linear", (hidden, inner))
 
 
