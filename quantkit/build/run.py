@@ -14,7 +14,7 @@ from quantkit.core.haystack import haystack_text
 from quantkit.core.work_folders import build_folder
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.llamacpp.memory_plan import asking
-from quantkit.models.choose import open_headers
+from quantkit.models.choose import open_shapes
 from quantkit.models.families.base import without_prediction
 from quantkit.models.families.registry import family_for
 from quantkit.models.geometry import geometry_of
@@ -161,7 +161,7 @@ def _preflight_repository(context: BuildContext) -> None:
         # the commit that will be downloaded, and no other
         listing = remote.listing
         pinned = replace(context.choice, repository=listing.repository, revision=listing.commit)
-        source = open_headers(pinned, lambda: context.hub, progress, keep_prediction=keep)
+        source = open_shapes(pinned, progress, lambda: context.hub, keep_prediction=keep)
     model = Model.of(context.choice.name, source)
     (memory,), _ = gpu_memories(model, [job.target])
     level_plans.plan_levels(job.recipe, model, memory)

@@ -97,7 +97,9 @@ def open_checkpoint(
     tied = _is_tied(files) if config.get("tie_word_embeddings") else True
     if tied is False:
         config = {**config, "tie_word_embeddings": False}
-    rules = family.rules(config, _stored(files))
+    described = functools.cache(StoredTensor)  # thousands of experts share one description
+    stored = {name: described(entry.shape, entry.dtype) for name, entry in files.entries.items()}
+    rules = family.rules(config, stored)
     architecture = family.metadata(config)
     if on_shape is not None:
         on_shape(architecture, [rule.info for rule in rules])
@@ -106,12 +108,6 @@ def open_checkpoint(
     metadata = {"general.architecture": architecture["general.architecture"]} | general
     metadata |= architecture | tokenizer_metadata(folder, config)
     return CheckpointSource(files, rules, metadata, () if tied is not None else (_BELIEVED,))
-
-
-def _stored(files: SafetensorsFolder) -> dict[str, StoredTensor]:
-    """Every stored tensor. Equal descriptions share one value: there are thousands of experts."""
-    described = functools.cache(StoredTensor)
-    return {name: described(entry.shape, entry.dtype) for name, entry in files.entries.items()}
 
 
 def _is_tied(files: SafetensorsFolder) -> bool | None:
@@ -156,18 +152,10 @@ class CheckpointSource:
         notes: Sequence[str] = (),
     ) -> None:
         self.notes = tuple(notes)
+        self.metadata = metadata
+        self.tensors: Sequence[TensorInfo] = tuple(rule.info for rule in rules)
         self._files = files
-        self._metadata = metadata
         self._rules = {rule.info.name: rule for rule in rules}
-        self._tensors = tuple(rule.info for rule in rules)
-
-    @property
-    def metadata(self) -> Metadata:
-        return self._metadata
-
-    @property
-    def tensors(self) -> Sequence[TensorInfo]:
-        return self._tensors
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) as F32. Only these rows are in memory.

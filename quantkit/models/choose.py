@@ -62,9 +62,8 @@ def choose_model(model: str) -> ModelChoice:
         return ModelChoice(model, "gguf", artifact_name(stem), path)
     if _REPOSITORY.match(model) and path.suffix != ".gguf" and not path.parent.is_dir():
         address = HubAddress.parse(model)
-        repository, revision = address.repository, address.revision
-        name = artifact_name(repository.partition("/")[2])
-        return ModelChoice(model, "repository", name, None, repository, revision)
+        name = artifact_name(address.repository.partition("/")[2])
+        return ModelChoice(model, "repository", name, None, address.repository, address.revision)
     raise InputError(
         f"no model at {model}: give a folder with config.json and safetensors files, a GGUF file, "
         "a Hub repository (OWNER/NAME), or 'demo'"
@@ -141,25 +140,25 @@ def open_source(
     return open_checkpoint(path, choice.name, keep_prediction=keep_prediction, on_shape=on_shape)
 
 
-def open_headers(
+def open_shapes(
     choice: ModelChoice,
-    hub: Callable[[], Hub],
     progress: Progress = SILENT,
+    hub: Callable[[], Hub] = Hub,
     *,
     keep_prediction: bool = False,
     cache: Path | None = None,
     on_shape: OnShape | None = None,
 ) -> TensorSource:
-    """The tensors of a repository on the Hub, of which only headers are fetched and kept.
+    """A model's tensors without their rows: only the headers of a repository are downloaded.
 
-    Everything but rows can be read; reading rows raises `InputError`.
+    Reading rows of a repository raises `InputError`.
 
     Args:
-        choice: a repository.
-        hub: makes the client; not called for a commit that is here already.
-        progress: counts files, and notes which commit is taken where the Hub cannot be asked.
-        keep_prediction: the multi-token prediction layers too.
-        cache: the folder to keep headers in; the user's by default.
+        progress: counts files, and is notified if an earlier commit is used because the Hub cannot
+            be reached.
+        hub: makes the client; not called for a cached commit.
+        keep_prediction: of a checkpoint, the multi-token prediction layers too.
+        cache: the folder for headers; the user's by default.
         on_shape: as `open_checkpoint` takes it.
 
     Raises:
@@ -167,10 +166,11 @@ def open_headers(
             that is not supported.
         EnvironmentFault: the network, the Hub or the disk failed.
     """
+    if choice.repository is None:
+        return open_source(choice, keep_prediction=keep_prediction, on_shape=on_shape)
     from quantkit.models.checkpoint import open_checkpoint
     from quantkit.models.remote_headers import fetch_headers
 
-    assert choice.repository is not None
     headers = fetch_headers(hub, choice.repository, choice.revision, progress, cache)
     source = open_checkpoint(
         headers.checkpoint,
@@ -182,23 +182,3 @@ def open_headers(
     for sentence in source.notes:
         progress.note(sentence)
     return source
-
-
-def open_shapes(
-    choice: ModelChoice,
-    progress: Progress = SILENT,
-    *,
-    keep_prediction: bool = False,
-    on_shape: OnShape | None = None,
-) -> TensorSource:
-    """A model's tensors without their rows: a repository is opened by its headers alone.
-
-    Raises:
-        InputError: as `open_source` and `open_headers`.
-        EnvironmentFault: the network, the Hub or the disk failed.
-    """
-    if choice.kind == "repository":
-        return open_headers(
-            choice, Hub, progress, keep_prediction=keep_prediction, on_shape=on_shape
-        )
-    return open_source(choice, keep_prediction=keep_prediction, on_shape=on_shape)

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import errno
-import itertools
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import chain, count
 from pathlib import Path
 
 from quantkit.core.errors import EnvironmentFault, InputError
@@ -91,58 +91,75 @@ def _download(
     remote: RemoteFiles, hub: Hub, folder: Path, progress: Progress, workers: int
 ) -> Downloaded:
     found = _checked_survey(remote, folder)
-    _prepare(found, folder, remote.chosen_with)
-    kept = sum(file.size_bytes for file in found.kept)
-    progress.start(remote.size_bytes, "B", done=kept)
-    job = _Job(remote, hub, folder, progress)
-    job.take_over(found.kept)
-    # Files that are here come first: one that is not ours ends the run early.
-    run_all(job.bring, (*found.present, *found.missing), workers, job.stop)
-    job.journal.forget_others()
-    _remove_empty_folders(folder / STATE)
-    files = tuple(sorted(job.verified, key=lambda kept: kept.name))
-    return Downloaded(remote.listing.repository, remote.listing.commit, files, job.fetched_bytes)
-
-
-def _prepare(found: Survey, folder: Path, chosen_with: str) -> None:
-    """Remove our files of earlier revisions."""
-    try:
+    try:  # files of earlier revisions go
         for path in (*(folder / obsolete.name for obsolete in found.obsolete), *found.leftovers):
             path.unlink()
     except OSError as error:
         raise InputError(
-            f"cannot write to {folder}: {error.strerror}; choose another folder with {chosen_with}"
+            f"cannot write to {folder}: {error.strerror}; choose another folder with "
+            f"{remote.chosen_with}"
         ) from None
-
-
-def _remove_empty_folders(state: Path) -> None:
-    for path in sorted(state.rglob("*"), reverse=True):  # what lies in a folder comes before it
+    kept = sum(file.size_bytes for file in found.kept)
+    progress.start(remote.size_bytes, "B", done=kept)
+    job = _Job(remote, hub, folder, progress, found.kept)
+    # Files that are here come first: one that is not ours ends the run early.
+    run_all(job.bring, (*found.present, *found.missing), workers, job.stop)
+    job.journal.forget_others()
+    for path in sorted((folder / STATE).rglob("*"), reverse=True):  # contents before their folder
         if path.is_dir():
             with suppress(OSError):  # not empty
                 path.rmdir()
+    files = tuple(sorted(job.verified, key=lambda kept: kept.name))
+    return Downloaded(remote.listing.repository, remote.listing.commit, files, job.fetched_bytes)
 
 
 class _StoppedError(Exception):
     """Another file failed, or the person stopped the run."""
 
 
+class ThreadsProgress:
+    """The progress of several threads; after `stop` it reports nothing."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._noted_at = 0.0
+        self.lock = threading.Lock()
+        self.stop = threading.Event()
+
+    def advance(self, amount: int) -> None:
+        with self.lock:
+            if not self.stop.is_set():
+                self._progress.advance(amount)
+
+    def note(self, sentence: str) -> None:
+        with self.lock:
+            if not self.stop.is_set():
+                self._progress.note(sentence)
+
+    def note_of_wait(self, sentence: str) -> None:
+        """At most one sentence in ten seconds: all files lose the network at the same moment."""
+        with self.lock:
+            now = time.monotonic()
+            is_due = now - self._noted_at >= NOTE_EVERY_SECONDS
+            self._noted_at = now if is_due else self._noted_at
+        if is_due:
+            self.note(sentence)
+
+
 class _Job:
     """One download's shared state; its methods are called from several threads."""
 
-    def __init__(self, remote: RemoteFiles, hub: Hub, folder: Path, progress: Progress) -> None:
-        self._remote, self._hub, self._folder, self._progress = remote, hub, folder, progress
+    def __init__(
+        self, remote: RemoteFiles, hub: Hub, folder: Path, progress: Progress, kept: Sequence[Kept]
+    ) -> None:
+        self._remote, self._hub, self._folder = remote, hub, folder
+        self._progress = ThreadsProgress(progress)
         self._recorded = read_record(folder).kept
-        self._lock = threading.Lock()
-        self._noted_at = 0.0
         self.journal = CommitJournal(folder, remote.listing.repository, remote.listing.commit)
-        self.stop = threading.Event()
-        self.verified: list[Kept] = []
+        self.journal.add(*kept)  # for an earlier commit, perhaps
+        self.stop = self._progress.stop
+        self.verified = [*kept]
         self.fetched_bytes = 0
-
-    def take_over(self, files: tuple[Kept, ...]) -> None:
-        """Add files that were verified before, perhaps for an earlier commit."""
-        self.journal.add(*files)
-        self.verified += files
 
     def bring(self, file: HubFile) -> None:
         """Make sure that `file` is in the folder, complete and with the right hash."""
@@ -157,7 +174,7 @@ class _Job:
                 self._set_aside(path, "was changed here")
             doing = "write"
             if self._fetch(file) is not None:
-                self._note(f"{file.name} arrived with a wrong hash and is fetched again")
+                self._progress.note(f"{file.name} arrived with a wrong hash and is fetched again")
                 found = self._fetch(file)
                 if found is not None:
                     raise wrong_twice(file, found)
@@ -165,9 +182,11 @@ class _Job:
             raise _disk_fault(doing, path, error) from None
 
     def _set_aside(self, path: Path, why: str) -> None:
-        aside = _free_name(path)
+        endings = chain([".changed"], (f".changed-{number}" for number in count(2)))
+        free = (path.with_name(path.name + ending) for ending in endings)
+        aside = next(place for place in free if not os.path.lexists(place))
         path.replace(aside)
-        self._note(f"{path.name} {why}: kept as {aside.name}, and fetched again")
+        self._progress.note(f"{path.name} {why}: kept as {aside.name}, and fetched again")
 
     def _is_right(self, path: Path, file: HubFile) -> bool:
         if not path.is_file() or path.stat().st_size != file.size_bytes:
@@ -190,8 +209,11 @@ class _Job:
         for piece in pieces(partial):
             digest.update(piece)
             self._advance(len(piece))
+        start, content = digest.size_bytes, self._remote.contents.get(file.name)
+        source = [content[start:]] if content is not None else None
+        note = self._progress.note_of_wait
         with partial.open("ab") as output:
-            for piece in self._source(file, digest.size_bytes):
+            for piece in source or self._hub.read(self._remote.listing, file, start, note):
                 output.write(piece)
                 digest.update(piece)
                 self._advance(len(piece), fetched=True)
@@ -214,49 +236,19 @@ class _Job:
             self._set_aside(path, "appeared here meanwhile")
         publish(partial, path)
 
-    def _source(self, file: HubFile, start: int) -> Iterator[bytes]:
-        known = self._remote.contents.get(file.name)
-        if known is not None:
-            return iter((known[start:],))
-        return self._hub.read(self._remote.listing, file, start, self._note_of_wait)
-
     def _keep(self, file: HubFile, digest: FileDigest, place: Path, *, brought: bool) -> None:
-        stat = place.stat()  # renaming changes neither size nor time
-        kept = Kept(
-            file.name, file.identity, digest.sha256, stat.st_size, stat.st_mtime_ns, brought
-        )
-        with self._lock:
+        size, modified = (stat := place.stat()).st_size, stat.st_mtime_ns  # as after renaming
+        kept = Kept(file.name, file.identity, digest.sha256, size, modified, brought)
+        with self._progress.lock:
             self.journal.add(kept)
             self.verified.append(kept)
 
     def _advance(self, amount: int, *, fetched: bool = False) -> None:
         if self.stop.is_set():
             raise _StoppedError
-        with self._lock:
+        with self._progress.lock:
             self.fetched_bytes += amount if fetched else 0
-            self._progress.advance(amount)
-
-    def _note_of_wait(self, sentence: str) -> None:
-        """At most one sentence in ten seconds: all files lose the network at the same moment."""
-        now = time.monotonic()
-        if now - self._noted_at >= NOTE_EVERY_SECONDS:
-            self._noted_at = now
-            self._note(sentence)
-
-    def _note(self, sentence: str) -> None:
-        with self._lock:
-            if not self.stop.is_set():
-                self._progress.note(sentence)
-
-
-def _free_name(path: Path) -> Path:
-    """`NAME.changed`, or `NAME.changed-2` and so on where that is taken."""
-    for number in itertools.count(1):
-        ending = ".changed" if number == 1 else f".changed-{number}"
-        name = path.with_name(path.name + ending)
-        if not os.path.lexists(name):
-            return name
-    raise AssertionError("unreachable")
+        self._progress.advance(amount)
 
 
 def _disk_fault(doing: str, path: Path, error: OSError) -> EnvironmentFault:

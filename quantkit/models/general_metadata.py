@@ -21,9 +21,6 @@ def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | No
         folder: the checkpoint.
         tensors: the GGUF's tensors, whose sizes give `general.size_label`.
         name: the model's name; by default the folder's or the model card's.
-
-    Raises:
-        InputError: the model card's front matter is not valid YAML.
     """
     import gguf
     import yaml
@@ -49,16 +46,15 @@ def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | No
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     result: Metadata = {}
     for key, stored in writer.kv_data[0].items():
-        kind, value = _KINDS.get(stored.type.name), stored.value
+        kind, value = _KINDS.get(stored.type.name, "str"), stored.value
         if stored.type.name == "ARRAY":  # All arrays of general.* are of strings.
-            result[key] = meta("str", [str(member) for member in value])
-        elif kind is None or not _fits(kind, value):
+            value = [str(member) for member in value]
+        elif not _fits(kind, value):
             raise InputError(
                 f"{folder.name}: {key} would be {value!r}; repair generation_config.json or the "
                 "front matter of README.md"
             )
-        else:
-            result[key] = meta(kind, value)
+        result[key] = meta(kind, value)
     result.pop("general.architecture", None)  # the family sets it
     return result
 
@@ -78,13 +74,9 @@ def _size_label(tensors: Sequence[TensorInfo]) -> str:
 
 def _fits(kind: MetaKind, value: object) -> bool:
     """Whether a value has the right type; gguf does not check those of the files."""
-    match kind:
-        case "u32" | "i32":
-            return type(value) is int and -(1 << 31) <= value < 1 << 31
-        case "f32":
-            return isinstance(value, int | float) and abs(value) < 3e38
-        case _:
-            return isinstance(value, str)
+    if kind == "f32":
+        return isinstance(value, int | float) and abs(value) < 3e38
+    return isinstance(value, str) if kind == "str" else type(value) is int and abs(value) < 1 << 31
 
 
 _KINDS: dict[str, MetaKind] = {"UINT32": "u32", "INT32": "i32", "FLOAT32": "f32", "STRING": "str"}

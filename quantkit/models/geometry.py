@@ -15,73 +15,37 @@ from quantkit.formats.tensor_types import quant_type
 from quantkit.formats.tensors import Metadata
 
 # Which layers are recurrent, by architecture; in all others none is.
-_WITHOUT_KV_HEADS = frozenset(
-    {
-        "bailingmoe3",
-        "glm5-next",
-        "granitehybrid",
-        "jamba",
-        "kimi-k3",
-        "kimi-linear",
-        "lfm2",
-        "lfm2moe",
-        "plamo2",
-    }
+_WITHOUT_KV_HEADS = (
+    "bailingmoe3 glm5-next granitehybrid jamba kimi-k3 kimi-linear lfm2 lfm2moe plamo2".split()
 )
-_WITHOUT_KV_HEADS_AND_FFN = frozenset({"nemotron_h", "nemotron_h_moe"})
-_EVERY_LAYER = frozenset({"arwkv7", "falcon-h1", "mamba", "mamba2", "rwkv6", "rwkv6qwen2", "rwkv7"})
+_WITHOUT_KV_HEADS_AND_FFN = "nemotron_h nemotron_h_moe".split()
+_EVERY_LAYER = "arwkv7 falcon-h1 mamba mamba2 rwkv6 rwkv6qwen2 rwkv7".split()
 # All but each Nth, where the file does not list them.
 _BUT_EACH_NTH = {"minimax-01": 8, "qwen35": 4, "qwen35moe": 4, "qwen3next": 4, "qwen4exp": 4}
 
 # Attends in the layers that are recurrent too.
-_ATTENDS_IN_EVERY_LAYER = frozenset({"falcon-h1"})
+_ATTENDS_IN_EVERY_LAYER = ("falcon-h1",)
 
 # Hybrids without a filter of their own: their prediction layers get a KV cache that nothing uses.
-_KEEPS_PREDICTION = frozenset({"bailingmoe3"})
+_KEEPS_PREDICTION = ("bailingmoe3",)
 
 # llama.cpp can run their prediction layers (DECODER_MTP in src/models/).
-_PREDICTS = frozenset(
-    {
-        "bailingmoe3",
-        "cohere2moe",
-        "deepseek2",
-        "deepseek32",
-        "deepseek4",
-        "glm-dsa",
-        "glm4moe",
-        "glm5-next",
-        "hy_v3",
-        "mimo2",
-        "nemotron_h_moe",
-        "qwen35",
-        "qwen35moe",
-        "qwen3next",
-        "step35",
-    }
-)
+_PREDICTS = (
+    "bailingmoe3 cohere2moe deepseek2 deepseek32 deepseek4 glm-dsa glm4moe glm5-next hy_v3 "
+    "mimo2 nemotron_h_moe qwen35 qwen35moe qwen3next step35"
+).split()
 
 # More than one of them (nextn_layer_offset in src/models/); the others assert that there is one.
-_CHAINS_PREDICTIONS = frozenset({"hy_v3", "mimo2", "step35"})
+_CHAINS_PREDICTIONS = "hy_v3 mimo2 step35".split()
 
 # Their recurrent state is kept once more for each drafted token (llm_arch_supports_rs_rollback).
-_ROLLS_BACK = frozenset(
-    {
-        "bailingmoe3",
-        "deepseek4",
-        "glm5-next",
-        "kimi-k3",
-        "lfm2",
-        "lfm2moe",
-        "nemotron_h",
-        "nemotron_h_moe",
-        "qwen35",
-        "qwen35moe",
-        "qwen4exp",
-    }
-)
+_ROLLS_BACK = (
+    "bailingmoe3 deepseek4 glm5-next kimi-k3 lfm2 lfm2moe nemotron_h nemotron_h_moe qwen35 "
+    "qwen35moe qwen4exp"
+).split()
 
 # Granite-4 models of attention alone, whose files describe a mixer that they do not have.
-_NO_LAYER = frozenset({"granite", "granitemoe"})
+_NO_LAYER = "granite granitemoe".split()
 _STATE_KEYS = ("ssm.state_size", "wkv.head_size", "shortconv.l_cache", "kda.head_dim")
 
 
@@ -254,31 +218,26 @@ class _Reader:
             raise InputError("the model's metadata has no general.architecture")
         self.architecture = named.value
 
-    def _find(self, key: str) -> tuple[int, ...] | None:
-        found = self._metadata.get(f"{self.architecture}.{key}")
-        if found is None:
-            return None
-        values = found.value if isinstance(found.value, tuple) else (found.value,)
-        if not all(isinstance(value, int) and value >= 0 for value in values):
-            raise InputError(f"{self.architecture}.{key} is not a count: {found.value!r}")
-        return tuple(int(value) for value in values)
-
     def one(self, key: str, default: int | None = None) -> int:
-        found = self._find(key)
-        if found:
-            return max(found)
-        if default is None:
-            raise InputError(f"the model's metadata has no {self.architecture}.{key}")
-        return default
+        return max(self._find(key, None if default is None else (default,)))
 
     def each(self, key: str, count: int, default: tuple[int, ...] | None = None) -> tuple[int, ...]:
-        found = self._find(key)
-        if found is None:
-            if default is None:
-                raise InputError(f"the model's metadata has no {self.architecture}.{key}")
-            return default
+        found = self._find(key, default)
         if len(found) == 1:
             return found * count
         if len(found) < count:
             raise InputError(f"{self.architecture}.{key} has {len(found)} values, {count} layers")
         return found[:count]
+
+    def _find(self, key: str, default: tuple[int, ...] | None) -> tuple[int, ...]:
+        found = self._metadata.get(f"{self.architecture}.{key}")
+        value = found.value if found else ()
+        values = value if isinstance(value, tuple) else (value,)
+        if not values:
+            if default is None:
+                raise InputError(f"the model's metadata has no {self.architecture}.{key}")
+            return default
+        counts = tuple(int(v) for v in values if isinstance(v, int) and v >= 0)
+        if len(counts) < len(values):
+            raise InputError(f"{self.architecture}.{key} is not a count: {value!r}")
+        return counts

@@ -10,11 +10,7 @@ from quantkit.core.errors import InputError
 
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """The JSON object in `path`; an empty one where an optional file is absent.
-
-    Raises:
-        InputError: the file is missing, unreadable, or holds no JSON object.
-    """
+    """The JSON object in `path`; an empty one where an optional file is absent."""
     if optional and not path.is_file():
         return {}
     try:
@@ -32,9 +28,6 @@ def parse_json(content: bytes, where: str, advice: str = "download it again") ->
     Args:
         where: the file's name, for messages.
         advice: what to do about a broken file.
-
-    Raises:
-        InputError: it is not valid JSON, or no object.
     """
     try:
         value = json.loads(content.decode())

@@ -15,7 +15,7 @@ from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.units import bytes_text
 from quantkit.formats.logits_file import scored_positions
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.hub.download.record import STATE, Kept, Record, read_record
+from quantkit.hub.download.record import STATE, Kept, read_record
 from quantkit.hub.download.remote_files import RemoteFiles
 from quantkit.hub.reading import HubFile
 
@@ -71,14 +71,27 @@ def survey(remote: RemoteFiles, folder: Path) -> Survey:
             f"{listing.commit[:12]}, which would be read as part of the checkpoint: move them "
             f"away, or choose another folder with {remote.chosen_with}"
         )
-    kept, present, missing = _by_state(remote, record, folder)
-    fetch = sum(file.size_bytes - _partial_bytes(folder, file) for file in missing)
-    wanted = {partial_path(folder, file) for file in remote.files}
-    leftovers = tuple(p for p in (folder / STATE).rglob("*.partial") if p not in wanted)
-    given_back = sum(file.size_bytes for file in obsolete)
-    given_back += sum(_size(path) for path in leftovers)
-    free = free_bytes(folder) + given_back
-    return Survey(kept, present, missing, obsolete, leftovers, fetch, free)
+    kept: list[Kept] = []
+    present: list[HubFile] = []
+    missing: list[HubFile] = []
+    for file in remote.files:
+        known, path = record.kept.get(file.name), folder / file.name
+        if not os.path.lexists(path) or is_outdated(known, file, folder):
+            missing.append(file)
+        elif known is not None and known.is_of(file) and known.is_unchanged(folder):
+            kept.append(known)
+        elif is_brought(known) or _size(path) == file.size_bytes:
+            present.append(file)
+        else:
+            raise not_ours(path, remote)
+    partials = {partial_path(folder, file): file for file in remote.files}
+    fetch = sum(
+        f.size_bytes - min(_size(p), f.size_bytes) for p, f in partials.items() if f in missing
+    )
+    leftovers = tuple(p for p in (folder / STATE).rglob("*.partial") if p not in partials)
+    free = free_bytes(folder) + sum(file.size_bytes for file in obsolete)
+    free += sum(_size(path) for path in leftovers)
+    return Survey(tuple(kept), tuple(present), tuple(missing), obsolete, leftovers, fetch, free)
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[str]:
@@ -89,27 +102,6 @@ def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[str]:
             near = (p for p in patterns if p.count("/") == name.count("/"))
             if any(fnmatchcase(name, pattern) for pattern in near):
                 yield name
-
-
-def _by_state(
-    remote: RemoteFiles, record: Record, folder: Path
-) -> tuple[tuple[Kept, ...], tuple[HubFile, ...], tuple[HubFile, ...]]:
-    kept: list[Kept] = []
-    present: list[HubFile] = []
-    missing: list[HubFile] = []
-    for file in remote.files:
-        known, path = record.kept.get(file.name), folder / file.name
-        if not os.path.lexists(path):
-            missing.append(file)
-        elif known is not None and known.is_of(file) and known.is_unchanged(folder):
-            kept.append(known)
-        elif is_outdated(known, file, folder):
-            missing.append(file)
-        elif is_brought(known) or _size(path) == file.size_bytes:
-            present.append(file)
-        else:
-            raise not_ours(path, remote)
-    return tuple(kept), tuple(present), tuple(missing)
 
 
 def is_brought(known: Kept | None) -> bool:
@@ -138,10 +130,6 @@ def partial_path(folder: Path, file: HubFile) -> Path:
     """Named after the content, so that bytes of two revisions never meet in one file."""
     content = file.identity.partition(":")[2][:16]
     return folder / STATE / f"{file.name}.{content}.partial"
-
-
-def _partial_bytes(folder: Path, file: HubFile) -> int:
-    return min(_size(partial_path(folder, file)), file.size_bytes)
 
 
 def _size(path: Path) -> int:
@@ -200,22 +188,17 @@ def _level_bytes(level: LevelRecipe, elements: int, limit: int | None) -> int | 
     if level.takes_all:
         return limit
     bits, margin = level.bits(elements), 0.0
-    if level.preset is not None:
-        bits, margin = _preset_bits(level.preset), PRESET_MARGIN_BITS
+    if level.preset is not None:  # the bits of its type; of IQ3_M, of the largest IQ3 type
+        family = level.preset.partition("_")[0]
+        named = [kind for kind in BY_NAME.values() if level.preset.startswith(kind.name)]
+        kinds = named or [kind for kind in BY_NAME.values() if kind.name.startswith(family)]
+        bits, margin = max(kind.bits_per_weight for kind in kinds), PRESET_MARGIN_BITS
     assert bits is not None
     if limit is None:
         return int(elements * (bits + margin) / 8)
     if elements * bits / 8 > limit:
         return None
     return min(int(elements * (bits + margin) / 8), limit)
-
-
-def _preset_bits(preset: str) -> float:
-    """Bits per weight of the preset's type; for IQ3_M, of the largest IQ3 type."""
-    named = [kind for kind in BY_NAME.values() if preset.startswith(kind.name)]
-    family = preset.partition("_")[0]
-    kinds = named or [kind for kind in BY_NAME.values() if kind.name.startswith(family)]
-    return max(kind.bits_per_weight for kind in kinds)
 
 
 def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str = "--out") -> None:

@@ -72,7 +72,16 @@ def wanted_files(listing: Listing, shards: Iterable[str] | None) -> tuple[HubFil
     files = {file.name: file for file in listing.files if _SAFE_NAME.fullmatch(file.name)}
     weights = sorted(n for n in files if "/" not in n and n.endswith(".safetensors"))
     if not weights:
-        raise _no_weights(listing)
+        pickles = [f.name for f in listing.files if any(fnmatchcase(f.name, p) for p in PICKLES)]
+        raise InputError(
+            f"{listing.repository} has no *.safetensors"
+            + (
+                f", only {pickles[0]}: pickle files run code when they are read, so they are not "
+                "downloaded; choose a revision or a conversion of the model with safetensors"
+                if pickles
+                else "; choose the repository of the model's original weights"
+            )
+        )
     if shards is None:
         # Mistral's repositories hold the same weights a second time as consolidated*.safetensors.
         weights = [name for name in weights if name.startswith("model")] or weights
@@ -93,19 +102,6 @@ def wanted_files(listing: Listing, shards: Iterable[str] | None) -> tuple[HubFil
     ]
     beside.sort(key=lambda name: (name != CONFIG, name))
     return tuple(files[name] for name in (*beside, *weights))
-
-
-def _no_weights(listing: Listing) -> InputError:
-    pickles = [f.name for f in listing.files if any(fnmatchcase(f.name, p) for p in PICKLES)]
-    return InputError(
-        f"{listing.repository} has no *.safetensors"
-        + (
-            f", only {pickles[0]}: pickle files run code when they are read, so they are not "
-            "downloaded; choose a revision or a conversion of the model with safetensors"
-            if pickles
-            else "; choose the repository of the model's original weights"
-        )
-    )
 
 
 def look_up(
@@ -161,10 +157,9 @@ def read_small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -
             f"{listing.repository}: {file.name} has {file.size_bytes} bytes, {SMALL_BYTES} are the "
             "limit; choose the repository of a whole model"
         )
-    here = _readable(folder / file.name) if folder is not None else iter(())
+    here = _readable(folder / file.name) if folder is not None else ()
     for source in (here, hub.read(listing, file), hub.read(listing, file)):
-        digest = FileDigest(file)
-        content = bytearray()
+        digest, content = FileDigest(file), bytearray()
         for piece in source:
             digest.update(piece)
             content += piece

@@ -15,8 +15,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import threading
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -36,14 +34,14 @@ from quantkit.formats.safetensors_files import (
     header_bytes,
     parse_header,
 )
-from quantkit.hub.reading import Hub, HubFile, is_commit
-from quantkit.models.remote import READ_BY_CONVERSION, RemoteCheckpoint, look_up, read_small
+from quantkit.hub.reading import Hub, HubFile, Listing, is_commit
+from quantkit.models.download import ThreadsProgress
+from quantkit.models.remote import READ_BY_CONVERSION, look_up, read_small
 
 FIRST_BYTES = 256 << 10
 """Size of the first request for a shard; headers of 5 GB shards have 90 to 120 kB."""
 WORKERS = 8
 """Files at a time."""
-NOTE_EVERY_SECONDS = 10.0
 _WEIGHTS = ".safetensors"
 _RECORD = "headers.json"
 _VERSION = 1
@@ -116,11 +114,11 @@ def fetch_headers(
     """
     place = (cache or cache_folder() / "headers") / repository.lower().replace("/", "--")
     if is_commit(revision or ""):
-        known = _kept(place, revision)
+        known = _cached(place, revision)
         if known is not None:
             return known
     noted = place / "revisions" / f"{quote(revision or 'main', safe='')}.json"
-    known = _kept(place, _commit_in(noted))
+    known = _cached(place, _commit_in(noted))
     client = hub()
     try:
         commit = client.commit(repository, revision, progress.note, at_once=known is not None)
@@ -135,7 +133,7 @@ def fetch_headers(
     if known is not None and known.commit == commit:
         return known
     try:
-        found = _kept(place, commit) or _fetch(client, repository, commit, place, progress)
+        found = _cached(place, commit) or _fetch(client, repository, commit, place, progress)
         write_json(noted, {"commit": commit})
     except OSError as error:
         raise EnvironmentFault(
@@ -154,7 +152,7 @@ def _commit_in(noted: Path) -> str | None:
         return None
 
 
-def _kept(place: Path, commit: str | None) -> RemoteHeaders | None:
+def _cached(place: Path, commit: str | None) -> RemoteHeaders | None:
     """The cached files of a commit; None if they are not complete."""
     folder = place / (commit or "none")
     try:
@@ -171,36 +169,41 @@ def _fetch(
     hub: Hub, repository: str, commit: str, place: Path, progress: Progress
 ) -> RemoteHeaders:
     with resumable(place / f"{commit}.partial", {"commit": commit}) as work:
-        known = _kept(place, commit)  # another run may have ended before the lock was ours
+        known = _cached(place, commit)  # another run may have ended before the lock was ours
         if known is not None:
             return known
         folder = work / "whole"
         remote = look_up(hub, repository, commit, folder / _CHECKPOINT, progress)
-        files = [file for file in remote.files if _is_read(file)]
-        job = _Job(hub, remote, folder, progress)
+        # Conversion reads no licences, for example.
+        files = [f for f in remote.files if any(fnmatchcase(f.name, p) for p in READ_BY_CONVERSION)]
+        reports = ThreadsProgress(progress)
+
+        def bring(file: HubFile) -> None:
+            path = folder / _place(file)
+            if file.name.endswith(_WEIGHTS):
+                content = _header(hub, remote.listing, file, path, reports)
+            else:
+                content = remote.contents.get(file.name) or read_small(
+                    hub, remote.listing, file, folder / _CHECKPOINT
+                )
+            if not path.is_file() or path.read_bytes() != content:
+                with atomic(path) as partial:
+                    partial.write_bytes(content)
+            reports.advance(1)
+
         progress.start(len(files), "files")
-        run_all(job.bring, files, WORKERS, job.stop)
+        run_all(bring, files, WORKERS, reports.stop)
+        shards = {f.name: f.size_bytes for f in files if f.name.endswith(_WEIGHTS)}
         record = {
             "version": _VERSION,
             "repository": remote.listing.repository,
             "files": {_place(f): (folder / _place(f)).stat().st_size for f in files},
-            "shards": {f.name: f.size_bytes for f in files if _is_shard(f)},
+            "shards": shards,
         }
         write_json(folder / _RECORD, record)
         shutil.rmtree(place / commit, ignore_errors=True)  # it was found not to be whole
         os.replace(folder, place / commit)
-    found = _kept(place, commit)
-    assert found is not None
-    return found
-
-
-def _is_shard(file: HubFile) -> bool:
-    return file.name.endswith(_WEIGHTS)
-
-
-def _is_read(file: HubFile) -> bool:
-    """Whether conversion reads the file; it reads no licences, for example."""
-    return any(fnmatchcase(file.name, pattern) for pattern in READ_BY_CONVERSION)
+    return RemoteHeaders(remote.listing.repository, commit, place / commit, shards)
 
 
 def _header_name(shard: str) -> str:
@@ -209,79 +212,39 @@ def _header_name(shard: str) -> str:
 
 def _place(file: HubFile) -> str:
     """Path of a file below the folder of its commit."""
-    return _header_name(file.name) if _is_shard(file) else f"{_CHECKPOINT}/{file.name}"
+    is_shard = file.name.endswith(_WEIGHTS)
+    return _header_name(file.name) if is_shard else f"{_CHECKPOINT}/{file.name}"
 
 
-class _Job:
-    """One commit's files; `bring` is called from several threads."""
+def _header(
+    hub: Hub, listing: Listing, file: HubFile, path: Path, reports: ThreadsProgress
+) -> bytes:
+    """The first bytes of a shard, to the end of its header; those in `path` if they are correct.
 
-    def __init__(
-        self, hub: Hub, remote: RemoteCheckpoint, folder: Path, progress: Progress
-    ) -> None:
-        self._hub, self._remote, self._folder, self._progress = hub, remote, folder, progress
-        self._lock = threading.Lock()
-        self._noted_at = 0.0
-        self.stop = threading.Event()
+    A header has no hash of its own, but it must account for every byte of its file, whose size the
+    Hub records. A wrong one is fetched a second time.
+    """
 
-    def bring(self, file: HubFile) -> None:
-        """Make sure that a file, or a shard's header, is in the folder and correct."""
-        path = self._folder / _place(file)
-        content = self._header(file, path) if _is_shard(file) else self._small(file)
-        if not path.is_file() or path.read_bytes() != content:
-            with atomic(path) as partial:
-                partial.write_bytes(content)
-        with self._lock:
-            if not self.stop.is_set():
-                self._progress.advance(1)
+    def read(start: int, stop: int) -> bytes:
+        return b"".join(hub.read(listing, file, start, reports.note_of_wait, stop))
 
-    def _small(self, file: HubFile) -> bytes:
-        known = self._remote.contents.get(file.name)
-        if known is not None:
-            return known
-        return read_small(self._hub, self._remote.listing, file, self._folder / _CHECKPOINT)
-
-    def _header(self, file: HubFile, path: Path) -> bytes:
-        """The first bytes of a shard, to the end of its header.
-
-        A header has no hash of its own, but it must account for every byte of its file, whose size
-        the Hub records. A wrong one is fetched a second time.
-
-        Raises:
-            InputError: it was wrong twice.
-        """
-        listing = self._remote.listing
-        here = [path.read_bytes()] if path.is_file() else []
-        for start in (*here, None, None):
-            content = self._first_bytes(file) if start is None else start
-            try:
-                parse_header(
-                    content,
-                    file.size_bytes,
-                    f"{listing.repository}: {file.name}",
-                    f"it is broken at {listing.commit[:12]}, or a proxy or mirror changes it: "
-                    "choose another revision",
-                )
-                return content
-            except InputError as error:
-                wrong = error
-        raise wrong
-
-    def _first_bytes(self, file: HubFile) -> bytes:
-        content = self._read(file, 0, FIRST_BYTES)
+    here = [path.read_bytes()] if path.is_file() else []
+    for known in (*here, None, None):
+        content = read(0, FIRST_BYTES) if known is None else known
         # A length beyond the format or the file is not fetched; the parser refuses it.
         stop = LENGTH_BYTES + header_bytes(content)
         if len(content) < stop <= min(file.size_bytes, LENGTH_BYTES + MAX_HEADER_BYTES):
-            content += self._read(file, len(content), stop)
-        return content[:stop]
-
-    def _read(self, file: HubFile, start: int, stop: int) -> bytes:
-        pieces = self._hub.read(self._remote.listing, file, start, self._note_of_wait, stop)
-        return b"".join(pieces)
-
-    def _note_of_wait(self, sentence: str) -> None:
-        """At most one sentence in ten seconds: all files lose the network at the same moment."""
-        now = time.monotonic()
-        with self._lock:
-            if now - self._noted_at >= NOTE_EVERY_SECONDS and not self.stop.is_set():
-                self._noted_at = now
-                self._progress.note(sentence)
+            content += read(len(content), stop)
+        content = content[:stop]
+        try:
+            parse_header(
+                content,
+                file.size_bytes,
+                f"{listing.repository}: {file.name}",
+                f"it is broken at {listing.commit[:12]}, or a proxy or mirror changes it: choose "
+                "another revision",
+            )
+            return content
+        except InputError as error:
+            wrong = error
+    raise wrong

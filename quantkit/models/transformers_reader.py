@@ -1,8 +1,7 @@
 """Configuration and tokenizer as transformers reads them, without torch and without a network.
 
-The only module that imports transformers. The import takes a second, so it happens when a
-checkpoint is opened. Whatever transformers raises becomes an `InputError` or the use of the file
-as it is; it prints nothing.
+The only module that imports transformers, when a checkpoint is opened: the import takes a second.
+Whatever transformers raises becomes an `InputError` or the use of the file as it is.
 """
 
 from __future__ import annotations
@@ -53,17 +52,16 @@ def config_with_defaults(raw: Config) -> dict[str, Any]:
         try:
             if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) != raw["architectures"][0]:
                 return dict(raw)
-            passed = json.loads(json.dumps(passed), object_hook=_special_float)
+            # Infinity as transformers writes it into config.json
+            passed = json.loads(
+                json.dumps(passed),
+                object_hook=lambda v: float(v["__float__"]) if v.keys() == {"__float__"} else v,
+            )
             full: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(passed).to_dict()
         except Exception:  # noqa: BLE001 transformers raises exceptions of any kind
             return dict(raw)
     known = {k: v for k, v in full.items() if k != "_name_or_path" and not k.endswith("_token_id")}
     return {**raw, **known}
-
-
-def _special_float(value: dict[str, Any]) -> object:
-    """Infinity as transformers writes it into config.json."""
-    return float(value["__float__"]) if value.keys() == {"__float__"} else value
 
 
 @dataclass(frozen=True)

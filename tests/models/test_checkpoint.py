@@ -207,7 +207,7 @@ def _weights(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda f: _config(f, hidden_size=True), "hidden_size is True"),
         (lambda f: _config(f, layer_norm_epsilon="x"), "layer_norm_epsilon is 'x'"),
         (lambda f: _config(f, hybrid_override_pattern="MEXE"), "layers of kind X"),
-        (lambda f: _config(f, hybrid_override_pattern="ME*-"), "mixes dense"),
+        (lambda f: _config(f, hybrid_override_pattern="ME*-"), r"dense \(mlp\) and MoE"),
         (lambda f: _config(f, hidden_size="absent", model_type="x"), "lacks hidden_size"),
         (lambda f: _config(f, hybrid_override_pattern="absent", model_type="x"), "lacks hybrid"),
         (lambda f: _config(f, num_hidden_layers=10**8), "at most 512"),

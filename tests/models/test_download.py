@@ -42,6 +42,8 @@ REPO = "someone/demo"
 SHARDS = [f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)]
 INDEX = "model.safetensors.index.json"
 TEMPLATE = "additional_chat_templates/tool_use.jinja"
+CONFIG = json.loads((DEMO_MODEL / "config.json").read_text())
+QUANTIZED = json.dumps(CONFIG | {"quantization_config": {"quant_method": "fp8"}})
 UNWANTED = (
     "pytorch_model.bin", "pytorch_model.bin.index.json", "consolidated.safetensors", ".hidden.json",
     "onnx/config.json", "original/model.safetensors", "run.py",
@@ -71,6 +73,11 @@ def loopback(repository: Path) -> Iterator[LoopbackHub]:
     with hub({REPO: repository}) as served:
         yield served
     close_session()
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    return tmp_path / "out"
 
 
 def client(loopback: LoopbackHub, timeout_s: float = 30) -> Hub:
@@ -108,17 +115,17 @@ def wanted(repository: Path) -> dict[str, str]:
 
 
 def test_what_is_wanted_arrives_verified_and_nothing_else(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
     watched = Watched()
-    done = fetch(loopback, tmp_path / "out", watched=watched)
-    assert files_in(tmp_path / "out") == wanted(repository)
+    done = fetch(loopback, out, watched=watched)
+    assert files_in(out) == wanted(repository)
     assert {file.name: file.sha256 for file in done.files} == wanted(repository)
     assert done.commit == COMMIT
     assert done.size_bytes == done.fetched_bytes == watched.total == watched.done
     assert sorted(loopback.names()) == sorted(wanted(repository))
     assert loopback.names()[:2] == ["config.json", INDEX]  # looked at before anything large
-    assert not list((tmp_path / "out").rglob("*.partial"))
+    assert not list((out).rglob("*.partial"))
 
 
 def test_files_come_side_by_side(loopback: LoopbackHub, tmp_path: Path) -> None:
@@ -127,11 +134,11 @@ def test_files_come_side_by_side(loopback: LoopbackHub, tmp_path: Path) -> None:
     assert loopback.together >= 3
 
 
-def test_a_second_run_is_served_nothing(loopback: LoopbackHub, tmp_path: Path) -> None:
-    first = fetch(loopback, tmp_path / "out")
+def test_a_second_run_is_served_nothing(loopback: LoopbackHub, out: Path) -> None:
+    first = fetch(loopback, out)
     loopback.served.clear()
     watched = Watched()
-    second = fetch(loopback, tmp_path / "out", watched=watched)
+    second = fetch(loopback, out, watched=watched)
     assert loopback.served == []
     assert second.files == first.files
     assert second.fetched_bytes == 0
@@ -139,9 +146,8 @@ def test_a_second_run_is_served_nothing(loopback: LoopbackHub, tmp_path: Path) -
 
 
 def test_files_that_were_brought_otherwise_are_verified_and_kept(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    out = tmp_path / "out"
     out.mkdir()
     for name in (SHARDS[0], "README.md"):
         shutil.copy(repository / name, out / name)
@@ -162,30 +168,20 @@ def refused(loopback: LoopbackHub, folder: Path, words: str) -> None:
     assert (files_in(folder) if folder.exists() else None) == before
 
 
-def test_pickle_only(loopback: LoopbackHub, repository: Path, tmp_path: Path) -> None:
+def test_pickle_only(loopback: LoopbackHub, repository: Path, out: Path) -> None:
     for path in repository.rglob("*.safetensors"):
         path.unlink()
-    refused(loopback, tmp_path / "out", r"no \*.safetensors, only pytorch_model.bin: pickle files")
+    refused(loopback, out, r"no \*.safetensors, only pytorch_model.bin: pickle files")
     (repository / "pytorch_model.bin").unlink()
-    refused(loopback, tmp_path / "out", "choose the repository of the model's original weights")
-
-
-def test_unsupported_architecture(loopback: LoopbackHub, repository: Path, tmp_path: Path) -> None:
-    (repository / "config.json").write_text('{"architectures": ["FooForCausalLM"]}')
-    refused(loopback, tmp_path / "out", "'FooForCausalLM'.*LlamaForCausalLM")
-    assert loopback.names() == ["config.json"]
-
-
-def test_quantized_checkpoint(loopback: LoopbackHub, repository: Path, tmp_path: Path) -> None:
-    config = json.loads((repository / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8"}
-    (repository / "config.json").write_text(json.dumps(config))
-    refused(loopback, tmp_path / "out", "quantized checkpoint.*BF16 release")
+    refused(loopback, out, "choose the repository of the model's original weights")
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
+        ("config.json", None, "has no config.json"),
+        ("config.json", '{"architectures": ["Foo"]}', "'Foo'.*LlamaForCausalLM"),
+        ("config.json", QUANTIZED, "quantized checkpoint.*BF16 release"),
         ("config.json", "[", "config.json is not valid JSON"),
         ("config.json", "[1]", "config.json holds no JSON object"),
         (INDEX, "{}", "names no shards"),
@@ -194,33 +190,28 @@ def test_quantized_checkpoint(loopback: LoopbackHub, repository: Path, tmp_path:
     ],
 )
 def test_broken_descriptions(
-    name: str, content: str, words: str, loopback: LoopbackHub, repository: Path, tmp_path: Path
+    name: str, content: str | None, words: str, loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    (repository / name).write_text(content)
-    refused(loopback, tmp_path / "out", words)
+    (repository / name).unlink()
+    if content is not None:
+        (repository / name).write_text(content)
+    refused(loopback, out, words)
 
 
-def test_no_config(loopback: LoopbackHub, repository: Path, tmp_path: Path) -> None:
-    (repository / "config.json").unlink()
-    refused(loopback, tmp_path / "out", "has no config.json")
-
-
-def test_gated_repository(loopback: LoopbackHub, tmp_path: Path) -> None:
+def test_gated_repository(loopback: LoopbackHub, out: Path) -> None:
     loopback.gated = {REPO}
-    refused(loopback, tmp_path / "out", "is gated: accept its terms")
+    refused(loopback, out, "is gated: accept its terms")
 
 
-def test_weights_that_are_not_of_this_checkpoint(loopback: LoopbackHub, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def test_weights_that_are_not_of_this_checkpoint(loopback: LoopbackHub, out: Path) -> None:
     out.mkdir()
     (out / "adapter.safetensors").write_bytes(b"mine")
     refused(loopback, out, "holds adapter.safetensors, not of someone/demo.*move them away")
 
 
 def test_a_persons_file_with_the_name_of_one_of_the_checkpoint(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    out = tmp_path / "out"
     out.mkdir()
     (out / "README.md").write_text("my project")
     refused(loopback, out, "README.md is not the file that someone/demo has.*move it away")
@@ -232,9 +223,8 @@ def test_a_persons_file_with_the_name_of_one_of_the_checkpoint(
 
 
 def test_a_folder_with_another_repository(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    out = tmp_path / "out"
     fetch(loopback, out)
     before = files_in(out)
     loopback.repos["other/demo"] = {"main": repository}
@@ -264,12 +254,12 @@ def test_names_from_the_hub_stay_in_the_folder() -> None:
 
 
 def test_a_wrong_file_is_fetched_once_more(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
     loopback.faults = {SHARDS[1]: [Fault(corrupt=True)], "README.md": [Fault(corrupt=True)]}
     watched = Watched()
-    done = fetch(loopback, tmp_path / "out", watched=watched)
-    assert files_in(tmp_path / "out") == wanted(repository)
+    done = fetch(loopback, out, watched=watched)
+    assert files_in(out) == wanted(repository)
     assert loopback.names().count(SHARDS[1]) == loopback.names().count("README.md") == 2
     assert loopback.names().count(SHARDS[0]) == 1
     assert f"{SHARDS[1]} arrived with a wrong hash and is fetched again" in watched.notes
@@ -278,22 +268,22 @@ def test_a_wrong_file_is_fetched_once_more(
 
 @pytest.mark.parametrize("name", [SHARDS[1], "tokenizer.json", "config.json"])
 def test_a_file_that_is_always_wrong_is_named_with_both_hashes(
-    name: str, loopback: LoopbackHub, repository: Path, tmp_path: Path
+    name: str, loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
     loopback.always = {name: Fault(corrupt=True)}
     with pytest.raises(EnvironmentFault, match=f"{name} arrived wrong twice") as caught:
-        fetch(loopback, tmp_path / "out")
+        fetch(loopback, out)
     if name == SHARDS[1]:
         assert f"records sha256:{file_sha256(repository / name)}" in str(caught.value)
-    assert not (tmp_path / "out" / name).exists()
+    assert not (out / name).exists()
     assert loopback.names().count(name) == 2
     loopback.always.clear()
-    fetch(loopback, tmp_path / "out")
-    assert files_in(tmp_path / "out") == wanted(repository)
+    fetch(loopback, out)
+    assert files_in(out) == wanted(repository)
 
 
 def test_network_faults_in_the_middle_of_files(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
     loopback.faults = {
         SHARDS[0]: [Fault(status=500), Fault(cut_after=600_000), Fault(status=503)],
@@ -301,21 +291,21 @@ def test_network_faults_in_the_middle_of_files(
         SHARDS[2]: [Fault(cut_after=600_000), Fault(ignore_range=True)],
     }
     watched = Watched()
-    fetch(loopback, tmp_path / "out", watched=watched, timeout_s=0.5)
-    assert files_in(tmp_path / "out") == wanted(repository)
+    fetch(loopback, out, watched=watched, timeout_s=0.5)
+    assert files_in(out) == wanted(repository)
     assert watched.done == watched.total
     assert "HTTP 500; trying again in" in watched.notes[0]
 
 
 def test_what_arrived_before_a_fault_that_stays_is_kept(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
     loopback.faults = {SHARDS[0]: [Fault(cut_after=600_000), *[Fault(status=500)] * 4]}
     with pytest.raises(EnvironmentFault, match=r"HTTP 500.*finished files are kept"):
-        fetch(loopback, tmp_path / "out", workers=1)
+        fetch(loopback, out, workers=1)
     loopback.served.clear()
-    fetch(loopback, tmp_path / "out")
-    assert files_in(tmp_path / "out") == wanted(repository)
+    fetch(loopback, out)
+    assert files_in(out) == wanted(repository)
     assert next(s.start for s in loopback.served if s.name == SHARDS[0]) > 500_000
     assert "config.json" not in loopback.names()
 
@@ -326,26 +316,26 @@ def run_command(loopback: LoopbackHub, *arguments: str | Path) -> list[str]:
     return [sys.executable, "-c", code, "download", *map(str, arguments)]
 
 
-def environment(loopback: LoopbackHub, tmp_path: Path) -> dict[str, str]:
-    settings = {"HF_ENDPOINT": loopback.address, "HF_HOME": str(tmp_path / "hf")}
+def environment(loopback: LoopbackHub, out: Path) -> dict[str, str]:
+    settings = {"HF_ENDPOINT": loopback.address, "HF_HOME": str(out.with_name("hf"))}
     return {k: v for k, v in os.environ.items() if k != "HF_TOKEN"} | settings
 
 
 def test_killed_in_the_middle_of_a_file_goes_on_from_there(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    large, out = repository / SHARDS[0], tmp_path / "out"
+    large, out = repository / SHARDS[0], out
     large.write_bytes(os.urandom(12 * MIB))
     loopback.faults[SHARDS[0]] = [Fault(stall_after=KILLED_BEHIND_BYTES)]
     process = subprocess.Popen(
         run_command(loopback, REPO, "--out", out, "--quiet"),
-        env=environment(loopback, tmp_path) | {"HF_HUB_DOWNLOAD_TIMEOUT": "600"},
+        env=environment(loopback, out) | {"HF_HUB_DOWNLOAD_TIMEOUT": "600"},
         text=True,
     )
     arrived = kill_while_it_waits(process, out / STATE, f"{SHARDS[0]}.*.partial")
     assert not (out / SHARDS[0]).exists()
     loopback.served.clear()
-    again = quantkit("download", REPO, "--out", out, "--json", env=environment(loopback, tmp_path))
+    again = quantkit("download", REPO, "--out", out, "--json", env=environment(loopback, out))
     assert again.returncode == 0, again.stderr
     assert files_in(out) == wanted(repository)
     assert loopback.names() == [SHARDS[0]]
@@ -354,12 +344,12 @@ def test_killed_in_the_middle_of_a_file_goes_on_from_there(
 
 
 def test_ctrl_c_ends_at_once_although_a_connection_is_stalled(
-    loopback: LoopbackHub, tmp_path: Path
+    loopback: LoopbackHub, out: Path
 ) -> None:
     loopback.always = {SHARDS[0]: Fault(stall_after=600_000)}
     process = subprocess.Popen(
-        run_command(loopback, REPO, "--out", tmp_path / "out"),
-        env=environment(loopback, tmp_path),
+        run_command(loopback, REPO, "--out", out),
+        env=environment(loopback, out),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -375,12 +365,12 @@ def test_ctrl_c_ends_at_once_although_a_connection_is_stalled(
 
 
 def test_a_file_that_cannot_be_written_is_a_fault_of_the_machine(
-    loopback: LoopbackHub, tmp_path: Path
+    loopback: LoopbackHub, out: Path
 ) -> None:
     """A limit of 256 KiB a file stands for a full disk: write fails in the middle."""
     finished = subprocess.run(
-        run_command(loopback, REPO, "--out", tmp_path / "out"),
-        env=environment(loopback, tmp_path),
+        run_command(loopback, REPO, "--out", out),
+        env=environment(loopback, out),
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 18, 1 << 18)),
         capture_output=True,
         text=True,
@@ -454,20 +444,20 @@ def test_too_little_space_is_told_with_what_takes_it(tmp_path: Path) -> None:
     assert words + "1.00 GiB for the levels), 1.00 GiB more" in str(caught.value)
 
 
-def test_a_download_that_does_not_fit_begins_nothing(loopback: LoopbackHub, tmp_path: Path) -> None:
+def test_a_download_that_does_not_fit_begins_nothing(loopback: LoopbackHub, out: Path) -> None:
     loopback.claims = {SHARDS[2]: 1 << 50}
     with pytest.raises(EnvironmentFault, match=r"GiB to download.*--out"):
-        fetch(loopback, tmp_path / "out")
+        fetch(loopback, out)
     assert loopback.names() == ["config.json", INDEX]
-    assert not (tmp_path / "out").exists()
+    assert not (out).exists()
 
 
-def test_partial_files_count_as_downloaded(loopback: LoopbackHub, tmp_path: Path) -> None:
+def test_partial_files_count_as_downloaded(loopback: LoopbackHub, out: Path) -> None:
     loopback.faults = {SHARDS[0]: [Fault(cut_after=600_000), *[Fault(status=500)] * 4]}
     with pytest.raises(EnvironmentFault):
-        fetch(loopback, tmp_path / "out", workers=1)
-    remote = look_up(client(loopback), REPO, None, tmp_path / "out")
-    left = survey(remote, tmp_path / "out").fetch_bytes
+        fetch(loopback, out, workers=1)
+    remote = look_up(client(loopback), REPO, None, out)
+    left = survey(remote, out).fetch_bytes
     assert 3 * MIB - 600_000 <= left < 3 * MIB - 500_000
 
 
@@ -475,9 +465,8 @@ def test_partial_files_count_as_downloaded(loopback: LoopbackHub, tmp_path: Path
 
 
 def test_a_changed_file_is_seen_kept_aside_and_fetched_again(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    out = tmp_path / "out"
     fetch(loopback, out)
     names = [SHARDS[0], "README.md"]
     assert is_whole(out, names)
@@ -501,9 +490,8 @@ def test_a_changed_file_is_seen_kept_aside_and_fetched_again(
 
 
 def test_a_file_that_was_only_touched_is_hashed_and_not_fetched(
-    loopback: LoopbackHub, tmp_path: Path
+    loopback: LoopbackHub, out: Path
 ) -> None:
-    out = tmp_path / "out"
     first = fetch(loopback, out)
     os.utime(out / SHARDS[0])
     loopback.served.clear()
@@ -514,14 +502,10 @@ def test_a_file_that_was_only_touched_is_hashed_and_not_fetched(
 
 
 def test_another_revision_replaces_ours_and_leaves_what_is_a_persons(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    newer = tmp_path / "newer"
-    shutil.copytree(repository, newer)
+    newer = newer_revision(loopback, repository, ["LICENSE"])
     (newer / SHARDS[1]).write_bytes(os.urandom(MIB))
-    (newer / "LICENSE").unlink()
-    loopback.repos[REPO]["v2"] = newer
-    out = tmp_path / "out"
     fetch(loopback, out)
     (out / "notes.txt").write_text("mine")
     (out / "LICENSE").write_text("mine now")
@@ -543,15 +527,10 @@ def test_another_revision_replaces_ours_and_leaves_what_is_a_persons(
 
 
 def test_files_that_the_new_revision_lacks_are_removed_when_nobody_changed_them(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    newer = tmp_path / "newer"
-    shutil.copytree(repository, newer)
-    for name in (*SHARDS, INDEX, "consolidated.safetensors"):
-        (newer / name).unlink()
+    newer = newer_revision(loopback, repository, (*SHARDS, INDEX, "consolidated.safetensors"))
     (newer / "model.safetensors").write_bytes(os.urandom(MIB))
-    loopback.repos[REPO]["v2"] = newer
-    out = tmp_path / "out"
     fetch(loopback, out)
     remote = look_up(client(loopback), REPO, "v2", out)
     given_back = sum(kept.size_bytes for kept in survey(remote, out).obsolete)
@@ -574,11 +553,10 @@ def newer_revision(loopback: LoopbackHub, repository: Path, lacks: Sequence[str]
 
 
 def test_shards_that_a_person_brought_outlive_a_revision_without_them(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
     newer = newer_revision(loopback, repository, (*SHARDS, INDEX, "consolidated.safetensors"))
     (newer / "model.safetensors").write_bytes(os.urandom(MIB))
-    out = tmp_path / "out"
     out.mkdir()
     for name in SHARDS:
         shutil.copy(repository / name, out / name)
@@ -591,10 +569,9 @@ def test_shards_that_a_person_brought_outlive_a_revision_without_them(
 
 
 def test_a_persons_file_outlives_a_revision_that_has_none_or_another(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
     newer = newer_revision(loopback, repository, ["LICENSE"])
-    out = tmp_path / "out"
     out.mkdir()
     for name in ("LICENSE", SHARDS[0]):
         shutil.copy(repository / name, out / name)
@@ -609,12 +586,11 @@ def test_a_persons_file_outlives_a_revision_that_has_none_or_another(
 
 
 def test_an_edited_file_is_kept_aside_when_the_revision_changes(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
     newer = newer_revision(loopback, repository)
     (newer / SHARDS[1]).write_bytes(os.urandom(MIB))
     (newer / "README.md").write_text("newer")
-    out = tmp_path / "out"
     fetch(loopback, out)
     edited = os.urandom((out / SHARDS[1]).stat().st_size)
     (out / SHARDS[1]).write_bytes(edited)
@@ -628,9 +604,8 @@ def test_an_edited_file_is_kept_aside_when_the_revision_changes(
 
 
 def test_a_file_that_appears_during_the_run_is_kept_aside(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    out = tmp_path / "out"
 
     class Meddler(Watched):
         def advance(self, amount: float) -> None:
@@ -652,9 +627,9 @@ def test_a_file_that_appears_during_the_run_is_kept_aside(
 @pytest.mark.parametrize("name", ["README.md", "config.json", SHARDS[0]])
 @pytest.mark.parametrize("folder", [True, False], ids=["folder", "dangling link"])
 def test_what_is_no_file_is_not_replaced(
-    name: str, folder: bool, loopback: LoopbackHub, tmp_path: Path
+    name: str, folder: bool, loopback: LoopbackHub, out: Path
 ) -> None:
-    path = tmp_path / "out" / name
+    path = out / name
     path.parent.mkdir()
     if folder:
         path.mkdir()
@@ -673,20 +648,17 @@ def test_what_is_no_file_is_not_replaced(
     ],
 )  # fmt: skip
 def test_files_of_another_model_that_would_be_read_as_of_this_one(
-    name: str, loopback: LoopbackHub, repository: Path, tmp_path: Path
+    name: str, loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
     (repository / name).unlink(missing_ok=True)
     if name == INDEX:
         (repository / SHARDS[0]).rename(repository / "model.safetensors")
-    (tmp_path / "out" / name).parent.mkdir(parents=True)
-    (tmp_path / "out" / name).write_text("{}")
-    refused(loopback, tmp_path / "out", f"holds {name}, not of someone/demo.*move them away")
+    (out / name).parent.mkdir(parents=True)
+    (out / name).write_text("{}")
+    refused(loopback, out, f"holds {name}, not of someone/demo.*move them away")
 
 
-def test_what_is_kept_aside_is_not_read_as_of_the_model(
-    loopback: LoopbackHub, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
+def test_what_is_kept_aside_is_not_read_as_of_the_model(loopback: LoopbackHub, out: Path) -> None:
     fetch(loopback, out)
     for name in ("tokenizer.json", "chat_template.jinja", TEMPLATE, INDEX, SHARDS[0]):
         (out / name).write_text("mine")
@@ -700,13 +672,12 @@ def test_what_is_kept_aside_is_not_read_as_of_the_model(
 
 
 def test_a_second_run_is_refused_while_one_is_at_work(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    out = tmp_path / "out"
     loopback.bytes_per_second = MIB // 30
     running = subprocess.Popen(
         run_command(loopback, REPO, "--out", out, "--json"),
-        env=environment(loopback, tmp_path),
+        env=environment(loopback, out),
         stdout=subprocess.PIPE,
         text=True,
     )
@@ -721,9 +692,8 @@ def test_a_second_run_is_refused_while_one_is_at_work(
 
 
 def test_bytes_that_something_else_adds_are_not_verified(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
-    out = tmp_path / "out"
 
     class Meddler(Watched):
         met = False
@@ -744,7 +714,7 @@ def test_bytes_that_something_else_adds_are_not_verified(
 
 
 def test_a_file_that_arrived_just_before_a_kill_is_known_as_ours(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    loopback: LoopbackHub, repository: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     newer = newer_revision(loopback, repository)
     (newer / SHARDS[0]).write_bytes(os.urandom(MIB))
@@ -754,7 +724,6 @@ def test_a_file_that_arrived_just_before_a_kill_is_known_as_ours(
         if path.name == SHARDS[0]:
             raise KeyboardInterrupt
 
-    out = tmp_path / "out"
     monkeypatch.setattr("quantkit.models.download.publish", publish_and_stop)
     with pytest.raises(KeyboardInterrupt):
         fetch(loopback, out, workers=1)
@@ -764,10 +733,9 @@ def test_a_file_that_arrived_just_before_a_kill_is_known_as_ours(
 
 
 def test_a_recorded_file_of_another_size_is_not_kept(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
     """As two runs at once left it, before they excluded each other."""
-    out = tmp_path / "out"
     fetch(loopback, out)
     with (out / SHARDS[0]).open("ab") as file:
         file.write(b"more")
@@ -780,10 +748,9 @@ def test_a_recorded_file_of_another_size_is_not_kept(
 
 
 def test_of_several_records_the_one_that_agrees_with_the_file_counts(
-    loopback: LoopbackHub, repository: Path, tmp_path: Path
+    loopback: LoopbackHub, repository: Path, out: Path
 ) -> None:
     """Switching to and fro with stops in between leaves journals of both, in any order."""
-    out = tmp_path / "out"
     fetch(loopback, out)
     known = read_record(out).kept[SHARDS[0]]
     other = dataclasses.replace(known, identity="sha256:" + "0" * 64, modified_ns=1)
@@ -798,8 +765,7 @@ def test_of_several_records_the_one_that_agrees_with_the_file_counts(
     assert not list(out.glob("*.changed"))
 
 
-def test_leftovers_of_other_revisions_count_as_free(loopback: LoopbackHub, tmp_path: Path) -> None:
-    out = tmp_path / "out"
+def test_leftovers_of_other_revisions_count_as_free(loopback: LoopbackHub, out: Path) -> None:
     fetch(loopback, out)
     leftover = out / STATE / f"{SHARDS[0]}.deadbeefdeadbeef.partial"
     leftover.write_bytes(b"x" * 5000)
@@ -811,10 +777,10 @@ def test_leftovers_of_other_revisions_count_as_free(loopback: LoopbackHub, tmp_p
     assert found.free_bytes == 5100
 
 
-def test_a_repository_in_other_letters_is_the_same(loopback: LoopbackHub, tmp_path: Path) -> None:
-    fetch(loopback, tmp_path / "out")
+def test_a_repository_in_other_letters_is_the_same(loopback: LoopbackHub, out: Path) -> None:
+    fetch(loopback, out)
     loopback.served.clear()
-    fetch(loopback, tmp_path / "out", repo="Someone/Demo")
+    fetch(loopback, out, repo="Someone/Demo")
     assert not loopback.served
 
 
@@ -829,19 +795,19 @@ def test_a_repository_in_other_letters_is_the_same(loopback: LoopbackHub, tmp_pa
     ],
 )
 def test_a_fault_of_the_disk_is_called_by_its_name(
-    number: int, words: str, loopback: LoopbackHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    number: int, words: str, loopback: LoopbackHub, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(partial: Path, path: Path) -> None:
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr("quantkit.models.download.publish", fail)
     with pytest.raises(EnvironmentFault, match=f"cannot write .*{words}: finished files are kept"):
-        fetch(loopback, tmp_path / "out")
+        fetch(loopback, out)
 
 
-def test_a_token_is_used(loopback: LoopbackHub, tmp_path: Path) -> None:
+def test_a_token_is_used(loopback: LoopbackHub, out: Path) -> None:
     loopback.private = {REPO}
-    refused(loopback, tmp_path / "out", "no repository someone/demo for you")
+    refused(loopback, out, "no repository someone/demo for you")
     reader = Hub(loopback.address, token=GOOD_TOKEN)
     remote = look_up(reader, REPO)
-    assert len(download(remote, reader, tmp_path / "out", Watched()).files) == len(remote.files)
+    assert len(download(remote, reader, out, Watched()).files) == len(remote.files)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import llama_cpp
@@ -72,30 +72,24 @@ def _computed(geometry: ModelGeometry) -> dict[str, str]:
 
 
 @pytest.mark.parametrize(
-    ("changes", "kinds"),
+    ("write", "changes", "kinds"),
     [
-        ({}, {"KV", "RS"}),
-        (DENSE | {"mamba_n_groups": 2, "mamba_d_state": 32}, {"KV", "RS"}),
-        (ROPE | {"layer_types": ATTENTION}, {"KV"}),
-        (ROPE | DENSE | {"layer_types": ATTENTION}, {"KV"}),
+        (write_granite, {}, {"KV", "RS"}),
+        (write_granite, DENSE | {"mamba_n_groups": 2, "mamba_d_state": 32}, {"KV", "RS"}),
+        (write_granite, ROPE | {"layer_types": ATTENTION}, {"KV"}),
+        (write_granite, ROPE | DENSE | {"layer_types": ATTENTION}, {"KV"}),
+        (write_nemotron, {"hybrid_override_pattern": "ME*E"}, {"KV", "RS"}),
+        (write_nemotron, {"hybrid_override_pattern": "M-*-MM*"}, {"KV", "RS"}),
+        (write_llama, {}, {"KV"}),
     ],
-    ids=["hybrid-moe", "hybrid-dense", "attention-moe", "attention-dense"],
 )
-def test_granite_as_llama_cpp_logs_it(
-    tmp_path: Path, changes: dict[str, object], kinds: set[str]
+def test_buffers_as_llama_cpp_logs_them(
+    tmp_path: Path, write: Callable[..., Path], changes: dict[str, object], kinds: set[str]
 ) -> None:
-    folder = write_granite(tmp_path / "m", **changes)
+    folder = write(tmp_path / "m", **changes)
     computed = _computed(geometry_of(open_checkpoint(folder).metadata))
     assert computed == _logged(folder, tmp_path, keep_prediction=False)
     assert computed.keys() == kinds
-
-
-@pytest.mark.parametrize("pattern", ["ME*E", "M-*-MM*"])
-def test_nemotron_as_llama_cpp_logs_it(tmp_path: Path, pattern: str) -> None:
-    folder = write_nemotron(tmp_path / "m", hybrid_override_pattern=pattern)
-    computed = _computed(geometry_of(open_checkpoint(folder).metadata))
-    assert computed == _logged(folder, tmp_path, keep_prediction=False)
-    assert computed.keys() == {"KV", "RS"}
 
 
 def test_a_prediction_head_keeps_nothing_in_llama_cpp_either(tmp_path: Path) -> None:
@@ -107,12 +101,6 @@ def test_a_prediction_head_keeps_nothing_in_llama_cpp_either(tmp_path: Path) -> 
     assert [*without.layers, with_head.layers[-1]] == [*with_head.layers]
     assert with_head.layers[-1].context_bytes(CONTEXT, "F16") == 0
     assert _computed(with_head) == _logged(folder, tmp_path, keep_prediction=True)
-
-
-def test_a_model_of_attention_alone_as_llama_cpp_logs_it(tmp_path: Path) -> None:
-    folder = write_llama(tmp_path / "m")
-    computed = _computed(geometry_of(open_checkpoint(folder).metadata))
-    assert computed == _logged(folder, tmp_path, keep_prediction=False)
 
 
 def _metadata(
@@ -209,7 +197,7 @@ def test_who_rolls_back_and_predicts_is_what_llama_cpp_says() -> None:
     source = (LLAMA_CPP / "src" / "llama-arch.cpp").read_text()
     names = dict(re.findall(r"\{ (LLM_ARCH_\w+),\s+\"([^\"]+)\"", source))
     body = source[source.index("bool llm_arch_supports_rs_rollback") :].split("return true")[0]
-    assert {names[arch] for arch in re.findall(r"case (LLM_ARCH_\w+):", body)} == _ROLLS_BACK
+    assert {names[arch] for arch in re.findall(r"case (LLM_ARCH_\w+):", body)} == set(_ROLLS_BACK)
     files = (LLAMA_CPP / "src" / "models").glob("*.cpp")
     texts = {re.sub("[-_]", "", path.stem): path.read_text() for path in files}
     predicts = {name for name, text in texts.items() if "DECODER_MTP" in text}
@@ -225,11 +213,13 @@ def test_a_prediction_head_in_a_file_of_its_own_is_a_model() -> None:
     assert [layer.key_elements for layer in layers] == [32] * 4
 
 
-def test_an_unknown_architecture_with_a_state_is_refused() -> None:
-    with pytest.raises(InputError, match="newmodel keeps a recurrent state"):
-        geometry_of(_metadata("newmodel", **MAMBA))
-
-
-def test_an_interval_of_0_is_refused() -> None:
-    with pytest.raises(InputError, match="full_attention_interval is 0"):
-        geometry_of(_metadata("qwen35", full_attention_interval=0, **MAMBA))
+@pytest.mark.parametrize(
+    ("architecture", "values", "words"),
+    [
+        ("newmodel", {}, "newmodel keeps a recurrent state"),
+        ("qwen35", {"full_attention_interval": 0}, "full_attention_interval is 0"),
+    ],
+)
+def test_refused_metadata(architecture: str, values: dict[str, int], words: str) -> None:
+    with pytest.raises(InputError, match=words):
+        geometry_of(_metadata(architecture, **MAMBA, **values))

@@ -1,1 +1,1 @@
-"""What is known of each model architecture: tensor names, transforms, metadata, memory geometry."""
+"""The model architectures; all raise `InputError` for a checkpoint that cannot be converted."""

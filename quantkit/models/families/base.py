@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -18,9 +19,6 @@ Config = Mapping[str, Any]
 
 PREDICTION_LAYERS = "num_nextn_predict_layers"
 """config.json's key for multi-token prediction (MTP) layers; `without_prediction` sets it to 0."""
-
-FILE_TYPE_BF16 = 32
-"""llama.cpp's LLAMA_FTYPE_MOSTLY_BF16, the `general.file_type` of a converted checkpoint."""
 
 # Endings of tensors that llama.cpp computes in F32 whatever the file's type is.
 _F32_NAMES = ("_norm.weight", ".ffn_gate_inp.weight", ".ssm_conv1d.weight")
@@ -112,10 +110,6 @@ class Rules:
 
         Several parts are stacked, each of shape `shape[1:]`. `stored_shape` is that of a part
         where the same elements are stored under another shape, (heads,) for (heads, 1).
-
-        Raises:
-            InputError: a part is missing, or has another shape or a dtype that is not converted, or
-                stacked parts differ in dtype.
         """
         parts = (part,) if isinstance(part, str) else tuple(part)
         expected = stored_shape or (shape if isinstance(part, str) else shape[1:])
@@ -184,74 +178,74 @@ def base_type(name: str, shape: tuple[int, ...]) -> str:
     return "BF16"
 
 
-def check_activation(config: Config, key: str = "hidden_act", computed: str = "silu") -> None:
-    """Refuse another activation than the one that llama.cpp computes whatever the file says.
+def refuse_if(wrong: bool, message: str) -> None:
+    """Refuse config.json with `message` if it is `wrong`."""
+    if wrong:
+        raise InputError(f"config.json: {message}")
 
-    Raises:
-        InputError: config.json names another one.
-    """
+
+def check_activation(config: Config, key: str = "hidden_act", computed: str = "silu") -> None:
+    """Refuse another activation than the one that llama.cpp computes whatever the file says."""
     given = config.get(key)
-    if given not in (None, computed) and (given, computed) != ("swish", "silu"):
-        raise InputError(
-            f"config.json: {key} is {given!r}, but llama.cpp computes this architecture with "
-            f"{computed!r} only: the GGUF would be another model"
-        )
+    refuse_if(
+        given not in (None, computed) and (given, computed) != ("swish", "silu"),
+        f"{key} is {given!r}, but llama.cpp computes this architecture with {computed!r} only: "
+        "the GGUF would be another model",
+    )
+
+
+def layer_kinds(given: object, known: Mapping[str, str], keys: str) -> tuple[str, ...]:
+    """The kind of each layer, in the spelling of `known`.
+
+    Args:
+        given: a list, or a string with a letter for each layer.
+        known: spelling of config.json → kind.
+        keys: where `given` was looked for.
+    """
+    if not isinstance(given, str | list) or not given:
+        raise InputError(f"config.json lacks {keys}, the kind of each layer")
+    unknown = sorted({str(kind) for kind in given} - known.keys())
+    refuse_if(
+        bool(unknown),
+        f"layers of kind {', '.join(unknown)} are not supported; known are {', '.join(known)}",
+    )
+    return tuple(known[str(kind)] for kind in given)
 
 
 def config_int(config: Config, *keys: str) -> int:
-    """The first of `keys` that config.json has, a positive whole number.
-
-    Raises:
-        InputError: none is there, or it is no positive whole number.
-    """
-    for key in keys:
-        value = config.get(key)
-        if value is None:
-            continue
-        if type(value) is not int or not 0 < value < 1 << 31:
-            raise InputError(
-                f"config.json: {key} is {value!r}, expected a positive whole number below 2^31"
-            )
-        return value
-    raise InputError(f"config.json lacks {' or '.join(keys)}; is it the checkpoint's own?")
+    """The first of `keys` that config.json has, a positive whole number."""
+    key, value = _first(config, keys)
+    if type(value) is not int or not 0 < value < 1 << 31:
+        raise InputError(
+            f"config.json: {key} is {value!r}, expected a positive whole number below 2^31"
+        )
+    return value
 
 
 def config_float(config: Config, *keys: str) -> float:
-    """The first of `keys` that config.json has, a positive number that F32 can hold.
+    """The first of `keys` that config.json has, a positive number that F32 can hold."""
+    key, value = _first(config, keys)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 3e38:
+        raise InputError(f"config.json: {key} is {value!r}, expected a positive number")
+    return float(value)
 
-    Raises:
-        InputError: none is there, or it is no such number.
-    """
+
+def _first(config: Config, keys: Sequence[str]) -> tuple[str, Any]:
     for key in keys:
-        value = config.get(key)
-        if value is None:
-            continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < 3e38:
-            raise InputError(f"config.json: {key} is {value!r}, expected a positive number")
-        return float(value)
+        if config.get(key) is not None:
+            return key, config[key]
     raise InputError(f"config.json lacks {' or '.join(keys)}; is it the checkpoint's own?")
 
 
 def meta(kind: MetaKind, value: MetaScalar | Sequence[MetaScalar]) -> MetaValue:
-    """A metadata value; a list becomes an array, an f32 is rounded to what a file can hold.
-
-    Raises:
-        InputError: a text from a JSON file that is no valid Unicode, and no file could hold.
-    """
+    """A metadata value; a list becomes an array, an f32 is rounded to what a file can hold."""
     if isinstance(value, str) or not isinstance(value, Sequence):
         return MetaValue(kind, _as_stored(kind, value))
-    if kind == "str" and _is_unicode(value):  # as the hundreds of thousands of a vocabulary are
-        return MetaValue(kind, tuple(value))
+    if kind == "str":  # a vocabulary has hundreds of thousands, so all are checked at once
+        with suppress(TypeError, UnicodeEncodeError):
+            "".join(value).encode()  # type: ignore[arg-type]
+            return MetaValue(kind, tuple(value))
     return MetaValue(kind, tuple(_as_stored(kind, v) for v in value))
-
-
-def _is_unicode(texts: Sequence[MetaScalar]) -> bool:
-    """Whether they are all texts that a file can hold."""
-    try:
-        "".join(texts).encode()  # type: ignore[arg-type]  # what is no text is told by TypeError
-    except (TypeError, UnicodeEncodeError):
-        return False
-    return True
 
 
 def _as_stored(kind: MetaKind, value: MetaScalar) -> MetaScalar:

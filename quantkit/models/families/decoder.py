@@ -6,6 +6,7 @@ whose names or layout differ writes its own rules.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -13,15 +14,14 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import (
-    FILE_TYPE_BF16,
     Config,
     Rules,
     config_float,
     config_int,
     meta,
+    refuse_if,
 )
 from quantkit.models.families.rope import rope_keys, rotary_row_order
 
@@ -39,15 +39,13 @@ class DecoderSizes:
 
 
 def decoder_sizes(config: Config) -> DecoderSizes:
-    """The sizes, all positive.
-
-    Raises:
-        InputError: config.json lacks one, or the hidden size does not divide into heads.
-    """
+    """The sizes, all positive."""
     hidden = config_int(config, "hidden_size")
     heads = config_int(config, "num_attention_heads")
-    if config.get("head_dim") is None and hidden % heads:
-        raise InputError(f"config.json: hidden_size {hidden} does not divide into {heads} heads")
+    refuse_if(
+        config.get("head_dim") is None and hidden % heads > 0,
+        f"hidden_size {hidden} does not divide into {heads} heads",
+    )
     return DecoderSizes(
         layers=config_int(config, "num_hidden_layers"),
         hidden=hidden,
@@ -80,7 +78,7 @@ def with_prefix(architecture: str, keys: Metadata) -> Metadata:
     """`general.architecture` and `general.file_type`, then `keys` as the architecture's own."""
     return {
         "general.architecture": meta("str", architecture),
-        "general.file_type": meta("u32", FILE_TYPE_BF16),
+        "general.file_type": meta("u32", 32),  # LLAMA_FTYPE_MOSTLY_BF16
     } | {f"{architecture}.{key}": value for key, value in keys.items()}
 
 
@@ -150,12 +148,6 @@ def add_gated_mlp(rules: Rules, hidden: int, inner: int, block: str, mlp: str) -
         add_linear(rules, f"{block}ffn_{name}", f"{mlp}{name}_proj", shape)
 
 
-def add_head_norms(rules: Rules, sizes: DecoderSizes, block: str, attention: str) -> None:
-    """The norms of query and key, which all heads of a layer share."""
-    for letter in "qk":
-        add_norm(rules, f"{block}attn_{letter}_norm", f"{attention}{letter}_norm", sizes.head_dim)
-
-
 def add_gated_experts(
     rules: Rules, experts: int, hidden: int, inner: int, block: str, prefix: str
 ) -> None:
@@ -165,30 +157,36 @@ def add_gated_experts(
     `PREFIX.down_proj` and `PREFIX.gate_up_proj` with gate's rows before up's.
     """
     ending = ".weight" if rules.has(f"{prefix}.gate_up_proj.weight") else ""
-    merged = rules.has(f"{prefix}.gate_up_proj{ending}")
-    for name in ("gate", "up", "down"):
-        shape = (experts, hidden, inner) if name == "down" else (experts, inner, hidden)
-        target = f"{block}ffn_{name}_exps.weight"
-        if not merged:
-            rules.add(target, expert_parts(prefix, experts, f"{name}_proj"), shape)
-        elif name == "down":
-            rules.add(target, f"{prefix}.down_proj{ending}", shape)
-        else:
-            rules.add(
-                target,
-                f"{prefix}.gate_up_proj{ending}",
-                shape,
-                stored_shape=(experts, 2 * inner, hidden),
-                row_order=half_rows(experts, inner, second=name == "up"),
-            )
+    shapes = {name: (experts, inner, hidden) for name in ("gate", "up")}
+    shapes["down"] = (experts, hidden, inner)
+    if rules.has(fused := f"{prefix}.gate_up_proj{ending}"):
+        add_gate_and_up(rules, block, "_exps", fused, shapes["up"])
+        down = f"{prefix}.down_proj{ending}"
+        rules.add(f"{block}ffn_down_exps.weight", down, shapes["down"])
+        return
+    for name, shape in shapes.items():
+        parts = expert_parts(prefix, experts, f"{name}_proj")
+        rules.add(f"{block}ffn_{name}_exps.weight", parts, shape)
+
+
+def add_gate_and_up(
+    rules: Rules, block: str, suffix: str, part: str, shape: tuple[int, ...]
+) -> None:
+    """gate and up, each of `shape`, from one `part` that holds gate's rows before up's."""
+    *experts, inner, hidden = shape
+    for name in ("gate", "up"):
+        rules.add(
+            f"{block}ffn_{name}{suffix}.weight",
+            part,
+            shape,
+            stored_shape=(*experts, 2 * inner, hidden),
+            row_order=_half_rows(math.prod(experts), inner, second=name == "up"),
+        )
 
 
 @lru_cache(maxsize=8)  # One array for all layers: a large mixture has 200000 rows in each.
-def half_rows(matrices: int, rows: int, *, second: bool) -> NDArray[np.intp]:
-    """Rows of one half of each of `matrices` stacked matrices of 2 × `rows` rows.
-
-    For checkpoints that store gate and up as one matrix, gate first.
-    """
+def _half_rows(matrices: int, rows: int, *, second: bool) -> NDArray[np.intp]:
+    """Rows of one half of each of `matrices` stacked matrices of 2 × `rows` rows."""
     first = np.arange(matrices, dtype=np.intp)[:, None] * (2 * rows) + rows * second
     return (first + np.arange(rows, dtype=np.intp)).reshape(-1)
 

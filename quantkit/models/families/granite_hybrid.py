@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import (
     Config,
@@ -20,18 +19,20 @@ from quantkit.models.families.base import (
     check_activation,
     config_float,
     config_int,
+    layer_kinds,
     meta,
+    refuse_if,
 )
 from quantkit.models.families.decoder import (
     DecoderSizes,
     add_attention,
     add_embedding,
+    add_gate_and_up,
     add_linear,
     add_norm,
     add_output,
     decoder_keys,
     decoder_sizes,
-    half_rows,
     with_prefix,
 )
 from quantkit.models.families.mamba2 import Mamba2Sizes, add_mamba2, mamba2_keys
@@ -118,14 +119,8 @@ def _add_experts(rules: Rules, g: GraniteSizes, block: str, moe: str) -> None:
     """Router and experts; gate and up are stored as one, gate first."""
     hidden, inner, experts = g.decoder.hidden, g.inner, g.experts
     rules.add(f"{block}ffn_gate_inp.weight", f"{moe}router.layer.weight", (experts, hidden))
-    for name in ("gate", "up"):
-        rules.add(
-            f"{block}ffn_{name}_exps.weight",
-            f"{moe}input_linear.weight",
-            (experts, inner, hidden),
-            stored_shape=(experts, 2 * inner, hidden),
-            row_order=half_rows(experts, inner, second=name == "up"),
-        )
+    fused = f"{moe}input_linear.weight"
+    add_gate_and_up(rules, block, "_exps", fused, (experts, inner, hidden))
     down = f"{moe}output_linear.weight"
     rules.add(f"{block}ffn_down_exps.weight", down, (experts, hidden, inner))
 
@@ -133,14 +128,7 @@ def _add_experts(rules: Rules, g: GraniteSizes, block: str, moe: str) -> None:
 def _add_shared_mlp(rules: Rules, g: GraniteSizes, block: str, mlp: str) -> None:
     """The shared expert, or all of the feed-forward network where there are no experts."""
     hidden, inner, suffix = g.decoder.hidden, g.shared_inner, "_shexp" if g.experts else ""
-    for name in ("gate", "up"):
-        rules.add(
-            f"{block}ffn_{name}{suffix}.weight",
-            f"{mlp}input_linear.weight",
-            (inner, hidden),
-            stored_shape=(2 * inner, hidden),
-            row_order=half_rows(1, inner, second=name == "up"),
-        )
+    add_gate_and_up(rules, block, suffix, f"{mlp}input_linear.weight", (inner, hidden))
     add_linear(rules, f"{block}ffn_down{suffix}", f"{mlp}output_linear", (hidden, inner))
 
 
@@ -186,19 +174,27 @@ class GraniteSizes:
 
 
 def granite_sizes(config: Config) -> GraniteSizes:
-    """The sizes, all but the number of experts positive.
-
-    Raises:
-        InputError: config.json lacks one, or describes what llama.cpp cannot load or computes
-            otherwise.
-    """
+    """The sizes, all but the number of experts positive."""
     decoder = decoder_sizes(config)
-    layers = _layer_kinds(config, decoder.layers)
+    layers = layer_kinds(
+        config.get("layer_types") or config.get("layers_block_type"), _KIND, "layer_types"
+    )
+    refuse_if(
+        len(layers) != decoder.layers,
+        f"layer_types names {len(layers)} layers, but num_hidden_layers is {decoder.layers}",
+    )
     experts = config_int(config, "num_local_experts") if config.get("num_local_experts") else 0
+    mamba_heads = config_int(config, "mamba_n_heads")
     sizes = GraniteSizes(
         layers=layers,
         decoder=decoder,
-        mamba=_mamba_sizes(config, decoder.hidden),
+        mamba=Mamba2Sizes(  # of a model without a mixer what config.json still says; not checked
+            heads=mamba_heads,
+            head_dim=config_int(config, "mamba_expand") * decoder.hidden // mamba_heads,
+            state=config_int(config, "mamba_d_state"),
+            groups=config_int(config, "mamba_n_groups"),
+            conv_kernel=config_int(config, "mamba_d_conv"),
+        ),
         inner=config_int(config, "intermediate_size"),
         shared_inner=config_int(config, "shared_intermediate_size"),
         experts=experts,
@@ -209,85 +205,48 @@ def granite_sizes(config: Config) -> GraniteSizes:
     return sizes
 
 
-def _layer_kinds(config: Config, count: int) -> tuple[str, ...]:
-    given = config.get("layer_types") or config.get("layers_block_type")
-    if not isinstance(given, list) or not given:
-        raise InputError(
-            "config.json lacks layer_types, the kind of each layer; is it the checkpoint's own?"
-        )
-    unknown = sorted({str(kind) for kind in given} - _KIND.keys())
-    if unknown:
-        raise InputError(
-            f"config.json: layers of kind {', '.join(unknown)} are not supported; "
-            f"known are {', '.join(_KIND)}"
-        )
-    if len(given) != count:
-        raise InputError(
-            f"config.json: layer_types names {len(given)} layers, but num_hidden_layers is {count}"
-        )
-    return tuple(_KIND[str(kind)] for kind in given)
-
-
-def _mamba_sizes(config: Config, hidden: int) -> Mamba2Sizes:
-    """The sizes of the mixer; what is left over of one in a model without it is not checked."""
-    heads = config_int(config, "mamba_n_heads")
-    return Mamba2Sizes(
-        heads=heads,
-        head_dim=config_int(config, "mamba_expand") * hidden // heads,
-        state=config_int(config, "mamba_d_state"),
-        groups=config_int(config, "mamba_n_groups"),
-        conv_kernel=config_int(config, "mamba_d_conv"),
-    )
-
-
 def _check(config: Config, sizes: GraniteSizes) -> None:
     """Refuse what llama.cpp cannot load, or would compute otherwise than transformers."""
     check_activation(config)
-    if sizes.experts_used > sizes.experts:
-        raise InputError(
-            f"config.json: num_experts_per_tok is {sizes.experts_used}, but there are only "
-            f"{sizes.experts} experts (num_local_experts); is it the checkpoint's own?"
-        )
-    if sizes.architecture == "granitemoe" and not sizes.rotates:
-        raise InputError(
-            f"config.json: position_embedding_type is {config.get('position_embedding_type')!r}, "
-            "but llama.cpp rotates (rope) every Granite model of attention and experts alone; "
-            "no file of this model would run"
-        )
+    refuse_if(
+        sizes.experts_used > sizes.experts,
+        f"num_experts_per_tok is {sizes.experts_used}, but there are only {sizes.experts} experts "
+        "(num_local_experts); is it the checkpoint's own?",
+    )
+    refuse_if(
+        sizes.architecture == "granitemoe" and not sizes.rotates,
+        f"position_embedding_type is {config.get('position_embedding_type')!r}, but llama.cpp "
+        "rotates (rope) every Granite model of attention and experts alone; no file of this model "
+        "would run",
+    )
     if sizes.architecture == "granitehybrid":
         _check_hybrid(config, sizes)
 
 
 def _check_hybrid(config: Config, sizes: GraniteSizes) -> None:
-    if "attention" not in sizes.layers:
-        raise InputError(
-            f"config.json: all {len(sizes.layers)} layers of layer_types are Mamba-2, but "
-            "llama.cpp cannot run a hybrid without attention; no file of this model would run"
-        )
+    layers, mamba = sizes.layers, sizes.mamba
     expansion = config_int(config, "mamba_expand")
-    if expansion != EXPANSION:
-        raise InputError(
-            f"config.json: mamba_expand is {expansion}, but llama.cpp loads Granite hybrids with "
-            f"an expansion factor of {EXPANSION} only; no file of this model would run"
-        )
-    inner, mamba = expansion * sizes.decoder.hidden, sizes.mamba
-    if mamba.inner != inner:
-        raise InputError(
-            f"config.json: mamba_expand × hidden_size is {inner}, which does not divide into "
-            f"mamba_n_heads, {mamba.heads}"
-        )
-    if config.get("mamba_d_head") not in (None, "auto", mamba.head_dim):
-        raise InputError(
-            f"config.json: mamba_d_head is {config['mamba_d_head']!r}, but mamba_expand × "
-            f"hidden_size / mamba_n_heads is {mamba.head_dim}"
-        )
-    if config.get("mamba_proj_bias"):
-        raise InputError(
-            "config.json: mamba_proj_bias is set, but llama.cpp knows no biases of in_proj and "
-            "out_proj; no file of this model would run"
-        )
-    if config.get("mamba_conv_bias") is False:
-        raise InputError(
-            "config.json: mamba_conv_bias is false, but llama.cpp always adds a bias after the "
-            "convolution; no file of this model would run"
-        )
+    inner = expansion * sizes.decoder.hidden
+    unloadable = {
+        f"all {len(layers)} layers of layer_types are Mamba-2, but llama.cpp cannot run a hybrid "
+        "without attention": "attention" not in layers,
+        f"mamba_expand is {expansion}, but llama.cpp loads Granite hybrids with an expansion "
+        f"factor of {EXPANSION} only": expansion != EXPANSION,
+        "mamba_proj_bias is set, but llama.cpp knows no biases of in_proj and out_proj": bool(
+            config.get("mamba_proj_bias")
+        ),
+        "mamba_conv_bias is false, but llama.cpp always adds a bias after the "
+        "convolution": config.get("mamba_conv_bias") is False,
+    }
+    for reason, wrong in unloadable.items():
+        refuse_if(wrong, f"{reason}; no file of this model would run")
+    product = "mamba_expand × hidden_size"
+    refuse_if(
+        mamba.inner != inner,
+        f"{product} is {inner}, which does not divide into mamba_n_heads, {mamba.heads}",
+    )
+    given = config.get("mamba_d_head")
+    refuse_if(
+        given not in (None, "auto", mamba.head_dim),
+        f"mamba_d_head is {given!r}, but {product} / mamba_n_heads is {mamba.head_dim}",
+    )

@@ -7,9 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
-from quantkit.models.families.base import Rules, meta
+from quantkit.models.families.base import Rules, meta, refuse_if
 
 
 @dataclass(frozen=True)
@@ -45,16 +44,12 @@ def mamba2_keys(sizes: Mamba2Sizes) -> Metadata:
 
 
 def add_mamba2(rules: Rules, sizes: Mamba2Sizes, hidden: int, block: str, mixer: str) -> None:
-    """The tensors of one mixer; `block` and `mixer` are prefixes in the GGUF and checkpoint.
-
-    Raises:
-        InputError: the channels do not divide into groups.
-    """
+    """The tensors of one mixer; `block` and `mixer` are prefixes in the GGUF and checkpoint."""
     heads, inner, channels = sizes.heads, sizes.inner, sizes.conv_channels
-    if inner % sizes.groups:
-        raise InputError(
-            f"config.json: {inner} Mamba-2 channels do not divide into {sizes.groups} groups"
-        )
+    refuse_if(
+        inner % sizes.groups > 0,
+        f"{inner} Mamba-2 channels do not divide into {sizes.groups} groups",
+    )
     rules.add(f"{block}ssm_in.weight", f"{mixer}in_proj.weight", (inner + channels + heads, hidden))
     rules.add(
         f"{block}ssm_conv1d.weight",

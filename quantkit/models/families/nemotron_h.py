@@ -21,7 +21,9 @@ from quantkit.models.families.base import (
     check_activation,
     config_float,
     config_int,
+    layer_kinds,
     meta,
+    refuse_if,
 )
 from quantkit.models.families.decoder import (
     DecoderSizes,
@@ -38,6 +40,8 @@ CONTEXT_LENGTH = 1 << 20
 limits the model, and llama-server would cap a slot at the 262144 of Nemotron-3-Super's
 `max_position_embeddings` though it was trained to 1M. llama.cpp's converter writes the same."""
 
+_EPSILONS = ("layer_norm_epsilon", "layer_norm_eps", "norm_eps", "rms_norm_eps")
+
 
 class NemotronH:
     """NemotronHForCausalLM in both spellings of its layers."""
@@ -48,6 +52,7 @@ class NemotronH:
         check_activation(config, "mlp_hidden_act", "relu2")
         check_activation(config, "mamba_hidden_act")
         g = nemotron_sizes(config)
+        sizes, hidden = g.decoder, g.decoder.hidden
         arch = "nemotron_h_moe" if g.is_moe else "nemotron_h"
         feed_forward = config_int(
             config, "moe_intermediate_size" if g.is_moe else "intermediate_size"
@@ -55,21 +60,21 @@ class NemotronH:
         keys: Metadata = {
             "block_count": meta("u32", len(g.blocks)),
             "context_length": meta("u32", CONTEXT_LENGTH),
-            "embedding_length": meta("u32", g.hidden),
+            "embedding_length": meta("u32", hidden),
             # llama.cpp tells the kinds of layers apart by these two: Mamba has neither.
             "feed_forward_length": meta(
                 "i32", [0 if kind in ("mamba", "attention") else feed_forward for kind in g.blocks]
             ),
-            "attention.head_count": meta("u32", g.heads),
+            "attention.head_count": meta("u32", sizes.heads),
             "attention.head_count_kv": meta(
                 "i32",
-                [g.kv_heads if kind in ("attention", "prediction") else 0 for kind in g.blocks],
+                [sizes.kv_heads if kind in ("attention", "prediction") else 0 for kind in g.blocks],
             ),
-            "attention.layer_norm_epsilon": meta("f32", _epsilon(config)),
-            "attention.key_length": meta("u32", g.head_dim),
-            "attention.value_length": meta("u32", g.head_dim),
-            "vocab_size": meta("u32", g.vocabulary),
-            "rope.dimension_count": meta("u32", g.hidden // g.heads),
+            "attention.layer_norm_epsilon": meta("f32", config_float(config, *_EPSILONS)),
+            "attention.key_length": meta("u32", sizes.head_dim),
+            "attention.value_length": meta("u32", sizes.head_dim),
+            "vocab_size": meta("u32", sizes.vocabulary),
+            "rope.dimension_count": meta("u32", hidden // sizes.heads),
             "rope.scaling.finetuned": meta("bool", False),
         }
         keys |= mamba2_keys(g.mamba)
@@ -86,25 +91,32 @@ class NemotronH:
 
     def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
         g = nemotron_sizes(config)
+        sizes, hidden = g.decoder, g.decoder.hidden
         rules = Rules(stored)
         # NVIDIA and transformers write backbone.*, PEFT and some fine-tunes model.*.
         root = "model" if rules.has("model.embeddings.weight") else "backbone"
-        rules.add("token_embd.weight", f"{root}.embeddings.weight", (g.vocabulary, g.hidden))
+        rules.add("token_embd.weight", f"{root}.embeddings.weight", (sizes.vocabulary, hidden))
         for index, kind in enumerate(g.layers):
             block, layer = f"blk.{index}.", f"{root}.layers.{index}."
-            rules.add(f"{block}attn_norm.weight", f"{layer}norm.weight", (g.hidden,))
+            rules.add(f"{block}attn_norm.weight", f"{layer}norm.weight", (hidden,))
             match kind:
                 case "mamba":
-                    add_mamba2(rules, g.mamba, g.hidden, block, f"{layer}mixer.")
+                    add_mamba2(rules, g.mamba, hidden, block, f"{layer}mixer.")
                 case "attention":
-                    _add_attention(rules, g, block, f"{layer}mixer.")
+                    # Nothing is rotated, so any one order of a head's rows in q and k gives the
+                    # same scores. llama.cpp's converter orders them for rotation; the same order
+                    # keeps files and imatrices interchangeable with the published ones.
+                    add_attention(rules, g.decoder, block, f"{layer}mixer.", interleaved=True)
                 case "mlp":
-                    _add_mlp(rules, g, config, block, f"{layer}mixer.")
+                    inner = config_int(config, "intermediate_size")
+                    for name, shape in (("up", (inner, hidden)), ("down", (hidden, inner))):
+                        part = f"{layer}mixer.{name}_proj"
+                        add_linear(rules, f"{block}ffn_{name}", part, shape)
                 case _:
                     _add_moe(rules, g, config, block, f"{layer}mixer.")
-        rules.add("output_norm.weight", f"{root}.norm_f.weight", (g.hidden,))
+        rules.add("output_norm.weight", f"{root}.norm_f.weight", (hidden,))
         if rules.has("lm_head.weight") and not config.get("tie_word_embeddings"):
-            rules.add("output.weight", "lm_head.weight", (g.vocabulary, g.hidden))
+            rules.add("output.weight", "lm_head.weight", (sizes.vocabulary, hidden))
         elif config.get("tie_word_embeddings"):
             rules.drop("lm_head.weight")
         else:
@@ -120,36 +132,25 @@ class NemotronH:
         return rules.finish()
 
 
-def _epsilon(config: Config) -> float:
-    return config_float(config, "layer_norm_epsilon", "layer_norm_eps", "norm_eps", "rms_norm_eps")
-
-
 def _expert_keys(config: Config) -> Metadata:
-    keys: Metadata = {
-        "expert_count": meta("u32", config_int(config, "n_routed_experts")),
-        "expert_used_count": meta("u32", config_int(config, "num_experts_per_tok")),
-        "expert_feed_forward_length": meta("u32", config_int(config, "moe_intermediate_size")),
-        "expert_shared_count": meta("u32", config_int(config, "n_shared_experts")),
-        "expert_shared_feed_forward_length": meta(
-            "u32", config_int(config, "moe_shared_expert_intermediate_size")
-        ),
+    counts = {
+        "expert_count": "n_routed_experts",
+        "expert_used_count": "num_experts_per_tok",
+        "expert_feed_forward_length": "moe_intermediate_size",
+        "expert_shared_count": "n_shared_experts",
+        "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
+    }
+    keys: Metadata = {key: meta("u32", config_int(config, counts[key])) for key in counts}
+    keys |= {
         "expert_weights_norm": meta("bool", bool(config.get("norm_topk_prob"))),
         "expert_weights_scale": meta("f32", config_float(config, "routed_scaling_factor")),
         "expert_group_count": meta("u32", config_int(config, "n_group")),
     }
-    if config.get("topk_group") is not None:
-        keys["expert_group_used_count"] = meta("u32", config_int(config, "topk_group"))
-    if config.get("moe_latent_size") is not None:
-        keys["moe_latent_size"] = meta("u32", config_int(config, "moe_latent_size"))
+    optional = {"expert_group_used_count": "topk_group", "moe_latent_size": "moe_latent_size"}
+    for key, source in optional.items():
+        if config.get(source) is not None:
+            keys[key] = meta("u32", config_int(config, source))
     return keys
-
-
-def _add_attention(rules: Rules, g: NemotronSizes, block: str, mixer: str) -> None:
-    # Nothing is rotated here, so any one order of a head's rows in q and k gives the same scores.
-    # llama.cpp's converter orders them for rotation; the same order keeps files and imatrices
-    # interchangeable with the published ones.
-    sizes = DecoderSizes(len(g.layers), g.hidden, g.vocabulary, g.heads, g.kv_heads, g.head_dim)
-    add_attention(rules, sizes, block, mixer, interleaved=True)
 
 
 def _add_prediction(rules: Rules, g: NemotronSizes, config: Config, block: str) -> None:
@@ -159,57 +160,46 @@ def _add_prediction(rules: Rules, g: NemotronSizes, config: Config, block: str) 
     attends, `mtp.layers.1` is the MoE with the head's last norm. llama.cpp's converter permutes
     this attention's rows no otherwise than the others'.
     """
-    first, second = "mtp.layers.0.", "mtp.layers.1."
+    first, second, hidden = "mtp.layers.0.", "mtp.layers.1.", g.decoder.hidden
     for name in ("enorm", "hnorm"):
-        add_norm(rules, f"{block}nextn.{name}", f"{first}{name}", g.hidden)
-    fused = (g.hidden, 2 * g.hidden)
+        add_norm(rules, f"{block}nextn.{name}", f"{first}{name}", hidden)
+    fused = (hidden, 2 * hidden)
     rules.add(f"{block}nextn.eh_proj.weight", f"{first}eh_proj.weight", fused)
-    add_norm(rules, f"{block}attn_norm", f"{first}norm", g.hidden)
-    _add_attention(rules, g, block, f"{first}mixer.")
-    add_norm(rules, f"{block}post_attention_norm", f"{second}norm", g.hidden)
+    add_norm(rules, f"{block}attn_norm", f"{first}norm", hidden)
+    add_attention(rules, g.decoder, block, f"{first}mixer.", interleaved=True)
+    add_norm(rules, f"{block}post_attention_norm", f"{second}norm", hidden)
     _add_moe(rules, g, config, block, f"{second}mixer.")
-    add_norm(rules, f"{block}nextn.shared_head_norm", f"{second}final_layernorm", g.hidden)
-
-
-def _add_mlp(rules: Rules, g: NemotronSizes, config: Config, block: str, mixer: str) -> None:
-    inner = config_int(config, "intermediate_size")
-    add_linear(rules, f"{block}ffn_up", f"{mixer}up_proj", (inner, g.hidden))
-    add_linear(rules, f"{block}ffn_down", f"{mixer}down_proj", (g.hidden, inner))
+    add_norm(rules, f"{block}nextn.shared_head_norm", f"{second}final_layernorm", hidden)
 
 
 def _add_moe(rules: Rules, g: NemotronSizes, config: Config, block: str, mixer: str) -> None:
     experts = config_int(config, "n_routed_experts")
     inner = config_int(config, "moe_intermediate_size")
     shared = config_int(config, "moe_shared_expert_intermediate_size")
-    width = g.hidden
-    rules.add(f"{block}ffn_gate_inp.weight", f"{mixer}gate.weight", (experts, g.hidden))
+    width = hidden = g.decoder.hidden
+    rules.add(f"{block}ffn_gate_inp.weight", f"{mixer}gate.weight", (experts, hidden))
     bias = f"{mixer}gate.e_score_correction_bias"
     rules.add(f"{block}exp_probs_b.bias", bias, (experts,))
     if config.get("moe_latent_size") is not None:
         width = config_int(config, "moe_latent_size")
         down, up = f"{mixer}fc1_latent_proj.weight", f"{mixer}fc2_latent_proj.weight"
-        rules.add(f"{block}ffn_latent_down.weight", down, (width, g.hidden))
-        rules.add(f"{block}ffn_latent_up.weight", up, (g.hidden, width))
+        rules.add(f"{block}ffn_latent_down.weight", down, (width, hidden))
+        rules.add(f"{block}ffn_latent_up.weight", up, (hidden, width))
     for name, rows, row in (("down", width, inner), ("up", inner, width)):
         parts = expert_parts(f"{mixer}experts", experts, f"{name}_proj")
         rules.add(f"{block}ffn_{name}_exps.weight", parts, (experts, rows, row))
-    for name, rows, row in (("down", g.hidden, shared), ("up", shared, g.hidden)):
+    for name, rows, row in (("down", hidden, shared), ("up", shared, hidden)):
         part = f"{mixer}shared_experts.{name}_proj.weight"
         rules.add(f"{block}ffn_{name}_shexp.weight", part, (rows, row))
 
 
-_KIND = {
-    "M": "mamba",
-    "mamba": "mamba",
-    "linear_attention": "mamba",
-    "*": "attention",
-    "attention": "attention",
-    "full_attention": "attention",
-    "E": "moe",
-    "moe": "moe",
-    "-": "mlp",
-    "mlp": "mlp",
+_SPELLINGS = {
+    "mamba": ("M", "mamba", "linear_attention"),
+    "attention": ("*", "attention", "full_attention"),
+    "moe": ("E", "moe"),
+    "mlp": ("-", "mlp"),
 }
+_KIND = {spelling: kind for kind, spellings in _SPELLINGS.items() for spelling in spellings}
 
 
 @dataclass(frozen=True)
@@ -217,11 +207,7 @@ class NemotronSizes:
     """The sizes that metadata and tensor shapes are made of."""
 
     layers: tuple[str, ...]
-    hidden: int
-    vocabulary: int
-    heads: int
-    kv_heads: int
-    head_dim: int
+    decoder: DecoderSizes
     mamba: Mamba2Sizes
     prediction_layers: int
 
@@ -236,18 +222,18 @@ class NemotronSizes:
 
 
 def nemotron_sizes(config: Config) -> NemotronSizes:
-    """The sizes, all positive.
-
-    Raises:
-        InputError: config.json lacks one, or its layers are not supported.
-    """
+    """The sizes, all positive."""
+    layers = _layer_kinds(config)
     return NemotronSizes(
-        layers=_layer_kinds(config),
-        hidden=config_int(config, "hidden_size"),
-        vocabulary=config_int(config, "vocab_size"),
-        heads=config_int(config, "num_attention_heads"),
-        kv_heads=config_int(config, "num_key_value_heads"),
-        head_dim=config_int(config, "attention_head_dim", "head_dim"),
+        layers=layers,
+        decoder=DecoderSizes(
+            layers=len(layers),
+            hidden=config_int(config, "hidden_size"),
+            vocabulary=config_int(config, "vocab_size"),
+            heads=config_int(config, "num_attention_heads"),
+            kv_heads=config_int(config, "num_key_value_heads"),
+            head_dim=config_int(config, "attention_head_dim", "head_dim"),
+        ),
         mamba=Mamba2Sizes(
             heads=config_int(config, "mamba_num_heads"),
             head_dim=config_int(config, "mamba_head_dim"),
@@ -260,43 +246,26 @@ def nemotron_sizes(config: Config) -> NemotronSizes:
 
 
 def _layer_kinds(config: Config) -> tuple[str, ...]:
-    """The kind of each layer from `hybrid_override_pattern` ("ME*E") or `layers_block_type`.
-
-    Raises:
-        InputError: neither is there, a layer is of an unknown kind, or dense and MoE layers are
-            mixed, which llama.cpp cannot load.
-    """
+    """The kind of each layer from `hybrid_override_pattern` ("ME*E") or `layers_block_type`."""
     pattern = config.get("hybrid_override_pattern") or config.get("layers_block_type")
-    if not isinstance(pattern, str | list) or not pattern:
-        raise InputError("config.json lacks hybrid_override_pattern and layers_block_type")
-    unknown = sorted({str(kind) for kind in pattern} - _KIND.keys())
-    if unknown:
-        raise InputError(
-            f"config.json: layers of kind {', '.join(unknown)} are not supported; "
-            f"known are {', '.join(_KIND)}"
-        )
-    kinds = tuple(_KIND[kind] for kind in pattern)
-    if "moe" in kinds and "mlp" in kinds:
-        raise InputError(
-            "config.json mixes dense (mlp) and MoE layers, which llama.cpp cannot load"
-        )
+    kinds = layer_kinds(pattern, _KIND, "hybrid_override_pattern and layers_block_type")
+    refuse_if(
+        "moe" in kinds and "mlp" in kinds,
+        "dense (mlp) and MoE layers are mixed, which llama.cpp cannot load",
+    )
     return kinds
 
 
 def _prediction_layers(config: Config) -> int:
-    """How many multi-token prediction layers the GGUF gets: 0 or 1.
-
-    Raises:
-        InputError: more than llama.cpp knows, or of another layout than attention, then MoE.
-    """
+    """How many multi-token prediction layers the GGUF gets: 0 or 1."""
     if not config.get(PREDICTION_LAYERS):
         return 0
     count = config_int(config, PREDICTION_LAYERS)
     pattern = config.get("mtp_hybrid_override_pattern") or config.get("mtp_layers_block_type")
     kinds = [_KIND.get(str(kind)) for kind in pattern or "*E"]
-    if count != 1 or kinds != ["attention", "moe"]:
-        raise InputError(
-            f"config.json: {count} prediction layers of {pattern!r}, but llama.cpp knows one of "
-            "attention and MoE; drop them: 'mtp: drop' in the recipe's convert section"
-        )
+    refuse_if(
+        count != 1 or kinds != ["attention", "moe"],
+        f"{count} prediction layers of {pattern!r}, but llama.cpp knows one of attention and MoE; "
+        "drop them: 'mtp: drop' in the recipe's convert section",
+    )
     return count

@@ -7,9 +7,7 @@ from quantkit.models.families.base import Config, Family
 from quantkit.models.families.granite_hybrid import GraniteHybrid
 from quantkit.models.families.llama import Llama
 from quantkit.models.families.nemotron_h import NemotronH
-from quantkit.models.families.qwen2 import Qwen2
-from quantkit.models.families.qwen3 import Qwen3
-from quantkit.models.families.qwen3_moe import Qwen3Moe
+from quantkit.models.families.qwen import Qwen2, Qwen3, Qwen3Moe
 
 FAMILIES: tuple[Family, ...] = (NemotronH(), GraniteHybrid(), Llama(), Qwen2(), Qwen3(), Qwen3Moe())
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
-from quantkit.models.families.base import Config, Rules, config_float, config_int, meta
+from quantkit.models.families.base import Config, Rules, config_float, config_int, meta, refuse_if
 
 
 def rotary_row_order(heads: int, head_dim: int) -> NDArray[np.intp]:
@@ -25,11 +25,7 @@ def rotary_row_order(heads: int, head_dim: int) -> NDArray[np.intp]:
 
 
 def rope_keys(config: Config) -> Metadata:
-    """`rope.freq_base` and `rope.scaling.*`, without the architecture's prefix.
-
-    Raises:
-        InputError: a kind of scaling that llama.cpp reads no keys for.
-    """
+    """`rope.freq_base` and `rope.scaling.*`, without the architecture's prefix."""
     rope = _rope(config)
     keys: Metadata = {}
     if rope.get("rope_theta") is not None:
@@ -49,9 +45,6 @@ def check_no_unread_rope(config: Config, *, reads_factors: bool = False) -> None
 
     llama.cpp's converter writes `yarn_attn_factor`, `yarn_beta_fast` and `yarn_beta_slow`, but for
     most architectures llama.cpp does not read them (`load_hparams` in its llama-model.cpp).
-
-    Raises:
-        InputError: a setting that changes the model and would be ignored.
     """
     rope = _rope(config)
     kind, unread = _rope_type(rope), ""
@@ -69,11 +62,11 @@ def check_no_unread_rope(config: Config, *, reads_factors: bool = False) -> None
             unread = "truncate false"
         if rope.get("mscale") and rope.get("mscale_all_dim"):
             unread = f"mscale {rope['mscale']}"
-    if unread:
-        raise InputError(
-            f"config.json: the rope parameters have {unread}, which llama.cpp does not read for "
-            "this architecture: it would compute another model"
-        )
+    refuse_if(
+        bool(unread),
+        f"the rope parameters have {unread}, which llama.cpp does not read for this architecture: "
+        "it would compute another model",
+    )
 
 
 def _rope(config: Config) -> dict[str, Any]:
@@ -99,11 +92,11 @@ def _scaling_keys(rope: Mapping[str, Any]) -> Metadata:
     kind = _rope_type(rope)
     if kind in ("default", "llama3"):  # llama3 is a tensor of factors instead.
         return {}
-    if kind not in ("linear", "yarn"):
-        raise InputError(
-            f"config.json: rope scaling of type {kind!r} is not supported; known are linear, yarn "
-            "and llama3: convert the model with llama.cpp and give the GGUF to --model"
-        )
+    refuse_if(
+        kind not in ("linear", "yarn"),
+        f"rope scaling of type {kind!r} is not supported; known are linear, yarn and llama3: "
+        "convert the model with llama.cpp and give the GGUF to --model",
+    )
     keys: Metadata = {
         "rope.scaling.type": meta("str", kind),
         "rope.scaling.factor": meta("f32", config_float(rope, "factor")),
@@ -128,17 +121,11 @@ def llama3_frequency_factors(rope: Mapping[str, Any], head_dim: int) -> NDArray[
 
     Frequencies with a wavelength beyond the original context are divided by `factor`, short ones
     are kept, and those between are interpolated (Llama 3.1, `ROPE_INIT_FUNCTIONS["llama3"]`).
-
-    Raises:
-        InputError: a parameter is no positive number, or the two bounds are the wrong way round.
     """
     base, factor = config_float(rope, "rope_theta"), config_float(rope, "factor")
     low, high = config_float(rope, "low_freq_factor"), config_float(rope, "high_freq_factor")
     original = config_float(rope, "original_max_position_embeddings")
-    if low >= high:
-        raise InputError(
-            f"config.json: low_freq_factor {low} must be below high_freq_factor {high}"
-        )
+    refuse_if(low >= high, f"low_freq_factor {low} must be below high_freq_factor {high}")
     exponents = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
     wavelength = 2 * math.pi * np.float32(base) ** exponents
     smooth = (original / wavelength - low) / (high - low)

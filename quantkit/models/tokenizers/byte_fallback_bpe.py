@@ -3,14 +3,10 @@
 Fine-tunes of Llama 2 and Mistral are saved so, without tokenizer.model: merges in place of scores.
 llama.cpp joins the two neighbours whose joint text is the token of the highest score, of equals the
 leftmost, and knows no merges. Both give the same tokens, for every text, where each token's score
-is minus the rank of the merge that makes it from its own characters:
-
-When two neighbours spell a token T together, no merge has crossed the ends of T's text yet. So what
-went on inside is what goes on when T is encoded alone: there is only one pair of neighbours that
-can ever spell T, the last one of that run, and its merge is the one with that rank. Hence llama.cpp
-sees the same pairs as the merges do, in the same order. The proof fails where T alone ends as two
-symbols that no merge joins: llama.cpp would join them. Such a tokenizer is refused. (llama.cpp's
-converter gives all tokens the score -1000, and so merges from left to right.)
+is minus the rank of the merge that makes it from its own characters: when two neighbours spell a
+token T together, no merge has crossed the ends of T's text yet, so they are the last two symbols
+that T alone is merged to, and their merge is the one with that rank. The proof fails where T alone
+ends as two symbols that no merge joins: llama.cpp would join them. Such a tokenizer is refused.
 """
 
 from __future__ import annotations
@@ -21,7 +17,6 @@ from typing import Any
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import meta
-from quantkit.models.tokenizers.byte_level_bpe import refuse_model_options
 from quantkit.models.tokenizers.merges import Ranks, merge_ranks, merged, unreachable
 from quantkit.models.tokenizers.token_types import (
     TokenType,
@@ -39,13 +34,8 @@ _NEXT = "download tokenizer.model from the same repository too, it is preferred 
 
 
 def byte_fallback_metadata(tokenizer: LoadedTokenizer, rows: int) -> Metadata:
-    """Tokens, scores and types, and whether texts get a space before them.
-
-    Raises:
-        InputError: llama.cpp would encode some text differently.
-    """
+    """Tokens, scores and types, and whether texts get a space before them."""
     model = tokenizer.definition["model"]
-    refuse_model_options(model)
     adds_space = _adds_space(tokenizer.definition)
     texts = texts_by_id(tokenizer, rows)
     for token in tokenizer.added.values():

@@ -5,17 +5,13 @@ llama.cpp has the splitting of each known tokenizer in code and finds it by a na
 knows only vocabularies that it has seen. The splitting does not depend on the vocabulary: here the
 definition itself is looked up. The expressions are those of the models' own tokenizer.json files.
 
-A name stands for more than the splitting (llama-vocab.cpp, `llama_vocab::impl::load`):
-
-- whether a word that is a token is taken whole, whatever its merges give: `ignore_merges`;
-- whether BOS is added: only a default, and we always write `add_bos_token`;
-- whether `llama_detokenize` drops spaces before punctuation; the tokens do not depend on it.
-
-So the name is found from the splitting and from the model's `ignore_merges`. Names that differ in
-neither are one to llama.cpp, and the first is written: "pixtral", "falcon3", "lfm2" are
-"llama-bpe"; "smaug-bpe" is "dbrx" (Granite 4); "mpt", "olmo", "phi-2", "exaone4" are "gpt-2";
-"starcoder", "refact" (Granite 3), "command-r", "codeshell" are "smollm"; "deepseek-r1-qwen",
-"megrez", "stablelm2", "hunyuan", "grok-2" are "qwen2"; "llama4", "minimax-m2" are "gpt-4o".
+A name also stands for whether a word that is a token is taken whole, whatever its merges give
+(`ignore_merges`; `llama_vocab::impl::load` in llama-vocab.cpp). What else it stands for changes no
+token, or is written as a key of its own. Names that differ in neither are one to llama.cpp, and the
+first is written: "pixtral", "falcon3", "lfm2" are "llama-bpe"; "smaug-bpe" is "dbrx" (Granite 4);
+"mpt", "olmo", "phi-2", "exaone4" are "gpt-2"; "starcoder", "refact" (Granite 3), "command-r",
+"codeshell" are "smollm"; "deepseek-r1-qwen", "megrez", "stablelm2", "hunyuan", "grok-2" are
+"qwen2"; "llama4", "minimax-m2" are "gpt-4o".
 """
 
 from __future__ import annotations
@@ -70,12 +66,7 @@ _NAMES: dict[tuple[str, ...], dict[bool, str]] = {  # Then by `ignore_merges`.
 
 
 def pre_tokenizer_name(definition: Mapping[str, Any]) -> str:
-    """The `tokenizer.ggml.pre` of a byte-level BPE, given in the form of a tokenizer.json.
-
-    Raises:
-        InputError: the splitting has no name in the table, and the message shows its definition;
-            or the name says the opposite of the model's `ignore_merges`, and that would matter.
-    """
+    """The `tokenizer.ggml.pre` of a byte-level BPE, given in the form of a tokenizer.json."""
     steps = _steps(definition.get("pre_tokenizer"))
     names = _NAMES.get(tuple(steps)) if steps is not None else None
     if names is None:

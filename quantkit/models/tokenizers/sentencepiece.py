@@ -1,17 +1,25 @@
-"""A SentencePiece tokenizer.model as GGUF metadata: llama.cpp's model "llama"."""
+"""A SentencePiece tokenizer.model as GGUF metadata: llama.cpp's model "llama" (ADR 16).
+
+The file is a protocol buffer (sentencepiece_model.proto): field 1 of the message repeats for every
+piece {1: text, 2: score as F32, 3: type}; field 2 says how it was trained {3: model type}; field 3
+how text is prepared {3: whether a space is put before it}. Nothing else in it fits into a GGUF.
+"""
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import Config, meta
 from quantkit.models.json_files import read_json
-from quantkit.models.tokenizers.sentencepiece_model import read_model
 from quantkit.models.tokenizers.token_types import TokenType, converted, refuse_unreadable
 from quantkit.models.transformers_reader import AddedToken, LoadedTokenizer, load_tokenizer
+
+_MODEL_TYPES = {1: "Unigram", 2: "BPE", 3: "word", 4: "character"}
 
 
 def sentencepiece_metadata(
@@ -21,20 +29,16 @@ def sentencepiece_metadata(
 
     Scores and types are those of llama.cpp's converter. What it does not know of, tokens that are
     special by other files than its own two, becomes a control token.
-
-    Raises:
-        InputError: a file cannot be read, or the model is no BPE.
     """
     tokens = [f"[PAD{i}]" for i in range(rows)]
     scores = [-10000.0] * rows
     types: list[int] = [TokenType.UNUSED] * rows
-    model = read_model(folder / "tokenizer.model")
-    for token_id, piece in enumerate(model.pieces[:rows]):
-        tokens[token_id], scores[token_id] = piece.text, piece.score
+    pieces, adds_space = _model(folder / "tokenizer.model")
+    for token_id, (text, score, kind) in enumerate(pieces[:rows]):
+        tokens[token_id], scores[token_id] = text, score
         # SentencePiece numbers its types like llama.cpp; user-defined pieces are found as normal.
-        is_user_defined = piece.kind == TokenType.USER_DEFINED
-        types[token_id] = TokenType.NORMAL if is_user_defined else piece.kind
-    ids = {piece.text: token_id for token_id, piece in enumerate(model.pieces)}
+        types[token_id] = TokenType.NORMAL if kind == TokenType.USER_DEFINED else kind
+    ids = {text: token_id for token_id, (text, _, _) in enumerate(pieces)}
     listed = dict(_listed(folder))
     ids |= {token.text: token_id for token_id, token in listed.items()}
     tokenizer = load_tokenizer(folder, config, ids)
@@ -59,7 +63,7 @@ def sentencepiece_metadata(
         "tokenizer.ggml.scores": meta("f32", scores),
         "tokenizer.ggml.token_type": meta("i32", types),
     }
-    if not model.adds_space:  # Absent, llama.cpp adds one.
+    if not adds_space:  # Absent, llama.cpp adds one.
         result["tokenizer.ggml.add_space_prefix"] = meta("bool", False)
     return result, tokenizer
 
@@ -77,3 +81,67 @@ def _listed(folder: Path) -> Iterator[tuple[int, AddedToken]]:
                 yield int(key), AddedToken(text, text, bool(rest.get("special")), normalized=True)
             case _:
                 raise InputError(f"tokenizer_config.json: {key!r}: {entry!r} is no added token")
+
+
+def _model(path: Path) -> tuple[list[tuple[str, float, int]], bool]:
+    """Text, score and type of each piece of a BPE, and whether texts get a space before them."""
+    try:
+        fields = list(_fields(path.read_bytes()))
+        pieces = [_piece(value) for number, value in fields if number == 1]
+        training, preparation = (
+            dict(_fields(b"".join(value for number, value in fields if number == wanted)))
+            for wanted in (2, 3)
+        )
+    except OSError as error:
+        raise InputError(f"{path} cannot be read: {error.strerror}") from error
+    except (ValueError, TypeError, AttributeError, IndexError, struct.error) as error:
+        raise InputError(
+            f"{path} is no SentencePiece model ({error}); download it again"
+        ) from error
+    kind = _MODEL_TYPES.get(training.get(3, 1 if training else 2), "unknown")
+    if kind != "BPE" or not pieces:
+        raise InputError(
+            f"{path} holds {len(pieces)} pieces of a model of type {kind}; only BPE is converted: "
+            "convert the model with llama.cpp and give the GGUF to --model"
+        )
+    return pieces, bool(preparation.get(3, 1))
+
+
+def _piece(message: Any) -> tuple[str, float, int]:  # noqa: ANN401 - a number raises TypeError
+    values = dict(_fields(message))
+    (score,) = struct.unpack("<f", values.get(2, bytes(4)))
+    return values.get(1, b"").decode("utf-8"), score, int(values.get(3, 1))
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, Any]]:
+    """(field number, value) of a protocol buffer message; only a varint's value is a number."""
+    position = 0
+    while position < len(message):
+        tag, position = _varint(message, position)
+        wire = tag & 7
+        if wire == 0:
+            value, position = _varint(message, position)
+            yield tag >> 3, value
+            continue
+        if wire == 2:
+            size, position = _varint(message, position)
+        elif wire in (1, 5):
+            size = 8 if wire == 1 else 4
+        else:
+            raise ValueError(f"wire type {wire} at byte {position}")
+        if position + size > len(message):
+            raise ValueError(f"a field at byte {position} runs past the end")
+        yield tag >> 3, message[position : position + size]
+        position += size
+
+
+def _varint(message: bytes, position: int) -> tuple[int, int]:
+    """The variable-length integer at `position`, and the position after it."""
+    value = 0
+    for shift in range(0, 64, 7):
+        byte = message[position]
+        position += 1
+        value |= (byte & 0x7F) << shift
+        if byte < 0x80:
+            return value, position
+    raise ValueError(f"a number at byte {position} is too long")

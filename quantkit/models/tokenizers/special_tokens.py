@@ -37,9 +37,6 @@ def special_token_metadata(
         config: config.json, whose `*_token_id` are used where the tokenizer names no token: of a
             list the first, and -1 means none.
         rows: of the embedding; ids must be below.
-
-    Raises:
-        InputError: an id is outside the vocabulary.
     """
     adds = _added_by_post_processor(tokenizer)
     result: Metadata = {}

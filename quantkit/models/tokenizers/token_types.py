@@ -42,9 +42,6 @@ def texts_by_id(tokenizer: LoadedTokenizer, rows: int) -> Mapping[int, str]:
 
     Added tokens without a row are left out, as llama.cpp's converter leaves them out of a
     SentencePiece model: the model cannot read them.
-
-    Raises:
-        InputError: the vocabulary is empty, or larger than the embedding.
     """
     texts = {token_id: text for text, token_id in tokenizer.ids.items()}
     last = max((i for i in texts if i not in tokenizer.added), default=-1)
@@ -57,11 +54,7 @@ def texts_by_id(tokenizer: LoadedTokenizer, rows: int) -> Mapping[int, str]:
 
 
 def refuse_unreadable(tokens: Sequence[str]) -> None:
-    """What ends llama.cpp's process when it loads the file, or makes it read another token.
-
-    Raises:
-        InputError: two tokens are equal, or one has a null character, where llama.cpp cuts it off.
-    """
+    """What ends llama.cpp's process when it loads the file, or makes it read another token."""
     first_of: dict[str, int] = {}
     for token_id, text in enumerate(tokens):
         if "\0" in text:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import Config, config_int, meta
 from quantkit.models.tokenizers.byte_fallback_bpe import byte_fallback_metadata
-from quantkit.models.tokenizers.byte_level_bpe import byte_level_metadata
+from quantkit.models.tokenizers.pre_tokenizers import pre_tokenizer_name
 from quantkit.models.tokenizers.sentencepiece import sentencepiece_metadata
 from quantkit.models.tokenizers.special_tokens import special_token_metadata
+from quantkit.models.tokenizers.token_types import (
+    TokenType,
+    converted,
+    refuse_unreadable,
+    texts_by_id,
+)
 from quantkit.models.transformers_reader import LoadedTokenizer, load_tokenizer
 
 # llama.cpp's converter writes two more keys for Llama and Mistral than for any other family.
@@ -60,6 +67,53 @@ def _bpe(tokenizer: LoadedTokenizer, rows: int) -> Metadata:
             f"tokenizer.json holds a model of type {model['type']!r}, only BPE is converted; "
             "convert the model with llama.cpp and give the GGUF to --model"
         )
+    for key in ("continuing_subword_prefix", "end_of_word_suffix", "dropout"):
+        if model.get(key):
+            raise InputError(
+                f"tokenizer.json has {key} {model[key]!r}, which llama.cpp does not know; only "
+                "plain BPE is converted"
+            )
     if model.get("byte_fallback"):
         return byte_fallback_metadata(tokenizer, rows)
-    return byte_level_metadata(tokenizer, rows)
+    return _byte_level(tokenizer, rows)
+
+
+def _byte_level(tokenizer: LoadedTokenizer, rows: int) -> Metadata:
+    """Tokens, types and merges of llama.cpp's model "gpt2", and the name of the pre-tokenizer.
+
+    Ids without a token become `[PADi]` of type UNUSED, so there is a token for every row of the
+    embedding. NFC, the normalizer of Qwen, is left out: llama.cpp has none, so text must come to
+    it normalized, as nearly all text is.
+    """
+    match tokenizer.definition.get("normalizer"):
+        case None | {"type": "NFC"} | {"type": "Sequence", "normalizers": [] | [{"type": "NFC"}]}:
+            pass
+        case normalizer:
+            raise InputError(
+                f"tokenizer.json changes text by {str(normalizer)[:300]} before it is encoded, "
+                "and llama.cpp cannot; only tokenizers without a normalizer or with NFC are "
+                "converted"
+            )
+    texts = texts_by_id(tokenizer, rows)
+    tokens = [texts.get(token_id, f"[PAD{token_id}]") for token_id in range(rows)]
+    types = [TokenType.NORMAL if i in texts else TokenType.UNUSED for i in range(rows)]
+    for token_id, token in tokenizer.added.items():
+        if token_id < rows:
+            tokens[token_id], types[token_id] = converted(token)
+    refuse_unreadable(tokens)
+    merges = [_joined(pair) for pair in tokenizer.definition["model"]["merges"]]
+    return {
+        "tokenizer.ggml.model": meta("str", "gpt2"),
+        "tokenizer.ggml.pre": meta("str", pre_tokenizer_name(tokenizer.definition)),
+        "tokenizer.ggml.tokens": meta("str", tokens),
+        "tokenizer.ggml.token_type": meta("i32", types),
+        "tokenizer.ggml.merges": meta("str", merges),
+    }
+
+
+def _joined(pair: Sequence[str]) -> str:
+    joined = " ".join(pair)
+    if joined.count(" ") == 1:
+        return joined
+    # A space inside a part would be taken for the separator: llama.cpp reads U+0120 for it.
+    return " ".join(part.replace(" ", "\u0120") for part in pair)

@@ -6,7 +6,10 @@ import os
 import subprocess
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
+from scipy.special import log_softmax
 
 LLAMA_CPP = os.environ.get("QUANTKIT_LLAMA_CPP", "")
 TORCH_PYTHON = os.environ.get("QUANTKIT_TORCH_PYTHON", "")
@@ -31,3 +34,9 @@ def run_torch(script: str, *arguments: object) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def mean_kld(expected: NDArray[np.floating], found: NDArray[np.floating]) -> float:
+    """Mean over positions of KL(expected ‖ found), from logits, in nats."""
+    p, q = (log_softmax(logits.astype(np.float64), axis=-1) for logits in (expected, found))
+    return float((np.exp(p) * (p - q)).sum(-1).mean())

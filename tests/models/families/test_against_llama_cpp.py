@@ -68,31 +68,14 @@ MODELS = {
     "moe-f32-sharded": NO_MTP,
     "NVIDIA-Nemotron-3-Tiny-1K-BF16": NO_MTP,
     "dense-old": [*NO_MTP, "--plain-config"],
-    "llama-tied": [],
-    "llama-rope3": [],
-    "llama-old": [],
-    "llama-sentencepiece": [],
-    "qwen2-tied": [],
-    "qwen2-yarn": [],
-    "qwen2-old": [],
-    "qwen3-tied": [],
-    "qwen3-untied": [],
-    "qwen3moe": [],
-    "qwen3moe-merged": [],
-    "granite-hybrid-moe": [],
-    "granite-hybrid-groups": [],
-    "granite-hybrid-dense": [],
-    "granite-attention-moe": [],
-    "granite-attention-dense": [],
+    **{f"llama-{kind}": [] for kind in ("tied", "rope3", "old", "sentencepiece")},
+    **{f"qwen2-{kind}": [] for kind in ("tied", "yarn", "old")},
+    **{name: [] for name in ("qwen3-tied", "qwen3-untied", "qwen3moe", "qwen3moe-merged")},
+    **{f"granite-hybrid-{kind}": [] for kind in ("moe", "groups", "dense")},
+    **{f"granite-attention-{kind}": [] for kind in ("moe", "dense")},
 }
-KINDS = {
-    "UINT32": "u32",
-    "INT32": "i32",
-    "FLOAT32": "f32",
-    "STRING": "str",
-    "BOOL": "bool",
-    "UINT64": "u64",
-}
+KINDS = {"UINT32": "u32", "INT32": "i32", "UINT64": "u64", "FLOAT32": "f32"}
+KINDS |= {"STRING": "str", "BOOL": "bool"}
 
 
 def _converted(model: Path, out: Path, *options: str) -> gguf.GGUFReader:
@@ -106,8 +89,7 @@ def test_equal_to_llama_cpps_converter(models: Path, tmp_path: Path, name: str) 
     ours = open_checkpoint(models / name)
     for key, value in NAMED.get(name, {}).items():
         assert ours.metadata.pop(key) == value
-    _compare_keys(ours, theirs)
-    _compare_tensors(ours, theirs)
+    _compare(ours, theirs)
 
 
 def test_the_prediction_head_is_kept_as_the_converter_keeps_it(
@@ -117,8 +99,7 @@ def test_the_prediction_head_is_kept_as_the_converter_keeps_it(
     theirs = _converted(models / name, tmp_path / "theirs.gguf")
     ours = open_checkpoint(models / name, keep_prediction=True)
     assert "blk.4.nextn.eh_proj.weight" in {t.name for t in theirs.tensors}
-    _compare_keys(ours, theirs)
-    _compare_tensors(ours, theirs)
+    _compare(ours, theirs)
 
 
 def test_a_stored_copy_of_tied_embeddings_is_left_out_in_qwen3(
@@ -143,8 +124,7 @@ def test_keys_that_the_converter_gets_wrong(models: Path, tmp_path: Path, name: 
         assert theirs.fields[key].contents() == wrong
         assert ours.metadata[key].value == right
         ours.metadata[key] = MetaValue(ours.metadata[key].kind, wrong)
-    _compare_keys(ours, theirs)
-    _compare_tensors(ours, theirs)
+    _compare(ours, theirs)
 
 
 @pytest.mark.parametrize("name", PADDED)
@@ -157,19 +137,18 @@ def test_tokens_are_as_many_as_embeddings(models: Path, tmp_path: Path, name: st
         assert len(values) == padded
         assert ours.metadata[key] == MetaValue(kind, tuple(values[:rows]))
         ours.metadata[key] = MetaValue(kind, tuple(values))
-    _compare_keys(ours, theirs)
-    _compare_tensors(ours, theirs)
+    _compare(ours, theirs)
 
 
 @pytest.mark.skipif(not DEMO.is_dir(), reason="the demo model is not in this checkout")
 def test_the_demo_model_is_equal_too(tmp_path: Path) -> None:
     theirs = _converted(DEMO, tmp_path / "theirs.gguf", *NO_MTP)
     ours = open_checkpoint(DEMO)
-    _compare_keys(ours, theirs)
-    _compare_tensors(ours, theirs)
+    _compare(ours, theirs)
 
 
-def _compare_keys(ours: CheckpointSource, theirs: gguf.GGUFReader) -> None:
+def _compare(ours: CheckpointSource, theirs: gguf.GGUFReader) -> None:
+    """Keys, then tensors."""
     expected: dict[str, MetaValue] = {}
     for key, field in theirs.fields.items():
         if key.startswith("GGUF."):
@@ -180,6 +159,7 @@ def _compare_keys(ours: CheckpointSource, theirs: gguf.GGUFReader) -> None:
     for key, value in ONLY_OURS.items():
         expected.setdefault(key, MetaValue("bool", value))
     assert dict(sorted(ours.metadata.items())) == dict(sorted(expected.items()))
+    _compare_tensors(ours, theirs)
 
 
 def _compare_tensors(ours: CheckpointSource, theirs: gguf.GGUFReader) -> None:

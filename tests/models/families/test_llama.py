@@ -105,11 +105,6 @@ def test_linear_and_yarn_scaling_are_metadata() -> None:
     assert metadata["llama.rope.scaling.yarn_beta_fast"].value == 32.0
 
 
-def test_unknown_rope_scaling_is_refused() -> None:
-    with pytest.raises(InputError, match="'dynamic' is not supported"):
-        Llama().metadata(LLAMA | {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}})
-
-
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(InputError, match="32 does not divide into 5 heads"):
         Llama().metadata(LLAMA | {"num_attention_heads": 5})

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import llama_logits
-from oracle import needs_oracle, run_torch
-from scipy.special import log_softmax
+from oracle import mean_kld, needs_oracle, run_torch
 from test_against_llama_cpp import DIFFERENT, MODELS, PADDED
 
 from quantkit.core.progress import SILENT
@@ -41,12 +40,6 @@ def f32_gguf(checkpoint: Path, folder: Path, *, keep_prediction: bool) -> Path:
     layouts = lay_out("model", metadata, infos)
     (path,) = write_shards(folder, folder, layouts, source, {}, SILENT, workers=2)
     return path
-
-
-def mean_kld(expected: np.ndarray, found: np.ndarray) -> float:
-    """Mean over positions of KL(expected ‖ found), from logits, in nats."""
-    p, q = (log_softmax(logits.astype(np.float64), axis=-1) for logits in (expected, found))
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
 WITH_HEAD = "NVIDIA-Nemotron-3-Tiny-1K-BF16"

@@ -23,7 +23,6 @@ from quantkit.formats.tensors import TensorInfo
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.families.base import without_prediction
 from quantkit.models.families.nemotron_h import NemotronH
-from quantkit.models.families.rope import rotary_row_order
 
 
 def _values(name: str) -> NDArray[np.float32]:
@@ -65,11 +64,6 @@ def test_queries_and_keys_are_interleaved_within_each_head(tmp_path: Path) -> No
         )
         read = source.read_rows(f"blk.2.attn_{letter}.weight", 0, heads * 8)
         np.testing.assert_array_equal(read, expected)
-
-
-def test_rotary_order_is_a_permutation_within_heads() -> None:
-    order = rotary_row_order(3, 4)
-    assert order.tolist() == [0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11]
 
 
 def test_moe_tensors(tmp_path: Path) -> None:

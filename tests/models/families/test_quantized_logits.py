@@ -9,8 +9,7 @@ import numpy as np
 import pytest
 from checkpoints import LLAMA, llama_arrays, write_checkpoint
 from models import llama_logits
-from oracle import needs_oracle, run_torch
-from scipy.special import log_softmax
+from oracle import mean_kld, needs_oracle, run_torch
 
 from quantkit.config.recipe import STOCK_CANDIDATES
 from quantkit.formats.tensors import TensorSource
@@ -32,11 +31,6 @@ def f32(source: TensorSource, folder: Path) -> Path:
     types = {info.name: "F32" for info in source.tensors}
     (path,) = quantize(source, Model.of("f32", source), types, {}, folder, folder, workers=2)
     return path
-
-
-def mean_kld(expected: np.ndarray, found: np.ndarray) -> float:
-    p, q = (log_softmax(logits.astype(np.float64), axis=-1) for logits in (expected, found))
-    return float((np.exp(p) * (p - q)).sum(-1).mean())
 
 
 @pytest.mark.parametrize("tied", [True, False])

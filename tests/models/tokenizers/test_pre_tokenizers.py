@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from quantkit.core.errors import InputError
-from quantkit.models.tokenizers.merges import merge_ranks, merged, unreachable
 from quantkit.models.tokenizers.pre_tokenizers import (
     GPT4O,
     LLAMA3,
@@ -88,12 +87,3 @@ def test_the_other_ignore_merges_is_taken_where_it_changes_nothing(
         pre_tokenizer_name(lost)
     lost["added_tokens"] = [{"id": 3, "content": "ba"}]  # Cut out of the text before.
     assert pre_tokenizer_name(lost) == name
-
-
-def test_merges_are_applied_by_rank_then_from_the_left() -> None:
-    ranks = merge_ranks([("a", "a"), ("b", "c"), ("a", "b"), ("a", "bc")])
-    assert merged("aaabc", ranks) == (["aa", "abc"], 3)
-    assert merged("abc", ranks) == (["abc"], 3)
-    assert merged("ba", ranks) == (["b", "a"], -1)
-    assert merged("", ranks) == ([], -1)
-    assert unreachable(["abc", "bc", "aa", "abcd"], ranks) == "abcd"

@@ -1,0 +1,196 @@
+"""Qwen2, Qwen3 and Qwen3-MoE: GGUF architectures `qwen2`, `qwen3` and `qwen3moe`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from quantkit.core.errors import InputError
+from quantkit.formats.tensors import Metadata
+from quantkit.models.families.base import (
+    Config,
+    Rules,
+    StoredTensor,
+    TensorRule,
+    check_activation,
+    config_int,
+    meta,
+    refuse_if,
+)
+from quantkit.models.families.decoder import (
+    DecoderSizes,
+    add_attention,
+    add_embedding,
+    add_gated_experts,
+    add_gated_mlp,
+    add_norm,
+    add_output,
+    decoder_keys,
+    decoder_sizes,
+    with_prefix,
+)
+from quantkit.models.families.rope import check_no_unread_rope
+
+_READ_BIASES = tuple(f".self_attn.{letter}_proj.bias" for letter in "qkv")
+
+
+class Qwen2:
+    """Qwen2ForCausalLM: like Llama, but with biases on query, key and value and rows in place."""
+
+    architectures = ("Qwen2ForCausalLM",)
+    _has_head_norms = False
+
+    def metadata(self, config: Config) -> Metadata:
+        _check_config(config, _sliding_layers(config))
+        sizes = decoder_sizes(config)
+        refuse_if(
+            sizes.heads * sizes.head_dim != sizes.hidden,
+            f"{sizes.heads} heads of {sizes.head_dim} are not the hidden_size {sizes.hidden}, and "
+            "llama.cpp loads no such qwen2 model",
+        )
+        return with_prefix("qwen2", decoder_keys(config))
+
+    def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
+        _check_tensors(stored)
+        sizes, rules = decoder_sizes(config), Rules(stored)
+        add_embedding(rules, sizes)
+        for index in range(sizes.layers):
+            block, layer = f"blk.{index}.", f"model.layers.{index}."
+            add_norm(rules, f"{block}attn_norm", f"{layer}input_layernorm", sizes.hidden)
+            add_attention(rules, sizes, block, f"{layer}self_attn.", interleaved=False)
+            for letter in "qk" if self._has_head_norms else "":  # norms that all heads share
+                norm = f"{layer}self_attn.{letter}_norm"
+                add_norm(rules, f"{block}attn_{letter}_norm", norm, sizes.head_dim)
+            add_norm(rules, f"{block}ffn_norm", f"{layer}post_attention_layernorm", sizes.hidden)
+            self._add_mlp(rules, config, sizes, block, f"{layer}mlp.")
+        add_output(rules, config, sizes)
+        return rules.finish()
+
+    def _add_mlp(
+        self, rules: Rules, config: Config, sizes: DecoderSizes, block: str, mlp: str
+    ) -> None:
+        add_gated_mlp(rules, sizes.hidden, config_int(config, "intermediate_size"), block, mlp)
+
+
+class Qwen3(Qwen2):
+    """Qwen3ForCausalLM: query and key are normalised per head, biases are rare."""
+
+    architectures = ("Qwen3ForCausalLM",)
+    _has_head_norms = True
+
+    def metadata(self, config: Config) -> Metadata:
+        _check_config(config, _sliding_layers(config))
+        config_int(config, "head_dim")  # never hidden size / heads
+        return with_prefix("qwen3", decoder_keys(config))
+
+
+class Qwen3Moe(Qwen3):
+    """Qwen3MoeForCausalLM, with one tensor for each expert or all of a layer's in one."""
+
+    architectures = ("Qwen3MoeForCausalLM",)
+
+    def metadata(self, config: Config) -> Metadata:
+        # Where a window is used here, it is used in every layer.
+        _check_config(config, range(config_int(config, "num_hidden_layers")))
+        _check_every_layer_has_experts(config)
+        normalised = config.get("norm_topk_prob")
+        refuse_if(
+            normalised is not True,
+            f"norm_topk_prob is {normalised!r}, but llama.cpp always normalises the experts' "
+            "weights in qwen3moe models; set it to true to accept that",
+        )
+        experts, used = _experts(config), config_int(config, "num_experts_per_tok")
+        refuse_if(
+            used > experts, f"num_experts_per_tok is {used}, but there are only {experts} experts"
+        )
+        keys = decoder_keys(config) | {
+            "expert_count": meta("u32", experts),
+            "expert_used_count": meta("u32", used),
+            "expert_feed_forward_length": meta("u32", config_int(config, "moe_intermediate_size")),
+        }
+        return with_prefix("qwen3moe", keys)
+
+    def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
+        _check_every_layer_has_experts(config)
+        return super().rules(config, stored)
+
+    def _add_mlp(
+        self, rules: Rules, config: Config, sizes: DecoderSizes, block: str, mlp: str
+    ) -> None:
+        experts, inner = _experts(config), config_int(config, "moe_intermediate_size")
+        router = (experts, sizes.hidden)
+        rules.add(f"{block}ffn_gate_inp.weight", f"{mlp}gate.weight", router)
+        add_gated_experts(rules, experts, sizes.hidden, inner, block, f"{mlp}experts")
+
+
+def _experts(config: Config) -> int:
+    return config_int(config, "num_experts", "num_local_experts")  # the second in transformers 5
+
+
+def _sliding_layers(config: Config) -> Sequence[int]:
+    """Layers that attend to a window where config.json uses one."""
+    kinds = config.get("layer_types")
+    if not isinstance(kinds, list):
+        return range(config_int(config, "num_hidden_layers"))
+    return [index for index, kind in enumerate(kinds) if kind == "sliding_attention"]
+
+
+def _check_config(config: Config, sliding: Sequence[int]) -> None:
+    """Refuse what llama.cpp's Qwen graphs would not compute, although its converter takes it.
+
+    Args:
+        sliding: layers that attend to a window where config.json uses one.
+    """
+    check_activation(config)
+    refuse_if(
+        config.get("is_causal") is False,
+        "is_causal is false, so this is an embedding model; quantkit builds models that generate "
+        "text: convert it with llama.cpp",
+    )
+    origin = str(config.get("_name_or_path") or "")
+    refuse_if(
+        "qwen3-reranker" in origin.lower(),
+        f"the model comes from {origin!r}, a reranker, whose head llama.cpp makes from two rows of "
+        "the output: convert it with llama.cpp and give the GGUF to --model",
+    )
+    context = config_int(config, "max_position_embeddings")
+    if config.get("use_sliding_window") and config.get("sliding_window") is not None and sliding:
+        window = config_int(config, "sliding_window")
+        refuse_if(
+            window < context,
+            f"{len(sliding)} layers from layer {sliding[0]} on attend to a window of {window} "
+            f"tokens of {context}, but llama.cpp attends to all of them in Qwen models; set "
+            "use_sliding_window to false to accept that",
+        )
+    check_no_unread_rope(config)
+
+
+def _check_tensors(stored: Mapping[str, StoredTensor]) -> None:
+    """Refuse tensors that llama.cpp's Qwen graphs do not load."""
+    if "embed_tokens.weight" in stored and "model.embed_tokens.weight" not in stored:
+        raise InputError(
+            "the checkpoint's tensors lack the prefix 'model.' (embed_tokens.weight), so this is "
+            "an encoder without an output, an embedding model for example; quantkit builds models "
+            "that generate text: convert it with llama.cpp"
+        )
+    for name in stored:
+        if name.endswith(".bias") and not name.endswith(_READ_BIASES):
+            raise InputError(
+                f"the checkpoint has the bias {name}, but llama.cpp's Qwen models have biases on "
+                "query, key and value only and it would not load the GGUF"
+            )
+
+
+def _check_every_layer_has_experts(config: Config) -> None:
+    """llama.cpp loads a router and experts in every layer of qwen3moe, and no dense layer."""
+    layers = config_int(config, "num_hidden_layers")
+    step = config_int(config, "decoder_sparse_step")
+    only = config.get("mlp_only_layers") or []
+    if not isinstance(only, list) or not all(type(index) is int for index in only):
+        raise InputError(f"config.json: mlp_only_layers is {only!r}, expected a list of layers")
+    dense = [index for index in only if 0 <= index < layers]
+    why = (
+        "but llama.cpp loads qwen3moe models only with experts in every layer; there is no GGUF "
+        "architecture for this model"
+    )
+    refuse_if(step > 1, f"decoder_sparse_step is {step}, so layer 0 and others are dense, {why}")
+    refuse_if(bool(dense), f"mlp_only_layers makes layers {dense} dense, {why}")
