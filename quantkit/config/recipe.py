@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from quantkit.config.levels import LevelRecipe, chosen_levels
-from quantkit.config.run_settings import KVType
+from quantkit.config.target import KVType
 from quantkit.core.errors import InputError
 from quantkit.core.hub_address import HubAddress
 from quantkit.core.paths import resource

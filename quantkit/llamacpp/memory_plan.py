@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantkit.config.run_settings import DRAFT_KV_TYPE, RunSettings
+from quantkit.config.target import DRAFT_KV_TYPE, RunSettings
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.formats.gguf_writer import single_file_layout, write_shape
 from quantkit.formats.tensors import Metadata, MetaValue, ModelHeader
 from quantkit.llamacpp.child import Child, Emit, NativeCrash, run_isolated
-from quantkit.llamacpp.device_sets import Devices, open_devices
+from quantkit.llamacpp.devices import Devices, open_devices
 
 NO_TENSOR = ctypes.c_char_p(b"no-tensor")
 """A pattern that no tensor's name matches."""

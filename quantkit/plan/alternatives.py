@@ -13,12 +13,10 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.models.model import Model
 from quantkit.plan.allocate import fill_types
 from quantkit.plan.allowed_types import Costs, smallest_types
-from quantkit.plan.fit import ATTEMPTS, place_exactly
 from quantkit.plan.gpu_memory import GPUMemory
-from quantkit.plan.level_plans import largest_bytes, model_host_bytes
+from quantkit.plan.level_plans import ATTEMPTS, largest_bytes, model_host_bytes, place_exactly
 from quantkit.plan.llama_memory import ContextLadder, ask_ladders, gpu_memories
-from quantkit.plan.place import place
-from quantkit.plan.placement import Placement
+from quantkit.plan.placement import Placement, place
 from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
 
 CONTEXT_STEP = 1024

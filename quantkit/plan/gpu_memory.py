@@ -13,8 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from quantkit.config.run_settings import DRAFT_KV_TYPE, RunSettings
-from quantkit.config.target import Target
+from quantkit.config.target import DRAFT_KV_TYPE, RunSettings, Target
 from quantkit.core.errors import InputError
 from quantkit.core.units import GIB
 from quantkit.formats.gguf_header import DEFAULT_ALIGNMENT

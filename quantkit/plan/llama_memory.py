@@ -12,10 +12,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.config.run_settings import RunSettings
-from quantkit.config.target import Target
+from quantkit.config.target import RunSettings, Target
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.llamacpp.device_sets import Devices
+from quantkit.llamacpp.devices import Devices
 from quantkit.llamacpp.memory_plan import Breakdown, Question, ask_memory
 from quantkit.models.model import Model
 from quantkit.plan.gpu_memory import ComputeBuffers, GPUMemory, check_draft, gpu_memory

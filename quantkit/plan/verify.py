@@ -10,7 +10,7 @@ from typing import Literal
 from quantkit.config.target import Target
 from quantkit.core.errors import InputError
 from quantkit.llamacpp.child import run_isolated
-from quantkit.llamacpp.device_sets import DeviceKind, Devices
+from quantkit.llamacpp.devices import DeviceKind, Devices
 from quantkit.llamacpp.memory_plan import (
     Breakdown,
     FileQuestion,

@@ -21,12 +21,12 @@ from checkpoints import (
 )
 
 from quantkit.config.recipe import ConvertRecipe
-from quantkit.config.run_settings import RunSettings
+from quantkit.config.target import RunSettings
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import MetaValue, TensorInfo
 from quantkit.llamacpp import memory_plan
-from quantkit.llamacpp.device_sets import DeviceKind, Devices
+from quantkit.llamacpp.devices import DeviceKind, Devices
 from quantkit.llamacpp.memory_plan import (
     Breakdown,
     FileQuestion,

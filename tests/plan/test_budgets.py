@@ -19,7 +19,6 @@ from quantkit.llamacpp.memory_plan import Question, ask_memory
 from quantkit.models.choose import choose_model, open_source
 from quantkit.models.model import Model
 from quantkit.plan.allowed_types import smallest_types
-from quantkit.plan.budgets import CONTEXTS, TargetBudgets, budgets_of, contexts_for
 from quantkit.plan.level_plans import nominal_costs
 from quantkit.plan.llama_memory import (
     MOST_GPUS,
@@ -28,8 +27,9 @@ from quantkit.plan.llama_memory import (
     fake_gpus,
     gpu_memories,
 )
-from quantkit.plan.place import place
+from quantkit.plan.placement import place
 from quantkit.plan.plan import plan_recipe
+from quantkit.plan.what_if import BUDGET_CONTEXTS, TargetBudgets, budgets_of, contexts_for
 
 FLAGSHIP = Model("super", flagship.metadata(), flagship.tensors())
 COSTS = nominal_costs(FLAGSHIP, MeasureRecipe())
@@ -53,7 +53,7 @@ def trained_for(model: Model, tokens: int) -> Model:
 
 
 def sizes(found: TargetBudgets) -> list[int | None]:
-    assert [budget.context_tokens for budget in found.budgets] == list(CONTEXTS)
+    assert [budget.context_tokens for budget in found.budgets] == list(BUDGET_CONTEXTS)
     return [budget.largest_bytes for budget in found.budgets]
 
 
@@ -133,7 +133,7 @@ def test_the_flagship_s_budgets_are_what_plans_say() -> None:
         (target,) = (one for one in targets if one.name == name)
         changed = target.changed(context_tokens=context, weight_budget_gib="auto")
         (entry,) = plan_recipe(MAX, changed, FLAGSHIP, 1 << 20).entries
-        budget = by_name[name][CONTEXTS.index(context)]
+        budget = by_name[name][BUDGET_CONTEXTS.index(context)]
         assert budget is not None
         assert 0.995 * entry.total_bytes < budget <= 1.0005 * entry.total_bytes
     assert [size is None for size in by_name["2x3090"]] == [False, False, True, True]
@@ -156,7 +156,7 @@ def test_a_larger_cache_leaves_less() -> None:
     for one in found:
         largest = sizes(one)
         assert largest == sorted(largest, reverse=True)
-        assert len(set(largest)) == len(CONTEXTS)
+        assert len(set(largest)) == len(BUDGET_CONTEXTS)
 
 
 def test_targets_that_cannot_run_the_model_do_not_spoil_the_others() -> None:
@@ -182,8 +182,8 @@ def test_targets_that_cannot_run_the_model_do_not_spoil_the_others() -> None:
 
 def test_contexts_are_those_that_the_model_was_trained_for() -> None:
     model = demo()
-    assert contexts_for(model) == CONTEXTS
-    assert contexts_for(trained_for(model, 1_048_575)) == CONTEXTS[:3]
+    assert contexts_for(model) == BUDGET_CONTEXTS
+    assert contexts_for(trained_for(model, 1_048_575)) == BUDGET_CONTEXTS[:3]
     assert contexts_for(trained_for(model, 262_144)) == (32_768, 131_072)
     assert contexts_for(trained_for(model, 32_768)) == (32_768,)
     assert contexts_for(trained_for(model, 8192)) == (8192,)

@@ -11,8 +11,7 @@ from fake_nvml import MIB, Device, FakeNVML, gb10, rtx_3090, rtx_4090
 from quantkit.config.target import Target, known_targets, load_target
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.core.units import GIB
-from quantkit.plan.local_gpus import local_target
-from quantkit.plan.targets import choose_target
+from quantkit.plan.targets import choose_target, local_target
 
 BY_PLACE = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 

@@ -18,7 +18,7 @@ from fake_nvml import (
 )
 
 from quantkit.core.errors import EnvironmentFault
-from quantkit.plan.nvidia import GPUBytes, NoDriver, driver_version, read_gpus, visible_gpus
+from quantkit.plan.machine import GPUBytes, NoDriver, driver_version, read_gpus, visible_gpus
 
 
 def test_the_double_has_pynvml_s_functions_and_parameters() -> None:

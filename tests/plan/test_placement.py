@@ -17,8 +17,7 @@ from quantkit.plan.gpu_memory import gpu_memory
 from quantkit.plan.launch.files import launch_texts
 from quantkit.plan.launch.llama_cpp import server_command
 from quantkit.plan.launch.settings import Launch
-from quantkit.plan.place import place
-from quantkit.plan.placement import Placement, PlacementFile
+from quantkit.plan.placement import Placement, PlacementFile, place
 
 MODEL = Model("super", flagship.metadata(), flagship.tensors())
 TYPES = {i.name: "F32" if i.type_name == "F32" else "Q4_0" for i in MODEL.tensors}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from quantkit.config.run_settings import RunSettings
+from quantkit.config.target import RunSettings
 from quantkit.plan.launch.settings import Launch
 from quantkit.plan.placement import GPUPlan, Placement
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from quantkit.config.run_settings import DRAFT_KV_TYPE
+from quantkit.config.target import DRAFT_KV_TYPE
 from quantkit.plan.launch.settings import Launch
 
 HOST, PORT = "127.0.0.1", 8080

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from quantkit.config.run_settings import RunSettings
+from quantkit.config.target import RunSettings
 from quantkit.core.errors import InputError
 from quantkit.plan.placement import Placement
 

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from launches import AWKWARD, FLAGSHIP, SINGLE, launched, named
 
-from quantkit.plan.launch.compose import compose_file
+from quantkit.plan.launch.files import compose_file
 from quantkit.plan.launch.llama_cpp import server_arguments
 from quantkit.plan.launch.settings import Launch
 

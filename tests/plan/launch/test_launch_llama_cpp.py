@@ -16,7 +16,7 @@ import pytest
 from launches import AWKWARD, FLAGSHIP, SINGLE, launched, named
 from models import write_llama
 
-from quantkit.config.run_settings import DRAFT_KV_TYPE, DRAFTED_TOKENS
+from quantkit.config.target import DRAFT_KV_TYPE, DRAFTED_TOKENS
 from quantkit.core.errors import InputError
 from quantkit.plan.launch.files import CLI_SCRIPT, SERVER_SCRIPT, write_launch_files
 from quantkit.plan.launch.llama_cpp import (

@@ -15,7 +15,7 @@ from launches import AWKWARD, FLAGSHIP, SINGLE, launched, named
 from models import write_llama
 
 from quantkit.formats.gguf_file import GGUFFile
-from quantkit.plan.launch.ollama import modelfile, server_environment
+from quantkit.plan.launch.files import modelfile, server_environment
 
 PRINTABLE = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), min_size=1).filter(
     str.strip
