@@ -255,11 +255,7 @@ class Endpoint:
 
 
 def _host(address: str) -> str:
-    """The host of a server's address, checked.
-
-    Raises:
-        InputError: not such an address; it is not shown, for it may hold a password.
-    """
+    """The host of a server's address, checked."""
     import httpx2
 
     try:

@@ -100,10 +100,7 @@ class Model:
 
 def with_first(chunk: Tokens, token: int | None) -> Tokens:
     """A copy of `chunk` whose first token is `token`, unless that is None."""
-    found = chunk.copy()
-    if token is not None:
-        found[0] = token
-    return found
+    return chunk.copy() if token is None else np.concatenate([[np.int32(token)], chunk[1:]])
 
 
 class Vocabulary:
@@ -136,10 +133,6 @@ class Vocabulary:
         """
         bos = [] if self.text_bos is None else [self.text_bos]
         return np.concatenate([np.array(bos, np.int32), tokens])
-
-    def with_bos(self, chunk: Tokens) -> Tokens:
-        """`chunk`, its first token replaced by BOS if the model wants one, as in llama-imatrix."""
-        return with_first(chunk, self.text_bos)
 
     def text(self, tokens: Sequence[int], visible: Sequence[int] = ()) -> str:
         """The text of `tokens` without special tokens, except those in `visible`."""
@@ -254,11 +247,9 @@ class Context:
             (1, vocabulary).
         """
         at = 0
-        for span in spans:
-            begin, at = at, at + len(span.tokens)
-            self._fill(
-                span.tokens, span.start, span.sequence, every=span.every, last=True, at=begin
-            )
+        for sequence, start, tokens, every in spans:
+            self._fill(tokens, start, sequence, every=every, last=True, at=at)
+            at += len(tokens)
         self._run(f"{len(spans)} sequences side by side, {at} tokens")
         wanted = [len(span.tokens) if span.every else 1 for span in spans]
         raw = llama_cpp.llama_get_logits(self.handle)

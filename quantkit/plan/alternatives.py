@@ -166,22 +166,17 @@ def alternatives(
     (at_longest,), _ = gpu_memories(model, [target.changed(context_tokens=longest)])
     rungs = tuple(sorted({now: memory.compute, longest: at_longest.compute}.items()))
     tokens = longest_context(types, ContextLadder(model, target, rungs))
+    batch = None
+    for larger in larger_batches(target):
+        (with_batch,), _ = gpu_memories(model, [larger])
+        if not place_exactly(model, types, with_batch).fits:
+            break
+        batch = larger.ubatch_tokens
     return Alternatives(
         largest_level(model, costs, memory),
         tokens if tokens is not None and tokens > now else None,
-        _largest_batch(model, types, target),
+        batch,
     )
-
-
-def _largest_batch(model: Model, types: Mapping[str, str], target: Target) -> int | None:
-    """The largest of LARGER_BATCHES for which there is room; None: no larger one than now."""
-    found = None
-    for larger in larger_batches(target):
-        (memory,), _ = gpu_memories(model, [larger])
-        if not place_exactly(model, types, memory).fits:
-            break
-        found = larger.ubatch_tokens
-    return found
 
 
 def larger_batches(target: Target) -> list[Target]:
@@ -190,10 +185,7 @@ def larger_batches(target: Target) -> list[Target]:
 
 
 def ways_out(
-    model: Model,
-    costs: Costs,
-    target: Target,
-    types: Mapping[str, str] | None = None,
+    model: Model, costs: Costs, target: Target, types: Mapping[str, str] | None = None
 ) -> list[str]:
     """Plans that would fit where the requested one does not, in words and as options.
 
@@ -211,7 +203,9 @@ def ways_out(
     own = target.weight_budget_bytes
     too_small = own is not None and own < artifact_bytes(model, smallest)
     freed = target.changed(weight_budget_gib="auto") if too_small else target
-    kinds = _smaller_kv(model, target) if target.flash_attention else []
+    bits = BY_NAME[target.kv_type.upper()].bits_per_weight
+    smaller = [kind for kind in SMALLER_KV if BY_NAME[kind.upper()].bits_per_weight < bits]
+    kinds = possible_kv(model, smaller) if target.flash_attention else []
     targets = [freed, *(freed.changed(kv_type=kind) for kind in kinds)]
     contexts = (min(SHORTEST_CONTEXT, target.context_tokens), target.context_tokens)
     ladders, _ = ask_ladders(model, targets, contexts)
@@ -259,12 +253,6 @@ def _no_more_than(size: int) -> str:
     """The size in GiB, or in MiB below one, rounded down, so that a level of this size fits."""
     scale, unit = (GIB, "GiB") if size >= GIB else (GIB >> 10, "MiB")
     return f"{100 * size // scale / 100:.2f} {unit}"
-
-
-def _smaller_kv(model: Model, target: Target) -> list[str]:
-    bits = BY_NAME[target.kv_type.upper()].bits_per_weight
-    smaller = [kind for kind in SMALLER_KV if BY_NAME[kind.upper()].bits_per_weight < bits]
-    return possible_kv(model, smaller)
 
 
 def possible_kv(model: Model, kinds: Sequence[str]) -> list[str]:

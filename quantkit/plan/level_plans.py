@@ -54,13 +54,7 @@ def target_budget(memory: GPUMemory, host_bytes: int = 0) -> int:
     return left if fixed is None else min(fixed, left)
 
 
-def fit(
-    plan: LevelPlan,
-    model: Model,
-    costs: Costs,
-    memory: GPUMemory,
-    gap: float = 0.0,
-) -> Fit:
+def fit(plan: LevelPlan, model: Model, costs: Costs, memory: GPUMemory, gap: float = 0.0) -> Fit:
     """Allocate such that the level's budget and every GPU are kept, and place it.
 
     Args:
@@ -84,11 +78,7 @@ def fit(
 
 
 def fit_exactly(
-    plan: LevelPlan,
-    model: Model,
-    costs: Costs,
-    memory: GPUMemory,
-    gap: float = 0.0,
+    plan: LevelPlan, model: Model, costs: Costs, memory: GPUMemory, gap: float = 0.0
 ) -> Fit:
     """`fit`, with compute buffers that llama.cpp plans for exactly the cut that was found.
 
@@ -177,7 +167,9 @@ def plan_levels(
     limit = target_budget(memory, model_host_bytes(model, costs, memory))
     plans, left_out = [], []
     for level in recipe.levels:
-        stock = _stock(level, model)
+        stock = None  # of a preset, what llama.cpp makes of the model; a build has an imatrix
+        if level.preset is not None:
+            stock = ask_preset(model, level.preset, has_imatrix=True)
         wanted = _wanted_bytes(level, model, stock)
         if wanted is not None and wanted > limit:
             left_out.append(
@@ -220,19 +212,8 @@ def plan_levels(
     return plans, left_out
 
 
-def _stock(level: LevelRecipe, model: Model) -> StockTypes | None:
-    """Of a preset, what llama.cpp makes of the model; a build always has an imatrix."""
-    if level.preset is None:
-        return None
-    return ask_preset(model, level.preset, has_imatrix=True)
-
-
 def _check_prediction(level: LevelRecipe, model: Model, stock: StockTypes) -> None:
-    """That a preset gives a prediction head's layers no type that needs an importance matrix.
-
-    Raises:
-        InputError: it does; a build would find out when it allocates, after hours.
-    """
+    """That a preset gives a prediction head's layers no type that needs an importance matrix."""
     trunk = model.geometry.trunk_layers
     at = layers_of(model.tensors, len(model.geometry.layers) + 1)
     predicting = {name for name, layer in at.items() if name.startswith("blk.") and layer >= trunk}

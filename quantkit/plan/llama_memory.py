@@ -23,11 +23,6 @@ MOST_GPUS = 15
 """ggml's scheduler takes 16 backends (GGML_SCHED_MAX_BACKENDS), one of which is the processor."""
 
 
-def fake_gpus(target: Target) -> Devices:
-    """CUDA GPUs of the target's sizes, for llama.cpp to plan on."""
-    return Devices("cuda", target.gpu_bytes)
-
-
 def gpu_memories(model: Model, targets: Sequence[Target]) -> tuple[list[GPUMemory], str | None]:
     """The memory of each of `targets` for the model; llama.cpp is asked of all of them at once.
 
@@ -54,7 +49,7 @@ def gpu_memories(model: Model, targets: Sequence[Target]) -> tuple[list[GPUMemor
     questions = []
     for gpus, runs in alike.items():
         counts = even_counts(len(geometry.layers) + 1, gpus)
-        devices = fake_gpus(next(iter(runs.values())))
+        devices = Devices("cuda", next(iter(runs.values())).gpu_bytes)
         questions.append(Question(model, devices, counts, tuple(runs)))
     try:
         answers = ask_memory(questions)

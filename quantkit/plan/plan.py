@@ -14,13 +14,14 @@ from quantkit.core.console import Console
 from quantkit.core.errors import DoesNotFitError, InputError, QuantkitError
 from quantkit.core.progress import Progress
 from quantkit.formats.gguf_file import shard_paths
+from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.llamacpp.memory_plan import ask_memory, asking
 from quantkit.llamacpp.presets import Fallback
 from quantkit.models.choose import ModelChoice, choose_model, open_shapes
 from quantkit.models.model import Model
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.alternatives import larger_batches, ways_out
-from quantkit.plan.gpu_memory import HOST, GPUMemory, layers_of, padded_bytes
+from quantkit.plan.gpu_memory import GPUMemory, padded_bytes
 from quantkit.plan.launch.settings import Launch
 from quantkit.plan.level_plans import (
     NOMINAL_GAP,
@@ -82,16 +83,6 @@ class Plan:
     notes: Sequence[str]
 
 
-def ask_early(model: Model, target: Target) -> None:
-    """Ask llama.cpp the questions that a plan asks first; the answers are cached.
-
-    Args:
-        model: the architecture's part of its metadata is enough.
-    """
-    with suppress(QuantkitError):  # the plan asks again and raises it
-        _memory(model, target)
-
-
 def plan_recipe(
     recipe: Recipe,
     target: Target,
@@ -120,18 +111,24 @@ def plan_recipe(
         named = model.named(f"{model.name}-{level.recipe.name}")
         fitted = fit(level, named, costs, memory, NOMINAL_GAP)
         found.append((level, named, fitted))
-    _ask_together([(named, f.allocation.types, f.placement) for _, named, f in found])
+    ask_memory(  # of all in one process; the answers are cached
+        [
+            exact_question(fitted.placement, named, fitted.allocation.types)
+            for _, named, fitted in found
+            if not fitted.placement.compute_is_estimated
+        ]
+    )
     entries = []
     for level, named, fitted in found:
         placement = place_exactly(named, fitted.allocation.types, memory)
         if not placement.fits:
             fitted = fit_exactly(level, named, costs, memory, NOMINAL_GAP)
             placement = fitted.placement
-        types = fitted.allocation.types
-        fallbacks = level.stock.fallbacks if level.stock is not None else {}
-        size = fitted.allocation.total_bytes
-        launch = _launch(named, types, placement, gguf_context_tokens, target)
-        entries.append(Entry(level.recipe.name, named, types, size, launch, fallbacks))
+        types, name = fitted.allocation.types, level.recipe.name
+        fallbacks = level.stock.fallbacks if level.stock is not None else None
+        entries.append(
+            _entry(name, named, types, placement, gguf_context_tokens, target, fallbacks)
+        )
     return _plan(memory, entries, [*left_out, *notes])
 
 
@@ -159,8 +156,7 @@ def plan_types(
         check_fits(placement, target.name)
     except DoesNotFitError as error:
         raise _with_ways_out(error, model, costs, target, types) from None
-    launch = _launch(model, types, placement, gguf_context_tokens, target)
-    entry = Entry(name, model, types, artifact_bytes(model, types), launch, fallbacks or {})
+    entry = _entry(name, model, types, placement, gguf_context_tokens, target, fallbacks)
     return _plan(memory, [entry], notes)
 
 
@@ -172,45 +168,28 @@ def _memory(model: Model, target: Target) -> tuple[GPUMemory, list[str]]:
     return memory, [why] if why else []
 
 
-def _launch(
+def _entry(
+    name: str,
     model: Model,
     types: Mapping[str, str],
     placement: Placement,
     gguf_context_tokens: int,
     target: Target,
-) -> Launch:
-    return Launch(
-        placement,
-        artifact_names(model, types)[0],
-        model.name,
-        model.geometry.architecture,
-        gguf_context_tokens,
-        target.devices,
-    )
+    fallbacks: Mapping[str, Fallback] | None,
+) -> Entry:
+    first, family = artifact_names(model, types)[0], model.geometry.architecture
+    launch = Launch(placement, first, model.name, family, gguf_context_tokens, target.devices)
+    return Entry(name, model, types, artifact_bytes(model, types), launch, fallbacks or {})
 
 
 def _plan(memory: GPUMemory, entries: Sequence[Entry], notes: Sequence[str]) -> Plan:
-    host = max((_off_gpus(entry, memory) for entry in entries), default=0)
-    return Plan(memory, memory.weights_room + host, entries, notes)
-
-
-def _off_gpus(entry: Entry, memory: GPUMemory) -> int:
-    """Bytes of the artifact's weights that lie on no GPU."""
-    tensors = entry.model.tensors
-    at = layers_of(tensors, len(memory.context), memory.unloaded)
-    return sum(padded_bytes(i, entry.types[i.name]) for i in tensors if at[i.name] == HOST)
-
-
-def _ask_together(
-    found: Sequence[tuple[Model, Mapping[str, str], Placement]],
-) -> None:
-    """Ask llama.cpp of all placements in one process; the answers are kept."""
-    asked = [
-        exact_question(placement, model, types)
-        for model, types, placement in found
-        if not placement.compute_is_estimated
+    """The plan; the room is that of the entry that leaves most weights to the computer's memory."""
+    off_gpus = [
+        sum(padded_bytes(info, entry.types[info.name]) for info in entry.model.tensors)
+        - sum(gpu.weights_bytes for gpu in entry.placement.gpus)
+        for entry in entries
     ]
-    ask_memory(asked)
+    return Plan(memory, memory.weights_room + max(off_gpus, default=0), entries, notes)
 
 
 def _with_ways_out(
@@ -299,8 +278,7 @@ def plan(
             costs = study.sensitivity.tensor_costs()
         file = choice.path if as_it_is and types is None else None
         if types is not None:
-            named = types if isinstance(types, Mapping) else str(types)
-            made = _plan_of_types(named, gpus, planned, said, costs)
+            made = _plan_of_types(types, gpus, planned, said, costs)
         elif file is not None:
             made = _plan_of_file(file, gpus, planned, said, costs)
         else:
@@ -313,22 +291,26 @@ def _opened(
 ) -> tuple[Model, int]:
     """The model and its own context; llama.cpp answers while the tokenizer is read."""
     with ThreadPoolExecutor(1) as pool:
+
+        def ask_early(metadata: Metadata, tensors: Sequence[TensorInfo]) -> None:
+            with suppress(QuantkitError):  # the plan asks again and raises it
+                _memory(Model(choice.name, metadata, tensors), target)
+
         source = open_shapes(
             choice,
             progress,
             keep_prediction=recipe.convert.mtp == "keep",
-            on_shape=lambda metadata, tensors: pool.submit(
-                ask_early, Model(choice.name, metadata, tensors), target
-            ),
+            on_shape=lambda metadata, tensors: pool.submit(ask_early, metadata, tensors),
         )
         model = Model.of(choice.name, source)
     return model, model.geometry.trained_context_tokens
 
 
 def _plan_of_types(
-    types: str | Mapping[str, str], target: Target, model: Model, said: int, costs: Costs
+    given: str | Path | Mapping[str, str], target: Target, model: Model, said: int, costs: Costs
 ) -> Plan:
     """One artifact that is to be made."""
+    types = given if isinstance(given, Mapping) else str(given)
     chosen = choose_types(types, model, has_imatrix=True)
     name = chosen.preset or (Path(types).stem if isinstance(types, str) else "types")
     fallbacks = chosen.stock.fallbacks if chosen.stock is not None else None

@@ -115,11 +115,7 @@ def _check_order(every: Sequence[GPU], environment: Mapping[str, str]) -> None:
 
 
 def _spec(gpu: GPU) -> GPUSpec:
-    """The GPU with its memory, and what of it the planned buffers cannot have.
-
-    Raises:
-        EnvironmentFault: it has no memory of its own, or the driver does not report it.
-    """
+    """The GPU with its memory, and what of it the planned buffers cannot have."""
     if gpu.compute_capability == GB10:
         raise EnvironmentFault(
             f"target auto: {gpu.name} uses the processor's memory; give --target dgx-spark"

@@ -19,7 +19,6 @@ from quantkit.llamacpp.memory_plan import (
     ask_of_files,
 )
 from quantkit.plan.machine import nvidia_gpus
-from quantkit.plan.placement import Placement
 from quantkit.plan.plan import Entry
 
 Where = Literal["auto", "fake", "present", "rpc"]
@@ -84,7 +83,7 @@ def where_of(word: str) -> Where:
     raise InputError(f"unknown devices --on {word}: give one of {', '.join(WHERE)}")
 
 
-def chosen_devices(where: Where, gpus: int) -> Where:
+def _chosen_devices(where: Where, gpus: int) -> Where:
     """`auto` as what it means here: this machine's GPUs, where llama.cpp sees as many."""
     if where != "auto":
         return where
@@ -103,20 +102,19 @@ def verify(entry: Entry, target: Target, where: Where, file: Path | None = None)
         InputError: llama.cpp refuses the model.
         EnvironmentFault: the devices are not there.
     """
-    planned, where = entry.placement, chosen_devices(where, len(target.gpu_bytes))
+    planned, where = entry.placement, _chosen_devices(where, len(target.gpu_bytes))
     if where == "rpc":
         # Servers on a CPU need no F16 copies of the KV cache, and do not pad rows, as CUDA does.
         planned = planned.with_compute(_ask(entry, Devices("plain", target.gpu_bytes), None))
     found = _ask(entry, Devices(_KINDS[where], target.gpu_bytes), file)
-    compared = []
-    for index, (gpu, asked) in enumerate(zip(planned.gpus, found.gpus, strict=True)):
-        compared += [
-            Compared(index, "weights", gpu.weights_bytes, asked.weights),
-            Compared(index, "context", gpu.context_bytes, asked.context),
-            Compared(index, "compute", gpu.compute_bytes, asked.compute),
-        ]
-    host = found.host.weights + found.host.context + found.host.compute
-    return Verification(where, compared, _fits(planned, found), host)
+    pairs = list(zip(planned.gpus, found.gpus, strict=True))
+    compared = [
+        Compared(index, part, getattr(gpu, f"{part}_bytes"), getattr(asked, part))
+        for index, (gpu, asked) in enumerate(pairs)
+        for part in TOLERANCE
+    ]
+    fits = all(asked.total_bytes + gpu.reserve_bytes <= gpu.capacity_bytes for gpu, asked in pairs)
+    return Verification(where, compared, fits, found.host.total_bytes)
 
 
 def _ask(entry: Entry, devices: Devices, file: Path | None) -> Breakdown:
@@ -127,11 +125,3 @@ def _ask(entry: Entry, devices: Devices, file: Path | None) -> Breakdown:
         model = entry.model.quantized(entry.types)
         ((answer,),) = ask_memory([Question(model, devices, split, runs)])
     return answer
-
-
-def _fits(planned: Placement, found: Breakdown) -> bool:
-    """Whether what llama.cpp takes leaves every GPU its reserve."""
-    return all(
-        asked.weights + asked.context + asked.compute + gpu.reserve_bytes <= gpu.capacity_bytes
-        for gpu, asked in zip(planned.gpus, found.gpus, strict=True)
-    )

@@ -15,6 +15,7 @@ from quantkit.core.progress import Silent
 from quantkit.core.units import GIB
 from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp import memory_plan as native_memory
+from quantkit.llamacpp.devices import Devices
 from quantkit.llamacpp.memory_plan import Question, ask_memory
 from quantkit.models.choose import choose_model, open_source
 from quantkit.models.model import Model
@@ -24,7 +25,6 @@ from quantkit.plan.llama_memory import (
     MOST_GPUS,
     buffers_of,
     even_counts,
-    fake_gpus,
     gpu_memories,
 )
 from quantkit.plan.placement import place
@@ -86,7 +86,9 @@ def test_targets_of_other_gpus_are_asked_together(monkeypatch: pytest.MonkeyPatc
     for target in targets:
         counts = even_counts(len(model.geometry.layers) + 1, len(target.each_gpu))
         run = target.run.within(model.geometry.trained_context_tokens)
-        ((answer,),) = ask_memory([Question(model, fake_gpus(target), counts, (run,))])
+        ((answer,),) = ask_memory(
+            [Question(model, Devices("cuda", target.gpu_bytes), counts, (run,))]
+        )
         alone.append(buffers_of(answer, counts))
     asked = []
     of_files = native_memory.ask_of_files
@@ -111,7 +113,7 @@ def test_llama_cpp_takes_as_many_gpus_as_are_let_through() -> None:
     def question(count: int) -> Question:
         target = gpus(count, 24)
         counts = even_counts(len(FLAGSHIP.geometry.layers) + 1, count)
-        return Question(FLAGSHIP, fake_gpus(target), counts, (target.run,))
+        return Question(FLAGSHIP, Devices("cuda", target.gpu_bytes), counts, (target.run,))
 
     ask_memory([question(MOST_GPUS)])
     with pytest.raises(EnvironmentFault, match="GGML_SCHED_MAX_BACKENDS"):

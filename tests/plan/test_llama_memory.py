@@ -15,6 +15,7 @@ from qwen_checkpoints import QWEN3_MOE, write_qwen
 from quantkit.config.target import GPUSpec, Target
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.llamacpp import memory_plan
+from quantkit.llamacpp.devices import Devices
 from quantkit.llamacpp.memory_plan import Breakdown, DeviceMemory, asking
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.model import Model
@@ -24,7 +25,6 @@ from quantkit.plan.llama_memory import (
     ask_ladders,
     buffers_of,
     even_counts,
-    fake_gpus,
     gpu_memories,
 )
 
@@ -215,7 +215,7 @@ def test_buffers_of() -> None:
 
 def test_fake_gpus_have_the_target_s_sizes() -> None:
     gpus = (GPUSpec(name="a", memory_gib=24, count=2), GPUSpec(name="b", memory_gib=47.988))
-    devices = fake_gpus(target().changed(gpus=[gpu.model_dump() for gpu in gpus]))
+    devices = Devices("cuda", target().changed(gpus=[gpu.model_dump() for gpu in gpus]).gpu_bytes)
     assert devices.kind == "cuda"
     assert devices.capacities == (24 << 30, 24 << 30, int(47.988 * (1 << 30)))
 
@@ -235,7 +235,7 @@ def test_where_llama_cpp_cannot_be_asked_it_is_estimated_and_said(
     assert said == why
     for tokens in (4096, 50_000, CONTEXT):
         assert ladder.memory(tokens).compute.estimated
-    question = memory_plan.Question(model, fake_gpus(one), (2, 3), (one.run,))
+    question = memory_plan.Question(model, Devices("cuda", one.gpu_bytes), (2, 3), (one.run,))
     with pytest.raises(EnvironmentFault, match="Linux"):
         memory_plan.ask_memory([question])
 

@@ -13,11 +13,11 @@ from quantkit.core.files import atomic, write_text
 from quantkit.plan.launch.llama_cpp import (
     ALL_LAYERS,
     DRAFT_TYPE,
-    HOST,
     NO_PIPELINE,
     PORT,
     cli_script,
     environment,
+    served_arguments,
     server_arguments,
     server_script,
     summary,
@@ -259,14 +259,13 @@ WantedBy=multi-user.target
 
 def systemd_unit(launch: Launch, program: str = PROGRAM) -> str:
     """A unit that runs `program` with the model in MODELS_FOLDER, wherever the model is now."""
-    arguments = (*server_arguments(launch), "--host", HOST, "--port", str(PORT))
     return _UNIT.format(
         # a backslash at the end of a line would continue the comment
         comments="\n".join(f"# {line}." for line in summary(launch)),
         folder=MODELS_FOLDER,
         name=_specifiers(launch.model_name),
         environment=" ".join(f"{name}={value}" for name, value in environment(launch).items()),
-        command=exec_line((program, *arguments)),
+        command=exec_line((program, *served_arguments(launch))),
     )
 
 

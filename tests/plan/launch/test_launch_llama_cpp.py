@@ -101,7 +101,7 @@ def test_an_alias_is_one_name() -> None:
 def test_one_line_for_a_shell(name: str) -> None:
     launch = named(name)
     path = f"some folder/{launch.model_file}"
-    assert tuple(shlex.split(server_command(launch, path))[1:]) == server_arguments(launch, path)
+    assert tuple(shlex.split(server_command(launch))[1:]) == server_arguments(launch)
     assert value(server_arguments(launch, path), "-m") == path
     bare = value(server_arguments(launch), "-m")
     assert Path(bare) == Path(launch.model_file)
