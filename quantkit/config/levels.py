@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from quantkit.core.errors import InputError
 from quantkit.core.units import GB, GIB
@@ -18,6 +19,18 @@ PRESETS = (
     "IQ3_XXS", "Q2_K", "Q2_K_S", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S",
 )  # fmt: skip
 """llama.cpp's stock mixtures, by the names that llama-quantize takes."""
+
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+"""A regular expression."""
 
 _UNITS = {"gib": GIB, "mib": 1 << 20, "gb": GB, "mb": 10**6}
 _SPELLING = {"gib": "GiB", "mib": "MiB", "gb": "GB", "mb": "MB"}
@@ -46,8 +59,8 @@ class LevelRecipe(Strict):
     size: str | None = None
     preset: str | None = None
     baseline: bool = False
-    minimum: dict[str, str] = Field(default_factory=dict)
-    pin: dict[str, str] = Field(default_factory=dict)
+    minimum: dict[Pattern, str] = Field(default_factory=dict)
+    pin: dict[Pattern, str] = Field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int | None:
@@ -78,11 +91,6 @@ class LevelRecipe(Strict):
         unknown = [name for name in rules.values() if name not in BY_NAME]
         if unknown:
             raise ValueError(f"unknown tensor types {', '.join(unknown)}")
-        for pattern in rules:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
         return rules
 
     @model_validator(mode="after")

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quantkit.config.levels import LevelRecipe, chosen_levels
+from quantkit.config.levels import LevelRecipe, Pattern, chosen_levels
 from quantkit.config.target import KVType
 from quantkit.core.errors import InputError
 from quantkit.core.hub_address import HubAddress
@@ -110,7 +109,7 @@ class MeasureRecipe(Strict):
         default=(4.5,), min_length=1, max_length=3
     )
     probe_error: float = Field(default=0.02, ge=0, lt=1)
-    groups: tuple[str, ...] = ()
+    groups: tuple[Pattern, ...] = ()
 
     @model_validator(mode="after")
     def _possible(self) -> MeasureRecipe:
@@ -120,13 +119,6 @@ class MeasureRecipe(Strict):
             raise ValueError(f"not types of weights: {', '.join(unknown)}")
         if len(set(self.candidates)) < len(self.candidates):
             raise ValueError("candidates has a type twice")
-        for pattern in self.groups:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(
-                    f"groups: {pattern!r} is not a regular expression: {error}"
-                ) from None
         return self
 
 

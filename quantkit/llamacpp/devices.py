@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -50,9 +50,7 @@ def open_devices(devices: Devices) -> Iterator[tuple[int, ...]]:
         EnvironmentFault: there are not as many, or RPC is not built in.
     """
     if devices.kind == "rpc":
-        from quantkit.llamacpp.devices import rpc_devices
-
-        with rpc_devices(len(devices.capacities)) as addresses:
+        with _rpc_devices(len(devices.capacities)) as addresses:
             yield addresses
     elif devices.kind == "present":
         yield _present(len(devices.capacities))
@@ -128,26 +126,31 @@ LOOPBACK = "127.0.0.1"
 
 
 @contextmanager
-def rpc_devices(count: int) -> Iterator[tuple[int, ...]]:
-    """Addresses of `count` devices, each behind a server that is started and ended here.
-
-    Raises:
-        EnvironmentFault: RPC is not built in, or a server did not start.
-    """
-    library = _library()
+def _rpc_devices(count: int) -> Iterator[tuple[int, ...]]:
+    """Addresses of `count` devices, each behind a server that is started and ended here."""
+    try:
+        library = load("ggml-rpc")
+    except EnvironmentFault:
+        raise EnvironmentFault(
+            "llama.cpp was built without its RPC backend; install it again with "
+            "CMAKE_ARGS=-DGGML_RPC=ON pip install --force-reinstall --no-cache-dir "
+            "llama-cpp-python, or verify with --on fake, which needs no RPC"
+        ) from None
     servers: list[subprocess.Popen[bytes]] = []
     try:
-        ports = _free_ports(count)
+        # ports that nothing listens on, all different because all are taken until the last is
+        with ExitStack() as taken:
+            sockets = [
+                taken.enter_context(socket.create_server((LOOPBACK, 0))) for _ in range(count)
+            ]
+            ports = [one.getsockname()[1] for one in sockets]
         for port in ports:
             words = ["-m", "quantkit.llamacpp.devices", str(port), str(os.getpid())]
-            servers.append(
-                subprocess.Popen(
-                    [sys.executable, *words],
-                    stdin=subprocess.DEVNULL,
-                    stdout=subprocess.DEVNULL,
-                    stderr=subprocess.DEVNULL,
-                )
+            null = subprocess.DEVNULL
+            started = subprocess.Popen(
+                [sys.executable, *words], stdin=null, stdout=null, stderr=null
             )
+            servers.append(started)
         for port, server in zip(ports, servers, strict=True):
             _wait_for(port, server)
         yield tuple(_device(library, f"{LOOPBACK}:{port}") for port in ports)
@@ -155,26 +158,6 @@ def rpc_devices(count: int) -> Iterator[tuple[int, ...]]:
         for server in servers:
             server.kill()
             server.wait()
-
-
-def _library() -> ctypes.CDLL:
-    try:
-        return load("ggml-rpc")
-    except EnvironmentFault:
-        raise EnvironmentFault(
-            "llama.cpp was built without its RPC backend; install it again with "
-            "CMAKE_ARGS=-DGGML_RPC=ON pip install --force-reinstall --no-cache-dir "
-            "llama-cpp-python, or verify with --on fake, which needs no RPC"
-        ) from None
-
-
-def _free_ports(count: int) -> list[int]:
-    """Ports that nothing listens on, all different because all are taken until the last is."""
-    sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
-    ports = [one.getsockname()[1] for one in sockets]
-    for one in sockets:
-        one.close()
-    return ports
 
 
 def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
@@ -190,8 +173,6 @@ def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 
 
 def _device(library: ctypes.CDLL, endpoint: str) -> int:
-    from quantkit.llamacpp.ggml import base_library
-
     base = base_library()
     library.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
     library.ggml_backend_rpc_add_server.argtypes = (ctypes.c_char_p,)

@@ -145,10 +145,15 @@ class LlamaServer:
         if not isinstance(context, int) or context < 1:
             raise self._endpoint.stranger("/props names no n_ctx")
         path = str(got.get("model_path") or "")
+        listed = self._endpoint.ask("GET", "/v1/models").get("data")
+        try:
+            size = int(listed[0]["meta"]["size"])  # type: ignore[index]
+        except (TypeError, LookupError, ValueError):
+            size = None
         return Props(
             model=file_name(str(got.get("model_alias") or path)),
             model_path=path,
-            size_bytes=self._size_bytes(),
+            size_bytes=size,
             context_tokens=context,
             slots=int(got.get("total_slots") or 1),
             build=str(got.get("build_info") or ""),
@@ -156,13 +161,6 @@ class LlamaServer:
             bos=str(got.get("bos_token") or ""),
             eos=str(got.get("eos_token") or ""),
         )
-
-    def _size_bytes(self) -> int | None:
-        listed = self._endpoint.ask("GET", "/v1/models").get("data")
-        try:
-            return int(listed[0]["meta"]["size"])  # type: ignore[index]
-        except (TypeError, LookupError, ValueError):
-            return None
 
     def tokenize(self, *texts: str) -> tuple[Tokens, ...]:
         """Token ids of each of `texts`, special tokens in them recognised, without BOS or EOS.

@@ -1,4 +1,8 @@
-"""What else would fit a target: the longest context, the largest level, other KV cache types."""
+"""What else would fit a target: the longest context, the largest level, other KV cache types.
+
+Functions that ask llama.cpp raise InputError where it refuses the model. Nominal costs are
+enough: they only show sizes.
+"""
 
 from __future__ import annotations
 
@@ -37,9 +41,6 @@ def longest_context(types: Mapping[str, str], ladder: ContextLadder) -> int | No
     Returns:
         A multiple of CONTEXT_STEP, or an end of the ladder; None where not even its first rung
         fits.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
     """
     while True:
         tokens = _longest_within(types, ladder)
@@ -98,11 +99,7 @@ class Largest:
 
 
 def largest_level(model: Model, costs: Costs, memory: GPUMemory) -> Largest | None:
-    """The largest artifact that the GPUs hold, whatever the target's own budget; None: nothing.
-
-    Args:
-        costs: nominal ones will do: they show sizes.
-    """
+    """The largest artifact that the GPUs hold, whatever the target's own budget; None: nothing."""
     tensors = model.tensors
     room = memory.weights_room + model_host_bytes(model, costs, memory)
     budget = min(room, largest_bytes(model, costs, LARGEST))
@@ -121,9 +118,6 @@ def largest_exactly(model: Model, costs: Costs, memory: GPUMemory) -> Largest | 
 
     Args:
         memory: with the compute buffers of an even cut.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
     """
     assumed = memory
     for _ in range(ATTEMPTS):
@@ -156,11 +150,7 @@ class Alternatives:
 def alternatives(
     model: Model, types: Mapping[str, str], costs: Costs, memory: GPUMemory
 ) -> Alternatives:
-    """What else would fit into the memory that the model in `types` leaves unused.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
-    """
+    """What else would fit into the memory that the model in `types` leaves unused."""
     target = memory.target
     longest, now = model.geometry.trained_context_tokens, memory.run.context_tokens
     (at_longest,), _ = gpu_memories(model, [target.changed(context_tokens=longest)])
@@ -193,11 +183,7 @@ def ways_out(
     longest context at which the smallest types fit, and the largest artifact at that context.
 
     Args:
-        costs: nominal ones will do: they show sizes.
         types: of the requested artifact where they are given: its longest context is named too.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
     """
     smallest = smallest_types(model.tensors, costs, LARGEST)
     own = target.weight_budget_bytes

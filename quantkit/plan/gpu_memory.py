@@ -99,6 +99,7 @@ def gpu_memory(
         compute: as llama.cpp plans them; by default they are estimated.
     """
     run = target.run.within(geometry.trained_context_tokens)
+    head = range(geometry.trunk_layers, len(geometry.layers))
     return GPUMemory(
         target=target,
         trained_context_tokens=geometry.trained_context_tokens,
@@ -106,15 +107,9 @@ def gpu_memory(
         reserve=tuple(int(gpu.reserve_gib * GIB) for gpu in target.each_gpu),
         context=(*context_by_layer(geometry, run), 0),
         compute=compute or estimated_buffers(geometry, run, len(target.gpu_bytes)),
-        unloaded=unloaded_layers(geometry, run),
+        # llama.cpp leaves a prediction head that does not draft in the file (`load_mtp`)
+        unloaded=range(0) if run.drafted_tokens else head,
     )
-
-
-def unloaded_layers(geometry: ModelGeometry, run: RunSettings) -> range:
-    """The layers of a prediction head that llama.cpp leaves in the file (`load_mtp`)."""
-    if run.drafted_tokens:
-        return range(0)
-    return range(geometry.trunk_layers, len(geometry.layers))
 
 
 def context_by_layer(geometry: ModelGeometry, run: RunSettings) -> list[int]:

@@ -84,7 +84,6 @@ def fit_exactly(
 
     Raises:
         DoesNotFitError: nothing fits.
-        InputError: llama.cpp refuses the model.
     """
     assumed = memory
     for _ in range(ATTEMPTS):
@@ -102,9 +101,6 @@ def place_exactly(model: Model, types: Mapping[str, str], memory: GPUMemory) -> 
 
     Args:
         memory: with the compute buffers of an even cut.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
     """
     for _ in range(ATTEMPTS):
         placement = place(model.tensors, types, memory)

@@ -2,7 +2,8 @@
 
 llama.cpp is asked on fake GPUs of the target's sizes (`llamacpp/memory_plan.py`), with the model's
 shape alone. Before the layers are placed they are taken to lie evenly; afterwards the exact cut is
-asked for, so a placement's numbers are llama.cpp's own.
+asked for, so a placement's numbers are llama.cpp's own. Functions that ask raise InputError where
+llama.cpp refuses the model.
 """
 
 from __future__ import annotations

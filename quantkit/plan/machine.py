@@ -133,8 +133,8 @@ def visible_gpus(gpus: Sequence[GPU], environment: Mapping[str, str]) -> tuple[G
 
 def visible_entries(environment: Mapping[str, str]) -> list[str] | None:
     """The entries of CUDA_VISIBLE_DEVICES; None where it is not set and all GPUs are visible."""
-    asked = environment.get(VISIBLE)
-    return None if asked is None else [entry.strip() for entry in asked.split(",")]
+    value = environment.get(VISIBLE)
+    return None if value is None else [entry.strip() for entry in value.split(",")]
 
 
 def _pynvml() -> ModuleType:

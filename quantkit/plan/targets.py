@@ -67,10 +67,15 @@ def local_target(
     _check_selection(every, gpus, environment)
     _check_order(every, environment)
     specs = [_spec(gpu) for gpu in gpus]
+    taken = [gpu.memory.others if gpu.memory else 0 for gpu in gpus]
+    described = [
+        f"{gpu.name} ({bytes_text(others)} taken by other programs)" if others else gpu.name
+        for gpu, others in zip(gpus, taken, strict=True)
+    ]
     total = sum(spec.memory_gib for spec in specs)
     return Target(
         name=_label(gpus),
-        description="The GPUs of this machine: " + ", ".join(map(_described, gpus)),
+        description="The GPUs of this machine: " + ", ".join(described),
         gpus=tuple(_grouped(specs)),
         devices=tuple(str(gpu.index) for gpu in gpus),
         context_tokens=next((n for gib, n in CONTEXTS if total < gib), LONGEST_CONTEXT),
@@ -142,11 +147,6 @@ def _label(gpus: Sequence[GPU]) -> str:
     return "+".join(f"{count}x{re.sub(r'[^A-Za-z0-9.]+', '-', name)}" for name, count in short)
 
 
-def _described(gpu: GPU) -> str:
-    others = gpu.memory.others if gpu.memory else 0
-    return f"{gpu.name} ({bytes_text(others)} taken by other programs)" if others else gpu.name
-
-
 def _grouped(specs: Sequence[GPUSpec]) -> list[GPUSpec]:
     """Equal neighbours as one entry; the order stays."""
     groups = [list(same) for _, same in groupby(specs)]
@@ -183,9 +183,14 @@ def target_list(
         InputError: one of `files` is no YAML file, or not a valid target.
     """
     found = [load_target(name) for name in known_targets()]
-    present, why = _present(nvml, environment)
-    if present is not None:
-        found.append(present)
+    why = None
+    try:
+        if read_gpus(nvml):
+            found.append(local_target(nvml, environment).changed(name="auto"))
+    except NoDriver:
+        pass
+    except QuantkitError as error:
+        why = str(error)
     for file in files:
         if file.suffix not in (".yaml", ".yml"):
             raise InputError(
@@ -194,17 +199,3 @@ def target_list(
             )
         found.append(load_target(str(file)))
     return found, why
-
-
-def _present(
-    nvml: ModuleType | None, environment: Mapping[str, str]
-) -> tuple[Target | None, str | None]:
-    """This machine's GPUs by the name that `--target` takes, or why they are no target."""
-    try:
-        if not read_gpus(nvml):
-            return None, None
-        return local_target(nvml, environment).changed(name="auto"), None
-    except NoDriver:
-        return None, None
-    except QuantkitError as error:
-        return None, str(error)

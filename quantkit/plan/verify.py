@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from quantkit.config.target import Target
 from quantkit.core.errors import InputError
@@ -22,7 +22,7 @@ from quantkit.plan.machine import nvidia_gpus
 from quantkit.plan.plan import Entry
 
 Where = Literal["auto", "fake", "present", "rpc"]
-WHERE: tuple[Where, ...] = ("auto", "fake", "present", "rpc")
+WHERE: tuple[Where, ...] = get_args(Where)
 TOLERANCE = {"weights": 0.001, "context": 0.001, "compute": 0.05}
 """Largest accepted difference between a plan and llama.cpp, relative."""
 NEGLIGIBLE = 1 << 20
@@ -70,26 +70,15 @@ class Verification:
 
 
 def where_of(word: str) -> Where:
-    """`--on`.
+    """`--on`; `stand-ins` is the earlier name of `fake`.
 
     Raises:
         InputError: no such kind of devices.
     """
     for where in WHERE:
-        if word == where:
+        if where == {"stand-ins": "fake"}.get(word, word):
             return where
-    if word == "stand-ins":  # its earlier name
-        return "fake"
     raise InputError(f"unknown devices --on {word}: give one of {', '.join(WHERE)}")
-
-
-def _chosen_devices(where: Where, gpus: int) -> Where:
-    """`auto` as what it means here: this machine's GPUs, where llama.cpp sees as many."""
-    if where != "auto":
-        return where
-    here = bool(gpus) and len(nvidia_gpus()) == gpus
-    seen = here and run_isolated("quantkit.llamacpp.selftest:offloads_in_child", {})
-    return "present" if seen else "fake"
 
 
 def verify(entry: Entry, target: Target, where: Where, file: Path | None = None) -> Verification:
@@ -102,7 +91,11 @@ def verify(entry: Entry, target: Target, where: Where, file: Path | None = None)
         InputError: llama.cpp refuses the model.
         EnvironmentFault: the devices are not there.
     """
-    planned, where = entry.placement, _chosen_devices(where, len(target.gpu_bytes))
+    planned, gpus = entry.placement, len(target.gpu_bytes)
+    if where == "auto":  # this machine's GPUs, where llama.cpp sees as many
+        here = len(nvidia_gpus()) == gpus
+        seen = here and run_isolated("quantkit.llamacpp.selftest:offloads_in_child", {})
+        where = "present" if seen else "fake"
     if where == "rpc":
         # Servers on a CPU need no F16 copies of the KV cache, and do not pad rows, as CUDA does.
         planned = planned.with_compute(_ask(entry, Devices("plain", target.gpu_bytes), None))

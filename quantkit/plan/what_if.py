@@ -1,4 +1,8 @@
-"""The largest artifact at each context: of many targets, or of one target's KV cache types."""
+"""The largest artifact at each context: of many targets, or of one target's KV cache types.
+
+Functions that ask llama.cpp raise InputError where it refuses the model. Nominal costs are
+enough: they only show sizes.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +18,7 @@ from quantkit.models.model import Model
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.alternatives import Largest, largest_level, possible_kv
 from quantkit.plan.gpu_memory import check_draft
-from quantkit.plan.llama_memory import ask_ladders, check_gpus
+from quantkit.plan.llama_memory import ContextLadder, ask_ladders, check_gpus
 from quantkit.quantize.quantize import artifact_bytes
 
 BUDGET_CONTEXTS = (32_768, 131_072, 516_096, 1_048_576)
@@ -61,14 +65,10 @@ def budgets_of(
     cut, as `largest_exactly` does, would take longer than all else.
 
     Args:
-        costs: nominal ones: they show sizes.
         progress: counts cells, a target at a context each.
 
     Returns:
         The budgets, and why they are only estimates, if they are.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
     """
     contexts = contexts_for(model)
     refused = [why_refused(model, target) for target in targets]
@@ -76,19 +76,20 @@ def budgets_of(
     asked, estimated = ask_ladders(model, usable, contexts)
     ladders = iter(asked)
     progress.start(len(usable) * len(contexts), "cells")
+
+    def budget(ladder: ContextLadder, tokens: int) -> Budget:
+        largest = largest_level(model, costs, ladder.memory(tokens))
+        progress.advance(1)
+        return Budget(tokens, None if largest is None else largest.total_bytes)
+
     found = []
     for target, why in zip(targets, refused, strict=True):
-        if why is not None:
-            nothing = tuple(Budget(tokens, None) for tokens in contexts)
-            found.append(TargetBudgets(target, nothing, why))
-            continue
-        ladder = next(ladders)
-        budgets = []
-        for tokens in contexts:
-            largest = largest_level(model, costs, ladder.memory(tokens))
-            budgets.append(Budget(tokens, None if largest is None else largest.total_bytes))
-            progress.advance(1)
-        found.append(TargetBudgets(target, tuple(budgets)))
+        if why is None:
+            ladder = next(ladders)
+            budgets = tuple(budget(ladder, tokens) for tokens in contexts)
+        else:
+            budgets = tuple(Budget(tokens, None) for tokens in contexts)
+        found.append(TargetBudgets(target, budgets, why))
     return found, estimated
 
 
@@ -122,11 +123,7 @@ class Cell:
 
 
 def level_sizes(levels: Sequence[LevelRecipe], model: Model) -> list[tuple[int, str]]:
-    """Bytes and name of those of `levels` that have a size of their own, the smallest first.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
-    """
+    """Bytes and name of those of `levels` that have a size of their own, the smallest first."""
     found = []
     for level in levels:
         bits = level.bits(model.elements)
@@ -145,14 +142,10 @@ def sweep(
     """A cell for each KV cache type and context, in this order.
 
     Args:
-        costs: nominal ones: they show sizes.
         levels: as `level_sizes` gives them.
 
     Returns:
         The cells, and why they are only estimates, if they are.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
     """
     kinds = [k for k in KV_TYPES if target.flash_attention or k in UNQUANTIZED_KV]
     kinds = possible_kv(model, kinds)

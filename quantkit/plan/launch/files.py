@@ -103,7 +103,11 @@ DOCUMENTED_KV_TYPES = ("f16", "q8_0", "q4_0")
 
 def modelfile(launch: Launch) -> str:
     """FROM the file, or from the file that its shards are merged into, and the parameters."""
-    parts = (_use(launch), _shards(launch), _server(launch), _sequences(launch), _context(launch))
+    use = [
+        f"{launch.model_name}, for Ollama: ollama create NAME -f Modelfile",
+        "The command copies the model into Ollama's own folder.",
+    ]
+    parts = (use, _shards(launch), _server(launch), _sequences(launch), _context(launch))
     comments = "\n#\n".join("\n".join(f"# {line}" for line in part) for part in parts if part)
     lines = [
         comments,
@@ -138,13 +142,6 @@ def server_environment(launch: Launch) -> dict[str, str]:
         if not launch.run.pipeline:
             variables["LLAMA_ARG_OVERRIDE_TENSOR"] = NO_PIPELINE
     return variables
-
-
-def _use(launch: Launch) -> list[str]:
-    return [
-        f"{launch.model_name}, for Ollama: ollama create NAME -f Modelfile",
-        "The command copies the model into Ollama's own folder.",
-    ]
 
 
 def _shards(launch: Launch) -> list[str]:
