@@ -234,13 +234,6 @@ def test_models_without_prediction_layers_have_no_context_for_them(tmp_path: Pat
         ask_memory([small_shape(tmp_path, "cuda", run(1024, draft="mtp"))])
 
 
-def test_a_cut_without_layers_takes_nothing_of_its_gpu(tmp_path: Path) -> None:
-    shape = small_shape(tmp_path, "cuda", run(1024), gpus=2)
-    ((found,),) = ask_memory([replace(shape, tensor_split=(sum(shape.tensor_split), 0))])
-    assert found.gpus[1] == memory_plan.DeviceMemory(0, 0, 0)
-    assert found.gpus[0].weights > 0
-
-
 def test_the_same_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked = []
     shape = small_shape(tmp_path, "cuda", run(2048))

@@ -193,10 +193,6 @@ def test_even_counts(layers: int, gpus: int) -> None:
     assert counts[-1] > 0  # the output has a GPU
 
 
-def test_the_flagship_s_layers_are_spread_as_llama_cpp_is_asked() -> None:
-    assert even_counts(89, 4) == (22, 22, 22, 23)
-
-
 def breakdown(*compute: int, host: int = 0) -> Breakdown:
     gpus = tuple(DeviceMemory(0, 0, size) for size in compute)
     return Breakdown(gpus, DeviceMemory(0, 0, host))
@@ -211,13 +207,6 @@ def test_buffers_of() -> None:
     assert buffers_of(breakdown(0, 4, 0, 6), (0, 1, 0, 2)) == ComputeBuffers(4, 2, 0, False)
     assert buffers_of(breakdown(0, 6), (0, 2)) == ComputeBuffers(6, 0, 0, False)
     assert buffers_of(breakdown(6, 0), (2, 0)) == ComputeBuffers(6, 0, 0, False)
-
-
-def test_fake_gpus_have_the_target_s_sizes() -> None:
-    gpus = (GPUSpec(name="a", memory_gib=24, count=2), GPUSpec(name="b", memory_gib=47.988))
-    devices = Devices("cuda", target().changed(gpus=[gpu.model_dump() for gpu in gpus]).gpu_bytes)
-    assert devices.kind == "cuda"
-    assert devices.capacities == (24 << 30, 24 << 30, int(47.988 * (1 << 30)))
 
 
 def test_where_llama_cpp_cannot_be_asked_it_is_estimated_and_said(

@@ -25,7 +25,7 @@ from quantkit.plan.level_plans import nominal_costs
 from quantkit.plan.llama_memory import gpu_memories
 from quantkit.plan.what_if import CONTEXTS, KV_TYPES, Cell, level_sizes, sweep
 from quantkit.quantize.quantize import artifact_bytes
-from quantkit.report.what_if_picture import _labels, draw_what_if
+from quantkit.report.what_if_picture import draw_what_if
 
 LEVELS = (
     LevelRecipe(name="all"),
@@ -199,10 +199,3 @@ def test_where_nothing_fits_there_is_a_picture_still(
     nothing = [Cell(tokens, kind, None, None) for kind in ("f16", "q8_0") for tokens in CONTEXTS]
     content = draw(nothing, model, tmp_path / "p.svg").decode()
     assert "q8_0 KV cache: nothing fits" in content
-
-
-def test_labels_of_near_lines_are_joined() -> None:
-    lines = [(1.0, "a"), (1.2, "b"), (1.4, "c"), (3.0, "d")]
-    assert _labels(lines, 0.5) == [(1.4, "a, b, c"), (3.0, "d")]
-    assert _labels(lines, 0.3) == [(1.2, "a, b"), (1.4, "c"), (3.0, "d")]
-    assert _labels([], 1) == []
