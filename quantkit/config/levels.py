@@ -42,16 +42,7 @@ class LevelRecipe(Strict):
     """One artifact of the ladder.
 
     Its size is at most one of `bits_per_weight`, `size` and `preset`; none: all that the target's
-    budget allows.
-
-    Attributes:
-        name: goes into the file name.
-        bits_per_weight: average over all weights.
-        size: of all files together, as `71 GiB` or `76 GB`.
-        preset: types as llama.cpp's stock mixture of this name chooses them.
-        baseline: built to be compared with, not to be released; its failed gate does not count.
-        minimum: regular expression over tensor names → the smallest type they may get.
-        pin: regular expression over tensor names → the type they get, before any minimum.
+    budget allows. docs/recipes.md says what each field means.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")

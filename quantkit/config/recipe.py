@@ -1,4 +1,7 @@
-"""Recipe: what to build from a model. One YAML in `recipes/`; each stage takes its own section."""
+"""Recipe: what to build from a model. One YAML in `recipes/`; each stage takes its own section.
+
+docs/recipes.md says what each field means.
+"""
 
 from __future__ import annotations
 
@@ -35,32 +38,14 @@ CLUSTERS = 3
 
 
 class ConvertRecipe(Strict):
-    """How a checkpoint is converted.
-
-    Attributes:
-        base_type: of the matrices of the base GGUF, which statistics are collected on.
-        mtp: whether the multi-token prediction layers, which speculative decoding uses, go into
-            the base and the artifacts.
-    """
+    """How a checkpoint is converted."""
 
     base_type: Literal["BF16", "Q8_0"] = "BF16"
     mtp: Literal["drop", "keep"] = "drop"
 
 
 class ImatrixRecipe(Strict):
-    """How the importance matrix is collected.
-
-    Attributes:
-        texts: names in `calibration/`, or paths, joined; not read when there is a mixture.
-        mixture: domain → its share, relative to the sum of all. A domain is a file of
-            `calibration/`, with or without its ending, or the path of a file or a folder.
-        chunk_tokens: length of a chunk; with a mixture each is wholly of one domain.
-        chunks: how many.
-        until_covered: go on beyond `chunks` until every expert has seen so many tokens, or the
-            text ends; 0 stops at `chunks`.
-        spread: whether a domain's chunks come from all over its text, not from its beginning on.
-        seed: of the order of a mixture's chunks.
-    """
+    """How the importance matrix is collected."""
 
     texts: tuple[str, ...] = ("english-prose.txt",)
     mixture: dict[str, Annotated[float, Field(gt=0, allow_inf_nan=False)]] = Field(
@@ -86,18 +71,7 @@ class ImatrixRecipe(Strict):
 
 
 class MeasureRecipe(Strict):
-    """How a model is measured: each tensor's error at each type, and its effect on the output.
-
-    Attributes:
-        candidates: types that are tried.
-        sample_rows: of a matrix, for its error; 0 for all.
-        sample_experts: of a stack, for its error; 0 for all.
-        cost_chunks: of the text on which costs are measured; 0: tensors count alike.
-        cost_chunk_tokens: of each chunk, from its beginning; at most imatrix.chunk_tokens.
-        probe_bits: bits per weight; a unit is measured with the error of the type nearest to each.
-        probe_error: relative; smaller errors are amplified to it, to stand out of the noise.
-        groups: regular expressions; tensors in which one captures the same are one unit.
-    """
+    """How a model is measured: each tensor's error at each type, and its effect on the output."""
 
     candidates: tuple[str, ...] = Field(default=STOCK_CANDIDATES, min_length=1)
     sample_rows: int = Field(default=512, ge=0)
@@ -123,28 +97,7 @@ class MeasureRecipe(Strict):
 
 
 class RetrievalRecipe(Strict):
-    """The retrieval check, and the bound that releases.
-
-    Attributes:
-        mode: `one-pass`: many needles in one haystack, asked at every length during one prefill;
-            `classic`: one needle a prompt, at each length and depth.
-        context_tokens: lengths to check, the longest is the gate; empty: a ladder up to the
-            target's own context.
-        needles: asked at each length, each hidden once (one-pass).
-        depths: of the needle, shares of the haystack (classic).
-        probes: harder tasks → how many of each are asked at each length (one-pass).
-        gate: tasks whose bounds must hold; empty: the main one, multikey or single.
-        digits: of each value.
-        seeds: one haystack each.
-        clustered: bounds allow for haystacks of different difficulty; three seeds or more.
-        kv_type: of the KV cache; None: the target's.
-        minimum_lower_bound: of the hit rate at the longest context, one-sided 95 %; None shows
-            the figure and lets everything pass.
-        answer_tokens: limit of an answer of one value, thinking included.
-        thinking: let the model think before it answers; only what follows counts.
-        near_misses: of a needle, whose log-probability is measured beside that of its own value.
-        forks: questions that are answered side by side.
-    """
+    """The retrieval check, and the bound that releases."""
 
     mode: Literal["one-pass", "classic"] = "one-pass"
     context_tokens: tuple[Annotated[int, Field(ge=256)], ...] = ()
@@ -203,12 +156,7 @@ class RetrievalRecipe(Strict):
 
 
 class DivergenceRecipe(Strict):
-    """KLD against the base model on text outside the calibration.
-
-    Attributes:
-        chunk_tokens: length of a chunk, whose second half counts.
-        chunks: how many; 0 leaves the KLD out.
-    """
+    """KLD against the base model on text outside the calibration."""
 
     chunk_tokens: int = Field(default=512, ge=32)
     chunks: int = Field(default=16, ge=0)
