@@ -55,7 +55,6 @@ class LevelRecipe(Strict):
 
     @property
     def size_bytes(self) -> int | None:
-        """`size` in bytes."""
         return None if self.size is None else parse_size(self.size)
 
     def bits(self, elements: int) -> float | None:
@@ -126,7 +125,6 @@ def chosen_levels(words: str, recipe: str, levels: Mapping[str, LevelRecipe]) ->
 
 
 def _made(word: str, recipe: str, levels: Mapping[str, LevelRecipe]) -> LevelRecipe:
-    """A level that the recipe does not have."""
     if word == "max":
         return LevelRecipe(name=word)
     if word.upper() in PRESETS:

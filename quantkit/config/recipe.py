@@ -144,7 +144,6 @@ class RetrievalRecipe(Strict):
 
     @property
     def gated(self) -> tuple[Task, ...]:
-        """The tasks whose bounds must hold."""
         return self.gate or self.tasks[:1]
 
     def trials(self, task: Task) -> int:
@@ -192,7 +191,6 @@ class Recipe(Strict):
 
 
 def known_recipes() -> dict[str, Path]:
-    """Recipe files that ship with quantkit, by name."""
     return {path.stem: path for path in sorted(resource("recipes").glob("*.yaml"))}
 
 

@@ -1,4 +1,7 @@
-"""Target: the GPUs, the context and the KV cache that an artifact must run with."""
+"""Target: the GPUs, the context and the KV cache that an artifact must run with.
+
+docs/targets.md says what each field means.
+"""
 
 from __future__ import annotations
 
@@ -26,20 +29,7 @@ attention makes an F16 copy of it."""
 
 
 class RunSettings(Record):
-    """What a context of llama.cpp depends on; target.yaml and placement.json both hold it.
-
-    Attributes:
-        context_tokens: cells of the KV cache, which the sequences share.
-        ubatch_tokens: physical batch, llama.cpp's `-ub`; compute buffers grow with it.
-        sequences: served at once, llama.cpp's `-np`; each keeps a recurrent state of its own.
-        flash_attention: without it the attention scores of a whole batch are held, and the KV cache
-            cannot be quantized.
-        pipeline: GPUs work on different batches at once. Switched off, they wait for each other
-            while a prompt is read, and the graph's inputs, a mask of context × batch among them,
-            are held once and not four times.
-        draft: "mtp" lets the model's own prediction layers draft tokens (llama-server's
-            `--spec-type draft-mtp`), which takes a second context, with an F16 cache.
-    """
+    """What a context of llama.cpp depends on; target.yaml and placement.json both hold it."""
 
     context_tokens: int = Field(gt=0)
     kv_type: KVType = "q8_0"
@@ -98,15 +88,7 @@ class _GPUSet(Strict):
 
 
 class Target(RunSettings, _GPUSet):
-    """A GPU set and how it is used; one YAML in `recipes/targets/`.
-
-    Attributes:
-        weight_budget_gib: GiB for the weights, or "auto" for all that the GPUs leave after
-            context, compute buffers and reserve.
-        devices: each GPU's number in nvidia-smi, or its UUID; none: 0, 1, … as they are listed.
-        layers: "balanced" leaves the fullest GPU the most room; "in_order" fills the GPUs one
-            after another, so that the last ones stay free.
-    """
+    """A GPU set and how it is used; one YAML in `recipes/targets/`."""
 
     model_config = ConfigDict(strict=False)  # YAML has lists, not tuples
 
@@ -148,7 +130,6 @@ class Target(RunSettings, _GPUSet):
 
     @property
     def weight_budget_bytes(self) -> int | None:
-        """The target's own number; None for all that fits."""
         return None if self.weight_budget_gib == "auto" else int(self.weight_budget_gib * GIB)
 
     def changed(self, **given: float | str | None) -> Target:
@@ -166,7 +147,6 @@ def _folder() -> Path:
 
 
 def known_targets() -> list[str]:
-    """Names of the targets that ship with quantkit."""
     return sorted(path.stem for path in _folder().glob("*.yaml"))
 
 

@@ -108,11 +108,9 @@ class Child:
         )
 
     def end(self) -> None:
-        """Kill it."""
         self._process.kill()
 
     def close(self) -> None:
-        """Let it end, and wait for it."""
         with suppress(BrokenPipeError):
             if self._process.stdin is not None:
                 self._process.stdin.close()

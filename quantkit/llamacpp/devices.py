@@ -108,7 +108,6 @@ def _registered() -> dict[int, int]:
 
 
 def _present(wanted: int) -> tuple[int, ...]:
-    """This machine's GPUs, as llama.cpp numbers them."""
     kinds = _registered()
     gpus = tuple(d for d in kinds if kinds[d] == GPU) or tuple(
         d for d in kinds if kinds[d] == INTEGRATED_GPU

@@ -89,7 +89,6 @@ class Endpoint:
         return httpx2.Client(transport=transport, timeout=timeout, trust_env=False)
 
     def close(self) -> None:
-        """Close the idle connection."""
         self._client.close()
 
     def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Answer:
@@ -117,14 +116,12 @@ class Endpoint:
                         yield event
 
     def stranger(self, why: str) -> InputError:
-        """The error that this server cannot be used."""
         return InputError(
             f"{self.address} is not a llama-server that this check can use: {why}; give the "
             "address of a llama-server of 2026"
         )
 
     def gone(self, why: str) -> EnvironmentFault:
-        """The error that the server stopped."""
         return EnvironmentFault(
             f"{self.address} stopped in the middle of an answer ({why}): look at its log, start "
             "it again, and run the same command again; the answers until then are kept"
@@ -255,7 +252,6 @@ class Endpoint:
 
 
 def _host(address: str) -> str:
-    """The host of a server's address, checked."""
     import httpx2
 
     try:
@@ -281,7 +277,6 @@ def _no_address(why: str) -> InputError:
 
 
 def _error(raw: bytes) -> object:
-    """The `error` of an answer's JSON; None if it has none."""
     try:
         return json.loads(raw)["error"]
     except (ValueError, TypeError, KeyError, RecursionError):

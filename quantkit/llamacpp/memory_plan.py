@@ -174,7 +174,6 @@ def shape_metadata(model: ModelHeader) -> Metadata:
 
 
 def ask_in_child(questions: Sequence[FileQuestion], emit: Emit) -> list[list[Breakdown]]:
-    """Body of the child process of `ask_of_files`."""
     from quantkit.llamacpp import llama
 
     llama.start_backend()
@@ -214,7 +213,6 @@ def _answer(question: FileQuestion, devices: Sequence[int]) -> list[Breakdown]:
 def _model(
     path: Path, devices: Sequence[int], split: Sequence[int], pipeline: bool, drafts: bool
 ) -> Iterator[int]:
-    """The model in the file, loaded without weights."""
     import llama_cpp
 
     from quantkit.llamacpp import llama

@@ -62,7 +62,6 @@ class SavedState:
         return len(found), about["facts"]
 
     def _read(self) -> dict[str, Any] | None:
-        """The description of the state; None if it does not match or is incomplete."""
         try:
             about: dict[str, Any] = json.loads(self._about.read_text(encoding="utf-8"))
             same = about["key"] == self._key and about["bytes"] == self._state.stat().st_size

@@ -168,8 +168,7 @@ class LlamaServer:
         All in one request: it takes texts and ids mixed, and passes the ids through.
         """
         content = [part for text in texts for part in (text, _BETWEEN)]
-        got = self._endpoint.ask("POST", "/tokenize", {"content": content, "parse_special": True})
-        tokens = self._tokens(got)
+        tokens = self._tokens({"content": content, "parse_special": True})
         ends = np.flatnonzero(tokens == _BETWEEN)
         if len(ends) != len(texts) or len(tokens) != (ends[-1] + 1 if len(ends) else 0):
             raise self._endpoint.stranger("/tokenize does not take several texts")
@@ -179,14 +178,12 @@ class LlamaServer:
     def first_token(self) -> int | None:
         """What the model's tokenizer puts before every text: BOS, or nothing."""
         plain, begun = (
-            self._tokens(
-                self._endpoint.ask("POST", "/tokenize", {"content": ".", "add_special": special})
-            )
-            for special in (False, True)
+            self._tokens({"content": ".", "add_special": special}) for special in (False, True)
         )
         return int(begun[0]) if len(begun) > len(plain) else None
 
-    def _tokens(self, got: Mapping[str, Any]) -> Tokens:
+    def _tokens(self, body: Mapping[str, object]) -> Tokens:
+        got = self._endpoint.ask("POST", "/tokenize", body)
         try:
             return np.asarray(got["tokens"], np.int32)
         except (KeyError, TypeError, ValueError, OverflowError):

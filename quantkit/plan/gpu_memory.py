@@ -86,7 +86,6 @@ class GPUMemory:
 
     @property
     def weights_room(self) -> int:
-        """What all GPUs together leave for weights."""
         return max(sum(max(room, 0) for room in self.rooms) - sum(self.kept), 0)
 
 

@@ -37,8 +37,6 @@ class LevelPlan:
 
 @dataclass(frozen=True)
 class Fit:
-    """An allocation and the placement that holds it."""
-
     allocation: Allocation
     placement: Placement
 
@@ -222,7 +220,6 @@ def _check_prediction(level: LevelRecipe, model: Model, stock: StockTypes) -> No
 
 
 def _wanted_bytes(level: LevelRecipe, model: Model, stock: StockTypes | None) -> int | None:
-    """The size that the level names; None: as large as the target allows."""
     if stock is not None:
         return artifact_bytes(model, stock.types)
     if level.bits_per_weight is not None:

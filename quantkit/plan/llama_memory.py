@@ -116,7 +116,6 @@ class ContextLadder:
     rungs: tuple[tuple[int, ComputeBuffers], ...]
 
     def memory(self, tokens: int) -> GPUMemory:
-        """The memory at a context between the first rung and the last."""
         changed = self.target.changed(context_tokens=tokens)
         ends = [at for at, _ in self.rungs]
         upper = min(bisect.bisect_left(ends, tokens), len(ends) - 1)

@@ -197,7 +197,6 @@ def _memory(nvml: ModuleType, handle: object) -> GPUBytes | None:
 
 
 def _if_known(nvml: ModuleType, ask: Callable[[], AnswerT]) -> AnswerT | None:
-    """The answer, or None where the GPU or the driver has no such thing."""
     try:
         return ask()
     except (nvml.NVMLError_NotSupported, nvml.NVMLError_FunctionNotFound):

@@ -39,7 +39,6 @@ class GPUPlan(Record):
 
     @property
     def total_bytes(self) -> int:
-        """All that is not free."""
         parts = (self.weights_bytes, self.context_bytes, self.compute_bytes, self.reserve_bytes)
         return sum(parts)
 
@@ -84,7 +83,6 @@ class Placement(Record):
 
     @property
     def fits(self) -> bool:
-        """Whether every GPU holds its part."""
         return not self.missing_bytes
 
     @property

@@ -59,12 +59,10 @@ class Entry:
 
     @property
     def placement(self) -> Placement:
-        """Which layers lie on which GPU."""
         return self.launch.placement
 
     @property
     def bits_per_weight(self) -> float:
-        """Average over all weights."""
         return 8 * self.total_bytes / self.model.elements
 
 
@@ -199,7 +197,6 @@ def _with_ways_out(
     target: Target,
     types: Mapping[str, str] | None = None,
 ) -> DoesNotFitError:
-    """The error with what would fit instead, each with its numbers."""
     found = ways_out(model, costs, target, types)
     if not found:
         return DoesNotFitError(f"{error}; no context and no KV cache type would fit")
@@ -309,7 +306,6 @@ def _opened(
 def _plan_of_types(
     given: str | Path | Mapping[str, str], target: Target, model: Model, said: int, costs: Costs
 ) -> Plan:
-    """One artifact that is to be made."""
     types = given if isinstance(given, Mapping) else str(given)
     chosen = choose_types(types, model, has_imatrix=True)
     name = chosen.preset or (Path(types).stem if isinstance(types, str) else "types")
@@ -319,7 +315,6 @@ def _plan_of_types(
 
 
 def _plan_of_file(file: Path, target: Target, model: Model, said: int, costs: Costs) -> Plan:
-    """A GGUF file with the types that it has."""
     found = plan_types("as it is", model.types, target, model, said, costs)
     size = sum(path.stat().st_size for path in shard_paths(file))
     (entry,) = found.entries

@@ -148,7 +148,6 @@ def _label(gpus: Sequence[GPU]) -> str:
 
 
 def _grouped(specs: Sequence[GPUSpec]) -> list[GPUSpec]:
-    """Equal neighbours as one entry; the order stays."""
     groups = [list(same) for _, same in groupby(specs)]
     return [same[0].model_copy(update={"count": len(same)}) for same in groups]
 

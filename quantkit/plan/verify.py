@@ -32,8 +32,6 @@ _KINDS: dict[str, DeviceKind] = {"fake": "cuda", "present": "present", "rpc": "r
 
 @dataclass(frozen=True)
 class Compared:
-    """One number of one GPU, bytes."""
-
     gpu: int
     part: str
     planned: int

@@ -129,8 +129,7 @@ def level_sizes(levels: Sequence[LevelRecipe], model: Model) -> list[tuple[int, 
         bits = level.bits(model.elements)
         if level.preset is not None:
             stock = ask_preset(model, level.preset, has_imatrix=True)
-            size = artifact_bytes(model, stock.types)
-            found.append((size, level.name))
+            found.append((artifact_bytes(model, stock.types), level.name))
         elif bits is not None:
             found.append((int(bits * model.elements / 8), level.name))
     return sorted(found)

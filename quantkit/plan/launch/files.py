@@ -290,8 +290,6 @@ SYSTEMD_UNIT = "llama-server.service"
 
 
 class LaunchText(NamedTuple):
-    """The content of a launch file, and whether it is executable."""
-
     text: str
     executable: bool
 
@@ -311,7 +309,6 @@ def launch_texts(launch: Launch) -> dict[str, LaunchText]:
 
 
 def write_launch_files(launch: Launch, folder: Path) -> tuple[Path, ...]:
-    """Write all launch files into `folder`."""
     texts = launch_texts(launch)
     for name, (text, executable) in texts.items():
         if executable:

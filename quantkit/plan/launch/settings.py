@@ -71,7 +71,6 @@ class Launch:
 
     @property
     def run(self) -> RunSettings:
-        """How the model is run."""
         return self.placement.run
 
     @property
