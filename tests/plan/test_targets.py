@@ -29,6 +29,7 @@ def test_equal_gpus_are_one_entry() -> None:
     assert target.kv_type == "q8_0"
     assert target.weight_budget_gib == "auto"
     assert target.description.count("RTX 3090") == 4
+    assert target.devices == ("0", "1", "2", "3")
 
 
 def test_sizes_are_the_driver_s_and_not_the_name_s() -> None:
@@ -75,6 +76,7 @@ def test_unequal_gpus_keep_cuda_s_order() -> None:
     chosen = local_target(nvml, {"CUDA_VISIBLE_DEVICES": "GPU-4090, GPU-30900001"})
     assert [(c.name[-4:], c.count) for c in chosen.gpus] == [("4090", 1), ("3090", 1)]
     chosen = local_target(nvml, BY_PLACE | {"CUDA_VISIBLE_DEVICES": "2,0"})
+    assert chosen.devices == ("2", "0")
     assert [(c.name[-4:], c.count) for c in chosen.gpus] == [("4090", 1), ("3090", 1)]
 
 
@@ -135,12 +137,6 @@ def test_gb10_is_pointed_to_its_file(total_mib: int | None) -> None:
 def test_without_gpus_the_way_out_is_named(nvml: FakeNVML, words: str) -> None:
     with pytest.raises(EnvironmentFault, match=f"target auto: .*{words}.*quantkit targets.*YAML"):
         local_target(nvml, {})
-
-
-def test_the_chosen_gpus_are_named_for_the_launch() -> None:
-    nvml = FakeNVML(*(rtx_3090(place) for place in (1, 2, 3)))
-    assert local_target(nvml, {}).devices == ("0", "1", "2")
-    assert local_target(nvml, {"CUDA_VISIBLE_DEVICES": "2,0"}).devices == ("2", "0")
 
 
 def test_auto_is_this_machine_s_gpus(monkeypatch: pytest.MonkeyPatch) -> None:

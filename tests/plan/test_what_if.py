@@ -159,12 +159,13 @@ def draw(cells: list[Cell], model: Model, out: Path) -> bytes:
     return out.read_bytes()
 
 
-def test_a_png_is_one(cells: list[Cell], model: Model, tmp_path: Path) -> None:
+def test_a_png_and_a_pdf_are_such(cells: list[Cell], model: Model, tmp_path: Path) -> None:
     content = draw(cells, model, tmp_path / "p.PNG")
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", content[16:24])
     assert width > 1000
     assert height > 600
+    assert draw(cells, model, tmp_path / "p.pdf").startswith(b"%PDF")
 
 
 def test_an_svg_has_a_line_for_each_kv_type_and_the_words(
@@ -184,10 +185,6 @@ def test_an_svg_has_a_line_for_each_kv_type_and_the_words(
     assert "largest artifact that fits, MiB" in words
     assert "small, near" in words  # lines so near to each other share a label
     assert not any("far away" in word for word in words)
-
-
-def test_a_pdf_is_one(cells: list[Cell], model: Model, tmp_path: Path) -> None:
-    assert draw(cells, model, tmp_path / "p.pdf").startswith(b"%PDF")
 
 
 def test_where_nothing_fits_there_is_a_picture_still(
