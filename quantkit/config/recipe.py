@@ -218,10 +218,7 @@ def recipe_for(
     Raises:
         InputError: `chosen` is neither a known name nor a readable file, or a level is impossible.
     """
-    if isinstance(chosen, Recipe):
-        found = chosen
-    else:
-        found = _recipe_for(str(model), None if chosen is None else str(chosen))
+    found = chosen if isinstance(chosen, Recipe) else _recipe_for(str(model), chosen)
     if levels is not None:
         found = found.with_levels(levels if isinstance(levels, str) else ",".join(levels))
     if not calibration:
@@ -230,9 +227,10 @@ def recipe_for(
     return found.model_copy(update={"imatrix": found.imatrix.calibrated_on(texts)})
 
 
-def _recipe_for(model: str, chosen: str | None) -> Recipe:
+def _recipe_for(model: str, given: str | Path | None) -> Recipe:
     shipped = known_recipes()
-    if chosen is not None:
+    if given is not None:
+        chosen = str(given)
         if chosen not in shipped and not Path(chosen).exists():
             raise InputError(
                 f"no recipe {chosen!r}: give a YAML file, or one of {', '.join(shipped)}"

@@ -164,7 +164,11 @@ def plan_levels(
         stock = None  # of a preset, what llama.cpp makes of the model; a build has an imatrix
         if level.preset is not None:
             stock = ask_preset(model, level.preset, has_imatrix=True)
-        wanted = _wanted_bytes(level, model, stock)
+        wanted = level.size_bytes  # None: as large as the target allows
+        if stock is not None:
+            wanted = artifact_bytes(model, stock.types)
+        elif level.bits_per_weight is not None:
+            wanted = int(level.bits_per_weight * model.elements / 8)
         if wanted is not None and wanted > limit:
             left_out.append(
                 f"level {level.name} ({gib_text(wanted)}) exceeds what {target.name} leaves for "
@@ -217,14 +221,6 @@ def _check_prediction(level: LevelRecipe, model: Model, stock: StockTypes) -> No
         f"level {level.name} cannot have one of prediction layers (MTP), which no text runs "
         "through; choose another preset, or drop them with convert: {mtp: drop} in the recipe",
     )
-
-
-def _wanted_bytes(level: LevelRecipe, model: Model, stock: StockTypes | None) -> int | None:
-    if stock is not None:
-        return artifact_bytes(model, stock.types)
-    if level.bits_per_weight is not None:
-        return int(level.bits_per_weight * model.elements / 8)
-    return level.size_bytes
 
 
 def _check_reachable(level: LevelRecipe, model: Model, costs: Costs, wanted: int) -> None:

@@ -154,7 +154,12 @@ def _named(gpus: Sequence[GPU], entry: str) -> GPU | None:
 def _gpu(nvml: ModuleType, handle: object) -> GPU:
     major, minor = nvml.nvmlDeviceGetCudaComputeCapability(handle)
     cores = _if_known(nvml, lambda: nvml.nvmlDeviceGetNumGpuCores(handle))
-    divided = _is_divided(nvml, handle)
+    mig = _if_known(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
+    virtual = _if_known(nvml, lambda: nvml.nvmlDeviceGetVirtualizationMode(handle))
+    divided = (mig is not None and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE) or virtual in (
+        nvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VGPU,
+        nvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VSGA,
+    )
     return GPU(
         index=0,
         name=nvml.nvmlDeviceGetName(handle),
@@ -165,16 +170,6 @@ def _gpu(nvml: ModuleType, handle: object) -> GPU:
         memory=None if divided else _memory(nvml, handle),
         divided=divided,
     )
-
-
-def _is_divided(nvml: ModuleType, handle: object) -> bool:
-    mig = _if_known(nvml, lambda: nvml.nvmlDeviceGetMigMode(handle))
-    lent = (
-        nvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VGPU,
-        nvml.NVML_GPU_VIRTUALIZATION_MODE_HOST_VSGA,
-    )
-    virtual = _if_known(nvml, lambda: nvml.nvmlDeviceGetVirtualizationMode(handle))
-    return virtual in lent or (mig is not None and mig[0] == nvml.NVML_DEVICE_MIG_ENABLE)
 
 
 def _memory(nvml: ModuleType, handle: object) -> GPUBytes | None:

@@ -49,7 +49,10 @@ def compose_file(launch: Launch) -> str:
     service: dict[str, Any] = {
         "image": IMAGE,
         # all interfaces of the container; below, the port is published on this machine only
-        "command": [_plain(a) for a in (*arguments, "--host", "0.0.0.0", "--port", str(PORT))],
+        # `$$` is a dollar: compose replaces variables after one
+        "command": [
+            a.replace("$", "$$") for a in (*arguments, "--host", "0.0.0.0", "--port", str(PORT))
+        ],
         "environment": {
             "CUDA_DEVICE_ORDER": "PCI_BUS_ID",
             "CUDA_VISIBLE_DEVICES": _inside(launch.shown_devices),
@@ -91,11 +94,6 @@ def _inside(devices: Sequence[str]) -> str:
         return ",".join(devices)  # UUIDs are the same everywhere
     ranks = sorted(map(int, devices))
     return ",".join(str(ranks.index(int(device))) for device in devices)
-
-
-def _plain(text: str) -> str:
-    """`text` escaped for compose, which replaces variables after `$`."""
-    return text.replace("$", "$$")
 
 
 DOCUMENTED_KV_TYPES = ("f16", "q8_0", "q4_0")
