@@ -10,6 +10,7 @@ from pathlib import Path
 
 from make_shape import gguf_tensors, model_config, write_checkpoint
 from processes import quantkit, run
+from quantkit.plan.fit import place_exactly
 
 from quantkit.config.recipe import MeasureRecipe
 from quantkit.config.target import GPUSpec, Target, load_target
@@ -17,7 +18,6 @@ from quantkit.core.units import GIB
 from quantkit.models.families.registry import family_for
 from quantkit.models.model import Model
 from quantkit.plan.alternatives import largest_level
-from quantkit.plan.fit import place_exactly
 from quantkit.plan.launch.settings import Launch
 from quantkit.plan.level_plans import nominal_costs
 from quantkit.plan.llama_memory import gpu_memories

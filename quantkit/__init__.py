@@ -43,7 +43,7 @@ class _FrontDoor(ModuleType):
 
     Some calls have the name of a subpackage (`build`, `plan`, `quantize`, `study`), and importing
     that would set the attribute to it. So `quantkit.plan` is always the call; modules of the
-    subpackage are imported by name: `from quantkit.plan.place import place`.
+    subpackage are imported by name: `from quantkit.plan.placement import place`.
     """
 
     def __getattr__(self, name: str) -> object:

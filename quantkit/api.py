@@ -38,7 +38,7 @@ from quantkit.core.errors import (
 )
 from quantkit.core.threads import worker_count
 from quantkit.models.choose import choose_model
-from quantkit.plan.run import plan
+from quantkit.plan.plan import plan
 from quantkit.plan.targets import choose_target
 from quantkit.release.contents import read_build
 from quantkit.report.comparison.run import compare

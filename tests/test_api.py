@@ -13,7 +13,7 @@ import pytest
 from places import ROOT
 
 import quantkit
-from quantkit.plan import place
+from quantkit.plan import placement
 
 CALLS = ("build", "compare", "plan", "quantize", "read_results", "study", "validate")
 RECIPE = {"name": "tiny", "levels": [{"name": "Q4", "bits_per_weight": 4.6}]}
@@ -32,7 +32,7 @@ def test_importing_it_loads_nothing_else() -> None:
 
 
 def test_names_are_the_calls_although_packages_are_called_so_too() -> None:
-    assert place.__name__ == "quantkit.plan.place"
+    assert placement.__name__ == "quantkit.plan.placement"
     for name in CALLS:
         call = getattr(quantkit, name)
         assert isinstance(call, FunctionType), name

@@ -29,8 +29,8 @@ from quantkit.models.model import Model
 from quantkit.models.remote import RemoteCheckpoint, look_up
 from quantkit.plan import level_plans
 from quantkit.plan.allocation_file import AllocationFile
-from quantkit.plan.fit import LevelPlan
 from quantkit.plan.gpu_memory import GPUMemory
+from quantkit.plan.level_plans import LevelPlan
 from quantkit.plan.llama_memory import gpu_memories
 from quantkit.plan.machine import nvidia_gpus
 from quantkit.plan.placement import PLACEMENT_FILE, PlacementFile

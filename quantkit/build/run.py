@@ -20,7 +20,7 @@ from quantkit.models.families.registry import family_for
 from quantkit.models.geometry import geometry_of
 from quantkit.models.local_copy import check_space, space_needed, survey
 from quantkit.models.model import Model
-from quantkit.plan import fit, level_plans
+from quantkit.plan import level_plans
 from quantkit.plan.gpu_memory import gpu_memory
 from quantkit.plan.llama_memory import gpu_memories
 from quantkit.report.results import LevelResult, read_level
@@ -150,7 +150,7 @@ def _preflight_repository(context: BuildContext) -> None:
     keep = job.recipe.convert.mtp == "keep"
     config = remote.config if keep else without_prediction(remote.config)
     geometry = geometry_of(family_for(config).metadata(config))
-    limit = fit.target_budget(gpu_memory(geometry, job.target))
+    limit = level_plans.target_budget(gpu_memory(geometry, job.target))
     found = survey(remote, context.checkpoint)
     needed = space_needed(
         found.fetch_bytes, remote.elements, geometry.vocabulary, job.recipe, limit

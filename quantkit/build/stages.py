@@ -15,12 +15,12 @@ from quantkit.core.progress import Progress
 from quantkit.core.units import bytes_text
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile, SourceFile
 from quantkit.models.download import download
-from quantkit.plan import fit
+from quantkit.plan import level_plans
 from quantkit.plan.allocation_file import AllocationFile
-from quantkit.plan.fit import LevelPlan
 from quantkit.plan.launch.files import write_launch_files
 from quantkit.plan.launch.llama_cpp import server_command
 from quantkit.plan.launch.settings import Launch
+from quantkit.plan.level_plans import LevelPlan
 from quantkit.plan.placement import PLACEMENT_FILE, PlacementFile, check_fits
 from quantkit.plan.type_choice import TypeChoice, check_importance
 from quantkit.quantize.integrity import check_artifact
@@ -206,7 +206,7 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         if plan.stock is not None:
             check_importance(TypeChoice(plan.stock.types, plan.stock), build.importance)
         costs, (memory, _) = build.sensitivity.tensor_costs(), build.gpu_memory
-        found = fit.fit_exactly(plan, build.artifact(plan), costs, memory).allocation
+        found = level_plans.fit_exactly(plan, build.artifact(plan), costs, memory).allocation
         out = build.folder(plan) / "allocation.json"
         content = AllocationFile.of(found, build.source.tensors, build.sensitivity)
         content.write(out)
@@ -233,7 +233,7 @@ def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
 
     def run(work: Path, progress: Progress) -> Done:
         artifact, types = build.artifact(plan), build.types(plan)
-        placement = fit.place_exactly(artifact, types, build.gpu_memory[0])
+        placement = level_plans.place_exactly(artifact, types, build.gpu_memory[0])
         check_fits(placement, target.name)
         launch = Launch(
             placement,

@@ -14,8 +14,7 @@ from quantkit.core.errors import GateError, InputError
 from quantkit.core.units import GIB
 
 if TYPE_CHECKING:
-    from quantkit.plan.plan import Plan
-    from quantkit.plan.run import ModelPlan
+    from quantkit.plan.plan import ModelPlan, Plan
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -119,7 +118,7 @@ def plan(
     """Plan the memory of each GPU before anything is quantized."""
     from quantkit.cli.plan_table import show_verification, show_what_if
     from quantkit.llamacpp.memory_plan import asking
-    from quantkit.plan.run import plan as run
+    from quantkit.plan.plan import plan as run
     from quantkit.plan.verify import where_of
 
     devices = where_of(on)

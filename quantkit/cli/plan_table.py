@@ -11,8 +11,7 @@ from quantkit.core.units import MIB, bytes_text, gb_text, gib_text, tokens_text,
 from quantkit.plan.allocation_file import fallback_text
 from quantkit.plan.alternatives import Alternatives, alternatives
 from quantkit.plan.launch.llama_cpp import server_command
-from quantkit.plan.plan import Entry
-from quantkit.plan.run import ModelPlan
+from quantkit.plan.plan import Entry, ModelPlan
 from quantkit.plan.verify import Verification, Where, verify
 from quantkit.plan.what_if import level_sizes, sweep
 from quantkit.report.what_if_picture import draw_what_if

@@ -16,7 +16,7 @@ from quantkit.core.units import GIB, tokens_text, unit_of
 if TYPE_CHECKING:
     from quantkit.config.target import Target
     from quantkit.models.model import Model
-    from quantkit.plan.budgets import Budget, TargetBudgets
+    from quantkit.plan.what_if import Budget, TargetBudgets
 
 
 def targets(
@@ -78,8 +78,8 @@ def _budgets(
     from quantkit.llamacpp.memory_plan import asking
     from quantkit.models.choose import choose_model, open_shapes
     from quantkit.models.model import Model
-    from quantkit.plan.budgets import budgets_of, contexts_for
     from quantkit.plan.level_plans import nominal_costs
+    from quantkit.plan.what_if import budgets_of, contexts_for
 
     choice = choose_model(model)
     rules = recipe_for(model, recipe)

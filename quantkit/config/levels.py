@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Annotated
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import AfterValidator, Field, field_validator, model_validator
 
 from quantkit.core.errors import InputError
 from quantkit.core.units import GB, GIB
@@ -19,6 +20,18 @@ PRESETS = (
 )  # fmt: skip
 """llama.cpp's stock mixtures, by the names that llama-quantize takes."""
 
+
+def _pattern(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is not a regular expression: {error}") from None
+    return text
+
+
+Pattern = Annotated[str, AfterValidator(_pattern)]
+"""A regular expression."""
+
 _UNITS = {"gib": GIB, "mib": 1 << 20, "gb": GB, "mb": 10**6}
 _SPELLING = {"gib": "GiB", "mib": "MiB", "gb": "GB", "mb": "MB"}
 _SIZE = re.compile(r"^(\d+(?:\.\d+)?) ?(GiB|GB|MiB|MB)$", re.IGNORECASE)
@@ -29,16 +42,7 @@ class LevelRecipe(Strict):
     """One artifact of the ladder.
 
     Its size is at most one of `bits_per_weight`, `size` and `preset`; none: all that the target's
-    budget allows.
-
-    Attributes:
-        name: goes into the file name.
-        bits_per_weight: average over all weights.
-        size: of all files together, as `71 GiB` or `76 GB`.
-        preset: types as llama.cpp's stock mixture of this name chooses them.
-        baseline: built to be compared with, not to be released; its failed gate does not count.
-        minimum: regular expression over tensor names → the smallest type they may get.
-        pin: regular expression over tensor names → the type they get, before any minimum.
+    budget allows. docs/recipes.md says what each field means.
     """
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
@@ -46,12 +50,11 @@ class LevelRecipe(Strict):
     size: str | None = None
     preset: str | None = None
     baseline: bool = False
-    minimum: dict[str, str] = Field(default_factory=dict)
-    pin: dict[str, str] = Field(default_factory=dict)
+    minimum: dict[Pattern, str] = Field(default_factory=dict)
+    pin: dict[Pattern, str] = Field(default_factory=dict)
 
     @property
     def size_bytes(self) -> int | None:
-        """`size` in bytes."""
         return None if self.size is None else parse_size(self.size)
 
     def bits(self, elements: int) -> float | None:
@@ -78,11 +81,6 @@ class LevelRecipe(Strict):
         unknown = [name for name in rules.values() if name not in BY_NAME]
         if unknown:
             raise ValueError(f"unknown tensor types {', '.join(unknown)}")
-        for pattern in rules:
-            try:
-                re.compile(pattern)
-            except re.error as error:
-                raise ValueError(f"{pattern!r} is not a regular expression: {error}") from error
         return rules
 
     @model_validator(mode="after")
@@ -127,7 +125,6 @@ def chosen_levels(words: str, recipe: str, levels: Mapping[str, LevelRecipe]) ->
 
 
 def _made(word: str, recipe: str, levels: Mapping[str, LevelRecipe]) -> LevelRecipe:
-    """A level that the recipe does not have."""
     if word == "max":
         return LevelRecipe(name=word)
     if word.upper() in PRESETS:

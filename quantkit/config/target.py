@@ -1,17 +1,68 @@
-"""Target: the GPUs, the context and the KV cache that an artifact must run with."""
+"""Target: the GPUs, the context and the KV cache that an artifact must run with.
+
+docs/targets.md says what each field means.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from quantkit.config.run_settings import RunSettings
 from quantkit.core.errors import InputError
+from quantkit.core.json_documents import Record
 from quantkit.core.paths import resource
 from quantkit.core.units import GIB
 from quantkit.core.yaml import Strict, read_yaml, validated
+
+KVType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
+Draft = Literal["none", "mtp"]
+UNQUANTIZED_KV = frozenset({"f16", "bf16"})
+BATCH_TOKENS = 2048
+"""llama-server's logical batch (`-b`), where the physical one is not larger."""
+DRAFTED_TOKENS = 3
+"""llama-server's `--spec-draft-n-max`: prediction layers draft so many tokens at a time."""
+DRAFT_KV_TYPE: KVType = "f16"
+"""llama-server's `-ctkd` and `-ctvd`. Of one layer, a quantized cache would take more: flash
+attention makes an F16 copy of it."""
+
+
+class RunSettings(Record):
+    """What a context of llama.cpp depends on; target.yaml and placement.json both hold it."""
+
+    context_tokens: int = Field(gt=0)
+    kv_type: KVType = "q8_0"
+    ubatch_tokens: int = Field(default=512, gt=0)
+    sequences: int = Field(default=1, ge=1, le=256)
+    flash_attention: bool = True
+    pipeline: bool = True
+    draft: Draft = "none"
+
+    @model_validator(mode="after")
+    def _quantized_kv_needs_flash_attention(self) -> Self:
+        if not self.flash_attention and self.kv_type not in UNQUANTIZED_KV:
+            raise ValueError(
+                f"a {self.kv_type} KV cache needs flash attention: set kv_type to f16, or leave "
+                "flash_attention on"
+            )
+        return self
+
+    @property
+    def batch_tokens(self) -> int:
+        """Logical batch, llama.cpp's `-b`."""
+        return max(BATCH_TOKENS, self.ubatch_tokens)
+
+    @property
+    def drafted_tokens(self) -> int:
+        """Tokens that the model's own prediction layers (MTP) draft at a time; 0: they do not."""
+        return DRAFTED_TOKENS if self.draft == "mtp" else 0
+
+    def within(self, trained_context_tokens: int) -> RunSettings:
+        """These settings with a context no longer than the model was trained for."""
+        if self.context_tokens <= trained_context_tokens:
+            return self
+        return self.model_copy(update={"context_tokens": trained_context_tokens})
 
 
 class GPUSpec(Strict):
@@ -37,15 +88,7 @@ class _GPUSet(Strict):
 
 
 class Target(RunSettings, _GPUSet):
-    """A GPU set and how it is used; one YAML in `recipes/targets/`.
-
-    Attributes:
-        weight_budget_gib: GiB for the weights, or "auto" for all that the GPUs leave after
-            context, compute buffers and reserve.
-        devices: each GPU's number in nvidia-smi, or its UUID; none: 0, 1, … as they are listed.
-        layers: "balanced" leaves the fullest GPU the most room; "in_order" fills the GPUs one
-            after another, so that the last ones stay free.
-    """
+    """A GPU set and how it is used; one YAML in `recipes/targets/`."""
 
     model_config = ConfigDict(strict=False)  # YAML has lists, not tuples
 
@@ -87,7 +130,6 @@ class Target(RunSettings, _GPUSet):
 
     @property
     def weight_budget_bytes(self) -> int | None:
-        """The target's own number; None for all that fits."""
         return None if self.weight_budget_gib == "auto" else int(self.weight_budget_gib * GIB)
 
     def changed(self, **given: float | str | None) -> Target:
@@ -105,7 +147,6 @@ def _folder() -> Path:
 
 
 def known_targets() -> list[str]:
-    """Names of the targets that ship with quantkit."""
     return sorted(path.stem for path in _folder().glob("*.yaml"))
 
 

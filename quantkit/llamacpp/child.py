@@ -19,7 +19,7 @@ import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import FileIO
-from typing import Any, BinaryIO, Self
+from typing import Any, Self
 
 from quantkit.core.errors import MACHINE_ERRORS, EnvironmentFault, QuantkitError
 
@@ -87,7 +87,13 @@ class Child:
         except BrokenPipeError:
             pass  # it died before it read the call; see its exit code
         try:
-            return _receive(self._messages, on_message)
+            while True:
+                kind, payload = pickle.load(self._messages)
+                if kind == "result":
+                    return payload
+                if kind == "error":
+                    raise payload
+                on_message(payload)
         except EOFError:
             code = self._process.wait()
         self._printed.seek(0)
@@ -102,27 +108,15 @@ class Child:
         )
 
     def end(self) -> None:
-        """Kill it."""
         self._process.kill()
 
     def close(self) -> None:
-        """Let it end, and wait for it."""
         with suppress(BrokenPipeError):
             if self._process.stdin is not None:
                 self._process.stdin.close()
         self._process.wait()
         self._messages.close()
         self._printed.close()
-
-
-def _receive(messages: BinaryIO, on_message: Emit) -> Any:  # noqa: ANN401
-    while True:
-        kind, payload = pickle.load(messages)
-        if kind == "result":
-            return payload
-        if kind == "error":
-            raise payload
-        on_message(payload)
 
 
 def die_with_parent(parent: int) -> None:

@@ -89,7 +89,6 @@ class Endpoint:
         return httpx2.Client(transport=transport, timeout=timeout, trust_env=False)
 
     def close(self) -> None:
-        """Close the idle connection."""
         self._client.close()
 
     def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Answer:
@@ -117,14 +116,12 @@ class Endpoint:
                         yield event
 
     def stranger(self, why: str) -> InputError:
-        """The error that this server cannot be used."""
         return InputError(
             f"{self.address} is not a llama-server that this check can use: {why}; give the "
             "address of a llama-server of 2026"
         )
 
     def gone(self, why: str) -> EnvironmentFault:
-        """The error that the server stopped."""
         return EnvironmentFault(
             f"{self.address} stopped in the middle of an answer ({why}): look at its log, start "
             "it again, and run the same command again; the answers until then are kept"
@@ -202,12 +199,13 @@ class Endpoint:
                 else f"{self.address} is not available ({words}); asking again for "
                 f"{UNAVAILABLE_SECONDS:.0f} s"
             )
-        if loading and now - since[loading] > LOADING_SECONDS:
+        waited = now - since[loading]
+        if loading and waited > LOADING_SECONDS:
             raise EnvironmentFault(
                 f"{self.address} has been loading its model for {LOADING_SECONDS / 60:.0f} "
                 "minutes; look at its log"
             )
-        if not loading and now - since[loading] > UNAVAILABLE_SECONDS:
+        if not loading and waited > UNAVAILABLE_SECONDS:
             raise EnvironmentFault(
                 f"{self.address} has not been available for {UNAVAILABLE_SECONDS:.0f} s (status "
                 f"503: {words}); look at its log, or that of a proxy before it, and run the same "
@@ -232,9 +230,8 @@ class Endpoint:
             )
         if status in (404, 405):
             return self.stranger(f"it has no {path}")
-        try:
-            error = json.loads(raw)["error"]
-        except (ValueError, TypeError, KeyError, RecursionError):
+        error = _error(raw)
+        if error is None:
             return self.stranger(f"{path} answers with status {status}")
         return self._refused(error)
 
@@ -255,11 +252,6 @@ class Endpoint:
 
 
 def _host(address: str) -> str:
-    """The host of a server's address, checked.
-
-    Raises:
-        InputError: not such an address; it is not shown, for it may hold a password.
-    """
     import httpx2
 
     try:
@@ -284,13 +276,19 @@ def _no_address(why: str) -> InputError:
     return InputError(f"the address of a llama-server is http://HOST:PORT; in this one {why}")
 
 
+def _error(raw: bytes) -> object:
+    try:
+        return json.loads(raw)["error"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+
+
 def _words(raw: bytes) -> str:
     """The message of a refusal: that of its JSON, or the beginning of whatever it is."""
-    try:
-        error = json.loads(raw)["error"]
-        text = str(error["message"] if isinstance(error, dict) else error)
-    except (ValueError, TypeError, KeyError, RecursionError):
-        text = raw.decode(errors="replace")
+    error = _error(raw)
+    if isinstance(error, dict):
+        error = error.get("message")
+    text = raw.decode(errors="replace") if error is None else str(error)
     printable = "".join(c if c.isprintable() else " " for c in text)
     return " ".join(printable.split())[:WORDS_CHARACTERS] or "without a message"
 

@@ -41,7 +41,6 @@ def start_backend() -> None:
 
 
 def forget_log() -> None:
-    """Clear the recorded log."""
     _recent_log.clear()
 
 
@@ -90,7 +89,6 @@ class Model:
         self.size_bytes = int(llama_cpp.llama_model_size(self.handle))
 
     def chat_template(self) -> str | None:
-        """The Jinja chat template stored in the file, or None."""
         raw = llama_cpp.llama_model_chat_template(self.handle, None)
         return raw.decode("utf-8") if raw else None
 
@@ -100,10 +98,7 @@ class Model:
 
 def with_first(chunk: Tokens, token: int | None) -> Tokens:
     """A copy of `chunk` whose first token is `token`, unless that is None."""
-    found = chunk.copy()
-    if token is not None:
-        found[0] = token
-    return found
+    return chunk.copy() if token is None else np.concatenate([[np.int32(token)], chunk[1:]])
 
 
 class Vocabulary:
@@ -136,10 +131,6 @@ class Vocabulary:
         """
         bos = [] if self.text_bos is None else [self.text_bos]
         return np.concatenate([np.array(bos, np.int32), tokens])
-
-    def with_bos(self, chunk: Tokens) -> Tokens:
-        """`chunk`, its first token replaced by BOS if the model wants one, as in llama-imatrix."""
-        return with_first(chunk, self.text_bos)
 
     def text(self, tokens: Sequence[int], visible: Sequence[int] = ()) -> str:
         """The text of `tokens` without special tokens, except those in `visible`."""
@@ -254,15 +245,12 @@ class Context:
             (1, vocabulary).
         """
         at = 0
-        for span in spans:
-            begin, at = at, at + len(span.tokens)
-            self._fill(
-                span.tokens, span.start, span.sequence, every=span.every, last=True, at=begin
-            )
+        for sequence, start, tokens, every in spans:
+            self._fill(tokens, start, sequence, every=every, last=True, at=at)
+            at += len(tokens)
         self._run(f"{len(spans)} sequences side by side, {at} tokens")
         wanted = [len(span.tokens) if span.every else 1 for span in spans]
-        raw = llama_cpp.llama_get_logits(self.handle)
-        rows = np.ctypeslib.as_array(raw, shape=(sum(wanted), self._vocab_size))
+        rows = self._logits(sum(wanted))
         return [part.copy() for part in np.split(rows, np.cumsum(wanted)[:-1])]
 
     def decode_together(self, chunks: Sequence[Tokens]) -> None:
@@ -294,19 +282,20 @@ class Context:
             outputs[[position - at for position in wanted]] = 1
             self._run(f"{len(piece)} tokens at position {at}")
             if wanted:
-                raw = llama_cpp.llama_get_logits(self.handle)
-                yield np.ctypeslib.as_array(raw, shape=(len(wanted), self._vocab_size))
+                yield self._logits(len(wanted))
 
     def all_logits(self) -> Logits:
         """Logits of all positions of the last batch, shape (tokens, vocabulary).
 
         In llama.cpp's own memory: valid until the next decode.
         """
+        return self._logits(self._batch.n_tokens)
+
+    def _logits(self, rows: int) -> Logits:
         raw = llama_cpp.llama_get_logits(self.handle)
-        return np.ctypeslib.as_array(raw, shape=(self._batch.n_tokens, self._vocab_size))
+        return np.ctypeslib.as_array(raw, shape=(rows, self._vocab_size))
 
     def _run(self, what: str) -> None:
-        """Decode the filled batch; `what` describes it in an error."""
         status = llama_cpp.llama_decode(self.handle, self._batch)
         if self._failure is not None:
             raise self._failure
@@ -350,11 +339,9 @@ class Context:
         llama_cpp.llama_memory_seq_cp(self._memory, source, target, -1, -1)
 
     def drop(self, sequence: int) -> None:
-        """Remove `sequence`."""
         llama_cpp.llama_memory_seq_rm(self._memory, sequence, -1, -1)
 
     def clear(self) -> None:
-        """Remove all sequences."""
         llama_cpp.llama_memory_clear(self._memory, True)
 
     def save(self, sequence: int, tokens: Tokens, path: Path) -> None:

@@ -17,12 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from quantkit.config.run_settings import DRAFT_KV_TYPE, RunSettings
+from quantkit.config.target import DRAFT_KV_TYPE, RunSettings
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.formats.gguf_writer import single_file_layout, write_shape
 from quantkit.formats.tensors import Metadata, MetaValue, ModelHeader
 from quantkit.llamacpp.child import Child, Emit, NativeCrash, run_isolated
-from quantkit.llamacpp.device_sets import Devices, open_devices
+from quantkit.llamacpp.devices import Devices, open_devices
 
 NO_TENSOR = ctypes.c_char_p(b"no-tensor")
 """A pattern that no tensor's name matches."""
@@ -34,9 +34,18 @@ _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
 class DeviceMemory:
     """Memory of one device that llama.cpp uses, bytes."""
 
-    weights: int
-    context: int
-    compute: int
+    weights: int = 0
+    context: int = 0
+    compute: int = 0
+
+    @property
+    def total_bytes(self) -> int:
+        return self.weights + self.context + self.compute
+
+    def __add__(self, more: DeviceMemory) -> DeviceMemory:
+        return DeviceMemory(
+            self.weights + more.weights, self.context + more.context, self.compute + more.compute
+        )
 
 
 @dataclass(frozen=True)
@@ -99,14 +108,13 @@ def ask_memory(questions: Sequence[Question]) -> list[list[Breakdown]]:
         files = []
         for number, (layout, wanted) in enumerate(zip(layouts, keys, strict=True)):
             missing = [key for key in dict.fromkeys(wanted) if key not in {*_answers, *new}]
-            if not missing:
-                continue
-            place = Path(folder) / str(number)
-            place.mkdir()
-            _, devices, split, _ = missing[0]
-            runs = tuple(key[3] for key in missing)
-            files.append(FileQuestion(write_shape(place, layout), devices, split, runs))
-            new += missing
+            if missing:
+                place = Path(folder) / str(number)
+                place.mkdir()
+                _, devices, split, _ = missing[0]
+                runs = tuple(key[3] for key in missing)
+                files.append(FileQuestion(write_shape(place, layout), devices, split, runs))
+                new += missing
         if files:
             found = [one for answer in ask_of_files(files) for one in answer]
             _answers.update(zip(new, found, strict=True))
@@ -166,51 +174,45 @@ def shape_metadata(model: ModelHeader) -> Metadata:
 
 
 def ask_in_child(questions: Sequence[FileQuestion], emit: Emit) -> list[list[Breakdown]]:
-    """Body of the child process of `ask_of_files`."""
     from quantkit.llamacpp import llama
 
     llama.start_backend()
     answers = []
     for question in questions:
         with open_devices(question.devices) as addresses:
-            answers.append(_answer_on_used(question, addresses))
+            answers.append(_answer(question, addresses))
     return answers
 
 
-def _answer_on_used(question: FileQuestion, devices: Sequence[int]) -> list[Breakdown]:
+def _answer(question: FileQuestion, devices: Sequence[int]) -> list[Breakdown]:
     """As a launched model sees them: GPUs without layers are hidden from llama.cpp.
 
     It would count them as stages of its pipeline, and hold the graph's inputs more than once even
     where one GPU has all layers.
     """
     used = [at for at, layers in enumerate(question.tensor_split) if layers]
-    split = tuple(question.tensor_split[at] for at in used)
-    found = _answer(replace(question, tensor_split=split), [devices[at] for at in used])
-    nothing = [DeviceMemory(0, 0, 0)] * len(devices)
-    spread = []
-    for answer in found:
-        gpus = list(nothing)
-        for at, gpu in zip(used, answer.gpus, strict=True):
-            gpus[at] = gpu
-        spread.append(Breakdown(tuple(gpus), answer.host))
-    return spread
-
-
-def _answer(question: FileQuestion, devices: Sequence[int]) -> list[Breakdown]:
+    shown = [devices[at] for at in used]
+    split = [question.tensor_split[at] for at in used]
     found: dict[RunSettings, Breakdown] = {}
     for loaded in sorted({(run.pipeline, run.draft) for run in question.runs}):
         pipeline, draft = loaded
-        with _model(question, devices, pipeline=pipeline, drafts=draft != "none") as model:
-            same = [run for run in question.runs if (run.pipeline, run.draft) == loaded]
-            found |= {run: _breakdown(model, devices, run) for run in same}
+        with _model(question.path, shown, split, pipeline, draft != "none") as model:
+            for run in question.runs:
+                if (run.pipeline, run.draft) == loaded:
+                    memory = _run_memory(model, run)
+                    gpus = [memory.pop(_buffer_type(gpu), DeviceMemory()) for gpu in shown]
+                    by_gpu = dict(zip(used, gpus, strict=True))
+                    found[run] = Breakdown(
+                        tuple(by_gpu.get(at, DeviceMemory()) for at in range(len(devices))),
+                        sum(memory.values(), DeviceMemory()),
+                    )
     return [found[run] for run in question.runs]
 
 
 @contextmanager
 def _model(
-    question: FileQuestion, devices: Sequence[int], *, pipeline: bool, drafts: bool
+    path: Path, devices: Sequence[int], split: Sequence[int], pipeline: bool, drafts: bool
 ) -> Iterator[int]:
-    """The model of the question, loaded without weights."""
     import llama_cpp
 
     from quantkit.llamacpp import llama
@@ -223,7 +225,7 @@ def _model(
     params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
     params.load_mtp = drafts
     shares = [0.0] * llama_cpp.llama_max_devices()
-    shares[: len(question.tensor_split)] = question.tensor_split
+    shares[: len(split)] = split
     params.tensor_split = (ctypes.c_float * len(shares))(*shares)
     llama.forget_log()
     if not pipeline:
@@ -232,7 +234,7 @@ def _model(
             ctypes.cast(NO_TENSOR, ctypes.c_void_p).value, devices[0], None, None
         )
         params.tensor_buft_overrides = ctypes.cast(pairs, ctypes.c_void_p)
-    model = llama_cpp.llama_model_load_from_file(str(question.path).encode(), params)
+    model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise InputError(f"llama.cpp cannot plan this model: {llama.why()}")
     try:
@@ -241,24 +243,17 @@ def _model(
         llama_cpp.llama_model_free(model)
 
 
-def _breakdown(model: int, devices: Sequence[int], run: RunSettings) -> Breakdown:
+def _run_memory(model: int, run: RunSettings) -> dict[int, DeviceMemory]:
+    """Address of a buffer type → its memory, with the context of the prediction layers if any."""
     found = _context_memory(model, run, head=False)
     if run.drafted_tokens:
         for key, more in _context_memory(model, run, head=True).items():
-            there = found.get(key, DeviceMemory(0, 0, 0))
-            found[key] = DeviceMemory(
-                there.weights, there.context + more.context, there.compute + more.compute
-            )
-    gpus = tuple(found.pop(_buffer_type(device), DeviceMemory(0, 0, 0)) for device in devices)
-    rest = found.values()
-    host = DeviceMemory(
-        sum(m.weights for m in rest), sum(m.context for m in rest), sum(m.compute for m in rest)
-    )
-    return Breakdown(gpus, host)
+            found[key] = found.get(key, DeviceMemory()) + replace(more, weights=0)
+    return found
 
 
 def _context_memory(model: int, run: RunSettings, *, head: bool) -> dict[int, DeviceMemory]:
-    """Address of a buffer type → its memory with one context, as llama-server makes it.
+    """The memory with one context, as llama-server makes it.
 
     Args:
         head: the context of the prediction layers (common_speculative_init_result), not the main
@@ -316,12 +311,7 @@ def used_memory(context: int) -> dict[str, DeviceMemory]:
     found: dict[str, DeviceMemory] = {}
     for key, more in _read_breakdown(context).items():
         where = name(key).decode().removesuffix("_Mapped")
-        there = found.get(where, DeviceMemory(0, 0, 0))
-        found[where] = DeviceMemory(
-            there.weights + more.weights,
-            there.context + more.context,
-            there.compute + more.compute,
-        )
+        found[where] = found.get(where, DeviceMemory()) + more
     return found
 
 

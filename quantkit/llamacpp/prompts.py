@@ -16,7 +16,7 @@ import numpy as np
 
 from quantkit.core.errors import GateError
 from quantkit.llamacpp.llama import Context, Logits, Span, Tokens, Vocabulary
-from quantkit.llamacpp.reply import Reply
+from quantkit.llamacpp.settings import Reply
 
 BASE, STEM, FIRST = 0, 1, 2
 TEST_TOKENS = 96

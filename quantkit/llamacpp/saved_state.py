@@ -62,7 +62,6 @@ class SavedState:
         return len(found), about["facts"]
 
     def _read(self) -> dict[str, Any] | None:
-        """The description of the state; None if it does not match or is incomplete."""
         try:
             about: dict[str, Any] = json.loads(self._about.read_text(encoding="utf-8"))
             same = about["key"] == self._key and about["bytes"] == self._state.stat().st_size
@@ -76,7 +75,9 @@ class SavedState:
         The last file stays until the new one is complete. If the state cannot be saved, the run
         goes on without.
         """
-        if self._gave_up or time.monotonic() - self._last < self._due:
+        # less often where saving is slow
+        due = max(self._seconds, self._cost / SAVED_SHARE) if self._seconds else 0.0
+        if self._gave_up or time.monotonic() - self._last < due:
             return
         began = time.monotonic()
         growing = self._state.with_name(self._state.name + ".partial")
@@ -93,8 +94,3 @@ class SavedState:
             self._note(f"the prefill cannot be saved ({error}); an interrupted run starts it again")
         self._last = time.monotonic()
         self._cost = self._last - began
-
-    @property
-    def _due(self) -> float:
-        """Seconds between two saves: more if saving is slow."""
-        return max(self._seconds, self._cost / SAVED_SHARE) if self._seconds else 0.0

@@ -145,10 +145,15 @@ class LlamaServer:
         if not isinstance(context, int) or context < 1:
             raise self._endpoint.stranger("/props names no n_ctx")
         path = str(got.get("model_path") or "")
+        listed = self._endpoint.ask("GET", "/v1/models").get("data")
+        try:
+            size = int(listed[0]["meta"]["size"])  # type: ignore[index]
+        except (TypeError, LookupError, ValueError):
+            size = None
         return Props(
             model=file_name(str(got.get("model_alias") or path)),
             model_path=path,
-            size_bytes=self._size_bytes(),
+            size_bytes=size,
             context_tokens=context,
             slots=int(got.get("total_slots") or 1),
             build=str(got.get("build_info") or ""),
@@ -157,21 +162,13 @@ class LlamaServer:
             eos=str(got.get("eos_token") or ""),
         )
 
-    def _size_bytes(self) -> int | None:
-        listed = self._endpoint.ask("GET", "/v1/models").get("data")
-        try:
-            return int(listed[0]["meta"]["size"])  # type: ignore[index]
-        except (TypeError, LookupError, ValueError):
-            return None
-
     def tokenize(self, *texts: str) -> tuple[Tokens, ...]:
         """Token ids of each of `texts`, special tokens in them recognised, without BOS or EOS.
 
         All in one request: it takes texts and ids mixed, and passes the ids through.
         """
         content = [part for text in texts for part in (text, _BETWEEN)]
-        got = self._endpoint.ask("POST", "/tokenize", {"content": content, "parse_special": True})
-        tokens = self._tokens(got)
+        tokens = self._tokens({"content": content, "parse_special": True})
         ends = np.flatnonzero(tokens == _BETWEEN)
         if len(ends) != len(texts) or len(tokens) != (ends[-1] + 1 if len(ends) else 0):
             raise self._endpoint.stranger("/tokenize does not take several texts")
@@ -181,14 +178,12 @@ class LlamaServer:
     def first_token(self) -> int | None:
         """What the model's tokenizer puts before every text: BOS, or nothing."""
         plain, begun = (
-            self._tokens(
-                self._endpoint.ask("POST", "/tokenize", {"content": ".", "add_special": special})
-            )
-            for special in (False, True)
+            self._tokens({"content": ".", "add_special": special}) for special in (False, True)
         )
         return int(begun[0]) if len(begun) > len(plain) else None
 
-    def _tokens(self, got: Mapping[str, Any]) -> Tokens:
+    def _tokens(self, body: Mapping[str, object]) -> Tokens:
+        got = self._endpoint.ask("POST", "/tokenize", body)
         try:
             return np.asarray(got["tokens"], np.int32)
         except (KeyError, TypeError, ValueError, OverflowError):

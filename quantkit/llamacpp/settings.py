@@ -1,4 +1,4 @@
-"""Settings of llama.cpp as plain values, importable without loading it."""
+"""Settings of llama.cpp and its replies as plain values, importable without loading it."""
 
 from __future__ import annotations
 
@@ -60,3 +60,20 @@ def parallel_sequences(sequences: int, tokens: int) -> ContextSettings:
         shared_cells=False,
         all_outputs=True,
     )
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A generated answer, and the scores of given ones.
+
+    Attributes:
+        truncated: whether the token limit ended it.
+        log_probabilities: of the candidates in order, nats; None where unknown.
+        rank: worst rank in the vocabulary of the right answer's tokens; 1 if greedy decoding
+            gives it.
+    """
+
+    text: str
+    truncated: bool
+    log_probabilities: tuple[float | None, ...]
+    rank: int | None

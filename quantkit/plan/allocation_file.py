@@ -54,7 +54,6 @@ class AllocationFile(JsonDocument):
     def of(
         cls, allocation: Allocation, tensors: Sequence[TensorInfo], sensitivity: Sensitivity
     ) -> Self:
-        """What is written of an allocation of `tensors`."""
         types, errors, stock = allocation.types, sensitivity.errors, allocation.stock
         chosen = [errors[name].get(types[name]) for name in errors]
         known = [error for error in chosen if error is not None]
@@ -78,7 +77,6 @@ class AllocationFile(JsonDocument):
 
     @property
     def types(self) -> dict[str, str]:
-        """Tensor → type."""
         return {name: tensor.type for name, tensor in self.tensors.items()}
 
     @property

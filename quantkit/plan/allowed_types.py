@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.core.errors import InputError
@@ -26,10 +27,8 @@ def smallest_types(
     found = {info.name: info.type_name for info in tensors}
     for info in tensors:
         if info.name in costs:
-            sizes = {
-                kind: padded_bytes(info, kind) for kind in _allowed(info, costs[info.name], level)
-            }
-            found[info.name] = min(sizes, key=sizes.__getitem__)
+            allowed = _allowed(info, costs[info.name], level)
+            found[info.name] = min(allowed, key=partial(padded_bytes, info))
     return found
 
 
@@ -96,13 +95,9 @@ def undominated(sizes: Mapping[str, int], costs: Mapping[str, float]) -> list[st
 
 def ruled_out(free: Sequence[TensorInfo]) -> dict[str, tuple[str, ...]]:
     """Tensor → the types that its row length rules out."""
-    found = {}
-    for info in free:
-        misfits = [
-            kind.name
-            for kind in BY_NAME.values()
-            if kind.is_quantized and not kind.fits_row(info.row_elements)
-        ]
-        if misfits:
-            found[info.name] = tuple(misfits)
-    return found
+    quantized = [kind for kind in BY_NAME.values() if kind.is_quantized]
+    found = {
+        info.name: tuple(kind.name for kind in quantized if not kind.fits_row(info.row_elements))
+        for info in free
+    }
+    return {name: kinds for name, kinds in found.items() if kinds}

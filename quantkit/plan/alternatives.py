@@ -1,4 +1,8 @@
-"""What else would fit a target: the longest context, the largest level, other KV cache types."""
+"""What else would fit a target: the longest context, the largest level, other KV cache types.
+
+Functions that ask llama.cpp raise InputError where it refuses the model. Nominal costs are
+enough: they only show sizes.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +17,10 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.models.model import Model
 from quantkit.plan.allocate import fill_types
 from quantkit.plan.allowed_types import Costs, smallest_types
-from quantkit.plan.fit import ATTEMPTS, place_exactly
 from quantkit.plan.gpu_memory import GPUMemory
-from quantkit.plan.level_plans import largest_bytes, model_host_bytes
+from quantkit.plan.level_plans import ATTEMPTS, largest_bytes, model_host_bytes, place_exactly
 from quantkit.plan.llama_memory import ContextLadder, ask_ladders, gpu_memories
-from quantkit.plan.place import place
-from quantkit.plan.placement import Placement
+from quantkit.plan.placement import Placement, place
 from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
 
 CONTEXT_STEP = 1024
@@ -39,9 +41,6 @@ def longest_context(types: Mapping[str, str], ladder: ContextLadder) -> int | No
     Returns:
         A multiple of CONTEXT_STEP, or an end of the ladder; None where not even its first rung
         fits.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
     """
     while True:
         tokens = _longest_within(types, ladder)
@@ -100,11 +99,7 @@ class Largest:
 
 
 def largest_level(model: Model, costs: Costs, memory: GPUMemory) -> Largest | None:
-    """The largest artifact that the GPUs hold, whatever the target's own budget; None: nothing.
-
-    Args:
-        costs: nominal ones will do: they show sizes.
-    """
+    """The largest artifact that the GPUs hold, whatever the target's own budget; None: nothing."""
     tensors = model.tensors
     room = memory.weights_room + model_host_bytes(model, costs, memory)
     budget = min(room, largest_bytes(model, costs, LARGEST))
@@ -123,9 +118,6 @@ def largest_exactly(model: Model, costs: Costs, memory: GPUMemory) -> Largest | 
 
     Args:
         memory: with the compute buffers of an even cut.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
     """
     assumed = memory
     for _ in range(ATTEMPTS):
@@ -158,32 +150,23 @@ class Alternatives:
 def alternatives(
     model: Model, types: Mapping[str, str], costs: Costs, memory: GPUMemory
 ) -> Alternatives:
-    """What else would fit into the memory that the model in `types` leaves unused.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
-    """
+    """What else would fit into the memory that the model in `types` leaves unused."""
     target = memory.target
     longest, now = model.geometry.trained_context_tokens, memory.run.context_tokens
     (at_longest,), _ = gpu_memories(model, [target.changed(context_tokens=longest)])
     rungs = tuple(sorted({now: memory.compute, longest: at_longest.compute}.items()))
     tokens = longest_context(types, ContextLadder(model, target, rungs))
+    batch = None
+    for larger in larger_batches(target):
+        (with_batch,), _ = gpu_memories(model, [larger])
+        if not place_exactly(model, types, with_batch).fits:
+            break
+        batch = larger.ubatch_tokens
     return Alternatives(
         largest_level(model, costs, memory),
         tokens if tokens is not None and tokens > now else None,
-        _largest_batch(model, types, target),
+        batch,
     )
-
-
-def _largest_batch(model: Model, types: Mapping[str, str], target: Target) -> int | None:
-    """The largest of LARGER_BATCHES for which there is room; None: no larger one than now."""
-    found = None
-    for larger in larger_batches(target):
-        (memory,), _ = gpu_memories(model, [larger])
-        if not place_exactly(model, types, memory).fits:
-            break
-        found = larger.ubatch_tokens
-    return found
 
 
 def larger_batches(target: Target) -> list[Target]:
@@ -192,10 +175,7 @@ def larger_batches(target: Target) -> list[Target]:
 
 
 def ways_out(
-    model: Model,
-    costs: Costs,
-    target: Target,
-    types: Mapping[str, str] | None = None,
+    model: Model, costs: Costs, target: Target, types: Mapping[str, str] | None = None
 ) -> list[str]:
     """Plans that would fit where the requested one does not, in words and as options.
 
@@ -203,17 +183,15 @@ def ways_out(
     longest context at which the smallest types fit, and the largest artifact at that context.
 
     Args:
-        costs: nominal ones will do: they show sizes.
         types: of the requested artifact where they are given: its longest context is named too.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
     """
     smallest = smallest_types(model.tensors, costs, LARGEST)
     own = target.weight_budget_bytes
     too_small = own is not None and own < artifact_bytes(model, smallest)
     freed = target.changed(weight_budget_gib="auto") if too_small else target
-    kinds = _smaller_kv(model, target) if target.flash_attention else []
+    bits = BY_NAME[target.kv_type.upper()].bits_per_weight
+    smaller = [kind for kind in SMALLER_KV if BY_NAME[kind.upper()].bits_per_weight < bits]
+    kinds = possible_kv(model, smaller) if target.flash_attention else []
     targets = [freed, *(freed.changed(kv_type=kind) for kind in kinds)]
     contexts = (min(SHORTEST_CONTEXT, target.context_tokens), target.context_tokens)
     ladders, _ = ask_ladders(model, targets, contexts)
@@ -261,12 +239,6 @@ def _no_more_than(size: int) -> str:
     """The size in GiB, or in MiB below one, rounded down, so that a level of this size fits."""
     scale, unit = (GIB, "GiB") if size >= GIB else (GIB >> 10, "MiB")
     return f"{100 * size // scale / 100:.2f} {unit}"
-
-
-def _smaller_kv(model: Model, target: Target) -> list[str]:
-    bits = BY_NAME[target.kv_type.upper()].bits_per_weight
-    smaller = [kind for kind in SMALLER_KV if BY_NAME[kind.upper()].bits_per_weight < bits]
-    return possible_kv(model, smaller)
 
 
 def possible_kv(model: Model, kinds: Sequence[str]) -> list[str]:

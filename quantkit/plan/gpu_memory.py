@@ -13,8 +13,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from quantkit.config.run_settings import DRAFT_KV_TYPE, RunSettings
-from quantkit.config.target import Target
+from quantkit.config.target import DRAFT_KV_TYPE, RunSettings, Target
 from quantkit.core.errors import InputError
 from quantkit.core.units import GIB
 from quantkit.formats.gguf_header import DEFAULT_ALIGNMENT
@@ -87,7 +86,6 @@ class GPUMemory:
 
     @property
     def weights_room(self) -> int:
-        """What all GPUs together leave for weights."""
         return max(sum(max(room, 0) for room in self.rooms) - sum(self.kept), 0)
 
 
@@ -100,6 +98,7 @@ def gpu_memory(
         compute: as llama.cpp plans them; by default they are estimated.
     """
     run = target.run.within(geometry.trained_context_tokens)
+    head = range(geometry.trunk_layers, len(geometry.layers))
     return GPUMemory(
         target=target,
         trained_context_tokens=geometry.trained_context_tokens,
@@ -107,15 +106,9 @@ def gpu_memory(
         reserve=tuple(int(gpu.reserve_gib * GIB) for gpu in target.each_gpu),
         context=(*context_by_layer(geometry, run), 0),
         compute=compute or estimated_buffers(geometry, run, len(target.gpu_bytes)),
-        unloaded=unloaded_layers(geometry, run),
+        # llama.cpp leaves a prediction head that does not draft in the file (`load_mtp`)
+        unloaded=range(0) if run.drafted_tokens else head,
     )
-
-
-def unloaded_layers(geometry: ModelGeometry, run: RunSettings) -> range:
-    """The layers of a prediction head that llama.cpp leaves in the file (`load_mtp`)."""
-    if run.drafted_tokens:
-        return range(0)
-    return range(geometry.trunk_layers, len(geometry.layers))
 
 
 def context_by_layer(geometry: ModelGeometry, run: RunSettings) -> list[int]:

@@ -1,22 +1,123 @@
-"""Decides before any work what will be built: which levels, how many bytes, whether they fit."""
+"""Decides which levels fit a target and in how many bytes, and allocates them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import MeasureRecipe, Recipe
 from quantkit.core.errors import DoesNotFitError
 from quantkit.core.units import gib_text
 from quantkit.formats.tensors import TensorInfo
+from quantkit.llamacpp.devices import Devices
+from quantkit.llamacpp.memory_plan import Question, ask_memory
 from quantkit.llamacpp.presets import StockTypes, ask_preset
 from quantkit.models.model import Model
+from quantkit.plan.allocate import Allocation, allocate, allocate_preset
 from quantkit.plan.allowed_types import Costs, allowed_types, smallest_bytes, smallest_types
-from quantkit.plan.fit import LevelPlan, place_exactly, target_budget
 from quantkit.plan.gpu_memory import HOST, GPUMemory, layers_of, padded_bytes
-from quantkit.plan.place import place
-from quantkit.plan.placement import check_fits
+from quantkit.plan.placement import Placement, check_fits, place
 from quantkit.plan.type_choice import TypeChoice, check_importance
 from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
 from quantkit.study.candidates import admissible, is_quantizable
+
+ATTEMPTS = 8
+"""Placements that are tried until one has no larger compute buffers than were assumed."""
+
+
+@dataclass(frozen=True)
+class LevelPlan:
+    """A level with the bytes that its files may have; of a preset, with llama.cpp's types."""
+
+    recipe: LevelRecipe
+    budget_bytes: int
+    stock: StockTypes | None = None
+
+
+@dataclass(frozen=True)
+class Fit:
+    allocation: Allocation
+    placement: Placement
+
+
+def target_budget(memory: GPUMemory, host_bytes: int = 0) -> int:
+    """Bytes of weights that the target allows: its own number, but no more than its GPUs leave.
+
+    Args:
+        host_bytes: of weights that lie on no GPU.
+    """
+    left = memory.weights_room + host_bytes
+    fixed = memory.target.weight_budget_bytes
+    return left if fixed is None else min(fixed, left)
+
+
+def fit(plan: LevelPlan, model: Model, costs: Costs, memory: GPUMemory, gap: float = 0.0) -> Fit:
+    """Allocate such that the level's budget and every GPU are kept, and place it.
+
+    Args:
+        gap: accepted distance from the optimal cost, relative.
+
+    Raises:
+        DoesNotFitError: not even the smallest types fit the budget or the GPUs.
+    """
+    tensors = model.tensors
+    overhead = overhead_bytes(model)
+    if plan.stock is not None:
+        found = allocate_preset(tensors, costs, plan.budget_bytes, overhead, plan.stock)
+    else:
+        smallest = smallest_types(tensors, costs, plan.recipe)
+        check_fits(place(tensors, smallest, memory), memory.target.name)
+        found = allocate(tensors, costs, plan.budget_bytes, overhead, plan.recipe, memory, gap)
+    total = artifact_bytes(model, found.types)
+    placement = place(tensors, found.types, memory)
+    check_fits(placement, memory.target.name)
+    return Fit(replace(found, total_bytes=total), placement)
+
+
+def fit_exactly(
+    plan: LevelPlan, model: Model, costs: Costs, memory: GPUMemory, gap: float = 0.0
+) -> Fit:
+    """`fit`, with compute buffers that llama.cpp plans for exactly the cut that was found.
+
+    Raises:
+        DoesNotFitError: nothing fits.
+    """
+    assumed = memory
+    for _ in range(ATTEMPTS):
+        found = fit(plan, model, costs, assumed, gap)
+        placement = place_exactly(model, found.allocation.types, memory)
+        if placement.fits:
+            break
+        assumed = assumed.with_more_compute(placement.missing_bytes)
+    check_fits(placement, memory.target.name)
+    return Fit(found.allocation, placement)
+
+
+def place_exactly(model: Model, types: Mapping[str, str], memory: GPUMemory) -> Placement:
+    """A placement with the compute buffers that llama.cpp plans for its cut; it may not fit.
+
+    Args:
+        memory: with the compute buffers of an even cut.
+    """
+    for _ in range(ATTEMPTS):
+        placement = place(model.tensors, types, memory)
+        if placement.compute_is_estimated or not placement.fits:
+            break
+        ((answer,),) = ask_memory([exact_question(placement, model, types)])
+        placement = placement.with_compute(answer)
+        if placement.fits:
+            break
+        memory = memory.with_more_compute(placement.missing_bytes)
+    return placement
+
+
+def exact_question(placement: Placement, model: Model, types: Mapping[str, str]) -> Question:
+    """The question what llama.cpp takes of the GPUs for exactly this placement."""
+    devices = Devices("cuda", tuple(gpu.capacity_bytes for gpu in placement.gpus))
+    split, runs = placement.tensor_split, (placement.run,)
+    return Question(model.quantized(types), devices, split, runs)
+
 
 NOMINAL_GAP = 0.01
 """Of allocations by nominal costs: they only show sizes, and at this gap take milliseconds."""
@@ -60,8 +161,14 @@ def plan_levels(
     limit = target_budget(memory, model_host_bytes(model, costs, memory))
     plans, left_out = [], []
     for level in recipe.levels:
-        stock = _stock(level, model)
-        wanted = _wanted_bytes(level, model, stock)
+        stock = None  # of a preset, what llama.cpp makes of the model; a build has an imatrix
+        if level.preset is not None:
+            stock = ask_preset(model, level.preset, has_imatrix=True)
+        wanted = level.size_bytes  # None: as large as the target allows
+        if stock is not None:
+            wanted = artifact_bytes(model, stock.types)
+        elif level.bits_per_weight is not None:
+            wanted = int(level.bits_per_weight * model.elements / 8)
         if wanted is not None and wanted > limit:
             left_out.append(
                 f"level {level.name} ({gib_text(wanted)}) exceeds what {target.name} leaves for "
@@ -103,19 +210,8 @@ def plan_levels(
     return plans, left_out
 
 
-def _stock(level: LevelRecipe, model: Model) -> StockTypes | None:
-    """Of a preset, what llama.cpp makes of the model; a build always has an imatrix."""
-    if level.preset is None:
-        return None
-    return ask_preset(model, level.preset, has_imatrix=True)
-
-
 def _check_prediction(level: LevelRecipe, model: Model, stock: StockTypes) -> None:
-    """That a preset gives a prediction head's layers no type that needs an importance matrix.
-
-    Raises:
-        InputError: it does; a build would find out when it allocates, after hours.
-    """
+    """That a preset gives a prediction head's layers no type that needs an importance matrix."""
     trunk = model.geometry.trunk_layers
     at = layers_of(model.tensors, len(model.geometry.layers) + 1)
     predicting = {name for name, layer in at.items() if name.startswith("blk.") and layer >= trunk}
@@ -125,15 +221,6 @@ def _check_prediction(level: LevelRecipe, model: Model, stock: StockTypes) -> No
         f"level {level.name} cannot have one of prediction layers (MTP), which no text runs "
         "through; choose another preset, or drop them with convert: {mtp: drop} in the recipe",
     )
-
-
-def _wanted_bytes(level: LevelRecipe, model: Model, stock: StockTypes | None) -> int | None:
-    """The size that the level names; None: as large as the target allows."""
-    if stock is not None:
-        return artifact_bytes(model, stock.types)
-    if level.bits_per_weight is not None:
-        return int(level.bits_per_weight * model.elements / 8)
-    return level.size_bytes
 
 
 def _check_reachable(level: LevelRecipe, model: Model, costs: Costs, wanted: int) -> None:

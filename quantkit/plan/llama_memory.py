@@ -2,7 +2,8 @@
 
 llama.cpp is asked on fake GPUs of the target's sizes (`llamacpp/memory_plan.py`), with the model's
 shape alone. Before the layers are placed they are taken to lie evenly; afterwards the exact cut is
-asked for, so a placement's numbers are llama.cpp's own.
+asked for, so a placement's numbers are llama.cpp's own. Functions that ask raise InputError where
+llama.cpp refuses the model.
 """
 
 from __future__ import annotations
@@ -12,21 +13,15 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from quantkit.config.run_settings import RunSettings
-from quantkit.config.target import Target
+from quantkit.config.target import RunSettings, Target
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.llamacpp.device_sets import Devices
+from quantkit.llamacpp.devices import Devices
 from quantkit.llamacpp.memory_plan import Breakdown, Question, ask_memory
 from quantkit.models.model import Model
 from quantkit.plan.gpu_memory import ComputeBuffers, GPUMemory, check_draft, gpu_memory
 
 MOST_GPUS = 15
 """ggml's scheduler takes 16 backends (GGML_SCHED_MAX_BACKENDS), one of which is the processor."""
-
-
-def fake_gpus(target: Target) -> Devices:
-    """CUDA GPUs of the target's sizes, for llama.cpp to plan on."""
-    return Devices("cuda", target.gpu_bytes)
 
 
 def gpu_memories(model: Model, targets: Sequence[Target]) -> tuple[list[GPUMemory], str | None]:
@@ -55,7 +50,7 @@ def gpu_memories(model: Model, targets: Sequence[Target]) -> tuple[list[GPUMemor
     questions = []
     for gpus, runs in alike.items():
         counts = even_counts(len(geometry.layers) + 1, gpus)
-        devices = fake_gpus(next(iter(runs.values())))
+        devices = Devices("cuda", next(iter(runs.values())).gpu_bytes)
         questions.append(Question(model, devices, counts, tuple(runs)))
     try:
         answers = ask_memory(questions)
@@ -121,7 +116,6 @@ class ContextLadder:
     rungs: tuple[tuple[int, ComputeBuffers], ...]
 
     def memory(self, tokens: int) -> GPUMemory:
-        """The memory at a context between the first rung and the last."""
         changed = self.target.changed(context_tokens=tokens)
         ends = [at for at, _ in self.rungs]
         upper = min(bisect.bisect_left(ends, tokens), len(ends) - 1)

@@ -7,15 +7,20 @@ used as shares therefore reproduce any contiguous placement exactly.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Literal
 
+import numpy as np
 from pydantic import Field, model_validator
 
-from quantkit.config.run_settings import RunSettings
+from quantkit.config.target import RunSettings
 from quantkit.core.errors import DoesNotFitError
 from quantkit.core.json_documents import JsonDocument, Record
 from quantkit.core.units import GIB
+from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.memory_plan import Breakdown
+from quantkit.plan.gpu_memory import GPUMemory, host_bytes, weights_by_layer
+from quantkit.plan.layer_cuts import contiguous_counts, counts_in_order
 
 PLACEMENT_FILE = "placement.json"
 Count = Annotated[int, Field(ge=0)]
@@ -34,7 +39,6 @@ class GPUPlan(Record):
 
     @property
     def total_bytes(self) -> int:
-        """All that is not free."""
         parts = (self.weights_bytes, self.context_bytes, self.compute_bytes, self.reserve_bytes)
         return sum(parts)
 
@@ -79,7 +83,6 @@ class Placement(Record):
 
     @property
     def fits(self) -> bool:
-        """Whether every GPU holds its part."""
         return not self.missing_bytes
 
     @property
@@ -131,4 +134,57 @@ def check_fits(placement: Placement, target: str) -> None:
         f"context {worst.context_bytes / GIB:.2f}, compute {worst.compute_bytes / GIB:.2f}, "
         f"reserve {worst.reserve_bytes / GIB:.2f}); shorten the context "
         f"(now {placement.run.context_tokens} tokens), lower the weight budget, or add a GPU"
+    )
+
+
+def assign_layers(gpu_shares: Sequence[int], count: int) -> list[int]:
+    """GPU of each of `count` layers as llama.cpp assigns them, in its own F32 arithmetic."""
+    cumulated = np.cumsum(np.asarray(gpu_shares, np.float32), dtype=np.float32)
+    points = cumulated / cumulated[-1]
+    layers = np.arange(count, dtype=np.float32) / np.float32(count)
+    return [int(gpu) for gpu in np.searchsorted(points, layers, side="right")]
+
+
+def place(
+    tensors: Sequence[TensorInfo],
+    types: Mapping[str, str],
+    memory: GPUMemory,
+) -> Placement:
+    """Contiguous layers on each GPU: spread such that the fullest has the most left, or in order.
+
+    The result may not fit (`fits`); `check_fits` turns that into an error with a way out.
+    """
+    weights = weights_by_layer(tensors, types, len(memory.context), memory.unloaded)
+    load = [w + k for w, k in zip(weights, memory.kept, strict=True)]
+    divide = contiguous_counts if memory.target.layers == "balanced" else counts_in_order
+    counts = divide(load, memory.rooms)
+    wanted = [gpu for gpu, count in enumerate(counts) for _ in range(count)]
+    if assign_layers(counts, len(load)) != wanted:
+        raise AssertionError(f"llama.cpp would not place {counts} layers as asked")
+    plans = []
+    at = 0
+    for index, (gpu, count) in enumerate(zip(memory.target.each_gpu, counts, strict=True)):
+        has_output = count > 0 and at + count == len(load)
+        compute = (memory.compute.gpu if count else 0) + (
+            memory.compute.output if has_output else 0
+        )
+        plans.append(
+            GPUPlan(
+                name=gpu.name,
+                layers=count,
+                capacity_bytes=memory.capacity[index],
+                weights_bytes=sum(weights[at : at + count]),
+                context_bytes=sum(memory.context[at : at + count]),
+                compute_bytes=compute,
+                reserve_bytes=memory.reserve[index],
+            )
+        )
+        at += count
+    return Placement(
+        run=memory.run,
+        trained_context_tokens=memory.trained_context_tokens,
+        gpus=tuple(plans),
+        host_bytes=host_bytes(tensors, types),
+        host_compute_bytes=memory.compute.host,
+        compute_is_estimated=memory.compute.estimated,
     )

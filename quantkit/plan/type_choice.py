@@ -84,19 +84,20 @@ def check_types(where: str, types: Mapping[str, str], tensors: Sequence[TensorIn
     names = {info.name for info in tensors}
     missing = [info.name for info in tensors if info.name not in types]
     unknown = [name for name in types if name not in names]
-    for problem, found in (("has no type for", missing), ("names", unknown)):
+    for problem, found in (
+        ("has no type for {} of the model's tensors", missing),
+        ("names {} tensors that the model lacks", unknown),
+    ):
         if found:
-            of = "of the model's tensors" if found is missing else "tensors that the model lacks"
             raise InputError(
-                f"{where} {problem} {len(found)} {of}, {found[0]} for one; it was made for another "
-                "model, or with other --mtp"
+                f"{where} {problem.format(len(found))}, {found[0]} for one; it was made for "
+                "another model, or with other --mtp"
             )
     for info in tensors:
         _check_type(where, info, types[info.name])
 
 
 def _check_type(where: str, info: TensorInfo, name: str) -> None:
-    """See that llama.cpp can hold the tensor in the type."""
     kind = quant_type(name)
     if name == info.type_name:
         return

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, get_args
 
 from quantkit.config.target import Target
 from quantkit.core.errors import InputError
 from quantkit.llamacpp.child import run_isolated
-from quantkit.llamacpp.device_sets import DeviceKind, Devices
+from quantkit.llamacpp.devices import DeviceKind, Devices
 from quantkit.llamacpp.memory_plan import (
     Breakdown,
     FileQuestion,
@@ -19,11 +19,10 @@ from quantkit.llamacpp.memory_plan import (
     ask_of_files,
 )
 from quantkit.plan.machine import nvidia_gpus
-from quantkit.plan.placement import Placement
 from quantkit.plan.plan import Entry
 
 Where = Literal["auto", "fake", "present", "rpc"]
-WHERE: tuple[Where, ...] = ("auto", "fake", "present", "rpc")
+WHERE: tuple[Where, ...] = get_args(Where)
 TOLERANCE = {"weights": 0.001, "context": 0.001, "compute": 0.05}
 """Largest accepted difference between a plan and llama.cpp, relative."""
 NEGLIGIBLE = 1 << 20
@@ -33,8 +32,6 @@ _KINDS: dict[str, DeviceKind] = {"fake": "cuda", "present": "present", "rpc": "r
 
 @dataclass(frozen=True)
 class Compared:
-    """One number of one GPU, bytes."""
-
     gpu: int
     part: str
     planned: int
@@ -71,26 +68,15 @@ class Verification:
 
 
 def where_of(word: str) -> Where:
-    """`--on`.
+    """`--on`; `stand-ins` is the earlier name of `fake`.
 
     Raises:
         InputError: no such kind of devices.
     """
     for where in WHERE:
-        if word == where:
+        if where == {"stand-ins": "fake"}.get(word, word):
             return where
-    if word == "stand-ins":  # its earlier name
-        return "fake"
     raise InputError(f"unknown devices --on {word}: give one of {', '.join(WHERE)}")
-
-
-def chosen_devices(where: Where, gpus: int) -> Where:
-    """`auto` as what it means here: this machine's GPUs, where llama.cpp sees as many."""
-    if where != "auto":
-        return where
-    here = bool(gpus) and len(nvidia_gpus()) == gpus
-    seen = here and run_isolated("quantkit.llamacpp.selftest:offloads_in_child", {})
-    return "present" if seen else "fake"
 
 
 def verify(entry: Entry, target: Target, where: Where, file: Path | None = None) -> Verification:
@@ -103,20 +89,23 @@ def verify(entry: Entry, target: Target, where: Where, file: Path | None = None)
         InputError: llama.cpp refuses the model.
         EnvironmentFault: the devices are not there.
     """
-    planned, where = entry.placement, chosen_devices(where, len(target.gpu_bytes))
+    planned, gpus = entry.placement, len(target.gpu_bytes)
+    if where == "auto":  # this machine's GPUs, where llama.cpp sees as many
+        here = len(nvidia_gpus()) == gpus
+        seen = here and run_isolated("quantkit.llamacpp.selftest:offloads_in_child", {})
+        where = "present" if seen else "fake"
     if where == "rpc":
         # Servers on a CPU need no F16 copies of the KV cache, and do not pad rows, as CUDA does.
         planned = planned.with_compute(_ask(entry, Devices("plain", target.gpu_bytes), None))
     found = _ask(entry, Devices(_KINDS[where], target.gpu_bytes), file)
-    compared = []
-    for index, (gpu, asked) in enumerate(zip(planned.gpus, found.gpus, strict=True)):
-        compared += [
-            Compared(index, "weights", gpu.weights_bytes, asked.weights),
-            Compared(index, "context", gpu.context_bytes, asked.context),
-            Compared(index, "compute", gpu.compute_bytes, asked.compute),
-        ]
-    host = found.host.weights + found.host.context + found.host.compute
-    return Verification(where, compared, _fits(planned, found), host)
+    pairs = list(zip(planned.gpus, found.gpus, strict=True))
+    compared = [
+        Compared(index, part, getattr(gpu, f"{part}_bytes"), getattr(asked, part))
+        for index, (gpu, asked) in enumerate(pairs)
+        for part in TOLERANCE
+    ]
+    fits = all(asked.total_bytes + gpu.reserve_bytes <= gpu.capacity_bytes for gpu, asked in pairs)
+    return Verification(where, compared, fits, found.host.total_bytes)
 
 
 def _ask(entry: Entry, devices: Devices, file: Path | None) -> Breakdown:
@@ -127,11 +116,3 @@ def _ask(entry: Entry, devices: Devices, file: Path | None) -> Breakdown:
         model = entry.model.quantized(entry.types)
         ((answer,),) = ask_memory([Question(model, devices, split, runs)])
     return answer
-
-
-def _fits(planned: Placement, found: Breakdown) -> bool:
-    """Whether what llama.cpp takes leaves every GPU its reserve."""
-    return all(
-        asked.weights + asked.context + asked.compute + gpu.reserve_bytes <= gpu.capacity_bytes
-        for gpu, asked in zip(planned.gpus, found.gpus, strict=True)
-    )

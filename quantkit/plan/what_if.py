@@ -1,4 +1,8 @@
-"""The largest artifact for every context and KV cache type that a target could be used with."""
+"""The largest artifact at each context: of many targets, or of one target's KV cache types.
+
+Functions that ask llama.cpp raise InputError where it refuses the model. Nominal costs are
+enough: they only show sizes.
+"""
 
 from __future__ import annotations
 
@@ -6,14 +10,98 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from quantkit.config.levels import LevelRecipe
-from quantkit.config.run_settings import UNQUANTIZED_KV
-from quantkit.config.target import Target
+from quantkit.config.target import UNQUANTIZED_KV, Target
+from quantkit.core.errors import InputError
+from quantkit.core.progress import SILENT, Progress
 from quantkit.llamacpp.presets import ask_preset
 from quantkit.models.model import Model
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.alternatives import Largest, largest_level, possible_kv
-from quantkit.plan.llama_memory import ask_ladders
+from quantkit.plan.gpu_memory import check_draft
+from quantkit.plan.llama_memory import ContextLadder, ask_ladders, check_gpus
 from quantkit.quantize.quantize import artifact_bytes
+
+BUDGET_CONTEXTS = (32_768, 131_072, 516_096, 1_048_576)
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The largest artifact at a context.
+
+    Attributes:
+        largest_bytes: of its files together; None: nothing fits.
+    """
+
+    context_tokens: int
+    largest_bytes: int | None
+
+
+@dataclass(frozen=True)
+class TargetBudgets:
+    """The largest artifacts on a target; its own context and weight budget do not count.
+
+    Attributes:
+        budgets: by rising context.
+        refused: why it cannot run the model, whatever its size; None: it can.
+    """
+
+    target: Target
+    budgets: tuple[Budget, ...]
+    refused: str | None = None
+
+
+def contexts_for(model: Model) -> tuple[int, ...]:
+    """BUDGET_CONTEXTS that the model was trained for, tokens; else its own longest."""
+    longest = model.geometry.trained_context_tokens
+    return tuple(n for n in BUDGET_CONTEXTS if n <= longest) or (longest,)
+
+
+def budgets_of(
+    model: Model, costs: Costs, targets: Sequence[Target], progress: Progress = SILENT
+) -> tuple[list[TargetBudgets], str | None]:
+    """The budgets of each of `targets`, with their own KV types; llama.cpp is asked once for all.
+
+    Compute buffers are those of layers that lie evenly on the GPUs: asking for each cell's own
+    cut, as `largest_exactly` does, would take longer than all else.
+
+    Args:
+        progress: counts cells, a target at a context each.
+
+    Returns:
+        The budgets, and why they are only estimates, if they are.
+    """
+    contexts = contexts_for(model)
+    refused = [why_refused(model, target) for target in targets]
+    usable = [target for target, why in zip(targets, refused, strict=True) if why is None]
+    asked, estimated = ask_ladders(model, usable, contexts)
+    ladders = iter(asked)
+    progress.start(len(usable) * len(contexts), "cells")
+
+    def budget(ladder: ContextLadder, tokens: int) -> Budget:
+        largest = largest_level(model, costs, ladder.memory(tokens))
+        progress.advance(1)
+        return Budget(tokens, None if largest is None else largest.total_bytes)
+
+    found = []
+    for target, why in zip(targets, refused, strict=True):
+        if why is None:
+            ladder = next(ladders)
+            budgets = tuple(budget(ladder, tokens) for tokens in contexts)
+        else:
+            budgets = tuple(Budget(tokens, None) for tokens in contexts)
+        found.append(TargetBudgets(target, budgets, why))
+    return found, estimated
+
+
+def why_refused(model: Model, target: Target) -> str | None:
+    """Why llama.cpp cannot run the model on the target, whatever its size; None: it can."""
+    try:
+        check_gpus(target)
+        check_draft(model.geometry, target)
+    except InputError as error:
+        return str(error)
+    return None
+
 
 CONTEXTS = (32_768, 65_536, 131_072, 262_144, 516_096, 1_048_576)
 KV_TYPES = ("f16", "q8_0", "q4_0")
@@ -35,18 +123,13 @@ class Cell:
 
 
 def level_sizes(levels: Sequence[LevelRecipe], model: Model) -> list[tuple[int, str]]:
-    """Bytes and name of those of `levels` that have a size of their own, the smallest first.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
-    """
+    """Bytes and name of those of `levels` that have a size of their own, the smallest first."""
     found = []
     for level in levels:
         bits = level.bits(model.elements)
         if level.preset is not None:
             stock = ask_preset(model, level.preset, has_imatrix=True)
-            size = artifact_bytes(model, stock.types)
-            found.append((size, level.name))
+            found.append((artifact_bytes(model, stock.types), level.name))
         elif bits is not None:
             found.append((int(bits * model.elements / 8), level.name))
     return sorted(found)
@@ -58,14 +141,10 @@ def sweep(
     """A cell for each KV cache type and context, in this order.
 
     Args:
-        costs: nominal ones: they show sizes.
         levels: as `level_sizes` gives them.
 
     Returns:
         The cells, and why they are only estimates, if they are.
-
-    Raises:
-        InputError: llama.cpp refuses the model.
     """
     kinds = [k for k in KV_TYPES if target.flash_attention or k in UNQUANTIZED_KV]
     kinds = possible_kv(model, kinds)

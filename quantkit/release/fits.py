@@ -11,11 +11,10 @@ from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.geometry import geometry_of
 from quantkit.models.model import Model
 from quantkit.plan.alternatives import possible_kv
-from quantkit.plan.budgets import why_refused
-from quantkit.plan.fit import place_exactly
 from quantkit.plan.gpu_memory import GPUMemory
+from quantkit.plan.level_plans import place_exactly
 from quantkit.plan.llama_memory import gpu_memories
-from quantkit.plan.what_if import CONTEXTS
+from quantkit.plan.what_if import CONTEXTS, why_refused
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from typing import Any
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.journal import Journal
 from quantkit.core.progress import Progress
-from quantkit.llamacpp.reply import Reply
+from quantkit.llamacpp.settings import Reply
 from quantkit.retrieval.branches import Branch, Prompts
 from quantkit.retrieval.results import Answer, DeviceUse, Retrieval, Rung, score_tasks
 from quantkit.retrieval.scoring import score

@@ -303,14 +303,14 @@ class _Meter:
     """Runs the text through the model again and again, and compares with the first run."""
 
     def __init__(self, model: Model, tokens: Tokens, pool: ThreadPoolExecutor) -> None:
-        from quantkit.llamacpp.llama import Context
+        from quantkit.llamacpp.llama import Context, with_first
 
         count, size = tokens.shape
         fits = max(1, LOGITS_BYTES // (4 * model.vocab.size * size))
         self._sequences, self._pool = min(count, fits, MAX_SEQUENCES), pool
         self.positions = count * size
         self._context: Context = Context(model, parallel_sequences(self._sequences, size))
-        self._chunks = [model.vocab.with_bos(chunk) for chunk in tokens]
+        self._chunks = [with_first(chunk, model.vocab.text_bos) for chunk in tokens]
         self._base = [BaseDistribution.of(logits.copy()) for logits in self._run()]
 
     def _run(self) -> Iterator[NDArray[np.float32]]:

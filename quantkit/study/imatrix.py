@@ -194,7 +194,7 @@ def _collect(
     emit: Emit,
 ) -> int:
     """Run the recipe's chunks through `collector`; returns how many were used."""
-    from quantkit.llamacpp.llama import Context
+    from quantkit.llamacpp.llama import Context, with_first
 
     size, available = recipe.chunk_tokens, len(tokens) // recipe.chunk_tokens
     begin, stop = state.load(collector), recipe.chunks
@@ -219,7 +219,7 @@ def _collect(
         end = min(begin + batch, stop)
         context.clear()
         pieces = tokens[begin * size : end * size].reshape(-1, size)
-        context.decode_together([model.vocab.with_bos(piece) for piece in pieces])
+        context.decode_together([with_first(piece, model.vocab.text_bos) for piece in pieces])
         if collector.broken is not None:
             where = f"chunk {end}" if end == begin + 1 else f"chunks {begin + 1} to {end}"
             raise EnvironmentFault(

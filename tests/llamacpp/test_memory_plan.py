@@ -21,12 +21,12 @@ from checkpoints import (
 )
 
 from quantkit.config.recipe import ConvertRecipe
-from quantkit.config.run_settings import RunSettings
+from quantkit.config.target import RunSettings
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import MetaValue, TensorInfo
 from quantkit.llamacpp import memory_plan
-from quantkit.llamacpp.device_sets import DeviceKind, Devices
+from quantkit.llamacpp.devices import DeviceKind, Devices
 from quantkit.llamacpp.memory_plan import (
     Breakdown,
     FileQuestion,
@@ -232,13 +232,6 @@ def memory_bytes(info: TensorInfo) -> int:
 def test_models_without_prediction_layers_have_no_context_for_them(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a context of the prediction layers \(MTP\).*MTP layers"):
         ask_memory([small_shape(tmp_path, "cuda", run(1024, draft="mtp"))])
-
-
-def test_a_cut_without_layers_takes_nothing_of_its_gpu(tmp_path: Path) -> None:
-    shape = small_shape(tmp_path, "cuda", run(1024), gpus=2)
-    ((found,),) = ask_memory([replace(shape, tensor_split=(sum(shape.tensor_split), 0))])
-    assert found.gpus[1] == memory_plan.DeviceMemory(0, 0, 0)
-    assert found.gpus[0].weights > 0
 
 
 def test_the_same_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -38,9 +38,6 @@ def test_a_crash_or_wrong_numbers_choose_the_plain_kernels(wrong: object, word: 
     found = run_selftest(probe_of(LOGITS, wrong))  # type: ignore[arg-type]
     assert not found.use_extra_buffers
     assert word in found.finding
-
-
-def test_equal_numbers_choose_the_fast_ones() -> None:
     assert run_selftest(probe_of(LOGITS, LOGITS)).use_extra_buffers  # type: ignore[arg-type]
 
 

@@ -29,12 +29,10 @@ from quantkit.plan.alternatives import (
     possible_kv,
     ways_out,
 )
-from quantkit.plan.fit import place_exactly
 from quantkit.plan.gpu_memory import gpu_memory, padded_bytes
-from quantkit.plan.level_plans import model_host_bytes, nominal_costs
+from quantkit.plan.level_plans import model_host_bytes, nominal_costs, place_exactly
 from quantkit.plan.llama_memory import ContextLadder, ask_ladders, gpu_memories
-from quantkit.plan.place import place
-from quantkit.plan.placement import Placement
+from quantkit.plan.placement import Placement, place
 from quantkit.plan.plan import plan_recipe, plan_types
 from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
 

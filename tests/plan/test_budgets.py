@@ -15,21 +15,21 @@ from quantkit.core.progress import Silent
 from quantkit.core.units import GIB
 from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp import memory_plan as native_memory
+from quantkit.llamacpp.devices import Devices
 from quantkit.llamacpp.memory_plan import Question, ask_memory
 from quantkit.models.choose import choose_model, open_source
 from quantkit.models.model import Model
 from quantkit.plan.allowed_types import smallest_types
-from quantkit.plan.budgets import CONTEXTS, TargetBudgets, budgets_of, contexts_for
 from quantkit.plan.level_plans import nominal_costs
 from quantkit.plan.llama_memory import (
     MOST_GPUS,
     buffers_of,
     even_counts,
-    fake_gpus,
     gpu_memories,
 )
-from quantkit.plan.place import place
+from quantkit.plan.placement import place
 from quantkit.plan.plan import plan_recipe
+from quantkit.plan.what_if import BUDGET_CONTEXTS, TargetBudgets, budgets_of, contexts_for
 
 FLAGSHIP = Model("super", flagship.metadata(), flagship.tensors())
 COSTS = nominal_costs(FLAGSHIP, MeasureRecipe())
@@ -53,7 +53,7 @@ def trained_for(model: Model, tokens: int) -> Model:
 
 
 def sizes(found: TargetBudgets) -> list[int | None]:
-    assert [budget.context_tokens for budget in found.budgets] == list(CONTEXTS)
+    assert [budget.context_tokens for budget in found.budgets] == list(BUDGET_CONTEXTS)
     return [budget.largest_bytes for budget in found.budgets]
 
 
@@ -86,7 +86,9 @@ def test_targets_of_other_gpus_are_asked_together(monkeypatch: pytest.MonkeyPatc
     for target in targets:
         counts = even_counts(len(model.geometry.layers) + 1, len(target.each_gpu))
         run = target.run.within(model.geometry.trained_context_tokens)
-        ((answer,),) = ask_memory([Question(model, fake_gpus(target), counts, (run,))])
+        ((answer,),) = ask_memory(
+            [Question(model, Devices("cuda", target.gpu_bytes), counts, (run,))]
+        )
         alone.append(buffers_of(answer, counts))
     asked = []
     of_files = native_memory.ask_of_files
@@ -111,7 +113,7 @@ def test_llama_cpp_takes_as_many_gpus_as_are_let_through() -> None:
     def question(count: int) -> Question:
         target = gpus(count, 24)
         counts = even_counts(len(FLAGSHIP.geometry.layers) + 1, count)
-        return Question(FLAGSHIP, fake_gpus(target), counts, (target.run,))
+        return Question(FLAGSHIP, Devices("cuda", target.gpu_bytes), counts, (target.run,))
 
     ask_memory([question(MOST_GPUS)])
     with pytest.raises(EnvironmentFault, match="GGML_SCHED_MAX_BACKENDS"):
@@ -133,7 +135,7 @@ def test_the_flagship_s_budgets_are_what_plans_say() -> None:
         (target,) = (one for one in targets if one.name == name)
         changed = target.changed(context_tokens=context, weight_budget_gib="auto")
         (entry,) = plan_recipe(MAX, changed, FLAGSHIP, 1 << 20).entries
-        budget = by_name[name][CONTEXTS.index(context)]
+        budget = by_name[name][BUDGET_CONTEXTS.index(context)]
         assert budget is not None
         assert 0.995 * entry.total_bytes < budget <= 1.0005 * entry.total_bytes
     assert [size is None for size in by_name["2x3090"]] == [False, False, True, True]
@@ -156,7 +158,7 @@ def test_a_larger_cache_leaves_less() -> None:
     for one in found:
         largest = sizes(one)
         assert largest == sorted(largest, reverse=True)
-        assert len(set(largest)) == len(CONTEXTS)
+        assert len(set(largest)) == len(BUDGET_CONTEXTS)
 
 
 def test_targets_that_cannot_run_the_model_do_not_spoil_the_others() -> None:
@@ -182,8 +184,8 @@ def test_targets_that_cannot_run_the_model_do_not_spoil_the_others() -> None:
 
 def test_contexts_are_those_that_the_model_was_trained_for() -> None:
     model = demo()
-    assert contexts_for(model) == CONTEXTS
-    assert contexts_for(trained_for(model, 1_048_575)) == CONTEXTS[:3]
+    assert contexts_for(model) == BUDGET_CONTEXTS
+    assert contexts_for(trained_for(model, 1_048_575)) == BUDGET_CONTEXTS[:3]
     assert contexts_for(trained_for(model, 262_144)) == (32_768, 131_072)
     assert contexts_for(trained_for(model, 32_768)) == (32_768,)
     assert contexts_for(trained_for(model, 8192)) == (8192,)

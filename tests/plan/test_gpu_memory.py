@@ -14,7 +14,6 @@ from quantkit.core.errors import InputError
 from quantkit.models.families.registry import family_for
 from quantkit.models.model import Model
 from quantkit.plan.alternatives import largest_exactly
-from quantkit.plan.fit import place_exactly
 from quantkit.plan.gpu_memory import (
     HOST,
     check_draft,
@@ -25,9 +24,9 @@ from quantkit.plan.gpu_memory import (
     weights_by_layer,
 )
 from quantkit.plan.launch.settings import Launch
-from quantkit.plan.level_plans import nominal_costs
+from quantkit.plan.level_plans import nominal_costs, place_exactly
 from quantkit.plan.llama_memory import gpu_memories
-from quantkit.plan.place import place
+from quantkit.plan.placement import place
 from quantkit.plan.plan import Entry, plan_types
 from quantkit.plan.verify import Verification, verify
 

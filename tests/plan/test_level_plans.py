@@ -23,13 +23,11 @@ from quantkit.llamacpp.presets import StockTypes, ask_preset
 from quantkit.models.choose import choose_model, open_source
 from quantkit.models.families.registry import family_for
 from quantkit.models.model import Model
-from quantkit.plan import fit as fitting
 from quantkit.plan import level_plans
 from quantkit.plan.allocation_file import AllocationFile, fallback_text
 from quantkit.plan.allowed_types import Costs
-from quantkit.plan.fit import Fit, LevelPlan
 from quantkit.plan.gpu_memory import GPUMemory, gpu_memory
-from quantkit.plan.level_plans import NOMINAL_GAP, nominal_costs
+from quantkit.plan.level_plans import NOMINAL_GAP, Fit, LevelPlan, nominal_costs
 from quantkit.study.sensitivity import Sensitivity, UnitCost
 
 DEMO = open_source(choose_model("demo"))
@@ -59,7 +57,7 @@ def plan_levels(levels: Recipe, gpus: Target, model: Model) -> tuple[list[LevelP
 
 
 def fit(plan: LevelPlan, model: Model, costs: Costs, gpus: Target, gap: float = 0.0) -> Fit:
-    return fitting.fit(plan, model, costs, memory_of(model, gpus), gap)
+    return level_plans.fit(plan, model, costs, memory_of(model, gpus), gap)
 
 
 def file_bytes(model: Model, types: dict[str, str]) -> int:
@@ -136,11 +134,11 @@ def test_shards_count_in_the_size() -> None:
 
 def test_the_host_s_embedding_does_not_take_the_gpus_room() -> None:
     memory = gpu_memory(FLAGSHIP.geometry, target(40))
-    alone = fitting.target_budget(memory)
+    alone = level_plans.target_budget(memory)
     assert alone == sum(memory.rooms) - sum(memory.kept)
-    assert fitting.target_budget(memory, GIB) == alone + GIB
+    assert level_plans.target_budget(memory, GIB) == alone + GIB
     assert (
-        fitting.target_budget(dataclasses.replace(memory, target=target(40, budget=30)), GIB)
+        level_plans.target_budget(dataclasses.replace(memory, target=target(40, budget=30)), GIB)
         == 30 * GIB
     )
 

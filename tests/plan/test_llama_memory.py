@@ -15,6 +15,7 @@ from qwen_checkpoints import QWEN3_MOE, write_qwen
 from quantkit.config.target import GPUSpec, Target
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.llamacpp import memory_plan
+from quantkit.llamacpp.devices import Devices
 from quantkit.llamacpp.memory_plan import Breakdown, DeviceMemory, asking
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.model import Model
@@ -24,7 +25,6 @@ from quantkit.plan.llama_memory import (
     ask_ladders,
     buffers_of,
     even_counts,
-    fake_gpus,
     gpu_memories,
 )
 
@@ -193,10 +193,6 @@ def test_even_counts(layers: int, gpus: int) -> None:
     assert counts[-1] > 0  # the output has a GPU
 
 
-def test_the_flagship_s_layers_are_spread_as_llama_cpp_is_asked() -> None:
-    assert even_counts(89, 4) == (22, 22, 22, 23)
-
-
 def breakdown(*compute: int, host: int = 0) -> Breakdown:
     gpus = tuple(DeviceMemory(0, 0, size) for size in compute)
     return Breakdown(gpus, DeviceMemory(0, 0, host))
@@ -211,13 +207,6 @@ def test_buffers_of() -> None:
     assert buffers_of(breakdown(0, 4, 0, 6), (0, 1, 0, 2)) == ComputeBuffers(4, 2, 0, False)
     assert buffers_of(breakdown(0, 6), (0, 2)) == ComputeBuffers(6, 0, 0, False)
     assert buffers_of(breakdown(6, 0), (2, 0)) == ComputeBuffers(6, 0, 0, False)
-
-
-def test_fake_gpus_have_the_target_s_sizes() -> None:
-    gpus = (GPUSpec(name="a", memory_gib=24, count=2), GPUSpec(name="b", memory_gib=47.988))
-    devices = fake_gpus(target().changed(gpus=[gpu.model_dump() for gpu in gpus]))
-    assert devices.kind == "cuda"
-    assert devices.capacities == (24 << 30, 24 << 30, int(47.988 * (1 << 30)))
 
 
 def test_where_llama_cpp_cannot_be_asked_it_is_estimated_and_said(
@@ -235,7 +224,7 @@ def test_where_llama_cpp_cannot_be_asked_it_is_estimated_and_said(
     assert said == why
     for tokens in (4096, 50_000, CONTEXT):
         assert ladder.memory(tokens).compute.estimated
-    question = memory_plan.Question(model, fake_gpus(one), (2, 3), (one.run,))
+    question = memory_plan.Question(model, Devices("cuda", one.gpu_bytes), (2, 3), (one.run,))
     with pytest.raises(EnvironmentFault, match="Linux"):
         memory_plan.ask_memory([question])
 

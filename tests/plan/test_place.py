@@ -17,8 +17,7 @@ from quantkit.formats.tensors import TensorInfo
 from quantkit.models.geometry import geometry_of
 from quantkit.plan.gpu_memory import gpu_memory
 from quantkit.plan.layer_cuts import contiguous_counts, counts_in_order
-from quantkit.plan.place import assign_layers, place
-from quantkit.plan.placement import Placement, check_fits
+from quantkit.plan.placement import Placement, assign_layers, check_fits, place
 
 MIB = 1 << 20
 

@@ -17,8 +17,7 @@ from quantkit.plan.gpu_memory import gpu_memory
 from quantkit.plan.launch.files import launch_texts
 from quantkit.plan.launch.llama_cpp import server_command
 from quantkit.plan.launch.settings import Launch
-from quantkit.plan.place import place
-from quantkit.plan.placement import Placement, PlacementFile
+from quantkit.plan.placement import Placement, PlacementFile, place
 
 MODEL = Model("super", flagship.metadata(), flagship.tensors())
 TYPES = {i.name: "F32" if i.type_name == "F32" else "Q4_0" for i in MODEL.tensors}
@@ -77,38 +76,33 @@ def test_drafts_are_read_back() -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "value"),
+    ("part", "key", "value"),
     [
-        ("context_tokens", "516096"),
-        ("context_tokens", 1.5),
-        ("context_tokens", True),
-        ("context_tokens", 0),
-        ("kv_type", 8),
-        ("kv_type", "f16 --host 0.0.0.0"),
-        ("draft", "eagle"),
-        ("pipeline", 1),
-        ("flash_attention", None),
-        ("sequences", -1),
+        ("run", "context_tokens", "516096"),
+        ("run", "context_tokens", 1.5),
+        ("run", "context_tokens", True),
+        ("run", "context_tokens", 0),
+        ("run", "kv_type", 8),
+        ("run", "kv_type", "f16 --host 0.0.0.0"),
+        ("run", "draft", "eagle"),
+        ("run", "pipeline", 1),
+        ("run", "flash_attention", None),
+        ("run", "sequences", -1),
+        ("gpu", "layers", "2"),
+        ("gpu", "layers", None),
+        ("gpu", "layers", -1),
+        ("gpu", "weights_bytes", 1.5),
+        ("gpu", "name", 3),
+        ("gpu", "name", ...),
     ],
 )
-def test_a_run_setting_of_another_form_is_named(key: str, value: object) -> None:
+def test_a_field_of_another_form_is_named(part: str, key: str, value: object) -> None:
     broken = content()
-    broken["placement"]["run"][key] = value
-    with pytest.raises(InputError, match=rf"placement\.run\.{key}"):
-        parse(broken)
-
-
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [("layers", "2"), ("layers", None), ("layers", -1), ("weights_bytes", 1.5), ("name", 3)],
-)
-def test_a_gpu_s_field_of_another_form_is_named(key: str, value: object) -> None:
-    broken = content()
-    broken["placement"]["gpus"][2][key] = value
-    with pytest.raises(InputError, match=rf"gpus\.2\.{key}"):
-        parse(broken)
-    del broken["placement"]["gpus"][2][key]
-    with pytest.raises(InputError, match=rf"gpus\.2\.{key}"):
+    of = broken["placement"]["run"] if part == "run" else broken["placement"]["gpus"][2]
+    of[key] = value
+    if value is ...:
+        del of[key]
+    with pytest.raises(InputError, match=rf"(placement\.run|gpus\.2)\.{key}"):
         parse(broken)
 
 

@@ -14,12 +14,11 @@ from quantkit.llamacpp.memory_plan import ask_memory
 from quantkit.models.model import Model
 from quantkit.plan.allowed_types import smallest_types
 from quantkit.plan.alternatives import LARGEST, largest_level
-from quantkit.plan.fit import place_exactly
 from quantkit.plan.gpu_memory import gpu_memory, padded_bytes
 from quantkit.plan.launch.settings import Launch
-from quantkit.plan.level_plans import nominal_costs
+from quantkit.plan.level_plans import nominal_costs, place_exactly
 from quantkit.plan.llama_memory import gpu_memories
-from quantkit.plan.place import place
+from quantkit.plan.placement import place
 from quantkit.plan.plan import Entry, plan_recipe
 from quantkit.plan.verify import Compared, Verification, verify, where_of
 

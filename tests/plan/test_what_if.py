@@ -25,7 +25,7 @@ from quantkit.plan.level_plans import nominal_costs
 from quantkit.plan.llama_memory import gpu_memories
 from quantkit.plan.what_if import CONTEXTS, KV_TYPES, Cell, level_sizes, sweep
 from quantkit.quantize.quantize import artifact_bytes
-from quantkit.report.what_if_picture import _labels, draw_what_if
+from quantkit.report.what_if_picture import draw_what_if
 
 LEVELS = (
     LevelRecipe(name="all"),
@@ -159,12 +159,13 @@ def draw(cells: list[Cell], model: Model, out: Path) -> bytes:
     return out.read_bytes()
 
 
-def test_a_png_is_one(cells: list[Cell], model: Model, tmp_path: Path) -> None:
+def test_a_png_and_a_pdf_are_such(cells: list[Cell], model: Model, tmp_path: Path) -> None:
     content = draw(cells, model, tmp_path / "p.PNG")
     assert content.startswith(b"\x89PNG\r\n\x1a\n")
     width, height = struct.unpack(">II", content[16:24])
     assert width > 1000
     assert height > 600
+    assert draw(cells, model, tmp_path / "p.pdf").startswith(b"%PDF")
 
 
 def test_an_svg_has_a_line_for_each_kv_type_and_the_words(
@@ -186,10 +187,6 @@ def test_an_svg_has_a_line_for_each_kv_type_and_the_words(
     assert not any("far away" in word for word in words)
 
 
-def test_a_pdf_is_one(cells: list[Cell], model: Model, tmp_path: Path) -> None:
-    assert draw(cells, model, tmp_path / "p.pdf").startswith(b"%PDF")
-
-
 def test_where_nothing_fits_there_is_a_picture_still(
     model: Model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,10 +196,3 @@ def test_where_nothing_fits_there_is_a_picture_still(
     nothing = [Cell(tokens, kind, None, None) for kind in ("f16", "q8_0") for tokens in CONTEXTS]
     content = draw(nothing, model, tmp_path / "p.svg").decode()
     assert "q8_0 KV cache: nothing fits" in content
-
-
-def test_labels_of_near_lines_are_joined() -> None:
-    lines = [(1.0, "a"), (1.2, "b"), (1.4, "c"), (3.0, "d")]
-    assert _labels(lines, 0.5) == [(1.4, "a, b, c"), (3.0, "d")]
-    assert _labels(lines, 0.3) == [(1.2, "a, b"), (1.4, "c"), (3.0, "d")]
-    assert _labels([], 1) == []

@@ -23,10 +23,9 @@ from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.model import Model
 from quantkit.plan.allowed_types import smallest_types
 from quantkit.plan.alternatives import LARGEST
-from quantkit.plan.fit import place_exactly
-from quantkit.plan.level_plans import nominal_costs
+from quantkit.plan.level_plans import nominal_costs, place_exactly
 from quantkit.plan.llama_memory import gpu_memories
-from quantkit.plan.place import place
+from quantkit.plan.placement import place
 from quantkit.plan.plan import plan_types
 from quantkit.plan.what_if import CONTEXTS
 from quantkit.quantize.quantize import artifact_bytes

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.config.recipe import RetrievalRecipe, recipe_for
-from quantkit.config.run_settings import RunSettings
-from quantkit.config.target import load_target
+from quantkit.config.target import RunSettings, load_target
 from quantkit.core.receipts import Output, Receipt
 from quantkit.formats.imatrix_file import Imatrix
 from quantkit.plan.allocation_file import AllocatedTensor, AllocationFile

@@ -5,7 +5,9 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from quantkit.config.run_settings import RunSettings
+from hypothesis import strategies as st
+
+from quantkit.config.target import RunSettings
 from quantkit.plan.launch.settings import Launch
 from quantkit.plan.placement import GPUPlan, Placement
 
@@ -57,6 +59,9 @@ def launched(launch: Launch, **changes: Any) -> Launch:  # noqa: ANN401 - values
 
 SINGLE = launched(
     FLAGSHIP, model_file="small.gguf", model_name="small", gpus=("RTX 3090",), tensor_split=(89,)
+)
+PRINTABLE = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), min_size=1).filter(
+    str.strip
 )
 AWKWARD = (
     "two words",

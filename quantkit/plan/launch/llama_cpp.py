@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 
-from quantkit.config.run_settings import DRAFT_KV_TYPE
+from quantkit.config.target import DRAFT_KV_TYPE
 from quantkit.plan.launch.settings import Launch
 
 HOST, PORT = "127.0.0.1", 8080
@@ -29,17 +29,27 @@ def server_arguments(launch: Launch, model_path: str | None = None) -> tuple[str
         slots.append("-kvu")  # otherwise each sequence gets its own part of the cells
     # llama-server splits the value of --alias at commas
     alias = launch.model_name.replace(",", "_")
-    return (*_model_arguments(launch, model_path), *slots, "--jinja", "--alias", alias)
+    return (
+        *_model_arguments(launch, model_path or launch.model_file),
+        *slots,
+        "--jinja",
+        "--alias",
+        alias,
+    )
 
 
-def cli_arguments(launch: Launch, model_path: str | None = None) -> tuple[str, ...]:
+def served_arguments(launch: Launch) -> tuple[str, ...]:
+    """`server_arguments`, with the address on this machine only."""
+    return (*server_arguments(launch), "--host", HOST, "--port", str(PORT))
+
+
+def cli_arguments(launch: Launch) -> tuple[str, ...]:
     """Arguments of `llama-cli`: one conversation with the whole context."""
-    return (*_model_arguments(launch, model_path), "-np", "1", "--jinja")
+    return (*_model_arguments(launch, launch.model_file), "-np", "1", "--jinja")
 
 
-def _model_arguments(launch: Launch, model_path: str | None) -> tuple[str, ...]:
+def _model_arguments(launch: Launch, path: str) -> tuple[str, ...]:
     run = launch.run
-    path = launch.model_file if model_path is None else model_path
     arguments = ["-m", f"./{path}" if path.startswith("-") else path, "-ngl", str(ALL_LAYERS)]
     if len(launch.shares) > 1:
         arguments += ["-sm", "layer", "-ts", ",".join(map(str, launch.shares))]
@@ -68,9 +78,9 @@ def environment(launch: Launch) -> dict[str, str]:
     }
 
 
-def server_command(launch: Launch, model_path: str | None = None) -> str:
+def server_command(launch: Launch) -> str:
     """One line for a shell; with `environment()` unless all GPUs are shown in CUDA's own order."""
-    line = shlex.join(("llama-server", *server_arguments(launch, model_path)))
+    line = shlex.join(("llama-server", *server_arguments(launch)))
     gpus = launch.placement.gpus
     all_alike = len({gpu.name for gpu in gpus}) == 1  # else CUDA's own order is another, by speed
     if all_alike and launch.shown_devices == tuple(map(str, range(len(gpus)))):
@@ -80,12 +90,11 @@ def server_command(launch: Launch, model_path: str | None = None) -> str:
 
 def server_script(launch: Launch) -> str:
     """A shell script for a folder; `launch.model_folder` is the model's folder as seen from it."""
-    arguments = (*server_arguments(launch), "--host", HOST, "--port", str(PORT))
-    return _script(launch, "llama-server", arguments, launch.run.sequences)
+    return _script(launch, "llama-server", served_arguments(launch), launch.run.sequences)
 
 
 def cli_script(launch: Launch) -> str:
-    """A shell script for a folder; `launch.model_folder` is the model's folder as seen from it."""
+    """As `server_script`."""
     return _script(launch, "llama-cli", cli_arguments(launch), sequences=1)
 
 

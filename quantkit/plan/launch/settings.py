@@ -5,12 +5,10 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from quantkit.config.run_settings import RunSettings
+from quantkit.config.target import RunSettings
 from quantkit.core.errors import InputError
 from quantkit.plan.placement import Placement
 
-MAX_SPLIT_GPUS = 15
-"""`-ts` refuses as many shares as `llama_max_devices()`, which is 16."""
 _SHARD = re.compile(r"(?P<stem>.+)-00001-of-(?P<count>\d{5})\.gguf")
 _WORD = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _FOLDER = re.compile(r"\.\.|[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
@@ -30,7 +28,7 @@ class Launch:
             names of folders and `..` between slashes.
 
     Raises:
-        InputError: a name that cannot be written, or more GPUs than llama.cpp takes.
+        InputError: a name that cannot be written.
     """
 
     placement: Placement
@@ -70,15 +68,9 @@ class Launch:
                 raise InputError(
                     f"the device {device!r} is neither a number nor a UUID as nvidia-smi shows them"
                 )
-        if len(self.used_gpus) > MAX_SPLIT_GPUS:
-            raise InputError(
-                f"{len(self.used_gpus)} GPUs hold layers, llama.cpp divides a model among at "
-                f"most {MAX_SPLIT_GPUS}; plan for fewer GPUs"
-            )
 
     @property
     def run(self) -> RunSettings:
-        """How the model is run."""
         return self.placement.run
 
     @property

@@ -12,8 +12,8 @@ from quantkit.core.errors import EnvironmentFault
 from quantkit.core.progress import Progress
 from quantkit.llamacpp.llama import Context, Vocabulary
 from quantkit.llamacpp.prompts import Prompt, PromptRunner, Slots, relative_difference
-from quantkit.llamacpp.reply import Reply
 from quantkit.llamacpp.saved_state import SavedState
+from quantkit.llamacpp.settings import Reply
 from quantkit.retrieval.answers import Answers, Cost, Respondent
 from quantkit.retrieval.branches import Branch, Prompts
 from quantkit.retrieval.scoring import THINKING_TAGS

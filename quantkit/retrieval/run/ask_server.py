@@ -15,8 +15,8 @@ import numpy as np
 from quantkit.core.errors import EnvironmentFault
 from quantkit.core.progress import Progress
 from quantkit.llamacpp.endpoint import Refused
-from quantkit.llamacpp.reply import Reply
 from quantkit.llamacpp.server import Completion, LlamaServer, Tokens
+from quantkit.llamacpp.settings import Reply
 from quantkit.retrieval.answers import Answers, Cost, Respondent
 from quantkit.retrieval.branches import Branch, Prompts
 from quantkit.retrieval.scoring import THINKING_TAGS

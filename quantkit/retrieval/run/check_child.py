@@ -14,7 +14,7 @@ from quantkit.core.journal import Journal
 from quantkit.core.progress import Emitted, Progress
 from quantkit.core.units import bytes_text
 from quantkit.llamacpp.child import Emit
-from quantkit.llamacpp.device_sets import free_memory
+from quantkit.llamacpp.devices import free_memory
 from quantkit.llamacpp.ggml import library_version
 from quantkit.llamacpp.llama import Context, Model
 from quantkit.llamacpp.memory_plan import DeviceMemory, used_memory

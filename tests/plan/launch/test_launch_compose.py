@@ -8,16 +8,11 @@ from typing import Any
 import pytest
 import yaml
 from hypothesis import given
-from hypothesis import strategies as st
-from launches import AWKWARD, FLAGSHIP, SINGLE, launched, named
+from launches import AWKWARD, FLAGSHIP, PRINTABLE, SINGLE, launched, named
 
-from quantkit.plan.launch.compose import compose_file
+from quantkit.plan.launch.files import compose_file
 from quantkit.plan.launch.llama_cpp import server_arguments
 from quantkit.plan.launch.settings import Launch
-
-PRINTABLE = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), min_size=1).filter(
-    str.strip
-)
 
 
 def service(launch: Launch) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import stat
 import subprocess
 from pathlib import Path
@@ -106,15 +105,3 @@ def test_scripts_find_the_model_of_a_release(shards: bool, script: str, tmp_path
             text=True,
         )
         assert done.stdout == f"GGUF {cwd} -ngl 999\n"
-
-
-def test_compose_and_ollama_name_the_model_of_a_release() -> None:
-    shards = "demo-Q4-00001-of-00002.gguf"
-    texts = launch_texts(dataclasses.replace(FLAGSHIP, model_file=shards, model_folder="../../Q4"))
-    assert "source: ${MODELS_DIR:-../../Q4}\n" in texts["compose.yaml"].text
-    assert "- /models/demo-Q4-00001-of-00002.gguf\n" in texts["compose.yaml"].text
-    assert "\nFROM ../../Q4/demo-Q4.gguf\n" in texts["Modelfile"].text
-    unit = next(
-        line for line in texts["llama-server.service"].text.split("\n") if "ExecStart=" in line
-    )
-    assert shlex.split(unit)[1:3] == ["-m", "demo-Q4-00001-of-00002.gguf"]

@@ -16,7 +16,7 @@ import pytest
 from launches import AWKWARD, FLAGSHIP, SINGLE, launched, named
 from models import write_llama
 
-from quantkit.config.run_settings import DRAFT_KV_TYPE, DRAFTED_TOKENS
+from quantkit.config.target import DRAFT_KV_TYPE, DRAFTED_TOKENS
 from quantkit.core.errors import InputError
 from quantkit.plan.launch.files import CLI_SCRIPT, SERVER_SCRIPT, write_launch_files
 from quantkit.plan.launch.llama_cpp import (
@@ -60,12 +60,6 @@ def test_a_file_that_says_less_is_overridden() -> None:
     assert "--override-kv" not in server_arguments(enough)
 
 
-def test_one_gpu_is_not_split() -> None:
-    arguments = server_arguments(SINGLE)
-    assert not {"-sm", "-ts"} & set(arguments)
-    assert value(arguments, "-ngl") == "999"
-
-
 def test_gpus_without_layers_are_left_alone() -> None:
     assert value(server_arguments(SPARE), "-ts") == "50,39"
     shown = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=0,1 llama-server "
@@ -73,15 +67,6 @@ def test_gpus_without_layers_are_left_alone() -> None:
     last = launched(FLAGSHIP, tensor_split=(0, 0, 89, 0))
     assert "-ts" not in server_arguments(last)
     assert "CUDA_VISIBLE_DEVICES=2 llama-server" in server_command(last)
-
-
-def test_sequences_share_the_context() -> None:
-    arguments = server_arguments(SHARED)
-    assert value(arguments, "-np") == "4"
-    assert "-kvu" in arguments
-    assert value(arguments, "-fa") == "off"
-    assert "-kvu" not in server_arguments(FLAGSHIP)
-    assert value(cli_arguments(SHARED), "-np") == "1"
 
 
 def test_prediction_layers_draft_with_a_cache_of_their_own() -> None:
@@ -101,7 +86,7 @@ def test_an_alias_is_one_name() -> None:
 def test_one_line_for_a_shell(name: str) -> None:
     launch = named(name)
     path = f"some folder/{launch.model_file}"
-    assert tuple(shlex.split(server_command(launch, path))[1:]) == server_arguments(launch, path)
+    assert tuple(shlex.split(server_command(launch))[1:]) == server_arguments(launch)
     assert value(server_arguments(launch, path), "-m") == path
     bare = value(server_arguments(launch), "-m")
     assert Path(bare) == Path(launch.model_file)

@@ -17,7 +17,7 @@ from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp.memory_plan import asking
 from quantkit.llamacpp.presets import ask_preset
 from quantkit.models.model import Model
-from quantkit.plan.launch.llama_cpp import cli_arguments, server_arguments, server_command
+from quantkit.plan.launch.llama_cpp import cli_arguments, server_command
 from quantkit.plan.level_plans import nominal_costs
 from quantkit.plan.plan import Entry, plan_types
 
@@ -88,16 +88,6 @@ def test_a_gpu_that_stays_free_is_left_out_of_the_command() -> None:
     shares = options(command[command.index("llama-server") :])["-ts"].split(",")
     assert tuple(map(int, shares)) == entry.launch.shares
     assert sum(map(int, shares)) == 89
-
-
-def test_a_context_that_the_file_does_not_admit_is_overridden() -> None:
-    """config.json says 262,144 tokens; a slot would be cut to that."""
-    entry = planned(load_target("4x3090"), 262_144)
-    arguments = server_arguments(entry.launch)
-    assert "nemotron_h_moe.context_length=int:1048576" in arguments
-    assert entry.launch.needs_longer_context
-    short = planned(load_target("4x3090").changed(context_tokens=262_144), 262_144)
-    assert "--override-kv" not in server_arguments(short.launch)
 
 
 def test_more_tokens_than_the_metadata_says_are_planned_where_they_are_asked_for() -> None:

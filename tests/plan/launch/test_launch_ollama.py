@@ -10,16 +10,12 @@ from pathlib import Path
 
 import pytest
 from hypothesis import given
-from hypothesis import strategies as st
-from launches import AWKWARD, FLAGSHIP, SINGLE, launched, named
+from launches import AWKWARD, FLAGSHIP, PRINTABLE, SINGLE, launched, named
 from models import write_llama
 
 from quantkit.formats.gguf_file import GGUFFile
-from quantkit.plan.launch.ollama import modelfile, server_environment
+from quantkit.plan.launch.files import modelfile, server_environment
 
-PRINTABLE = st.text(st.characters(exclude_categories=["C", "Z"]) | st.just(" "), min_size=1).filter(
-    str.strip
-)
 METADATA_PROGRAM = Path(sys.executable).with_name("gguf-set-metadata")
 
 
@@ -77,32 +73,22 @@ def test_the_flagship() -> None:
         assert comment(text, f"{name}=") == f"{name}={value}"
 
 
+@pytest.mark.parametrize("folder", [".", "../../Q4"])
 @pytest.mark.parametrize("name", AWKWARD)
-def test_shards_are_merged_first(name: str) -> None:
-    launch = named(f"{name}-00001-of-00003")
-    text = modelfile(launch)
+def test_shards_are_merged_first(name: str, folder: str) -> None:
+    text = modelfile(launched(named(f"{name}-00001-of-00003"), model_folder=folder))
     assert "this model has 3" in text
-    assert shlex.split(comment(text, "llama-gguf-split")) == [
-        "llama-gguf-split",
-        "--merge",
-        f"./{name}-00001-of-00003.gguf",
-        f"./{name}.gguf",
-    ]
-    assert commands(text)[0] == ("FROM", f"./{name}.gguf")
+    first, merged = f"{folder}/{name}-00001-of-00003.gguf", f"{folder}/{name}.gguf"
+    command = shlex.split(comment(text, "llama-gguf-split"))
+    assert command == ["llama-gguf-split", "--merge", first, merged]
+    assert commands(text)[0] == ("FROM", merged)
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-def test_a_model_that_lies_elsewhere(name: str) -> None:
-    one = launched(named(name), model_folder="../..", gguf_context_tokens=4096)
-    text = modelfile(one)
+def test_a_model_in_another_folder(name: str) -> None:
+    text = modelfile(launched(named(name), model_folder="../..", gguf_context_tokens=4096))
     assert commands(text)[0] == ("FROM", f"../../{name}.gguf")
-    change = shlex.split(comment(text, "gguf-set-metadata"))
-    assert change[1] == f"../../{name}.gguf"
-    shards = launched(named(f"{name}-00001-of-00003"), model_folder="../../Q4")
-    text = modelfile(shards)
-    assert commands(text)[0] == ("FROM", f"../../Q4/{name}.gguf")
-    first, merged = shlex.split(comment(text, "llama-gguf-split"))[2:]
-    assert (first, merged) == (f"../../Q4/{name}-00001-of-00003.gguf", f"../../Q4/{name}.gguf")
+    assert shlex.split(comment(text, "gguf-set-metadata"))[1] == f"../../{name}.gguf"
 
 
 @given(PRINTABLE)

@@ -50,12 +50,6 @@ def test_words_of_options_are_plain(word: str) -> None:
         launched(SINGLE, kv_type=word)
 
 
-def test_llama_cpp_divides_among_fifteen_gpus() -> None:
-    launched(FLAGSHIP, gpus=("P100",) * 16, tensor_split=(6,) * 15 + (0,))
-    with pytest.raises(InputError, match=r"16 GPUs hold layers.*at most 15"):
-        launched(FLAGSHIP, gpus=("P100",) * 16, tensor_split=(6,) * 16)
-
-
 @pytest.mark.parametrize("name", AWKWARD)
 def test_awkward_names_are_taken(name: str) -> None:
     assert named(name).files == (f"{name}.gguf",)

@@ -13,9 +13,9 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from launches import AWKWARD, FLAGSHIP, SINGLE, launched, named
 
+from quantkit.plan.launch.files import MODELS_FOLDER, PROGRAM, exec_line, systemd_unit
 from quantkit.plan.launch.llama_cpp import server_arguments
 from quantkit.plan.launch.settings import Launch
-from quantkit.plan.launch.systemd import MODELS_FOLDER, PROGRAM, exec_line, systemd_unit
 
 
 def analyze_version() -> int:

@@ -1,18 +1,26 @@
 """Devices for llama.cpp to plan on: fake GPUs, this machine's own, or RPC servers.
 
-Used inside a child process.
+For use in a child process. RPC servers are an independent check of `fake_gpus.py`: they are
+llama.cpp's own, one in place of each GPU, on this machine's CPU and the loopback interface. They
+need a build with `-DGGML_RPC=ON`, and each ends with the process that started it.
 """
 
 from __future__ import annotations
 
 import ctypes
+import os
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from quantkit.core.errors import EnvironmentFault
+from quantkit.llamacpp.child import die_with_parent
 from quantkit.llamacpp.fake_gpus import GPU, FakeGPUs
 from quantkit.llamacpp.ggml import base_library, load
 
@@ -42,9 +50,7 @@ def open_devices(devices: Devices) -> Iterator[tuple[int, ...]]:
         EnvironmentFault: there are not as many, or RPC is not built in.
     """
     if devices.kind == "rpc":
-        from quantkit.llamacpp.rpc_servers import rpc_devices
-
-        with rpc_devices(len(devices.capacities)) as addresses:
+        with _rpc_devices(len(devices.capacities)) as addresses:
             yield addresses
     elif devices.kind == "present":
         yield _present(len(devices.capacities))
@@ -102,7 +108,6 @@ def _registered() -> dict[int, int]:
 
 
 def _present(wanted: int) -> tuple[int, ...]:
-    """This machine's GPUs, as llama.cpp numbers them."""
     kinds = _registered()
     gpus = tuple(d for d in kinds if kinds[d] == GPU) or tuple(
         d for d in kinds if kinds[d] == INTEGRATED_GPU
@@ -113,3 +118,86 @@ def _present(wanted: int) -> tuple[int, ...]:
             "GPUs of its sizes with --on fake"
         )
     return gpus
+
+
+START_S = 20.0
+LOOPBACK = "127.0.0.1"
+
+
+@contextmanager
+def _rpc_devices(count: int) -> Iterator[tuple[int, ...]]:
+    """Addresses of `count` devices, each behind a server that is started and ended here."""
+    try:
+        library = load("ggml-rpc")
+    except EnvironmentFault:
+        raise EnvironmentFault(
+            "llama.cpp was built without its RPC backend; install it again with "
+            "CMAKE_ARGS=-DGGML_RPC=ON pip install --force-reinstall --no-cache-dir "
+            "llama-cpp-python, or verify with --on fake, which needs no RPC"
+        ) from None
+    servers: list[subprocess.Popen[bytes]] = []
+    try:
+        # ports that nothing listens on, all different because all are taken until the last is
+        with ExitStack() as taken:
+            sockets = [
+                taken.enter_context(socket.create_server((LOOPBACK, 0))) for _ in range(count)
+            ]
+            ports = [one.getsockname()[1] for one in sockets]
+        for port in ports:
+            words = ["-m", "quantkit.llamacpp.devices", str(port), str(os.getpid())]
+            null = subprocess.DEVNULL
+            started = subprocess.Popen(
+                [sys.executable, *words], stdin=null, stdout=null, stderr=null
+            )
+            servers.append(started)
+        for port, server in zip(ports, servers, strict=True):
+            _wait_for(port, server)
+        yield tuple(_device(library, f"{LOOPBACK}:{port}") for port in ports)
+    finally:
+        for server in servers:
+            server.kill()
+            server.wait()
+
+
+def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
+    deadline = time.monotonic() + START_S
+    while server.poll() is None and time.monotonic() < deadline:
+        try:
+            socket.create_connection((LOOPBACK, port), timeout=1).close()
+        except OSError:
+            time.sleep(0.02)
+        else:
+            return
+    raise EnvironmentFault(f"an RPC server did not start on port {port} within {START_S:.0f} s")
+
+
+def _device(library: ctypes.CDLL, endpoint: str) -> int:
+    base = base_library()
+    library.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
+    library.ggml_backend_rpc_add_server.argtypes = (ctypes.c_char_p,)
+    base.ggml_backend_reg_dev_get.restype = ctypes.c_void_p
+    base.ggml_backend_reg_dev_get.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
+    registry = library.ggml_backend_rpc_add_server(endpoint.encode())
+    if not registry:
+        raise EnvironmentFault(f"llama.cpp cannot reach its RPC server at {endpoint}")
+    return int(base.ggml_backend_reg_dev_get(registry, 0))
+
+
+def _serve(port: int) -> None:
+    """Body of a server's process: one device, the CPU."""
+    registry = load("ggml")
+    registry.ggml_backend_dev_by_type.restype = ctypes.c_void_p
+    registry.ggml_backend_dev_by_type.argtypes = (ctypes.c_int,)
+    cpu = registry.ggml_backend_dev_by_type(0)
+    devices = (ctypes.c_void_p * 1)(cpu)
+    start = load("ggml-rpc").ggml_backend_rpc_start_server
+    start.restype = None
+    start.argtypes = (
+        ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p,
+    )  # fmt: skip
+    start(f"{LOOPBACK}:{port}".encode(), None, 1, 1, ctypes.addressof(devices))
+
+
+if __name__ == "__main__":
+    die_with_parent(int(sys.argv[2]))
+    _serve(int(sys.argv[1]))

@@ -1,8 +1,9 @@
-"""`--target auto`: what the driver tells, as a target that holds a plan; the driver is a double."""
+"""`--target auto` and the list of targets; the driver is a double."""
 
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 
 import pynvml
 import pytest
@@ -11,8 +12,7 @@ from fake_nvml import MIB, Device, FakeNVML, gb10, rtx_3090, rtx_4090
 from quantkit.config.target import Target, known_targets, load_target
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.core.units import GIB
-from quantkit.plan.local_gpus import local_target
-from quantkit.plan.targets import choose_target
+from quantkit.plan.targets import choose_target, local_target, target_list
 
 BY_PLACE = {"CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
@@ -29,6 +29,7 @@ def test_equal_gpus_are_one_entry() -> None:
     assert target.kv_type == "q8_0"
     assert target.weight_budget_gib == "auto"
     assert target.description.count("RTX 3090") == 4
+    assert target.devices == ("0", "1", "2", "3")
 
 
 def test_sizes_are_the_driver_s_and_not_the_name_s() -> None:
@@ -75,6 +76,7 @@ def test_unequal_gpus_keep_cuda_s_order() -> None:
     chosen = local_target(nvml, {"CUDA_VISIBLE_DEVICES": "GPU-4090, GPU-30900001"})
     assert [(c.name[-4:], c.count) for c in chosen.gpus] == [("4090", 1), ("3090", 1)]
     chosen = local_target(nvml, BY_PLACE | {"CUDA_VISIBLE_DEVICES": "2,0"})
+    assert chosen.devices == ("2", "0")
     assert [(c.name[-4:], c.count) for c in chosen.gpus] == [("4090", 1), ("3090", 1)]
 
 
@@ -137,12 +139,6 @@ def test_without_gpus_the_way_out_is_named(nvml: FakeNVML, words: str) -> None:
         local_target(nvml, {})
 
 
-def test_the_chosen_gpus_are_named_for_the_launch() -> None:
-    nvml = FakeNVML(*(rtx_3090(place) for place in (1, 2, 3)))
-    assert local_target(nvml, {}).devices == ("0", "1", "2")
-    assert local_target(nvml, {"CUDA_VISIBLE_DEVICES": "2,0"}).devices == ("2", "0")
-
-
 def test_auto_is_this_machine_s_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     monkeypatch.setitem(sys.modules, "pynvml", FakeNVML(rtx_3090(1), rtx_3090(2)))
@@ -203,3 +199,52 @@ def test_contexts_are_those_of_the_shipped_targets() -> None:
     for total, tokens in ((16_376, 32_768), (20_480, 131_072), (40_960, 262_144)):
         found = local_target(FakeNVML(rtx_3090(1, total_mib=total)), {})
         assert found.context_tokens == tokens
+
+
+NO_DRIVER = FakeNVML(init_error=pynvml.NVML_ERROR_LIBRARY_NOT_FOUND)
+MINE = "name: mine\ngpus:\n  - {name: RTX 3060, memory_gib: 12}\ncontext_tokens: 8192\n"
+
+
+@pytest.mark.parametrize("nvml", [NO_DRIVER, FakeNVML()])
+def test_without_gpus_there_are_those_that_ship(nvml: FakeNVML) -> None:
+    found, why = target_list((), nvml, {})
+    assert [target.name for target in found] == known_targets()
+    assert why is None
+
+
+def test_gpus_of_this_machine_are_auto() -> None:
+    found, why = target_list((), FakeNVML(rtx_3090(1), rtx_3090(2)), {})
+    assert [target.name for target in found] == [*known_targets(), "auto"]
+    assert why is None
+    assert [(gpu.name, gpu.count) for gpu in found[-1].gpus] == [("NVIDIA GeForce RTX 3090", 2)]
+    assert "RTX 3090" in found[-1].description
+
+
+def test_gpus_that_are_no_target_are_said_to_be_left_out() -> None:
+    found, why = target_list((), FakeNVML(rtx_4090(1), rtx_3090(1)), {})
+    assert [target.name for target in found] == known_targets()
+    assert why is not None
+    assert "CUDA_DEVICE_ORDER=PCI_BUS_ID" in why
+    lost = rtx_3090(1)
+    lost.lost = True
+    found, why = target_list((), FakeNVML(lost), {})
+    assert len(found) == len(known_targets())
+    assert why is not None
+    assert "fails to describe its GPUs" in why
+
+
+def test_own_files_come_last(tmp_path: Path) -> None:
+    first, second = tmp_path / "a.yaml", tmp_path / "b.yml"
+    first.write_text(MINE)
+    second.write_text(MINE.replace("mine", "too"))
+    found, _ = target_list((first, second), FakeNVML(rtx_3090(1)), {})
+    assert [target.name for target in found] == [*known_targets(), "auto", "mine", "too"]
+
+
+def test_what_is_no_file_of_a_target_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--target 4x3090 .*docs/targets.md"):
+        target_list([Path("4x3090")], NO_DRIVER, {})
+    wrong = tmp_path / "a.yaml"
+    wrong.write_text(MINE.replace("gpus", "gpu"))
+    with pytest.raises(InputError, match=r"a\.yaml.*gpu"):
+        target_list([wrong], NO_DRIVER, {})
