@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from quantkit.core.errors import InputError
 from quantkit.hub.reading import HubFile
 from quantkit.hub.writing import LocalFile
-from quantkit.release.names import CARD
+from quantkit.release.layout import CARD
 
 SHOWN = 4
 """Number of files that a message names."""

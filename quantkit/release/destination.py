@@ -8,7 +8,7 @@ from quantkit.core.errors import InputError
 from quantkit.hub.errors import NotThereError
 from quantkit.hub.reading import Hub, Listing
 from quantkit.hub.writing import Account, HubWriter
-from quantkit.release.names import repository_name
+from quantkit.release.layout import repository_name
 
 MAIN = "main"
 PROPOSALS = "refs/pr/"

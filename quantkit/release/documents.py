@@ -16,7 +16,7 @@ from typing import Any
 from quantkit import __version__
 from quantkit.config.recipe import Recipe
 from quantkit.config.target import Target
-from quantkit.release.names import RECIPE, TARGET
+from quantkit.release.layout import RECIPE, TARGET
 from quantkit.study.calibration.datasets import is_dataset
 from quantkit.study.calibration.sources import shipped_name
 from quantkit.study.imatrix import Calibration, SourceRead

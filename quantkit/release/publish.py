@@ -27,7 +27,7 @@ from quantkit.release.destination import (
     owned,
 )
 from quantkit.release.fits import Fits, fits_of, targets_of
-from quantkit.release.names import CARD, check_branch, repository_name
+from quantkit.release.layout import CARD, check_branch, repository_name
 from quantkit.release.sending import Sender
 from quantkit.release.staging import Release, check_stage, stage
 

@@ -15,8 +15,7 @@ from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.hub.writing import Committed, ConflictError, HubWriter, LocalFile
 from quantkit.release.changes import Changes, changes_to, is_same
 from quantkit.release.destination import Place, is_public
-from quantkit.release.names import MANIFEST, SUMS
-from quantkit.release.sums import parse_sums
+from quantkit.release.layout import MANIFEST, SUMS, parse_sums
 
 ATTEMPTS = 4
 """At a commit, when others commit first."""

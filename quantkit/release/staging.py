@@ -31,19 +31,22 @@ from quantkit.release.documents import (
     target_document,
 )
 from quantkit.release.fits import Fits
-from quantkit.release.manifest import Manifest, ReleasedLevel, ReleaseSource
-from quantkit.release.names import (
+from quantkit.release.layout import (
     CARD,
     MANIFEST,
     RECIPE,
     REPORT,
     SUMS,
     TARGET,
+    Manifest,
+    ReleasedLevel,
+    ReleaseSource,
     evidence_folder,
     model_folder,
+    parse_sums,
+    sums_text,
 )
 from quantkit.release.privacy import find_private, this_machine
-from quantkit.release.sums import parse_sums, sums_text
 from quantkit.report.facts import CALIBRATION, report_facts
 from quantkit.report.report import coverage_values, report_page
 from quantkit.study.imatrix import Calibration

@@ -14,7 +14,7 @@ from quantkit.core.errors import InputError
 from quantkit.hub.reading import HubFile
 from quantkit.hub.writing import LocalFile, local_file
 from quantkit.release.changes import Changes, changes_to, is_same
-from quantkit.release.names import CARD, SUMS
+from quantkit.release.layout import CARD, SUMS
 
 NAMES = [CARD, SUMS, "m-Q4.gguf", "levels/Q4/niah.jsonl", "notes.txt", ".gitattributes"]
 CONTENTS = [b"one", b"two", b"---\nlicense: mit\n---\n"]

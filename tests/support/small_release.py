@@ -32,8 +32,7 @@ from quantkit.plan.allocation_file import AllocatedTensor, AllocationFile
 from quantkit.plan.gpu_memory import padded_bytes
 from quantkit.quantize.encode import write_shards
 from quantkit.quantize.quantize import artifact_metadata, overhead_bytes
-from quantkit.release.manifest import Manifest, ReleasedLevel, ReleaseSource
-from quantkit.release.sums import sums_text
+from quantkit.release.layout import Manifest, ReleasedLevel, ReleaseSource, sums_text
 from quantkit.release.verifying.description import open_folder
 from quantkit.release.verifying.verify import Origin, Verified, verify
 

@@ -10,7 +10,7 @@ from quantkit.core.units import tokens_text
 from quantkit.release.card.facts import CardFacts, gpus_text
 from quantkit.release.contents import BuiltLevel
 from quantkit.release.fits import TargetFits
-from quantkit.release.names import MANIFEST, SUMS, evidence_folder
+from quantkit.release.layout import MANIFEST, SUMS, evidence_folder
 
 Command = list[str]
 

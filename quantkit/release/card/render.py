@@ -29,7 +29,7 @@ from quantkit.release.card.commands import (
 from quantkit.release.card.facts import CardFacts, gpus_text
 from quantkit.release.card.front_matter import card_header
 from quantkit.release.documents import own_texts
-from quantkit.release.names import evidence_folder
+from quantkit.release.layout import evidence_folder
 from quantkit.report.pages import page_environment, percent_text
 from quantkit.report.results import LevelResult
 from quantkit.report.retrieval_words import check_text, forks_text, worst_fork

@@ -16,8 +16,7 @@ from quantkit.core.printable import shown
 from quantkit.formats.imatrix_file import COUNTS
 from quantkit.formats.imatrix_file import SUMS as SQUARES
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile
-from quantkit.release.manifest import ReleasedLevel
-from quantkit.release.names import artifact_names, evidence_folder
+from quantkit.release.layout import ReleasedLevel, artifact_names, evidence_folder
 from quantkit.release.verifying.checking import Job, Outcome, count_text
 from quantkit.release.verifying.description import ANSWERS, VALIDATION
 from quantkit.release.verifying.structure import layout_faults

@@ -19,9 +19,15 @@ from quantkit.core.receipts import Receipt, finished_receipts
 from quantkit.hub.reading import Hub
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE
 from quantkit.models.choose import artifact_name
-from quantkit.release.manifest import Manifest, ReleasedLevel, ReleaseSource
-from quantkit.release.names import MANIFEST, SUMS, evidence_folder
-from quantkit.release.sums import parse_sums
+from quantkit.release.layout import (
+    MANIFEST,
+    SUMS,
+    Manifest,
+    ReleasedLevel,
+    ReleaseSource,
+    evidence_folder,
+    parse_sums,
+)
 from quantkit.release.verifying.files import FolderFiles, HubFiles, ReleaseFiles
 
 RECEIPTS = "receipts"

@@ -23,8 +23,7 @@ from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.llamacpp.ggml import PACKAGE, library_version
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile
 from quantkit.models.choose import ModelChoice, imatrix_name, open_source
-from quantkit.release.names import SUMS
-from quantkit.release.sums import unsafe_name
+from quantkit.release.layout import SUMS, unsafe_name
 from quantkit.release.verifying.agreement import check_claims
 from quantkit.release.verifying.checking import Check, Job, Outcome, count_text
 from quantkit.release.verifying.derivation import (

@@ -25,7 +25,7 @@ from quantkit.release.card.facts import CardFacts
 from quantkit.release.card.front_matter import SourceCard
 from quantkit.release.card.render import card_text
 from quantkit.release.contents import BuiltLevel
-from quantkit.release.sums import sums_text
+from quantkit.release.layout import sums_text
 from quantkit.release.verifying.description import open_folder
 from quantkit.release.verifying.verify import Origin, verify
 
