@@ -63,7 +63,7 @@ def ready(build: Path, to: str = TO, **options: Any) -> tuple[PublishJob, Prepar
 
 def publish(build: Path, to: str = TO, **options: Any) -> Published:  # noqa: ANN401
     job, prepared = ready(build, to, **options)
-    return send(prepared, job)
+    return send(prepared)
 
 
 def files_at(loopback: LoopbackHub, revision: str = "main") -> dict[str, bytes]:
@@ -112,7 +112,7 @@ def test_a_dry_run_changes_nothing_and_needs_no_token(
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(own / "none"))
     _, prepared = ready(own, dry_run=True)
-    assert prepared.place.listing is None
+    assert prepared.destination.listing is None
     assert len(prepared.changes.sent) == len(prepared.files)
     assert (own / "release" / "README.md").read_text().startswith("---")
     assert not any(request.startswith(("POST", "PUT")) for request in loopback.requests)
@@ -343,7 +343,7 @@ def test_what_was_checked_is_what_is_sent(loopback: LoopbackHub, own: Path) -> N
     before = place.read_bytes()
     job, prepared = ready(own)
     loopback.upload_faults["POST", "/preupload/"] = [UploadFault(before=lambda: flip(place))]
-    assert send(prepared, job).made
+    assert send(prepared).made
     assert files_at(loopback)["levels/Q4/niah.jsonl"] == before
 
 
@@ -355,7 +355,7 @@ def test_a_file_that_changes_before_it_is_sent_is_refused(
     job, prepared = ready(own)
     flip(own / "levels" / "Q4" / name)
     with pytest.raises(EnvironmentFault):
-        send(prepared, job)
+        send(prepared)
     assert loopback.commits_made == 0
 
 
@@ -455,7 +455,7 @@ def test_a_hub_that_dies_at_the_end_is_told_as_what_failed(
     loopback.upload_faults[COMMITS] = [UploadFault(500, "out of order")] * 9
     loopback.upload_faults["GET", ""] = [UploadFault(500)] * 99
     with pytest.raises(EnvironmentFault, match="out of order"):
-        send(prepared, job)
+        send(prepared)
 
 
 def test_a_source_that_is_gone_is_told_and_no_end(

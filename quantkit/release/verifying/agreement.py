@@ -17,9 +17,8 @@ from quantkit.formats.imatrix_file import COUNTS
 from quantkit.formats.imatrix_file import SUMS as SQUARES
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile
 from quantkit.release.layout import ReleasedLevel, artifact_names, evidence_folder
-from quantkit.release.verifying.checking import Job, Outcome, count_text
+from quantkit.release.verifying.checking import Job, Outcome, count_text, layout_faults
 from quantkit.release.verifying.description import ANSWERS, VALIDATION
-from quantkit.release.verifying.structure import layout_faults
 from quantkit.retrieval.results import Answer, Retrieval, TaskScore, parse_answers, score_tasks
 from quantkit.retrieval.scoring import FEWEST_DIGITS, score
 from quantkit.retrieval.statistics import CONFIDENCE
@@ -31,14 +30,16 @@ _CLOSE = 1e-9
 
 def check_claims(job: Job, faults: list[str]) -> Outcome:
     """release.json, or the receipts, against the files; validation.json against its answers."""
-    is_release = job.said.kind == "release"
+    is_release = job.described.kind == "release"
     if is_release:
         _name_faults(job, faults)
     _model_faults(job, faults)
     _source_faults(job, faults)
     answers = levels = 0
-    for level, claims in job.said.manifest.levels.items():
-        counted = None if level in job.said.unvalidated else _evidence(job, level, claims, faults)
+    for level, claims in job.described.manifest.levels.items():
+        if level in job.described.unvalidated:
+            continue
+        counted = _evidence(job, level, claims, faults)
         if counted is not None:
             levels, answers = levels + 1, answers + counted
     weights = _imatrix_weights(job, faults)
@@ -60,7 +61,7 @@ def check_claims(job: Job, faults: list[str]) -> Outcome:
 
 def _name_faults(job: Job, faults: list[str]) -> None:
     """Levels whose files or evidence folder are not named after the model and the level."""
-    manifest = job.said.manifest
+    manifest = job.described.manifest
     for level, claims in manifest.levels.items():
         stem, count = f"{manifest.model}-{level}", len(claims.files)
         names = [f"{stem}.gguf"]
@@ -80,7 +81,7 @@ def _name_faults(job: Job, faults: list[str]) -> None:
 
 def _model_faults(job: Job, faults: list[str]) -> None:
     """Sizes, bits, parameters and architecture of the levels that are here."""
-    manifest, is_release = job.said.manifest, job.said.kind == "release"
+    manifest, is_release = job.described.manifest, job.described.kind == "release"
     owners: dict[str, str] = {manifest.imatrix: "the importance matrix"}
     for level, claims in manifest.levels.items():
         for file in claims.files:
@@ -88,7 +89,7 @@ def _model_faults(job: Job, faults: list[str]) -> None:
             if other != level:
                 faults.append(f"{shown(level)}: {shown(file)} is a file of {shown(other)} too")
     if is_release:
-        stray = [n for n in job.said.hashes if n.lower().endswith(".gguf") and n not in owners]
+        stray = [n for n in job.described.hashes if n.lower().endswith(".gguf") and n not in owners]
         faults += [f"{name} is of no level in release.json" for name in stray]
     for level, artifact in job.artifacts.items():
         claims, size = manifest.levels[level], artifact.size_bytes
@@ -115,7 +116,7 @@ def _source_faults(job: Job, faults: list[str]) -> None:
 
     A checkpoint that came from a folder knows no repository; the publisher may have named one.
     """
-    checkpoint, said = job.document(CheckpointFile, CHECKPOINT_FILE, faults), job.said
+    checkpoint, said = job.document(CheckpointFile, CHECKPOINT_FILE, faults), job.described
     if checkpoint is None:
         return
     if not checkpoint.files:
@@ -139,7 +140,7 @@ def _asked_faults(
     job: Job, level: str, claims: ReleasedLevel, asked: Mapping[str, str]
 ) -> list[str]:
     """Differences between the files that were asked and the files of the level, by SHA-256."""
-    there = {file.rpartition("/")[2]: job.said.hashes[file] for file in claims.files}
+    there = {file.rpartition("/")[2]: job.described.hashes[file] for file in claims.files}
     faults = []
     for name in sorted(there.keys() | asked.keys()):
         here, then = there.get(name), asked.get(name)
@@ -159,7 +160,7 @@ def _asked_faults(
 
 def _evidence(job: Job, level: str, claims: ReleasedLevel, faults: list[str]) -> int | None:
     """How many answers a level's validation.json was compared with; None: it is not here."""
-    is_release = job.said.kind == "release"
+    is_release = job.described.kind == "release"
     validation = job.document(Validation, f"{claims.evidence}/{VALIDATION}", faults)
     if validation is not None and validation.artifact is not None:
         faults += _asked_faults(job, level, claims, validation.artifact)
@@ -189,7 +190,7 @@ def _evidence(job: Job, level: str, claims: ReleasedLevel, faults: list[str]) ->
 
 def _imatrix_weights(job: Job, faults: list[str]) -> int:
     """The number of weights in the importance matrix, by its header."""
-    name = job.said.manifest.imatrix
+    name = job.described.manifest.imatrix
     if name not in job.files.sizes:
         return 0
     try:

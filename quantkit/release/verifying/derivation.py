@@ -23,7 +23,7 @@ from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo, TensorSour
 from quantkit.quantize import kernels
 from quantkit.quantize.encode import ENCODED_ROWS_BYTES, Importance, encode_rows, row_blocks
 from quantkit.quantize.quantize import PRESET_FILE_TYPES, artifact_metadata
-from quantkit.release.verifying.structure import Artifact
+from quantkit.release.verifying.checking import Artifact
 
 NEVER_MADE = frozenset({"I8", "I16", "I32", "I64", "F64"})
 """Types that are only copied: ggml aborts the process when asked to encode one."""

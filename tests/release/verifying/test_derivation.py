@@ -28,7 +28,7 @@ from quantkit.release.verifying.derivation import (
     shape_faults,
     spans,
 )
-from quantkit.release.verifying.structure import Artifact
+from quantkit.release.verifying.checking import Artifact
 from quantkit.release.verifying.verify import version_words
 
 FULL = Sampling(1, full=True)

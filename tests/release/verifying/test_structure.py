@@ -13,7 +13,7 @@ from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.gguf_header import GGUFHeader, StoredAt
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 from quantkit.plan.allocation_file import AllocatedTensor, AllocationFile
-from quantkit.release.verifying.structure import (
+from quantkit.release.verifying.checking import (
     Artifact,
     layout_faults,
     missing_shards,
