@@ -1,7 +1,7 @@
 """Compares an artifact with its source: rows are encoded again and compared byte for byte.
 
-Rows are encoded by the code that quantizes (`encode.encode_rows`), with the release's own
-importance matrix; sampled rows, or all. The source is on this disk; the artifact may be remote.
+Rows, sampled or all, are encoded by the code that quantizes (`encode.encode_rows`), with the
+release's own importance matrix. The source is on this disk; the artifact may be remote.
 """
 
 from __future__ import annotations
@@ -72,8 +72,7 @@ def spans(infos: Sequence[TensorInfo], sampling: Sampling) -> Iterator[list[Span
     """The rows to compare, some at a time: a tensor's where all are, else all at once."""
     infos = [info for info in infos if info.elements]
     if sampling.full:
-        for info in infos:
-            yield [Span(info, *block) for block in row_blocks(info, ENCODED_ROWS_BYTES)]
+        yield from ([Span(i, *b) for b in row_blocks(i, ENCODED_ROWS_BYTES)] for i in infos)
         return
     rng = np.random.default_rng(sampling.seed)
     stacks = sum(info.matrices > 1 for info in infos)
@@ -103,7 +102,7 @@ def _sampled(
 
 @dataclass(frozen=True)
 class Compared:
-    """What was compared, of all that there is; `faults` is what differs. Can be added up."""
+    """What was compared, of all that there is; `faults` is what differs. Compared can be added."""
 
     tensors: int = 0
     matrices: int = 0
@@ -126,7 +125,7 @@ class _Tally:
     size_bytes: int = 0
     wrong_rows: int = 0
     wrong_bytes: int = 0
-    first: tuple[int, int] | None = None
+    first_row: int | None = None
     matrices: set[int] = field(default_factory=set)
     unencoded: bool = False
 
@@ -142,8 +141,8 @@ class _Tally:
         wrong = np.flatnonzero(differs)
         self.wrong_rows += len(wrong)
         self.wrong_bytes += int(differs.sum())
-        place = (span.matrix, span.start + int(wrong[0]))
-        self.first = place if self.first is None else min(self.first, place)
+        first = span.start + int(wrong[0])
+        self.first_row = first if self.first_row is None else min(self.first_row, first)
 
     def fault(self, level: str, info: TensorInfo, imatrix_file: str) -> str | None:
         if self.unencoded:
@@ -151,12 +150,10 @@ class _Tally:
                 f"{level}: {shown(info.name)} cannot be encoded as {info.type_name} with what "
                 f"{imatrix_file} holds for it"
             )
-        if self.first is None:
+        if self.first_row is None:
             return None
-        matrix, row = self.first
-        each = info.rows // info.matrices
-        where = f"row {row - matrix * each}"
-        where += f" of expert {matrix}" if info.matrices > 1 else ""
+        matrix, row = divmod(self.first_row, info.rows // info.matrices)
+        where = f"row {row}" + (f" of expert {matrix}" if info.matrices > 1 else "")
         return (
             f"{level}: {shown(info.name)}, {info.type_name}, is not what the source gives in "
             f"{self.wrong_rows} of {self.rows} rows, {self.wrong_bytes} of {self.size_bytes} "
@@ -297,11 +294,11 @@ def compare(
             tally.add(span, made.tobytes(), there)
             progress.advance(stop - start)
 
-    if sampling.full:
-        progress.start(sum(places[info.name][1].size_bytes for info in infos), "B", level)
-    for batch in spans(infos, sampling):
+    total = sum(places[info.name][1].size_bytes for info in infos)
+    for number, batch in enumerate(spans(infos, sampling)):
         if not sampling.full:
             total = sum((span.stop - span.start) * span.row_bytes for span in batch)
+        if number == 0:
             progress.start(total, "B", level)
         run_all(work, batch, workers, threading.Event())
     found = [tallies[info.name].fault(level, info, imatrix_file) for info in infos]

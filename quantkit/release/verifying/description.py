@@ -17,6 +17,7 @@ from quantkit.core.printable import shown
 from quantkit.core.progress import Progress
 from quantkit.core.receipts import Receipt, finished_receipts
 from quantkit.hub.reading import Hub
+from quantkit.llamacpp.ggml import PACKAGE
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE
 from quantkit.models.choose import artifact_name
 from quantkit.release.layout import (
@@ -61,11 +62,11 @@ class Description:
     unvalidated: frozenset[str] = frozenset()
 
 
-def open_folder(folder: Path, workers: int) -> tuple[FolderFiles, Description]:
+def open_folder(folder: Path, workers: int) -> tuple[ReleaseFiles, Description]:
     """A downloaded release, or a build's folder.
 
     Raises:
-        InputError: it is neither, or what describes it is damaged.
+        InputError: it is neither, or its description is damaged.
     """
     if (folder / SUMS).is_file():
         files = FolderFiles(folder, workers=workers)
@@ -143,29 +144,26 @@ def _problem(manifest: Manifest, hashes: Mapping[str, str]) -> str | None:
         return f"invalid model name '{shown(manifest.model)}'"
     if not manifest.levels:
         return "levels is empty"
-    for level, said in manifest.levels.items():
-        if not _is_level_name(level):
+    for level, claims in manifest.levels.items():
+        try:
+            LevelRecipe(name=level)
+        except ValidationError:
+            is_name = False
+        else:
+            is_name = len(level) <= MOST_NAME_CHARACTERS
+        if not is_name:
             return (
                 f"invalid level name '{shown(level)}': expected letters, digits, '.', '_' and "
                 f"'-', {MOST_NAME_CHARACTERS} characters at most"
             )
-        evidence = (f"{said.evidence}/{file}" for file in EVIDENCE_FILES)
-        for key, names in (("files", said.files), ("evidence", evidence)):
+        evidence = (f"{claims.evidence}/{file}" for file in EVIDENCE_FILES)
+        for key, names in (("files", claims.files), ("evidence", evidence)):
             absent = next((name for name in names if name not in hashes), None)
             if absent is not None:
                 return f"levels.{level}.{key} names {shown(absent)}, which is not in {SUMS}"
     if manifest.imatrix not in hashes:
         return f"imatrix names {shown(manifest.imatrix)}, which is not in {SUMS}"
     return None
-
-
-def _is_level_name(name: str) -> bool:
-    """Whether a recipe could have called a level so."""
-    try:
-        LevelRecipe(name=name)
-    except ValidationError:
-        return False
-    return len(name) <= MOST_NAME_CHARACTERS
 
 
 def describe_build(folder: Path) -> Description:
@@ -180,6 +178,8 @@ def describe_build(folder: Path) -> Description:
         checkpoint, imatrix = receipts["checkpoint"], receipts["imatrix"]
         parameters, settings = int(checkpoint.facts["parameters"]), checkpoint.parts["settings"]
         model = HubAddress.parse(str(settings["model"])).repository
+        # of the library whose kernels made the artifacts
+        made_by = [str(receipts[f"quantize:{n}"].parts[PACKAGE]) for n in names]
         current = [n for n in names if _is_current(receipts[f"quantize:{n}"], receipts)]
         manifest = Manifest(
             model=artifact_name(model.partition("/")[2] or model),
@@ -188,7 +188,7 @@ def describe_build(folder: Path) -> Description:
             source=ReleaseSource(),
             mtp=settings["mtp"],
             imatrix=imatrix.outputs[0].path,
-            versions=_native_versions(receipts),
+            versions={PACKAGE: made_by[-1]} if names else {},
             levels={name: _level(name, receipts, parameters) for name in current},
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -216,7 +216,7 @@ def _is_current(receipt: Receipt, receipts: Mapping[str, Receipt]) -> bool:
 
 
 def _validated(name: str, receipts: Mapping[str, Receipt]) -> Receipt | None:
-    """The receipt of a level's retrieval check, where it was of the artifact that is there."""
+    """The receipt of a level's retrieval check, if it was of the artifact that is there."""
     validated = receipts.get(f"validate:{name}")
     return validated if validated is not None and _is_current(validated, receipts) else None
 
@@ -233,11 +233,3 @@ def _level(name: str, receipts: Mapping[str, Receipt], parameters: int) -> Relea
         size_bytes=size,
         bits_per_weight=8 * size / parameters,
     )
-
-
-def _native_versions(receipts: Mapping[str, Receipt]) -> dict[str, str]:
-    """Of the library whose kernels made the artifacts."""
-    from quantkit.llamacpp.ggml import PACKAGE
-
-    made = [r.parts[PACKAGE] for s, r in receipts.items() if s.startswith("quantize:")]
-    return {PACKAGE: str(made[-1])} if made else {}

@@ -20,6 +20,7 @@ from quantkit.models.choose import choose_model, open_source
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.models.model import Model
 from quantkit.quantize.quantize import artifact_metadata, quantize
+from quantkit.release.verifying.checking import Artifact
 from quantkit.release.verifying.derivation import (
     Compared,
     Sampling,
@@ -28,7 +29,6 @@ from quantkit.release.verifying.derivation import (
     shape_faults,
     spans,
 )
-from quantkit.release.verifying.checking import Artifact
 from quantkit.release.verifying.verify import version_words
 
 FULL = Sampling(1, full=True)
