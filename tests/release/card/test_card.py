@@ -26,7 +26,7 @@ from small_cards import (
 )
 
 from quantkit.config.recipe import RetrievalRecipe
-from quantkit.release.card.commands import hub_source, level_patterns
+from quantkit.release.card.facts import hub_source, level_patterns
 from quantkit.release.card.front_matter import SourceCard, card_tags
 from quantkit.release.card.render import card_text
 from quantkit.release.contents import BuiltLevel

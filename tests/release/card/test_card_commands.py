@@ -20,8 +20,7 @@ from small_release import SmallRelease, write_small_release
 
 from quantkit.core.files import file_sha256
 from quantkit.models.choose import choose_model
-from quantkit.release.card.commands import level_patterns
-from quantkit.release.card.facts import CardFacts
+from quantkit.release.card.facts import CardFacts, level_patterns
 from quantkit.release.card.front_matter import SourceCard
 from quantkit.release.card.render import card_text
 from quantkit.release.contents import BuiltLevel
