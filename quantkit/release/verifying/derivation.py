@@ -34,9 +34,6 @@ ROWS_OF_AN_EXPERT = 1
 MOST_REQUESTS = 2000
 """For one artifact elsewhere: the Hub grants 3000 in five minutes to those without an account."""
 
-Read = Callable[[str, int, int], bytes]
-"""Gives the bytes [start, stop) of a file of the artifact."""
-
 
 @dataclass(frozen=True)
 class Sampling:
@@ -193,11 +190,7 @@ def metadata_faults(
 
 
 def shape_faults(
-    level: str,
-    artifact: Artifact,
-    source: TensorSource,
-    imatrix: Imatrix,
-    imatrix_file: str,
+    level: str, artifact: Artifact, source: TensorSource, imatrix: Imatrix, imatrix_file: str
 ) -> dict[str, str]:
     """Tensor → why its rows cannot be compared with the source's; none where all can."""
     there = {info.name: info for info in artifact.infos}
@@ -228,8 +221,7 @@ def shape_faults(
         else:
             continue
         faults[wanted.name] = f"{level}: {shown(wanted.name)} {reason}"
-    known = {info.name for info in source.tensors}
-    for name in sorted(there.keys() - known):
+    for name in sorted(there.keys() - {info.name for info in source.tensors}):
         faults[name] = f"{level}: {shown(name)} is not a tensor of the source"
     return faults
 
@@ -237,7 +229,7 @@ def shape_faults(
 def compare(
     level: str,
     artifact: Artifact,
-    read: Read,
+    read: Callable[[str, int, int], bytes],
     source: TensorSource,
     imatrix: Imatrix,
     imatrix_file: str,
@@ -248,6 +240,7 @@ def compare(
     """Encode rows of `source` as `artifact` has them, and compare the bytes.
 
     Args:
+        read: gives the bytes [start, stop) of a file of the artifact.
         imatrix_file: its name, for messages.
         workers: threads, each of which reads, encodes and compares.
 

@@ -14,7 +14,7 @@ from quantkit.config.levels import LevelRecipe
 from quantkit.core.errors import InputError
 from quantkit.core.hub_address import HubAddress
 from quantkit.core.printable import shown
-from quantkit.core.progress import Progress
+from quantkit.core.progress import SILENT, Progress
 from quantkit.core.receipts import Receipt, finished_receipts
 from quantkit.hub.reading import Hub
 from quantkit.llamacpp.ggml import PACKAGE
@@ -62,25 +62,8 @@ class Description:
     unvalidated: frozenset[str] = frozenset()
 
 
-def open_folder(folder: Path, workers: int) -> tuple[ReleaseFiles, Description]:
-    """A downloaded release, or a build's folder.
-
-    Raises:
-        InputError: it is neither, or its description is damaged.
-    """
-    if (folder / SUMS).is_file():
-        files = FolderFiles(folder, workers=workers)
-        return files, describe_release(files)
-    if (folder / RECEIPTS).is_dir():
-        return FolderFiles(folder, BUILD_ONLY, workers), describe_build(folder)
-    raise InputError(
-        f"{folder} is neither a release ({SUMS}, {MANIFEST}) nor the folder of a build "
-        f"({RECEIPTS}/); give one, or OWNER/NAME on the Hub"
-    )
-
-
 def open_release(
-    name: str, workers: int, progress: Progress, *, full: bool = False
+    name: str, workers: int, progress: Progress = SILENT, *, full: bool = False
 ) -> tuple[ReleaseFiles, Description]:
     """A release's files, and what it says of itself.
 
@@ -93,8 +76,16 @@ def open_release(
         EnvironmentFault: the network or the Hub failed.
     """
     folder = Path(name).expanduser()
+    if (folder / SUMS).is_file():
+        local = FolderFiles(folder, workers=workers)
+        return local, describe_release(local)
+    if (folder / RECEIPTS).is_dir():
+        return FolderFiles(folder, BUILD_ONLY, workers), describe_build(folder)
     if folder.is_dir():
-        return open_folder(folder, workers)
+        raise InputError(
+            f"{folder} is neither a release ({SUMS}, {MANIFEST}) nor the folder of a build "
+            f"({RECEIPTS}/); give one, or OWNER/NAME on the Hub"
+        )
     address = HubAddress.parse(name)
     repository = address.repository
     if folder.exists() or repository.count("/") != 1 or repository.startswith((".", "/", "~")):
@@ -118,12 +109,12 @@ def describe_release(files: ReleaseFiles) -> Description:
     Raises:
         InputError: one of them is missing, damaged or contradicts the other.
     """
-    for name in (SUMS, MANIFEST):
-        if name not in files.sizes:
-            raise InputError(
-                f"{files.where} has no {name}, so it is not a release of quantkit, or only a part "
-                f"of one: download {name} too"
-            )
+    missing = next((name for name in (SUMS, MANIFEST) if name not in files.sizes), None)
+    if missing is not None:
+        raise InputError(
+            f"{files.where} has no {missing}, so it is not a release of quantkit, or only a part "
+            f"of one: download {missing} too"
+        )
     try:
         text = files.content(SUMS).decode("utf-8")
     except UnicodeDecodeError:

@@ -22,7 +22,7 @@ from quantkit.release.verifying.checking import (
     shard_faults,
     type_faults,
 )
-from quantkit.release.verifying.description import open_folder
+from quantkit.release.verifying.description import open_release
 
 
 def stored(*places: tuple[int, int]) -> Mapping[str, StoredAt]:
@@ -163,7 +163,7 @@ def test_types_and_bytes_that_differ(sharded: Artifact) -> None:
 def test_headers_are_bounded_together_and_what_they_share_is_kept_once(
     release: SmallRelease, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    job = Job(*open_folder(release.folder, 1), 1, SILENT, lambda _: None)
+    job = Job(*open_release(str(release.folder), 1), 1, SILENT, lambda _: None)
     shards = release.files("Q8")
     one, other = job.header("tiny-Q4.gguf"), job.header(shards[0])
     assert one == GGUFFile(release.path("tiny-Q4.gguf")).header
