@@ -6,13 +6,11 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from quantkit.config.recipe import Recipe
 from quantkit.config.target import Target
 from quantkit.core.errors import GateError, InputError
 from quantkit.core.files import file_sha256
-from quantkit.core.json_documents import JsonDocument
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.progress import Progress
 from quantkit.core.receipts import Output, Receipt, read_receipt
@@ -60,7 +58,6 @@ class BuiltLevel:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The files' paths in the release."""
         return tuple(self.files)
 
 
@@ -72,10 +69,8 @@ class Build:
         model: what artifacts are called after.
         source: what `--model` was: OWNER/NAME[@REVISION], or a name.
         commit: of the source, where it came from the Hub.
-        levels: all, in the order of the recipe.
         versions: program or package → the version that it was made with.
         receipts: by stage.
-        source_files: the source's files by name.
         licences: texts of licences and notices, as they came with a source from the Hub.
     """
 
@@ -100,7 +95,7 @@ class Build:
         return weights.is_file() and known is not None and known.sha256 == file_sha256(weights)
 
     def header(self, level: BuiltLevel) -> tuple[Metadata, tuple[TensorInfo, ...]]:
-        """Metadata and tensors of a level's artifact, over all shards."""
+        """Metadata and tensors of a level's artifact."""
         files = [GGUFFile(path) for path in level.files.values()]
         tensors = tuple(stored.info for file in files for stored in file.stored.values())
         plain = {k: v for k, v in files[0].metadata.items() if not k.startswith("split.")}
@@ -126,8 +121,11 @@ def read_build(folder: Path) -> Build:
             "folder in which 'quantkit build' has finished"
         )
     _check_outputs(folder, {"report": report})
-    built = _read(folder, BuildFile, BUILT)
-    checkpoint = _read(folder, CheckpointFile, CHECKPOINT_FILE)
+    try:
+        built = BuildFile.read(folder / BUILT)
+        checkpoint = CheckpointFile.read(folder / CHECKPOINT_FILE)
+    except InputError as error:
+        raise _unreadable(folder, error) from None
     recipe = built.recipe
     names = [level.name for level in recipe.levels]
     receipts = {"report": report}
@@ -165,16 +163,6 @@ def read_build(folder: Path) -> Build:
         folder, model, checkpoint.model, checkpoint.commit, parameters, recipe, built.target,
         built.versions, tuple(levels), receipts, checkpoint.files, licences,
     )  # fmt: skip
-
-
-_FileT = TypeVar("_FileT", bound=JsonDocument)
-
-
-def _read(folder: Path, kind: type[_FileT], name: str) -> _FileT:
-    try:
-        return kind.read(folder / name)
-    except InputError as error:
-        raise _unreadable(folder, error) from None
 
 
 def _unreadable(folder: Path, error: Exception) -> InputError:
@@ -290,9 +278,8 @@ def published_as(build: Build, levels: Iterable[BuiltLevel], imatrix: str) -> di
     if COVERAGE_PICTURE in written:
         found[COVERAGE_PICTURE] = written[COVERAGE_PICTURE]
     for level in levels:
-        for place, path in level.files.items():
-            found[place] = written[path.relative_to(build.folder).as_posix()]
-        for name in EVIDENCE:
-            place = f"{evidence_folder(level.name)}/{name}"
-            found[place] = written[place]
+        for name, path in level.files.items():
+            found[name] = written[path.relative_to(build.folder).as_posix()]
+        evidence = [f"{evidence_folder(level.name)}/{name}" for name in EVIDENCE]
+        found |= {name: written[name] for name in evidence}
     return found

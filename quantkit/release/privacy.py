@@ -1,10 +1,9 @@
 """Whether a release would reveal the machine that it was built on, or the person who built it.
 
-Searched for are the folders, user names and host names of this machine, and access tokens of the
-Hub. A user or host name may be an ordinary word (`max`, `demo`, `4x3090`) or the owner of the
-repository, so it counts only where a machine is meant: in an absolute path, as USER@HOST, as the
-host of an address, or as the value of `user:` or `host:`. Chat templates and vocabularies come from
-the checkpoint; there only folders, host names with a domain, and tokens count.
+The search is for this machine's folders, user and host names, and for access tokens of the Hub. A
+user or host name may be an ordinary word or the repository's owner, so it counts only in an
+absolute path, as USER@HOST, as the host of an address, or as the value of `user:` or `host:`. In
+chat templates and vocabularies only folders, host names with a domain, and tokens count.
 """
 
 from __future__ import annotations
@@ -27,7 +26,6 @@ from quantkit.hub.tokens import known_tokens
 
 A_TOKEN = "an access token"
 EXCERPT_CHARACTERS = 100
-_USER_VARIABLES = ("USER", "LOGNAME", "USERNAME", "SUDO_USER")
 _LAUNCH_FOLDERS = (
     "/bin", "/dev", "/models", "/srv/models", "/usr/bin", "/usr/local/bin", "/usr/sbin",
 )  # fmt: skip
@@ -94,7 +92,7 @@ def this_machine(build_folder: Path) -> Private:
     folders = {Path.cwd(), build_folder, Path(quantkit.__file__).parents[1]}
     if home := os.environ.get("HOME"):
         folders.add(Path(home))
-    users = {os.environ.get(name, "") for name in _USER_VARIABLES}
+    users = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME", "SUDO_USER")}
     try:
         entry = pwd.getpwuid(os.getuid())
         folders.add(Path(entry.pw_dir))
@@ -104,12 +102,8 @@ def this_machine(build_folder: Path) -> Private:
     host = socket.gethostname()
     hosts = {host, host.partition(".")[0], socket.getfqdn()}
     paths = {str(path) for folder in folders for path in (folder.absolute(), folder.resolve())}
-    return Private(
-        tuple(sorted(paths)),
-        tuple(sorted(users - {""})),
-        tuple(sorted(hosts - {""})),
-        known_tokens(),
-    )
+    found = [tuple(sorted(some - {""})) for some in (paths, users, hosts)]
+    return Private(found[0], found[1], found[2], known_tokens())
 
 
 def find_private(files: Mapping[str, Path], private: Private) -> list[Finding]:
@@ -166,9 +160,6 @@ class _Search:
         return text
 
 
-_Patterns = list[tuple[str, re.Pattern[str]]]
-
-
 def _folder_patterns(folders: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Each folder as it is, escaped as in JSON, and percent-encoded."""
     for folder in (folder.rstrip("/") for folder in folders):
@@ -206,11 +197,11 @@ def _name_patterns(private: Private) -> Iterator[tuple[str, str]]:
             yield host, rf"{_PARENTS}{name}{_END}|{_KEY}{name}(?![\w.-]){found}"
 
 
-def _compiled(patterns: Iterable[tuple[str, str]]) -> _Patterns:
+def _compiled(patterns: Iterable[tuple[str, str]]) -> list[tuple[str, re.Pattern[str]]]:
     return [(word.lower(), re.compile(pattern)) for word, pattern in patterns]
 
 
-def _spans(patterns: _Patterns, text: str) -> list[tuple[int, int]]:
+def _spans(patterns: Iterable[tuple[str, re.Pattern[str]]], text: str) -> list[tuple[int, int]]:
     lowered = text.lower()
     return [
         match.span()

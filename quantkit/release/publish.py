@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -17,7 +16,7 @@ from quantkit.hub.writing import HubWriter, LocalFile
 from quantkit.release.card.front_matter import SourceCard, from_card, from_metadata
 from quantkit.release.contents import Build, BuiltLevel, check_outputs, chosen, read_build
 from quantkit.release.destination import MAIN, PROPOSALS, Destination, Proposal, look, writable
-from quantkit.release.fits import Fits, fits_of, targets_of
+from quantkit.release.fits import fits_of, targets_of
 from quantkit.release.layout import CARD, check_branch, repository_name
 from quantkit.release.sending import Changes, Sender
 from quantkit.release.staging import check_stage, stage
@@ -100,6 +99,8 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
             access is denied, or somebody else's files are in the way.
         EnvironmentFault: the network, the Hub or the disk failed.
     """
+    from quantkit.llamacpp.memory_plan import asking
+
     build = read_build(job.folder)
     repository = repository_name(job.to, build.model, exact=job.exact_name)
     if job.branch is not None:
@@ -124,7 +125,11 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     levels = _levels(build, job, destination, console)
     with console.stage("hash") as progress:
         check_outputs(build, levels, progress)
-    fits = _fits(build, levels, console)
+    headers = {level.name: build.header(level) for level in levels}
+    metadata, _tensors = headers[levels[0].name]
+    tensors = {name: infos for name, (_metadata, infos) in headers.items()}
+    with asking(), console.stage("targets") as progress:
+        fits = fits_of(metadata, tensors, targets_of(build.target), progress)
     files = stage(build, levels, source, fits, name, hub.connection.endpoint)
     check_stage(build.folder, files)
     text = f"Levels: {', '.join(level.name for level in levels)}"
@@ -213,14 +218,3 @@ def _levels(
         names = ", ".join(level.name for level in there)
         console.note(f"{names} of this build is published already, and stays on the card")
     return tuple(level for level in build.levels if level in found or level in there)
-
-
-def _fits(build: Build, levels: Sequence[BuiltLevel], console: Console) -> Fits:
-    """Which targets hold which level, as llama.cpp reports their memory."""
-    from quantkit.llamacpp.memory_plan import asking
-
-    headers = {level.name: build.header(level) for level in levels}
-    metadata, _tensors = next(iter(headers.values()))
-    tensors = {name: infos for name, (_metadata, infos) in headers.items()}
-    with asking(), console.stage("targets") as progress:
-        return fits_of(metadata, tensors, targets_of(build.target), progress)

@@ -144,7 +144,7 @@ def best_level(fits: TargetFits, levels: Sequence[BuiltLevel]) -> BuiltLevel | N
 
 
 def plan_lines(facts: CardFacts) -> list[str]:
-    """For each other target, what fits there, and the command that writes its launch files."""
+    """For each other target, the best level there, and the command that writes its launch files."""
     lines = []
     for fits in facts.fits.targets:
         target, best = fits.target, best_level(fits, facts.levels)

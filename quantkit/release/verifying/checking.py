@@ -169,7 +169,7 @@ class Job:
             return None
 
     def allocation(self, level: str, faults: list[str]) -> AllocationFile | None:
-        """A level's allocation.json; None where it is not here, or damaged: a fault."""
+        """A level's allocation.json, as `document` reads it."""
         name = f"{self.described.manifest.levels[level].evidence}/{ALLOCATION}"
         return self.document(AllocationFile, name, faults)
 
