@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from quantkit.core.errors import InputError
 from quantkit.hub.errors import NotThereError
@@ -88,8 +89,7 @@ def writable(account: Account, repository: str, *, propose: bool = False) -> str
     return f"{known[owner.lower()]}/{name}"
 
 
-@dataclass(frozen=True)
-class Proposal:
+class Proposal(NamedTuple):
     """What identifies an open pull request of an earlier run; `author` None: not logged in."""
 
     title: str

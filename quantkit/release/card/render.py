@@ -6,7 +6,7 @@ import html
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from quantkit.core.units import tokens_text
@@ -207,8 +207,7 @@ def _score(score: TaskScore) -> str:
     return f"{score.hits}/{score.trials}, ≥\u00a0{bound}"
 
 
-@dataclass(frozen=True)
-class _TaskTable:
+class _TaskTable(NamedTuple):
     """The scores of one task: heads of the columns, and level → the score at each length."""
 
     task: str

@@ -235,7 +235,17 @@ def evidence_faults(level: str, validation: Validation, answers: Sequence[Answer
     stated, scored = ({(s.task, s.context_tokens): s for s in of.scores} for of in (found, again))
     for place in sorted(stated.keys() | scored.keys()):
         faults += _score_faults(level, place, stated.get(place), scored.get(place))
-    return faults + _verdict_faults(level, validation.passed, again)
+    passed = validation.passed
+    if len(again.gated) < len(again.recipe.gated):
+        faults.append(f"{level}: niah.jsonl has no answers to what the gate looks at")
+    elif passed != again.passed:
+        first, least = again.gated[0], again.recipe.minimum_lower_bound
+        faults.append(
+            f"{level}: passed is {passed} in validation.json, but {first.hits} of {first.trials} "
+            f"hits prove {first.lower_bound:.1%} and "
+            f"{'nothing' if least is None else f'{least:.1%}'} is needed"
+        )
+    return faults
 
 
 def _answer_faults(level: str, said: Retrieval, answers: Sequence[Answer]) -> list[str]:
@@ -280,17 +290,3 @@ def _score_faults(
         ):
             faults.append(f"{where}: {name} is {one} in validation.json, {other} by niah.jsonl")
     return faults
-
-
-def _verdict_faults(level: str, passed: bool, again: Retrieval) -> list[str]:
-    """A verdict that does not follow from what the answers give."""
-    if len(again.gated) < len(again.recipe.gated):
-        return [f"{level}: niah.jsonl has no answers to what the gate looks at"]
-    if passed == again.passed:
-        return []
-    first, least = again.gated[0], again.recipe.minimum_lower_bound
-    return [
-        f"{level}: passed is {passed} in validation.json, but {first.hits} of {first.trials} hits "
-        f"prove {first.lower_bound:.1%} and {'nothing' if least is None else f'{least:.1%}'} is "
-        "needed"
-    ]

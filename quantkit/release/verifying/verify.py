@@ -199,7 +199,7 @@ def _check_source(job: Job, origin: Origin, faults: list[str]) -> Outcome:
     total = Compared()
     for level, artifact in job.artifacts.items():
         allocation = job.allocation(level, [])
-        preset = (allocation.preset,) if allocation is not None else ()
+        preset = () if allocation is None else (allocation.preset,)
         name = imatrix_name(manifest.model)
         faults += metadata_faults(level, artifact.metadata, source.metadata, imatrix, name, *preset)
         total += compare(
@@ -270,17 +270,14 @@ def _check_source_files(
 
 def version_words(made_with: Mapping[str, str], here: Mapping[str, str]) -> str:
     """What may explain a difference: the versions, and the machine's own kernels."""
-    others = [
-        f"{name} {shown(version)}, here is {here[name]}"
-        for name, version in made_with.items()
-        if name in here and version != here[name]
-    ]
+    common = {name: version for name, version in made_with.items() if name in here}
+    others = [f"{n} {shown(v)}, here is {here[n]}" for n, v in common.items() if v != here[n]]
     if others:
         return (
             f"it was made with {'; '.join(others)}: another version may round otherwise; "
             "compare with the one that made it"
         )
-    same = ", ".join(f"{name} {here[name]}" for name in made_with if name in here)
+    same = ", ".join(f"{name} {version}" for name, version in common.items())
     return (
         f"it was made with the versions that are here ({same}), so what may explain it, beside "
         "other weights, is kernels that were compiled for another CPU"
