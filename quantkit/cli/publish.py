@@ -111,7 +111,7 @@ def publish_build(job: PublishJob, console: Console) -> dict[str, object]:
         prepared = prepare(job, console)
         _show(prepared, job, console)
         began = time.monotonic()
-        done = None if job.dry_run else send(prepared, job)
+        done = None if job.dry_run else send(prepared)
     if done is not None:
         _tell(prepared, done, time.monotonic() - began, console)
     else:
@@ -123,16 +123,16 @@ def publish_build(job: PublishJob, console: Console) -> dict[str, object]:
 
 
 def _show(prepared: Prepared, job: PublishJob, console: Console) -> None:
-    place, changes = prepared.place, prepared.changes
-    if place.listing is None:
+    to, changes = prepared.destination, prepared.changes
+    if to.listing is None:
         where = f"new repository, {'private' if job.private else 'public'}"
     else:
-        where = "private" if place.listing.private else "public"
-        where = f"{where} repository at {place.listing.commit[:12]}"
-    if place.opens:
+        where = "private" if to.listing.private else "public"
+        where = f"{where} repository at {to.listing.commit[:12]}"
+    if to.opens:
         where += ", in a new pull request"
-    elif place.revision != "main":
-        where += f", {place.revision}"
+    elif to.revision != "main":
+        where += f", {to.revision}"
     for label, words in (
         ("source", _source_words(prepared.source)),
         ("licence", _licence_words(prepared.source)),
@@ -208,17 +208,17 @@ def _tell(prepared: Prepared, done: Published, seconds: float, console: Console)
     console.line(f"Release: {done.address}")
     revision = (
         ""
-        if prepared.place.revision == "main" and done.proposal is None
-        else (f"@{done.proposal or prepared.place.revision}")
+        if prepared.destination.revision == "main" and done.proposal is None
+        else (f"@{done.proposal or prepared.destination.revision}")
     )
-    console.line(f"Verify:  quantkit verify {prepared.place.repository}{revision}")
+    console.line(f"Verify:  quantkit verify {prepared.destination.repository}{revision}")
 
 
 def _facts(prepared: Prepared, done: Published | None) -> dict[str, object]:
-    place, changes, source = prepared.place, prepared.changes, prepared.source
+    to, changes, source = prepared.destination, prepared.changes, prepared.source
     return {
-        "repository": place.repository,
-        "revision": (done.proposal if done else None) or place.revision,
+        "repository": to.repository,
+        "revision": (done.proposal if done else None) or to.revision,
         "commit": done.commit if done else None,
         "made": done.made if done else False,
         "address": done.address if done else None,

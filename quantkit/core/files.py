@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,13 @@ from quantkit.core.errors import InputError
 HASH_CHUNK_BYTES = 1 << 22
 
 
-def file_sha256(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
+def file_sha256(path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal; `on_bytes` is called with each count read."""
     digest = hashlib.sha256()
     with path.open("rb") as file:
         while chunk := file.read(HASH_CHUNK_BYTES):
             digest.update(chunk)
+            on_bytes(len(chunk))
     return digest.hexdigest()
 
 

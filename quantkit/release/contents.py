@@ -6,20 +6,18 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from quantkit.config.recipe import Recipe
 from quantkit.config.target import Target
 from quantkit.core.errors import GateError, InputError
-from quantkit.core.files import HASH_CHUNK_BYTES, file_sha256
-from quantkit.core.json_documents import JsonDocument
+from quantkit.core.files import file_sha256
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.progress import Progress
 from quantkit.core.receipts import Output, Receipt, read_receipt
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile, SourceFile
-from quantkit.release.names import artifact_names, evidence_folder
+from quantkit.release.layout import artifact_names, evidence_folder
 from quantkit.report.facts import BUILT, CALIBRATION, BuildFile
 from quantkit.report.report import COVERAGE_PICTURE
 from quantkit.report.results import LevelResult, read_level
@@ -60,7 +58,6 @@ class BuiltLevel:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The files' paths in the release."""
         return tuple(self.files)
 
 
@@ -72,10 +69,8 @@ class Build:
         model: what artifacts are called after.
         source: what `--model` was: OWNER/NAME[@REVISION], or a name.
         commit: of the source, where it came from the Hub.
-        levels: all, in the order of the recipe.
         versions: program or package → the version that it was made with.
         receipts: by stage.
-        source_files: the source's files by name.
         licences: texts of licences and notices, as they came with a source from the Hub.
     """
 
@@ -100,7 +95,7 @@ class Build:
         return weights.is_file() and known is not None and known.sha256 == file_sha256(weights)
 
     def header(self, level: BuiltLevel) -> tuple[Metadata, tuple[TensorInfo, ...]]:
-        """Metadata and tensors of a level's artifact, over all shards."""
+        """Metadata and tensors of a level's artifact."""
         files = [GGUFFile(path) for path in level.files.values()]
         tensors = tuple(stored.info for file in files for stored in file.stored.values())
         plain = {k: v for k, v in files[0].metadata.items() if not k.startswith("split.")}
@@ -126,82 +121,62 @@ def read_build(folder: Path) -> Build:
             "folder in which 'quantkit build' has finished"
         )
     _check_outputs(folder, {"report": report})
-    built = _read(folder, BuildFile, BUILT)
-    checkpoint = _read(folder, CheckpointFile, CHECKPOINT_FILE)
+    try:
+        built = BuildFile.read(folder / BUILT)
+        checkpoint = CheckpointFile.read(folder / CHECKPOINT_FILE)
+    except InputError as error:
+        raise _unreadable(folder, error) from None
     recipe = built.recipe
     names = [level.name for level in recipe.levels]
-    stages = [*_SHARED, *(f"{step}:{name}" for name in names for step in STEPS)]
-    receipts = {"report": report} | {stage: _receipt(folder, stage) for stage in stages}
-    _check_chain(folder, receipts)
+    receipts = {"report": report}
+    for stage in (*_SHARED, *(f"{step}:{name}" for name in names for step in STEPS)):
+        receipt = read_receipt(folder, stage)
+        if receipt is None:
+            raise _unfinished(folder, f"stage {stage} has no receipt")
+        receipts[stage] = receipt
+    # a build that was changed and stopped has new artifacts beside the checks of old ones
+    for stage, receipt in receipts.items():
+        for name, hashes in receipt.parts.items():
+            if name in receipts and hashes != receipts[name].output_hashes:
+                raise _unfinished(folder, f"{stage} used an older output of {name}")
     _check_outputs(folder, receipts)
-    baselines = {level.name for level in recipe.levels if level.baseline}
+    levels = []
     try:
         parameters = int(receipts["checkpoint"].facts["parameters"])
-        levels = tuple(
-            _level(folder, name, receipts, parameters, baseline=name in baselines) for name in names
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _unreadable(folder, f"{type(error).__name__}: {error}") from None
-    except InputError as error:
-        raise _unreadable(folder, str(error)) from None
+        for level in recipe.levels:
+            quantized = receipts[f"quantize:{level.name}"]
+            result = read_level(folder, level.name, quantized, parameters, baseline=level.baseline)
+            paths = [folder / output.path for output in quantized.outputs]
+            names_there = artifact_names(level.name, [path.name for path in paths])
+            levels.append(BuiltLevel(result, dict(zip(names_there, paths, strict=True))))
+    except (InputError, OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(folder, error) from None
     first = Path(receipts[f"quantize:{names[0]}"].outputs[0].path).name
     model = re.sub(rf"-{re.escape(names[0])}(-\d{{5}}-of-\d{{5}})?\.gguf$", "", first)
-    licences = _licences(checkpoint.files) if checkpoint.commit is not None else ()
+    # texts that came with the checkpoint must be passed on with the weights
+    licences = tuple(
+        Output(f"checkpoint/{name}", file.size_bytes, 0, file.sha256)
+        for name, file in checkpoint.files.items()
+        if checkpoint.commit is not None and _LICENCE.fullmatch(name)
+    )
     return Build(
         folder, model, checkpoint.model, checkpoint.commit, parameters, recipe, built.target,
-        built.versions, levels, receipts, checkpoint.files, licences,
+        built.versions, tuple(levels), receipts, checkpoint.files, licences,
     )  # fmt: skip
 
 
-_FileT = TypeVar("_FileT", bound=JsonDocument)
-
-
-def _read(folder: Path, kind: type[_FileT], name: str) -> _FileT:
-    try:
-        return kind.read(folder / name)
-    except InputError as error:
-        raise _unreadable(folder, str(error)) from None
-
-
-def _licences(files: Mapping[str, SourceFile]) -> tuple[Output, ...]:
-    """Licence texts that came with the checkpoint, and must be passed on with the weights."""
-    return tuple(
-        Output(f"checkpoint/{name}", file.size_bytes, 0, file.sha256)
-        for name, file in files.items()
-        if _LICENCE.fullmatch(name)
-    )
-
-
-def _unreadable(folder: Path, why: str) -> InputError:
+def _unreadable(folder: Path, error: Exception) -> InputError:
+    why = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
     return InputError(
         f"the build in {folder} is not readable by this version of quantkit ({why}); run "
         "'quantkit build' again: what is still right is kept"
     )
 
 
-def _receipt(folder: Path, stage: str) -> Receipt:
-    receipt = read_receipt(folder, stage)
-    if receipt is None:
-        raise InputError(
-            f"the build in {folder} is not finished: stage {stage} has no receipt; run 'quantkit "
-            "build' again to finish it"
-        )
-    return receipt
-
-
-def _check_chain(folder: Path, receipts: Mapping[str, Receipt]) -> None:
-    """Check that each stage used the latest outputs of the stages before it.
-
-    A build that was changed and stopped has new artifacts beside the checks of old ones.
-    """
-    for stage, receipt in receipts.items():
-        for name, hashes in receipt.parts.items():
-            needed = receipts.get(name)
-            if needed is not None and hashes != needed.output_hashes:
-                raise InputError(
-                    f"the build in {folder} is not finished: {stage} used an older output of "
-                    f"{name}; run 'quantkit build' again to finish it"
-                )
+def _unfinished(folder: Path, why: str) -> InputError:
+    return InputError(
+        f"the build in {folder} is not finished: {why}; run 'quantkit build' again to finish it"
+    )
 
 
 def _check_outputs(folder: Path, receipts: Mapping[str, Receipt]) -> None:
@@ -216,16 +191,6 @@ def _check_outputs(folder: Path, receipts: Mapping[str, Receipt]) -> None:
                 f"write {min(missing, default='anything')}; run 'quantkit build' again, which "
                 "repeats only the stages that need it"
             )
-
-
-def _level(
-    folder: Path, name: str, receipts: Mapping[str, Receipt], parameters: int, *, baseline: bool
-) -> BuiltLevel:
-    quantized = receipts[f"quantize:{name}"]
-    result = read_level(folder, name, quantized, parameters, baseline=baseline)
-    paths = [folder / output.path for output in quantized.outputs]
-    places = artifact_names(name, [path.name for path in paths])
-    return BuiltLevel(result, dict(zip(places, paths, strict=True)))
 
 
 def chosen(
@@ -252,11 +217,19 @@ def chosen(
         found = [level for level in wanted if level.result.passed or allow_failed]
     else:
         wanted = found = [by_name[name] for name in dict.fromkeys(names)]
-    failed = [level for level in wanted if not level.result.passed]
+    failed = [level.result for level in wanted if not level.result.passed]
     if failed and not allow_failed and (names is not None or not found):
+        failures = []
+        for result in failed:
+            scores = ", ".join(
+                f"{s.hits} of {s.trials} {s.name} at {s.context_tokens:,} tokens, at least "
+                f"{s.lower_bound:.1%}"
+                for s in result.retrieval.gated
+            )
+            failures.append(f"{result.name} failed its gate ({scores})")
         raise GateError(
-            f"not published: {'; '.join(map(_failure, failed))}; build it with more bits, or "
-            "publish it with --allow-failed, and the card says that it failed"
+            f"not published: {'; '.join(failures)}; build it with more bits, or publish it with "
+            "--allow-failed, and the card says that it failed"
         )
     if not found:
         raise GateError(
@@ -264,16 +237,6 @@ def chosen(
             "name one with --levels"
         )
     return tuple(found)
-
-
-def _failure(level: BuiltLevel) -> str:
-    result = level.result
-    scores = ", ".join(
-        f"{s.hits} of {s.trials} {s.name} at {s.context_tokens:,} tokens, at least "
-        f"{s.lower_bound:.1%}"
-        for s in result.retrieval.gated
-    )
-    return f"{result.name} failed its gate ({scores})"
 
 
 def check_outputs(build: Build, levels: Iterable[BuiltLevel], progress: Progress) -> None:
@@ -287,31 +250,19 @@ def check_outputs(build: Build, levels: Iterable[BuiltLevel], progress: Progress
     for output in outputs:
         path = build.folder / output.path
         try:
-            if path.stat().st_size != output.size_bytes:
-                raise _changed(path, f"it has {path.stat().st_size} bytes")
-            found = _sha256(path, progress)
+            size, found = path.stat().st_size, ""
+            if size == output.size_bytes:
+                found = file_sha256(path, progress.advance)
+                how = f"its SHA-256 is {found}"
+            else:
+                how = f"it has {size} bytes"
         except OSError as error:
-            raise _changed(path, str(error.strerror)) from None
+            found, how = "", str(error.strerror)
         if found != output.sha256:
-            raise _changed(path, f"its SHA-256 is {found}")
-
-
-def _sha256(path: Path, progress: Progress) -> str:
-    import hashlib
-
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while piece := file.read(HASH_CHUNK_BYTES):
-            digest.update(piece)
-            progress.advance(len(piece))
-    return digest.hexdigest()
-
-
-def _changed(path: Path, how: str) -> InputError:
-    return InputError(
-        f"{path} was changed since it was built ({how}), so nothing was published; run 'quantkit "
-        "build' again to restore it"
-    )
+            raise InputError(
+                f"{path} was changed since it was built ({how}), so nothing was published; run "
+                "'quantkit build' again to restore it"
+            )
 
 
 def published_as(build: Build, levels: Iterable[BuiltLevel], imatrix: str) -> dict[str, Output]:
@@ -327,9 +278,8 @@ def published_as(build: Build, levels: Iterable[BuiltLevel], imatrix: str) -> di
     if COVERAGE_PICTURE in written:
         found[COVERAGE_PICTURE] = written[COVERAGE_PICTURE]
     for level in levels:
-        for place, path in level.files.items():
-            found[place] = written[path.relative_to(build.folder).as_posix()]
-        for name in EVIDENCE:
-            place = f"{evidence_folder(level.name)}/{name}"
-            found[place] = written[place]
+        for name, path in level.files.items():
+            found[name] = written[path.relative_to(build.folder).as_posix()]
+        evidence = [f"{evidence_folder(level.name)}/{name}" for name in EVIDENCE]
+        found |= {name: written[name] for name in evidence}
     return found

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 from quantkit.core.errors import InputError
 from quantkit.hub.errors import NotThereError
 from quantkit.hub.reading import Hub, Listing
 from quantkit.hub.writing import Account, HubWriter
-from quantkit.release.names import repository_name
+from quantkit.release.layout import repository_name
 
 MAIN = "main"
 PROPOSALS = "refs/pr/"
@@ -16,7 +17,7 @@ PROPOSALS = "refs/pr/"
 
 
 @dataclass(frozen=True)
-class Place:
+class Destination:
     """Where a release goes, as it was last seen.
 
     Attributes:
@@ -32,48 +33,50 @@ class Place:
     exists: bool = True
     opens: bool = False
 
+    def check_private(self) -> None:
+        """Check that the repository is private or new.
+
+        Raises:
+            InputError: it is public.
+        """
+        if self.listing is not None and not self.listing.private:
+            raise InputError(
+                f"{self.repository} exists, and is public: leave --private out, or choose another"
+            )
+
 
 def check_access(to: str, model: str, *, private: bool) -> None:
     """Check that publishing can succeed, before hours of work.
 
     Raises:
         InputError: no token with write access, an invalid repository id, or a public repository
-            where a private one was asked for.
+            where a private one was requested.
         EnvironmentFault: the Hub cannot be reached.
     """
     hub = Hub(purpose="look up")
     writer = HubWriter(hub.connection)
-    repository = owned(writer.account(), repository_name(to, model))
-    place = look(hub, writer, repository, None)
-    if private and place.listing is not None and not place.listing.private:
-        raise is_public(place.repository)
+    repository = writable(writer.account(), repository_name(to, model))
+    destination = look(hub, writer, repository, None)
+    if private:
+        destination.check_private()
 
 
-def is_public(repository: str) -> InputError:
-    """The error for a public repository that was to be private."""
-    return InputError(f"{repository} exists, and is public: leave --private out, or choose another")
+def writable(account: Account, repository: str, *, propose: bool = False) -> str:
+    """`repository` with its owner as the Hub spells it.
 
-
-def check_writes(account: Account) -> None:
-    """Check that the token has write access.
+    Args:
+        propose: only open a pull request, which any repository accepts.
 
     Raises:
-        InputError: it only reads.
+        InputError: the token only reads, or belongs to another account.
     """
     if account.reads_only:
         raise InputError(
             f"the access token of {account.name} is read-only; make one with write access, log in "
             "with 'hf auth login' or set HF_TOKEN, then run again"
         )
-
-
-def owned(account: Account, repository: str) -> str:
-    """`repository` with its owner as the Hub spells it.
-
-    Raises:
-        InputError: the token only reads, or belongs to another account.
-    """
-    check_writes(account)
+    if propose:
+        return repository
     owner, _, name = repository.partition("/")
     known = {one.lower(): one for one in (account.name, *account.organizations)}
     if owner.lower() not in known:
@@ -86,13 +89,8 @@ def owned(account: Account, repository: str) -> str:
     return f"{known[owner.lower()]}/{name}"
 
 
-@dataclass(frozen=True)
-class Proposal:
-    """How an open pull request of an earlier run is found.
-
-    Attributes:
-        author: None: nobody is logged in, so none is looked for.
-    """
+class Proposal(NamedTuple):
+    """What identifies an open pull request of an earlier run; `author` None: not logged in."""
 
     title: str
     author: str | None
@@ -104,7 +102,7 @@ def look(
     repository: str,
     branch: str | None,
     proposal: Proposal | None = None,
-) -> Place:
+) -> Destination:
     """The repository as it is now.
 
     Args:
@@ -122,17 +120,16 @@ def look(
             raise InputError(
                 f"no repository {repository} to open a pull request in; publish without --pr"
             ) from None
-        return Place(repository, branch or MAIN, None, exists=branch in (None, MAIN))
+        return Destination(repository, branch or MAIN, None, exists=branch in (None, MAIN))
     name = main.repository
     if proposal is not None:
-        known = None
-        if proposal.author is not None:
-            known = writer.proposal(name, proposal.title, proposal.author)
+        author = proposal.author
+        known = None if author is None else writer.proposal(name, proposal.title, author)
         if known is None:
-            return Place(name, MAIN, main, opens=True)
-        return Place(name, known, hub.listing(name, known))
+            return Destination(name, MAIN, main, opens=True)
+        return Destination(name, known, hub.listing(name, known))
     if branch is None or branch == MAIN:
-        return Place(name, MAIN, main)
+        return Destination(name, MAIN, main)
     if branch not in writer.branches(name):
-        return Place(name, branch, main, exists=False)
-    return Place(name, branch, hub.listing(name, branch))
+        return Destination(name, branch, main, exists=False)
+    return Destination(name, branch, hub.listing(name, branch))

@@ -16,12 +16,11 @@ from typing import Any
 from quantkit import __version__
 from quantkit.config.recipe import Recipe
 from quantkit.config.target import Target
-from quantkit.release.names import RECIPE, TARGET
+from quantkit.release.layout import RECIPE, TARGET
 from quantkit.study.calibration.sources import is_dataset, shipped_name
 from quantkit.study.imatrix import Calibration, SourceRead
 
-_REPOSITORY = re.compile(r"[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?:@[\w.-]+)?", re.ASCII)
-_DEMO = "demo"
+_PUBLIC_MODEL = re.compile(r"demo|[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?:@[\w.-]+)?", re.ASCII)
 _NO_NAME = "calibration"
 """Name of a text whose path ends without one, such as `..`."""
 
@@ -43,7 +42,7 @@ def public_recipe(recipe: Recipe, calibration: Calibration | None = None) -> Rec
     # with a mixture, the texts are not read and have no record
     texts = tuple(names.get(name) or _public_name(name, name) for name in given.texts)
     imatrix = given.model_copy(update={"mixture": mixture, "texts": texts})
-    model = recipe.model if recipe.model is not None and _is_public(recipe.model) else None
+    model = recipe.model if _PUBLIC_MODEL.fullmatch(recipe.model or "") else None
     return recipe.model_copy(update={"imatrix": imatrix, "model": model})
 
 
@@ -62,14 +61,14 @@ def recipe_document(
         imatrix: name of the importance matrix beside the document.
     """
     public = public_recipe(recipe, calibration)
-    named = next((m for m in (model, public.model) if m is not None and _is_public(m)), "MODEL")
+    named = model if _PUBLIC_MODEL.fullmatch(model or "") else public.model or "MODEL"
     ready = calibration is not None and calibration.ready is not None
     command = f"quantkit build --model {named} --recipe {RECIPE} --target {TARGET}"
     file = "FILE" if imatrix is None else _quoted(imatrix)
     if ready:
         command += f" --imatrix {file}"
-    lines = [f"Made by quantkit {__version__}. To build it again, run in this file's folder:", ""]
-    lines += [f"  {command}", ""]
+    head = f"Made by quantkit {__version__}. To build it again, run in this file's folder:"
+    lines = [head, "", f"  {command}", ""]
     if ready:
         lines += [f"{file} is the importance matrix, which was given to the build.", ""]
     elif imatrix is not None:
@@ -126,10 +125,6 @@ def _document(comments: Sequence[str], content: Mapping[str, Any]) -> str:
         dict(content), Dumper=Dumper, sort_keys=False, allow_unicode=True, width=100
     )
     return head + body
-
-
-def _is_public(model: str) -> bool:
-    return model == _DEMO or _REPOSITORY.fullmatch(model) is not None
 
 
 def _is_own(name: str) -> bool:

@@ -11,7 +11,6 @@ from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.geometry import geometry_of
 from quantkit.models.model import Model
 from quantkit.plan.alternatives import possible_kv
-from quantkit.plan.gpu_memory import GPUMemory
 from quantkit.plan.level_plans import place_exactly
 from quantkit.plan.llama_memory import gpu_memories
 from quantkit.plan.what_if import CONTEXTS, why_refused
@@ -68,53 +67,44 @@ def fits_of(
 ) -> Fits:
     """The longest context at which each target holds each level: of `contexts_of` and its own.
 
-    Each context is planned as `quantkit plan` does: llama.cpp is asked for all even splits at once,
-    then for the exact split of those that fit, the longest first. Each question starts llama.cpp
-    anew, except within `llamacpp.memory_plan.asking()`.
+    Each context is planned as `quantkit plan` does: with llama.cpp's memory of all even splits at
+    once, then of the exact split of those that fit, the longest first. Each request starts
+    llama.cpp anew, except within `llamacpp.memory_plan.asking()`.
 
     Args:
         metadata: of the artifacts, as far as llama.cpp plans by it: the architecture's.
         levels: name → every tensor, as the artifact stores it; at least one level.
-        progress: told of cells, a target and a level each.
+        progress: counts cells, a target and a level each.
 
     Raises:
         InputError: llama.cpp refuses the model.
     """
     models = {name: Model(name, metadata, infos) for name, infos in levels.items()}
+    # one level stands for all: the buffers of an even split do not depend on the weights' types
     any_level = next(iter(models.values()))
     refused = [_refused(any_level, target) for target in targets]
-    ways = [
-        _at_contexts(any_level, target) if why is None else []
-        for target, why in zip(targets, refused, strict=True)
-    ]
-    # one level stands for all: the buffers of an even split do not depend on the weights' types
-    asked, estimated = gpu_memories(any_level, [way for some in ways for way in some])
-    memories = iter(asked)
+    contexts, trained = contexts_of(metadata), any_level.geometry.trained_context_tokens
+    ways = []
+    for target, why in zip(targets, refused, strict=True):
+        tokens = {*contexts, target.run.within(trained).context_tokens} if why is None else ()
+        ways.append([target.changed(context_tokens=n) for n in sorted(tokens, reverse=True)])
+    memories, estimated = gpu_memories(any_level, [way for some in ways for way in some])
+    unused = iter(memories)
     progress.start(len(models) * sum(map(bool, ways)), "cells")
     found = []
     for target, why, some in zip(targets, refused, ways, strict=True):
-        planned = [(way, next(memories)) for way in some]
+        planned = [(way, next(unused)) for way in some]
         longest: dict[str, int | None] = dict.fromkeys(models)
         for name, model in models.items() if planned else ():
-            longest[name] = _longest(model, planned)
+            fitting = (
+                way.context_tokens
+                for way, memory in planned
+                if place_exactly(model, model.types, memory).fits
+            )
+            longest[name] = next(fitting, None)
             progress.advance(1)
         found.append(TargetFits(target, longest, why))
-    return Fits(tuple(found), contexts_of(metadata), estimated)
-
-
-def _at_contexts(model: Model, target: Target) -> list[Target]:
-    """The target at each context that it is asked for, the longest first."""
-    own = target.run.within(model.geometry.trained_context_tokens)
-    tokens = {*contexts_of(model.metadata), own.context_tokens}
-    return [target.changed(context_tokens=n) for n in sorted(tokens, reverse=True)]
-
-
-def _longest(model: Model, planned: Sequence[tuple[Target, GPUMemory]]) -> int | None:
-    """The longest context at which the GPUs hold the model as llama.cpp splits it."""
-    for target, memory in planned:
-        if place_exactly(model, model.types, memory).fits:
-            return target.context_tokens
-    return None
+    return Fits(tuple(found), contexts, estimated)
 
 
 def _refused(model: Model, target: Target) -> str | None:

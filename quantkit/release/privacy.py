@@ -1,10 +1,9 @@
 """Whether a release would reveal the machine that it was built on, or the person who built it.
 
-Searched for are the folders, user names and host names of this machine, and access tokens of the
-Hub. A user or host name may be an ordinary word (`max`, `demo`, `4x3090`) or the owner of the
-repository, so it counts only where a machine is meant: in an absolute path, as USER@HOST, as the
-host of an address, or as the value of `user:` or `host:`. Chat templates and vocabularies come from
-the checkpoint; there only folders, host names with a domain, and tokens count.
+The search is for this machine's folders, user and host names, and for access tokens of the Hub. A
+user or host name may be an ordinary word or the repository's owner, so it counts only in an
+absolute path, as USER@HOST, as the host of an address, or as the value of `user:` or `host:`. In
+chat templates and vocabularies only folders, host names with a domain, and tokens count.
 """
 
 from __future__ import annotations
@@ -20,12 +19,13 @@ from pathlib import Path
 from urllib.parse import quote
 
 import quantkit
+from quantkit.core.errors import InputError
+from quantkit.formats.gguf_file import GGUFFile
+from quantkit.formats.gguf_header import MAGIC
 from quantkit.hub.connection import known_tokens
-from quantkit.release.searchable_text import SearchableText, searchable_texts
 
 A_TOKEN = "an access token"
 EXCERPT_CHARACTERS = 100
-_USER_VARIABLES = ("USER", "LOGNAME", "USERNAME", "SUDO_USER")
 _LAUNCH_FOLDERS = (
     "/bin", "/dev", "/models", "/srv/models", "/usr/bin", "/usr/local/bin", "/usr/sbin",
 )  # fmt: skip
@@ -50,6 +50,9 @@ _LOCAL_HOST = (
 """Not the domain of an e-mail address, and not the number in `pass@1`."""
 _HUB_TOKEN = r"hf_(?<![A-Za-z0-9_]hf_)[A-Za-z0-9]{30,}"
 _ABSOLUTE = re.compile(r"^(?:/|[A-Za-z]:[\\/]|\\\\).+$", re.MULTILINE)
+_PNG = b"\x89PNG\r\n\x1a\n"
+_DATA_URL = re.compile(r"data:[\w/+.-]+(?:;[\w=-]+)*;base64,[A-Za-z0-9+/]*=*")
+"""Pictures in the report: each is published as a file too, and searched there."""
 
 
 @dataclass(frozen=True)
@@ -89,7 +92,7 @@ def this_machine(build_folder: Path) -> Private:
     folders = {Path.cwd(), build_folder, Path(quantkit.__file__).parents[1]}
     if home := os.environ.get("HOME"):
         folders.add(Path(home))
-    users = {os.environ.get(name, "") for name in _USER_VARIABLES}
+    users = {os.environ.get(name, "") for name in ("USER", "LOGNAME", "USERNAME", "SUDO_USER")}
     try:
         entry = pwd.getpwuid(os.getuid())
         folders.add(Path(entry.pw_dir))
@@ -99,12 +102,8 @@ def this_machine(build_folder: Path) -> Private:
     host = socket.gethostname()
     hosts = {host, host.partition(".")[0], socket.getfqdn()}
     paths = {str(path) for folder in folders for path in (folder.absolute(), folder.resolve())}
-    return Private(
-        tuple(sorted(paths)),
-        tuple(sorted(users - {""})),
-        tuple(sorted(hosts - {""})),
-        known_tokens(),
-    )
+    found = [tuple(sorted(some - {""})) for some in (paths, users, hosts)]
+    return Private(found[0], found[1], found[2], known_tokens())
 
 
 def find_private(files: Mapping[str, Path], private: Private) -> list[Finding]:
@@ -119,7 +118,7 @@ def find_private(files: Mapping[str, Path], private: Private) -> list[Finding]:
     search = _Search(private)
     found: dict[tuple[str, str], Finding] = {}
     for name, path in files.items():
-        for text in (SearchableText(name, "its name"), *searchable_texts(path)):
+        for text in (_Text(name, "its name"), *_texts(path)):
             for offset, what in search.matches(text):
                 finding = Finding(search.shown(name), search.shown(text.place(offset)), what)
                 found.setdefault((name, what), finding)
@@ -134,15 +133,15 @@ class _Search:
             [("hf_", _HUB_TOKEN), *((token, re.escape(token)) for token in private.tokens)]
         )
         self._anywhere = _compiled(
-            [*_folder_patterns(private.folders), *_domain_patterns(private.hosts)]
+            [*_folder_patterns(private.folders), *_host_domains(private.hosts)]
         )
-        self._names = _compiled([*_user_patterns(private.users), *_host_patterns(private.hosts)])
+        self._names = _compiled(_name_patterns(private))
 
-    def matches(self, text: SearchableText) -> list[tuple[int, str]]:
+    def matches(self, text: _Text) -> list[tuple[int, str]]:
         """(offset, word) of all that is found, in the text's order."""
         found = [(start, A_TOKEN) for start, _ in _spans(self._tokens, text.text)]
         content = self._without_tokens(text.text)
-        patterns = [*self._anywhere, *(() if text.is_from_checkpoint else self._names)]
+        patterns = [*self._anywhere, *(() if text.where.startswith("tokenizer.") else self._names)]
         spans = _spans(patterns, content)
         if "imatrix." in text.where:  # llama-imatrix records paths of calibration texts
             spans += [match.span() for match in _ABSOLUTE.finditer(content)]
@@ -161,9 +160,6 @@ class _Search:
         return text
 
 
-_Patterns = list[tuple[str, re.Pattern[str]]]
-
-
 def _folder_patterns(folders: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Each folder as it is, escaped as in JSON, and percent-encoded."""
     for folder in (folder.rstrip("/") for folder in folders):
@@ -179,44 +175,33 @@ def _folder_patterns(folders: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield form, re.escape(form) + _END
 
 
-def _domain_patterns(hosts: Iterable[str]) -> Iterator[tuple[str, str]]:
+def _host_domains(hosts: Iterable[str]) -> Iterator[tuple[str, str]]:
     """A host with its domain, anywhere."""
     for host in hosts:
         if "." in host and "localhost" not in host and not host.endswith(".arpa"):
             yield host, rf"(?<![\w.-])(?i:{re.escape(host)})(?![\w-])"
 
 
-def _user_patterns(users: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for user in users:
+def _name_patterns(private: Private) -> Iterator[tuple[str, str]]:
+    """User and host names, where a machine is meant."""
+    for user in private.users:
+        name = re.escape(user)
+        found = rf"|(?<![\w/])~{name}/|(?<![\w.+-]){name}@{_LOCAL_HOST}{_END}"
         if user.lower() not in _COMMON_NAMES:
-            name = re.escape(user)
-            yield (
-                user,
-                (
-                    rf"{_PARENTS}{name}{_END}|(?<![\w/])~{name}/|{_KEY}{name}(?![\w.-])"
-                    rf"|(?<![\w.+-]){name}@{_LOCAL_HOST}{_END}"
-                ),
-            )
-
-
-def _host_patterns(hosts: Iterable[str]) -> Iterator[tuple[str, str]]:
-    for host in hosts:
+            yield user, rf"{_PARENTS}{name}{_END}|{_KEY}{name}(?![\w.-]){found}"
+    for host in private.hosts:
+        name = f"(?i:{re.escape(host)})"
+        found = rf"|[\w.+-]@{name}{_END}|://(?:[^\s/@]*@)?{name}(?![\w.-])"
+        found += rf"|(?<![\w./-]){name}:/(?!/)"
         if host.partition(".")[0].lower() not in _COMMON_NAMES and not host.endswith(".arpa"):
-            name = f"(?i:{re.escape(host)})"
-            yield (
-                host,
-                (
-                    rf"{_PARENTS}{name}{_END}|[\w.+-]@{name}{_END}|{_KEY}{name}(?![\w.-])"
-                    rf"|://(?:[^\s/@]*@)?{name}(?![\w.-])|(?<![\w./-]){name}:/(?!/)"
-                ),
-            )
+            yield host, rf"{_PARENTS}{name}{_END}|{_KEY}{name}(?![\w.-]){found}"
 
 
-def _compiled(patterns: Iterable[tuple[str, str]]) -> _Patterns:
+def _compiled(patterns: Iterable[tuple[str, str]]) -> list[tuple[str, re.Pattern[str]]]:
     return [(word.lower(), re.compile(pattern)) for word, pattern in patterns]
 
 
-def _spans(patterns: _Patterns, text: str) -> list[tuple[int, int]]:
+def _spans(patterns: Iterable[tuple[str, re.Pattern[str]]], text: str) -> list[tuple[int, int]]:
     lowered = text.lower()
     return [
         match.span()
@@ -232,3 +217,57 @@ def _word(text: str, start: int, stop: int) -> str:
     after = re.split(r"[\s\"'<>]", text[stop : stop + EXCERPT_CHARACTERS])[0]
     word = before + text[start:stop] + after
     return word if len(word) <= EXCERPT_CHARACTERS else f"{word[: EXCERPT_CHARACTERS - 1]}…"
+
+
+@dataclass(frozen=True)
+class _Text:
+    """A text of one file.
+
+    Attributes:
+        where: a GGUF key or a field of a picture; empty for the lines of a text file.
+    """
+
+    text: str
+    where: str = ""
+
+    def place(self, offset: int) -> str:
+        """Where the character at `offset` is, for people."""
+        return self.where or f"line {self.text.count(chr(10), 0, offset) + 1}"
+
+
+def _texts(path: Path) -> Iterator[_Text]:
+    """All texts of the file at `path`: of GGUF files and pictures, those of their metadata."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(len(_PNG))
+        if head.startswith(MAGIC):
+            yield from _metadata_of_gguf(path)
+        elif head == _PNG:
+            yield from _metadata_of_png(path)
+        else:
+            text = path.read_bytes().decode("utf-8", errors="replace")
+            yield _Text(_DATA_URL.sub("data:", text))
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}") from None
+
+
+def _metadata_of_gguf(path: Path) -> Iterator[_Text]:
+    for key, stored in GGUFFile(path).metadata.items():
+        yield _Text(key, f"the key {key}")
+        if stored.kind == "str":
+            values = stored.value if isinstance(stored.value, tuple) else (stored.value,)
+            yield _Text("\n".join(map(str, values)), key)
+
+
+def _metadata_of_png(path: Path) -> Iterator[_Text]:
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            image.load()  # texts may follow the pixels
+            fields = image.info
+    except (SyntaxError, ValueError) as error:
+        raise InputError(f"{path} is not a readable PNG ({error}); draw it again") from None
+    for key, value in fields.items():
+        text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
+        yield _Text(f"{key}: {text}", str(key))

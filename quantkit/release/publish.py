@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -15,21 +14,12 @@ from quantkit.hub.errors import NotThereError
 from quantkit.hub.reading import Hub
 from quantkit.hub.writing import HubWriter, LocalFile
 from quantkit.release.card.front_matter import SourceCard, from_card, from_metadata
-from quantkit.release.changes import Changes
 from quantkit.release.contents import Build, BuiltLevel, check_outputs, chosen, read_build
-from quantkit.release.destination import (
-    PROPOSALS,
-    Place,
-    Proposal,
-    check_writes,
-    is_public,
-    look,
-    owned,
-)
-from quantkit.release.fits import Fits, fits_of, targets_of
-from quantkit.release.names import CARD, check_branch, repository_name
-from quantkit.release.sending import Sender
-from quantkit.release.staging import Release, check_stage, stage
+from quantkit.release.destination import MAIN, PROPOSALS, Destination, Proposal, look, writable
+from quantkit.release.fits import fits_of, targets_of
+from quantkit.release.layout import CARD, check_branch, repository_name
+from quantkit.release.sending import Changes, Sender
+from quantkit.release.staging import check_stage, stage
 
 _SOURCE = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?")
 
@@ -69,7 +59,7 @@ class Prepared:
     """A release that was checked and is on this disk.
 
     Attributes:
-        place: where it goes, as it was before.
+        destination: as it was before.
         changes: what has to be changed there.
     """
 
@@ -77,10 +67,9 @@ class Prepared:
     source: SourceCard
     levels: tuple[BuiltLevel, ...]
     files: tuple[LocalFile, ...]
-    place: Place
+    destination: Destination
     changes: Changes
     sender: Sender
-    proposal: Proposal | None
 
 
 @dataclass(frozen=True)
@@ -110,6 +99,8 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
             access is denied, or somebody else's files are in the way.
         EnvironmentFault: the network, the Hub or the disk failed.
     """
+    from quantkit.llamacpp.memory_plan import asking
+
     build = read_build(job.folder)
     repository = repository_name(job.to, build.model, exact=job.exact_name)
     if job.branch is not None:
@@ -119,70 +110,60 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     hub = Hub(purpose="look up")
     writer = HubWriter(hub.connection, bars=console.interactive)
     account = None if job.dry_run and not hub.connection.has_token else writer.account()
-    if account is not None and job.propose:
-        check_writes(account)  # anybody's repository accepts a proposal
-    elif account is not None:
-        repository = owned(account, repository)
+    if account is not None:
+        repository = writable(account, repository, propose=job.propose)
     title = f"{build.model} GGUF by quantkit"
     proposal = Proposal(title, account.name if account else None) if job.propose else None
     with console.stage("look up"):
-        place = look(hub, writer, repository, job.branch, proposal)
+        destination = look(hub, writer, repository, job.branch, proposal)
         source = _source(build, job, hub, console)
-    _check_place(place, source, job)
-    levels = _levels(build, job, place, console)
+    name = destination.repository
+    if source.repository is not None and source.repository.lower() == name.lower():
+        raise InputError(f"{name} is the original model's repository; choose another with --to")
+    if job.private:
+        destination.check_private()
+    levels = _levels(build, job, destination, console)
     with console.stage("hash") as progress:
         check_outputs(build, levels, progress)
-    fits = _fits(build, levels, console)
-    release = Release(build, levels, source, fits, place.repository, hub.connection.endpoint)
-    files = stage(release)
+    headers = {level.name: build.header(level) for level in levels}
+    metadata, _tensors = headers[levels[0].name]
+    tensors = {name: infos for name, (_metadata, infos) in headers.items()}
+    with asking(), console.stage("targets") as progress:
+        fits = fits_of(metadata, tensors, targets_of(build.target), progress)
+    files = stage(build, levels, source, fits, name, hub.connection.endpoint)
     check_stage(build.folder, files)
     text = f"Levels: {', '.join(level.name for level in levels)}"
-    sender = Sender(hub, writer, console, files, job.replace, job.private, title, text)
-    changes = sender.changes(place)
+    sender = Sender(
+        hub, writer, console, files, job.branch, proposal, job.replace, job.private, title, text
+    )
+    changes = sender.changes(destination)
     if account is not None and not changes.nothing:
         card = next(file for file in files if file.name == CARD)
-        writer.check_card(place.repository, card.content().decode())
-    return Prepared(build, source, levels, files, place, changes, sender, proposal)
+        writer.check_card(name, card.content().decode())
+    return Prepared(build, source, levels, files, destination, changes, sender)
 
 
-def send(prepared: Prepared, job: PublishJob) -> Published:
+def send(prepared: Prepared) -> Published:
     """Upload the files that are not on the Hub yet, and commit.
 
     Raises:
         InputError: access is denied, storage is full, or somebody else's files are in the way.
         EnvironmentFault: the network or the Hub failed, or the Hub recorded other bytes.
     """
-    sender, place = prepared.sender, prepared.place
-    endpoint = sender.hub.connection.endpoint
-
-    def look_again() -> Place:
-        return look(sender.hub, sender.writer, place.repository, job.branch, prepared.proposal)
-
-    after, made = sender.send(look_again, place)
+    after, made = prepared.sender.send(prepared.destination)
     proposal = after.revision if after.revision.startswith(PROPOSALS) else None
     if made is not None:
         proposal = made.proposal or proposal
-        return Published(made.commit, True, _address(endpoint, after, proposal), proposal)
+    address = f"{prepared.sender.hub.connection.endpoint}/{after.repository}"
+    if proposal is not None:
+        address += f"/discussions/{proposal.rpartition('/')[2]}"
+    elif after.revision != MAIN:
+        address += f"/tree/{quote(after.revision, safe='')}"
+    if made is not None:
+        return Published(made.commit, True, address, proposal)
     assert after.listing is not None
     # a commit whose answer was lost was made by this run
-    ours = not prepared.changes.nothing
-    return Published(after.listing.commit, ours, _address(endpoint, after, proposal), proposal)
-
-
-def _address(endpoint: str, place: Place, proposal: str | None) -> str:
-    """The release's page."""
-    page, revision = f"{endpoint}/{place.repository}", quote(place.revision, safe="")
-    if proposal is not None:
-        return f"{page}/discussions/{proposal.rpartition('/')[2]}"
-    return page if place.revision == "main" else f"{page}/tree/{revision}"
-
-
-def _check_place(place: Place, source: SourceCard, job: PublishJob) -> None:
-    name = place.repository
-    if source.repository is not None and source.repository.lower() == name.lower():
-        raise InputError(f"{name} is the original model's repository; choose another with --to")
-    if job.private and place.listing is not None and not place.listing.private:
-        raise is_public(name)
+    return Published(after.listing.commit, not prepared.changes.nothing, address, proposal)
 
 
 def _source(build: Build, job: PublishJob, hub: Hub, console: Console) -> SourceCard:
@@ -218,35 +199,22 @@ def _source(build: Build, job: PublishJob, hub: Hub, console: Console) -> Source
 
 
 def _levels(
-    build: Build, job: PublishJob, place: Place, console: Console
+    build: Build, job: PublishJob, destination: Destination, console: Console
 ) -> tuple[BuiltLevel, ...]:
     """The chosen levels, and those of this build that the repository already has."""
     found = chosen(build, job.levels, allow_failed=job.allow_failed)
-    if place.listing is None:
+    if destination.listing is None:
         return found
-    hashes = {file.name: file.sha256 for file in place.listing.files}
-    written = {output.path: output.sha256 for output in build.outputs(build.levels)}
-
-    def is_there(level: BuiltLevel) -> bool:
-        return all(
-            hashes.get(name) == written[path.relative_to(build.folder).as_posix()]
-            for name, path in level.files.items()
-        )
-
-    others = [level for level in build.levels if level not in found]
-    there = [o for o in others if (o.result.passed or job.allow_failed) and is_there(o)]
+    hashes = {file.name: file.sha256 for file in destination.listing.files}
+    written = {build.folder / o.path: o.sha256 for o in build.outputs(build.levels)}
+    there = [
+        level
+        for level in build.levels
+        if level not in found
+        and (level.result.passed or job.allow_failed)
+        and all(hashes.get(name) == written[path] for name, path in level.files.items())
+    ]
     if there:
         names = ", ".join(level.name for level in there)
         console.note(f"{names} of this build is published already, and stays on the card")
     return tuple(level for level in build.levels if level in found or level in there)
-
-
-def _fits(build: Build, levels: Sequence[BuiltLevel], console: Console) -> Fits:
-    """Which targets hold which level, as llama.cpp reports their memory."""
-    from quantkit.llamacpp.memory_plan import asking
-
-    headers = {level.name: build.header(level) for level in levels}
-    metadata, _tensors = next(iter(headers.values()))
-    tensors = {name: infos for name, (_metadata, infos) in headers.items()}
-    with asking(), console.stage("targets") as progress:
-        return fits_of(metadata, tensors, targets_of(build.target), progress)

@@ -1,28 +1,116 @@
-"""Sending a release: upload, one commit, and a comparison with the Hub's record."""
+"""Sending a release: what a repository lacks, one commit, and a comparison with its record."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 
 from quantkit.core.console import Console
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.hub.errors import NotThereError
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.hub.writing import Committed, ConflictError, HubWriter, LocalFile
-from quantkit.release.changes import Changes, changes_to, is_same
-from quantkit.release.destination import Place, is_public
-from quantkit.release.names import MANIFEST, SUMS
-from quantkit.release.sums import parse_sums
+from quantkit.release.destination import Destination, Proposal, look
+from quantkit.release.layout import CARD, MANIFEST, SUMS, parse_sums
 
 ATTEMPTS = 4
 """At a commit, when others commit first."""
 SMALL_BYTES = 64 << 20
 """Limit of SHA256SUMS and of a card that is read from the repository."""
-_FRONT_MATTER = re.compile(r"\s*(?:---\r?\n(?:(?!---).*\r?\n)*---\s*)?")
+SHOWN = 4
+"""Number of files that a message names."""
+_FRONT_MATTER = re.compile(rb"\s*(?:---\r?\n(?:(?!---).*\r?\n)*---\s*)?")
+
+
+@dataclass(frozen=True)
+class Changes:
+    """What a commit has to do.
+
+    Attributes:
+        sent: files that are missing or different in the repository.
+        kept: names of files that are the same there.
+        removed: names of files of an earlier release that this one does not have.
+    """
+
+    sent: tuple[LocalFile, ...]
+    kept: tuple[str, ...]
+    removed: tuple[str, ...]
+
+    @property
+    def nothing(self) -> bool:
+        return not self.sent and not self.removed
+
+
+def is_same(local: LocalFile, remote: HubFile) -> bool:
+    """Whether the Hub's record of `remote` matches the bytes of `local` as they were checked."""
+    if local.size_bytes != remote.size_bytes:
+        return False
+    if remote.sha256 is not None:
+        return remote.sha256 == local.sha256
+    return local.blob_id is not None and remote.blob_id == local.blob_id
+
+
+def changes_to(
+    repository: str,
+    files: Sequence[LocalFile],
+    there: Mapping[str, HubFile],
+    earlier: Mapping[str, str],
+    read: Callable[[HubFile], bytes],
+    *,
+    replace: bool,
+) -> Changes:
+    """Compare a release with what a repository holds.
+
+    Files that somebody else put or changed there are only overwritten, and files of an earlier
+    release only removed, with `replace`.
+
+    Args:
+        there: the repository's files by name.
+        earlier: name → SHA-256 of the files of an earlier release, its SHA256SUMS too.
+        read: the content of a file of the repository, where the record does not decide.
+        replace: overwrite and remove.
+
+    Raises:
+        InputError: something is in the way, and `replace` is not given.
+    """
+
+    def is_ours(remote: HubFile) -> bool:
+        known = earlier.get(remote.name)
+        if known is not None and known == (remote.sha256 or sha256(read(remote)).hexdigest()):
+            return True
+        # the Hub makes a card of metadata only where a licence is chosen for a new repository
+        is_small_card = remote.name == CARD and remote.size_bytes <= SMALL_BYTES
+        return is_small_card and _FRONT_MATTER.fullmatch(read(remote)) is not None
+
+    kept = [f.name for f in files if f.name in there and is_same(f, there[f.name])]
+    sent = [f for f in files if f.name not in kept]
+    foreign = [f.name for f in sent if f.name in there and not is_ours(there[f.name])]
+    names = {file.name for file in files}
+    # hidden files, such as .gitattributes, are the Hub's and no part of a release
+    left = sorted(n for n in earlier if n in there and n not in names and "/." not in f"/{n}")
+    reasons = []
+    if foreign:
+        reasons.append(f"{_some(foreign)} not as quantkit published")
+    if left:
+        reasons.append(
+            f"{_some(left)} there, of an earlier release that this one does not replace (--levels "
+            "and --allow-failed say which levels it has)"
+        )
+    if reasons and not replace:
+        raise InputError(
+            f"{repository} is not changed: {'; '.join(reasons)}; publish to another repository, or "
+            "give --replace to overwrite and remove them (the Hub keeps them in the repository's "
+            "history)"
+        )
+    return Changes(tuple(sent), tuple(kept), tuple(left))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more} {'is' if len(names) == 1 else 'are'}"
 
 
 @dataclass(frozen=True)
@@ -30,6 +118,7 @@ class Sender:
     """Publishes `files` to a repository.
 
     Attributes:
+        branch, proposal: see `destination.look`.
         replace: overwrite and remove what is in the way.
         private: whether a new repository is private.
         title, text: of the commit.
@@ -39,71 +128,96 @@ class Sender:
     writer: HubWriter
     console: Console
     files: Sequence[LocalFile]
+    branch: str | None
+    proposal: Proposal | None
     replace: bool
     private: bool
     title: str
     text: str
 
-    def changes(self, place: Place) -> Changes:
+    def changes(self, destination: Destination) -> Changes:
         """What a commit has to change.
 
         Raises:
             InputError: files of somebody else are in the way.
             EnvironmentFault: the network or the Hub failed.
         """
-        listing = place.listing
+        listing = destination.listing
         if listing is None:
             return Changes(tuple(self.files), (), ())
+
+        def read(file: HubFile) -> bytes:
+            return b"".join(self.hub.read(listing, file))
+
         there = {file.name: file for file in listing.files}
+        earlier = _earlier_release(there, read)
         return changes_to(
-            place.repository,
-            self.files,
-            listing.files,
-            self._earlier(listing, there),
-            lambda file: self._sha256(listing, file),
-            lambda file: self._is_empty_card(listing, file),
-            replace=self.replace,
+            destination.repository, self.files, there, earlier, read, replace=self.replace
         )
 
-    def send(self, look: Callable[[], Place], place: Place) -> tuple[Place, Committed | None]:
+    def send(self, destination: Destination) -> tuple[Destination, Committed | None]:
         """Upload what is missing, commit, and compare; None if nothing was missing.
 
         Args:
-            look: looks at the repository again, after somebody else's commit.
-            place: as it was last seen.
+            destination: as it was last seen.
 
         Raises:
             InputError: no access, no room, or somebody else's files in the way.
             EnvironmentFault: the network or the Hub failed, or recorded something else.
         """
         for attempt in range(1, ATTEMPTS + 1):
-            place = self._prepared(place, look)
-            changes = self.changes(place)
+            destination = self._created(destination)
+            changes = self.changes(destination)
             if changes.nothing:
-                return place, None
+                return destination, None
             try:
-                made = self._commit(place, changes)
+                made = self._commit(destination, changes)
             except ConflictError:
                 if attempt == ATTEMPTS:
                     raise
-                place = look()
-                self.console.note(f"somebody committed to {place.repository} first; looking again")
-            except EnvironmentFault as fault:
-                after = self._after(fault, look)
-                if self.changes(after).nothing:
-                    return after, None
+                destination = self._look(destination)
+                self.console.note(
+                    f"somebody committed to {destination.repository} first; looking again"
+                )
+            except EnvironmentFault as fault:  # perhaps only the answer was lost
+                try:
+                    destination = self._look(destination)
+                except QuantkitError:
+                    raise fault from None
+                if self.changes(destination).nothing:
+                    return destination, None
                 raise
             else:
-                self.check(self._recorded(place.repository, made))
-                return place, made
+                self._check(self._recorded(destination.repository, made))
+                return destination, made
         raise AssertionError("unreachable")
 
-    def _after(self, fault: EnvironmentFault, look: Callable[[], Place]) -> Place:
-        """The repository after a commit whose answer was perhaps lost."""
-        try:
-            return look()
-        except QuantkitError:
-            raise fault from None
+    def _look(self, destination: Destination) -> Destination:
+        """The repository as it is now, after somebody else's commit."""
+        return look(self.hub, self.writer, destination.repository, self.branch, self.proposal)
+
+    def _created(self, destination: Destination) -> Destination:
+        """`destination`, with its repository and branch."""
+        if destination.listing is not None and destination.exists:
+            return destination
+        if destination.listing is None:
+            self.writer.create(destination.repository, private=self.private)
+        if not destination.exists:
+            self.writer.create_branch(destination.repository, destination.revision)
+        destination = self._look(destination)
+        if self.private:
+            destination.check_private()
+        return destination
+
+    def _commit(self, destination: Destination, changes: Changes) -> Committed:
+        listing = destination.listing
+        assert listing is not None
+        upload = self.writer.upload(
+            destination.repository, destination.revision, propose=destination.opens,
+            on_wait=self.console.note,
+        )  # fmt: skip
+        upload.send(changes.sent)
+        return upload.commit(changes.removed, listing.commit, self.title, self.text)
 
     def _recorded(self, repository: str, made: Committed) -> Listing:
         """The Hub's listing of the commit, which may take a moment."""
@@ -111,20 +225,15 @@ class Sender:
             try:
                 return self.hub.listing(repository, made.proposal or made.commit)
             except NotThereError:
-                if delay_s is None:
-                    break
-                time.sleep(delay_s)
+                if delay_s is not None:
+                    time.sleep(delay_s)
         raise EnvironmentFault(
             f"commit {made.commit[:12]} was made in {repository}, and the Hub does not list it "
             "yet; run again in a minute, to compare what it has recorded"
         )
 
-    def check(self, listing: Listing) -> None:
-        """Compare every file with the Hub's record of it.
-
-        Raises:
-            EnvironmentFault: one is missing, or has another size or hash.
-        """
+    def _check(self, listing: Listing) -> None:
+        """Compare every file with the Hub's record of it."""
         there = {file.name: file for file in listing.files}
         wrong = [f.name for f in self.files if f.name not in there or not is_same(f, there[f.name])]
         if wrong:
@@ -134,58 +243,24 @@ class Sender:
                 f"Hub records another size or hash of {wrong[0]}{more}; run again with --replace"
             )
 
-    def _prepared(self, place: Place, look: Callable[[], Place]) -> Place:
-        """`place`, with its repository and branch created."""
-        if place.listing is None:
-            self.writer.create(place.repository, private=self.private)
-        if not place.exists:
-            self.writer.create_branch(place.repository, place.revision)
-        if place.listing is not None and place.exists:
-            return place
-        place = look()
-        if self.private and place.listing is not None and not place.listing.private:
-            raise is_public(place.repository)
-        return place
 
-    def _commit(self, place: Place, changes: Changes) -> Committed:
-        listing = place.listing
-        assert listing is not None
-        upload = self.writer.upload(
-            place.repository, place.revision, propose=place.opens, on_wait=self.console.note
-        )
-        upload.send(changes.sent)
-        return upload.commit(changes.removed, listing.commit, self.title, self.text)
+def _earlier_release(
+    there: Mapping[str, HubFile], read: Callable[[HubFile], bytes]
+) -> dict[str, str]:
+    """Name → SHA-256 of an earlier release of quantkit there; empty if there is none.
 
-    def _earlier(self, listing: Listing, there: Mapping[str, HubFile]) -> dict[str, str]:
-        """Name → SHA-256 of an earlier release of quantkit there; empty if there is none.
-
-        Others have a SHA256SUMS too: ours lists a release.json that is there unchanged.
-        """
-        file, manifest = there.get(SUMS), there.get(MANIFEST)
-        if file is None or manifest is None:
-            return {}
-        if max(file.size_bytes, manifest.size_bytes) > SMALL_BYTES:
-            return {}
-        content = self._content(listing, file)
-        try:
-            found = parse_sums(content.decode("utf-8", "replace"))
-        except InputError:
-            return {}
-        if found.get(MANIFEST) != (manifest.sha256 or self._sha256(listing, manifest)):
-            return {}
-        return found | {SUMS: hashlib.sha256(content).hexdigest()}
-
-    def _content(self, listing: Listing, file: HubFile) -> bytes:
-        return b"".join(self.hub.read(listing, file))
-
-    def _sha256(self, listing: Listing, file: HubFile) -> str:
-        digest = hashlib.sha256()
-        for piece in self.hub.read(listing, file):
-            digest.update(piece)
-        return digest.hexdigest()
-
-    def _is_empty_card(self, listing: Listing, file: HubFile) -> bool:
-        if file.size_bytes > SMALL_BYTES:
-            return False
-        text = self._content(listing, file).decode("utf-8", "replace")
-        return _FRONT_MATTER.fullmatch(text) is not None
+    Others have a SHA256SUMS too: ours lists a release.json that is there unchanged.
+    """
+    file, manifest = there.get(SUMS), there.get(MANIFEST)
+    if file is None or manifest is None:
+        return {}
+    if max(file.size_bytes, manifest.size_bytes) > SMALL_BYTES:
+        return {}
+    content = read(file)
+    try:
+        found = parse_sums(content.decode("utf-8", "replace"))
+    except InputError:
+        return {}
+    if found.get(MANIFEST) != (manifest.sha256 or sha256(read(manifest)).hexdigest()):
+        return {}
+    return found | {SUMS: sha256(content).hexdigest()}

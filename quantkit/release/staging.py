@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
 
@@ -17,7 +16,7 @@ from quantkit.core.files import atomic, file_sha256
 from quantkit.hub.writing import LocalFile, local_file
 from quantkit.models.choose import imatrix_name
 from quantkit.models.geometry import geometry_of
-from quantkit.plan.launch.files import launch_texts
+from quantkit.plan.launch.files import LaunchText, launch_texts
 from quantkit.plan.launch.settings import Launch
 from quantkit.plan.placement import PLACEMENT_FILE, PlacementFile
 from quantkit.release.card.facts import CardFacts
@@ -31,19 +30,22 @@ from quantkit.release.documents import (
     target_document,
 )
 from quantkit.release.fits import Fits
-from quantkit.release.manifest import Manifest, ReleasedLevel, ReleaseSource
-from quantkit.release.names import (
+from quantkit.release.layout import (
     CARD,
     MANIFEST,
     RECIPE,
     REPORT,
     SUMS,
     TARGET,
+    Manifest,
+    ReleasedLevel,
+    ReleaseSource,
     evidence_folder,
     model_folder,
+    parse_sums,
+    sums_text,
 )
 from quantkit.release.privacy import find_private, this_machine
-from quantkit.release.sums import parse_sums, sums_text
 from quantkit.report.facts import CALIBRATION, report_facts
 from quantkit.report.report import coverage_values, report_page
 from quantkit.study.imatrix import Calibration
@@ -51,43 +53,42 @@ from quantkit.study.imatrix import Calibration
 FOLDER = "release"
 
 
-@dataclass(frozen=True)
-class Release:
-    """All that a release is made from.
-
-    Attributes:
-        source: what the model's own card says.
-        repository: OWNER/NAME, which the card's commands name.
-        endpoint: address of the Hub, which the card's links begin with.
-    """
-
-    build: Build
-    levels: tuple[BuiltLevel, ...]
-    source: SourceCard
-    fits: Fits
-    repository: str
-    endpoint: str
-
-
-def stage(release: Release) -> tuple[LocalFile, ...]:
+def stage(
+    build: Build,
+    levels: tuple[BuiltLevel, ...],
+    source: SourceCard,
+    fits: Fits,
+    repository: str,
+    endpoint: str,
+) -> tuple[LocalFile, ...]:
     """Make the release in the build's folder; returns its files by name.
 
     Files of an earlier release are removed; any others in the folder stay.
+
+    Args:
+        source: what the model's own card says.
+        repository: OWNER/NAME, which the card's commands name.
+        endpoint: address of the Hub, which the card's links begin with.
 
     Raises:
         InputError: something that is not an earlier release stands in the way.
         EnvironmentFault: the disk failed.
     """
-    build = release.build
     folder = build.folder / FOLDER
-    linked = published_as(build, release.levels, imatrix_name(build.model))
-    made = {name: (text.encode(), program) for name, (text, program) in _texts(release).items()}
+    linked = published_as(build, levels, imatrix_name(build.model))
+    texts = _texts(build, levels, source, fits, repository, endpoint)
+    made = {name: text.encode() for name, text in texts.items()}
+    programs = set[str]()
+    for level in levels:
+        for name, launch in _launch_files(build, level).items():
+            made[name] = launch.text.encode()
+            programs |= {name} if launch.executable else set()
     hashes = {name: output.sha256 for name, output in linked.items()}
-    hashes |= {name: sha256(content).hexdigest() for name, (content, _) in made.items()}
-    made[SUMS] = (sums_text(hashes).encode(), False)
-    hashes[SUMS] = sha256(made[SUMS][0]).hexdigest()
+    hashes |= {name: sha256(content).hexdigest() for name, content in made.items()}
+    made[SUMS] = sums_text(hashes).encode()
+    hashes[SUMS] = sha256(made[SUMS]).hexdigest()
     sizes = {name: output.size_bytes for name, output in linked.items()}
-    sizes |= {name: len(content) for name, (content, _) in made.items()}
+    sizes |= {name: len(content) for name, content in made.items()}
     try:
         for path in _earlier_files(folder, build.folder, hashes):
             path.unlink()
@@ -95,10 +96,10 @@ def stage(release: Release) -> tuple[LocalFile, ...]:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(os.path.relpath(build.folder / output.path, path.parent))
-        for name, (content, program) in made.items():
+        for name, content in made.items():
             with atomic(folder / name) as partial:
                 partial.write_bytes(content)
-                partial.chmod(0o755 if program else 0o644)
+                partial.chmod(0o755 if name in programs else 0o644)
     except OSError as error:
         raise EnvironmentFault(
             f"cannot write {error.filename or folder}: {error.strerror}; free some space or move "
@@ -107,33 +108,48 @@ def stage(release: Release) -> tuple[LocalFile, ...]:
     return tuple(local_file(n, folder / n, sizes[n], hashes[n]) for n in sorted(hashes))
 
 
-def _texts(release: Release) -> dict[str, tuple[str, bool]]:
-    """Name → the content of a file that is made here, and whether it is executable."""
-    build, levels, source, fits = release.build, release.levels, release.source, release.fits
+def _texts(
+    build: Build,
+    levels: tuple[BuiltLevel, ...],
+    source: SourceCard,
+    fits: Fits,
+    repository: str,
+    endpoint: str,
+) -> dict[str, str]:
+    """Name → content of the documents that are made here."""
     folder = build.folder
     calibration = Calibration.read(folder / CALIBRATION)
     recipe, target = public_recipe(build.recipe, calibration), public_target(build.target)
-    imatrix, versions = imatrix_name(build.model), build.versions
-    metadata, _tensors = build.header(levels[0])
-    geometry = geometry_of(metadata)
+    imatrix = imatrix_name(build.model)
+    architecture = geometry_of(build.header(levels[0])[0]).architecture
     results = [level.result for level in levels]
     facts = report_facts(
-        folder, build.model, geometry.architecture, build.parameters, target, recipe, results
+        folder, build.model, architecture, build.parameters, target, recipe, results
     )
     manifest = Manifest(
         model=build.model,
-        architecture=geometry.architecture,
+        architecture=architecture,
         parameters=build.parameters,
         source=ReleaseSource(repository=source.repository, commit=source.commit),
         mtp=build.recipe.convert.mtp,
         imatrix=imatrix,
-        versions=dict(versions),
-        levels={level.name: _released(level) for level in levels},
+        versions=dict(build.versions),
+        levels={
+            level.name: ReleasedLevel(
+                files=tuple(level.files),
+                evidence=evidence_folder(level.name),
+                passed=level.result.passed,
+                baseline=level.result.baseline,
+                size_bytes=level.result.size_bytes,
+                bits_per_weight=level.result.bits_per_weight,
+            )
+            for level in levels
+        },
     )
     card = CardFacts(
-        repository=release.repository,
+        repository=repository,
         model=build.model,
-        architecture=geometry.architecture,
+        architecture=architecture,
         parameters=build.parameters,
         source=source,
         target=target,
@@ -143,72 +159,43 @@ def _texts(release: Release) -> dict[str, tuple[str, bool]]:
         fits=fits,
         calibration=calibration,
         coverage=coverage_values(facts, folder),
-        versions=versions,
+        versions=build.versions,
         imatrix_file=imatrix,
-        endpoint=release.endpoint,
+        endpoint=endpoint,
         is_demo=build.is_demo,
         source_files=tuple(build.source_files),
         licence_files=tuple(output.path.rpartition("/")[2] for output in build.licences),
     )
-    texts = {
+    model = "demo" if card.is_demo else card.source_repository
+    return {
         CARD: card_text(card),
         MANIFEST: manifest.text(),
-        RECIPE: recipe_document(
-            build.recipe,
-            calibration,
-            model="demo" if card.is_demo else card.source_repository,
-            imatrix=imatrix,
-        ),
+        RECIPE: recipe_document(build.recipe, calibration, model=model, imatrix=imatrix),
         TARGET: target_document(build.target),
         REPORT: report_page(facts, folder),
     }
-    made = {name: (text, False) for name, text in texts.items()}
-    for level in levels:
-        made |= _launch_files(build, level, geometry.trained_context_tokens)
-    return made
 
 
-def _released(level: BuiltLevel) -> ReleasedLevel:
-    result = level.result
-    return ReleasedLevel(
-        files=tuple(level.files),
-        evidence=evidence_folder(level.name),
-        passed=result.passed,
-        baseline=result.baseline,
-        size_bytes=result.size_bytes,
-        bits_per_weight=result.bits_per_weight,
-    )
-
-
-def _launch_files(
-    build: Build, level: BuiltLevel, gguf_context_tokens: int
-) -> dict[str, tuple[str, bool]]:
+def _launch_files(build: Build, level: BuiltLevel) -> dict[str, LaunchText]:
     """Launch files that find the level's artifact in the release."""
-    evidence = build.folder / evidence_folder(level.name)
-    metadata, _tensors = build.header(level)
+    folder = evidence_folder(level.name)
+    geometry = geometry_of(build.header(level)[0])
     names = tuple(level.files)
     launch = Launch(  # without devices: UUIDs are the builder's own
-        PlacementFile.read(evidence / PLACEMENT_FILE).placement,
+        PlacementFile.read(build.folder / folder / PLACEMENT_FILE).placement,
         names[0].rpartition("/")[2],
         f"{build.model}-{level.name}",
-        geometry_of(metadata).architecture,
-        gguf_context_tokens,
+        geometry.architecture,
+        geometry.trained_context_tokens,
         model_folder=model_folder(names),
     )
-    return {
-        f"{evidence_folder(level.name)}/{name}": (text.text, text.executable)
-        for name, text in launch_texts(launch).items()
-    }
+    return {f"{folder}/{name}": text for name, text in launch_texts(launch).items()}
 
 
 def _earlier_files(folder: Path, build: Path, hashes: Mapping[str, str]) -> set[Path]:
     """Files of an earlier release, which the one with these `hashes` replaces.
 
-    They are links into the build, and files as SHA256SUMS has them. A run that was killed left
-    none, but files that are made the same again.
-
-    Raises:
-        InputError: names what else stands where the release goes.
+    They are links into the build, and files whose hash SHA256SUMS or this release has.
     """
     folders = {folder, *(folder / parent for name in hashes for parent in Path(name).parents)}
     for path in sorted(folders):
@@ -229,7 +216,8 @@ def _earlier_files(folder: Path, build: Path, hashes: Mapping[str, str]) -> set[
             or file_sha256(path) in (sums.get(name), hashes.get(name))
         ):
             found.add(path)
-    for path in (folder / name for name in hashes):
+    for name in hashes:
+        path = folder / name
         if os.path.lexists(path) and path not in found:
             raise InputError(
                 f"{path} was changed after it was made, and would be overwritten; move it away, "

@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from finished_levels import answer
 from launches import AWKWARD, FLAGSHIP, SINGLE, named
 from places import DATA
 
@@ -25,7 +24,6 @@ from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 from quantkit.plan.launch.files import write_launch_files
 from quantkit.plan.launch.settings import Launch
 from quantkit.release.privacy import A_TOKEN, Finding, Private, find_private, this_machine
-from quantkit.report.retrieval_heatmap import draw_heatmap
 
 TOKEN = "hf_" + "aB3" * 11
 """A token's shape; nobody's."""
@@ -245,12 +243,6 @@ def test_texts_of_pictures(where: str, tmp_path: Path) -> None:
     (found,) = find_private({"a.png": path}, MINE)
     assert found.where == where
     assert "/home/jo/a" in found.what
-
-
-def test_a_plain_picture_passes(tmp_path: Path) -> None:
-    path = tmp_path / "a.png"
-    draw_heatmap([answer("multikey", 512, 0, 4)], "a title", path)
-    assert find_private({"a.png": path}, this_machine(tmp_path)) == []
 
 
 @pytest.mark.parametrize(

@@ -56,14 +56,12 @@ def own(finished_build: Path, tmp_path: Path) -> Path:
     return copied(finished_build, tmp_path / "own")
 
 
-def ready(build: Path, to: str = TO, **options: Any) -> tuple[PublishJob, Prepared]:  # noqa: ANN401
-    job = PublishJob(build, to, **options)
-    return job, prepare(job, Console(quiet=True))
+def ready(build: Path, to: str = TO, **options: Any) -> Prepared:  # noqa: ANN401
+    return prepare(PublishJob(build, to, **options), Console(quiet=True))
 
 
 def publish(build: Path, to: str = TO, **options: Any) -> Published:  # noqa: ANN401
-    job, prepared = ready(build, to, **options)
-    return send(prepared, job)
+    return send(ready(build, to, **options))
 
 
 def files_at(loopback: LoopbackHub, revision: str = "main") -> dict[str, bytes]:
@@ -111,8 +109,8 @@ def test_a_dry_run_changes_nothing_and_needs_no_token(
 ) -> None:
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("huggingface_hub.constants.HF_TOKEN_PATH", str(own / "none"))
-    _, prepared = ready(own, dry_run=True)
-    assert prepared.place.listing is None
+    prepared = ready(own, dry_run=True)
+    assert prepared.destination.listing is None
     assert len(prepared.changes.sent) == len(prepared.files)
     assert (own / "release" / "README.md").read_text().startswith("---")
     assert not any(request.startswith(("POST", "PUT")) for request in loopback.requests)
@@ -123,7 +121,7 @@ def test_a_dry_run_changes_nothing_and_needs_no_token(
 def test_levels_come_one_after_another(loopback: LoopbackHub, own: Path) -> None:
     publish(own, levels=("Q8",))
     assert "quantkit-demo-Q4.gguf" not in files_at(loopback)
-    _, second = ready(own, levels=("Q4",))
+    second = ready(own, levels=("Q4",))
     assert [level.name for level in second.levels] == ["Q8", "Q4"]  # Q8 stays on the card
     assert "quantkit-demo-Q8.gguf" in second.changes.kept
     publish(own, levels=("Q4",))
@@ -176,7 +174,7 @@ def test_the_card_says_where_it_comes_from(loopback: LoopbackHub, own: Path) -> 
     from huggingface_hub import ModelCard
 
     loopback.gates[SOURCE] = "manual"
-    _, prepared = ready(own, base_model=SOURCE)
+    prepared = ready(own, base_model=SOURCE)
     source = prepared.source
     assert (source.repository, source.licence, source.gated) == (SOURCE, "other", "manual")
     card = ModelCard((own / "release" / "README.md").read_text())
@@ -230,12 +228,13 @@ def test_private_is_of_new_repositories(loopback: LoopbackHub, own: Path) -> Non
 
 
 def test_somebody_s_commit_in_between_is_kept(loopback: LoopbackHub, own: Path) -> None:
-    loopback.write(REPOSITORY, {"notes.txt": b"one"})
+    loopback.write(REPOSITORY, {"notes.txt": b"one", "README.md": b"---\nlicense: mit\n---\n"})
     between = UploadFault(before=lambda: loopback.write(REPOSITORY, {"notes.txt": b"two"}))
     loopback.upload_faults[COMMITS] = [between]
     assert publish(own).made
     there = files_at(loopback)
     assert there["notes.txt"] == b"two"
+    assert b"quantkit" in there["README.md"]  # in place of a card of metadata only
     assert "quantkit-demo-Q4.gguf" in there
     assert loopback.commits_made == 1
 
@@ -258,9 +257,10 @@ def test_what_the_hub_recorded_is_compared(loopback: LoopbackHub, own: Path) -> 
 def test_what_was_uploaded_before_a_failure_is_not_sent_again(
     loopback: LoopbackHub, own: Path
 ) -> None:
-    loopback.upload_faults[COMMITS] = [UploadFault(403, "no")]
-    with pytest.raises(InputError, match="403: no"):
-        publish(own)
+    for status, words in ((403, "no"), (400, "your push was rejected because of X")):
+        loopback.upload_faults[COMMITS] = [UploadFault(status, words)]
+        with pytest.raises(InputError, match=f"{status}: {words}"):
+            publish(own)
     assert files_at(loopback).keys() == {".gitattributes"}  # nothing is to be seen
     received = dict(loopback.received)
     assert received
@@ -295,10 +295,6 @@ def test_who_may_not_publish_is_told_before_an_upload(
     assert not loopback.received
 
 
-def test_an_organization_s_member_may(loopback: LoopbackHub, own: Path) -> None:
-    assert publish(own, "lab/quantkit-demo").made
-
-
 def test_a_path_of_this_machine_is_not_published(loopback: LoopbackHub, own: Path) -> None:
     def name_a_path(content: Any) -> None:  # noqa: ANN401
         content["sources"][0]["name"] = f"{own}/text.txt"
@@ -310,9 +306,16 @@ def test_a_path_of_this_machine_is_not_published(loopback: LoopbackHub, own: Pat
     assert not loopback.received
 
 
-def test_a_hub_that_is_away_is_told(
-    loopback: LoopbackHub, own: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("to", ["lab/quantkit-demo", "SomeOne/quantkit-demo"])
+def test_a_member_of_an_organization_and_any_spelling_of_the_owner(
+    loopback: LoopbackHub, own: Path, to: str
 ) -> None:
+    owner = to.replace("SomeOne", "someone")
+    assert publish(own, to).address.endswith(f"/{owner}-GGUF")
+    assert not publish(own, to).made
+
+
+def test_a_hub_that_is_away_is_told(loopback: LoopbackHub, own: Path) -> None:
     loopback.api_faults += [Fault(500)] * 20
     loopback.write(REPOSITORY, {})
     with pytest.raises(QuantkitError, match="HTTP 500") as told:
@@ -323,7 +326,7 @@ def test_a_hub_that_is_away_is_told(
 def test_what_somebody_put_into_the_release_folder_stays(loopback: LoopbackHub, own: Path) -> None:
     ready(own, dry_run=True)
     (own / "release" / "mine.txt").write_text("mine")
-    _, prepared = ready(own, levels=("Q8",), dry_run=True)
+    prepared = ready(own, levels=("Q8",), dry_run=True)
     names = {file.name for file in prepared.files}
     left = {p.name for p in (own / "release").rglob("*.gguf")}
     assert "quantkit-demo-Q4.gguf" not in left
@@ -341,9 +344,9 @@ def flip(path: Path) -> None:
 def test_what_was_checked_is_what_is_sent(loopback: LoopbackHub, own: Path) -> None:
     place = own / "levels" / "Q4" / "niah.jsonl"
     before = place.read_bytes()
-    job, prepared = ready(own)
+    prepared = ready(own)
     loopback.upload_faults["POST", "/preupload/"] = [UploadFault(before=lambda: flip(place))]
-    assert send(prepared, job).made
+    assert send(prepared).made
     assert files_at(loopback)["levels/Q4/niah.jsonl"] == before
 
 
@@ -352,10 +355,10 @@ def test_a_file_that_changes_before_it_is_sent_is_refused(
     loopback: LoopbackHub, own: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.setattr("quantkit.hub.writing.LARGE_BYTES", 3_000_000)  # and the artifact is large
-    job, prepared = ready(own)
+    prepared = ready(own)
     flip(own / "levels" / "Q4" / name)
     with pytest.raises(EnvironmentFault):
-        send(prepared, job)
+        send(prepared)
     assert loopback.commits_made == 0
 
 
@@ -410,17 +413,6 @@ def test_somebody_s_own_files_are_never_overwritten_unasked(
         publish(own)
 
 
-def test_a_card_with_nothing_but_metadata_is_overwritten(loopback: LoopbackHub, own: Path) -> None:
-    loopback.write(REPOSITORY, {"README.md": b"---\nlicense: mit\n---\n"})
-    assert publish(own).made
-
-
-def test_the_hub_s_own_words_of_a_bad_request_are_told(loopback: LoopbackHub, own: Path) -> None:
-    loopback.upload_faults[COMMITS] = [UploadFault(400, "your push was rejected because of X")]
-    with pytest.raises(InputError, match="400: your push was rejected"):
-        publish(own)
-
-
 def test_metadata_that_the_hub_refuses_is_told_before_an_upload(
     loopback: LoopbackHub, own: Path
 ) -> None:
@@ -451,11 +443,11 @@ def test_a_hub_that_dies_at_the_end_is_told_as_what_failed(
     loopback: LoopbackHub, own: Path
 ) -> None:
     loopback.write(REPOSITORY, {})
-    job, prepared = ready(own)
+    prepared = ready(own)
     loopback.upload_faults[COMMITS] = [UploadFault(500, "out of order")] * 9
     loopback.upload_faults["GET", ""] = [UploadFault(500)] * 99
     with pytest.raises(EnvironmentFault, match="out of order"):
-        send(prepared, job)
+        send(prepared)
 
 
 def test_a_source_that_is_gone_is_told_and_no_end(
@@ -473,11 +465,10 @@ def test_a_source_that_is_gone_is_told_and_no_end(
         publish(own, base_model=SOURCE)
 
 
-def test_a_source_that_is_named_must_be_there(loopback: LoopbackHub, own: Path) -> None:
-    with pytest.raises(InputError, match="nvidia/nowhere"):
-        publish(own, base_model="nvidia/nowhere")
-    with pytest.raises(InputError, match="--base-model 'foo'"):
-        publish(own, base_model="foo")
+@pytest.mark.parametrize("name", ["nvidia/nowhere", "foo"])
+def test_a_source_that_is_named_must_be_there(loopback: LoopbackHub, own: Path, name: str) -> None:
+    with pytest.raises(InputError, match=name):
+        publish(own, base_model=name)
 
 
 @pytest.mark.parametrize(
@@ -487,11 +478,6 @@ def test_what_is_no_branch_is_told_first(loopback: LoopbackHub, own: Path, branc
     with pytest.raises(InputError, match="branch name"):
         publish(own, branch=branch)
     assert not loopback.requests
-
-
-def test_the_owner_is_spelled_as_the_hub_does(loopback: LoopbackHub, own: Path) -> None:
-    assert publish(own, "SomeOne/quantkit-demo").address.endswith(f"/{REPOSITORY}")
-    assert not publish(own).made
 
 
 @pytest.mark.parametrize(

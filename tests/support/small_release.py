@@ -32,9 +32,8 @@ from quantkit.plan.allocation_file import AllocatedTensor, AllocationFile
 from quantkit.plan.gpu_memory import padded_bytes
 from quantkit.quantize.encode import write_shards
 from quantkit.quantize.quantize import artifact_metadata, overhead_bytes
-from quantkit.release.manifest import Manifest, ReleasedLevel, ReleaseSource
-from quantkit.release.sums import sums_text
-from quantkit.release.verifying.description import open_folder
+from quantkit.release.layout import Manifest, ReleasedLevel, ReleaseSource, sums_text
+from quantkit.release.verifying.description import open_release
 from quantkit.release.verifying.verify import Origin, Verified, verify
 
 EXPERTS = 16
@@ -89,7 +88,7 @@ class SmallRelease:
 
 
 def verified(folder: Path, source: Path | None = None, *, full: bool = False) -> Verified:
-    files, said = open_folder(folder, 2)
+    files, said = open_release(str(folder), 2)
     origin = None if source is None else Origin(choose_model(str(source)), 1, full)
     return verify(files, said, origin, workers=2)
 

@@ -100,20 +100,19 @@ def from_metadata(
             not it: that is what the model was itself trained from.
     """
     values = {key: value.value for key, value in metadata.items()}
-    if repository is None:
-        repository = next(
-            filter(None, (_hub_repository(values.get(key)) for key in _ORIGINS)), None
-        )
+    for key in _ORIGINS:
+        name = (_text(values.get(key), _LINK_CHARACTERS) or "").removeprefix(f"{HUB}/").strip("/")
+        if repository is None and _REPOSITORY.fullmatch(name):
+            repository = name
     tags = _texts(values.get("general.tags"))
-    # gguf's Metadata appends the card's pipeline_tag to its tags
-    pipeline = next((tag for tag in reversed(tags) if tag in PIPELINES), None)
     content = {
         "license": values.get("general.license"),
         "license_name": values.get("general.license.name"),
         "license_link": values.get("general.license.link"),
         "language": values.get("general.languages"),
         "tags": tags,
-        "pipeline_tag": pipeline,
+        # gguf's Metadata appends the card's pipeline_tag to its tags
+        "pipeline_tag": next((tag for tag in reversed(tags) if tag in PIPELINES), None),
     }
     return from_card(repository, commit, content, None)
 
@@ -132,9 +131,7 @@ def from_card(
     if commit is not None and not _COMMIT.fullmatch(commit):
         commit = None
     task = _text(card.get("pipeline_tag"))
-    known: Gated = None
-    if gated is False or gated == "auto" or gated == "manual":
-        known = gated
+    known: Gated = gated if gated is False or gated == "auto" or gated == "manual" else None
     return SourceCard(
         repository=repository,
         commit=commit,
@@ -182,13 +179,6 @@ def _absolute(value: object, repository: str | None, commit: str | None) -> str 
     return f"{HUB}/{repository}/blob/{commit or 'main'}/{quote(path, safe='/%')}"
 
 
-def _hub_repository(value: object) -> str | None:
-    """OWNER/NAME of that, or of the Hub's page of it."""
-    text = _text(value, _LINK_CHARACTERS)
-    name = None if text is None else text.removeprefix(f"{HUB}/").strip("/")
-    return name if name is not None and _REPOSITORY.fullmatch(name) else None
-
-
 def card_header(
     repository: str, model: str, source: SourceCard, results: Sequence[LevelResult]
 ) -> CardHeader:
@@ -209,24 +199,20 @@ def card_header(
         languages=tuple(code for code in source.languages if _LANGUAGE.fullmatch(code)),
         tags=card_tags(source.tags),
         pipeline_tag=source.pipeline_tag,
-        scores=(*_hit_rates(results), *_divergences(results)),
+        scores=tuple(_scores(results)),
     )
 
 
 def card_tags(tags: Sequence[str]) -> tuple[str, ...]:
     """The source's own tags that hold for GGUF files too, and those of every release."""
-    kept = [
-        tag
-        for tag in tags
-        # region:us, arxiv:2307.09288, base_model:…, license:…: made by the Hub
-        if ":" not in tag and tag.lower() not in _FOREIGN_TAGS
-    ]
+    # the Hub makes region:us, arxiv:2307.09288, base_model:…, license:…
+    kept = [tag for tag in tags if ":" not in tag and tag.lower() not in _FOREIGN_TAGS]
     seen = {tag.lower(): tag for tag in reversed((*kept, *OWN_TAGS))}
     return tuple(reversed(seen.values()))
 
 
-def _hit_rates(results: Sequence[LevelResult]) -> Iterator[CardScore]:
-    """The hit rate of each task at the longest context."""
+def _scores(results: Sequence[LevelResult]) -> Iterator[CardScore]:
+    """The hit rate of each task at the longest context, then the KL divergences."""
     for level in results:
         for score in level.retrieval.longest:
             length = score.context_tokens
@@ -245,9 +231,6 @@ def _hit_rates(results: Sequence[LevelResult]) -> Iterator[CardScore]:
                     "confidence": level.retrieval.confidence,
                 },
             )
-
-
-def _divergences(results: Sequence[LevelResult]) -> Iterator[CardScore]:
     for level in results:
         if level.kld is not None and math.isfinite(level.kld.mean):
             yield CardScore(

@@ -6,7 +6,7 @@ import html
 import re
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 from urllib.parse import quote, urlsplit
 
 from quantkit.core.units import tokens_text
@@ -18,18 +18,19 @@ from quantkit.plan.launch.files import (
     SERVER_SCRIPT,
     SYSTEMD_UNIT,
 )
-from quantkit.release.card.commands import (
+from quantkit.release.card.facts import (
+    CardFacts,
     best_level,
     download,
+    gpus_text,
     hub_source,
     level_patterns,
     plan_lines,
     with_model,
 )
-from quantkit.release.card.facts import CardFacts, gpus_text
 from quantkit.release.card.front_matter import card_header
 from quantkit.release.documents import own_texts
-from quantkit.release.names import evidence_folder
+from quantkit.release.layout import evidence_folder
 from quantkit.report.pages import page_environment, percent_text
 from quantkit.report.results import LevelResult
 from quantkit.report.retrieval_words import check_text, forks_text, worst_fork
@@ -66,8 +67,8 @@ def card_text(facts: CardFacts) -> str:
     environment.filters |= {
         "plain": plain,
         "code": code,
-        "tight": _tight,
-        "listed": _listed,
+        "tight": lambda text: text.replace(" ", "\u00a0"),
+        "listed": lambda words: " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:]))),
         "score": _score,
         "gpus": gpus_text,
         "attribute": html.escape,
@@ -90,13 +91,17 @@ def card_text(facts: CardFacts) -> str:
     results = [level.result for level in facts.levels]
     first = results[0].retrieval
     tables = _task_tables(results)
+    forked = [r.retrieval for r in results if r.retrieval.forked]
+    gated_first = [result.retrieval.gated[0] for result in results]
     gated = {score.task for result in results for score in result.retrieval.gated}
     body = environment.get_template("card.md").render(
         f=facts,
         sizes=sorted(result.size_bytes for result in results),
         largest=max(result.size_bytes for result in (*results, *facts.left_out)),
         failed=[result.name for result in results if result.verdict == "FAILED"],
-        headline=_headline(results),
+        headline=" or ".join(
+            dict.fromkeys(f"{s.name} at {tokens_text(s.context_tokens)}" for s in gated_first)
+        ),
         gpus=gpus_text(facts.target),
         source=_source(facts),
         licence=_licence(facts),
@@ -106,7 +111,7 @@ def card_text(facts: CardFacts) -> str:
         plans=plan_lines(facts),
         check=check_text(first),
         gate=_gate_rule(first),
-        forks=_forks(results),
+        forks=forks_text(max(forked, key=worst_fork)) if forked else "",
         measured=[result.kld for result in results if result.kld is not None],
         checked=[result for result in results if result.integrity is not None],
         left_out=[(result, _why_left_out(result)) for result in facts.left_out],
@@ -171,16 +176,6 @@ def _wrapped(words: Sequence[str]) -> str:
     return " \\\n".join(lines)
 
 
-def _tight(text: str) -> str:
-    """`text` with spaces that do not break."""
-    return text.replace(" ", "\u00a0")
-
-
-def _listed(words: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:])))
-
-
 # ---- the parts of the card
 
 
@@ -200,35 +195,20 @@ def _licence(facts: CardFacts) -> str:
     source = facts.source
     shown = source.licence_name or source.licence
     if shown is None:
-        return (
-            "Licence: the original model's card states none; ask its authors before you use these "
-            "files."
-        )
+        none = "the original model's card states none; ask its authors before you use these files."
+        return f"Licence: {none}"
     name = plain(shown) if source.licence_link is None else link(shown, source.licence_link)
     return f"Licence: {name}, the same as the original model's."
 
 
 def _score(score: TaskScore) -> str:
     """`63/64, ≥ 92.8 %`, which only the comma breaks."""
-    bound = _tight(f"≥ {percent_text(score.lower_bound)}")
-    return f"{score.hits}/{score.trials}, {bound}"
+    bound = percent_text(score.lower_bound).replace(" ", "\u00a0")
+    return f"{score.hits}/{score.trials}, ≥\u00a0{bound}"
 
 
-def _headline(results: Sequence[LevelResult]) -> str:
-    """What the column of retrieval holds: `multikey-176 at 32K`."""
-    scores = [result.retrieval.gated[0] for result in results]
-    names = dict.fromkeys(f"{s.name} at {tokens_text(s.context_tokens)}" for s in scores)
-    return " or ".join(names)
-
-
-@dataclass(frozen=True)
-class _TaskTable:
-    """The scores of one task.
-
-    Attributes:
-        lengths: heads of the columns.
-        rows: level → the score at each length.
-    """
+class _TaskTable(NamedTuple):
+    """The scores of one task: heads of the columns, and level → the score at each length."""
 
     task: str
     words: str
@@ -271,12 +251,6 @@ def _gate_rule(found: Retrieval) -> str:
     )
 
 
-def _forks(results: Sequence[LevelResult]) -> str:
-    """Whether forks answered as prompts of their own, for the level where they differed most."""
-    found = [result.retrieval for result in results if result.retrieval.forked]
-    return forks_text(max(found, key=worst_fork)) if found else ""
-
-
 def _why_left_out(result: LevelResult) -> str:
     if result.baseline:
         return "a baseline, built for comparison"
@@ -302,13 +276,8 @@ def _calibration_rows(calibration: Calibration) -> list[tuple[str, str, str]]:
             words += " (ships with quantkit)"
         elif origin == "disk":
             words += " (a file of the publisher)"
-        rows.append(
-            (
-                words,
-                "not known" if tokens is None else f"{tokens:,}",
-                "not stated" if licence is None else plain(licence),
-            )
-        )
+        count = "not known" if tokens is None else f"{tokens:,}"
+        rows.append((words, count, "not stated" if licence is None else plain(licence)))
     return rows
 
 
@@ -319,11 +288,9 @@ def _types(facts: CardFacts) -> str:
     words = [f"{level.name} uses the types of llama.cpp's {level.preset}." for level in presets]
     if len(presets) < len(published):
         costed = any(level.result.allocation.predicted_kld is not None for level in facts.levels)
-        summed = (
-            "KLD that the tensors' errors were measured to cost,"
-            if costed
-            else "relative error of the tensors, weighted by the importance matrix,"
-        )
+        summed = "relative error of the tensors, weighted by the importance matrix,"
+        if costed:
+            summed = "KLD that the tensors' errors were measured to cost,"
         each = "In the other levels, each" if presets else "Each"
         words.append(
             f"{each} tensor has a type of its own. The types minimise the summed {summed} within "

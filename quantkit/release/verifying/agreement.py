@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import fields
 
 from quantkit.core.errors import InputError
@@ -16,11 +16,9 @@ from quantkit.core.printable import shown
 from quantkit.formats.imatrix_file import COUNTS
 from quantkit.formats.imatrix_file import SUMS as SQUARES
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile
-from quantkit.release.manifest import ReleasedLevel
-from quantkit.release.names import artifact_names, evidence_folder
-from quantkit.release.verifying.checking import Job, Outcome, count_text
+from quantkit.release.layout import ReleasedLevel, artifact_names, evidence_folder
+from quantkit.release.verifying.checking import Job, Outcome, count_text, layout_faults
 from quantkit.release.verifying.description import ANSWERS, VALIDATION
-from quantkit.release.verifying.structure import layout_faults
 from quantkit.retrieval.results import (
     Answer,
     Retrieval,
@@ -38,36 +36,37 @@ _CLOSE = 1e-9
 
 def check_claims(job: Job, faults: list[str]) -> Outcome:
     """release.json, or the receipts, against the files; validation.json against its answers."""
-    is_release = job.said.kind == "release"
+    is_release = job.described.kind == "release"
     if is_release:
-        _name_faults(job, faults)
-    _model_faults(job, faults)
-    _source_faults(job, faults)
-    answers = levels = 0
-    for level, claims in job.said.manifest.levels.items():
-        counted = None if level in job.said.unvalidated else _evidence(job, level, claims, faults)
-        if counted is not None:
-            levels, answers = levels + 1, answers + counted
+        _check_names(job, faults)
+    _check_models(job, faults)
+    _check_origin(job, faults)
+    counted = [
+        _evidence(job, level, claims, faults)
+        for level, claims in job.described.manifest.levels.items()
+        if level not in job.described.unvalidated
+    ]
+    answers = [count for count in counted if count is not None]
     weights = _imatrix_weights(job, faults)
     compared = (
-        f"{count_text(len(job.artifacts), 'level')}, {answers:,} answers of "
-        f"{count_text(levels, 'level')}, importance matrix of {count_text(weights, 'weight')}"
+        f"{count_text(len(job.artifacts), 'level')}, {sum(answers):,} answers of "
+        f"{count_text(len(answers), 'level')}, importance matrix of {count_text(weights, 'weight')}"
     )
     facts = {
-        "levels": len(job.artifacts), "validations": levels, "answers": answers,
+        "levels": len(job.artifacts), "validations": len(answers), "answers": sum(answers),
         "imatrix_weights": weights,
     }  # fmt: skip
     stated = ["sizes and bits"] if job.artifacts else []
     of_these = " of these files" if is_release else ""
-    stated += [f"hits, bounds and verdicts{of_these}"] if levels else []
+    stated += [f"hits, bounds and verdicts{of_these}"] if answers else []
     if not stated:
         return "there are neither artifacts nor evidence here", None, facts
     return compared, f"{', '.join(stated)} as stated", facts
 
 
-def _name_faults(job: Job, faults: list[str]) -> None:
+def _check_names(job: Job, faults: list[str]) -> None:
     """Levels whose files or evidence folder are not named after the model and the level."""
-    manifest = job.said.manifest
+    manifest = job.described.manifest
     for level, claims in manifest.levels.items():
         stem, count = f"{manifest.model}-{level}", len(claims.files)
         names = [f"{stem}.gguf"]
@@ -85,9 +84,9 @@ def _name_faults(job: Job, faults: list[str]) -> None:
             )
 
 
-def _model_faults(job: Job, faults: list[str]) -> None:
+def _check_models(job: Job, faults: list[str]) -> None:
     """Sizes, bits, parameters and architecture of the levels that are here."""
-    manifest, is_release = job.said.manifest, job.said.kind == "release"
+    manifest, is_release = job.described.manifest, job.described.kind == "release"
     owners: dict[str, str] = {manifest.imatrix: "the importance matrix"}
     for level, claims in manifest.levels.items():
         for file in claims.files:
@@ -95,11 +94,10 @@ def _model_faults(job: Job, faults: list[str]) -> None:
             if other != level:
                 faults.append(f"{shown(level)}: {shown(file)} is a file of {shown(other)} too")
     if is_release:
-        stray = [n for n in job.said.hashes if n.lower().endswith(".gguf") and n not in owners]
+        stray = [n for n in job.described.hashes if n.lower().endswith(".gguf") and n not in owners]
         faults += [f"{name} is of no level in release.json" for name in stray]
     for level, artifact in job.artifacts.items():
-        claims, size = manifest.levels[level], artifact.size_bytes
-        elements = artifact.elements
+        claims, size, elements = manifest.levels[level], artifact.size_bytes, artifact.elements
         if size != claims.size_bytes:
             faults.append(f"{level}: its files have {size} bytes, not {claims.size_bytes}")
         elif elements != manifest.parameters:
@@ -117,62 +115,55 @@ def _model_faults(job: Job, faults: list[str]) -> None:
             )
 
 
-def _source_faults(job: Job, faults: list[str]) -> None:
+def _check_origin(job: Job, faults: list[str]) -> None:
     """What release.json says it was made from, against checkpoint.json.
 
     A checkpoint that came from a folder knows no repository; the publisher may have named one.
     """
-    checkpoint, said = job.document(CheckpointFile, CHECKPOINT_FILE, faults), job.said
+    checkpoint, described = job.document(CheckpointFile, CHECKPOINT_FILE, faults), job.described
     if checkpoint is None:
         return
     if not checkpoint.files:
         faults.append(f"{CHECKPOINT_FILE} lists no files, so the source is not known")
-    if said.kind == "build" or checkpoint.commit is None:
+    if described.kind == "build" or checkpoint.commit is None:
         return
-    source, repository = said.manifest.source, HubAddress.parse(checkpoint.model).repository
-    if (source.repository or "").lower() != repository.lower():  # as the Hub compares
-        faults.append(
-            f"release.json says it was made from {shown(str(source.repository))}, "
-            f"{CHECKPOINT_FILE} from {shown(repository)}"
-        )
-    if source.commit != checkpoint.commit:
-        faults.append(
-            f"release.json says it was made from the commit {shown(str(source.commit))}, "
-            f"{CHECKPOINT_FILE} from {shown(checkpoint.commit)}"
-        )
-
-
-def _asked_faults(
-    job: Job, level: str, claims: ReleasedLevel, asked: Mapping[str, str]
-) -> list[str]:
-    """Differences between the files that were asked and the files of the level, by SHA-256."""
-    there = {file.rpartition("/")[2]: job.said.hashes[file] for file in claims.files}
-    faults = []
-    for name in sorted(there.keys() | asked.keys()):
-        here, then = there.get(name), asked.get(name)
-        if here is None:
+    source, repository = described.manifest.source, HubAddress.parse(checkpoint.model).repository
+    is_same = (source.repository or "").lower() == repository.lower()  # as the Hub compares
+    for agrees, kind, one, other in (
+        (is_same, "", source.repository, repository),
+        (source.commit == checkpoint.commit, "the commit ", source.commit, checkpoint.commit),
+    ):
+        if not agrees:
             faults.append(
-                f"{level}: validation.json is of {shown(name)}, which is not a file of this level"
+                f"release.json says it was made from {kind}{shown(str(one))}, {CHECKPOINT_FILE} "
+                f"from {shown(other)}"
             )
-        elif then is None:
-            faults.append(f"{level}: validation.json is not of {shown(name)}")
-        elif then != here:
-            faults.append(
-                f"{level}: validation.json is of a {shown(name)} with the SHA-256 "
-                f"{shown(then[:12])}…, this level's has {here[:12]}…"
-            )
-    return faults
 
 
 def _evidence(job: Job, level: str, claims: ReleasedLevel, faults: list[str]) -> int | None:
     """How many answers a level's validation.json was compared with; None: it is not here."""
-    is_release = job.said.kind == "release"
+    is_release = job.described.kind == "release"
     validation = job.document(Validation, f"{claims.evidence}/{VALIDATION}", faults)
-    if validation is not None and validation.artifact is not None:
-        faults += _asked_faults(job, level, claims, validation.artifact)
-    elif validation is not None:
+    if validation is not None and validation.artifact is None:
         silent = f"{level}: validation.json does not say which file was asked"
         (faults if is_release else job.notes).append(silent)
+    elif validation is not None:
+        there = {file.rpartition("/")[2]: job.described.hashes[file] for file in claims.files}
+        validated = validation.artifact or {}
+        for name in sorted(there.keys() | validated.keys()):
+            here, then = there.get(name), validated.get(name)
+            if here is None:
+                faults.append(
+                    f"{level}: validation.json is of {shown(name)}, which is not a file of this "
+                    "level"
+                )
+            elif then is None:
+                faults.append(f"{level}: validation.json is not of {shown(name)}")
+            elif then != here:
+                faults.append(
+                    f"{level}: validation.json is of a {shown(name)} with the SHA-256 "
+                    f"{shown(then[:12])}…, this level's has {here[:12]}…"
+                )
     name = f"{claims.evidence}/{ANSWERS}"
     content = job.content(name, faults)
     if validation is None or content is None:
@@ -196,7 +187,7 @@ def _evidence(job: Job, level: str, claims: ReleasedLevel, faults: list[str]) ->
 
 def _imatrix_weights(job: Job, faults: list[str]) -> int:
     """The number of weights in the importance matrix, by its header."""
-    name = job.said.manifest.imatrix
+    name = job.described.manifest.imatrix
     if name not in job.files.sizes:
         return 0
     try:
@@ -216,12 +207,12 @@ def _imatrix_weights(job: Job, faults: list[str]) -> int:
 
 def evidence_faults(level: str, validation: Validation, answers: Sequence[Answer]) -> list[str]:
     """Differences between a validation.json and what follows from the answers in niah.jsonl."""
-    said = validation.niah
-    recipe = said.recipe
-    faults = _answer_faults(level, said, answers)
-    keys = {score.context_tokens: score.keys for score in said.scores}
+    found = validation.niah
+    recipe, faults = found.recipe, _answer_faults(level, found, answers)
+    keys = {score.context_tokens: score.keys for score in found.scores}
     lengths = {answer.context_tokens for answer in answers}
-    reason = None
+    longest = max(recipe.context_tokens, default=0)
+    reason, again = None, found
     if not lengths:
         reason = "niah.jsonl has no answers"
     elif lengths - keys.keys():
@@ -229,27 +220,38 @@ def evidence_faults(level: str, validation: Validation, answers: Sequence[Answer
             f"niah.jsonl has answers at {min(lengths - keys.keys())} tokens, which are not in "
             "validation.json"
         )
-    elif max(lengths) != (longest := max(recipe.context_tokens, default=0)):
+    elif max(lengths) != longest:
         reason = (
             f"niah.jsonl has answers at up to {max(lengths)} tokens, and validation.json says that "
             f"questions were asked at {longest}"
         )
-    elif said.confidence != CONFIDENCE:
+    elif found.confidence != CONFIDENCE:
         reason = (
-            f"bounds of a confidence of {said.confidence} in validation.json cannot be worked out "
+            f"bounds of a confidence of {found.confidence} in validation.json cannot be worked out "
             f"again; quantkit's is {CONFIDENCE}"
         )
+    else:
+        try:
+            scores = score_tasks(answers, keys, clustered=recipe.clustered)
+            again = found.model_copy(update={"scores": scores})
+        except ValueError as error:  # too few seeds
+            reason = str(error)
     if reason is not None:
         return [*faults, f"{level}: {reason}"]
-    try:
-        scores = score_tasks(answers, keys, clustered=recipe.clustered)
-    except ValueError as error:  # too few seeds
-        return [*faults, f"{level}: {error}"]
-    again = said.model_copy(update={"scores": scores})
-    by_place = [{(s.task, s.context_tokens): s for s in of.scores} for of in (said, again)]
-    for place in sorted(by_place[0].keys() | by_place[1].keys()):
-        faults += _score_faults(level, place, *(scores.get(place) for scores in by_place))
-    return faults + _verdict_faults(level, validation.passed, again)
+    stated, scored = ({(s.task, s.context_tokens): s for s in of.scores} for of in (found, again))
+    for place in sorted(stated.keys() | scored.keys()):
+        faults += _score_faults(level, place, stated.get(place), scored.get(place))
+    passed = validation.passed
+    if len(again.gated) < len(again.recipe.gated):
+        faults.append(f"{level}: niah.jsonl has no answers to what the gate looks at")
+    elif passed != again.passed:
+        first, least = again.gated[0], again.recipe.minimum_lower_bound
+        faults.append(
+            f"{level}: passed is {passed} in validation.json, but {first.hits} of {first.trials} "
+            f"hits prove {first.lower_bound:.1%} and "
+            f"{'nothing' if least is None else f'{least:.1%}'} is needed"
+        )
+    return faults
 
 
 def _answer_faults(level: str, said: Retrieval, answers: Sequence[Answer]) -> list[str]:
@@ -285,29 +287,12 @@ def _score_faults(
     where = f"{level}: {shown(place[0])} at {place[1]} tokens"
     if said is None or found is None:
         return [f"{where} is only in {'niah.jsonl' if said is None else 'validation.json'}"]
-    return [
-        f"{where}: {field.name} is {getattr(said, field.name)} in validation.json, "
-        f"{getattr(found, field.name)} by niah.jsonl"
-        for field in fields(TaskScore)
-        if not _same(getattr(said, field.name), getattr(found, field.name))
-    ]
-
-
-def _verdict_faults(level: str, passed: bool, again: Retrieval) -> list[str]:
-    """A verdict that does not follow from what the answers give."""
-    if len(again.gated) < len(again.recipe.gated):
-        return [f"{level}: niah.jsonl has no answers to what the gate looks at"]
-    if passed == again.passed:
-        return []
-    first, least = again.gated[0], again.recipe.minimum_lower_bound
-    return [
-        f"{level}: passed is {passed} in validation.json, but {first.hits} of {first.trials} hits "
-        f"prove {first.lower_bound:.1%} and {'nothing' if least is None else f'{least:.1%}'} is "
-        "needed"
-    ]
-
-
-def _same(one: object, other: object) -> bool:
-    if isinstance(one, float) and isinstance(other, float | int):
-        return math.isclose(one, other, rel_tol=_CLOSE, abs_tol=1e-300)
-    return one == other
+    faults = []
+    for name in (field.name for field in fields(TaskScore)):
+        one, other = getattr(said, name), getattr(found, name)
+        numbers = isinstance(one, float) and isinstance(other, float | int)
+        if one != other and not (
+            numbers and math.isclose(one, other, rel_tol=_CLOSE, abs_tol=1e-300)
+        ):
+            faults.append(f"{where}: {name} is {one} in validation.json, {other} by niah.jsonl")
+    return faults

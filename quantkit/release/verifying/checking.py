@@ -1,8 +1,13 @@
-"""The state that the checks of a release share."""
+"""The state that the checks of a release share, and the checks of GGUF headers.
+
+Headers are compared with themselves, each other and allocation.json; no weights are read.
+"""
 
 from __future__ import annotations
 
+import re
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
@@ -11,12 +16,14 @@ from quantkit.core.errors import InputError
 from quantkit.core.json_documents import JsonDocument
 from quantkit.core.printable import printable, shown
 from quantkit.core.progress import Progress
-from quantkit.formats.gguf_header import GGUFHeader
-from quantkit.formats.tensors import MetaValue
+from quantkit.formats.gguf_header import GGUFHeader, StoredAt
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.models.model import Model
 from quantkit.plan.allocation_file import AllocationFile
+from quantkit.plan.gpu_memory import padded_bytes
+from quantkit.quantize.quantize import overhead_bytes
 from quantkit.release.verifying.description import ALLOCATION, Description
 from quantkit.release.verifying.files import ReleaseFiles
-from quantkit.release.verifying.structure import Artifact
 
 CheckName = Literal["files", "structure", "types", "claims", "source"]
 
@@ -26,6 +33,8 @@ MOST_HELD_ITEMS = 8_000_000
 """Values kept of all headers, some 60 bytes each; a vocabulary has about a million."""
 ENTRY_ITEMS = 20
 """Held items that a tensor or a key counts for; an array's item counts for one."""
+SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 
 Outcome = tuple[str, str | None, Mapping[str, Any]]
 """What a check returns: `compared`, `agrees` and `facts` of `Check`."""
@@ -37,9 +46,9 @@ class Check:
     """What one check compared.
 
     Attributes:
-        compared: what was looked at, in words.
-        agrees: what was found right with it, in words, where there is no fault; None where
-            there was nothing to compare, which `compared` then says.
+        compared: in words.
+        agrees: what is right if there is no fault, in words; None: nothing could be compared, as
+            `compared` says.
         faults: a sentence for each thing that is wrong.
         facts: counts.
     """
@@ -52,6 +61,40 @@ class Check:
     facts: Mapping[str, Any]
 
 
+@dataclass(frozen=True)
+class Artifact:
+    """A level's files by their headers, in the order of the shards."""
+
+    headers: Mapping[str, GGUFHeader]
+
+    @property
+    def metadata(self) -> Metadata:
+        """The model's, which only the first file has."""
+        first = next(iter(self.headers.values()))
+        return {k: v for k, v in first.metadata.items() if k not in SPLIT_KEYS}
+
+    @property
+    def tensors(self) -> dict[str, tuple[str, StoredAt]]:
+        """Tensor → its file and where it lies there, in file order."""
+        return {
+            name: (file, at)
+            for file, header in self.headers.items()
+            for name, at in header.stored.items()
+        }
+
+    @property
+    def infos(self) -> list[TensorInfo]:
+        return [at.info for _, at in self.tensors.values()]
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(header.size_bytes for header in self.headers.values())
+
+    @property
+    def elements(self) -> int:
+        return sum(info.elements for info in self.infos)
+
+
 @dataclass
 class Job:
     """A release under verification.
@@ -59,12 +102,12 @@ class Job:
     Attributes:
         workers: threads that encode rows.
         on_check: called with each check when it is done.
-        checks, notes: what was found so far; notes are no faults.
+        notes: what else a person should know; no faults.
         artifacts: by level, those whose headers could be read.
     """
 
     files: ReleaseFiles
-    said: Description
+    described: Description
     workers: int
     progress: Progress
     on_check: Callable[[Check], None]
@@ -75,10 +118,10 @@ class Job:
     _held_items: int = 0
     _values: dict[str, MetaValue] = field(default_factory=dict)
 
-    def run(self, name: CheckName, check: Callable[[list[str]], Outcome]) -> None:
-        """Run one check, which adds to the faults that it is given."""
+    def run(self, name: CheckName, check: Callable[[Job, list[str]], Outcome]) -> None:
+        """Run one check, which appends its faults to a list."""
         began, faults = time.monotonic(), list[str]()
-        compared, agrees, facts = check(faults)
+        compared, agrees, facts = check(self, faults)
         plain = tuple(map(printable, faults))
         done = Check(name, compared, agrees, plain, time.monotonic() - began, facts)
         self.checks.append(done)
@@ -110,10 +153,8 @@ class Job:
 
     def content(self, name: str, faults: list[str]) -> bytes | None:
         """A small file of the release; None where it is not here, or cannot be read: a fault."""
-        if name not in self.files.sizes:
-            return None
         try:
-            return self.files.content(name)
+            return self.files.content(name) if name in self.files.sizes else None
         except InputError as error:
             faults.append(str(error))
             return None
@@ -121,20 +162,146 @@ class Job:
     def document(self, kind: type[_DocumentT], name: str, faults: list[str]) -> _DocumentT | None:
         """The JSON in a small file; None where it is not here, or damaged: a fault."""
         content = self.content(name, faults)
-        if content is None:
-            return None
         try:
-            return kind.parse(content, shown(name))
+            return None if content is None else kind.parse(content, shown(name))
         except InputError as error:
             faults.append(str(error))
             return None
 
     def allocation(self, level: str, faults: list[str]) -> AllocationFile | None:
-        """A level's allocation.json; None where it is not here, or damaged: a fault."""
-        name = f"{self.said.manifest.levels[level].evidence}/{ALLOCATION}"
+        """A level's allocation.json, as `document` reads it."""
+        name = f"{self.described.manifest.levels[level].evidence}/{ALLOCATION}"
         return self.document(AllocationFile, name, faults)
 
 
 def count_text(count: int, noun: str) -> str:
     """`1 level`, `4 levels`."""
     return f"{count:,} {noun}{'s' * (count != 1)}"
+
+
+def layout_faults(file: str, header: GGUFHeader) -> list[str]:
+    """What is wrong with where a file's tensors lie: one after another, aligned, to its end."""
+    faults = []
+    expected = header.data_start
+    for at in sorted(header.stored.values(), key=lambda at: at.offset):
+        name, distance = shown(at.info.name), at.offset - expected
+        if at.offset % header.alignment:
+            faults.append(f"{file}: {name} begins at byte {at.offset}, not aligned")
+        if distance < 0:
+            faults.append(f"{file}: {name} overlaps the tensor before it by {-distance} bytes")
+        elif distance > 0:
+            faults.append(f"{file}: {distance} bytes before {name} belong to no tensor")
+        end = at.offset + at.size_bytes
+        expected = max(expected, -(-end // header.alignment) * header.alignment)
+    over = header.size_bytes - expected
+    if over > 0:
+        faults.append(f"{file}: {over} bytes after the last tensor belong to none")
+    elif over < 0:
+        faults.append(f"{file}: ends {-over} bytes before its last tensor does, with its padding")
+    return faults
+
+
+def shard_faults(level: str, artifact: Artifact) -> list[str]:
+    """What is wrong with how a level's files go together."""
+    files = list(artifact.headers)
+    counts = Counter(name for header in artifact.headers.values() for name in header.stored)
+    faults = [
+        f"{level}: tensor {shown(name)} is in {count} files"
+        for name, count in counts.items()
+        if count > 1
+    ]
+    shard = _SHARD.fullmatch(files[0])
+    if len(files) == 1 and shard is None:
+        here = [key for key in SPLIT_KEYS if key in artifact.headers[files[0]].metadata]
+        return [*faults, *(f"{files[0]}: has {key}, but is no shard" for key in here)]
+    stem = "" if shard is None else shard["stem"]
+    for number, (file, header) in enumerate(artifact.headers.items()):
+        expected = f"{stem}-{number + 1:05}-of-{len(files):05}.gguf"
+        if file != expected:
+            faults.append(f"{level}: file {number + 1} of {len(files)} is {file}, not {expected}")
+        values = (number, len(files), len(counts))
+        for key, value in zip(SPLIT_KEYS, values, strict=True):
+            found = header.metadata.get(key)
+            if found is None or found.value != value:
+                words = "missing" if found is None else shown(str(found.value))
+                faults.append(f"{file}: {key} is {words}, not {value}")
+    return faults
+
+
+def type_faults(level: str, artifact: Artifact, allocation: AllocationFile) -> list[str]:
+    """How the tensors' types and bytes differ from allocation.json, and the files' from its sum."""
+    there, faults = artifact.tensors, []
+    for name, wanted in allocation.tensors.items():
+        if name not in there:
+            faults.append(f"{level}: {shown(name)} of allocation.json is in no file")
+            continue
+        at = there[name][1]
+        if at.info.type_name != wanted.type:
+            faults.append(
+                f"{level}: {shown(name)} is {at.info.type_name}, allocation.json says "
+                f"{shown(wanted.type)}"
+            )
+        elif at.size_bytes != wanted.bytes:
+            faults.append(
+                f"{level}: {shown(name)} has {at.size_bytes} bytes, allocation.json says "
+                f"{wanted.bytes}"
+            )
+    extra = [name for name in there if name not in allocation.tensors]
+    faults += [f"{level}: {shown(name)} is not in allocation.json" for name in extra]
+    # a plan knows no types yet, so it counts headers of as many shards as in F32
+    padded = sum(padded_bytes(info, info.type_name) for info in artifact.infos)
+    planned = overhead_bytes(Model("model", artifact.metadata, artifact.infos)) + padded
+    if not faults and allocation.total_bytes not in (artifact.size_bytes, planned):
+        faults.append(
+            f"{level}: the files have {artifact.size_bytes} bytes together, allocation.json says "
+            f"{allocation.total_bytes}"
+        )
+    return faults
+
+
+def check_structure(job: Job, faults: list[str]) -> Outcome:
+    """The headers of every level that is here, and of the importance matrix."""
+    count = tensors = 0
+    any_here = False
+    for level, claims in job.described.manifest.levels.items():
+        missing = [file for file in claims.files if file not in job.files.sizes]
+        any_here = any_here or len(missing) < len(claims.files)
+        if missing and len(missing) < len(claims.files):
+            some = ", ".join(map(shown, missing[:3]))
+            faults.append(
+                f"{level}: {len(missing)} of {len(claims.files)} files are missing: {some}"
+            )
+        if missing:
+            continue
+        try:
+            artifact = Artifact({file: job.header(file) for file in claims.files})
+        except InputError as error:
+            faults.append(str(error))
+            continue
+        job.artifacts[level] = artifact
+        for file, header in artifact.headers.items():
+            faults += layout_faults(file, header)
+        faults += shard_faults(level, artifact)
+        count, tensors = count + len(claims.files), tensors + len(artifact.infos)
+    if not any_here:
+        faults.append("no GGUF file of any level is here")
+    artifacts = count_text(len(job.artifacts), "artifact")
+    compared = f"{artifacts} in {count_text(count, 'file')}, {count_text(tensors, 'tensor')}"
+    facts = {"levels": len(job.artifacts), "files": count, "tensors": tensors}
+    agrees = "aligned, without gap or overlap, to the last byte" if job.artifacts else None
+    return compared, agrees, facts
+
+
+def check_types(job: Job, faults: list[str]) -> Outcome:
+    """Types and bytes against allocation.json."""
+    levels, tensors = 0, 0
+    for level, artifact in job.artifacts.items():
+        claims = job.allocation(level, faults)
+        if claims is not None:
+            faults += type_faults(level, artifact, claims)
+            levels, tensors = levels + 1, tensors + len(claims.tensors)
+    compared = f"{count_text(tensors, 'tensor')} of {count_text(levels, 'level')}"
+    facts = {"levels": levels, "tensors": tensors}
+    if not levels:
+        return f"no {ALLOCATION} of a level that could be read is here", None, facts
+    return compared, f"type and bytes as in {ALLOCATION}", facts

@@ -1,7 +1,7 @@
 """Compares an artifact with its source: rows are encoded again and compared byte for byte.
 
-Rows are encoded by the code that quantizes (`encode.encode_rows`), with the release's own
-importance matrix; sampled rows, or all. The source is on this disk; the artifact may be remote.
+Rows, sampled or all, are encoded by the code that quantizes (`encode.encode_rows`), with the
+release's own importance matrix. The source is on this disk; the artifact may be remote.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo, TensorSour
 from quantkit.quantize import kernels
 from quantkit.quantize.encode import ENCODED_ROWS_BYTES, Importance, encode_rows, row_blocks
 from quantkit.quantize.quantize import PRESET_FILE_TYPES, artifact_metadata
-from quantkit.release.verifying.structure import Artifact
+from quantkit.release.verifying.checking import Artifact
 
 NEVER_MADE = frozenset({"I8", "I16", "I32", "I64", "F64"})
 """Types that are only copied: ggml aborts the process when asked to encode one."""
@@ -33,9 +33,6 @@ ROWS_OF_A_MATRIX = 4
 ROWS_OF_AN_EXPERT = 1
 MOST_REQUESTS = 2000
 """For one artifact elsewhere: the Hub grants 3000 in five minutes to those without an account."""
-
-Read = Callable[[str, int, int], bytes]
-"""Gives the bytes [start, stop) of a file of the artifact."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +69,7 @@ def spans(infos: Sequence[TensorInfo], sampling: Sampling) -> Iterator[list[Span
     """The rows to compare, some at a time: a tensor's where all are, else all at once."""
     infos = [info for info in infos if info.elements]
     if sampling.full:
-        for info in infos:
-            yield [Span(info, *block) for block in row_blocks(info, ENCODED_ROWS_BYTES)]
+        yield from ([Span(i, *b) for b in row_blocks(i, ENCODED_ROWS_BYTES)] for i in infos)
         return
     rng = np.random.default_rng(sampling.seed)
     stacks = sum(info.matrices > 1 for info in infos)
@@ -103,7 +99,7 @@ def _sampled(
 
 @dataclass(frozen=True)
 class Compared:
-    """What was compared, of all that there is; `faults` is what differs. Can be added up."""
+    """What was compared, of all that there is; `faults` is what differs. Compared can be added."""
 
     tensors: int = 0
     matrices: int = 0
@@ -126,7 +122,7 @@ class _Tally:
     size_bytes: int = 0
     wrong_rows: int = 0
     wrong_bytes: int = 0
-    first: tuple[int, int] | None = None
+    first_row: int | None = None
     matrices: set[int] = field(default_factory=set)
     unencoded: bool = False
 
@@ -142,8 +138,8 @@ class _Tally:
         wrong = np.flatnonzero(differs)
         self.wrong_rows += len(wrong)
         self.wrong_bytes += int(differs.sum())
-        place = (span.matrix, span.start + int(wrong[0]))
-        self.first = place if self.first is None else min(self.first, place)
+        first = span.start + int(wrong[0])
+        self.first_row = first if self.first_row is None else min(self.first_row, first)
 
     def fault(self, level: str, info: TensorInfo, imatrix_file: str) -> str | None:
         if self.unencoded:
@@ -151,12 +147,10 @@ class _Tally:
                 f"{level}: {shown(info.name)} cannot be encoded as {info.type_name} with what "
                 f"{imatrix_file} holds for it"
             )
-        if self.first is None:
+        if self.first_row is None:
             return None
-        matrix, row = self.first
-        each = info.rows // info.matrices
-        where = f"row {row - matrix * each}"
-        where += f" of expert {matrix}" if info.matrices > 1 else ""
+        matrix, row = divmod(self.first_row, info.rows // info.matrices)
+        where = f"row {row}" + (f" of expert {matrix}" if info.matrices > 1 else "")
         return (
             f"{level}: {shown(info.name)}, {info.type_name}, is not what the source gives in "
             f"{self.wrong_rows} of {self.rows} rows, {self.wrong_bytes} of {self.size_bytes} "
@@ -196,11 +190,7 @@ def metadata_faults(
 
 
 def shape_faults(
-    level: str,
-    artifact: Artifact,
-    source: TensorSource,
-    imatrix: Imatrix,
-    imatrix_file: str,
+    level: str, artifact: Artifact, source: TensorSource, imatrix: Imatrix, imatrix_file: str
 ) -> dict[str, str]:
     """Tensor → why its rows cannot be compared with the source's; none where all can."""
     there = {info.name: info for info in artifact.infos}
@@ -231,8 +221,7 @@ def shape_faults(
         else:
             continue
         faults[wanted.name] = f"{level}: {shown(wanted.name)} {reason}"
-    known = {info.name for info in source.tensors}
-    for name in sorted(there.keys() - known):
+    for name in sorted(there.keys() - {info.name for info in source.tensors}):
         faults[name] = f"{level}: {shown(name)} is not a tensor of the source"
     return faults
 
@@ -240,7 +229,7 @@ def shape_faults(
 def compare(
     level: str,
     artifact: Artifact,
-    read: Read,
+    read: Callable[[str, int, int], bytes],
     source: TensorSource,
     imatrix: Imatrix,
     imatrix_file: str,
@@ -251,6 +240,7 @@ def compare(
     """Encode rows of `source` as `artifact` has them, and compare the bytes.
 
     Args:
+        read: gives the bytes [start, stop) of a file of the artifact.
         imatrix_file: its name, for messages.
         workers: threads, each of which reads, encodes and compares.
 
@@ -297,11 +287,11 @@ def compare(
             tally.add(span, made.tobytes(), there)
             progress.advance(stop - start)
 
-    if sampling.full:
-        progress.start(sum(places[info.name][1].size_bytes for info in infos), "B", level)
-    for batch in spans(infos, sampling):
+    total = sum(places[info.name][1].size_bytes for info in infos)
+    for number, batch in enumerate(spans(infos, sampling)):
         if not sampling.full:
             total = sum((span.stop - span.start) * span.row_bytes for span in batch)
+        if number == 0:
             progress.start(total, "B", level)
         run_all(work, batch, workers, threading.Event())
     found = [tallies[info.name].fault(level, info, imatrix_file) for info in infos]

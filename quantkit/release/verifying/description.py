@@ -14,14 +14,21 @@ from quantkit.config.levels import LevelRecipe
 from quantkit.core.errors import InputError
 from quantkit.core.hub_address import HubAddress
 from quantkit.core.printable import shown
-from quantkit.core.progress import Progress
+from quantkit.core.progress import SILENT, Progress
 from quantkit.core.receipts import Receipt, finished_receipts
 from quantkit.hub.reading import Hub
+from quantkit.llamacpp.ggml import PACKAGE
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE
 from quantkit.models.choose import artifact_name
-from quantkit.release.manifest import Manifest, ReleasedLevel, ReleaseSource
-from quantkit.release.names import MANIFEST, SUMS, evidence_folder
-from quantkit.release.sums import parse_sums
+from quantkit.release.layout import (
+    MANIFEST,
+    SUMS,
+    Manifest,
+    ReleasedLevel,
+    ReleaseSource,
+    evidence_folder,
+    parse_sums,
+)
 from quantkit.release.verifying.files import FolderFiles, HubFiles, ReleaseFiles
 
 RECEIPTS = "receipts"
@@ -55,25 +62,8 @@ class Description:
     unvalidated: frozenset[str] = frozenset()
 
 
-def open_folder(folder: Path, workers: int) -> tuple[FolderFiles, Description]:
-    """A downloaded release, or a build's folder.
-
-    Raises:
-        InputError: it is neither, or what describes it is damaged.
-    """
-    if (folder / SUMS).is_file():
-        files = FolderFiles(folder, workers=workers)
-        return files, describe_release(files)
-    if (folder / RECEIPTS).is_dir():
-        return FolderFiles(folder, BUILD_ONLY, workers), describe_build(folder)
-    raise InputError(
-        f"{folder} is neither a release ({SUMS}, {MANIFEST}) nor the folder of a build "
-        f"({RECEIPTS}/); give one, or OWNER/NAME on the Hub"
-    )
-
-
 def open_release(
-    name: str, workers: int, progress: Progress, *, full: bool = False
+    name: str, workers: int, progress: Progress = SILENT, *, full: bool = False
 ) -> tuple[ReleaseFiles, Description]:
     """A release's files, and what it says of itself.
 
@@ -86,8 +76,16 @@ def open_release(
         EnvironmentFault: the network or the Hub failed.
     """
     folder = Path(name).expanduser()
+    if (folder / SUMS).is_file():
+        local = FolderFiles(folder, workers=workers)
+        return local, describe_release(local)
+    if (folder / RECEIPTS).is_dir():
+        return FolderFiles(folder, BUILD_ONLY, workers), describe_build(folder)
     if folder.is_dir():
-        return open_folder(folder, workers)
+        raise InputError(
+            f"{folder} is neither a release ({SUMS}, {MANIFEST}) nor the folder of a build "
+            f"({RECEIPTS}/); give one, or OWNER/NAME on the Hub"
+        )
     address = HubAddress.parse(name)
     repository = address.repository
     if folder.exists() or repository.count("/") != 1 or repository.startswith((".", "/", "~")):
@@ -111,12 +109,12 @@ def describe_release(files: ReleaseFiles) -> Description:
     Raises:
         InputError: one of them is missing, damaged or contradicts the other.
     """
-    for name in (SUMS, MANIFEST):
-        if name not in files.sizes:
-            raise InputError(
-                f"{files.where} has no {name}, so it is not a release of quantkit, or only a part "
-                f"of one: download {name} too"
-            )
+    missing = next((name for name in (SUMS, MANIFEST) if name not in files.sizes), None)
+    if missing is not None:
+        raise InputError(
+            f"{files.where} has no {missing}, so it is not a release of quantkit, or only a part "
+            f"of one: download {missing} too"
+        )
     try:
         text = files.content(SUMS).decode("utf-8")
     except UnicodeDecodeError:
@@ -137,29 +135,26 @@ def _problem(manifest: Manifest, hashes: Mapping[str, str]) -> str | None:
         return f"invalid model name '{shown(manifest.model)}'"
     if not manifest.levels:
         return "levels is empty"
-    for level, said in manifest.levels.items():
-        if not _is_level_name(level):
+    for level, claims in manifest.levels.items():
+        try:
+            LevelRecipe(name=level)
+        except ValidationError:
+            is_name = False
+        else:
+            is_name = len(level) <= MOST_NAME_CHARACTERS
+        if not is_name:
             return (
                 f"invalid level name '{shown(level)}': expected letters, digits, '.', '_' and "
                 f"'-', {MOST_NAME_CHARACTERS} characters at most"
             )
-        evidence = (f"{said.evidence}/{file}" for file in EVIDENCE_FILES)
-        for key, names in (("files", said.files), ("evidence", evidence)):
+        evidence = (f"{claims.evidence}/{file}" for file in EVIDENCE_FILES)
+        for key, names in (("files", claims.files), ("evidence", evidence)):
             absent = next((name for name in names if name not in hashes), None)
             if absent is not None:
                 return f"levels.{level}.{key} names {shown(absent)}, which is not in {SUMS}"
     if manifest.imatrix not in hashes:
         return f"imatrix names {shown(manifest.imatrix)}, which is not in {SUMS}"
     return None
-
-
-def _is_level_name(name: str) -> bool:
-    """Whether a recipe could have called a level so."""
-    try:
-        LevelRecipe(name=name)
-    except ValidationError:
-        return False
-    return len(name) <= MOST_NAME_CHARACTERS
 
 
 def describe_build(folder: Path) -> Description:
@@ -174,6 +169,8 @@ def describe_build(folder: Path) -> Description:
         checkpoint, imatrix = receipts["checkpoint"], receipts["imatrix"]
         parameters, settings = int(checkpoint.facts["parameters"]), checkpoint.parts["settings"]
         model = HubAddress.parse(str(settings["model"])).repository
+        # of the library whose kernels made the artifacts
+        made_by = [str(receipts[f"quantize:{n}"].parts[PACKAGE]) for n in names]
         current = [n for n in names if _is_current(receipts[f"quantize:{n}"], receipts)]
         manifest = Manifest(
             model=artifact_name(model.partition("/")[2] or model),
@@ -182,7 +179,7 @@ def describe_build(folder: Path) -> Description:
             source=ReleaseSource(),
             mtp=settings["mtp"],
             imatrix=imatrix.outputs[0].path,
-            versions=_native_versions(receipts),
+            versions={PACKAGE: made_by[-1]} if names else {},
             levels={name: _level(name, receipts, parameters) for name in current},
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
@@ -210,7 +207,7 @@ def _is_current(receipt: Receipt, receipts: Mapping[str, Receipt]) -> bool:
 
 
 def _validated(name: str, receipts: Mapping[str, Receipt]) -> Receipt | None:
-    """The receipt of a level's retrieval check, where it was of the artifact that is there."""
+    """The receipt of a level's retrieval check, if it was of the artifact that is there."""
     validated = receipts.get(f"validate:{name}")
     return validated if validated is not None and _is_current(validated, receipts) else None
 
@@ -227,11 +224,3 @@ def _level(name: str, receipts: Mapping[str, Receipt], parameters: int) -> Relea
         size_bytes=size,
         bits_per_weight=8 * size / parameters,
     )
-
-
-def _native_versions(receipts: Mapping[str, Receipt]) -> dict[str, str]:
-    """Of the library whose kernels made the artifacts."""
-    from quantkit.llamacpp.ggml import PACKAGE
-
-    made = [r.parts[PACKAGE] for s, r in receipts.items() if s.startswith("quantize:")]
-    return {PACKAGE: str(made[-1])} if made else {}

@@ -8,13 +8,14 @@ import os
 import tempfile
 import threading
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from quantkit.core.errors import InputError
-from quantkit.core.files import HASH_CHUNK_BYTES
+from quantkit.core.files import file_sha256
 from quantkit.core.printable import shown
 from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.gguf_header import GGUFHeader, read_header
@@ -35,7 +36,7 @@ NOTE_EVERY_SECONDS = 10.0
 """Seconds between two notes about waiting for the Hub."""
 
 
-class ReleaseFiles(Protocol):
+class ReleaseFiles(ABC):
     """A release's files by name; safe to use from several threads.
 
     Attributes:
@@ -50,13 +51,21 @@ class ReleaseFiles(Protocol):
     is_remote: bool
     reads_at_once: int
 
+    @abstractmethod
     def sha256(self, name: str, on_bytes: Callable[[int], None]) -> str:
         """SHA-256 of a file: of what is there, or as the Hub records it for large files.
 
         Args:
-            on_bytes: told of bytes as they are dealt with, the file's size in all.
+            on_bytes: called with numbers of bytes, the file's size in all.
         """
-        ...
+
+    @abstractmethod
+    def read(self, name: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of a file."""
+
+    @abstractmethod
+    def path(self, name: str) -> AbstractContextManager[Path]:
+        """The file on this disk, while the context lasts."""
 
     def content(self, name: str) -> bytes:
         """A whole small file.
@@ -64,11 +73,8 @@ class ReleaseFiles(Protocol):
         Raises:
             InputError: it is not there, or larger than `MOST_SMALL_BYTES`.
         """
-        ...
-
-    def read(self, name: str, start: int, stop: int) -> bytes:
-        """Bytes [start, stop) of a file."""
-        ...
+        self.check_size(name, MOST_SMALL_BYTES)
+        return self.read(name, 0, self.sizes[name])
 
     def header(self, name: str) -> GGUFHeader:
         """The header of a GGUF file.
@@ -76,14 +82,22 @@ class ReleaseFiles(Protocol):
         Raises:
             InputError: it is none, or contradicts itself.
         """
-        ...
+        return read_header(partial(self.read, name), self.sizes[name], name)
 
-    def path(self, name: str) -> AbstractContextManager[Path]:
-        """The file on this disk, while the context lasts."""
-        ...
+    def check_size(self, name: str, limit: int) -> None:
+        """Check that a file is here and has at most `limit` bytes.
+
+        Raises:
+            InputError: it is not, or has more.
+        """
+        size = self.sizes.get(name)
+        if size is None:
+            raise InputError(f"{self.where} has no {shown(name)}")
+        if size > limit:
+            raise InputError(f"{self.where}: {shown(name)} has {size} bytes, {limit} are the limit")
 
 
-class FolderFiles:
+class FolderFiles(ReleaseFiles):
     """A downloaded release, or a build's own folder.
 
     Links may lead to files below the folder, below the build where it is a build's `release`, and
@@ -110,13 +124,10 @@ class FolderFiles:
             raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
 
         for place, folders, files in os.walk(self._folder, onerror=refuse):
-            here = Path(place)
-            at_top = here == self._folder
-            folders[:] = sorted(
-                f for f in folders if f not in SKIPPED_FOLDERS and not (at_top and f in skipped)
-            )
+            left_out = SKIPPED_FOLDERS | (skipped if Path(place) == self._folder else set())
+            folders[:] = sorted(set(folders) - left_out)
             for name in sorted(files):
-                path = here / name
+                path = Path(place, name)
                 if name not in SKIPPED_FILES and self._is_file(path):
                     yield path.relative_to(self._folder).as_posix(), path.stat().st_size
 
@@ -131,26 +142,14 @@ class FolderFiles:
         return path.is_file()
 
     def sha256(self, name: str, on_bytes: Callable[[int], None]) -> str:
-        digest = hashlib.sha256()
-        with (self._folder / name).open("rb") as file:
-            while piece := file.read(HASH_CHUNK_BYTES):
-                digest.update(piece)
-                on_bytes(len(piece))
-        return digest.hexdigest()
-
-    def content(self, name: str) -> bytes:
-        _check_small(self, name, MOST_SMALL_BYTES)
-        return self.read(name, 0, self.sizes[name])
+        return file_sha256(self._folder / name, on_bytes)
 
     def read(self, name: str, start: int, stop: int) -> bytes:
         return FileBytes(self._folder / name).read(start, stop - start).tobytes()
 
-    def header(self, name: str) -> GGUFHeader:
-        return _header(self, name)
-
     @contextmanager
     def path(self, name: str) -> Iterator[Path]:
-        _check_small(self, name, MOST_IMATRIX_BYTES)
+        self.check_size(name, MOST_IMATRIX_BYTES)
         yield self._folder / name
 
 
@@ -164,7 +163,7 @@ def _roots(folder: Path) -> tuple[Path, ...]:
     return (folder,)
 
 
-class HubFiles:
+class HubFiles(ReleaseFiles):
     """A repository at one commit. Small files are verified against the Hub's own record of them."""
 
     is_remote = True
@@ -189,7 +188,7 @@ class HubFiles:
         return found
 
     def content(self, name: str) -> bytes:
-        _check_small(self, name, MOST_SMALL_BYTES)
+        self.check_size(name, MOST_SMALL_BYTES)
         if name not in self._contents:
             self._contents[name] = read_small(self._hub, self._listing, self._files[name], None)
         return self._contents[name]
@@ -198,25 +197,22 @@ class HubFiles:
         file = self._files[name]
         return b"".join(self._hub.read(self._listing, file, start, self._on_wait, stop))
 
-    def header(self, name: str) -> GGUFHeader:
-        return _header(self, name)
-
     @contextmanager
     def path(self, name: str) -> Iterator[Path]:
-        """Brought into a temporary folder, and verified against the record.
+        """Downloads to a temporary folder, and compares with the Hub's record.
 
         Raises:
-            EnvironmentFault: it came wrong twice.
+            EnvironmentFault: it arrived wrong twice.
         """
-        _check_small(self, name, MOST_IMATRIX_BYTES)
+        self.check_size(name, MOST_IMATRIX_BYTES)
         with tempfile.TemporaryDirectory(prefix="quantkit-verify-") as folder:
             path = Path(folder) / "file.gguf"
-            found = self._brought(name, path)
-            if not found.is_right:
-                found = self._brought(name, path)
-            if not found.is_right:
-                raise wrong_twice(self._files[name], found.identity)
-            yield path
+            for _attempt in range(2):
+                found = self._download(name, path)
+                if found.is_right:
+                    yield path
+                    return
+            raise wrong_twice(self._files[name], found.identity)
 
     def _on_wait(self, sentence: str) -> None:
         """At most one note in a while: concurrent reads are throttled together."""
@@ -225,23 +221,10 @@ class HubFiles:
                 self._told_at = time.monotonic()
                 self._tell(sentence)
 
-    def _brought(self, name: str, path: Path) -> FileDigest:
-        """Write a file to `path`; the hash of what came."""
+    def _download(self, name: str, path: Path) -> FileDigest:
         digest = FileDigest(self._files[name])
         with path.open("wb") as out:
             for piece in self._hub.read(self._listing, self._files[name], 0, self._on_wait):
                 digest.update(piece)
                 out.write(piece)
         return digest
-
-
-def _check_small(files: ReleaseFiles, name: str, limit: int) -> None:
-    size = files.sizes.get(name)
-    if size is None:
-        raise InputError(f"{files.where} has no {shown(name)}")
-    if size > limit:
-        raise InputError(f"{files.where}: {shown(name)} has {size} bytes, {limit} are the limit")
-
-
-def _header(files: ReleaseFiles, name: str) -> GGUFHeader:
-    return read_header(lambda start, stop: files.read(name, start, stop), files.sizes[name], name)

@@ -23,10 +23,16 @@ from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.llamacpp.ggml import PACKAGE, library_version
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile
 from quantkit.models.choose import ModelChoice, imatrix_name, open_source
-from quantkit.release.names import SUMS
-from quantkit.release.sums import unsafe_name
+from quantkit.release.layout import SUMS, unsafe_name
 from quantkit.release.verifying.agreement import check_claims
-from quantkit.release.verifying.checking import Check, Job, Outcome, count_text
+from quantkit.release.verifying.checking import (
+    Check,
+    Job,
+    Outcome,
+    check_structure,
+    check_types,
+    count_text,
+)
 from quantkit.release.verifying.derivation import (
     MOST_REQUESTS,
     Compared,
@@ -34,15 +40,8 @@ from quantkit.release.verifying.derivation import (
     compare,
     metadata_faults,
 )
-from quantkit.release.verifying.description import ALLOCATION, Description
+from quantkit.release.verifying.description import Description
 from quantkit.release.verifying.files import ReleaseFiles
-from quantkit.release.verifying.structure import (
-    Artifact,
-    layout_faults,
-    missing_shards,
-    shard_faults,
-    type_faults,
-)
 
 SMALL_BYTES = 64 << 20
 """Files of the source that are hashed in any case; larger ones take minutes to read."""
@@ -63,7 +62,7 @@ class Origin:
 
     @property
     def folder(self) -> Path:
-        """Where the files of checkpoint.json lie."""
+        """The folder of the files in checkpoint.json."""
         assert self.choice.path is not None
         return self.choice.path.parent if self.choice.kind == "gguf" else self.choice.path
 
@@ -92,55 +91,61 @@ class Verified:
 
 def verify(
     files: ReleaseFiles,
-    said: Description,
+    described: Description,
     origin: Origin | None = None,
     workers: int = 1,
     progress: Progress = SILENT,
     on_check: Callable[[Check], None] = lambda _: None,
 ) -> Verified:
-    """Compare a release with what it says, and with `origin`.
+    """Compare a release with its description, and with `origin`.
 
     Args:
         workers: threads that encode rows again.
-        on_check: told of each check when it is done.
+        on_check: called with each check when it is done.
 
     Raises:
         InputError: the origin cannot be read.
         EnvironmentFault: the network or the Hub failed.
     """
-    job = Job(files, said, workers, progress, on_check)
-    own = {SUMS} if said.kind == "release" else set()
-    not_here = tuple(name for name in said.hashes if name not in files.sizes)
-    not_covered = tuple(sorted(name for name in files.sizes if name not in {*said.hashes, *own}))
-    if said.stale:
+    job = Job(files, described, workers, progress, on_check)
+    covered = {*described.hashes, *([SUMS] if described.kind == "release" else [])}
+    not_here = tuple(name for name in described.hashes if name not in files.sizes)
+    not_covered = tuple(sorted(name for name in files.sizes if name not in covered))
+    if described.stale:
         job.notes.append(
-            f"{', '.join(said.stale)} left out: made from an importance matrix, a model or an "
-            "allocation that the build has replaced since"
+            f"{', '.join(described.stale)} left out: made from an importance matrix, a model or "
+            "an allocation that the build has replaced since"
         )
-    job.run("files", lambda faults: _files(job, not_here, faults))
-    job.run("structure", lambda faults: _structure(job, faults))
-    job.run("types", lambda faults: _types(job, faults))
-    job.run("claims", lambda faults: check_claims(job, faults))
+    job.run("files", _check_files)
+    job.run("structure", check_structure)
+    job.run("types", check_types)
+    job.run("claims", check_claims)
     if origin is not None:
-        job.run("source", lambda faults: _source(job, origin, faults))
-    return Verified(files.where, said, tuple(job.checks), not_covered, not_here, tuple(job.notes))
+        job.run("source", lambda job, faults: _check_source(job, origin, faults))
+    checks, notes = tuple(job.checks), tuple(job.notes)
+    return Verified(files.where, described, checks, not_covered, not_here, notes)
 
 
-def _files(job: Job, not_here: tuple[str, ...], faults: list[str]) -> Outcome:
+def _check_files(job: Job, faults: list[str]) -> Outcome:
     """SHA-256 of every file that is here."""
-    files, said = job.files, job.said
+    files, hashes, source = job.files, job.described.hashes, job.described.hashed_by
+    names = [name for name in hashes if name in files.sizes]
     if files.is_remote:
-        faults += [f"{name} is in {said.hashed_by}, not in the repository" for name in not_here]
         faults += [
-            f"{shown(name)} is in the repository, and no hash of {said.hashed_by} covers it: "
+            f"{name} is in {source}, not in the repository"
+            for name in hashes
+            if name not in files.sizes
+        ]
+        faults += [
+            f"{shown(name)} is in the repository, and no hash of {source} covers it: "
             "programs may load it for one of the release's"
             for name in files.sizes
-            if name.lower().endswith(".gguf") and name not in said.hashes
+            if name.lower().endswith(".gguf") and name not in hashes
         ]
-    names = [name for name in said.hashes if name in files.sizes]
     total = sum(files.sizes[name] for name in names)
     job.progress.start(total, "B", "hashes")
-    wrong, lock = list[str](), threading.Lock()
+    lock = threading.Lock()
+    wrong = list[str]()
 
     def advance(count: int) -> None:
         with lock:
@@ -150,93 +155,40 @@ def _files(job: Job, not_here: tuple[str, ...], faults: list[str]) -> Outcome:
         try:
             found = files.sha256(name, advance)
         except InputError as error:
-            with lock:
-                wrong.append(str(error))
+            wrong.append(str(error))
             return
-        if found != said.hashes[name]:
-            with lock:
-                wrong.append(
-                    f"{name} has the SHA-256 {found[:12]}…, {said.hashed_by} says "
-                    f"{said.hashes[name][:12]}…"
-                )
+        if found != hashes[name]:
+            wrong.append(
+                f"{name} has the SHA-256 {found[:12]}…, {source} says {hashes[name][:12]}…"
+            )
 
     run_all(look, names, files.reads_at_once, threading.Event())
     faults += sorted(wrong)
     compared = f"{count_text(len(names), 'file')}, {bytes_text(total)}"
     if files.is_remote:
         compared += ", large ones by the Hub's record"
-    facts = {"files": len(names), "size_bytes": total, "not_here": len(not_here)}
-    return compared, f"SHA-256 as in {said.hashed_by}", facts
+    facts = {"files": len(names), "size_bytes": total, "not_here": len(hashes) - len(names)}
+    return compared, f"SHA-256 as in {source}", facts
 
 
-def _structure(job: Job, faults: list[str]) -> Outcome:
-    """The headers of every level that is here, and of the importance matrix."""
-    count, tensors = 0, 0
-    for level, claims in job.said.manifest.levels.items():
-        missing = missing_shards(claims.files, job.files.sizes)
-        if missing:
-            some = ", ".join(map(shown, missing[:3]))
-            faults.append(
-                f"{level}: {len(missing)} of {len(claims.files)} files are missing: {some}"
-            )
-        if not all(file in job.files.sizes for file in claims.files):
-            continue
-        try:
-            artifact = Artifact({file: job.header(file) for file in claims.files})
-        except InputError as error:
-            faults.append(str(error))
-            continue
-        job.artifacts[level] = artifact
-        for file, header in artifact.headers.items():
-            faults += layout_faults(file, header)
-        faults += shard_faults(level, artifact)
-        count, tensors = count + len(claims.files), tensors + len(artifact.infos)
-    if not any(
-        file in job.files.sizes for c in job.said.manifest.levels.values() for file in c.files
-    ):
-        faults.append("no GGUF file of any level is here")
-    artifacts = count_text(len(job.artifacts), "artifact")
-    compared = f"{artifacts} in {count_text(count, 'file')}, {count_text(tensors, 'tensor')}"
-    facts = {"levels": len(job.artifacts), "files": count, "tensors": tensors}
-    if not job.artifacts:
-        return compared, None, facts
-    return compared, "aligned, without gap or overlap, to the last byte", facts
-
-
-def _types(job: Job, faults: list[str]) -> Outcome:
-    """Types and bytes against allocation.json."""
-    levels, tensors = 0, 0
-    for level, artifact in job.artifacts.items():
-        claims = job.allocation(level, faults)
-        if claims is not None:
-            faults += type_faults(level, artifact, claims)
-            levels, tensors = levels + 1, tensors + len(claims.tensors)
-    where = count_text(levels, "level")
-    compared = f"{count_text(tensors, 'tensor')} of {where}"
-    facts = {"levels": levels, "tensors": tensors}
-    if not levels:
-        return f"no {ALLOCATION} of a level that could be read is here", None, facts
-    return compared, f"type and bytes as in {ALLOCATION}", facts
-
-
-def _source(job: Job, origin: Origin, faults: list[str]) -> Outcome:
+def _check_source(job: Job, origin: Origin, faults: list[str]) -> Outcome:
     """The artifacts that are here against what they were made from.
 
     Raises:
         InputError: the source cannot be read, or holds weights that are not finite.
     """
-    said, choice = job.said.manifest, origin.choice
-    named = replace(choice, name=said.model)
-    source = open_source(named, keep_prediction=said.mtp == "keep")
+    manifest = job.described.manifest
+    named = replace(origin.choice, name=manifest.model)
+    source = open_source(named, keep_prediction=manifest.mtp == "keep")
     files = hashed = 0
-    checkpoint = job.document(CheckpointFile, CHECKPOINT_FILE, [])  # its faults were told before
+    # faults of documents were reported by earlier checks
+    checkpoint = job.document(CheckpointFile, CHECKPOINT_FILE, [])
     if checkpoint is not None:
-        wrong, hashed = _file_faults(origin, checkpoint, job.progress)
-        faults += wrong
-        files = len(checkpoint.files)
+        files, hashed = len(checkpoint.files), _check_source_files(job, origin, checkpoint, faults)
     files_text = f"{count_text(files, 'file')} ({hashed} by hash)"
-    facts: dict[str, Any] = {"files": files, "hashed": hashed}
-    facts |= {"seed": origin.seed, "full": origin.full}
+    facts: dict[str, Any] = {
+        "files": files, "hashed": hashed, "seed": origin.seed, "full": origin.full,
+    }  # fmt: skip
     rows = {info.name: info.row_elements for info in source.tensors}
     imatrix = _imatrix(job, rows, faults)
     if imatrix is None:
@@ -246,19 +198,18 @@ def _source(job: Job, origin: Origin, faults: list[str]) -> Outcome:
     workers = job.files.reads_at_once if job.files.is_remote else job.workers
     total = Compared()
     for level, artifact in job.artifacts.items():
-        allocation = job.allocation(level, [])  # what is wrong with it was told by an earlier check
-        preset = (allocation.preset,) if allocation is not None else ()
-        faults += metadata_faults(
-            level, artifact.metadata, source.metadata, imatrix, imatrix_name(said.model), *preset
-        )
+        allocation = job.allocation(level, [])
+        preset = () if allocation is None else (allocation.preset,)
+        name = imatrix_name(manifest.model)
+        faults += metadata_faults(level, artifact.metadata, source.metadata, imatrix, name, *preset)
         total += compare(
-            level, artifact, job.files.read, source, imatrix, said.imatrix, sampling, workers,
+            level, artifact, job.files.read, source, imatrix, manifest.imatrix, sampling, workers,
             job.progress,
         )  # fmt: skip
     faults += total.faults
     if total.faults:
         here = {PACKAGE: library_version(), "quantkit": __version__}
-        job.notes.append(version_words(said.versions, here))
+        job.notes.append(version_words(manifest.versions, here))
     rows_text = f"{total.rows:,} sampled rows of {total.all_rows:,} (seed {origin.seed})"
     if total.rows == total.all_rows:
         rows_text = f"all {total.rows:,} rows"
@@ -277,31 +228,30 @@ def _imatrix(job: Job, rows: Mapping[str, int], faults: list[str]) -> Imatrix | 
     Raises:
         InputError: it is not here.
     """
-    name = job.said.manifest.imatrix
+    name = job.described.manifest.imatrix
     if name not in job.files.sizes and not job.files.is_remote:
         raise InputError(f"the weights cannot be compared without {name}: download it too")
+    local = name
     try:
         with job.files.path(name) as path:
-            try:
-                return read_imatrix(path, rows)
-            except InputError as error:
-                faults.append(str(error).replace(str(path), name))
+            local = str(path)
+            return read_imatrix(path, rows)
     except InputError as error:
-        faults.append(str(error))
-    return None
+        faults.append(str(error).replace(local, name))
+        return None
 
 
-def _file_faults(
-    origin: Origin, checkpoint: CheckpointFile, progress: Progress
-) -> tuple[list[str], int]:
-    """How the source's files differ from checkpoint.json, and how many of them were hashed.
+def _check_source_files(
+    job: Job, origin: Origin, checkpoint: CheckpointFile, faults: list[str]
+) -> int:
+    """Compare the source's files with checkpoint.json; returns how many of them were hashed.
 
     Large ones are compared by size, unless the origin says `full`.
     """
-    faults, hashed = [], 0
-    progress.start(len(checkpoint.files), "files", "of the source")
+    hashed = 0
+    job.progress.start(len(checkpoint.files), "files", "of the source")
     for name, claim in checkpoint.files.items():
-        progress.advance(1)
+        job.progress.advance(1)
         path = origin.folder / name
         if unsafe_name(name) is not None:
             faults.append(f"checkpoint.json names {shown(name)}, which is no file's name")
@@ -315,22 +265,19 @@ def _file_faults(
             hashed += 1
             if file_sha256(path) != claim.sha256:
                 faults.append(f"the source's {name} is not the file that checkpoint.json lists")
-    return faults, hashed
+    return hashed
 
 
 def version_words(made_with: Mapping[str, str], here: Mapping[str, str]) -> str:
     """What may explain a difference: the versions, and the machine's own kernels."""
-    others = [
-        f"{name} {shown(version)}, here is {here[name]}"
-        for name, version in made_with.items()
-        if name in here and version != here[name]
-    ]
+    common = {name: version for name, version in made_with.items() if name in here}
+    others = [f"{n} {shown(v)}, here is {here[n]}" for n, v in common.items() if v != here[n]]
     if others:
         return (
             f"it was made with {'; '.join(others)}: another version may round otherwise; "
             "compare with the one that made it"
         )
-    same = ", ".join(f"{name} {here[name]}" for name in made_with if name in here)
+    same = ", ".join(f"{name} {version}" for name, version in common.items())
     return (
         f"it was made with the versions that are here ({same}), so what may explain it, beside "
         "other weights, is kernels that were compiled for another CPU"

@@ -26,8 +26,8 @@ from small_cards import (
 )
 
 from quantkit.config.recipe import RetrievalRecipe
-from quantkit.release.card.commands import hub_source, level_patterns
-from quantkit.release.card.front_matter import SourceCard, card_tags
+from quantkit.release.card.facts import hub_source, level_patterns
+from quantkit.release.card.front_matter import SourceCard
 from quantkit.release.card.render import card_text
 from quantkit.release.contents import BuiltLevel
 from quantkit.release.fits import Fits
@@ -119,18 +119,13 @@ def test_a_classic_check(tmp_path: Path) -> None:
     assert "No gate" in card
 
 
-def test_a_failed_level_cannot_be_overlooked(tmp_path: Path) -> None:
-    levels = [card_level(tmp_path, "Q6"), card_level(tmp_path, "Q2", 0.6)]
-    card = card_text(card_facts(levels))
-    assert "> **Q2 FAILED its gate**" in card
-    (row,) = [row for row in tables(card) if row[0].startswith("**[Q2]")]
-    assert row[-1] == "**FAILED**"
-    assert "FAILED" not in card_text(card_facts(levels[:1]))
-
-
-def test_a_failed_level_is_recommended_nowhere(tmp_path: Path) -> None:
+def test_a_failed_level_cannot_be_overlooked_and_is_recommended_nowhere(tmp_path: Path) -> None:
     levels = [card_level(tmp_path, "Q6", 0.6, bits=6.6), card_level(tmp_path, "Q4")]
     card = card_text(card_facts(levels))
+    assert "> **Q6 FAILED its gate**" in card
+    (row,) = [row for row in tables(card) if row[0].startswith("**[Q6]")]
+    assert row[-1] == "**FAILED**"
+    assert "FAILED" not in card_text(card_facts(levels[1:]))
     assert ["**4x3090**", "Four GeForce RTX 3090, the published 504K run", "1M", "1M",
             "Q4 at 504K"] in tables(card)  # fmt: skip
 
@@ -365,12 +360,6 @@ def test_the_front_matter(tmp_path: Path) -> None:
     kld = [r for r in results.values() if r.metric_type == "kl_divergence"]
     assert [r.metric_value for r in kld] == [0.001, 0.05]
     assert len(results) == 2 * len(scores) + 2
-
-
-def test_tags_are_the_models_own_and_not_the_hubs() -> None:
-    assert card_tags(
-        ("Transformers", "safetensors", "base_model:x", "arxiv:2307.1", "code", "code", "GGUF")
-    ) == ("code", "GGUF", "imatrix", "quantkit", "llama.cpp")
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,12 @@ from small_release import SmallRelease, write_small_release
 
 from quantkit.core.files import file_sha256
 from quantkit.models.choose import choose_model
-from quantkit.release.card.commands import level_patterns
-from quantkit.release.card.facts import CardFacts
+from quantkit.release.card.facts import CardFacts, level_patterns
 from quantkit.release.card.front_matter import SourceCard
 from quantkit.release.card.render import card_text
 from quantkit.release.contents import BuiltLevel
-from quantkit.release.sums import sums_text
-from quantkit.release.verifying.description import open_folder
+from quantkit.release.layout import sums_text
+from quantkit.release.verifying.description import open_release
 from quantkit.release.verifying.verify import Origin, verify
 
 UNKNOWN = SourceCard(None, None, None, None, None, (), (), None)
@@ -137,7 +136,7 @@ def test_what_the_card_downloads_can_be_verified(
     for name in filter_repo_objects(every, allow_patterns=patterns):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((small.folder / name).read_bytes())
-    files, said = open_folder(tmp_path, 1)
+    files, said = open_release(str(tmp_path), 1)
     found = verify(files, said, Origin(choose_model(str(small.source)), seed=1, full=True))
     assert found.faults == ()
     assert [check.name for check in found.checks][-1] == "source"

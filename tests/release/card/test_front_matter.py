@@ -55,9 +55,6 @@ def test_what_a_model_was_trained_from_is_not_what_it_is() -> None:
     assert from_metadata(base | origin).repository == "nvidia/X"
     page = {"general.repo_url": meta("str", "https://huggingface.co/unsloth")}
     assert from_metadata(page).repository is None
-
-
-def test_an_empty_header() -> None:
     assert from_metadata({}) == SourceCard(None, None, None, None, None, (), (), None, None)
 
 
@@ -95,9 +92,6 @@ def test_the_hubs_record() -> None:
 )  # fmt: skip
 def test_links_are_of_the_web_or_of_the_repository(link: object, kept: str | None) -> None:
     assert from_card("a/b", None, {"license_link": link}, None).licence_link == kept
-
-
-def test_a_relative_link_without_a_repository_leads_nowhere() -> None:
     assert from_card(None, None, {"license_link": "LICENSE"}, None).licence_link is None
 
 

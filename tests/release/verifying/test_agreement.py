@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -61,13 +62,8 @@ def test_a_level_is_called_as_its_files_are(
 
     def change(content: Any) -> None:  # noqa: ANN401
         for level in content["levels"].values():
-            level["files"] = [
-                new + file.removeprefix(old) if file.startswith(old) else file
-                for file in level["files"]
-            ]
-            level["evidence"] = (
-                level["evidence"].replace(old, new) if "/" in old else (level["evidence"])
-            )
+            level["files"] = [re.sub(f"^{old}", new, file) for file in level["files"]]
+            level["evidence"] = re.sub(f"^{old}", new, level["evidence"])
 
     release.edit_json("release.json", change)
     found = faults(release)

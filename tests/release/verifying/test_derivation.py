@@ -20,6 +20,7 @@ from quantkit.models.choose import choose_model, open_source
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.models.model import Model
 from quantkit.quantize.quantize import artifact_metadata, quantize
+from quantkit.release.verifying.checking import Artifact
 from quantkit.release.verifying.derivation import (
     Compared,
     Sampling,
@@ -28,7 +29,6 @@ from quantkit.release.verifying.derivation import (
     shape_faults,
     spans,
 )
-from quantkit.release.verifying.structure import Artifact
 from quantkit.release.verifying.verify import version_words
 
 FULL = Sampling(1, full=True)
@@ -106,18 +106,6 @@ def test_requests_are_bounded_where_the_artifact_is_elsewhere() -> None:
         assert all(span.start // 16 == span.matrix for span in batch if span.info is stack)
     (few,) = spans(infos, Sampling(1, most_requests=1))
     assert len(few) == 11  # no tensor is left out
-
-
-@pytest.mark.parametrize("sampling", [FULL, Sampling(seed=1)], ids=["all", "sampled"])
-def test_experts_in_each_other_s_place(
-    release: SmallRelease, tmp_path: Path, sampling: Sampling
-) -> None:
-    path = broken_artifacts.swapped(q4(release), tmp_path / "tiny-Q4.gguf", STACK, 2, 5)
-    (fault,) = compared(release, path, sampling).faults
-    assert fault.startswith(f"Q4: {STACK}, Q4_K, is not what the source gives in ")
-    assert "of expert 2" in fault
-    if sampling.full:
-        assert "in 512 of 4096 rows" in fault
 
 
 def test_one_flipped_bit(release: SmallRelease, tmp_path: Path) -> None:
@@ -224,20 +212,16 @@ def test_metadata_is_what_quantkit_writes(whole_release: SmallRelease) -> None:
         "Q4: its metadata's tokenizer.chat_template is not what the source gives"
     ]
     more = {**made, "tokenizer.chat_template.tool": MetaValue("str", "x")}
-    assert (
-        "which the source does not give"
-        in metadata_faults("Q4", more, source, imatrix, FILE, None)[0]
-    )
+    assert "does not give" in metadata_faults("Q4", more, source, imatrix, FILE, None)[0]
     less = {k: v for k, v in made.items() if k != "llama.context_length"}
     assert metadata_faults("Q4", less, source, imatrix, FILE, None) == [
         "Q4: its metadata has no llama.context_length"
     ]
     preset = artifact_metadata(source, imatrix, FILE, "Q4_K_M")
     assert metadata_faults("Q4", preset, source, imatrix, FILE, "Q4_K_M") == []
-    assert "general.file_type" in metadata_faults("Q4", preset, source, imatrix, FILE, "Q4_K_S")[0]
-    assert (
-        "general.file_type" in metadata_faults("Q4", preset, source, imatrix, FILE, "nonsense")[0]
-    )
+    for wrong in ("Q4_K_S", "nonsense"):
+        (fault,) = metadata_faults("Q4", preset, source, imatrix, FILE, wrong)
+        assert "general.file_type" in fault
     assert metadata_faults("Q4", preset, source, imatrix, FILE) == []  # it is not known
 
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
-import struct
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -111,21 +109,6 @@ def test_a_gguf_file_that_no_hash_covers_is_a_fault_where_others_download_it(
         assert fault.startswith(f"{name} is in the repository, and no hash of SHA256SUMS covers it")
 
 
-def test_importance_that_no_activation_has_is_a_fault_of_the_release(
-    release: SmallRelease,
-) -> None:
-    path = release.path("tiny-imatrix.gguf")
-    at = GGUFFile(path).stored[f"{STACK}.counts"]
-    change_bytes(path, at.offset, struct.pack("<f", 1e-38))
-    sums = GGUFFile(path).stored[f"{STACK}.in_sum2"]
-    change_bytes(path, sums.offset, struct.pack("<f", 3e38))
-    release.sign()
-    found = verified(release.folder, release.source).faults
-    assert len(found) == 2  # of each level
-    for level, fault in zip(("Q4", "Q8"), found, strict=True):
-        assert fault.startswith(f"{level}: {STACK} has importance in tiny-imatrix.gguf that no")
-
-
 def test_a_missing_shard(release: SmallRelease) -> None:
     second = release.files("Q8")[1]
     release.path(second).unlink()
@@ -157,23 +140,6 @@ def test_experts_in_each_other_s_place_are_found_by_a_sample(
     assert any("another CPU" in note for note in found.notes)
 
 
-def test_another_type_than_was_allocated(release: SmallRelease, tmp_path: Path) -> None:
-    norm = "blk.0.attn_norm.weight"
-    broken = broken_artifacts.mistyped(release.path(Q4), tmp_path / "b.gguf", norm, "I32")
-    os.replace(broken, release.path(Q4))
-    release.forge()
-    assert faults(release) == (f"Q4: {norm} is I32, allocation.json says F32",)
-
-
-def test_bytes_after_the_last_tensor(release: SmallRelease) -> None:
-    with release.path(Q4).open("ab") as file:
-        file.write(b"payload" * 10)
-    release.sign()
-    found = faults(release)
-    assert f"{Q4}: 70 bytes after the last tensor belong to none" in found
-    assert any(fault.startswith("Q4: its files have ") for fault in found)
-
-
 def test_a_file_that_is_cut_or_none_is_a_fault_beside_others(release: SmallRelease) -> None:
     os.truncate(release.path(Q4), 100_000)
     release.path("tiny-imatrix.gguf").write_bytes(b"<html>")
@@ -184,21 +150,6 @@ def test_a_file_that_is_cut_or_none_is_a_fault_beside_others(release: SmallRelea
     assert "tiny-imatrix.gguf is not a GGUF file" in text
     assert f"{shard} is not a GGUF file" in text
     assert text.count("has the SHA-256") == 3
-
-
-def test_tensors_with_a_gap(release: SmallRelease) -> None:
-    """The last tensor moved on by 32 bytes, with the file."""
-    data = bytearray(release.path(Q4).read_bytes())
-    last = list(GGUFFile(release.path(Q4)).stored.values())[-1]
-    name = last.info.name.encode()
-    entry = data.index(struct.pack("<Q", len(name)) + name) + 8 + len(name)
-    at = entry + 4 + 8 * len(last.info.shape) + 4
-    (offset,) = struct.unpack_from("<Q", data, at)
-    struct.pack_into("<Q", data, at, offset + 32)
-    data[last.offset : last.offset] = b"x" * 32
-    release.path(Q4).write_bytes(data)
-    release.sign()
-    assert f"{Q4}: 32 bytes before {last.info.name} belong to no tensor" in faults(release)
 
 
 def test_hyperparameters_that_are_not_the_source_s(release: SmallRelease, tmp_path: Path) -> None:
@@ -267,45 +218,34 @@ def test_answers_that_were_made_better(release: SmallRelease) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "content", "words"),
+    ("content", "words"),
     [
-        ("release.json", "[]", "release.json is damaged: "),
-        ("release.json", "{", "release.json is not valid JSON: "),
-        ("release.json", '{"format": 1}', "release.json has format version none"),
-        ("release.json", '{"version": 2, "model": 3}', "release.json is damaged: model: "),
-        ("release.json", "[" * 100_000, "release.json is not valid JSON: "),
+        ("[]", "damaged: "),
+        ("{", "not valid JSON: "),
+        ('{"format": 1}', "format version none"),
+        ('{"version": 2, "model": 3}', "damaged: model: "),
+        ("[" * 100_000, "not valid JSON: "),
     ],
 )
-def test_a_manifest_of_the_wrong_shape(
-    release: SmallRelease, name: str, content: str, words: str
-) -> None:
-    release.path(name).write_text(content)
-    with pytest.raises(InputError) as refused:
+def test_a_manifest_of_the_wrong_shape(release: SmallRelease, content: str, words: str) -> None:
+    release.path("release.json").write_text(content)
+    with pytest.raises(InputError, match=rf"^release\.json .*{words}"):
         verified(release.folder)
-    assert str(refused.value).startswith(words)
 
 
 @pytest.mark.parametrize(
     ("name", "content", "words"),
     [
-        (
-            "levels/Q4/validation.json",
-            '{"version": 1}',
-            "validation.json is damaged: passed: ",
-        ),
-        (
-            "levels/Q4/allocation.json",
-            '{"total_bytes": "1"}',
-            "json is damaged: total_bytes: ",
-        ),
-        ("levels/Q4/niah.jsonl", '{"seed": 1}\n', "levels/Q4/niah.jsonl, line 1 is "),
-        ("levels/Q4/niah.jsonl", "\xff\n", "levels/Q4/niah.jsonl, line 1 is "),
+        ("validation.json", '{"version": 1}', "validation.json is damaged: passed: "),
+        ("allocation.json", '{"total_bytes": "1"}', "json is damaged: total_bytes: "),
+        ("niah.jsonl", '{"seed": 1}\n', "levels/Q4/niah.jsonl, line 1 is "),
+        ("niah.jsonl", "\xff\n", "levels/Q4/niah.jsonl, line 1 is "),
     ],
 )
 def test_evidence_of_the_wrong_shape_is_a_fault_with_file_and_key(
     release: SmallRelease, name: str, content: str, words: str
 ) -> None:
-    release.path(name).write_bytes(content.encode("latin-1"))
+    release.path(f"levels/Q4/{name}").write_bytes(content.encode("latin-1"))
     release.sign()
     assert any(words in fault for fault in faults(release)), faults(release)
 
@@ -444,16 +384,6 @@ def test_a_repository_that_does_not_agree(release: SmallRelease, tmp_path: Path)
         assert f"Q4: {STACK}, Q4_K, is not what the source gives in 2 of" in fault
 
 
-def test_a_repository_that_lost_a_shard(release: SmallRelease) -> None:
-    lost = release.files("Q8")[2]
-    release.path(lost).unlink()
-    with hub({"someone/tiny-GGUF": release.folder}) as served:
-        assert of_hub(served).faults == (
-            f"{lost} is in SHA256SUMS, not in the repository",
-            f"Q8: 1 of {len(release.files('Q8'))} files are missing: {lost}",
-        )
-
-
 def test_small_files_that_arrive_wrong_are_fetched_again(release: SmallRelease) -> None:
     with hub({"someone/tiny-GGUF": release.folder}) as served:
         served.faults = {"release.json": [Fault(corrupt=True)]}
@@ -492,11 +422,3 @@ def test_what_a_person_did_not_download_is_no_json(release: SmallRelease) -> Non
     assert agrees["types"] is None
     assert agrees["claims"] == "sizes and bits as stated"
     assert len([name for name in found.not_here if name.startswith("levels/")]) == 8
-
-
-def test_json_numbers_are_not_taken_from_text(release: SmallRelease) -> None:
-    content = json.loads(release.path("release.json").read_text())
-    content["parameters"] = str(content["parameters"])
-    release.path("release.json").write_text(json.dumps(content))
-    with pytest.raises(InputError, match="parameters: Input should be a valid integer"):
-        verified(release.folder)

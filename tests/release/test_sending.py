@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from quantkit.core.errors import InputError
 from quantkit.hub.reading import HubFile
 from quantkit.hub.writing import LocalFile, local_file
-from quantkit.release.changes import Changes, changes_to, is_same
-from quantkit.release.names import CARD, SUMS
+from quantkit.release.layout import CARD, SUMS
+from quantkit.release.sending import Changes, changes_to, is_same
 
 NAMES = [CARD, SUMS, "m-Q4.gguf", "levels/Q4/niah.jsonl", "notes.txt", ".gitattributes"]
 CONTENTS = [b"one", b"two", b"---\nlicense: mit\n---\n"]
@@ -50,10 +50,9 @@ def compared(
     return changes_to(
         "someone/m-GGUF",
         [local(folder, name, content) for name, content in here.items()],
-        [remote(name, content) for name, content in there.items()],
+        {name: remote(name, content) for name, content in there.items()},
         {name: sha256(content) for name, content in earlier.items()},
-        lambda file: sha256(there[file.name]),
-        lambda file: there[file.name].startswith(b"---"),
+        lambda file: there[file.name],
         replace=replace,
     )
 
@@ -85,12 +84,6 @@ def test_somebody_s_file_is_overwritten_only_when_asked(tmp_path: Path, name: st
             compared(tmp_path, {name: b"one"}, {name: b"somebody's"}, earlier)
         found = compared(tmp_path, {name: b"one"}, {name: b"somebody's"}, earlier, replace=True)
         assert [file.name for file in found.sent] == [name]
-
-
-def test_a_card_that_says_nothing_is_overwritten(tmp_path: Path) -> None:
-    """The Hub makes one where a licence is chosen for a new repository."""
-    found = compared(tmp_path, {CARD: b"one"}, {CARD: b"---\nlicense: mit\n---\n"}, {})
-    assert [file.name for file in found.sent] == [CARD]
 
 
 def test_files_of_an_earlier_release_are_removed_only_when_asked(tmp_path: Path) -> None:

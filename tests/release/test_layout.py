@@ -1,4 +1,4 @@
-"""SHA256SUMS: coreutils as oracle, properties, and lines that a stranger wrote."""
+"""Names of repositories and files, and SHA256SUMS with coreutils as oracle."""
 
 from __future__ import annotations
 
@@ -11,7 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from quantkit.core.errors import InputError
-from quantkit.release.sums import parse_sums, sums_text, unsafe_name
+from quantkit.release.layout import (
+    artifact_names,
+    model_folder,
+    parse_sums,
+    repository_name,
+    sums_text,
+    unsafe_name,
+)
 
 A, B = "a" * 64, "0123456789abcdef" * 4
 PARTS = st.text(
@@ -19,6 +26,37 @@ PARTS = st.text(
 ).filter(lambda part: part not in (".", ".."))
 NAMES = st.lists(PARTS, min_size=1, max_size=4).map("/".join).filter(lambda n: n[1:2] != ":")
 HASHES = st.binary(min_size=32, max_size=32).map(bytes.hex)
+
+
+@pytest.mark.parametrize(
+    ("to", "name"),
+    [
+        ("someone", "someone/Model-120B-GGUF"),
+        ("someone/mine", "someone/mine-GGUF"),
+        ("someone/mine-GGUF", "someone/mine-GGUF"),
+        ("someone/mine-gguf", "someone/mine-gguf"),
+    ],
+)
+def test_the_suffix_is_added_once(to: str, name: str) -> None:
+    assert repository_name(to, "Model-120B") == name
+    assert repository_name("someone/mine", "m", exact=True) == "someone/mine"
+
+
+@pytest.mark.parametrize(
+    "to",
+    ["", "/", "a/b/c", "a b/m", "a/", "-a/m", "a/m..n", "a/m--n", "a/../b", "a/" + 96 * "x"],
+)
+def test_names_that_the_hub_refuses_are_told(to: str) -> None:
+    with pytest.raises(InputError, match="repository"):
+        repository_name(to, "model" if to else "", exact=True)
+
+
+def test_shards_lie_in_a_folder_of_the_level() -> None:
+    assert artifact_names("Q4", ["m-Q4.gguf"]) == ("m-Q4.gguf",)
+    shards = ["m-Q4-00001-of-00002.gguf", "m-Q4-00002-of-00002.gguf"]
+    assert artifact_names("Q4", shards) == tuple(f"Q4/{name}" for name in shards)
+    assert model_folder(["m-Q4.gguf"]) == "../.."
+    assert model_folder(artifact_names("Q4", shards)) == "../../Q4"
 
 
 def test_sha256sum_checks_what_is_written_and_writes_what_is_read(tmp_path: Path) -> None:
@@ -36,9 +74,10 @@ def test_sha256sum_checks_what_is_written_and_writes_what_is_read(tmp_path: Path
         assert parse_sums(written.stdout.decode()) == hashes
 
 
-def test_lines_are_sorted_by_name() -> None:
+def test_lines_are_sorted_by_name_and_capitals_are_read() -> None:
     text = sums_text({"b": A, "a/z": B, "B": A})
     assert text == f"{A}  B\n{B}  a/z\n{A}  b\n"
+    assert parse_sums(f"{B.upper()}  f\n") == {"f": B}
 
 
 @given(st.dictionaries(NAMES, HASHES))
@@ -63,10 +102,6 @@ def test_a_safe_name_stays_below_the_folder(name: str) -> None:
         assert (folder / name).as_posix() == f"/release/{name}"
 
 
-def test_hashes_in_capitals_are_the_same_hashes() -> None:
-    assert parse_sums(f"{B.upper()}  f\n") == {"f": B}
-
-
 @pytest.mark.parametrize(
     ("line", "reason"),
     [
@@ -85,6 +120,7 @@ def test_hashes_in_capitals_are_the_same_hashes() -> None:
         (f"{A} a", "64 hexadecimal digits"),
         (f"{A}  ", "64 hexadecimal digits"),
         ("SHA256 (a) = " + A, "64 hexadecimal digits"),
+        (f"{A}  good", "listed twice"),
     ],
 )
 def test_what_a_stranger_wrote(line: str, reason: str) -> None:
@@ -92,11 +128,6 @@ def test_what_a_stranger_wrote(line: str, reason: str) -> None:
         parse_sums(f"{B}  good\n{line}\n")
     assert "line 2" in str(refused.value)
     assert "\x1b" not in str(refused.value)
-
-
-def test_a_name_that_comes_twice() -> None:
-    with pytest.raises(InputError, match="line 2: f is listed twice"):
-        parse_sums(f"{A}  f\n{B}  f\n")
 
 
 @pytest.mark.parametrize("name", ["a\nb", "a\\b", "../a", "/a", ""])
