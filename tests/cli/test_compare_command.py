@@ -191,7 +191,7 @@ def test_a_text_of_ones_own(models: Path, tmp_path: Path) -> None:
         "--chunk-tokens", 64, "--chunks", 400, cwd=tmp_path,
     )  # fmt: skip
     assert finished.returncode == 0, finished.stderr
-    assert "of the 400 chunks" in finished.stdout
+    assert "400 chunks" in finished.stdout
     assert "mine.txt" in finished.stdout
     assert "Order: demo-Q4\n" in finished.stdout
     for path in (tmp_path / "demo-compare").rglob("*"):
@@ -213,8 +213,8 @@ def test_wrong_input_is_told_before_any_work(models: Path, tmp_path: Path) -> No
         ("none.gguf", (artifact, "--base", tmp_path / "none.gguf")),
         ("gone.gguf", (tmp_path / "gone.gguf", "--base", base)),
         ("--base", (artifact, artifact)),
-        ("other.gguf has another tokenizer", (other, "--base", base)),
-        ("llama.gguf has another tokenizer", (artifact, llama, "--base", base)),
+        ("other.gguf", (other, "--base", base)),
+        ("llama.gguf", (artifact, llama, "--base", base)),
         ("tokenizer.chat_template", (artifact, plain)),
         ("no-text.txt", (artifact, "--base", base, "--text", tmp_path / "no-text.txt")),
         ("no.txt", (artifact, base, "--haystack", tmp_path / "no.txt")),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -334,7 +333,7 @@ def test_a_phone_scrolls_tables_and_not_the_page(open_page: Open) -> None:
 
 def test_a_level_may_have_any_name(browser: Browser, tmp_path: Path) -> None:
     name = '4.5 bits & "more"'
-    one = dataclasses.replace(finish_level(tmp_path, "Q4", answers_of(0.02)), name=name)
+    one = finish_level(tmp_path, name, answers_of(0.02))
     page = browser.new_page()
     page.goto(write_report(report_facts([one]), tmp_path)[0].as_uri())
     assert shown(page, "#levels tbody th") == [name]
