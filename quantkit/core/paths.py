@@ -17,7 +17,7 @@ def resource(name: str) -> Path:
 DEMO_MODEL = _PACKAGE / "data" / "demo-model"
 PARAPHRASES = _PACKAGE / "data" / "paraphrases.txt"
 HAYSTACK = _PACKAGE / "data" / "haystack.txt.xz"
-TEMPLATES = _PACKAGE / "templates"
+TEMPLATES = _PACKAGE / "report" / "templates"
 
 
 def cache_folder() -> Path:
