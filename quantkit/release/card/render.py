@@ -34,8 +34,7 @@ from quantkit.release.layout import evidence_folder
 from quantkit.report.pages import page_environment, percent_text
 from quantkit.report.results import LevelResult
 from quantkit.report.retrieval_words import check_text, forks_text, worst_fork
-from quantkit.retrieval.results import MAIN_TASKS, Retrieval, TaskScore
-from quantkit.study.imatrix import Calibration
+from quantkit.retrieval.results import MAIN_TASKS, TaskScore
 
 _TASKS = {
     "multikey": "many keys with near misses, each hidden once with its number",
@@ -103,21 +102,15 @@ def card_text(facts: CardFacts) -> str:
             dict.fromkeys(f"{s.name} at {tokens_text(s.context_tokens)}" for s in gated_first)
         ),
         gpus=gpus_text(facts.target),
-        source=_source(facts),
-        licence=_licence(facts),
         gated_tasks=[table for table in tables if table.task in gated],
         other_tasks=[table for table in tables if table.task not in gated],
         retrieval=first,
         plans=plan_lines(facts),
         check=check_text(first),
-        gate=_gate_rule(first),
         forks=forks_text(max(forked, key=worst_fork)) if forked else "",
         measured=[result.kld for result in results if result.kld is not None],
         checked=[result for result in results if result.integrity is not None],
-        left_out=[(result, _why_left_out(result)) for result in facts.left_out],
-        texts=_calibration_rows(facts.calibration),
         licences_stated=[text.licence is not None for text in facts.calibration.sources],
-        types_text=_types(facts),
         ready=ready,
         is_repeatable=not own_texts(facts.recipe, ready=ready),
         packages=[f"{_PACKAGES.get(name, name)}=={text}" for name, text in facts.versions.items()],
@@ -179,28 +172,6 @@ def _wrapped(words: Sequence[str]) -> str:
 # ---- the parts of the card
 
 
-def _source(facts: CardFacts) -> str:
-    """The original model; a link with its commit if it is on the Hub."""
-    source = facts.source
-    if source.repository is None:
-        return f"**{plain(facts.model)}**"
-    page = f"{facts.endpoint}/{source.repository}"
-    words = link(source.repository, page)
-    if source.commit is not None:
-        words += f" at commit {link(source.commit[:12], f'{page}/tree/{source.commit}')}"
-    return words
-
-
-def _licence(facts: CardFacts) -> str:
-    source = facts.source
-    shown = source.licence_name or source.licence
-    if shown is None:
-        none = "the original model's card states none; ask its authors before you use these files."
-        return f"Licence: {none}"
-    name = plain(shown) if source.licence_link is None else link(shown, source.licence_link)
-    return f"Licence: {name}, the same as the original model's."
-
-
 def _score(score: TaskScore) -> str:
     """`63/64, ≥ 92.8 %`, which only the comma breaks."""
     bound = percent_text(score.lower_bound).replace(" ", "\u00a0")
@@ -234,66 +205,3 @@ def _task_tables(results: Sequence[LevelResult]) -> list[_TaskTable]:
         rows = {r.name: [scores.get((r.name, length)) for length in lengths] for r in results}
         tables.append(_TaskTable(task, _TASKS.get(task, ""), tuple(heads), rows))
     return tables
-
-
-def _gate_rule(found: Retrieval) -> str:
-    """What a level must reach."""
-    least, clustered = found.recipe.minimum_lower_bound, found.recipe.clustered
-    if least is None:
-        return "No gate was set: every level is published with its figures."
-    spread = ", which allows for the spread between seeds," if clustered else ""
-    kind = f"{'' if clustered else 'exact '}lower bound{spread}"
-    tasks = " and of ".join(score.name for score in found.gated)
-    return (
-        f"A level passes if the {kind} of the hit rate of {tasks} at "
-        f"{tokens_text(found.context_tokens)} tokens (one-sided, {100 * found.confidence:.0f} %) "
-        f"reaches {percent_text(least)}."
-    )
-
-
-def _why_left_out(result: LevelResult) -> str:
-    if result.baseline:
-        return "a baseline, built for comparison"
-    if result.passed:
-        return "not chosen for this release"
-    scores = ", ".join(
-        f"{s.name} at {tokens_text(s.context_tokens)}: {_score(s)}" for s in result.retrieval.gated
-    )
-    return f"failed its gate ({scores})"
-
-
-def _calibration_rows(calibration: Calibration) -> list[tuple[str, str, str]]:
-    """(text, its tokens, its licence) of what the importance matrix was collected on."""
-    rows = []
-    for source in calibration.sources:
-        tokens, origin, licence = source.tokens, source.origin or "", source.licence
-        words = plain(source.name)
-        if origin.startswith("hf://datasets/"):
-            name, _, commit = origin.removeprefix("hf://datasets/").partition("@")
-            page = f"https://huggingface.co/datasets/{name}"
-            words = link(name, f"{page}/tree/{commit}" if commit else page)
-        elif origin == "quantkit":
-            words += " (ships with quantkit)"
-        elif origin == "disk":
-            words += " (a file of the publisher)"
-        count = "not known" if tokens is None else f"{tokens:,}"
-        rows.append((words, count, "not stated" if licence is None else plain(licence)))
-    return rows
-
-
-def _types(facts: CardFacts) -> str:
-    """How the levels' types were chosen."""
-    published = {level.name for level in facts.levels}
-    presets = [level for level in facts.recipe.levels if level.name in published and level.preset]
-    words = [f"{level.name} uses the types of llama.cpp's {level.preset}." for level in presets]
-    if len(presets) < len(published):
-        costed = any(level.result.allocation.predicted_kld is not None for level in facts.levels)
-        summed = "relative error of the tensors, weighted by the importance matrix,"
-        if costed:
-            summed = "KLD that the tensors' errors were measured to cost,"
-        each = "In the other levels, each" if presets else "Each"
-        words.append(
-            f"{each} tensor has a type of its own. The types minimise the summed {summed} within "
-            "the size of the level and the memory of every GPU."
-        )
-    return " ".join(words)
