@@ -331,6 +331,7 @@ def test_a_build_from_a_repository(tmp_path: Path) -> None:
         assert finished.returncode == 0, finished.stderr
         checkpoint = json.loads((out / "checkpoint.json").read_text())
         assert checkpoint == {
+            "version": 1,
             "model": "someone/small",
             "commit": COMMIT,
             "files": {
