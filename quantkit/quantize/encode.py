@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
 from quantkit.core.files import publish
-from quantkit.core.journal import Journal
 from quantkit.core.progress import Progress
 from quantkit.core.units import bytes_text
+from quantkit.core.work_folders import Journal
 from quantkit.formats.gguf_file import FinishedFile, ReusableTensor, reusable_tensors
 from quantkit.formats.gguf_writer import ShardLayout, ShardWriter, open_shard, tensor_size_bytes
 from quantkit.formats.tensor_types import BY_NAME

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256
-from quantkit.core.journal import Journal
 from quantkit.core.progress import SILENT
+from quantkit.core.work_folders import Journal
 from quantkit.formats.gguf_writer import ShardWriter, lay_out, tensor_size_bytes
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize import encode

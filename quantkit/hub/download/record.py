@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from quantkit.core.journal import Journal
+from quantkit.core.work_folders import Journal
 from quantkit.hub.reading import HubFile
 
 STATE = ".quantkit"

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256
-from quantkit.core.printable import shown
+from quantkit.core.units import shown
 from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.gguf_header import GGUFHeader, read_header
 from quantkit.hub.download.digest import FileDigest, wrong_twice
