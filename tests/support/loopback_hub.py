@@ -21,17 +21,15 @@ from dataclasses import dataclass, field
 from http.server import ThreadingHTTPServer
 from pathlib import Path
 
-from loopback_commits import Commit, Recorded, is_large, record
 from loopback_files import Fault, Files, Served
-from loopback_requests import STORAGE_FULL, Account, UploadFault
-from loopback_store import Change, Repository, Store
+from loopback_requests import Account, UploadFault
+from loopback_store import Change, Commit, Recorded, Repository, Store, is_large, record
 from loopback_uploads import Uploads
 
 __all__ = [
     "COMMIT",
     "GOOD_TOKEN",
     "READ_TOKEN",
-    "STORAGE_FULL",
     "Account",
     "Fault",
     "LoopbackHub",
