@@ -19,7 +19,7 @@ from quantkit.core.files import file_sha256
 from quantkit.core.units import shown
 from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.gguf_header import GGUFHeader, read_header
-from quantkit.hub.download.digest import FileDigest, wrong_twice
+from quantkit.hub.downloads import FileDigest, wrong_twice
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.models.remote import read_small
 
