@@ -21,7 +21,7 @@ from quantkit.core.receipts import finished_receipts
 from quantkit.formats.gguf_file import FinishedFile
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.formats.tensors import TensorSource
-from quantkit.hub.download.record import is_whole
+from quantkit.hub.downloads import is_whole
 from quantkit.hub.reading import Hub
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile
 from quantkit.models.choose import ModelChoice, imatrix_name, model_files, open_source

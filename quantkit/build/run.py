@@ -10,7 +10,7 @@ from quantkit.build.context import BuildContext, Job, StudyContext, StudyJob
 from quantkit.build.pipeline import Pipeline
 from quantkit.core.console import Console
 from quantkit.core.errors import GateError
-from quantkit.core.haystack import haystack_text
+from quantkit.core.paths import haystack_text
 from quantkit.core.work_folders import build_folder
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.llamacpp.memory_plan import asking

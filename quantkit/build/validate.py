@@ -12,12 +12,12 @@ from typing import Any
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.console import Console
+from quantkit.core.documents import validated
 from quantkit.core.errors import GateError, InputError
 from quantkit.core.files import check_writable, content_id, identity
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.threads import worker_count
 from quantkit.core.work_folders import resumable
-from quantkit.core.yaml import validated
 from quantkit.llamacpp.endpoint import Endpoint
 from quantkit.llamacpp.ggml import library_version
 from quantkit.llamacpp.selftest import device_settings

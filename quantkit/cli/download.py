@@ -31,7 +31,7 @@ def download(
 ) -> None:
     """Download and verify a checkpoint from the Hub. Resumes after an interruption."""
     from quantkit.config.recipe import recipe_for
-    from quantkit.core.hub_address import HubAddress
+    from quantkit.core.paths import HubAddress
     from quantkit.hub.reading import Hub
     from quantkit.models.download import download as run
     from quantkit.models.local_copy import SpaceNeeded, check_space, survey

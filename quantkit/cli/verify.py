@@ -108,7 +108,7 @@ def _print(console: Console, check: Check) -> None:
 
 
 def _print_rest(console: Console, found: Verified) -> None:
-    from quantkit.core.printable import shown
+    from quantkit.core.units import shown
 
     for names, words in (
         (found.not_here, "not here, so not checked"),

@@ -8,9 +8,9 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field, field_validator, model_validator
 
+from quantkit.core.documents import Strict
 from quantkit.core.errors import InputError
 from quantkit.core.units import GB, GIB
-from quantkit.core.yaml import Strict
 from quantkit.formats.tensor_types import BY_NAME
 
 PRESETS = (

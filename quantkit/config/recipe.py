@@ -13,10 +13,9 @@ from pydantic import Field, model_validator
 
 from quantkit.config.levels import LevelRecipe, Pattern, chosen_levels
 from quantkit.config.target import KVType
+from quantkit.core.documents import Strict, read_yaml, validated
 from quantkit.core.errors import InputError
-from quantkit.core.hub_address import HubAddress
-from quantkit.core.paths import resource
-from quantkit.core.yaml import Strict, read_yaml, validated
+from quantkit.core.paths import HubAddress, resource
 from quantkit.formats.tensor_types import BY_NAME
 
 STOCK_CANDIDATES = (

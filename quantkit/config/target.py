@@ -10,11 +10,10 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
+from quantkit.core.documents import Record, Strict, read_yaml, validated
 from quantkit.core.errors import InputError
-from quantkit.core.json_documents import Record
 from quantkit.core.paths import resource
 from quantkit.core.units import GIB
-from quantkit.core.yaml import Strict, read_yaml, validated
 
 KVType = Literal["f16", "bf16", "q8_0", "q5_1", "q5_0", "q4_1", "q4_0"]
 Draft = Literal["none", "mtp"]

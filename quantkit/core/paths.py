@@ -1,9 +1,15 @@
-"""Paths of the files that ship with quantkit, and of its cache."""
+"""Files that ship with quantkit, its cache, and addresses of repositories on the Hub."""
 
 from __future__ import annotations
 
+import functools
+import lzma
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
+
+from quantkit.core.errors import InputError
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -24,3 +30,48 @@ def cache_folder() -> Path:
     """The user's cache folder for quantkit, which may not exist yet."""
     base = os.environ.get("XDG_CACHE_HOME")
     return (Path(base) if base else Path.home() / ".cache") / "quantkit"
+
+
+@dataclass(frozen=True)
+class HubAddress:
+    """A repository, and a branch, tag or commit of it; None: its main branch."""
+
+    repository: str
+    revision: str | None = None
+
+    @staticmethod
+    def parse(text: str) -> HubAddress:
+        """`OWNER/NAME` or `OWNER/NAME@REVISION`; whether there is one of that name is not known."""
+        repository, _, revision = text.partition("@")
+        return HubAddress(repository, revision or None)
+
+
+_BOUNDARY = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z])")
+MAX_SENTENCE_CHARACTERS = 600
+"""Longer ones are left out, so that hidden sentences can stand in many places."""
+
+
+@functools.cache
+def haystack_text(path: Path | None = None) -> str:
+    """The shipped text (State of the Union addresses from 1900 on, CC0), or another file.
+
+    Raises:
+        InputError: the file cannot be read as UTF-8 text.
+    """
+    try:
+        if path is None:
+            return lzma.decompress(HAYSTACK.read_bytes()).decode("utf-8")
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read the haystack {path}: {error}") from None
+
+
+@functools.cache
+def sentences(path: Path | None = None) -> tuple[str, ...]:
+    """The haystack's sentences in order, up to MAX_SENTENCE_CHARACTERS each."""
+    found = []
+    for paragraph in haystack_text(path).splitlines():
+        for sentence in _BOUNDARY.split(" ".join(paragraph.split())):
+            if 0 < len(sentence) <= MAX_SENTENCE_CHARACTERS:
+                found.append(sentence)
+    return tuple(found)

@@ -1,4 +1,4 @@
-"""Sizes and times as text; GiB (2^30) and GB (10^9) are told apart."""
+"""Sizes, times and untrusted names as text; GiB (2^30) and GB (10^9) are told apart."""
 
 from __future__ import annotations
 
@@ -55,3 +55,17 @@ def tokens_text(tokens: int) -> str:
         if tokens >= scale and tokens % scale == 0:
             return f"{tokens // scale}{unit}"
     return f"{tokens:,}"
+
+
+MOST_CHARACTERS = 120
+
+
+def shown(name: str) -> str:
+    """`name` in at most `MOST_CHARACTERS` characters, without control characters."""
+    plain = printable(name[:MOST_CHARACTERS])
+    return plain if len(name) <= MOST_CHARACTERS else plain + "…"
+
+
+def printable(text: str) -> str:
+    """`text` with control characters and half surrogates written as their codes."""
+    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)

@@ -13,11 +13,12 @@ from typing import TYPE_CHECKING, TypeVar
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.hub.errors import (
     Asked,
+    Purpose,
     Refusal,
+    RepositoryKind,
     failed,
     no_address,
     no_token,
-    offline,
     refusal_error,
 )
 
@@ -96,6 +97,16 @@ class Connection:
 
         return HfApi(endpoint=self.endpoint, token=self.token or False)
 
+    def asked(
+        self,
+        repository: str,
+        revision: str | None,
+        purpose: Purpose,
+        kind: RepositoryKind = "model",
+    ) -> Asked:
+        """A request as errors describe it."""
+        return Asked(self.endpoint, repository, revision, self.has_token, kind, purpose)
+
     @contextmanager
     def explained(self, asked: Asked) -> Iterator[None]:
         """Replace the client's errors with ours."""
@@ -105,7 +116,9 @@ class Connection:
         try:
             yield
         except OfflineModeIsEnabled:
-            raise offline(asked) from None
+            raise EnvironmentFault(
+                f"{asked.doing} needs the network, and HF_HUB_OFFLINE is set; unset it"
+            ) from None
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             refusal = self.refusal(error)
             if refusal is None:

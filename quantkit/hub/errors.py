@@ -148,14 +148,6 @@ def _write_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
     return None
 
 
-def refused_card(words: str) -> InputError:
-    """The error for metadata of a model card that the Hub does not accept."""
-    return InputError(
-        f"the Hub does not accept the card's metadata: {words}; they come from the source's own "
-        "card: name another source with --base-model, or mend its card"
-    )
-
-
 def no_write_token(endpoint: str) -> InputError:
     """The error for publishing without a token."""
     return InputError(
@@ -215,10 +207,6 @@ def failed(words: str, asked: Asked) -> EnvironmentFault:
     return EnvironmentFault(
         f"{asked.doing} failed ({words}); check the network, then run again: {asked.kept}"
     )
-
-
-def offline(asked: Asked) -> EnvironmentFault:
-    return EnvironmentFault(f"{asked.doing} needs the network, and HF_HUB_OFFLINE is set; unset it")
 
 
 def no_address(name: str) -> InputError:

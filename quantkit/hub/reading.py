@@ -108,7 +108,7 @@ class Hub:
             InputError: no such repository or revision, or the Hub refuses; says what to do.
             EnvironmentFault: the network or the Hub failed.
         """
-        asked = self._asked(repository, revision, kind)
+        asked = self.connection.asked(repository, revision, self._purpose, kind)
         info = self._described(asked, on_wait, files_metadata=True)
         found = []
         for sibling in info.siblings or ():
@@ -127,7 +127,7 @@ class Hub:
             kind,
             licence_of(info.card_data),
             card_of(info.card_data),
-            gating_of(info.gated),
+            info.gated if info.gated in (True, False, "auto", "manual") else None,
             bool(info.private),
         )
 
@@ -149,15 +149,9 @@ class Hub:
             InputError: no such repository or revision, or the Hub refuses; says what to do.
             EnvironmentFault: the network or the Hub failed.
         """
-        asked = self._asked(repository, revision)
+        asked = self.connection.asked(repository, revision, self._purpose)
         info = self._described(asked, on_wait, at_once=at_once, expand=["sha"])
         return commit_of(info.sha, asked)
-
-    def _asked(
-        self, repository: str, revision: str | None, kind: RepositoryKind = "model"
-    ) -> Asked:
-        endpoint, has_token = self.connection.endpoint, self.connection.has_token
-        return Asked(endpoint, repository, revision, has_token, kind, self._purpose)
 
     def _described(
         self,
@@ -204,7 +198,9 @@ class Hub:
 
         position, delays_s = start, iter(self.connection.delays_s)
         end = file.size_bytes if stop is None else min(stop, file.size_bytes)
-        asked = self._asked(listing.repository, listing.commit, listing.kind)
+        asked = self.connection.asked(
+            listing.repository, listing.commit, self._purpose, listing.kind
+        )
         with self.connection.explained(asked):
             while position < end:
                 before = position
@@ -296,11 +292,6 @@ def card_of(card: object) -> dict[str, object]:
     as_plain = getattr(card, "to_dict", None)
     found = as_plain() if callable(as_plain) else None
     return found if isinstance(found, dict) else {}
-
-
-def gating_of(gated: object) -> str | bool | None:
-    """How access is granted: `auto`, `manual`, or False; None for anything else."""
-    return gated if isinstance(gated, bool) or gated in ("auto", "manual") else None
 
 
 def first_byte_offset(status: int, headers: Mapping[str, str], position: int) -> int:

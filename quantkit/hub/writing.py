@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 from urllib.parse import quote
 
-from quantkit.core.errors import EnvironmentFault
+from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.threads import run_all
 from quantkit.hub.connection import Connection, ignore
-from quantkit.hub.errors import Asked, Purpose, no_write_token, refused_card
+from quantkit.hub.errors import Purpose, no_write_token
 
 if TYPE_CHECKING:
     import httpx2
@@ -122,7 +122,7 @@ class Upload:
     ) -> None:
         self._connection, self._repository, self._revision = connection, repository, revision
         self._propose, self._on_wait = propose, on_wait
-        self._asked = _asked(connection, repository, revision)
+        self._asked = connection.asked(repository, revision, "publish")
         self._added: list[CommitOperationAdd] = []
 
     def send(self, files: Sequence[LocalFile]) -> None:
@@ -317,7 +317,11 @@ class HubWriter:
 
         refused = self._call(repository, None, ask, "look up")
         if refused:
-            raise refused_card(self._connection.without_token("; ".join(refused)))
+            reasons = self._connection.without_token("; ".join(refused))
+            raise InputError(
+                f"the Hub does not accept the card's metadata: {reasons}; they come from the "
+                "source's own card: name another source with --base-model, or mend its card"
+            )
 
     def upload(
         self,
@@ -341,13 +345,8 @@ class HubWriter:
         act: Callable[[], _Answer],
         purpose: Purpose = "publish",
     ) -> _Answer:
-        return self._connection.call(_asked(self._connection, repository, revision, purpose), act)
-
-
-def _asked(
-    connection: Connection, repository: str, revision: str | None, purpose: Purpose = "publish"
-) -> Asked:
-    return Asked(connection.endpoint, repository, revision, connection.has_token, purpose=purpose)
+        connection = self._connection
+        return connection.call(connection.asked(repository, revision, purpose), act)
 
 
 def _client() -> httpx2.Client:

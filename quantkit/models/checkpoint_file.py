@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from quantkit.core.json_documents import JsonDocument, Record
+from quantkit.core.documents import JsonDocument, Record
 
 CHECKPOINT_FILE = "checkpoint.json"
 

@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from quantkit.core.errors import InputError
-from quantkit.core.hub_address import HubAddress
-from quantkit.core.paths import DEMO_MODEL
+from quantkit.core.paths import DEMO_MODEL, HubAddress
 from quantkit.core.progress import SILENT, Progress
 from quantkit.formats.tensors import TensorSource
 from quantkit.hub.reading import Hub

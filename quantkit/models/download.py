@@ -18,9 +18,16 @@ from quantkit.core.progress import Progress
 from quantkit.core.threads import run_all
 from quantkit.core.units import bytes_text
 from quantkit.core.work_folders import build_folder
-from quantkit.hub.download.digest import FileDigest, pieces, wrong_twice
-from quantkit.hub.download.record import STATE, CommitJournal, Kept, read_record
-from quantkit.hub.download.remote_files import RemoteFiles
+from quantkit.hub.downloads import (
+    STATE,
+    CommitJournal,
+    FileDigest,
+    Kept,
+    RemoteFiles,
+    pieces,
+    read_record,
+    wrong_twice,
+)
 from quantkit.hub.reading import Hub, HubFile
 from quantkit.models.local_copy import (
     SpaceNeeded,

@@ -15,8 +15,7 @@ from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.units import bytes_text
 from quantkit.formats.logits_file import scored_positions
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.hub.download.record import STATE, Kept, read_record
-from quantkit.hub.download.remote_files import RemoteFiles
+from quantkit.hub.downloads import STATE, Kept, RemoteFiles, read_record
 from quantkit.hub.reading import HubFile
 
 

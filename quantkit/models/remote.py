@@ -12,8 +12,7 @@ from typing import Any
 
 from quantkit.core.errors import InputError
 from quantkit.core.progress import SILENT, Progress
-from quantkit.hub.download.digest import FileDigest, pieces, wrong_twice
-from quantkit.hub.download.remote_files import RemoteFiles
+from quantkit.hub.downloads import FileDigest, RemoteFiles, pieces, wrong_twice
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.models.families.base import without_prediction
 from quantkit.models.families.registry import family_for

@@ -9,7 +9,7 @@ from typing import Literal, Self
 
 from pydantic import Field
 
-from quantkit.core.json_documents import JsonDocument, Record
+from quantkit.core.documents import JsonDocument, Record
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.presets import Fallback

@@ -14,8 +14,8 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from quantkit.config.target import RunSettings
+from quantkit.core.documents import JsonDocument, Record
 from quantkit.core.errors import DoesNotFitError
-from quantkit.core.json_documents import JsonDocument, Record
 from quantkit.core.units import GIB
 from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.memory_plan import Breakdown

@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
 from quantkit.core.files import publish
-from quantkit.core.journal import Journal
 from quantkit.core.progress import Progress
 from quantkit.core.units import bytes_text
+from quantkit.core.work_folders import Journal
 from quantkit.formats.gguf_file import FinishedFile, ReusableTensor, reusable_tensors
 from quantkit.formats.gguf_writer import ShardLayout, ShardWriter, open_shard, tensor_size_bytes
 from quantkit.formats.tensor_types import BY_NAME
@@ -215,11 +215,6 @@ class _Block:
     stop: int
 
 
-def _can_be_squared(values: NDArray[np.float32]) -> bool:
-    """Whether no square overflows F32; false for a NaN too, which makes both comparisons false."""
-    return bool(values.max() < LARGEST_WEIGHT and values.min() > -LARGEST_WEIGHT)
-
-
 @dataclass(frozen=True)
 class _Encoder:
     """Encodes blocks of rows and writes them to their place; thread-safe."""
@@ -281,7 +276,8 @@ def encode_rows(
     weights = importance.get(info.name)
     column = None if weights is None else weights[matrix]
     values = source.read_rows(info.name, *rows)
-    if not kind.is_quantized or _can_be_squared(values):  # ggml may abort on others
+    # ggml may abort if a square overflows, or on a NaN, which makes both comparisons false
+    if not kind.is_quantized or (values.max() < LARGEST_WEIGHT and values.min() > -LARGEST_WEIGHT):
         with np.errstate(over="ignore"):  # infinities in F16 are reported below
             encoded = kernels.quantize(kind, values, column if kind.is_quantized else None)
         if ggml_kernels.is_finite(kind, encoded):

@@ -70,7 +70,12 @@ def check_artifact(
     kinds = {info.name: info.type_name for info in made.tensors}
     wanted = types or {info.name: kinds.get(info.name, "") for info in source.tensors}
     faults = [*_metadata_faults(made.metadata, metadata), *_type_faults(kinds, wanted)]
-    faults += _shape_faults(made.tensors, source.tensors)
+    shapes = {info.name: info.shape for info in source.tensors}
+    faults += [
+        f"{info.name} has the shape {info.shape}, not {shapes[info.name]}"
+        for info in made.tensors
+        if shapes.get(info.name, info.shape) != info.shape
+    ]
     if faults:
         raise _refused(artifact, faults)
     rng = np.random.default_rng(seed)
@@ -139,15 +144,6 @@ def _type_faults(found: Mapping[str, str], wanted: Mapping[str, str]) -> list[st
         if found.get(name, kind) != kind
     ]
     return missing + extra + wrong
-
-
-def _shape_faults(made: Sequence[TensorInfo], source: Sequence[TensorInfo]) -> list[str]:
-    shapes = {info.name: info.shape for info in source}
-    return [
-        f"{info.name} has the shape {info.shape}, not {shapes[info.name]}"
-        for info in made
-        if shapes.get(info.name, info.shape) != info.shape
-    ]
 
 
 def _errors(

@@ -11,8 +11,8 @@ from typing import Literal
 
 from pydantic import Field
 
+from quantkit.core.documents import JsonDocument, Record
 from quantkit.core.errors import InputError
-from quantkit.core.json_documents import JsonDocument, Record
 
 SUFFIX = "-GGUF"
 CARD = "README.md"

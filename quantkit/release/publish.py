@@ -9,7 +9,7 @@ from urllib.parse import quote
 
 from quantkit.core.console import Console
 from quantkit.core.errors import InputError
-from quantkit.core.hub_address import HubAddress
+from quantkit.core.paths import HubAddress
 from quantkit.hub.errors import NotThereError
 from quantkit.hub.reading import Hub
 from quantkit.hub.writing import HubWriter, LocalFile

@@ -11,7 +11,7 @@ from typing import Literal
 from quantkit import __version__
 from quantkit.config.recipe import Recipe
 from quantkit.config.target import Target
-from quantkit.core.json_documents import JsonDocument
+from quantkit.core.documents import JsonDocument
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.report.results import LevelResult
 from quantkit.study.imatrix import Calibration

@@ -9,8 +9,8 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from quantkit.config.recipe import RetrievalRecipe
-from quantkit.core.journal import Journal
 from quantkit.core.progress import Progress
+from quantkit.core.work_folders import Journal
 from quantkit.llamacpp.settings import Reply
 from quantkit.retrieval.branches import Branch, Prompts
 from quantkit.retrieval.results import Answer, DeviceUse, Retrieval, Rung, score_tasks

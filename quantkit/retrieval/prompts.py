@@ -17,7 +17,7 @@ import numpy as np
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import InputError
-from quantkit.core.haystack import sentences
+from quantkit.core.paths import sentences
 from quantkit.retrieval.branches import (
     Branch,
     Frame,

@@ -23,9 +23,9 @@ from pydantic import TypeAdapter
 
 from quantkit.config.recipe import ImatrixRecipe, MeasureRecipe
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.core.journal import Journal
 from quantkit.core.progress import SILENT, Progress, told_to
 from quantkit.core.units import seconds_text
+from quantkit.core.work_folders import Journal
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.llamacpp.child import Emit, run_isolated

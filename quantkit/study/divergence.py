@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 from quantkit.config.recipe import DivergenceRecipe
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import identity, publish
-from quantkit.core.haystack import haystack_text
-from quantkit.core.journal import Journal
+from quantkit.core.paths import haystack_text
 from quantkit.core.progress import SILENT, Progress, told_to
+from quantkit.core.work_folders import Journal
 from quantkit.formats.logits_file import (
     Logits,
     LogitsFile,

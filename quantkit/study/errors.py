@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.config.recipe import MeasureRecipe
-from quantkit.core.journal import Journal
 from quantkit.core.progress import SILENT, Progress
+from quantkit.core.work_folders import Journal
 from quantkit.formats.tensor_types import BY_NAME, QuantType
 from quantkit.formats.tensors import TensorInfo, TensorSource
 from quantkit.llamacpp import ggml_kernels

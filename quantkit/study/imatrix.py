@@ -19,9 +19,9 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from quantkit.config.recipe import ImatrixRecipe
+from quantkit.core.documents import JsonDocument
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import atomic, file_sha256
-from quantkit.core.json_documents import JsonDocument
 from quantkit.core.progress import SILENT, Progress, told_to
 from quantkit.core.units import bytes_text, seconds_text
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix

@@ -17,7 +17,7 @@ from typing import Literal
 from pydantic import Field
 
 from quantkit.config.recipe import MeasureRecipe
-from quantkit.core.json_documents import JsonDocument
+from quantkit.core.documents import JsonDocument
 
 EXAMPLE_ERROR = 0.01
 _NUMBER = re.compile(r"\d+")

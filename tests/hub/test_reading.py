@@ -7,10 +7,12 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of, hub
+from serving import serving
 
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.hub.reading import Hub, HubFile, Listing
@@ -365,10 +367,8 @@ def test_a_file_that_is_listed_and_not_there(loopback: LoopbackHub, folder: Path
         b"".join(reader.read(listing, file))
 
 
-def test_an_answer_that_is_no_record(tmp_path: Path) -> None:
+def test_an_answer_that_is_no_record() -> None:
     """A login page of a hotel's network answers everything with 200."""
-    import threading
-    from http.server import BaseHTTPRequestHandler, HTTPServer
 
     class LoginPage(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -379,15 +379,11 @@ def test_an_answer_that_is_no_record(tmp_path: Path) -> None:
         def log_message(self, *arguments: object) -> None:
             pass
 
-    server = HTTPServer(("127.0.0.1", 0), LoginPage)
-    threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True).start()
-    try:
-        reader = Hub(f"http://127.0.0.1:{server.server_port}", token=False)
-        with pytest.raises(EnvironmentFault, match="whether the network wants a login"):
-            reader.listing("someone/demo")
-    finally:
-        server.shutdown()
-        server.server_close()
+    with (
+        serving(LoginPage) as address,
+        pytest.raises(EnvironmentFault, match="whether the network wants a login"),
+    ):
+        Hub(address, token=False).listing("someone/demo")
 
 
 def test_no_network_is_a_fault_of_the_machine() -> None:

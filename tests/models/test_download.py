@@ -28,7 +28,7 @@ from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import file_sha256, publish
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.units import GIB
-from quantkit.hub.download.record import STATE, CommitJournal, is_whole, read_record
+from quantkit.hub.downloads import STATE, CommitJournal, is_whole, read_record
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.llamacpp.presets import ask_preset
 from quantkit.models.download import Downloaded, download

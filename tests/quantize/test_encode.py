@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256
-from quantkit.core.journal import Journal
 from quantkit.core.progress import SILENT
+from quantkit.core.work_folders import Journal
 from quantkit.formats.gguf_writer import ShardWriter, lay_out, tensor_size_bytes
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize import encode
@@ -154,14 +154,13 @@ def test_plain_types_take_no_weight_that_they_cannot_hold(
     monkeypatch.setattr(encode, "ROWS_BYTES", 4096)
     arrays, name = llama_arrays(), "blk.0.ffn_up.weight"
     arrays[name][300, 7] = value
-    stored = {"F32": "BF16"}.get(kind, "F32")  # of another type, so that it is no copy
+    stored = "BF16" if kind == "F32" else "F32"  # of another type, so that it is no copy
     with np.errstate(over="ignore"):
         source = GGUFSource(
             write_gguf(tmp_path / "s.gguf", llama_metadata(), arrays, {name: stored})
         )
     work = tmp_path / "work"
-    types = {info.name: info.type_name for info in source.tensors} | {name: kind}
-    infos = [info.with_type(types[info.name]) for info in source.tensors]
+    infos = [i.with_type(kind if i.name == name else i.type_name) for i in source.tensors]
     layouts = lay_out("m", source.metadata, infos)
     with pytest.raises(InputError, match=rf"of blk\.0\.ffn_up\.weight are not finite as {kind}"):
         write_shards(tmp_path, work, layouts, source, {}, SILENT, workers=1)

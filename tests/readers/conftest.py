@@ -15,7 +15,7 @@ import pytest
 HERE = Path(__file__).parent
 PACKAGE = HERE / "node_modules" / "@huggingface" / "gguf" / "package.json"
 REQUIRED = "QUANTKIT_REQUIRE_NODE"
-"""Set where Node and the package must be there: then their absence is a failure."""
+"""Set where Node and the package must be installed: their absence is then a failure."""
 
 
 def _missing() -> str | None:

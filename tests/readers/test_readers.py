@@ -45,6 +45,7 @@ from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import Metadata, MetaScalar, MetaValue, TensorInfo, TensorSource
 from quantkit.models.choose import artifact_name, choose_model, open_source
+from quantkit.models.model import Model
 from quantkit.quantize.encode import write_shards
 from quantkit.quantize.quantize import artifact_metadata, convert, quantize
 
@@ -217,7 +218,8 @@ def artifacts(node: NodeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     types = mixed_types(source)
     for preset, stem in ((None, "quantkit-demo-4.5bpw"), ("Q4_K_M", "quantkit-demo-Q4_K_M")):
         metadata = artifact_metadata(source.metadata, imatrix, "imatrix.gguf", preset)
-        quantize(source, metadata, types, importance, folder, folder, stem, workers=1)
+        artifact = Model(stem, metadata, source.tensors)
+        quantize(source, artifact, types, importance, folder, folder, workers=1)
     infos = [info.with_type(types[info.name]) for info in source.tensors]
     layouts = lay_out("quantkit-demo-Q4", metadata, infos, max_shard_bytes=1_500_000)
     (folder / "Q4").mkdir()

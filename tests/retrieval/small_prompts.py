@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from quantkit.config.recipe import RetrievalRecipe
-from quantkit.core.haystack import sentences
+from quantkit.core.paths import sentences
 from quantkit.retrieval.branches import Branch, Frame, Prompts, Tokens, frame_of
 from quantkit.retrieval.prompts import prompts_of
 

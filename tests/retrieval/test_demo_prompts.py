@@ -10,7 +10,7 @@ from demo_artifacts import write_demo
 from small_prompts import ALL_PROBES, Tokenizer, text_of, whole
 
 from quantkit.config.recipe import RetrievalRecipe
-from quantkit.core.haystack import sentences
+from quantkit.core.paths import sentences
 from quantkit.llamacpp.llama import Model
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.retrieval.branches import Prompts, frame_of

@@ -21,7 +21,7 @@ from watched import Killed, Recorder
 from quantkit.config.recipe import DivergenceRecipe
 from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256
-from quantkit.core.haystack import haystack_text
+from quantkit.core.paths import haystack_text
 from quantkit.core.progress import told_to
 from quantkit.formats.logits_file import LogitsFile, decode_rows
 from quantkit.formats.tensors import MetaValue

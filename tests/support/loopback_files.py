@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote, unquote
 
-from loopback_commits import Commit, hashes
 from loopback_listings import API, REPO, Listings
 from loopback_requests import PIECE_BYTES
+from loopback_store import Commit, Refused, hashes
 
 _INFO = re.compile(rf"{API}(?:/revision/(?P<revision>.+))?$")
 _REVISION = "(?P<revision>refs/pr/[0-9]+|[^/]+)"
@@ -92,19 +92,13 @@ class Files(Listings):
         if self.listed():
             return
         match = _INFO.match(self.route) or _FILE.match(unquote(self.route))
-        token = self.token()
-        if token and token not in self.hub.accounts:
-            self.refuse(401, message="Invalid credentials in Authorization header")
-            return
-        repo = self.spelled(match["repo"]) if match else ""
-        if match is None or not repo:
-            self.refuse(404 if token else 401, "RepoNotFound" if token else "")
-        elif not self.sees(repo):
-            self.refuse(404 if token else 401, "RepoNotFound" if token else "")
-        elif match.re is _INFO and self.hub.api_faults:
+        if match is None:
+            raise Refused(404, f"Sorry, we can't find {self.route}")
+        repo = self.visible(match)
+        if match.re is _INFO and self.hub.api_faults:
             fault = self.hub.api_faults.pop(0)
             fault = Fault(fault) if isinstance(fault, int) else fault
-            message = f"no, {token}" if self.hub.echo_token else ""
+            message = f"no, {self.token()}" if self.hub.echo_token else ""
             self.refuse(fault.status or 500, "", message, fault.headers())
         elif match.re is _INFO:
             self.send_record(repo, self.commit_at(repo, match["revision"] or "main"))

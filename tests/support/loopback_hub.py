@@ -18,20 +18,18 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import ThreadingHTTPServer
 from pathlib import Path
 
-from loopback_commits import Commit, Recorded, is_large, record
 from loopback_files import Fault, Files, Served
-from loopback_requests import STORAGE_FULL, Account, UploadFault
-from loopback_store import Change, Repository, Store
+from loopback_requests import Account, UploadFault
+from loopback_store import Change, Commit, Recorded, Repository, Store, is_large, record
 from loopback_uploads import Uploads
+from serving import serving
 
 __all__ = [
     "COMMIT",
     "GOOD_TOKEN",
     "READ_TOKEN",
-    "STORAGE_FULL",
     "Account",
     "Fault",
     "LoopbackHub",
@@ -182,11 +180,6 @@ def commit_of(revision: str) -> str:
     return COMMIT if revision == "main" else hashlib.sha1(revision.encode()).hexdigest()
 
 
-class _Server(ThreadingHTTPServer):
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # clients go away in the middle of an answer: that is what they are tested for
-
-
 @contextmanager
 def hub(
     repos: Mapping[str, Path | dict[str, Path]],
@@ -208,21 +201,8 @@ def hub(
             repository.folder = storage / name
             served.store.repositories[name] = repository
     handler = type("Handler", (Uploads, Files), {"hub": served})
-    servers = [_Server(("127.0.0.1", 0), handler) for _ in range(2)]
-    served.address, served.large_address = (
-        f"http://127.0.0.1:{server.server_port}" for server in servers
-    )
-    threads = [
-        threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        for server in servers
-    ]
-    for thread in threads:
-        thread.start()
-    try:
-        yield served
-    finally:
-        served.closing.set()
-        for server, thread in zip(servers, threads, strict=True):
-            server.shutdown()
-            server.server_close()
-            thread.join()
+    with serving(handler) as served.address, serving(handler) as served.large_address:
+        try:
+            yield served
+        finally:
+            served.closing.set()

@@ -9,15 +9,17 @@ state. One is made four tokens before each prompt's end.
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any, ClassVar
+
+import pytest
+from serving import serving
 
 from quantkit.llamacpp.child import Child, Emit
 from quantkit.llamacpp.selftest import working_settings
@@ -308,26 +310,12 @@ class _Handler(BaseHTTPRequestHandler):
     }
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-
-    def handle_error(self, request: object, client_address: object) -> None:
-        pass  # clients go away in the middle of an answer
-
-
 @contextmanager
 def llama_server(model: Path, context_tokens: int) -> Iterator[LoopbackServer]:
     """Serve `model` with a slot of `context_tokens`."""
-    folder = str(Path(__file__).parent)
-    before = os.environ.get("PYTHONPATH")
-    os.environ["PYTHONPATH"] = folder
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         child = Child()
-    finally:
-        if before is None:
-            del os.environ["PYTHONPATH"]
-        else:
-            os.environ["PYTHONPATH"] = before
     with child:
         arguments = {
             "path": model,
@@ -337,16 +325,8 @@ def llama_server(model: Path, context_tokens: int) -> Iterator[LoopbackServer]:
         facts = child.call(f"{_TASKS}:load", arguments)
         side = LoopbackServer(child, facts, context_tokens)
         handler = type("Handler", (_Handler,), {"server_side": side})
-        server = _Server(("127.0.0.1", 0), handler)
-        side.address = f"http://127.0.0.1:{server.server_port}"
-        thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
-        thread.start()
-        try:
+        with serving(handler) as side.address:
             yield side
-        finally:
-            server.shutdown()
-            server.server_close()
-            thread.join()
 
 
 # --- in the child process -------------------------------------------------------------------------

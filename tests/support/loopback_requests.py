@@ -11,8 +11,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, unquote
 
-from loopback_commits import Commit, Recorded
-from loopback_store import Refused, Repository
+from loopback_store import Commit, Recorded, Refused, Repository
 
 if TYPE_CHECKING:
     from loopback_hub import LoopbackHub
@@ -26,15 +25,13 @@ class Account:
     """Whom a token belongs to, and what it may do.
 
     Attributes:
-        role: of the token: "write", "read" or "fineGrained".
+        role: of the token: "write" or "read".
         orgs: organisation → role there: "admin", "write", "contributor" or "read".
-        scopes: of a fine-grained token: user, organisation or repository → permissions.
     """
 
     name: str = "someone"
     role: str = "write"
     orgs: Mapping[str, str] = field(default_factory=dict)
-    scopes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def belongs(self, repo: str) -> bool:
         """Whether this account sees a private repository."""
@@ -44,9 +41,6 @@ class Account:
     def may_write(self, repo: str) -> bool:
         """Whether the token may change a repository, or make it."""
         owner = _owner(repo)
-        if self.role == "fineGrained":
-            entities = (owner, repo.removeprefix("datasets/"))
-            return any("repo.write" in self.scopes.get(entity, ()) for entity in entities)
         member = owner == self.name or self.orgs.get(owner, "read") != "read"
         return self.role == "write" and member
 
@@ -86,14 +80,6 @@ class UploadFault:
         if self.afterwards:
             return None
         return self.stall_after if self.cut_after is None else self.cut_after
-
-
-STORAGE_FULL = UploadFault(
-    403,
-    "Private repository storage limit reached, please upgrade your plan to increase your private "
-    "storage limit.",
-)
-"""What a plan without enough room is told, for its own repositories' large files."""
 
 
 class Cut(Exception):

@@ -1,8 +1,8 @@
-"""What the loopback hub keeps: commits as folders, branches, pull requests and large files.
+"""What the loopback hub stores: commits as folders, branches, pull requests and large files.
 
 No HTTP here. A commit is a folder with all its files, so that readers of one never see another;
-files that did not change are hard links. Large files lie under their SHA-256, one folder for each
-repository, as with the Hub's LFS, and stay there whether a commit names them or not.
+files that did not change are hard links. Large files are stored under their SHA-256 in a folder of
+each repository, as with the Hub's LFS, and stay there whether a commit names them or not.
 """
 
 from __future__ import annotations
@@ -12,12 +12,11 @@ import os
 import shutil
 import tempfile
 import threading
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
-
-from loopback_commits import ATTRIBUTES, LFS, Commit, Recorded, attributed, hashes, is_large
 
 
 class Refused(Exception):
@@ -35,19 +34,17 @@ class Refused(Exception):
 
 @dataclass
 class Discussion:
-    """A discussion or a pull request.
+    """A pull request.
 
     Attributes:
-        head: the last commit of a pull request; None for a discussion.
-        base: the commit that a pull request began from.
+        head: its last commit.
         status: "open", "draft", "closed" or "merged".
     """
 
     num: int
     title: str
     author: str
-    head: Commit | None = None
-    base: Commit | None = None
+    head: Commit
     status: str = "open"
     date: datetime = field(default_factory=lambda: datetime.now(UTC))
 
@@ -84,10 +81,6 @@ class Repository:
     discussions: dict[int, Discussion] = field(default_factory=dict)
     commits: dict[str, Commit] = field(default_factory=dict)
     lock: threading.RLock = field(default_factory=threading.RLock)
-
-    def begin(self) -> None:
-        """The Hub's own first commit."""
-        self.commit("main", [Change(".gitattributes", ATTRIBUTES.encode())], "initial commit")
 
     def adopt(self, branch: str, commit: Commit) -> None:
         """Take a folder that exists already as a commit."""
@@ -188,24 +181,18 @@ class Repository:
                 self.branches[ref] = commit
         return commit
 
-    def open(
-        self,
-        title: str,
-        author: str,
-        base: str | None = None,
-        status: str = "open",
-    ) -> Discussion:
-        """Open a pull request from `base`, or without one a discussion.
+    def open(self, title: str, author: str, base: str) -> Discussion:
+        """Open a pull request from `base`.
 
         Raises:
             Refused: there is no such base.
         """
         with self.lock:
-            commit = None if base is None else self.revision(base)
-            if base is not None and commit is None:
+            commit = self.revision(base)
+            if commit is None:
                 raise Refused(404, f"Invalid rev id: {base}", "RevisionNotFound")
             num = len(self.discussions) + 1
-            self.discussions[num] = Discussion(num, title, author, commit, commit, status)
+            self.discussions[num] = Discussion(num, title, author, commit)
             return self.discussions[num]
 
     def _made(
@@ -234,16 +221,8 @@ class Repository:
             final = self.folder / "commits" / made_id
             if not final.exists():  # two pull requests may say the same
                 folder.rename(final)
-            self.commits[made_id] = Commit(
-                made_id,
-                final,
-                made.large,
-                parent,
-                title,
-                message,
-                author,
-                made.date,
-                {**claims, **recorded},
+            self.commits[made_id] = replace(
+                made, id=made_id, folder=final, recorded={**claims, **recorded}
             )
             return self.commits[made_id]
         finally:
@@ -315,27 +294,129 @@ def _continued(parent: Commit, folder: Path) -> set[str]:
 
 @dataclass
 class Store:
-    """All repositories that can be written to.
-
-    Attributes:
-        folder: where they lie.
-    """
+    """All repositories that can be written to, below `folder`."""
 
     folder: Path
     repositories: dict[str, Repository] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def create(self, name: str) -> Repository:
-        """A new repository with its first commit.
-
-        Raises:
-            Refused: there is one of that name; the Hub takes capitals for small letters.
-        """
-        with self.lock:
-            if name.lower() in map(str.lower, self.repositories):
-                kind = "dataset" if name.startswith("datasets/") else "model"
-                raise Refused(409, f"You already created this {kind} repo: {name}")
-            made = Repository(name, self.folder / name)
-            made.begin()
-            self.repositories[name] = made
+        """A new repository with its first commit."""
+        made = self.repositories[name] = Repository(name, self.folder / name)
+        made.commit("main", [Change(".gitattributes", ATTRIBUTES.encode())], "initial commit")
         return made
+
+
+LFS = " filter=lfs diff=lfs merge=lfs -text\n"
+_PATTERNS = """
+    *.7z *.arrow *.bin *.bz2 *.ckpt *.ftz *.gz *.h5 *.joblib *.lfs.* *.mlmodel *.model *.msgpack
+    *.npy *.npz *.onnx *.ot *.parquet *.pb *.pickle *.pkl *.pt *.pth *.rar *.safetensors
+    saved_model/**/* *.tar.* *.tar *.tflite *.tgz *.wasm *.xz *.zip *.zst *tfevents*
+"""
+ATTRIBUTES = "".join(pattern + LFS for pattern in _PATTERNS.split())
+"""The .gitattributes of a new repository: without *.gguf, whose files get a line each."""
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """What the record says of one file instead of the truth.
+
+    Attributes:
+        hash: SHA-256 of a large file, git object id of another.
+    """
+
+    size: int | None = None
+    hash: str | None = None
+
+
+@dataclass(frozen=True)
+class Commit:
+    """All files of a repository at one time.
+
+    Attributes:
+        large: names of the files stored with LFS; None: known by their suffix.
+        recorded: file name → what the record claims of it.
+    """
+
+    id: str
+    folder: Path
+    large: frozenset[str] | None = None
+    parent: Commit | None = None
+    title: str = "initial commit"
+    message: str = ""
+    author: str = "system"
+    date: datetime = field(default_factory=lambda: datetime.now(UTC))
+    recorded: Mapping[str, Recorded] = field(default_factory=dict)
+
+    def names(self) -> list[str]:
+        """Every file, sorted."""
+        found = (path for path in self.folder.rglob("*") if path.is_file())
+        return sorted(path.relative_to(self.folder).as_posix() for path in found)
+
+    def is_large(self, name: str) -> bool:
+        """Whether a file is stored with LFS."""
+        return is_large(name) if self.large is None else name in self.large
+
+    def record(self, name: str, claims: Mapping[str, int] | None = None) -> dict[str, object]:
+        """A file as the record of a repository lists it."""
+        claim = self.recorded.get(name, Recorded())
+        sizes = {**(claims or {}), **({} if claim.size is None else {name: claim.size})}
+        return record(self.folder, name, sizes, self.is_large(name), claim.hash)
+
+    def history(self) -> Iterator[Commit]:
+        """This commit and those before it, the last first."""
+        commit: Commit | None = self
+        while commit is not None:
+            yield commit
+            commit = commit.parent
+
+
+_HASHES: dict[tuple[int, ...], tuple[str, str]] = {}
+
+
+def hashes(path: Path) -> tuple[str, str]:
+    """SHA-256, and the git object id, of a file; quick the second time, by any of its names."""
+    stat = path.stat()
+    key = (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns)
+    if key not in _HASHES:
+        sha256, git = hashlib.sha256(), hashlib.sha1(f"blob {stat.st_size}\0".encode())
+        with path.open("rb") as file:
+            while piece := file.read(1 << 20):
+                sha256.update(piece)
+                git.update(piece)
+        _HASHES[key] = sha256.hexdigest(), git.hexdigest()
+    return _HASHES[key]
+
+
+def is_large(name: str) -> bool:
+    """Whether a file of this name is stored with LFS, where nothing else is known of it."""
+    return name.endswith((".safetensors", ".bin", ".model", ".gguf", ".parquet"))
+
+
+def record(
+    folder: Path,
+    name: str,
+    claims: Mapping[str, int],
+    large: bool | None = None,
+    claimed_hash: str | None = None,
+) -> dict[str, object]:
+    """A file as the API lists it: with an LFS record where it is large."""
+    path = folder / name
+    size = claims.get(name, path.stat().st_size)
+    sha256, git = hashes(path)
+    if not (is_large(name) if large is None else large):
+        return {"rfilename": name, "size": size, "blobId": claimed_hash or git}
+    sha256 = claimed_hash or sha256
+    pointer = f"version https://git-lfs.github.com/spec/v1\noid sha256:{sha256}\nsize {size}\n"
+    blob = hashlib.sha1(f"blob {len(pointer)}\0{pointer}".encode()).hexdigest()
+    lfs = {"sha256": sha256, "size": size, "pointerSize": len(pointer)}
+    return {"rfilename": name, "size": size, "blobId": blob, "lfs": lfs}
+
+
+def attributed(attributes: str, name: str) -> bool:
+    """Whether a .gitattributes says that a file is stored with LFS."""
+    patterns = [line.split()[0] for line in attributes.splitlines() if "filter=lfs" in line]
+    for pattern in (pattern.replace("[[:space:]]", " ") for pattern in patterns):
+        subject = name if "/" in pattern else PurePosixPath(name).name
+        if fnmatch(subject, pattern.replace("/**/", "/*")):
+            return True
+    return False

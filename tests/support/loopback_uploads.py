@@ -15,11 +15,9 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote
 
-from loopback_cards import checked
-from loopback_commits import Commit, attributed, is_large
-from loopback_listings import API, REPO, Listings
+from loopback_listings import API, REPO, Listings, checked
 from loopback_requests import Account
-from loopback_store import Change, Refused
+from loopback_store import Change, Commit, Refused, attributed, is_large
 
 LARGE_BYTES = 10 << 20
 _OBJECT = re.compile(rf"^/lfs/{REPO}/(?P<oid>[0-9a-f]{{64}})(?:/(?P<upload>\w+)/(?P<part>\d+))?$")
@@ -48,12 +46,9 @@ class Uploads(Listings):
         works: tuple[tuple[str, Callable[[str, re.Match[str]], None]], ...] = (
             (rf"^/api/complete_multipart/{REPO}/(?P<oid>\w+)/(?P<upload>\w+)$", self._complete),
             (rf"^/{REPO}\.git/info/lfs/objects/batch$", self._batch),
-            (rf"^/{REPO}\.git/info/lfs/objects/verify$", self._verify),
             (rf"{API}/branch/(?P<branch>[^/]+)$", self._branch),
             (rf"{API}/preupload/{_REVISION}", self._preupload),
-            (rf"{API}/paths-info/{_REVISION}", self.paths),
             (rf"{API}/commit/{_REVISION}", self._commit),
-            (rf"{API}/discussions$", self._discuss),
         )
         for pattern, work in works:
             if match := re.match(pattern, self.route):
@@ -130,8 +125,7 @@ class Uploads(Listings):
                 upload: dict[str, object] = {"href": f"{self.hub.large_address}/lfs/{repo}/{oid}?x"}
                 if multipart and parts is not None and size > parts:
                     upload = self._in_parts(repo, oid, size, parts)
-                verify = f"{self.hub.address}/{repo}.git/info/lfs/objects/verify"
-                entry["actions"] = {"upload": upload, "verify": {"href": verify}}
+                entry["actions"] = {"upload": upload}
             objects.append(entry)
         self.answer({"transfer": "multipart" if multipart else "basic", "objects": objects})
 
@@ -184,14 +178,6 @@ class Uploads(Listings):
         repository.keep(whole, oid)
         self.answer({"success": True})
 
-    def _verify(self, repo: str, match: re.Match[str]) -> None:
-        self._may_write(repo, pull=True)
-        asked = self.json()
-        stored = self.repository(repo).object(asked["oid"])
-        if stored is None or stored.stat().st_size != asked["size"]:
-            raise Refused(404, "The object does not exist, or has another size")
-        self.answer({"message": "verified"})
-
     def _commit(self, repo: str, match: re.Match[str]) -> None:
         pull, ref = "create_pr" in self.query, unquote(match["revision"])
         account = self._may_write(repo, ref, pull=pull)
@@ -220,12 +206,6 @@ class Uploads(Listings):
             num = ref.removeprefix("refs/pr/")
             content["pullRequestUrl"] = f"{self.hub.address}/{repo}/discussions/{num}"
         self.answer(content)
-
-    def _discuss(self, repo: str, match: re.Match[str]) -> None:
-        account, asked = self.account(), self.json()
-        base, status = ("main", "draft") if asked.get("pullRequest") else (None, "open")
-        made = self.repository(repo).open(asked["title"], account.name, base, status)
-        self.answer({"num": made.num})
 
     def _may_write(
         self, repo: str, ref: str = "main", words: str = _MAY_NOT, pull: bool = False

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
-from quantkit.core.haystack import haystack_text
+from quantkit.core.paths import haystack_text
 
 CHARACTERS = 200_000
 

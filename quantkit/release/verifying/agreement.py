@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from dataclasses import fields
 
 from quantkit.core.errors import InputError
-from quantkit.core.hub_address import HubAddress
-from quantkit.core.printable import shown
+from quantkit.core.paths import HubAddress
+from quantkit.core.units import shown
 from quantkit.formats.imatrix_file import COUNTS
 from quantkit.formats.imatrix_file import SUMS as SQUARES
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile

@@ -12,10 +12,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, TypeVar
 
+from quantkit.core.documents import JsonDocument
 from quantkit.core.errors import InputError
-from quantkit.core.json_documents import JsonDocument
-from quantkit.core.printable import printable, shown
 from quantkit.core.progress import Progress
+from quantkit.core.units import printable, shown
 from quantkit.formats.gguf_header import GGUFHeader, StoredAt
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 from quantkit.models.model import Model

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
-from quantkit.core.printable import shown
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.threads import run_all
+from quantkit.core.units import shown
 from quantkit.formats.imatrix_file import LARGEST_IMPORTANCE, Imatrix
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo, TensorSource

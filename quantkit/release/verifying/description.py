@@ -12,10 +12,10 @@ from pydantic import ValidationError
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.core.errors import InputError
-from quantkit.core.hub_address import HubAddress
-from quantkit.core.printable import shown
+from quantkit.core.paths import HubAddress
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.receipts import Receipt, finished_receipts
+from quantkit.core.units import shown
 from quantkit.hub.reading import Hub
 from quantkit.llamacpp.ggml import PACKAGE
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE

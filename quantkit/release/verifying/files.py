@@ -16,10 +16,10 @@ from pathlib import Path
 
 from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256
-from quantkit.core.printable import shown
+from quantkit.core.units import shown
 from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.gguf_header import GGUFHeader, read_header
-from quantkit.hub.download.digest import FileDigest, wrong_twice
+from quantkit.hub.downloads import FileDigest, wrong_twice
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.models.remote import read_small
 

@@ -15,10 +15,9 @@ from typing import Any
 from quantkit import __version__
 from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256
-from quantkit.core.printable import shown
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.threads import run_all
-from quantkit.core.units import bytes_text
+from quantkit.core.units import bytes_text, shown
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.llamacpp.ggml import PACKAGE, library_version
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile

@@ -18,13 +18,13 @@ from pydantic import ValidationError
 from quantkit import __version__
 from quantkit.config.recipe import DivergenceRecipe, RetrievalRecipe
 from quantkit.core.console import Console
+from quantkit.core.documents import validated
 from quantkit.core.errors import InputError
 from quantkit.core.files import content_id, identity, write_text
-from quantkit.core.haystack import haystack_text
+from quantkit.core.paths import haystack_text
 from quantkit.core.threads import worker_count
 from quantkit.core.units import bytes_text
 from quantkit.core.work_folders import build_folder, resumable
-from quantkit.core.yaml import validated
 from quantkit.formats.logits_file import VERSION, LogitsFile, check_vocabulary, vocabulary_id
 from quantkit.llamacpp.ggml import library_version
 from quantkit.llamacpp.selftest import device_settings

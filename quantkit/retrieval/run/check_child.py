@@ -10,9 +10,9 @@ from pathlib import Path
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import EnvironmentFault, GateError
 from quantkit.core.files import identity
-from quantkit.core.journal import Journal
 from quantkit.core.progress import Emitted, Progress
 from quantkit.core.units import bytes_text
+from quantkit.core.work_folders import Journal
 from quantkit.llamacpp.child import Emit
 from quantkit.llamacpp.devices import free_memory
 from quantkit.llamacpp.ggml import library_version

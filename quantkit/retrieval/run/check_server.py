@@ -12,8 +12,8 @@ from pathlib import Path
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import InputError
 from quantkit.core.files import write_text
-from quantkit.core.journal import Journal
 from quantkit.core.progress import SILENT, Progress
+from quantkit.core.work_folders import Journal
 from quantkit.llamacpp.server import LlamaServer, Tokens, file_name
 from quantkit.retrieval.answers import Answers, ask_all
 from quantkit.retrieval.branches import Tokenize

@@ -15,14 +15,13 @@ from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
 
 from quantkit.config.recipe import ImatrixRecipe
+from quantkit.core.documents import Strict, read_yaml, validated
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import write_json
 from quantkit.core.paths import cache_folder, resource
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.units import bytes_text
-from quantkit.core.yaml import Strict, read_yaml, validated
-from quantkit.hub.download.record import STATE, is_whole
-from quantkit.hub.download.remote_files import RemoteFiles
+from quantkit.hub.downloads import STATE, RemoteFiles, is_whole
 from quantkit.hub.reading import Hub, HubFile, Listing, is_commit
 from quantkit.models.download import download
 from quantkit.study.calibration.texts import ENDINGS, CalibrationSource

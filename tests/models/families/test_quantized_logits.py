@@ -50,7 +50,8 @@ def test_logits_of_an_artifact_equal_transformers(tmp_path: Path, tied: bool) ->
     metadata = artifact_metadata(source.metadata, None)
     out = tmp_path / "artifact"
     out.mkdir()
-    (path,) = quantize(source, metadata, types, importance, out, out, "m", workers=2)
+    artifact = Model("m", metadata, source.tensors)
+    (path,) = quantize(source, artifact, types, importance, out, out, workers=2)
 
     tokens = random.integers(5, 300, (SEQUENCES, TOKENS), dtype=np.int32)
     np.save(tmp_path / "tokens.npy", tokens)

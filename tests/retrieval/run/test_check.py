@@ -15,7 +15,7 @@ from watched import Killed, Watched
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import EnvironmentFault, GateError
-from quantkit.core.haystack import sentences
+from quantkit.core.paths import sentences
 from quantkit.core.progress import SILENT, Progress
 from quantkit.llamacpp.child import Emit
 from quantkit.llamacpp.llama import Context

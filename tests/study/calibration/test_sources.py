@@ -20,7 +20,7 @@ from waiting import KILLED_BEHIND_BYTES, kill_while_it_waits
 from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.progress import SILENT
-from quantkit.hub.download.record import STATE
+from quantkit.hub.downloads import STATE
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.study.calibration.sources import (
     LIMIT_BYTES,

@@ -18,7 +18,7 @@ from places import ROOT
 
 from quantkit.config.recipe import ImatrixRecipe, Recipe, known_recipes, load_recipe
 from quantkit.core.errors import InputError
-from quantkit.core.haystack import haystack_text
+from quantkit.core.paths import haystack_text
 from quantkit.models.chat_template import ChatTemplate
 from quantkit.study.calibration import texts
 from quantkit.study.calibration.rows import RenderChat

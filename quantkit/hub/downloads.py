@@ -1,18 +1,21 @@
-"""What quantkit downloaded into a folder: one journal for each commit, in `.quantkit` there.
+"""Files to download, their hashes, and one journal for each commit in `.quantkit` of the folder.
 
-It tells our files from a person's, and spares a second hashing of files that nobody touched.
+A journal tells our files from a person's, and spares a second hashing of unchanged files.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from quantkit.core.journal import Journal
-from quantkit.hub.reading import HubFile
+from quantkit.core.errors import EnvironmentFault
+from quantkit.core.files import HASH_CHUNK_BYTES
+from quantkit.core.work_folders import Journal
+from quantkit.hub.reading import HubFile, Listing
 
 STATE = ".quantkit"
 """Folder for journals and unfinished files, inside the folder of the checkpoint."""
@@ -114,3 +117,74 @@ class CommitJournal:
         for path in (self._folder / STATE).glob("*.journal"):
             if path != self._path:
                 path.unlink()
+
+
+class FileDigest:
+    """SHA-256 of what came of `file`, and git's hash where the Hub records that."""
+
+    def __init__(self, file: HubFile) -> None:
+        self._file = file
+        self._sha256 = hashlib.sha256()
+        header = f"blob {file.size_bytes}\0".encode()
+        self._git = None if file.sha256 else hashlib.sha1(header, usedforsecurity=False)
+        self.size_bytes = 0
+
+    def update(self, piece: bytes) -> None:
+        self.size_bytes += len(piece)
+        self._sha256.update(piece)
+        if self._git is not None:
+            self._git.update(piece)
+
+    @property
+    def sha256(self) -> str:
+        return self._sha256.hexdigest()
+
+    @property
+    def identity(self) -> str:
+        """What came, in the words of `HubFile.identity`."""
+        return f"sha256:{self.sha256}" if self._git is None else f"git:{self._git.hexdigest()}"
+
+    @property
+    def is_right(self) -> bool:
+        """Whether what came is the whole file that the Hub records."""
+        return self.size_bytes == self._file.size_bytes and self.identity == self._file.identity
+
+
+def pieces(path: Path) -> Iterator[bytes]:
+    """The content of `path` in pieces; nothing where there is no such file."""
+    if path.exists():
+        with path.open("rb") as file:
+            while piece := file.read(HASH_CHUNK_BYTES):
+                yield piece
+
+
+def wrong_twice(file: HubFile, found: str) -> EnvironmentFault:
+    """What is said of a file whose content is never what the Hub records."""
+    return EnvironmentFault(
+        f"{file.name} arrived wrong twice: the Hub records {file.identity} for its "
+        f"{file.size_bytes} bytes, {found} came; a proxy or mirror may be changing it, or the "
+        "repository is broken: run again later"
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RemoteFiles:
+    """What is wanted of a repository, and what a folder must not hold beside it.
+
+    Attributes:
+        files: what is wanted, in the order in which it is fetched.
+        contents: files that were read already, verified.
+        foreign: patterns of names that would be read as part of it where they lie in its folder,
+            so that none may be there that it does not have.
+        chosen_with: the option or variable that chooses the folder, for messages.
+    """
+
+    listing: Listing
+    files: tuple[HubFile, ...]
+    contents: Mapping[str, bytes] = field(default_factory=dict)
+    foreign: tuple[str, ...] = ()
+    chosen_with: str = "--out"
+
+    @property
+    def size_bytes(self) -> int:
+        return sum(file.size_bytes for file in self.files)

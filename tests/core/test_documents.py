@@ -9,8 +9,8 @@ from typing import Literal
 
 import pytest
 
+from quantkit.core.documents import JsonDocument, Record
 from quantkit.core.errors import InputError
-from quantkit.core.json_documents import JsonDocument, Record
 
 
 class Part(Record):

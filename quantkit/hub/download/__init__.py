@@ -1,1 +1,0 @@
-"""Which files a download wants, hashes, and the record that it keeps in the folder."""
