@@ -51,7 +51,7 @@ def imatrix(
 ) -> None:
     """Collect an importance matrix from a model, or describe one."""
     if show is not None:
-        from quantkit.cli.imatrix_table import show_imatrix
+        from quantkit.cli.tables import show_imatrix
 
         show_imatrix(show, model, as_json)
         return

@@ -14,7 +14,7 @@ from quantkit.plan.launch.llama_cpp import server_command
 from quantkit.plan.plan import Entry, ModelPlan
 from quantkit.plan.verify import Verification, Where, verify
 from quantkit.plan.what_if import level_sizes, sweep
-from quantkit.report.what_if_picture import draw_what_if
+from quantkit.report.pictures import draw_what_if
 
 WIDEST_NAME = 16
 """Characters of a GPU's name in a table."""

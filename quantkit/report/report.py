@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.files import write_text
-from quantkit.report.facts import ReportFacts
 from quantkit.report.pages import cells_data, outcome, page_environment, picture_url, shortened
-from quantkit.report.results import LevelResult, read_answers
-from quantkit.report.retrieval_cells import Grid, grid_of
-from quantkit.report.retrieval_words import check_text
+from quantkit.report.results import LevelResult, ReportFacts, read_answers
+from quantkit.report.retrieval import Grid, check_text, grid_of
 from quantkit.retrieval.results import Answer, Retrieval
 from quantkit.study.imatrix import SourceRead
 from quantkit.study.imatrix_coverage import ENOUGH_TOKENS, layer_of, percent_text, unseen_text

@@ -28,8 +28,8 @@ _IMPORTED = (
         "granitemoehybrid", "llama", "mistral", "nemotron_h", "qwen2", "qwen3", "qwen3_moe",
     )),
     *(f"quantkit.{name}" for name in (
-        "api", "cli.app", "cli.compare_table", "cli.imatrix_table", "cli.plan_table",
-        "cli.retrieval_table", "llamacpp.presets", "study.divergence", "study.run",
+        "api", "cli.app", "cli.tables", "cli.plan_table",
+        "llamacpp.presets", "study.divergence", "study.run",
     )),
 )  # fmt: skip
 """No native library; huggingface_hub, which transformers brings, is imported again: `_command`."""

@@ -27,9 +27,9 @@ from quantkit.report.comparison.measured import (
     ratio_text,
 )
 from quantkit.report.comparison.pareto_picture import draw_pareto
-from quantkit.report.facts import installed_versions
 from quantkit.report.pages import cells_data, page_environment, picture_url
-from quantkit.report.retrieval_cells import Grid, grid_of
+from quantkit.report.results import installed_versions
+from quantkit.report.retrieval import Grid, grid_of
 from quantkit.retrieval.results import MAIN_TASKS
 from quantkit.retrieval.statistics import CONFIDENCE
 
