@@ -37,16 +37,8 @@ def test_a_good_release_takes_a_line_a_check(whole_release: SmallRelease) -> Non
 
 
 def test_the_facts_as_json(whole_release: SmallRelease) -> None:
-    done = quantkit(
-        "verify",
-        whole_release.folder,
-        "--source",
-        whole_release.source,
-        "--full",
-        "--seed",
-        "4",
-        "--json",
-    )
+    source_of = ("--source", whole_release.source, "--full", "--seed", "4")
+    done = quantkit("verify", whole_release.folder, *source_of, "--json")
     assert done.returncode == 0, done.stderr
     facts = json.loads(done.stdout)
     assert (facts["kind"], facts["model"], facts["levels"]) == ("release", "tiny", ["Q4", "Q8"])

@@ -96,3 +96,13 @@ def quantkit(
         process.join()
         assert process.exitcode is not None
         return subprocess.CompletedProcess(words, process.exitcode, output.read(), errors.read())
+
+
+def refused(*arguments: object, code: int = 2, cwd: Path | None = None) -> str:
+    """The one line of a command that must exit with `code` and print nothing else."""
+    done = quantkit(*arguments, cwd=cwd)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line
