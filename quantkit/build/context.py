@@ -162,9 +162,6 @@ class BuildContext(StudyContext):
 
     job: Job
 
-    def __init__(self, job: Job, pipeline: Pipeline) -> None:
-        super().__init__(job, pipeline)
-
     @property
     def logits(self) -> Path:
         """The base's logits, which the levels' KLD is measured against."""
