@@ -43,13 +43,11 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
 
     The levels' answers are read from the folder; what the page shows lies inside it.
     """
-    written = []
-    values = _values(facts, folder)
-    for template, name in (("report.html", "report.html"), ("artifacts.md", "README.md")):
-        path = folder / name
-        write_text(path, page_environment().get_template(template).render(values))
-        written.append(path)
-    return tuple(written)
+    values, environment = _values(facts, folder), page_environment()
+    page, card = folder / "report.html", folder / "README.md"
+    for path, template in ((page, "report.html"), (card, "artifacts.md")):
+        write_text(path, environment.get_template(template).render(values))
+    return page, card
 
 
 def report_page(facts: ReportFacts, folder: Path) -> str:
