@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from quantkit.build import stages
-from quantkit.build.context import BuildContext, Job, StudyContext, StudyJob
-from quantkit.build.pipeline import Pipeline
+from quantkit.build.context import BuildContext, Job, Pipeline, StudyContext, StudyJob
 from quantkit.core.console import Console
 from quantkit.core.errors import GateError
 from quantkit.core.paths import haystack_text

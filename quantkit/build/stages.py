@@ -6,8 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from quantkit.build.context import BuildContext, StudyContext
-from quantkit.build.pipeline import Done, Stage
+from quantkit.build.context import BuildContext, Done, Stage, StudyContext
 from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.files import content_id, file_sha256, identity
 from quantkit.core.paths import HAYSTACK
@@ -25,11 +24,17 @@ from quantkit.plan.placement import PLACEMENT_FILE, PlacementFile, check_fits
 from quantkit.plan.type_choice import TypeChoice, check_importance
 from quantkit.quantize.integrity import check_artifact
 from quantkit.quantize.quantize import artifact_names, convert, quantize
-from quantkit.report.coverage_picture import draw_coverage
-from quantkit.report.facts import BUILT, CALIBRATION, BuildFile, installed_versions, report_facts
+from quantkit.report.pictures import draw_coverage, draw_heatmap
 from quantkit.report.report import COVERAGE_PICTURE, write_report
-from quantkit.report.results import LevelResult, verdict
-from quantkit.report.retrieval_heatmap import draw_heatmap
+from quantkit.report.results import (
+    BUILT,
+    CALIBRATION,
+    BuildFile,
+    LevelResult,
+    installed_versions,
+    report_facts,
+    verdict,
+)
 from quantkit.retrieval.results import Validation
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
 from quantkit.study.calibration.sources import local_sources, resolve_sources

@@ -24,7 +24,7 @@ from quantkit.llamacpp.selftest import device_settings
 from quantkit.models.choose import choose_local, open_source
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize.integrity import Integrity, check_artifact
-from quantkit.report.retrieval_heatmap import draw_heatmap
+from quantkit.report.pictures import draw_heatmap
 from quantkit.retrieval.gate import check_gate_is_possible, gate_words
 from quantkit.retrieval.results import Retrieval, TaskScore, Validation
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval

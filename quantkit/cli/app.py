@@ -14,16 +14,13 @@ import typer
 
 from quantkit.cli.build import build
 from quantkit.cli.compare import compare
-from quantkit.cli.convert import convert
-from quantkit.cli.doctor import doctor
 from quantkit.cli.download import download
-from quantkit.cli.imatrix import imatrix
-from quantkit.cli.inspect import inspect
-from quantkit.cli.measure import measure
+from quantkit.cli.inspect import doctor, inspect
 from quantkit.cli.niah import niah
 from quantkit.cli.plan import plan
 from quantkit.cli.publish import publish
-from quantkit.cli.quantize import quantize
+from quantkit.cli.quantize import convert, quantize
+from quantkit.cli.study import imatrix, measure
 from quantkit.cli.targets import targets
 from quantkit.cli.verify import verify
 from quantkit.core.errors import MACHINE_ERRORS, EnvironmentFault, QuantkitError

@@ -63,10 +63,7 @@ def build(
         haystack=haystack, workers=workers, quiet=console.quiet,
     )  # fmt: skip
     _show(console, folder, results)
-    facts: dict[str, object] = {
-        "folder": str(folder),
-        "levels": [result.facts() for result in results],
-    }
+    facts: dict[str, object] = {"folder": str(folder), "levels": [r.facts() for r in results]}
     if publish is not None and any(r.passed and not r.baseline for r in results):
         facts["published"] = _published(folder, publish, private, console)
     if as_json:

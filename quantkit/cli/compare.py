@@ -68,7 +68,7 @@ def compare(
     as_json: options.Json = False,
 ) -> None:
     """Compare files of one model by size, KLD, retrieval and speed."""
-    from quantkit.cli.compare_table import print_comparison
+    from quantkit.cli.tables import print_comparison
     from quantkit.report.comparison.run import DEFAULTS
     from quantkit.report.comparison.run import compare as run
     from quantkit.report.comparison.writers import comparison_facts

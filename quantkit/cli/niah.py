@@ -116,7 +116,7 @@ def niah(
 ) -> None:
     """Check retrieval on a GGUF file or a server; exit 1 if it fails."""
     from quantkit.build.validate import validate
-    from quantkit.cli.retrieval_table import print_retrieval
+    from quantkit.cli.tables import print_retrieval
     from quantkit.core.progress import SILENT
     from quantkit.llamacpp.endpoint import Endpoint
 

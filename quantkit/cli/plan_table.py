@@ -14,7 +14,7 @@ from quantkit.plan.launch.llama_cpp import server_command
 from quantkit.plan.plan import Entry, ModelPlan
 from quantkit.plan.verify import Verification, Where, verify
 from quantkit.plan.what_if import level_sizes, sweep
-from quantkit.report.what_if_picture import draw_what_if
+from quantkit.report.pictures import draw_what_if
 
 WIDEST_NAME = 16
 """Characters of a GPU's name in a table."""
@@ -51,14 +51,8 @@ def show_entry(entry: Entry, console: Console) -> dict[str, Any]:
             f"{index} {_short(gpu.name)}",
             str(gpu.layers),
             *(
-                f"{size / scale:.{digits}f}"
-                for size in (
-                    gpu.weights_bytes,
-                    gpu.context_bytes,
-                    gpu.compute_bytes,
-                    gpu.reserve_bytes,
-                    gpu.free_bytes,
-                )
+                f"{getattr(gpu, f'{part}_bytes') / scale:.{digits}f}"
+                for part in ("weights", "context", "compute", "reserve", "free")
             ),
             console.bar(gpu.total_bytes / gpu.capacity_bytes, bar),
         )
@@ -213,9 +207,7 @@ def _verified(found: ModelPlan, entry: Entry, where: Where, console: Console) ->
 
 def _verified_row(gpu: int, found: Verification) -> Sequence[str]:
     ours = [one for one in found.compared if one.gpu == gpu]
-    row = [str(gpu)]
-    for one in ours:
-        row.append(f"{one.planned / MIB:,.1f} / {one.found / MIB:,.1f}")
+    cells = [f"{one.planned / MIB:,.1f} / {one.found / MIB:,.1f}" for one in ours]
     worst = max(one.difference for one in ours)
     colour = "green" if all(one.agrees for one in ours) else "red"
-    return (*row, f"[{colour}]{worst:.2%}[/]")
+    return (str(gpu), *cells, f"[{colour}]{worst:.2%}[/]")

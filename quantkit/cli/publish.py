@@ -206,12 +206,9 @@ def _tell(prepared: Prepared, done: Published, seconds: float, console: Console)
     else:
         console.skipped("publish", f"all {count} files are there already ({done.commit[:12]})")
     console.line(f"Release: {done.address}")
-    revision = (
-        ""
-        if prepared.destination.revision == "main" and done.proposal is None
-        else (f"@{done.proposal or prepared.destination.revision}")
-    )
-    console.line(f"Verify:  quantkit verify {prepared.destination.repository}{revision}")
+    revision = done.proposal or prepared.destination.revision
+    at = "" if revision == "main" else f"@{revision}"
+    console.line(f"Verify:  quantkit verify {prepared.destination.repository}{at}")
 
 
 def _facts(prepared: Prepared, done: Published | None) -> dict[str, object]:

@@ -69,9 +69,8 @@ class Console:
         if not self._out.is_terminal:
             self._out.width = PLAIN_WIDTH
         self._error = RichConsole(stderr=True, highlight=False)
-        self._error.soft_wrap = (
-            not self._error.is_terminal
-        )  # one line for programs, words for people
+        # one line for programs, words for people
+        self._error.soft_wrap = not self._error.is_terminal
 
     @property
     def interactive(self) -> bool:

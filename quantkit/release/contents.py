@@ -18,9 +18,8 @@ from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile, SourceFile
 from quantkit.release.layout import artifact_names, evidence_folder
-from quantkit.report.facts import BUILT, CALIBRATION, BuildFile
 from quantkit.report.report import COVERAGE_PICTURE
-from quantkit.report.results import LevelResult, read_level
+from quantkit.report.results import BUILT, CALIBRATION, BuildFile, LevelResult, read_level
 
 EVIDENCE = (
     "allocation.json", "placement.json", "validation.json", "niah.jsonl", "heatmap.png"

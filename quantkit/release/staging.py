@@ -46,8 +46,8 @@ from quantkit.release.layout import (
     sums_text,
 )
 from quantkit.release.privacy import find_private, this_machine
-from quantkit.report.facts import CALIBRATION, report_facts
 from quantkit.report.report import coverage_values, report_page
+from quantkit.report.results import CALIBRATION, report_facts
 from quantkit.study.imatrix import Calibration
 
 FOLDER = "release"

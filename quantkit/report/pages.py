@@ -16,9 +16,16 @@ from typing import TYPE_CHECKING, Any
 
 from quantkit.core.paths import TEMPLATES
 from quantkit.core.units import gb_text, gib_text, tokens_text
-from quantkit.report.colors import SHARE_COLORS, share_color, text_color
-from quantkit.report.retrieval_cells import Cell, Grid
-from quantkit.report.retrieval_words import cost_text, forks_text, gate_text, nats_text, rate_text
+from quantkit.report.pictures import SHARE_COLORS, share_color, text_color
+from quantkit.report.retrieval import (
+    Cell,
+    Grid,
+    cost_text,
+    forks_text,
+    gate_text,
+    nats_text,
+    rate_text,
+)
 from quantkit.retrieval.results import Answer
 from quantkit.study.kld_statistics import kld_text
 

@@ -9,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.files import write_text
-from quantkit.report.facts import ReportFacts
 from quantkit.report.pages import cells_data, outcome, page_environment, picture_url, shortened
-from quantkit.report.results import LevelResult, read_answers
-from quantkit.report.retrieval_cells import Grid, grid_of
-from quantkit.report.retrieval_words import check_text
+from quantkit.report.results import LevelResult, ReportFacts, read_answers
+from quantkit.report.retrieval import Grid, check_text, grid_of
 from quantkit.retrieval.results import Answer, Retrieval
 from quantkit.study.imatrix import SourceRead
 from quantkit.study.imatrix_coverage import ENOUGH_TOKENS, layer_of, percent_text, unseen_text
@@ -45,13 +43,11 @@ def write_report(facts: ReportFacts, folder: Path) -> tuple[Path, ...]:
 
     The levels' answers are read from the folder; what the page shows lies inside it.
     """
-    written = []
-    values = _values(facts, folder)
-    for template, name in (("report.html", "report.html"), ("artifacts.md", "README.md")):
-        path = folder / name
-        write_text(path, page_environment().get_template(template).render(values))
-        written.append(path)
-    return tuple(written)
+    values, environment = _values(facts, folder), page_environment()
+    page, card = folder / "report.html", folder / "README.md"
+    for path, template in ((page, "report.html"), (card, "artifacts.md")):
+        write_text(path, environment.get_template(template).render(values))
+    return page, card
 
 
 def report_page(facts: ReportFacts, folder: Path) -> str:

@@ -10,8 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.build.context import BuildContext, Job
-from quantkit.build.pipeline import Done, Pipeline, Stage
+from quantkit.build.context import BuildContext, Done, Job, Pipeline, Stage
 from quantkit.build.stages import checkpoint_stage, imatrix_stage, quantize_stage
 from quantkit.config.recipe import LevelRecipe, Recipe
 from quantkit.config.target import load_target

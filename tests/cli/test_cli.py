@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import typer.main
 from checkpoints import NEMOTRON, nemotron_arrays, with_prediction_head, write_checkpoint
-from forked import quantkit
+from forked import quantkit, refused
 from loopback_hub import COMMIT, Fault, hub
 from models import write_llama
 from small_recipes import write_recipe
@@ -23,18 +23,6 @@ from quantkit.cli.app import app
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.models.gguf_source import GGUFSource
-
-
-def refused(*arguments: str | Path, cwd: Path | None = None) -> str:
-    """Runs a command that must exit 2 with exactly one line on standard error; returns it."""
-    finished = quantkit(*arguments, cwd=cwd)
-    assert finished.returncode == 2, finished.stdout + finished.stderr
-    assert finished.stdout == ""
-    lines = finished.stderr.strip().splitlines()
-    assert len(lines) == 1, finished.stderr
-    assert lines[0].startswith("error: ")
-    return lines[0]
-
 
 BUILD = ("build", "--target", "4x3090", "--out")
 

@@ -17,7 +17,7 @@ import pytest
 import yaml
 from checkpoints import NEMOTRON, nemotron_arrays, with_prediction_head, write_checkpoint
 from demo_artifacts import write_demo
-from forked import quantkit
+from forked import quantkit, refused
 from loopback_hub import hub
 from small_recipes import write_recipe
 
@@ -43,15 +43,6 @@ def told(*given: object) -> str:
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     return done.stdout
-
-
-def refused(*given: object, code: int = 2) -> str:
-    done = quantkit("plan", *given)
-    assert done.returncode == code, done.stdout + done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
-    assert line.startswith("error: ")
-    return line
 
 
 def write_target(path: Path, *mib: float, **changes: object) -> Path:
@@ -207,7 +198,7 @@ def test_types_of_an_allocation_and_of_a_preset(tmp_path: Path) -> None:
     assert " -m quantkit-demo-mine.gguf " in own["command"]
     del types[tensors[0].name]
     allocation.write_text(json.dumps({"tensors": types}), encoding="utf-8")
-    message = refused("--model", "demo", *ONE, "--types", allocation)
+    message = refused("plan", "--model", "demo", *ONE, "--types", allocation)
     assert tensors[0].name in message
 
 
@@ -282,7 +273,7 @@ def test_a_repository_is_planned_by_its_headers(
 def test_this_machine_s_gpus_where_there_are_none() -> None:
     if shutil.which("nvidia-smi"):
         pytest.skip("this machine has GPUs")
-    message = refused("--model", "demo", "--target", "auto", code=3)
+    message = refused("plan", "--model", "demo", "--target", "auto", code=3)
     assert "driver" in message
     assert "quantkit targets" in message
 
@@ -293,7 +284,7 @@ WAY_OUT = re.compile(r"([\d.]+ [GM]iB) with ([\d,]+) tokens of (\w+) context \((
 def test_where_nothing_fits_the_ways_out_do(tmp_path: Path) -> None:
     target = write_target(tmp_path / "t.yaml", 24, 24, kv_type="f16")
     given = ("--model", "demo", "--target", target)
-    message = refused(*given)
+    message = refused("plan", *given)
     assert "nothing fits mine" in message
     found = WAY_OUT.findall(message)
     assert found, message
@@ -308,19 +299,21 @@ def test_where_nothing_fits_the_ways_out_do(tmp_path: Path) -> None:
 def test_a_file_that_does_not_fit_names_its_own_longest_context(tmp_path: Path) -> None:
     whole = write_demo(tmp_path / "demo-Q4_0.gguf", "Q4_0")
     target = write_target(tmp_path / "t.yaml", 24, 24, kv_type="f16")
-    message = refused("--model", whole, "--target", target)
+    message = refused("plan", "--model", whole, "--target", target)
     kept = re.search(
         r"these types with ([\d,]+) tokens of f16 context \(--context (\d+)\)", message
     )
     assert kept, message
     assert plan("--model", whole, "--target", target, "--context", kept[2])["levels"]
     longer = int(kept[2]) + 1024
-    assert "does not fit mine" in refused("--model", whole, "--target", target, "--context", longer)
+    assert "does not fit mine" in refused(
+        "plan", "--model", whole, "--target", target, "--context", longer
+    )
 
 
 def test_no_way_out(tmp_path: Path) -> None:
     target = write_target(tmp_path / "t.yaml", 2, 2)
-    assert "no context" in refused("--model", "demo", "--target", target)
+    assert "no context" in refused("plan", "--model", "demo", "--target", target)
 
 
 def test_levels_that_are_too_large_are_left_out_and_said(tmp_path: Path) -> None:
@@ -350,11 +343,7 @@ def test_levels_that_are_too_large_are_left_out_and_said(tmp_path: Path) -> None
 def test_wrong_input(given: tuple[str, ...], words: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     (tmp_path / "folder.png").mkdir()
-    done = quantkit("plan", "--model", "demo", "--target", "1x3090", *given, cwd=tmp_path)
-    assert done.returncode == 2, done.stderr
-    assert done.stdout == ""
-    (line,) = done.stderr.strip().splitlines()
-    assert words in line
+    assert words in refused("plan", "--model", "demo", "--target", "1x3090", *given, cwd=tmp_path)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "folder.png"]
 
 

@@ -22,7 +22,7 @@ from quantkit.plan.launch.files import (
 from quantkit.release.card.facts import CardFacts
 from quantkit.release.card.render import card_text
 from quantkit.release.fits import Fits
-from quantkit.report.retrieval_heatmap import draw_heatmap
+from quantkit.report.pictures import draw_heatmap
 from quantkit.study.imatrix import SourceRead
 
 FILES = (

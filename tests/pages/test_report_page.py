@@ -10,8 +10,8 @@ import pytest
 from finished_levels import KEYS, answer, answers_of, finish_level, report_facts
 from playwright.sync_api import Browser, Page
 
-from quantkit.report.colors import contrast
 from quantkit.report.pages import nats_text, percent_text
+from quantkit.report.pictures import contrast
 from quantkit.report.report import write_report
 from quantkit.retrieval.results import Answer
 from quantkit.retrieval.statistics import hit_rate_bounds

@@ -9,8 +9,7 @@ import flagship
 import make_shape
 import pytest
 
-from quantkit.build.context import BuildContext, Job
-from quantkit.build.pipeline import Pipeline
+from quantkit.build.context import BuildContext, Job, Pipeline
 from quantkit.build.run import _preflight
 from quantkit.config.recipe import MeasureRecipe, Recipe
 from quantkit.config.target import GPUSpec, Target, load_target

@@ -25,7 +25,7 @@ from quantkit.plan.level_plans import nominal_costs
 from quantkit.plan.llama_memory import gpu_memories
 from quantkit.plan.what_if import CONTEXTS, KV_TYPES, Cell, level_sizes, sweep
 from quantkit.quantize.quantize import artifact_bytes
-from quantkit.report.what_if_picture import draw_what_if
+from quantkit.report.pictures import draw_what_if
 
 LEVELS = (
     LevelRecipe(name="all"),

@@ -183,34 +183,6 @@ def test_the_record_is_gits(served: LoopbackHub, release: Path) -> None:
     assert blobs == {sibling.rfilename: sibling.blob_id for sibling in siblings}
 
 
-def test_the_same_again_sends_nothing(served: LoopbackHub, release: Path) -> None:
-    api = created(served)
-    made = api.upload_folder(repo_id=REPO, folder_path=release)
-    assert (served.commits_made, served.received[oid(WEIGHTS)]) == (1, len(WEIGHTS))
-    sent = dict(served.received)
-    again = api.upload_folder(repo_id=REPO, folder_path=release)
-    assert (again.oid, served.commits_made, served.received) == (made.oid, 1, sent)
-    put(api, b"GGUF2", "model Q4.gguf")
-    assert served.commits_made == 2
-    attributes = (served.repository(REPO).branches["main"].folder / ".gitattributes").read_text()
-    assert attributes.count("gguf") == 1
-
-
-def test_large_files_arrive_in_parts(served: LoopbackHub, tmp_path: Path) -> None:
-    api, served.part_bytes = created(served), 40_000
-    path = tmp_path / "weights.gguf"
-    path.write_bytes(WEIGHTS)
-    put(api, path)
-    put(api, b"GGUF", "small.gguf")
-    puts = [request for request in served.requests if request.startswith("PUT")]
-    assert [request.partition("?")[0].rpartition("/")[2] for request in puts] == [
-        "1", "2", "3", oid(b"GGUF")
-    ]  # fmt: skip
-    assert served.received[oid(WEIGHTS)] == len(WEIGHTS)
-    folder = served.repository(REPO).branches["main"].folder
-    assert (folder / "a.gguf").read_bytes() == WEIGHTS
-
-
 def test_branches(served: LoopbackHub) -> None:
     api = created(served)
     first = str(api.model_info(REPO).sha)

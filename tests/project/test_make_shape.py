@@ -237,17 +237,8 @@ def test_the_command_line(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = tmp_path / "m.gguf"
-    arguments = [
-        "gguf",
-        str(path),
-        "--model",
-        "nemotron-3-nano",
-        "--layers",
-        "*",
-        "--types",
-        "q8_0",
-    ]
-    monkeypatch.setattr(sys, "argv", ["make_shape.py", *arguments])
+    options = ["--model", "nemotron-3-nano", "--layers", "*", "--types", "q8_0"]
+    monkeypatch.setattr(sys, "argv", ["make_shape.py", "gguf", str(path), *options])
     make_shape.main()
     assert "1 files, 0.78 GB, " in capsys.readouterr().out
     assert len(GGUFSource(path).tensors) == 8

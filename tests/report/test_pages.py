@@ -19,7 +19,7 @@ from quantkit.report.pages import (
     page_environment,
     shortened,
 )
-from quantkit.report.retrieval_cells import grid_of
+from quantkit.report.retrieval import grid_of
 
 
 @pytest.mark.parametrize("text", ["</script><script>", "<!--", "]]>", "&lt;", "\u2028", "\ud800"])

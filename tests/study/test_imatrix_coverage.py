@@ -13,10 +13,10 @@ from finished_levels import answers_of, finish_level, report_facts
 from models import write_llama
 from places import DATA
 
-from quantkit.cli.imatrix_table import show_imatrix
+from quantkit.cli.tables import show_imatrix
 from quantkit.core.errors import InputError
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
-from quantkit.report.coverage_picture import draw_coverage
+from quantkit.report.pictures import draw_coverage
 from quantkit.report.report import write_report
 from quantkit.study.imatrix import Calibration, SourceRead
 from quantkit.study.imatrix_coverage import (

@@ -14,8 +14,7 @@ from quantkit.formats.imatrix_file import Imatrix
 from quantkit.plan.allocation_file import AllocatedTensor, AllocationFile
 from quantkit.plan.placement import PLACEMENT_FILE, GPUPlan, Placement, PlacementFile
 from quantkit.quantize.integrity import Integrity
-from quantkit.report.facts import ReportFacts
-from quantkit.report.results import LevelResult, read_level
+from quantkit.report.results import LevelResult, ReportFacts, read_level
 from quantkit.retrieval.results import (
     Answer,
     DeviceUse,

@@ -28,8 +28,8 @@ _IMPORTED = (
         "granitemoehybrid", "llama", "mistral", "nemotron_h", "qwen2", "qwen3", "qwen3_moe",
     )),
     *(f"quantkit.{name}" for name in (
-        "api", "cli.app", "cli.compare_table", "cli.imatrix_table", "cli.plan_table",
-        "cli.retrieval_table", "llamacpp.presets", "study.divergence", "study.run",
+        "api", "cli.app", "cli.tables", "cli.plan_table",
+        "llamacpp.presets", "study.divergence", "study.run",
     )),
 )  # fmt: skip
 """No native library; huggingface_hub, which transformers brings, is imported again: `_command`."""
@@ -96,3 +96,13 @@ def quantkit(
         process.join()
         assert process.exitcode is not None
         return subprocess.CompletedProcess(words, process.exitcode, output.read(), errors.read())
+
+
+def refused(*arguments: object, code: int = 2, cwd: Path | None = None) -> str:
+    """The one line of a command that must exit with `code` and print nothing else."""
+    done = quantkit(*arguments, cwd=cwd)
+    assert done.returncode == code, done.stdout + done.stderr
+    assert done.stdout == ""
+    (line,) = done.stderr.strip().splitlines()
+    assert line.startswith("error: ")
+    return line

@@ -33,7 +33,7 @@ from quantkit.release.documents import own_texts
 from quantkit.release.layout import evidence_folder
 from quantkit.report.pages import page_environment, percent_text
 from quantkit.report.results import LevelResult
-from quantkit.report.retrieval_words import check_text, forks_text, worst_fork
+from quantkit.report.retrieval import check_text, forks_text, worst_fork
 from quantkit.retrieval.results import MAIN_TASKS, TaskScore
 
 _TASKS = {

@@ -92,22 +92,17 @@ def on_front(artifacts: Sequence[Measured]) -> frozenset[str]:
     """Names of the artifacts that no other beats by being smaller and not worse, or better and
     not larger, in divergence and mean log-probability of right answers. Chance is not considered.
     """
+    costs = {
+        a.name: (a.size_bytes, a.divergence.mean, -(a.log_probability or 0.0)) for a in artifacts
+    }
     return frozenset(
-        mine.name
-        for mine in artifacts
-        if not any(_beats(other, mine) for other in artifacts if other is not mine)
+        name
+        for name, mine in costs.items()
+        if not any(
+            other != mine and all(a <= b for a, b in zip(other, mine, strict=True))
+            for other in costs.values()
+        )
     )
-
-
-def _costs(artifact: Measured) -> tuple[float, float, float]:
-    """Bytes, divergence and lost log-probability; less is better."""
-    gained = artifact.log_probability
-    return artifact.size_bytes, artifact.divergence.mean, 0.0 if gained is None else -gained
-
-
-def _beats(one: Measured, other: Measured) -> bool:
-    mine, others = _costs(one), _costs(other)
-    return mine != others and all(a <= b for a, b in zip(mine, others, strict=True))
 
 
 Sign = Literal[">", "≈", "<", "≷"]

@@ -106,20 +106,15 @@ def all_pairs(artifacts: Sequence[Measured]) -> tuple[Pair, ...]:
     resamples = max(RESAMPLES, RESAMPLES_A_TEST * len(KINDS) * len(combinations))
     confidence = 1 - (1 - CONFIDENCE) / max(1, len(artifacts) - 1)
     pairs = [_pair(first, second, resamples, confidence) for first, second in combinations]
-    tests = [(i, kind) for i, pair in enumerate(pairs) for kind in pair.evidence]
-    found = [pairs[i].evidence[kind].test for i, kind in tests]
-    corrected = _corrected(found)
+    corrected = iter(_corrected([e.test for pair in pairs for e in pair.evidence.values()]))
     nearness = iter(_corrected([p.nearness.test for p in pairs if p.nearness is not None]))
-    by_pair: list[dict[Kind, Evidence]] = [{} for _ in pairs]
-    for (i, kind), evidence in zip(tests, corrected, strict=True):
-        by_pair[i][kind] = evidence
     return tuple(
         replace(
             pair,
-            evidence=by_pair[i],
+            evidence={kind: next(corrected) for kind in pair.evidence},
             nearness=None if pair.nearness is None else next(nearness),
         )
-        for i, pair in enumerate(pairs)
+        for pair in pairs
     )
 
 

@@ -326,9 +326,8 @@ class Kept:
         result, answers = folder / f"{which}.json", folder / f"{which}.jsonl"
         if result.exists():
             shutil.rmtree(folder / ".work", ignore_errors=True)  # of a run killed as it ended
-            with suppress(
-                ValidationError, InputError
-            ):  # written by another version: measured again
+            # a result of another version is measured again
+            with suppress(ValidationError, InputError):
                 found = Retrieval.model_validate_json(result.read_bytes()).model_copy(
                     update={"answers": read_answers(answers)}
                 )

@@ -27,9 +27,9 @@ from quantkit.report.comparison.measured import (
     ratio_text,
 )
 from quantkit.report.comparison.pareto_picture import draw_pareto
-from quantkit.report.facts import installed_versions
 from quantkit.report.pages import cells_data, page_environment, picture_url
-from quantkit.report.retrieval_cells import Grid, grid_of
+from quantkit.report.results import installed_versions
+from quantkit.report.retrieval import Grid, grid_of
 from quantkit.retrieval.results import MAIN_TASKS
 from quantkit.retrieval.statistics import CONFIDENCE
 
@@ -69,7 +69,7 @@ def _page_values(found: Comparison, picture: Path) -> dict[str, Any]:
         "largest": max(artifact.size_bytes for artifact in found.artifacts),
         "units": units_text(found.pairs[0]) if found.pairs else "",
         "picture": picture_url(picture),
-        "lengths": [_length_rows(found, name) for name in names],
+        "lengths": [_length_rows(artifact) for artifact in found.artifacts],
         "matrix": [[_cell(found, left, right) for right in names] for left in names],
         "tests": [_test_rows(pair) for pair in found.pairs],
         "grids": grids,
@@ -91,21 +91,17 @@ def _grids(found: Comparison) -> list[tuple[str, Grid]]:
     return grids
 
 
-def _length_rows(found: Comparison, name: str) -> list[dict[str, Any]]:
-    artifact = next(a for a in found.artifacts if a.name == name)
+def _length_rows(artifact: Measured) -> list[dict[str, Any]]:
     rungs = {rung.context_tokens: rung for rung in artifact.rungs}
-    rows = []
-    for score in artifact.main_scores:
-        rung = rungs.get(score.context_tokens)
-        rows.append(
-            {
-                "name": name,
-                "score": score,
-                "prefill": None if rung is None else rung.prefill_rate,
-                "decode": None if rung is None else rung.decode_rate,
-            }
-        )
-    return rows
+    return [
+        {
+            "name": artifact.name,
+            "score": score,
+            "prefill": getattr(rungs.get(score.context_tokens), "prefill_rate", None),
+            "decode": getattr(rungs.get(score.context_tokens), "decode_rate", None),
+        }
+        for score in artifact.main_scores
+    ]
 
 
 def _cell(found: Comparison, left: str, right: str) -> dict[str, str]:
@@ -139,8 +135,7 @@ def _test_row(pair: Pair, test: str, difference: str, found: Evidence) -> dict[s
     low, high = found.test.low, found.test.high
     interval = "" if low is None or high is None else f"{low:+.3g} … {high:+.3g}"
     return {
-        "first": pair.first,
-        "second": pair.second,
+        **_fields(pair, "first", "second"),
         "test": test,
         "difference": difference,
         "value": found.test.difference,
@@ -159,31 +154,19 @@ def comparison_facts(found: Comparison) -> dict[str, Any]:
     conditions = found.conditions
     retrieval = None
     if conditions.context_tokens:
-        retrieval = {
-            "context_tokens": list(conditions.context_tokens),
-            "needles": conditions.needles,
-            "seeds": list(conditions.seeds),
-            "kv_type": conditions.kv_type,
-            "haystack": conditions.haystack,
-            "bound_confidence": CONFIDENCE,
-        }
+        asked = _fields(conditions, "context_tokens", "needles", "seeds", "kv_type", "haystack")
+        retrieval = {**asked, "bound_confidence": CONFIDENCE}
     return {
         "base": conditions.base,
         "reference": found.reference,
-        "text": conditions.text,
-        "chunks": conditions.chunks,
-        "chunk_tokens": conditions.chunk_tokens,
-        "tokens": conditions.tokens,
-        "base_perplexity": conditions.base_perplexity,
+        **_fields(conditions, "text", "chunks", "chunk_tokens", "tokens", "base_perplexity"),
         "retrieval": retrieval,
         "level": LEVEL,
         "interval_confidence": INTERVAL_CONFIDENCE,
         "interval_comparisons": max(1, len(found.artifacts) - 1),
         "ordering": {
             "text": found.ordering.text,
-            "names": list(found.ordering.names),
-            "neighbours": [_relation(one) for one in found.ordering.neighbours],
-            "beside": [_relation(one) for one in found.ordering.beside],
+            **asdict(found.ordering),
         },
         "smallest_without_measurable_loss": found.smallest,
         "artifacts": [
@@ -202,8 +185,7 @@ def comparison_csv(found: Comparison) -> str:
         row: dict[str, Any] = {
             "name": artifact.name,
             "file": artifact.path.name,
-            "size_bytes": artifact.size_bytes,
-            "bits_per_weight": artifact.bits_per_weight,
+            **_fields(artifact, "size_bytes", "bits_per_weight"),
             "kld_mean_nats": divergence.mean,
             "kld_error_nats": divergence.mean_error,
             "kld_p999_nats": divergence.p999,
@@ -240,26 +222,18 @@ def comparison_csv(found: Comparison) -> str:
 
 
 def _artifact(artifact: Measured, verdict: Verdict, front: bool) -> dict[str, Any]:
-    figures = {
-        **asdict(artifact.divergence),
-        "perplexity_ratio": artifact.divergence.perplexity_ratio,
-    }
+    divergence = artifact.divergence
+    figures = asdict(divergence) | {"perplexity_ratio": divergence.perplexity_ratio}
     # JSON has no infinity, which a broken model's perplexity may be
     kld = {name: value if math.isfinite(value) else None for name, value in figures.items()}
     return {
         "name": artifact.name,
         "file": artifact.path.name,
-        "is_base": artifact.is_base,
-        "size_bytes": artifact.size_bytes,
-        "bits_per_weight": artifact.bits_per_weight,
+        **_fields(artifact, "is_base", "size_bytes", "bits_per_weight"),
         "kld": kld,
         "retrieval": _retrieval(artifact),
         "on_front": front,
-        "verdict": {
-            "against": verdict.reference,
-            "outcome": verdict.outcome,
-            "sentence": verdict.sentence,
-        },
+        "verdict": {"against": verdict.reference, **_fields(verdict, "outcome", "sentence")},
     }
 
 
@@ -273,12 +247,8 @@ def _retrieval(artifact: Measured) -> dict[str, Any] | None:
         "scores": [
             {
                 "task": score.name,
-                "context_tokens": score.context_tokens,
-                "trials": score.trials,
-                "hits": score.hits,
-                "lower_bound": score.lower_bound,
-                "upper_bound": score.upper_bound,
-                "truncated": score.truncated,
+                **_fields(score, "context_tokens", "trials", "hits"),
+                **_fields(score, "lower_bound", "upper_bound", "truncated"),
                 "log_probability_nats": score.log_probability,
             }
             for score in artifact.retrieval.scores
@@ -296,20 +266,15 @@ def _retrieval(artifact: Measured) -> dict[str, Any] | None:
 
 def _pair(pair: Pair) -> dict[str, Any]:
     return {
-        "first": pair.first,
-        "second": pair.second,
+        **_fields(pair, "first", "second"),
         "evidence": {kind: _evidence(found) for kind, found in pair.evidence.items()},
         "nearness_to_base": None if pair.nearness is None else _evidence(pair.nearness),
     }
 
 
 def _evidence(found: Evidence) -> dict[str, Any]:
-    return {
-        **asdict(found.test),
-        "corrected_p": found.corrected_p,
-        "best_corrected_p": found.best_corrected_p,
-    }
+    return {**asdict(found.test), **_fields(found, "corrected_p", "best_corrected_p")}
 
 
-def _relation(found: Relation) -> dict[str, Any]:
-    return {**asdict(found), "kinds": list(found.kinds)}
+def _fields(one: object, *names: str) -> dict[str, Any]:
+    return {name: getattr(one, name) for name in names}

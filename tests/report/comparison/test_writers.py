@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from compared_artifacts import CONDITIONS, compared_ladder, ladder, measured
 
-from quantkit.cli.compare_table import print_comparison
+from quantkit.cli.tables import print_comparison
 from quantkit.core.console import Console
 from quantkit.report.comparison.comparison import compared
 from quantkit.report.comparison.writers import comparison_csv, comparison_facts, write_comparison
