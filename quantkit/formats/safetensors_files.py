@@ -13,7 +13,8 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
@@ -57,7 +58,7 @@ def header_bytes(start: bytes) -> int:
 
 
 def parse_header(
-    start: bytes, size_bytes: int, where: str, advice: str
+    start: bytes, size_bytes: int, where: str, advice: str, file: Path | None = None
 ) -> dict[str, SafetensorsEntry]:
     """All tensors of a file by name, in the header's order, from its header alone.
 
@@ -66,6 +67,7 @@ def parse_header(
         size_bytes: of the whole file, which the header must account for to the byte.
         where: the file, for messages.
         advice: what to do about a broken one.
+        file: the whole file, where it is on this machine.
 
     Raises:
         InputError: the header is cut off, or contradicts itself or the file's size.
@@ -79,21 +81,17 @@ def parse_header(
             f"{where}: it is truncated: the header ends at byte {data_start}, the file has "
             f"{present}; {advice}"
         )
-    # The library reads files: this one has the header and the size, and takes no room on the disk.
-    with tempfile.NamedTemporaryFile() as sparse:
-        try:
-            sparse.write(start)
-            sparse.flush()
-            os.truncate(sparse.name, size_bytes)
-            with safe_open(sparse.name, "np"):
+    try:
+        with nullcontext(file) if file is not None else _stand_in(start, size_bytes) as whole:
+            with safe_open(whole, "np"):
                 pass
-            described = json.loads(start[LENGTH_BYTES:data_start])
-        except (SafetensorError, OSError, OverflowError, ValueError, RecursionError) as error:
-            reason = str(error).removeprefix("Error while deserializing header: ")[:200]
-            raise InputError(
-                f"{where} has {size_bytes} bytes and is no whole safetensors file ({reason}"
-                f"{_accounted(start[LENGTH_BYTES:data_start], data_start)}); {advice}"
-            ) from None
+        described = json.loads(start[LENGTH_BYTES:data_start])
+    except (SafetensorError, OSError, OverflowError, ValueError, RecursionError) as error:
+        reason = str(error).removeprefix("Error while deserializing header: ")[:200]
+        raise InputError(
+            f"{where} has {size_bytes} bytes and is no whole safetensors file ({reason}"
+            f"{_accounted(start[LENGTH_BYTES:data_start], data_start)}); {advice}"
+        ) from None
     described.pop("__metadata__", None)
     return {
         name: SafetensorsEntry(
@@ -103,6 +101,16 @@ def parse_header(
         )
         for name, tensor in described.items()
     }
+
+
+@contextmanager
+def _stand_in(start: bytes, size_bytes: int) -> Iterator[Path]:
+    """A file for the library to read: the header and the size, without room on the disk."""
+    with tempfile.NamedTemporaryFile() as sparse:
+        sparse.write(start)
+        sparse.flush()
+        os.truncate(sparse.name, size_bytes)
+        yield Path(sparse.name)
 
 
 def _accounted(header: bytes, data_start: int) -> str:
@@ -137,7 +145,7 @@ class SafetensorsFile:
         length = header_bytes(self._bytes.read(0, min(size, LENGTH_BYTES)).tobytes())
         stop = LENGTH_BYTES + (length if length <= MAX_HEADER_BYTES else 0)
         start = self._bytes.read(0, min(size, stop)).tobytes()
-        self.entries = parse_header(start, size, str(path), "download it again")
+        self.entries = parse_header(start, size, str(path), "download it again", path)
 
     def read_raw(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         """The bytes of elements [start, stop) of the flattened tensor, as a new array."""
