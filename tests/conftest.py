@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import pytest
 from hypothesis import settings
 
+from quantkit.llamacpp.child import SPINS
+
 if TYPE_CHECKING:
     from small_release import SmallRelease
 
@@ -42,6 +44,12 @@ def release(whole_release: SmallRelease, tmp_path: Path) -> SmallRelease:
 
 
 def pytest_configure() -> None:
+    """Set what holds for all tests, before llama.cpp is loaded."""
+    os.environ.setdefault("GOMP_SPINCOUNT", SPINS)  # in this process too, as in quantkit's children
+    _take_a_core()
+
+
+def _take_a_core() -> None:
     """Give each of several workers a core of its own: ggml's threads stand still where two of them
     share one, and quantkit takes as many threads as there are cores."""
     worker = os.environ.get("PYTEST_XDIST_WORKER", "")

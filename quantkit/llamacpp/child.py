@@ -26,6 +26,13 @@ from quantkit.core.errors import MACHINE_ERRORS, EnvironmentFault, QuantkitError
 Emit = Callable[[Any], None]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STDERR_KEPT_BYTES = 4000
+SPINS = "100"
+"""How often OpenMP's threads look at a barrier before they sleep, where GOMP_SPINCOUNT is unset.
+
+ggml has a barrier after every operation, and libgomp would spin there for milliseconds: time that
+the thread waited for does not get where other processes keep the cores busy. libgomp itself takes
+100 where it has more threads than cores.
+"""
 
 
 class NativeCrash(EnvironmentFault):
@@ -63,7 +70,7 @@ class Child:
                 stdout=subprocess.DEVNULL,
                 stderr=self._printed,
                 pass_fds=(sending,),
-                env={**os.environ, "GGML_NO_BACKTRACE": "1"},  # its last line is then the assertion
+                env=_environment(),
             )
         finally:
             os.close(sending)
@@ -117,6 +124,11 @@ class Child:
         self._process.wait()
         self._messages.close()
         self._printed.close()
+
+
+def _environment() -> dict[str, str]:
+    """The child's: with GGML_NO_BACKTRACE the last line that it prints is the failed assertion."""
+    return {"GOMP_SPINCOUNT": SPINS, **os.environ, "GGML_NO_BACKTRACE": "1"}
 
 
 def die_with_parent(parent: int) -> None:
