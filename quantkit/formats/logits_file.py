@@ -217,10 +217,6 @@ class LogitsFile:
         raw = self._bytes.read(self._rows_at + first * size, (stop - start) * size)
         return raw.view(self._row_type)
 
-    def targets(self, chunk: int) -> Tokens:
-        """The token after each scored position."""
-        return next_tokens(self.tokens[chunk])
-
 
 def next_tokens(chunk: Tokens) -> Tokens:
     """The token after each scored position of `chunk`."""

@@ -65,23 +65,17 @@ class BaseDistribution:
         return np.concatenate(list(pool.map(work, blocks(logits))))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """KLD and negative log-probability of the next token, nats, each of shape (positions,)."""
-
-    kld: F64
-    nll: F64
-
-
-def compare(base: Logits, logits: Logits, targets: NDArray[np.int32]) -> Comparison:
+def compare(base: Logits, logits: Logits, targets: NDArray[np.int32]) -> tuple[F64, F64]:
     """Compare another model's `logits`, followed by the tokens `targets`, with the `base`'s.
 
-    Values are NaN or infinite where the logits are.
+    Returns:
+        KLD and negative log-probability of the next token, nats, each of shape (positions,); NaN
+        or infinite where the logits are.
     """
     expected = BaseDistribution.of(base)
     kld, gained = _divergence(base, expected.probabilities, logits)
     target = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    return Comparison(kld, expected.log_sums + gained - target)
+    return kld, expected.log_sums + gained - target
 
 
 def blocks(logits: Logits) -> Iterator[slice]:
