@@ -7,9 +7,9 @@ every token.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,7 +28,7 @@ from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.llamacpp.child import Emit, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings, parallel_sequences
 from quantkit.study.calibration.texts import CalibrationSource, CalibrationTokens, model_calibration
-from quantkit.study.imatrix_coverage import layer_of
+from quantkit.study.imatrix_coverage import coverage_of
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.activations import Collector, Sums
@@ -157,14 +157,15 @@ def collect_in_child(
         for name, sums in collector.sums.items()
     }
     names = tuple(name for source in sources for name in source.dataset_names)
+    coverage = coverage_of(collector.sums)
     with atomic(out) as partial:
         write_imatrix(partial, Imatrix(entries, recipe.chunk_tokens, chunks, names))
     return Calibration(
         chunks=chunks,
         tokens=chunks * recipe.chunk_tokens,
         weights=len(entries),
-        unseen_experts=uncovered(collector.sums, 1),
-        uncovered_experts=uncovered(collector.sums, recipe.until_covered),
+        unseen_experts=coverage.missed(1),
+        uncovered_experts=coverage.missed(recipe.until_covered),
         sources=_read_of(sources, calibration, chunks),
     )
 
@@ -172,7 +173,7 @@ def collect_in_child(
 def _read_of(
     sources: Sequence[CalibrationSource], calibration: CalibrationTokens, chunks: int
 ) -> tuple[SourceRead, ...]:
-    taken = {domain.name: domain.tokens for domain in calibration.taken_after(chunks)}
+    taken = calibration.taken_after(chunks)
     return tuple(
         SourceRead(
             Path(source.name).resolve().name if source.origin == "disk" else source.name,
@@ -208,7 +209,7 @@ def _collect(
         emit(("note", _estimate(context, collector, tokens[:size], stop - begin, model.size_bytes)))
     while True:
         if begin >= stop:
-            missed = uncovered(collector.sums, recipe.until_covered)
+            missed = coverage_of(collector.sums).missed(recipe.until_covered)
             if begin == available and missed:
                 few = f"{missed:,} experts have fewer than {recipe.until_covered} tokens"
                 emit(("note", f"the calibration text ended, and {few}; give more text"))
@@ -232,27 +233,11 @@ def _collect(
         begin = end
 
 
-def uncovered(sums: Mapping[str, Sums], at_least: int) -> int:
-    """Experts with fewer than `at_least` tokens, in all layers; 0 for a dense model.
-
-    The matrices of one expert are reached together: a layer counts once.
-    """
-    by_layer: dict[str, int] = {}
-    for name, entry in sums.items():
-        if entry.counts.size > 1:
-            few = int((entry.counts < at_least).sum())
-            by_layer[layer_of(name)] = max(by_layer.get(layer_of(name), 0), few)
-    return sum(by_layer.values())
-
-
 def _estimate(
     context: Context, collector: Collector, chunk: Tokens, chunks: int, model_bytes: int
 ) -> str:
     """Estimate of time and memory, from a trial of one chunk whose sums are discarded."""
-    from quantkit.llamacpp.activations import Sums
-
-    size = len(chunk)
-    before = {name: Sums(s.squares.copy(), s.counts.copy()) for name, s in collector.sums.items()}
+    size, before = len(chunk), copy.deepcopy(collector.sums)
     context.clear()
     context.decode_together([chunk])  # warms up: allocates, reads weights
     context.clear()
@@ -295,9 +280,5 @@ class _State:
         for name, entry in sums.items():
             arrays[name + "/squares"] = entry.squares
             arrays[name + "/counts"] = entry.counts
-        growing = self._path.with_suffix(".new.npz")
-        with growing.open("wb") as file:
+        with atomic(self._path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(growing, self._path)
