@@ -25,7 +25,8 @@ from quantkit.study.calibration.rows import RenderChat
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.calibration.texts import (
     CalibrationTokens,
-    DomainTaken,
+    Tokenize,
+    Tokenizer,
     calibration_tokens,
     chunk_order,
     spread_out,
@@ -42,8 +43,11 @@ def letters(text: str) -> NDArray[np.int32]:
     return np.frombuffer(text.encode("utf-32-le"), np.int32)
 
 
-def tokens_of(recipe: ImatrixRecipe, render: RenderChat | None = None) -> CalibrationTokens:
-    return calibration_tokens(recipe, resolve_sources(recipe), letters, render)
+def tokens_of(
+    recipe: ImatrixRecipe, tokenize: Tokenize = letters, render: RenderChat | None = None
+) -> CalibrationTokens:
+    tokenizer = Tokenizer(tokenize, tokenize, render)
+    return calibration_tokens(recipe, resolve_sources(recipe), tokenizer)
 
 
 def written(tokens: NDArray[np.int32]) -> str:
@@ -217,8 +221,7 @@ def test_a_chunk_is_of_one_domain_and_none_comes_twice(
         in_chinese = sum(
             found.tokens[: 32 * first].tolist()[n] >= 0x4E00 for n in range(32 * first)
         )
-        assert [domain.tokens for domain in taken] == [in_chinese, 32 * first - in_chinese]
-        assert [domain.share for domain in taken] == [d.tokens / (32 * first) for d in taken]
+        assert [*taken.values()] == [in_chinese, 32 * first - in_chinese]
 
 
 def test_a_short_domain_is_told(tmp_path: Path) -> None:
@@ -227,7 +230,7 @@ def test_a_short_domain_is_told(tmp_path: Path) -> None:
     mixture = {str(tmp_path / "short.txt"): 1.0, str(tmp_path / "long.txt"): 1.0}
     recipe = ImatrixRecipe(mixture=mixture, chunk_tokens=32, chunks=20)
     found = tokens_of(recipe)
-    assert [domain.tokens for domain in found.taken_after(20)] == [64, 18 * 32]
+    assert [*found.taken_after(20).values()] == [64, 18 * 32]
     [note] = found.notes
     assert "2 of the 10" in note
     with pytest.raises(InputError, match="no domain"):
@@ -241,7 +244,7 @@ def test_texts_are_joined_as_they_are(tmp_path: Path) -> None:
     recipe = ImatrixRecipe(texts=tuple(map(str, paths)))
     found = tokens_of(recipe)
     assert written(found.tokens) == "a\n\nb"
-    assert found.taken_after(3) == (DomainTaken(", ".join(map(str, paths)), 3 * 512, 1.0),)
+    assert found.taken_after(3) == {", ".join(map(str, paths)): 3 * 512}
 
 
 def test_rows_among_texts_are_rows(tmp_path: Path) -> None:
@@ -268,7 +271,7 @@ def test_going_on_until_covered_begins_with_the_same_chunks(tmp_path: Path, spre
     assert np.array_equal(long.tokens[:320], short.tokens)
     assert len(long.order) == 2 + 20  # all whole chunks of both; two line ends count
     assert long.taken_after(10) == short.taken_after(10)
-    assert [domain.tokens for domain in long.taken_after(22)] == [64, 640]
+    assert [*long.taken_after(22).values()] == [64, 640]
     assert long.notes == short.notes
     assert "2 of the 7" in short.notes[0]
 
@@ -298,12 +301,11 @@ def test_a_long_text_becomes_tokens_in_parts(
         return letters(part)
 
     recipe = ImatrixRecipe(mixture={str(path): 1}, chunks=10**6, chunk_tokens=32)
-    calibration_tokens(recipe, resolve_sources(recipe), noted, None)
+    tokens_of(recipe, noted)
     assert "".join(parts) == text + "\n\n"
     assert [len(part) for part in parts] == ([1000, 1002] if empty_lines else [1050, 952])
     parts.clear()
-    few = recipe.model_copy(update={"chunks": 1})
-    calibration_tokens(few, resolve_sources(few), noted, None)
+    tokens_of(recipe.model_copy(update={"chunks": 1}), noted)
     assert len(parts) == 1
 
 
@@ -329,10 +331,10 @@ def test_shipped_mixtures_have_text_enough(name: str) -> None:
         return np.zeros(len(text) // 4, np.int32)
 
     render = ChatTemplate("{{ tools | tojson }}" + CHATML).render
-    found = calibration_tokens(imatrix, resolve_sources(imatrix), coarse, render)
+    found = tokens_of(imatrix, coarse, render)
     assert len(found.tokens) == imatrix.chunks * imatrix.chunk_tokens
-    taken = found.taken_after(imatrix.chunks)
-    assert all(abs(d.share - imatrix.mixture[d.name]) < 1 / imatrix.chunks for d in taken)
+    for name, tokens in found.taken_after(imatrix.chunks).items():
+        assert abs(tokens / len(found.tokens) - imatrix.mixture[name]) < 1 / imatrix.chunks
     assert not found.notes
 
 
