@@ -57,22 +57,6 @@ def written(tokens: NDArray[np.int32]) -> str:
 # --- the files ------------------------------------------------------------------------------------
 
 
-def test_every_file_has_origin_and_licence() -> None:
-    page = (FOLDER / "README.md").read_text(encoding="utf-8")
-    sections = {part.split("\n", 1)[0].strip(): part for part in page.split("\n## ")[1:]}
-    assert sorted(sections) == [path.name for path in FILES]
-    wordings = (FOLDER / "LICENSES.md").read_text(encoding="utf-8")
-    names = set(re.findall(r"^## (\S+)$", wordings, re.M))
-    for section in sections.values():
-        assert re.search(r"^\| origin \| \S", section, re.M)
-        assert re.search(r"^\| licence \| \S", section, re.M)
-        found = re.findall(r"^\| (?:Debian|npm|PyPI sdist) `@?([^`]+)`.*\| (.*) \|$", section, re.M)
-        for package, licence in found:
-            if licence.startswith("Apache-2.0"):
-                continue  # its wording is quantkit's own LICENSE
-            assert {package.replace("/", "-"), package.replace("-", "_")} & names
-
-
 def phrases(text: str) -> set[tuple[str, ...]]:
     words = re.findall(r"\w+", text.lower())
     return set(zip(*(words[i:] for i in range(13)), strict=False))
@@ -336,8 +320,3 @@ def test_shipped_mixtures_have_text_enough(name: str) -> None:
     for name, tokens in found.taken_after(imatrix.chunks).items():
         assert abs(tokens / len(found.tokens) - imatrix.mixture[name]) < 1 / imatrix.chunks
     assert not found.notes
-
-
-def test_a_report_names_what_was_read() -> None:
-    assert ImatrixRecipe(texts=("a.txt", "b.txt")).sources == ("a.txt", "b.txt")
-    assert ImatrixRecipe(mixture={"code": 2, "chat": 1}).sources == ("code", "chat")
