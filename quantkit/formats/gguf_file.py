@@ -78,11 +78,7 @@ class FinishedFile:
 
 @dataclass(frozen=True)
 class ReusableTensor:
-    """A tensor's bytes in an open finished file, from `offset` on.
-
-    Attributes:
-        state: the file's size and modification time when it was finished.
-    """
+    """A tensor's bytes from `offset` on in an open file, whose `state` was this when finished."""
 
     source: FileBytes
     state: tuple[int, int]
@@ -91,8 +87,7 @@ class ReusableTensor:
     def copy_to(self, start: int, stop: int, descriptor: int, at: int) -> bool:
         """Copy the tensor's bytes [start, stop) to byte `at` of the open file `descriptor`.
 
-        Returns:
-            False if the finished file was modified: the bytes must be encoded after all.
+        False if the finished file was modified: the bytes must be encoded after all.
         """
         if self.source.state() != self.state:
             return False

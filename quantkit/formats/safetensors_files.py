@@ -126,14 +126,12 @@ def _accounted(header: bytes, data_start: int) -> str:
 class SafetensorsFile:
     """One .safetensors file, its header fully checked on opening, its data read on demand.
 
-    Attributes:
-        has_data: whether more than its header is here.
-
     Raises:
         InputError: the file is missing, truncated, or its header contradicts itself.
     """
 
     has_data = True
+    """Whether more than its header is here."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
@@ -213,10 +211,7 @@ def as_f32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
 
 
 class SafetensorsFolder:
-    """All tensors of a checkpoint folder, or of a single file, by name.
-
-    Args:
-        files: its files, where others are meant than those that lie there.
+    """All tensors of a checkpoint folder, or of a single file, or of the `files` given, by name.
 
     Raises:
         InputError: there is no safetensors file, a shard or tensor that the index names is

@@ -39,6 +39,7 @@ from quantkit.formats.logits_file import (
 from quantkit.llamacpp.child import Emit, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.study.calibration.texts import whole_chunks
 from quantkit.study.kld_statistics import F64, PositionStatistics, blocks, compare
 
 if TYPE_CHECKING:
@@ -77,8 +78,7 @@ def collect_base_logits(
 ) -> LogitsHeader:
     """Run `base` on `text` (None: the haystack) and write its logits to `out`.
 
-    Args:
-        work: keeps finished chunks of an interrupted run.
+    `work` keeps finished chunks of an interrupted run.
 
     Raises:
         InputError: llama.cpp cannot load the file, or the text is shorter than one chunk.
@@ -110,16 +110,11 @@ def collect_in_child(
 
     model, size = Model(base, devices), recipe.chunk_tokens
     tokens = first_tokens(model.vocab, held_out_text(text), size * recipe.chunks)
-    count = len(tokens) // size
-    if count == 0:
-        raise InputError(
-            f"the held-out text has {len(tokens)} tokens, fewer than one chunk of {size}; give a "
-            "longer text or shorter chunks"
-        )
-    if count < recipe.chunks:
-        note = f"the held-out text has only {count} of the requested {recipe.chunks} chunks"
+    advice = "give a longer text or shorter chunks"
+    chunks = whole_chunks(tokens, size, "the held-out text", advice)
+    if len(chunks) < recipe.chunks:
+        note = f"the held-out text has only {len(chunks)} of the requested {recipe.chunks} chunks"
         emit(("note", note))
-    chunks = tokens[: count * size].reshape(count, size)
     name = HAYSTACK_NAME if text is None else text.name
     vocabulary = vocabulary_id(GGUFSource(base).metadata)
     vocab = model.vocab
@@ -131,7 +126,7 @@ def collect_in_child(
         journal.forget()
         growing.write_bytes(start)
         written = len(start)
-    emit(("start", (len(journal.lines), count)))
+    emit(("start", (len(journal.lines), len(chunks))))
     runner = ChunkLogits(model, size, header.bos)
 
     def encode(_at: range, logits: Logits, follow: Tokens) -> Rows:
@@ -140,7 +135,7 @@ def collect_in_child(
     with growing.open("r+b") as file, ThreadPoolExecutor(devices.threads) as pool:
         file.truncate(written)
         file.seek(written)
-        for index in range(len(journal.lines), count):
+        for index in range(len(journal.lines), len(chunks)):
             for rows in _by_blocks(runner, chunks[index], pool, encode):
                 _check_finite(base.name, rows["nll"])
                 file.write(rows.view(np.uint8).data)
@@ -179,8 +174,7 @@ def measure_kld(
 ) -> PositionStatistics:
     """Compare `model` with the base's `logits` on the same tokens, at every scored position.
 
-    Args:
-        cache: file for the values of finished chunks.
+    The file `cache` keeps the values of finished chunks.
 
     Raises:
         InputError: llama.cpp cannot load the model, or its vocabulary is not the base's.

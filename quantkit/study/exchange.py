@@ -41,10 +41,8 @@ class Exchange:
     def put(self, types: Mapping[str, str], gains: Mapping[str, float]) -> dict[str, float]:
         """Give tensors the error of their type; returns their relative errors in the model.
 
-        Args:
-            types: tensor → type.
-            gains: tensor → factor on the error's amplitude. The base's own type rounds the decoded
-                rows once more, which is part of the error.
+        `gains` are factors on an error's amplitude. The base's own type rounds the decoded rows
+        once more, which is part of the error.
         """
         errors = {}
         for info in self._infos(types):

@@ -20,14 +20,19 @@ import numpy as np
 
 from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.documents import JsonDocument
-from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.errors import EnvironmentFault
 from quantkit.core.files import atomic, file_sha256
 from quantkit.core.progress import SILENT, Progress, told_to
 from quantkit.core.units import bytes_text, seconds_text
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.llamacpp.child import Emit, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings, parallel_sequences
-from quantkit.study.calibration.texts import CalibrationSource, CalibrationTokens, model_calibration
+from quantkit.study.calibration.texts import (
+    CalibrationSource,
+    CalibrationTokens,
+    model_calibration,
+    whole_chunks,
+)
 from quantkit.study.imatrix_coverage import coverage_of
 
 if TYPE_CHECKING:
@@ -136,18 +141,14 @@ def collect_in_child(
     calibration = model_calibration(recipe, sources, model, emit)
     # A text gets BOS before it is cut, as in llama-imatrix; a mixture is cut already.
     tokens = calibration.tokens if recipe.mixture else model.vocab.prepend_bos(calibration.tokens)
-    available = len(tokens) // recipe.chunk_tokens
-    if available == 0:
-        raise InputError(
-            f"the calibration text has {len(tokens)} tokens, fewer than one chunk of "
-            f"{recipe.chunk_tokens}; give a longer text or a smaller chunk_tokens"
-        )
-    if available < recipe.chunks:
-        note = f"the calibration text has only {available} of the requested {recipe.chunks} chunks"
+    advice = "give a longer text or a smaller chunk_tokens"
+    text = whole_chunks(tokens, recipe.chunk_tokens, "the calibration text", advice)
+    if len(text) < recipe.chunks:
+        note = f"the calibration text has only {len(text)} of the requested {recipe.chunks} chunks"
         emit(("note", note))
     collector = Collector(math.gcd(recipe.chunk_tokens, GROUP_TOKENS))
-    state = _State(work / "sums.npz", tokens, recipe.chunk_tokens)
-    chunks = _collect(model, tokens, recipe, collector, state, emit)
+    state = _State(work / "sums.npz", text)
+    chunks = _collect(model, text, recipe, collector, state, emit)
     if not collector.sums:
         raise EnvironmentFault(
             "llama.cpp reported no matrix product of the model's layers; update llama-cpp-python"
@@ -188,7 +189,7 @@ def _read_of(
 
 def _collect(
     model: Model,
-    tokens: Tokens,
+    chunks: Tokens,
     recipe: ImatrixRecipe,
     collector: Collector,
     state: _State,
@@ -197,7 +198,7 @@ def _collect(
     """Run the recipe's chunks through `collector`; returns how many were used."""
     from quantkit.llamacpp.llama import Context, with_first
 
-    size, available = recipe.chunk_tokens, len(tokens) // recipe.chunk_tokens
+    available, size = chunks.shape
     begin, stop = state.load(collector), recipe.chunks
     if recipe.until_covered:  # checked where sums are saved, whatever the size of batches
         stop = -(-stop // SAVE_EVERY_CHUNKS) * SAVE_EVERY_CHUNKS
@@ -206,7 +207,7 @@ def _collect(
     batch = chunks_per_batch(size, model.vocab.size)
     context = Context(model, parallel_sequences(batch, size), collector)
     if stop - begin >= TRIAL_CHUNKS:
-        emit(("note", _estimate(context, collector, tokens[:size], stop - begin, model.size_bytes)))
+        emit(("note", _estimate(context, collector, chunks[0], stop - begin, model.size_bytes)))
     while True:
         if begin >= stop:
             missed = coverage_of(collector.sums).missed(recipe.until_covered)
@@ -219,8 +220,8 @@ def _collect(
             emit(("start", (begin * size, stop * size)))
         end = min(begin + batch, stop)
         context.clear()
-        pieces = tokens[begin * size : end * size].reshape(-1, size)
-        context.decode_together([with_first(piece, model.vocab.text_bos) for piece in pieces])
+        batched = (with_first(chunk, model.vocab.text_bos) for chunk in chunks[begin:end])
+        context.decode_together(list(batched))
         if collector.broken is not None:
             where = f"chunk {end}" if end == begin + 1 else f"chunks {begin + 1} to {end}"
             raise EnvironmentFault(
@@ -254,11 +255,11 @@ def _estimate(
 
 
 class _State:
-    """Saved sums of the first chunks, from which a run on the same tokens resumes."""
+    """Saved sums of the first chunks, from which a run on the same ones resumes."""
 
-    def __init__(self, path: Path, tokens: Tokens, chunk_tokens: int) -> None:
-        digest = hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()
-        self._path, self._text = path, f"{digest} {chunk_tokens}"
+    def __init__(self, path: Path, chunks: Tokens) -> None:
+        digest = hashlib.sha256(chunks.astype("<i4").tobytes()).hexdigest()
+        self._path, self._text = path, f"{digest} {chunks.shape[1]}"
 
     def load(self, collector: Collector) -> int:
         """Restore `collector`; returns the number of chunks that it has seen."""

@@ -31,11 +31,7 @@ NEGLIGIBLE = 1e-15
 
 @dataclass(frozen=True)
 class BaseDistribution:
-    """The reference of a divergence: logits and their softmax, (positions, vocabulary).
-
-    Attributes:
-        log_sums: ln Σ exp(logits) of each position.
-    """
+    """Logits and their softmax, (positions, vocabulary), and ln Σ exp(logits) of each position."""
 
     logits: Logits
     probabilities: Logits
@@ -184,8 +180,7 @@ class PositionStatistics:
 def kld_text(nats: float, of: float | None = None) -> str:
     """`0.4988`, `0.00204`, `3.5e-05`: at least two significant digits.
 
-    Args:
-        of: if `nats` is an error, the mean that it belongs to, which decides the format.
+    If `nats` is an error, the mean that it is `of` decides the format.
     """
     size = nats if of is None else of
     if size == 0 or size >= 0.01:

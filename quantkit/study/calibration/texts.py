@@ -134,6 +134,20 @@ def model_calibration(
     return calibration
 
 
+def whole_chunks(tokens: Tokens, size: int, text: str, advice: str) -> Tokens:
+    """`tokens` cut into chunks, shape (chunks, size), without what is left at the end.
+
+    Raises:
+        InputError: there is not one chunk; the message names the `text` and gives the `advice`.
+    """
+    count = len(tokens) // size
+    if count == 0:
+        raise InputError(
+            f"{text} has {len(tokens)} tokens, fewer than one chunk of {size}; {advice}"
+        )
+    return tokens[: count * size].reshape(count, size)
+
+
 def _mixture_tokens(
     recipe: ImatrixRecipe,
     sources: Sequence[CalibrationSource],
