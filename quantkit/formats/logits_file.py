@@ -39,8 +39,7 @@ _START = struct.Struct("<8sII")
 
 Logits = NDArray[np.float32]
 Tokens = NDArray[np.int32]
-Rows = NDArray[np.void]
-"""Of a `row_type`, shape (positions,)."""
+Rows = NDArray[np.void]  # of a `row_type`, shape (positions,)
 
 
 @dataclass(frozen=True)

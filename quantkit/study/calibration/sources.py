@@ -157,8 +157,7 @@ def fetch_dataset(
 ) -> CalibrationSource:
     """The dataset that a source names, downloaded to the folder `cache` unless it is there.
 
-    Args:
-        hub: creates the client; not called if the source names a commit that is in the cache.
+    `hub` creates the client; it is not called for a commit that is in the cache.
 
     Raises:
         InputError: no such dataset, revision or path, no access, no readable file, or too large.
