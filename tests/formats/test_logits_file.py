@@ -21,6 +21,7 @@ from quantkit.formats.logits_file import (
     encode_rows,
     header_of,
     next_tokens,
+    scored_positions,
     vocabulary_id,
 )
 from quantkit.formats.tensors import MetaValue
@@ -140,6 +141,7 @@ def test_a_file_is_read_by_rows(tmp_path: Path) -> None:
     found = LogitsFile(path)
     assert found.header == expected
     assert found.header.positions == 3 * 7
+    assert list(scored_positions(7)) == [3, 4, 5]  # nothing follows the last
     for chunk in range(3):
         rows = found.read_rows(chunk, 2, 6)
         assert np.abs(decode_rows(rows) - logits[chunk, 2:6]).max() < OFF_BY

@@ -15,7 +15,7 @@ from places import DATA
 
 from quantkit.cli.tables import show_imatrix
 from quantkit.core.errors import InputError
-from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
+from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.report.pictures import draw_coverage
 from quantkit.report.report import write_report
 from quantkit.study.imatrix import Calibration, SourceRead
@@ -77,15 +77,6 @@ def test_a_dense_model_is_covered(sums: list[list[float]]) -> None:
     assert (found.share(), found.experts, found.unseen, found.rarest()) == (1.0, 0, (), None)
     assert found.missed(100) == 0
     assert (found.tokens, coverage_of({}).tokens) == (7, 0)
-
-
-def test_the_reference() -> None:
-    found = coverage_of(read_imatrix(REFERENCE).entries)
-    assert [la.name for la in found.layers] == list("0123456")
-    assert [len(la.experts) for la in found.layers] == [0, 8, 0, 8, 0, 0, 8]
-    assert found.unseen == (("1", 4),)
-    assert (found.reached(), found.reached(100), found.tokens) == (23, 15, 2048)
-    assert found.rarest() == ("6", 2, 10)
 
 
 def test_unseen_experts_are_listed_up_to_a_number() -> None:
@@ -227,6 +218,7 @@ def test_show_as_json_holds_every_weight(capsys: pytest.CaptureFixture[str]) -> 
     facts = json.loads(capsys.readouterr().out)
     assert (facts["weights"], facts["chunks"], facts["chunk_tokens"]) == (33, 4, 512)
     assert facts["coverage"]["reached"] == 23
+    assert [len(layer["experts"]) for layer in facts["layers"]] == [0, 8, 0, 8, 0, 0, 8]
     assert [layer["unseen"] for layer in facts["layers"]] == [[], [4], [], [], [], [], []]
     assert len(facts["statistics"]) == 33
     assert facts["statistics"][0]["name"] == "blk.0.ssm_in.weight"

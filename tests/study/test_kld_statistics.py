@@ -12,7 +12,6 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from quantkit.formats.logits_file import scored_positions
 from quantkit.study import kld_statistics
 from quantkit.study.kld_statistics import (
     BaseDistribution,
@@ -21,12 +20,6 @@ from quantkit.study.kld_statistics import (
     compare,
     kld_text,
 )
-
-
-def test_the_second_half_counts_but_for_the_last_which_nothing_follows() -> None:
-    assert list(scored_positions(8)) == [4, 5, 6]
-    assert list(scored_positions(7)) == [3, 4, 5]
-    assert len(scored_positions(512)) == 255
 
 
 def test_figures_equal_llama_perplexitys_formulas() -> None:
