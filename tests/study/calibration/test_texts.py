@@ -177,18 +177,22 @@ def test_spread_places_lie_evenly(count: int, first: int) -> None:
 # --- tokens of a mixture --------------------------------------------------------------------------
 
 
+def mixed(folder: Path, texts: dict[str, tuple[float, str]], **settings: object) -> ImatrixRecipe:
+    """Chunks of 32 tokens of files with these shares and texts."""
+    for name, (_, text) in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    mixture = {str(folder / name): share for name, (share, _) in texts.items()}
+    return ImatrixRecipe.model_validate({"mixture": mixture, "chunk_tokens": 32, **settings})
+
+
 @given(st.booleans(), st.integers(1, 40), st.integers(0, 5))
 def test_a_chunk_is_of_one_domain_and_none_comes_twice(
     tmp_path_factory: pytest.TempPathFactory, spread: bool, chunks: int, seed: int
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
-    domains = {folder / "one.txt": range(0x4E00, 0x5200), folder / "two.txt": range(0x400, 0x500)}
-    for path, characters in domains.items():
-        path.write_text("".join(map(chr, characters)), encoding="utf-8")
-    mixture = {str(path): share for path, share in zip(domains, (0.75, 0.25), strict=True)}
-    recipe = ImatrixRecipe(
-        mixture=mixture, chunk_tokens=32, chunks=chunks, spread=spread, seed=seed
-    )
+    one, two = ("".join(map(chr, range(*ends))) for ends in ((0x4E00, 0x5200), (0x400, 0x500)))
+    domains = {"one.txt": (0.75, one), "two.txt": (0.25, two)}
+    recipe = mixed(folder, domains, chunks=chunks, spread=spread, seed=seed)
     found = tokens_of(recipe)
     again = tokens_of(recipe)
     assert np.array_equal(found.tokens, again.tokens)
@@ -199,7 +203,7 @@ def test_a_chunk_is_of_one_domain_and_none_comes_twice(
         assert len({int(token) >= 0x4E00 for token in chunk}) == 1
         assert np.array_equal(chunk, np.arange(chunk[0], chunk[0] + 32))
     if not spread:
-        assert written(found.tokens[:32]) in ("".join(map(chr, d[:32])) for d in domains.values())
+        assert written(found.tokens[:32]) in (one[:32], two[:32])
     for first in (chunks, chunks // 2 + 1):
         taken = found.taken_after(first)
         in_chinese = sum(
@@ -209,10 +213,8 @@ def test_a_chunk_is_of_one_domain_and_none_comes_twice(
 
 
 def test_a_short_domain_is_told(tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text("a" * 70)
-    (tmp_path / "long.txt").write_text("b" * 2000)
-    mixture = {str(tmp_path / "short.txt"): 1.0, str(tmp_path / "long.txt"): 1.0}
-    recipe = ImatrixRecipe(mixture=mixture, chunk_tokens=32, chunks=20)
+    texts = {"short.txt": (1.0, "a" * 70), "long.txt": (1.0, "b" * 2000)}
+    recipe = mixed(tmp_path, texts, chunks=20)
     found = tokens_of(recipe)
     assert [*found.taken_after(20).values()] == [64, 18 * 32]
     [note] = found.notes
@@ -242,12 +244,9 @@ def test_rows_among_texts_are_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spread", [False, True])
 def test_going_on_until_covered_begins_with_the_same_chunks(tmp_path: Path, spread: bool) -> None:
-    mixture = {}
-    for name, share, begin, length in (("a", 0.7, 0x4E00, 90), ("b", 0.3, 0x400, 640)):
-        path = tmp_path / f"{name}.txt"
-        path.write_text("".join(map(chr, range(begin, begin + length))), encoding="utf-8")
-        mixture[str(path)] = share
-    recipe = ImatrixRecipe(mixture=mixture, chunk_tokens=32, chunks=10, spread=spread)
+    a, b = ("".join(map(chr, range(at, at + size))) for at, size in ((0x4E00, 90), (0x400, 640)))
+    texts = {"a.txt": (0.7, a), "b.txt": (0.3, b)}
+    recipe = mixed(tmp_path, texts, chunks=10, spread=spread)
     short = tokens_of(recipe)
     long = tokens_of(recipe.model_copy(update={"until_covered": 1}))
     assert len(short.order) == 10
@@ -261,9 +260,8 @@ def test_going_on_until_covered_begins_with_the_same_chunks(tmp_path: Path, spre
 
 
 def test_no_more_rows_are_read_than_the_chunks_need(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"text": "x" * 30}) + "\n" + "broken\n")
-    recipe = ImatrixRecipe(mixture={str(path): 1}, chunk_tokens=32, chunks=1)
+    rows = json.dumps({"text": "x" * 30}) + "\n" + "broken\n"
+    recipe = mixed(tmp_path, {"rows.jsonl": (1, rows)}, chunks=1)
     assert written(tokens_of(recipe).tokens) == "x" * 30 + "\n\n"
     for more in ({"chunks": 2}, {"spread": True}, {"until_covered": 1}):
         with pytest.raises(InputError, match="line 2"):
@@ -275,16 +273,14 @@ def test_a_long_text_becomes_tokens_in_parts(
     tmp_path: Path, empty_lines: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(texts, "PART_CHARACTERS", 1050)
-    path = tmp_path / "long.txt"
     text = ("x" * 98 + ("\n\n" if empty_lines else "xx")) * 20
-    path.write_text(text)
     parts: list[str] = []
 
     def noted(part: str) -> NDArray[np.int32]:
         parts.append(part)
         return letters(part)
 
-    recipe = ImatrixRecipe(mixture={str(path): 1}, chunks=10**6, chunk_tokens=32)
+    recipe = mixed(tmp_path, {"long.txt": (1, text)}, chunks=10**6)
     tokens_of(recipe, noted)
     assert "".join(parts) == text + "\n\n"
     assert [len(part) for part in parts] == ([1000, 1002] if empty_lines else [1050, 952])
