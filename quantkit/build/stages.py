@@ -141,7 +141,7 @@ def _ready_imatrix_stage(build: StudyContext, path: Path) -> Stage:
             chunks=found.chunks,
             tokens=found.chunks * found.chunk_tokens,
             weights=len(found.entries),
-            unseen_experts=len(coverage_of(found).unseen),
+            unseen_experts=coverage_of(found.entries).missed(1),
             sources=tuple(SourceRead(name) for name in found.dataset_names),
             ready=path.name,
         )
@@ -361,7 +361,7 @@ def report_stage(
         Calibration.model_validate(collected, strict=False).write(outputs[0])
         versions = installed_versions()
         BuildFile(recipe=job.recipe, target=job.target, versions=versions).write(outputs[1])
-        if coverage_of(build.imatrix).experts:
+        if coverage_of(build.imatrix.entries).experts:
             outputs.append(job.out / COVERAGE_PICTURE)
             draw_coverage(build.imatrix, build.choice.name, outputs[-1])
         facts = report_facts(

@@ -221,7 +221,7 @@ def show_imatrix(path: Path, model: Path | None, as_json: bool) -> None:
     """
     tensors = () if model is None else GGUFSource(model).tensors
     found = read_imatrix(path, {info.name: info.row_elements for info in tensors})
-    coverage = coverage_of(found)
+    coverage = coverage_of(found.entries)
     console = Console(quiet=as_json)
     if as_json:
         console.json(_facts(found, coverage))

@@ -7,7 +7,9 @@ them back (ADR 7).
 from __future__ import annotations
 
 import errno
+import mmap
 import os
+import stat
 import weakref
 from pathlib import Path
 
@@ -26,14 +28,17 @@ class FileBytes:
     """The bytes of the file at `path`; thread-safe.
 
     Raises:
-        OSError: the file cannot be opened.
+        OSError: the file cannot be opened, or is a folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         weakref.finalize(self, os.close, self._descriptor)
-        self.size_bytes = os.fstat(self._descriptor).st_size
+        found = os.fstat(self._descriptor)
+        if stat.S_ISDIR(found.st_mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        self.size_bytes = found.st_size
 
     def read(self, offset: int, size: int) -> NDArray[np.uint8]:
         """Bytes [offset, offset + size) as a new array; see `read_into`."""
@@ -57,9 +62,14 @@ class FileBytes:
                 )
             view, offset = view[got:], offset + got
 
-    def stat(self) -> os.stat_result:
-        """`os.stat_result` of the open file, even if its name now belongs to another."""
-        return os.fstat(self._descriptor)
+    def map(self) -> mmap.mmap:
+        """The whole file, for reading; ValueError if it is empty."""
+        return mmap.mmap(self._descriptor, 0, access=mmap.ACCESS_READ)
+
+    def state(self) -> tuple[int, int]:
+        """(size, modification time in ns) of the open file, whoever has its name by now."""
+        now = os.fstat(self._descriptor)
+        return now.st_size, now.st_mtime_ns
 
     def copy_to(self, offset: int, size: int, descriptor: int, at: int) -> None:
         """Copy bytes [offset, offset + size) to byte `at` of the open file `descriptor`.

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -32,9 +30,8 @@ class GGUFFile:
     def __init__(self, path: Path) -> None:
         self.path = path
         try:
-            self._bytes = FileBytes(path)
-            with path.open("rb") as file:
-                mapping = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self.bytes = FileBytes(path)
+            mapping = self.bytes.map()
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) and error.strerror else error
             raise InputError(
@@ -48,7 +45,7 @@ class GGUFFile:
         """Bytes [start, stop) of tensor `name` as a new array."""
         at = self.stored[name]
         stop = at.size_bytes if stop is None else stop
-        return self._bytes.read(at.offset + start, stop - start)
+        return self.bytes.read(at.offset + start, stop - start)
 
 
 def shard_paths(path: Path) -> list[Path]:
@@ -81,25 +78,24 @@ class FinishedFile:
 
 @dataclass(frozen=True)
 class ReusableTensor:
-    """A tensor's bytes in an open finished file, from `offset` on."""
+    """A tensor's bytes from `offset` on in an open file, whose `state` was this when finished."""
 
     source: FileBytes
-    finished: FinishedFile
+    state: tuple[int, int]
     offset: int
 
     def copy_to(self, start: int, stop: int, descriptor: int, at: int) -> bool:
         """Copy the tensor's bytes [start, stop) to byte `at` of the open file `descriptor`.
 
-        Returns:
-            False if the finished file was modified: the bytes must be encoded after all.
+        False if the finished file was modified: the bytes must be encoded after all.
         """
-        if not _unchanged(self.source, self.finished):
+        if self.source.state() != self.state:
             return False
         try:
             self.source.copy_to(self.offset + start, stop - start, descriptor, at)
         except InputError:  # truncated in the meantime
             return False
-        return _unchanged(self.source, self.finished)
+        return self.source.state() == self.state
 
 
 def reusable_tensors(
@@ -114,19 +110,12 @@ def reusable_tensors(
     by_name = {info.name: info for info in wanted}
     for finished in files:
         try:
-            source = FileBytes(finished.path)
-            stored = GGUFFile(finished.path).stored
-            same_file = os.path.samestat(finished.path.stat(), source.stat())
-        except (OSError, InputError):  # gone, or not this GGUF file any more
+            file = GGUFFile(finished.path)
+        except InputError:  # gone, or not this GGUF file any more
             continue
-        if not same_file or not _unchanged(source, finished):
-            continue
-        for name, at in stored.items():
-            if name not in found and by_name.get(name) == at.info:
-                found[name] = ReusableTensor(source, finished, at.offset)
+        state = (finished.size_bytes, finished.modified_ns)
+        if file.bytes.state() == state:
+            for name, at in file.stored.items():
+                if name not in found and by_name.get(name) == at.info:
+                    found[name] = ReusableTensor(file.bytes, state, at.offset)
     return found
-
-
-def _unchanged(source: FileBytes, finished: FinishedFile) -> bool:
-    now = source.stat()
-    return (now.st_size, now.st_mtime_ns) == (finished.size_bytes, finished.modified_ns)

@@ -185,10 +185,7 @@ def parse_header(buffer: mmap.mmap | bytes, name: str, size_bytes: int | None = 
 
 
 def read_header(read: Callable[[int, int], bytes], size_bytes: int, name: str) -> GGUFHeader:
-    """The header of a remote file, with few reads.
-
-    Args:
-        read: returns the bytes [start, stop) of the file.
+    """The header of a remote file, with few calls of `read(start, stop)` for its bytes.
 
     Raises:
         InputError: see `parse_header`; or the header is longer than `MAX_BYTES`.

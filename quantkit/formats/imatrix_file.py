@@ -84,9 +84,7 @@ class ImatrixEntry:
 class Imatrix:
     """A whole importance matrix: entries by weight name, and how it was collected.
 
-    Attributes:
-        unknown: sentences about what the file does not store and was assumed; empty unless it
-            came from a `.dat`.
+    `unknown` are sentences about what a `.dat` does not store and was assumed; empty for others.
     """
 
     entries: Mapping[str, ImatrixEntry]
@@ -140,9 +138,8 @@ def write_imatrix(path: Path, imatrix: Imatrix) -> None:
 def read_imatrix(path: Path, rows: Mapping[str, int] | None = None) -> Imatrix:
     """Read an importance matrix that quantkit or llama-imatrix wrote, GGUF or legacy `.dat`.
 
-    Args:
-        rows: weight name → row elements in the model, which separate the experts of a stack in a
-            `.dat`. Without them such a stack is one matrix.
+    `rows` is weight name → row elements in the model, which separate the experts of a stack in a
+    `.dat`; without them such a stack is one matrix.
 
     Raises:
         InputError: not an imatrix, or inconsistent in itself or with `rows`.

@@ -39,8 +39,7 @@ _START = struct.Struct("<8sII")
 
 Logits = NDArray[np.float32]
 Tokens = NDArray[np.int32]
-Rows = NDArray[np.void]
-"""Of a `row_type`, shape (positions,)."""
+Rows = NDArray[np.void]  # of a `row_type`, shape (positions,)
 
 
 @dataclass(frozen=True)
@@ -216,10 +215,6 @@ class LogitsFile:
         size = self._row_type.itemsize
         raw = self._bytes.read(self._rows_at + first * size, (stop - start) * size)
         return raw.view(self._row_type)
-
-    def targets(self, chunk: int) -> Tokens:
-        """The token after each scored position."""
-        return next_tokens(self.tokens[chunk])
 
 
 def next_tokens(chunk: Tokens) -> Tokens:

@@ -126,14 +126,12 @@ def _accounted(header: bytes, data_start: int) -> str:
 class SafetensorsFile:
     """One .safetensors file, its header fully checked on opening, its data read on demand.
 
-    Attributes:
-        has_data: whether more than its header is here.
-
     Raises:
         InputError: the file is missing, truncated, or its header contradicts itself.
     """
 
     has_data = True
+    """Whether more than its header is here."""
 
     def __init__(self, path: Path) -> None:
         self.name = path.name
@@ -213,10 +211,7 @@ def as_f32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
 
 
 class SafetensorsFolder:
-    """All tensors of a checkpoint folder, or of a single file, by name.
-
-    Args:
-        files: its files, where others are meant than those that lie there.
+    """All tensors of a checkpoint folder, or of a single file, or of the `files` given, by name.
 
     Raises:
         InputError: there is no safetensors file, a shard or tensor that the index names is
@@ -241,19 +236,13 @@ class SafetensorsFolder:
             self._check_against_index(path, listed)
 
     def _check_against_index(self, folder: Path, listed: Mapping[str, str]) -> None:
-        for name, shard in listed.items():
-            file = self._file_of.get(name)
-            if file is None or file.name != shard:
-                where = "in no file" if file is None else f"in {file.name}"
+        for name in (*listed, *self._file_of):
+            said, file = listed.get(name, "no file"), self._file_of.get(name)
+            found = "no file" if file is None else file.name
+            if found != said:
                 raise InputError(
-                    f"{folder / _INDEX} says that tensor {name} is in {shard}, "
-                    f"but it is {where}; download the checkpoint again"
-                )
-        for name, file in self._file_of.items():
-            if name not in listed:
-                raise InputError(
-                    f"{file.name}: tensor {name} is not in {folder / _INDEX}; "
-                    "the files are of different checkpoints, download it again"
+                    f"{folder / _INDEX} says that tensor {name} is in {said}, "
+                    f"but it is in {found}; download the checkpoint again"
                 )
 
     @property
@@ -302,7 +291,7 @@ def _shard_paths(path: Path, listed: Mapping[str, str] | None) -> list[Path]:
 
 def _read_index(path: Path) -> dict[str, str] | None:
     index = path / _INDEX
-    if not path.is_dir() or not index.is_file():
+    if not index.is_file():
         return None
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
@@ -310,12 +299,8 @@ def _read_index(path: Path) -> dict[str, str] | None:
         raise InputError(f"{index} is no index of shards ({error!r}); download it again") from error
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: weight_map is empty or no object; download it again")
-    known: set[str] = set()  # as many shards as files, not as tensors
     for name, shard in weight_map.items():
-        if isinstance(shard, str) and shard in known:
-            continue
         # A name with a folder in it could make us read any file of this machine.
-        if not isinstance(shard, str) or Path(shard).name != shard or shard in ("", "..", "."):
+        if not isinstance(shard, str) or "/" in shard or shard in ("", "..", "."):
             raise InputError(f"{index}: {name} is in {shard!r}, which is no plain file name")
-        known.add(shard)
     return weight_map

@@ -69,12 +69,10 @@ class ModelHeader(Protocol):
     @property
     def metadata(self) -> Metadata:
         """GGUF metadata as it will be written, `general.architecture` included."""
-        ...
 
     @property
     def tensors(self) -> Sequence[TensorInfo]:
         """All tensors in the order in which they are written."""
-        ...
 
 
 class TensorSource(ModelHeader, Protocol):
@@ -86,11 +84,9 @@ class TensorSource(ModelHeader, Protocol):
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """Rows [start, stop) of tensor `name` as F32, shape (stop - start, row elements)."""
-        ...
 
     def read_stored(self, name: str, start: int, stop: int) -> NDArray[np.uint8] | None:
         """The stored bytes of rows [start, stop), shape (stop - start, bytes per row).
 
         None if the source does not hold them in the tensor's own type.
         """
-        ...

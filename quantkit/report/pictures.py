@@ -118,7 +118,7 @@ def draw_coverage(imatrix: Imatrix, title: str, path: Path) -> None:
     from matplotlib.patches import Patch
     from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-    coverage = coverage_of(imatrix)
+    coverage = coverage_of(imatrix.entries)
     layers = coverage.expert_layers
     width = max((len(layer.experts) for layer in layers), default=1)
     tokens = np.full((max(len(layers), 1), width), np.nan)

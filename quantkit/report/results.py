@@ -222,7 +222,7 @@ def report_facts(
         results=tuple(results),
         imatrix=Calibration.read(folder / CALIBRATION),
         ruled_out=results[0].allocation.ruled_out_by_row_length,
-        coverage=coverage_of(imatrix),
+        coverage=coverage_of(imatrix.entries),
         counts_are_exact=imatrix.counts_are_exact,
         unweighted=tuple(n for n in sensitivity.errors if n not in imatrix.entries),
         versions=BuildFile.read(folder / BUILT).versions,

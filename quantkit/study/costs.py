@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from pydantic import TypeAdapter
 
 from quantkit.config.recipe import ImatrixRecipe, MeasureRecipe
-from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.errors import EnvironmentFault
 from quantkit.core.progress import SILENT, Progress, told_to
 from quantkit.core.units import seconds_text
 from quantkit.core.work_folders import Journal
@@ -31,7 +31,7 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.llamacpp.child import Emit, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings, parallel_sequences
 from quantkit.models.gguf_source import GGUFSource
-from quantkit.study.calibration.texts import CalibrationSource, model_calibration
+from quantkit.study.calibration.texts import CalibrationSource, model_calibration, whole_chunks
 from quantkit.study.candidates import nearest_type
 from quantkit.study.errors import kernel_speeds
 from quantkit.study.exchange import Exchange
@@ -259,14 +259,9 @@ def _text(job: CostJob, model: Model, emit: Emit) -> Tokens:
         update={"chunks": inputs.used_chunks + count, "until_covered": 0}
     )
     found = model_calibration(recipe, inputs.sources, model, lambda _: None).tokens
-    chunks = found[: len(found) // size * size].reshape(-1, size)
+    advice = "give a longer text or a smaller imatrix.chunk_tokens, or set measure.cost_chunks: 0"
+    chunks = whole_chunks(found, size, "the calibration text, which costs are measured on,", advice)
     text, overlap = held_out(chunks, inputs.used_chunks, count)
-    if not len(text):
-        raise InputError(
-            f"the calibration text has {len(found)} tokens, fewer than one chunk of {size}, so "
-            "costs cannot be measured; give a longer text or a smaller imatrix.chunk_tokens, or "
-            "set measure.cost_chunks: 0"
-        )
     if overlap:
         note = (
             f"the calibration text is too short: {overlap} of the {len(text)} chunks for costs "
@@ -282,8 +277,7 @@ def _text(job: CostJob, model: Model, emit: Emit) -> Tokens:
 def held_out(chunks: Tokens, used: int, count: int) -> tuple[Tokens, int]:
     """`count` rows of `chunks` after the first `used`, filled up with the last of those.
 
-    Returns:
-        The rows, and how many of them are among the first `used`.
+    With them, how many are among the first `used`.
     """
     fresh = chunks[used : used + count]
     overlap = min(count - len(fresh), len(chunks) - len(fresh))

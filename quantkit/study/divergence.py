@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +28,7 @@ from quantkit.formats.logits_file import (
     LogitsFile,
     LogitsHeader,
     Rows,
+    Tokens,
     check_vocabulary,
     decode_rows,
     encode_rows,
@@ -38,13 +39,16 @@ from quantkit.formats.logits_file import (
 from quantkit.llamacpp.child import Emit, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.gguf_source import GGUFSource
-from quantkit.study.kld_statistics import PositionStatistics, blocks, compare
+from quantkit.study.calibration.texts import whole_chunks
+from quantkit.study.kld_statistics import F64, PositionStatistics, blocks, compare
 
 if TYPE_CHECKING:
-    from quantkit.llamacpp.llama import Tokens
     from quantkit.llamacpp.text_logits import ChunkLogits
 
 HAYSTACK_NAME = "the haystack"
+T = TypeVar("T")
+Work = Callable[[range, Logits, Tokens], T]
+"""Of some scored positions, their logits and the tokens that follow; on several threads."""
 
 
 def held_out_text(path: Path | None) -> str:
@@ -74,8 +78,7 @@ def collect_base_logits(
 ) -> LogitsHeader:
     """Run `base` on `text` (None: the haystack) and write its logits to `out`.
 
-    Args:
-        work: keeps finished chunks of an interrupted run.
+    `work` keeps finished chunks of an interrupted run.
 
     Raises:
         InputError: llama.cpp cannot load the file, or the text is shorter than one chunk.
@@ -107,16 +110,11 @@ def collect_in_child(
 
     model, size = Model(base, devices), recipe.chunk_tokens
     tokens = first_tokens(model.vocab, held_out_text(text), size * recipe.chunks)
-    count = len(tokens) // size
-    if count == 0:
-        raise InputError(
-            f"the held-out text has {len(tokens)} tokens, fewer than one chunk of {size}; give a "
-            "longer text or shorter chunks"
-        )
-    if count < recipe.chunks:
-        note = f"the held-out text has only {count} of the requested {recipe.chunks} chunks"
+    advice = "give a longer text or shorter chunks"
+    chunks = whole_chunks(tokens, size, "the held-out text", advice)
+    if len(chunks) < recipe.chunks:
+        note = f"the held-out text has only {len(chunks)} of the requested {recipe.chunks} chunks"
         emit(("note", note))
-    chunks = tokens[: count * size].reshape(count, size)
     name = HAYSTACK_NAME if text is None else text.name
     vocabulary = vocabulary_id(GGUFSource(base).metadata)
     vocab = model.vocab
@@ -128,13 +126,17 @@ def collect_in_child(
         journal.forget()
         growing.write_bytes(start)
         written = len(start)
-    emit(("start", (len(journal.lines), count)))
+    emit(("start", (len(journal.lines), len(chunks))))
     runner = ChunkLogits(model, size, header.bos)
+
+    def encode(_at: range, logits: Logits, follow: Tokens) -> Rows:
+        return encode_rows(logits, follow, header)
+
     with growing.open("r+b") as file, ThreadPoolExecutor(devices.threads) as pool:
         file.truncate(written)
         file.seek(written)
-        for index in range(len(journal.lines), count):
-            for rows in _rows(runner, chunks[index], header, pool):
+        for index in range(len(journal.lines), len(chunks)):
+            for rows in _by_blocks(runner, chunks[index], pool, encode):
                 _check_finite(base.name, rows["nll"])
                 file.write(rows.view(np.uint8).data)
             file.flush()
@@ -144,18 +146,15 @@ def collect_in_child(
     return header
 
 
-def _rows(
-    runner: ChunkLogits, chunk: Tokens, header: LogitsHeader, pool: ThreadPoolExecutor
-) -> Iterator[Rows]:
-    """The rows of a chunk, in blocks."""
-    targets = next_tokens(chunk)
-    for where, logits in runner.of(chunk):
-        expected = targets[where.start : where.stop]
-
-        def work(block: slice, z: Logits = logits, follow: Tokens = expected) -> Rows:
-            return encode_rows(z[block], follow[block], header)
-
-        yield from pool.map(work, blocks(logits))
+def _by_blocks(
+    runner: ChunkLogits, chunk: Tokens, pool: ThreadPoolExecutor, work: Work[T]
+) -> Iterator[T]:
+    """What `work` gives for blocks of a chunk's scored positions, in order."""
+    follow = next_tokens(chunk)
+    for at, logits in runner.of(chunk):
+        yield from pool.map(
+            lambda b, at=at, z=logits: work(at[b], z[b], follow[at[b]]), blocks(logits)
+        )
 
 
 def _check_finite(name: str, *values: NDArray[np.float64]) -> None:
@@ -175,8 +174,7 @@ def measure_kld(
 ) -> PositionStatistics:
     """Compare `model` with the base's `logits` on the same tokens, at every scored position.
 
-    Args:
-        cache: file for the values of finished chunks.
+    The file `cache` keeps the values of finished chunks.
 
     Raises:
         InputError: llama.cpp cannot load the model, or its vocabulary is not the base's.
@@ -217,31 +215,20 @@ def compare_in_child(
     runner = ChunkLogits(model, header.chunk_tokens, header.bos)
     with ThreadPoolExecutor(devices.threads) as pool:
         for index in range(len(journal.lines), header.chunks):
-            parts = list(_chunk(runner, base, index, pool))
+
+            def compared(
+                at: range, logits: Logits, follow: Tokens, chunk: int = index
+            ) -> tuple[F64, F64, NDArray[np.bool_]]:
+                rows = base.read_rows(chunk, at.start, at.stop)
+                kld, nll = compare(decode_rows(rows), logits, follow)
+                return kld, nll, logits.argmax(axis=1) == rows["kept"][:, 0]
+
+            parts = list(_by_blocks(runner, base.tokens[index], pool, compared))
             kld, nll, top = (np.concatenate(column) for column in zip(*parts, strict=True))
             _check_finite(model_path.name, kld, nll)
             line = {"kld": kld.tolist(), "nll": nll.tolist(), "same_top": top.astype(int).tolist()}
             journal.append(json.dumps(line))
             emit(1)
-
-
-def _chunk(
-    runner: ChunkLogits, base: LogitsFile, index: int, pool: ThreadPoolExecutor
-) -> Iterator[tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]]:
-    """KLD, NLL and whether the top tokens are the same, by blocks of a chunk's positions."""
-    targets = base.targets(index)
-    for where, logits in runner.of(base.tokens[index]):
-
-        def work(
-            block: slice, first: int = where.start, found: Logits = logits
-        ) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.bool_]]:
-            z = found[block]
-            start, stop = first + block.start, first + block.start + len(z)
-            rows = base.read_rows(index, start, stop)
-            result = compare(decode_rows(rows), z, targets[start:stop])
-            return result.kld, result.nll, z.argmax(axis=1) == rows["kept"][:, 0]
-
-        yield from pool.map(work, blocks(logits))
 
 
 def read_statistics(base: LogitsFile, lines: list[str]) -> PositionStatistics:

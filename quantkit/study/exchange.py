@@ -41,10 +41,8 @@ class Exchange:
     def put(self, types: Mapping[str, str], gains: Mapping[str, float]) -> dict[str, float]:
         """Give tensors the error of their type; returns their relative errors in the model.
 
-        Args:
-            types: tensor → type.
-            gains: tensor → factor on the error's amplitude. The base's own type rounds the decoded
-                rows once more, which is part of the error.
+        `gains` are factors on an error's amplitude. The base's own type rounds the decoded rows
+        once more, which is part of the error.
         """
         errors = {}
         for info in self._infos(types):
@@ -54,7 +52,7 @@ class Exchange:
             lost = total = 0.0
             for at in range(0, len(blocks), BLOCKS_AT_ONCE):
                 for start, raw, a, b in self.pool.map(lossy, blocks[at : at + BLOCKS_AT_ONCE]):
-                    self.weights.exchange(info.name, raw, start * _row_bytes(info))
+                    self.weights.exchange(info.name, raw, start * raw.shape[1])
                     lost, total = lost + a, total + b
             errors[info.name] = lost / total if total > 0 else 0.0
         return errors
@@ -64,7 +62,7 @@ class Exchange:
         for info in self._infos(names):
             for _, start, stop in row_blocks(info):
                 raw = self.base.read_stored(info.name, start, stop)
-                self.weights.exchange(info.name, raw, start * _row_bytes(info))
+                self.weights.exchange(info.name, raw, start * raw.shape[1])
 
     def _infos(self, names: Mapping[str, str] | Sequence[str]) -> list[TensorInfo]:
         wanted = set(names)
@@ -89,7 +87,3 @@ class Exchange:
         lost = np.square(rows - in_model, dtype=np.float64).sum(axis=0) @ scale
         total = np.square(rows, dtype=np.float64).sum(axis=0) @ scale
         return start, raw, float(lost), float(total)
-
-
-def _row_bytes(info: TensorInfo) -> int:
-    return BY_NAME[info.type_name].size_bytes(info.row_elements)

@@ -7,9 +7,9 @@ every token.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
-import os
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,15 +20,20 @@ import numpy as np
 
 from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.documents import JsonDocument
-from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.errors import EnvironmentFault
 from quantkit.core.files import atomic, file_sha256
 from quantkit.core.progress import SILENT, Progress, told_to
 from quantkit.core.units import bytes_text, seconds_text
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.llamacpp.child import Emit, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings, parallel_sequences
-from quantkit.study.calibration.texts import CalibrationSource, CalibrationTokens, model_calibration
-from quantkit.study.imatrix_coverage import layer_of
+from quantkit.study.calibration.texts import (
+    CalibrationSource,
+    CalibrationTokens,
+    model_calibration,
+    whole_chunks,
+)
+from quantkit.study.imatrix_coverage import coverage_of
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.activations import Collector, Sums
@@ -136,18 +141,14 @@ def collect_in_child(
     calibration = model_calibration(recipe, sources, model, emit)
     # A text gets BOS before it is cut, as in llama-imatrix; a mixture is cut already.
     tokens = calibration.tokens if recipe.mixture else model.vocab.prepend_bos(calibration.tokens)
-    available = len(tokens) // recipe.chunk_tokens
-    if available == 0:
-        raise InputError(
-            f"the calibration text has {len(tokens)} tokens, fewer than one chunk of "
-            f"{recipe.chunk_tokens}; give a longer text or a smaller chunk_tokens"
-        )
-    if available < recipe.chunks:
-        note = f"the calibration text has only {available} of the requested {recipe.chunks} chunks"
+    advice = "give a longer text or a smaller chunk_tokens"
+    text = whole_chunks(tokens, recipe.chunk_tokens, "the calibration text", advice)
+    if len(text) < recipe.chunks:
+        note = f"the calibration text has only {len(text)} of the requested {recipe.chunks} chunks"
         emit(("note", note))
     collector = Collector(math.gcd(recipe.chunk_tokens, GROUP_TOKENS))
-    state = _State(work / "sums.npz", tokens, recipe.chunk_tokens)
-    chunks = _collect(model, tokens, recipe, collector, state, emit)
+    state = _State(work / "sums.npz", text)
+    chunks = _collect(model, text, recipe, collector, state, emit)
     if not collector.sums:
         raise EnvironmentFault(
             "llama.cpp reported no matrix product of the model's layers; update llama-cpp-python"
@@ -157,14 +158,15 @@ def collect_in_child(
         for name, sums in collector.sums.items()
     }
     names = tuple(name for source in sources for name in source.dataset_names)
+    coverage = coverage_of(collector.sums)
     with atomic(out) as partial:
         write_imatrix(partial, Imatrix(entries, recipe.chunk_tokens, chunks, names))
     return Calibration(
         chunks=chunks,
         tokens=chunks * recipe.chunk_tokens,
         weights=len(entries),
-        unseen_experts=uncovered(collector.sums, 1),
-        uncovered_experts=uncovered(collector.sums, recipe.until_covered),
+        unseen_experts=coverage.missed(1),
+        uncovered_experts=coverage.missed(recipe.until_covered),
         sources=_read_of(sources, calibration, chunks),
     )
 
@@ -172,7 +174,7 @@ def collect_in_child(
 def _read_of(
     sources: Sequence[CalibrationSource], calibration: CalibrationTokens, chunks: int
 ) -> tuple[SourceRead, ...]:
-    taken = {domain.name: domain.tokens for domain in calibration.taken_after(chunks)}
+    taken = calibration.taken_after(chunks)
     return tuple(
         SourceRead(
             Path(source.name).resolve().name if source.origin == "disk" else source.name,
@@ -187,7 +189,7 @@ def _read_of(
 
 def _collect(
     model: Model,
-    tokens: Tokens,
+    chunks: Tokens,
     recipe: ImatrixRecipe,
     collector: Collector,
     state: _State,
@@ -196,7 +198,7 @@ def _collect(
     """Run the recipe's chunks through `collector`; returns how many were used."""
     from quantkit.llamacpp.llama import Context, with_first
 
-    size, available = recipe.chunk_tokens, len(tokens) // recipe.chunk_tokens
+    available, size = chunks.shape
     begin, stop = state.load(collector), recipe.chunks
     if recipe.until_covered:  # checked where sums are saved, whatever the size of batches
         stop = -(-stop // SAVE_EVERY_CHUNKS) * SAVE_EVERY_CHUNKS
@@ -205,10 +207,10 @@ def _collect(
     batch = chunks_per_batch(size, model.vocab.size)
     context = Context(model, parallel_sequences(batch, size), collector)
     if stop - begin >= TRIAL_CHUNKS:
-        emit(("note", _estimate(context, collector, tokens[:size], stop - begin, model.size_bytes)))
+        emit(("note", _estimate(context, collector, chunks[0], stop - begin, model.size_bytes)))
     while True:
         if begin >= stop:
-            missed = uncovered(collector.sums, recipe.until_covered)
+            missed = coverage_of(collector.sums).missed(recipe.until_covered)
             if begin == available and missed:
                 few = f"{missed:,} experts have fewer than {recipe.until_covered} tokens"
                 emit(("note", f"the calibration text ended, and {few}; give more text"))
@@ -218,8 +220,8 @@ def _collect(
             emit(("start", (begin * size, stop * size)))
         end = min(begin + batch, stop)
         context.clear()
-        pieces = tokens[begin * size : end * size].reshape(-1, size)
-        context.decode_together([with_first(piece, model.vocab.text_bos) for piece in pieces])
+        batched = (with_first(chunk, model.vocab.text_bos) for chunk in chunks[begin:end])
+        context.decode_together(list(batched))
         if collector.broken is not None:
             where = f"chunk {end}" if end == begin + 1 else f"chunks {begin + 1} to {end}"
             raise EnvironmentFault(
@@ -232,27 +234,11 @@ def _collect(
         begin = end
 
 
-def uncovered(sums: Mapping[str, Sums], at_least: int) -> int:
-    """Experts with fewer than `at_least` tokens, in all layers; 0 for a dense model.
-
-    The matrices of one expert are reached together: a layer counts once.
-    """
-    by_layer: dict[str, int] = {}
-    for name, entry in sums.items():
-        if entry.counts.size > 1:
-            few = int((entry.counts < at_least).sum())
-            by_layer[layer_of(name)] = max(by_layer.get(layer_of(name), 0), few)
-    return sum(by_layer.values())
-
-
 def _estimate(
     context: Context, collector: Collector, chunk: Tokens, chunks: int, model_bytes: int
 ) -> str:
     """Estimate of time and memory, from a trial of one chunk whose sums are discarded."""
-    from quantkit.llamacpp.activations import Sums
-
-    size = len(chunk)
-    before = {name: Sums(s.squares.copy(), s.counts.copy()) for name, s in collector.sums.items()}
+    size, before = len(chunk), copy.deepcopy(collector.sums)
     context.clear()
     context.decode_together([chunk])  # warms up: allocates, reads weights
     context.clear()
@@ -269,11 +255,11 @@ def _estimate(
 
 
 class _State:
-    """Saved sums of the first chunks, from which a run on the same tokens resumes."""
+    """Saved sums of the first chunks, from which a run on the same ones resumes."""
 
-    def __init__(self, path: Path, tokens: Tokens, chunk_tokens: int) -> None:
-        digest = hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()
-        self._path, self._text = path, f"{digest} {chunk_tokens}"
+    def __init__(self, path: Path, chunks: Tokens) -> None:
+        digest = hashlib.sha256(chunks.astype("<i4").tobytes()).hexdigest()
+        self._path, self._text = path, f"{digest} {chunks.shape[1]}"
 
     def load(self, collector: Collector) -> int:
         """Restore `collector`; returns the number of chunks that it has seen."""
@@ -295,9 +281,5 @@ class _State:
         for name, entry in sums.items():
             arrays[name + "/squares"] = entry.squares
             arrays[name + "/counts"] = entry.counts
-        growing = self._path.with_suffix(".new.npz")
-        with growing.open("wb") as file:
+        with atomic(self._path) as partial, partial.open("wb") as file:
             np.savez(file, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(growing, self._path)

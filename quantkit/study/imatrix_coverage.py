@@ -10,11 +10,15 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry
+
+if TYPE_CHECKING:
+    from quantkit.llamacpp.activations import Sums
 
 ENOUGH_TOKENS = 100
 """An expert with fewer saw only a few sentences of the text."""
@@ -107,19 +111,18 @@ class Coverage:
         """Experts with `at_least` tokens."""
         return sum(tokens >= at_least for layer in self.layers for tokens in layer.experts)
 
+    def missed(self, at_least: int) -> int:
+        """Experts with fewer tokens."""
+        return self.experts - self.reached(at_least)
+
     def share(self, at_least: int = 1) -> float:
         """Share of the model's experts with `at_least` tokens; 1 for a dense model."""
         return self.reached(at_least) / self.experts if self.experts else 1.0
 
     def rarest(self) -> tuple[str, int, int] | None:
         """(layer, expert id, tokens) of the reached expert with the fewest tokens."""
-        reached = [
-            (layer.name, i, tokens)
-            for layer in self.layers
-            for i, tokens in enumerate(layer.experts)
-            if tokens > 0
-        ]
-        return min(reached, key=lambda found: found[2], default=None)  # the first of equal ones
+        experts = ((la.name, i, n) for la in self.layers for i, n in enumerate(la.experts) if n > 0)
+        return min(experts, key=lambda found: found[2], default=None)  # the first of equal ones
 
 
 def layer_of(weight: str) -> str:
@@ -133,23 +136,23 @@ def _order(layer: str) -> tuple[bool, int, str]:
     return (False, int(layer), "") if number else (True, 0, layer)
 
 
-def coverage_of(imatrix: Imatrix) -> Coverage:
-    """Count tokens by layer and expert.
+def coverage_of(entries: Mapping[str, ImatrixEntry | Sums]) -> Coverage:
+    """Count tokens by layer and expert; `entries` by weight name.
 
     The matrices of one expert are reached together; if their counts differ, the least is taken.
     """
-    by_layer: dict[str, list[ImatrixEntry]] = {}
-    for name, entry in imatrix.entries.items():
-        by_layer.setdefault(layer_of(name), []).append(entry)
+    by_layer: dict[str, list[NDArray[Any]]] = {}
+    for name, entry in entries.items():
+        by_layer.setdefault(layer_of(name), []).append(entry.counts)
     layers = []
     for name in sorted(by_layer, key=_order):
-        entries = by_layer[name]
-        dense = [int(entry.counts[0]) for entry in entries if entry.counts.size == 1]
-        experts = max((entry.counts.size for entry in entries), default=1)
-        stacks = [entry.counts for entry in entries if entry.counts.size == experts > 1]
+        counts = by_layer[name]
+        dense = [int(each[0]) for each in counts if each.size == 1]
+        experts = max(each.size for each in counts)
+        stacks = [each for each in counts if each.size == experts > 1]
         least = np.min(stacks, axis=0) if stacks else np.zeros(0)
-        tokens = max(dense) if dense else None
-        layers.append(LayerCoverage(name, len(entries), tokens, tuple(map(int, least))))
+        tokens = max(dense, default=None)
+        layers.append(LayerCoverage(name, len(counts), tokens, tuple(map(int, least))))
     return Coverage(tuple(layers))
 
 

@@ -14,7 +14,6 @@ are standard errors of a mean over positions, taken as independent.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from concurrent.futures import Executor
 from dataclasses import dataclass
@@ -32,11 +31,7 @@ NEGLIGIBLE = 1e-15
 
 @dataclass(frozen=True)
 class BaseDistribution:
-    """The reference of a divergence: logits and their softmax, (positions, vocabulary).
-
-    Attributes:
-        log_sums: ln Σ exp(logits) of each position.
-    """
+    """Logits and their softmax, (positions, vocabulary), and ln Σ exp(logits) of each position."""
 
     logits: Logits
     probabilities: Logits
@@ -65,23 +60,17 @@ class BaseDistribution:
         return np.concatenate(list(pool.map(work, blocks(logits))))
 
 
-@dataclass(frozen=True)
-class Comparison:
-    """KLD and negative log-probability of the next token, nats, each of shape (positions,)."""
-
-    kld: F64
-    nll: F64
-
-
-def compare(base: Logits, logits: Logits, targets: NDArray[np.int32]) -> Comparison:
+def compare(base: Logits, logits: Logits, targets: NDArray[np.int32]) -> tuple[F64, F64]:
     """Compare another model's `logits`, followed by the tokens `targets`, with the `base`'s.
 
-    Values are NaN or infinite where the logits are.
+    Returns:
+        KLD and negative log-probability of the next token, nats, each of shape (positions,); NaN
+        or infinite where the logits are.
     """
     expected = BaseDistribution.of(base)
     kld, gained = _divergence(base, expected.probabilities, logits)
     target = np.take_along_axis(logits, targets[:, None], axis=1)[:, 0]
-    return Comparison(kld, expected.log_sums + gained - target)
+    return kld, expected.log_sums + gained - target
 
 
 def blocks(logits: Logits) -> Iterator[slice]:
@@ -108,20 +97,15 @@ def _divergence(base: Logits, probabilities: Logits, logits: Logits) -> tuple[F6
 
 
 def _far_divergence(base: Logits, logits: Logits) -> tuple[F64, F64]:
-    wide = base.astype(np.float64), logits.astype(np.float64)
-    base_sums, sums = (_log_sum(z) for z in wide)
-    p, q = wide[0] - base_sums, wide[1] - sums
-    weights = np.exp(p)
+    from scipy.special import logsumexp
+
+    base_sums, sums = (logsumexp(z.astype(np.float64), axis=1) for z in (base, logits))
     with np.errstate(invalid="ignore"):
+        p, q = base - base_sums[:, None], logits - sums[:, None]
+        weights = np.exp(p)
         terms = weights * (p - q)
     terms[(weights < NEGLIGIBLE) & ~np.isfinite(terms)] = 0.0
-    return terms.sum(axis=1), (sums - base_sums)[:, 0]
-
-
-def _log_sum(logits: F64) -> F64:
-    top = logits.max(axis=1, keepdims=True)
-    with np.errstate(invalid="ignore"):
-        return np.asarray(top + np.log(np.exp(logits - top).sum(axis=1, keepdims=True)))
+    return terms.sum(axis=1), sums - base_sums
 
 
 @dataclass(frozen=True)
@@ -152,10 +136,7 @@ class KLDStatistics:
     @property
     def perplexity_ratio(self) -> float:
         """Infinite if it overflows, as for a broken model."""
-        try:
-            return math.exp(self.ln_ratio)
-        except OverflowError:
-            return math.inf
+        return _exp(self.ln_ratio)
 
 
 @dataclass(frozen=True)
@@ -189,8 +170,8 @@ class PositionStatistics:
             maximum=float(self.kld.max()),
             same_top=same,
             same_top_error=float(np.sqrt(same * (1 - same) / (self.kld.size - 1))),
-            perplexity=_perplexity(self.nll),
-            base_perplexity=_perplexity(self.base_nll),
+            perplexity=_exp(self.nll.mean()),
+            base_perplexity=_exp(self.base_nll.mean()),
             ln_ratio=float((self.nll - self.base_nll).mean()),
             ln_ratio_error=standard_error(self.nll - self.base_nll),
         )
@@ -199,8 +180,7 @@ class PositionStatistics:
 def kld_text(nats: float, of: float | None = None) -> str:
     """`0.4988`, `0.00204`, `3.5e-05`: at least two significant digits.
 
-    Args:
-        of: if `nats` is an error, the mean that it belongs to, which decides the format.
+    If `nats` is an error, the mean that it is `of` decides the format.
     """
     size = nats if of is None else of
     if size == 0 or size >= 0.01:
@@ -213,6 +193,6 @@ def standard_error(values: F64) -> float:
     return float(values.std(ddof=1) / np.sqrt(values.size))
 
 
-def _perplexity(nll: F64) -> float:
+def _exp(value: float) -> float:
     with np.errstate(over="ignore"):  # a broken model's is infinite
-        return float(np.exp(nll.mean()))
+        return float(np.exp(value))

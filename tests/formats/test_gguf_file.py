@@ -128,6 +128,11 @@ HOSTILE = {
 }  # fmt: skip
 
 
+def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="directory"):
+        GGUFFile(tmp_path)
+
+
 @pytest.mark.parametrize("kind", HOSTILE)
 def test_hostile_files_get_one_sentence(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "h.gguf"

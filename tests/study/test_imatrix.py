@@ -21,7 +21,6 @@ from quantkit.core.files import file_sha256
 from quantkit.core.progress import told_to
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
-from quantkit.llamacpp.activations import Sums
 from quantkit.study import imatrix as stage
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.imatrix import (
@@ -29,7 +28,6 @@ from quantkit.study.imatrix import (
     chunks_per_batch,
     collect_imatrix,
     collect_in_child,
-    uncovered,
 )
 
 DATA = DATA / "imatrix"
@@ -167,15 +165,6 @@ def test_goes_on_until_every_expert_is_covered(
     assert facts.chunks == 32
     assert facts.uncovered_experts > 0
     assert any("ended" in note for note in told.notes)
-
-
-def test_a_dense_model_is_covered_at_once() -> None:
-    sums = {"blk.0.attn_k.weight": Sums(np.ones((1, 4)), np.array([3]))}
-    assert uncovered(sums, 100) == 0
-    sums["blk.0.ffn_up_exps.weight"] = Sums(np.ones((3, 4)), np.array([0, 99, 100]))
-    sums["blk.0.ffn_down_exps.weight"] = Sums(np.ones((3, 4)), np.array([0, 99, 100]))
-    sums["blk.1.ffn_down_exps.weight"] = Sums(np.ones((3, 4)), np.array([5, 100, 100]))
-    assert [uncovered(sums, n) for n in (0, 1, 100)] == [0, 1, 3]
 
 
 def test_the_saved_sums_of_another_text_are_not_used(

@@ -15,7 +15,7 @@ from places import DATA
 
 from quantkit.cli.tables import show_imatrix
 from quantkit.core.errors import InputError
-from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
+from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.report.pictures import draw_coverage
 from quantkit.report.report import write_report
 from quantkit.study.imatrix import Calibration, SourceRead
@@ -51,7 +51,7 @@ EXPERTS = imatrix(
 
 
 def test_layers_come_in_the_models_order() -> None:
-    found = coverage_of(EXPERTS)
+    found = coverage_of(EXPERTS.entries)
     assert [(la.name, la.weights, la.tokens) for la in found.layers] == [
         ("2", 3, 300),
         ("10", 1, 300),
@@ -63,8 +63,9 @@ def test_layers_come_in_the_models_order() -> None:
 
 
 def test_shares_count_experts_with_at_least_so_many_tokens() -> None:
-    found = coverage_of(EXPERTS)
+    found = coverage_of(EXPERTS.entries)
     assert [found.share(n) for n in (1, 99, 100, 101, 251)] == [0.75, 0.75, 0.5, 0.25, 0]
+    assert [found.missed(n) for n in (0, 1, 100)] == [0, 1, 2]  # a layer counts once
     assert found.layers[0].share(100) == 0.5
     assert found.unseen == (("2", 2),)
     assert found.rarest() == ("2", 1, 99)
@@ -72,18 +73,10 @@ def test_shares_count_experts_with_at_least_so_many_tokens() -> None:
 
 @pytest.mark.parametrize("sums", [[[1, 1]], [[1, 1], [2, 2]]])  # a stack with one count, too
 def test_a_dense_model_is_covered(sums: list[list[float]]) -> None:
-    found = coverage_of(imatrix(blk__0__attn_k_b__weight=entry(sums, 7)))
+    found = coverage_of({"blk.0.attn_k_b.weight": entry(sums, 7)})
     assert (found.share(), found.experts, found.unseen, found.rarest()) == (1.0, 0, (), None)
-    assert (found.tokens, coverage_of(imatrix()).tokens) == (7, 0)
-
-
-def test_the_reference() -> None:
-    found = coverage_of(read_imatrix(REFERENCE))
-    assert [la.name for la in found.layers] == list("0123456")
-    assert [len(la.experts) for la in found.layers] == [0, 8, 0, 8, 0, 0, 8]
-    assert found.unseen == (("1", 4),)
-    assert (found.reached(), found.reached(100), found.tokens) == (23, 15, 2048)
-    assert found.rarest() == ("6", 2, 10)
+    assert found.missed(100) == 0
+    assert (found.tokens, coverage_of({}).tokens) == (7, 0)
 
 
 def test_unseen_experts_are_listed_up_to_a_number() -> None:
@@ -133,7 +126,7 @@ def test_nothing_seen_at_all() -> None:
 def test_names_of_a_hostile_file(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     names = ("blk.1.[/].weight", f"blk.{'9' * 5000}.w", f"{'9' * 5000}", "blk.0.[bold]x")
     found = Imatrix(dict.fromkeys(names, entry([[1, 2]], 3)), 512, 1, ("[/]",))
-    assert [la.name for la in coverage_of(found).layers][:2] == ["0", "1"]
+    assert [la.name for la in coverage_of(found.entries).layers][:2] == ["0", "1"]
     write_imatrix(tmp_path / "i.gguf", found)
     assert "[/]" in shown(capsys, tmp_path / "i.gguf")
 
@@ -150,8 +143,8 @@ def report(folder: Path, found: Imatrix, unweighted: tuple[str, ...]) -> tuple[s
     """report.html and README.md of a build."""
     collected = Calibration(chunks=1, tokens=1, weights=1, unseen_experts=0, sources=SOURCES)
     facts = report_facts(
-        [finish_level(folder, "Q4", answers_of(0.0))], imatrix=collected,
-        coverage=coverage_of(found), counts_are_exact=found.counts_are_exact, unweighted=unweighted,
+        [finish_level(folder, "Q4", answers_of(0.0))], imatrix=collected, unweighted=unweighted,
+        coverage=coverage_of(found.entries), counts_are_exact=found.counts_are_exact,
     )  # fmt: skip
     page, readme = write_report(facts, folder)
     return page.read_text(), readme.read_text()
@@ -225,6 +218,7 @@ def test_show_as_json_holds_every_weight(capsys: pytest.CaptureFixture[str]) -> 
     facts = json.loads(capsys.readouterr().out)
     assert (facts["weights"], facts["chunks"], facts["chunk_tokens"]) == (33, 4, 512)
     assert facts["coverage"]["reached"] == 23
+    assert [len(layer["experts"]) for layer in facts["layers"]] == [0, 8, 0, 8, 0, 0, 8]
     assert [layer["unseen"] for layer in facts["layers"]] == [[], [4], [], [], [], [], []]
     assert len(facts["statistics"]) == 33
     assert facts["statistics"][0]["name"] == "blk.0.ssm_in.weight"

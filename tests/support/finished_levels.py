@@ -10,7 +10,6 @@ from typing import Any
 from quantkit.config.recipe import RetrievalRecipe, recipe_for
 from quantkit.config.target import RunSettings, load_target
 from quantkit.core.receipts import Output, Receipt
-from quantkit.formats.imatrix_file import Imatrix
 from quantkit.plan.allocation_file import AllocatedTensor, AllocationFile
 from quantkit.plan.placement import PLACEMENT_FILE, GPUPlan, Placement, PlacementFile
 from quantkit.quantize.integrity import Integrity
@@ -137,7 +136,7 @@ def report_facts(results: Sequence[LevelResult], **changes: object) -> ReportFac
     """Of a model without experts, whose imatrix saw a shipped text."""
     recipe = recipe_for("demo", None)
     asked = RetrievalRecipe(needles=32, context_tokens=tuple(KEYS))
-    coverage = coverage_of(Imatrix({}, 512, 1, ()))
+    coverage = coverage_of({})
     content: dict[str, Any] = {
         "model": "Some-Model-120B", "architecture": "nemotron_h_moe", "parameters": 120_670_000_000,
         "target": load_target("4x3090"), "recipe": recipe.model_copy(update={"retrieval": asked}),

@@ -192,46 +192,43 @@ class ChatTexts:
         self._reason: InputError | None = None
 
     def text(self, conversation: Conversation) -> str | None:
-        """The text of a conversation; None if the template refuses all of it."""
+        """The largest part of a conversation that the template accepts; None if it refuses all."""
         self._read += 1
         if self._render is None:
             return _plain_lines(conversation.messages, conversation.tools)
-        text, missing, why = _accepted(conversation, self._render)
-        if missing:
+        for messages, tools, missing in _parts(conversation):
+            try:
+                text = self._render(messages, tools) if tools else self._render(messages)
+            except InputError as error:
+                self._reason = self._reason or error
+                continue
             self._missing[missing] += 1
-            self._reason = self._reason or why
-        return text
+            return text
+        self._missing["left out"] += 1
+        return None
 
     def notes(self, name: str) -> list[str]:
         """Notes for the user about the file called `name`."""
         if self._read and self._render is None:
             return [f"the model has no chat template: conversations of {name} become plain lines"]
-        if not self._missing:
+        if self._reason is None:
             return []
-        what = ", ".join(f"{count} {missing}" for missing, count in sorted(self._missing.items()))
+        what = ", ".join(
+            f"{n} {missing}" for missing, n in sorted(self._missing.items()) if missing
+        )
         return [f"of the {self._read} conversations of {name}, {what}: {self._reason}"]
 
 
-def _accepted(
-    conversation: Conversation, render_chat: RenderChat
-) -> tuple[str | None, str, InputError | None]:
-    """(text of the largest part that the template accepts, what is missing, why)."""
-    messages, tools = conversation.messages, conversation.tools
-    why: InputError | None = None
-    talk = _without_calls(messages)
-    attempts = [(messages, tools, "")]
-    if messages and messages[0]["role"] == "system":
-        attempts.append((messages[1:], tools, "without the system message"))
-    if tools:
-        attempts.append((talk, None, "without tools"))
-        if talk and talk[0]["role"] == "system":
-            attempts.append((talk[1:], None, "without the system message and tools"))
-    for some, given, missing in attempts:
-        try:
-            return (render_chat(some, given) if given else render_chat(some)), missing, why
-        except InputError as error:
-            why = why or error
-    return None, "left out", why
+def _parts(talk: Conversation) -> Iterator[tuple[list[Message], list[Any] | None, str]]:
+    """(messages, tools, what is missing): all of a conversation, then smaller parts."""
+    yield talk.messages, talk.tools, ""
+    if talk.messages and talk.messages[0]["role"] == "system":
+        yield talk.messages[1:], talk.tools, "without the system message"
+    if talk.tools:
+        spoken = _without_calls(talk.messages)
+        yield spoken, None, "without tools"
+        if spoken and spoken[0]["role"] == "system":
+            yield spoken[1:], None, "without the system message and tools"
 
 
 def _without_calls(messages: list[Message]) -> list[Message]:

@@ -7,12 +7,13 @@ needs no network.
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 from urllib.parse import quote, unquote
+
+from pydantic import TypeAdapter
 
 from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.documents import Strict, read_yaml, validated
@@ -156,17 +157,14 @@ def fetch_dataset(
 ) -> CalibrationSource:
     """The dataset that a source names, downloaded to the folder `cache` unless it is there.
 
-    Args:
-        hub: creates the client; not called if the source names a commit that is in the cache.
+    `hub` creates the client; it is not called for a commit that is in the cache.
 
     Raises:
         InputError: no such dataset, revision or path, no access, no readable file, or too large.
         EnvironmentFault: the network, the Hub or the disk failed.
     """
     address = DatasetAddress.parse(name)
-    listing = _whole_listing(address, cache)
-    if listing is None:
-        listing = _fetch(address, hub(), cache, progress)
+    listing = _whole_listing(address, cache) or _fetch(address, hub(), cache, progress)
     folder = _folder(listing, cache)
     return CalibrationSource(
         name=name,
@@ -259,10 +257,8 @@ def _whole_listing(address: DatasetAddress, cache: Path) -> Listing | None:
         return None
     folder = cache / address.repository.replace("/", "--") / str(address.revision)
     try:
-        record = json.loads((folder / STATE / _LISTING).read_text(encoding="utf-8"))
-        files = tuple(HubFile(**file) for file in record.pop("files"))
-        listing = Listing(files=files, **record)
-    except (OSError, ValueError, KeyError, TypeError):
+        listing = TypeAdapter(Listing).validate_json((folder / STATE / _LISTING).read_bytes())
+    except (OSError, ValueError):
         return None
     if (listing.repository, listing.commit) != (address.repository, address.revision):
         return None

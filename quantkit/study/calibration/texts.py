@@ -61,15 +61,6 @@ class CalibrationSource:
 
 
 @dataclass(frozen=True)
-class DomainTaken:
-    """Tokens of one domain in the calibration, and their share of all tokens."""
-
-    name: str
-    tokens: int
-    share: float
-
-
-@dataclass(frozen=True)
 class CalibrationTokens:
     """The calibration.
 
@@ -86,54 +77,44 @@ class CalibrationTokens:
     order: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
 
-    def taken_after(self, chunks: int) -> tuple[DomainTaken, ...]:
-        """Tokens of each domain in the first `chunks` chunks, at least one."""
+    def taken_after(self, chunks: int) -> dict[str, int]:
+        """Domain → its tokens in the first `chunks` chunks, of which there is at least one."""
         held = Counter(self.order[:chunks] or {self.domains[0]: chunks})
-        return tuple(
-            DomainTaken(name, held[name] * self.chunk_tokens, held[name] / held.total())
-            for name in self.domains
-        )
+        return {name: held[name] * self.chunk_tokens for name in self.domains}
 
 
 @dataclass(frozen=True)
-class _Model:
-    """The model's tokenizer, for plain text and for rendered chats, and its chat template."""
+class Tokenizer:
+    """How a model reads texts and conversations.
 
-    tokenize: Tokenize
-    tokenize_special: Tokenize
-    render_chat: RenderChat | None
+    Attributes:
+        plain: of texts, without BOS.
+        special: of rendered conversations, with special tokens.
+        render_chat: `ChatTemplate.render` of the model's template; None for a model without one:
+            conversations become lines of "role: content".
+    """
+
+    plain: Tokenize
+    special: Tokenize
+    render_chat: RenderChat | None = None
 
 
 def calibration_tokens(
-    recipe: ImatrixRecipe,
-    sources: Sequence[CalibrationSource],
-    tokenize: Tokenize,
-    render_chat: RenderChat | None,
-    *,
-    tokenize_special: Tokenize | None = None,
+    recipe: ImatrixRecipe, sources: Sequence[CalibrationSource], tokenizer: Tokenizer
 ) -> CalibrationTokens:
     """The tokens that the importance matrix is collected on.
 
     Of a mixture the recipe's `chunks` chunks, or all chunks if it continues until the experts are
-    covered; the first `chunks` are the same in both cases.
-
-    Args:
-        recipe: its `texts` are joined by an empty line.
-        sources: one for each name of `recipe.sources`.
-        tokenize: for texts, without BOS.
-        render_chat: `ChatTemplate.render` of the model's template; None for a model without one:
-            conversations become lines of "role: content".
-        tokenize_special: for rendered conversations, with special tokens; default `tokenize`.
+    covered; the first `chunks` are the same in both cases. Texts are joined by an empty line.
 
     Raises:
         InputError: a file cannot be read, or no domain is long enough for one chunk.
     """
-    model = _Model(tokenize, tokenize_special or tokenize, render_chat)
     notes: list[str] = []
     if recipe.mixture:
-        return _mixture_tokens(recipe, sources, model, notes)
+        return _mixture_tokens(recipe, sources, tokenizer, notes)
     files = [path for source in sources for path in source.files]
-    parts = list(_texts_tokens(files, model, notes))
+    parts = list(_texts_tokens(files, tokenizer, notes))
     name = ", ".join(source.name for source in sources)
     return CalibrationTokens(_joined(parts), recipe.chunk_tokens, (name,), notes=tuple(notes))
 
@@ -146,26 +127,38 @@ def model_calibration(
     if template is not None:
         bos, eos = vocab.token_text(vocab.bos), vocab.token_text(vocab.eos)
         render = ChatTemplate(template, bos, eos).render
-    calibration = calibration_tokens(
-        recipe,
-        sources,
-        functools.partial(vocab.tokenize, parse_special=False),
-        render,
-        tokenize_special=vocab.tokenize,
-    )
+    plain = functools.partial(vocab.tokenize, parse_special=False)
+    calibration = calibration_tokens(recipe, sources, Tokenizer(plain, vocab.tokenize, render))
     for sentence in calibration.notes:
         emit(("note", sentence))
     return calibration
 
 
+def whole_chunks(tokens: Tokens, size: int, text: str, advice: str) -> Tokens:
+    """`tokens` cut into chunks, shape (chunks, size), without what is left at the end.
+
+    Raises:
+        InputError: there is not one chunk; the message names the `text` and gives the `advice`.
+    """
+    count = len(tokens) // size
+    if count == 0:
+        raise InputError(
+            f"{text} has {len(tokens)} tokens, fewer than one chunk of {size}; {advice}"
+        )
+    return tokens[: count * size].reshape(count, size)
+
+
 def _mixture_tokens(
-    recipe: ImatrixRecipe, sources: Sequence[CalibrationSource], model: _Model, notes: list[str]
+    recipe: ImatrixRecipe,
+    sources: Sequence[CalibrationSource],
+    tokenizer: Tokenizer,
+    notes: list[str],
 ) -> CalibrationTokens:
     size = recipe.chunk_tokens
     # Spread chunks are from all over the text, and coverage may need all of it.
     whole = recipe.spread or recipe.until_covered > 0
     enough = None if whole else recipe.chunks * size
-    domains = {source.name: _domain_tokens(source, enough, model, notes) for source in sources}
+    domains = {source.name: _domain_tokens(source, enough, tokenizer, notes) for source in sources}
     room = {name: len(tokens) // size for name, tokens in domains.items()}
     most = sum(room.values()) if recipe.until_covered else recipe.chunks
     order = chunk_order(recipe.mixture, room, most, recipe.seed)
@@ -189,14 +182,14 @@ def _mixture_tokens(
 
 
 def _domain_tokens(
-    source: CalibrationSource, enough: int | None, model: _Model, notes: list[str]
+    source: CalibrationSource, enough: int | None, tokenizer: Tokenizer, notes: list[str]
 ) -> Tokens:
     """The tokens of a domain's files in order, up to the piece that reaches `enough`."""
     parts: list[Tokens] = []
     count = 0
     for path in source.files:
         rows = path.suffix in ROW_ENDINGS
-        pieces = _row_tokens(path, model, notes) if rows else _text_tokens(path, model)
+        pieces = _row_tokens(path, tokenizer, notes) if rows else _text_tokens(path, tokenizer)
         with closing(pieces):
             for tokens in pieces:
                 parts.append(tokens)
@@ -206,7 +199,7 @@ def _domain_tokens(
     return _joined(parts)
 
 
-def _text_tokens(path: Path, model: _Model) -> Generator[Tokens]:
+def _text_tokens(path: Path, tokenizer: Tokenizer) -> Generator[Tokens]:
     """The tokens of a text and an empty line, in parts that end at an empty line."""
     text = _read(path) + "\n\n"
     begin = 0
@@ -215,24 +208,26 @@ def _text_tokens(path: Path, model: _Model) -> Generator[Tokens]:
         if end < len(text):
             line_end = text.rfind("\n\n", begin, end)
             end = line_end + 2 if line_end >= 0 else end
-        yield model.tokenize(text[begin:end])
+        yield tokenizer.plain(text[begin:end])
         begin = end
 
 
-def _row_tokens(path: Path, model: _Model, notes: list[str]) -> Generator[Tokens]:
+def _row_tokens(path: Path, tokenizer: Tokenizer, notes: list[str]) -> Generator[Tokens]:
     """The tokens of each row; at the end, notes about refused chats are added to `notes`."""
-    chat = ChatTexts(model.render_chat)
+    chat = ChatTexts(tokenizer.render_chat)
     try:
         for row in read_rows(path):
             if isinstance(row, str):
-                yield model.tokenize(row + "\n\n")
+                yield tokenizer.plain(row + "\n\n")
             elif (text := chat.text(row)) is not None:
-                yield model.tokenize_special(text)
+                yield tokenizer.special(text)
     finally:
         notes += chat.notes(path.name)
 
 
-def _texts_tokens(files: Iterable[Path], model: _Model, notes: list[str]) -> Iterator[Tokens]:
+def _texts_tokens(
+    files: Iterable[Path], tokenizer: Tokenizer, notes: list[str]
+) -> Iterator[Tokens]:
     """The tokens of files; consecutive texts are joined before they are tokenized."""
     texts: list[str] = []
     for path in files:
@@ -240,11 +235,11 @@ def _texts_tokens(files: Iterable[Path], model: _Model, notes: list[str]) -> Ite
             texts.append(_read(path))
             continue
         if texts:
-            yield model.tokenize("\n\n".join([*texts, ""]))
+            yield tokenizer.plain("\n\n".join([*texts, ""]))
             texts = []
-        yield from _row_tokens(path, model, notes)
+        yield from _row_tokens(path, tokenizer, notes)
     if texts:
-        yield model.tokenize("\n\n".join(texts))
+        yield tokenizer.plain("\n\n".join(texts))
 
 
 def _joined(parts: Sequence[Tokens]) -> Tokens:

@@ -19,7 +19,7 @@ from quantkit.core.errors import InputError
 from quantkit.models.chat_template import ChatTemplate
 from quantkit.study.calibration.rows import BATCH_ROWS, Conversation, read_rows
 from quantkit.study.calibration.sources import resolve_sources
-from quantkit.study.calibration.texts import calibration_tokens
+from quantkit.study.calibration.texts import Tokenizer, calibration_tokens
 
 ENDINGS = ("jsonl", "parquet")
 CALLS = [{"id": "1", "type": "function", "function": {"name": "f", "arguments": {"n": 1}}}]
@@ -194,7 +194,8 @@ def test_the_same_rows_give_the_same_tokens_in_both_formats(tmp_path: Path) -> N
         path = str(file_of(tmp_path, ending, rows))
         recipe = ImatrixRecipe(texts=(path,))
         render = ChatTemplate(template, "", "").render
-        taken = calibration_tokens(recipe, resolve_sources(recipe), letters, render)
+        tokenizer = Tokenizer(letters, letters, render)
+        taken = calibration_tokens(recipe, resolve_sources(recipe), tokenizer)
         found[ending] = taken.tokens.astype("<i4").tobytes().decode("utf-32-le")
     assert found["parquet"] == found["jsonl"]
     assert found["jsonl"].count("<user>U") == 4
@@ -222,9 +223,7 @@ def conversation(folder: Path, template: str | None) -> tuple[str, tuple[str, ..
         seen.append(text)
         return np.zeros(40 * len(text), np.int32)
 
-    found = calibration_tokens(
-        recipe, resolve_sources(recipe), plain, render, tokenize_special=special
-    )
+    found = calibration_tokens(recipe, resolve_sources(recipe), Tokenizer(plain, special, render))
     return "".join(seen), found.notes
 
 

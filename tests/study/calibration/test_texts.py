@@ -25,7 +25,8 @@ from quantkit.study.calibration.rows import RenderChat
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.calibration.texts import (
     CalibrationTokens,
-    DomainTaken,
+    Tokenize,
+    Tokenizer,
     calibration_tokens,
     chunk_order,
     spread_out,
@@ -42,8 +43,11 @@ def letters(text: str) -> NDArray[np.int32]:
     return np.frombuffer(text.encode("utf-32-le"), np.int32)
 
 
-def tokens_of(recipe: ImatrixRecipe, render: RenderChat | None = None) -> CalibrationTokens:
-    return calibration_tokens(recipe, resolve_sources(recipe), letters, render)
+def tokens_of(
+    recipe: ImatrixRecipe, tokenize: Tokenize = letters, render: RenderChat | None = None
+) -> CalibrationTokens:
+    tokenizer = Tokenizer(tokenize, tokenize, render)
+    return calibration_tokens(recipe, resolve_sources(recipe), tokenizer)
 
 
 def written(tokens: NDArray[np.int32]) -> str:
@@ -51,22 +55,6 @@ def written(tokens: NDArray[np.int32]) -> str:
 
 
 # --- the files ------------------------------------------------------------------------------------
-
-
-def test_every_file_has_origin_and_licence() -> None:
-    page = (FOLDER / "README.md").read_text(encoding="utf-8")
-    sections = {part.split("\n", 1)[0].strip(): part for part in page.split("\n## ")[1:]}
-    assert sorted(sections) == [path.name for path in FILES]
-    wordings = (FOLDER / "LICENSES.md").read_text(encoding="utf-8")
-    names = set(re.findall(r"^## (\S+)$", wordings, re.M))
-    for section in sections.values():
-        assert re.search(r"^\| origin \| \S", section, re.M)
-        assert re.search(r"^\| licence \| \S", section, re.M)
-        found = re.findall(r"^\| (?:Debian|npm|PyPI sdist) `@?([^`]+)`.*\| (.*) \|$", section, re.M)
-        for package, licence in found:
-            if licence.startswith("Apache-2.0"):
-                continue  # its wording is quantkit's own LICENSE
-            assert {package.replace("/", "-"), package.replace("-", "_")} & names
 
 
 def phrases(text: str) -> set[tuple[str, ...]]:
@@ -189,18 +177,22 @@ def test_spread_places_lie_evenly(count: int, first: int) -> None:
 # --- tokens of a mixture --------------------------------------------------------------------------
 
 
+def mixed(folder: Path, texts: dict[str, tuple[float, str]], **settings: object) -> ImatrixRecipe:
+    """Chunks of 32 tokens of files with these shares and texts."""
+    for name, (_, text) in texts.items():
+        (folder / name).write_text(text, encoding="utf-8")
+    mixture = {str(folder / name): share for name, (share, _) in texts.items()}
+    return ImatrixRecipe.model_validate({"mixture": mixture, "chunk_tokens": 32, **settings})
+
+
 @given(st.booleans(), st.integers(1, 40), st.integers(0, 5))
 def test_a_chunk_is_of_one_domain_and_none_comes_twice(
     tmp_path_factory: pytest.TempPathFactory, spread: bool, chunks: int, seed: int
 ) -> None:
     folder = tmp_path_factory.getbasetemp()
-    domains = {folder / "one.txt": range(0x4E00, 0x5200), folder / "two.txt": range(0x400, 0x500)}
-    for path, characters in domains.items():
-        path.write_text("".join(map(chr, characters)), encoding="utf-8")
-    mixture = {str(path): share for path, share in zip(domains, (0.75, 0.25), strict=True)}
-    recipe = ImatrixRecipe(
-        mixture=mixture, chunk_tokens=32, chunks=chunks, spread=spread, seed=seed
-    )
+    one, two = ("".join(map(chr, range(*ends))) for ends in ((0x4E00, 0x5200), (0x400, 0x500)))
+    domains = {"one.txt": (0.75, one), "two.txt": (0.25, two)}
+    recipe = mixed(folder, domains, chunks=chunks, spread=spread, seed=seed)
     found = tokens_of(recipe)
     again = tokens_of(recipe)
     assert np.array_equal(found.tokens, again.tokens)
@@ -211,23 +203,20 @@ def test_a_chunk_is_of_one_domain_and_none_comes_twice(
         assert len({int(token) >= 0x4E00 for token in chunk}) == 1
         assert np.array_equal(chunk, np.arange(chunk[0], chunk[0] + 32))
     if not spread:
-        assert written(found.tokens[:32]) in ("".join(map(chr, d[:32])) for d in domains.values())
+        assert written(found.tokens[:32]) in (one[:32], two[:32])
     for first in (chunks, chunks // 2 + 1):
         taken = found.taken_after(first)
         in_chinese = sum(
             found.tokens[: 32 * first].tolist()[n] >= 0x4E00 for n in range(32 * first)
         )
-        assert [domain.tokens for domain in taken] == [in_chinese, 32 * first - in_chinese]
-        assert [domain.share for domain in taken] == [d.tokens / (32 * first) for d in taken]
+        assert [*taken.values()] == [in_chinese, 32 * first - in_chinese]
 
 
 def test_a_short_domain_is_told(tmp_path: Path) -> None:
-    (tmp_path / "short.txt").write_text("a" * 70)
-    (tmp_path / "long.txt").write_text("b" * 2000)
-    mixture = {str(tmp_path / "short.txt"): 1.0, str(tmp_path / "long.txt"): 1.0}
-    recipe = ImatrixRecipe(mixture=mixture, chunk_tokens=32, chunks=20)
+    texts = {"short.txt": (1.0, "a" * 70), "long.txt": (1.0, "b" * 2000)}
+    recipe = mixed(tmp_path, texts, chunks=20)
     found = tokens_of(recipe)
-    assert [domain.tokens for domain in found.taken_after(20)] == [64, 18 * 32]
+    assert [*found.taken_after(20).values()] == [64, 18 * 32]
     [note] = found.notes
     assert "2 of the 10" in note
     with pytest.raises(InputError, match="no domain"):
@@ -241,7 +230,7 @@ def test_texts_are_joined_as_they_are(tmp_path: Path) -> None:
     recipe = ImatrixRecipe(texts=tuple(map(str, paths)))
     found = tokens_of(recipe)
     assert written(found.tokens) == "a\n\nb"
-    assert found.taken_after(3) == (DomainTaken(", ".join(map(str, paths)), 3 * 512, 1.0),)
+    assert found.taken_after(3) == {", ".join(map(str, paths)): 3 * 512}
 
 
 def test_rows_among_texts_are_rows(tmp_path: Path) -> None:
@@ -255,12 +244,9 @@ def test_rows_among_texts_are_rows(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("spread", [False, True])
 def test_going_on_until_covered_begins_with_the_same_chunks(tmp_path: Path, spread: bool) -> None:
-    mixture = {}
-    for name, share, begin, length in (("a", 0.7, 0x4E00, 90), ("b", 0.3, 0x400, 640)):
-        path = tmp_path / f"{name}.txt"
-        path.write_text("".join(map(chr, range(begin, begin + length))), encoding="utf-8")
-        mixture[str(path)] = share
-    recipe = ImatrixRecipe(mixture=mixture, chunk_tokens=32, chunks=10, spread=spread)
+    a, b = ("".join(map(chr, range(at, at + size))) for at, size in ((0x4E00, 90), (0x400, 640)))
+    texts = {"a.txt": (0.7, a), "b.txt": (0.3, b)}
+    recipe = mixed(tmp_path, texts, chunks=10, spread=spread)
     short = tokens_of(recipe)
     long = tokens_of(recipe.model_copy(update={"until_covered": 1}))
     assert len(short.order) == 10
@@ -268,15 +254,14 @@ def test_going_on_until_covered_begins_with_the_same_chunks(tmp_path: Path, spre
     assert np.array_equal(long.tokens[:320], short.tokens)
     assert len(long.order) == 2 + 20  # all whole chunks of both; two line ends count
     assert long.taken_after(10) == short.taken_after(10)
-    assert [domain.tokens for domain in long.taken_after(22)] == [64, 640]
+    assert [*long.taken_after(22).values()] == [64, 640]
     assert long.notes == short.notes
     assert "2 of the 7" in short.notes[0]
 
 
 def test_no_more_rows_are_read_than_the_chunks_need(tmp_path: Path) -> None:
-    path = tmp_path / "rows.jsonl"
-    path.write_text(json.dumps({"text": "x" * 30}) + "\n" + "broken\n")
-    recipe = ImatrixRecipe(mixture={str(path): 1}, chunk_tokens=32, chunks=1)
+    rows = json.dumps({"text": "x" * 30}) + "\n" + "broken\n"
+    recipe = mixed(tmp_path, {"rows.jsonl": (1, rows)}, chunks=1)
     assert written(tokens_of(recipe).tokens) == "x" * 30 + "\n\n"
     for more in ({"chunks": 2}, {"spread": True}, {"until_covered": 1}):
         with pytest.raises(InputError, match="line 2"):
@@ -288,22 +273,19 @@ def test_a_long_text_becomes_tokens_in_parts(
     tmp_path: Path, empty_lines: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(texts, "PART_CHARACTERS", 1050)
-    path = tmp_path / "long.txt"
     text = ("x" * 98 + ("\n\n" if empty_lines else "xx")) * 20
-    path.write_text(text)
     parts: list[str] = []
 
     def noted(part: str) -> NDArray[np.int32]:
         parts.append(part)
         return letters(part)
 
-    recipe = ImatrixRecipe(mixture={str(path): 1}, chunks=10**6, chunk_tokens=32)
-    calibration_tokens(recipe, resolve_sources(recipe), noted, None)
+    recipe = mixed(tmp_path, {"long.txt": (1, text)}, chunks=10**6)
+    tokens_of(recipe, noted)
     assert "".join(parts) == text + "\n\n"
     assert [len(part) for part in parts] == ([1000, 1002] if empty_lines else [1050, 952])
     parts.clear()
-    few = recipe.model_copy(update={"chunks": 1})
-    calibration_tokens(few, resolve_sources(few), noted, None)
+    tokens_of(recipe.model_copy(update={"chunks": 1}), noted)
     assert len(parts) == 1
 
 
@@ -329,13 +311,8 @@ def test_shipped_mixtures_have_text_enough(name: str) -> None:
         return np.zeros(len(text) // 4, np.int32)
 
     render = ChatTemplate("{{ tools | tojson }}" + CHATML).render
-    found = calibration_tokens(imatrix, resolve_sources(imatrix), coarse, render)
+    found = tokens_of(imatrix, coarse, render)
     assert len(found.tokens) == imatrix.chunks * imatrix.chunk_tokens
-    taken = found.taken_after(imatrix.chunks)
-    assert all(abs(d.share - imatrix.mixture[d.name]) < 1 / imatrix.chunks for d in taken)
+    for name, tokens in found.taken_after(imatrix.chunks).items():
+        assert abs(tokens / len(found.tokens) - imatrix.mixture[name]) < 1 / imatrix.chunks
     assert not found.notes
-
-
-def test_a_report_names_what_was_read() -> None:
-    assert ImatrixRecipe(texts=("a.txt", "b.txt")).sources == ("a.txt", "b.txt")
-    assert ImatrixRecipe(mixture={"code": 2, "chat": 1}).sources == ("code", "chat")
