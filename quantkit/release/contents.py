@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from quantkit.config.recipe import Recipe
@@ -17,36 +18,37 @@ from quantkit.core.receipts import Output, Receipt, read_receipt
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile, SourceFile
-from quantkit.release.layout import artifact_names, evidence_folder
+from quantkit.plan.placement import PLACEMENT_FILE
+from quantkit.release.layout import (
+    ALLOCATION,
+    ANSWERS,
+    HEATMAP,
+    VALIDATION,
+    artifact_names,
+    evidence_folder,
+)
 from quantkit.report.report import COVERAGE_PICTURE
 from quantkit.report.results import BUILT, CALIBRATION, BuildFile, LevelResult, read_level
 
-EVIDENCE = (
-    "allocation.json", "placement.json", "validation.json", "niah.jsonl", "heatmap.png"
-)  # fmt: skip
-"""Files of a level that are published as they are."""
-STEPS = ("allocate", "place", "quantize", "validate")
-_SHARED = ("checkpoint", "imatrix", "measure")
-_WRITTEN = {
+_SHARED = {
     "checkpoint": (CHECKPOINT_FILE,),
     "imatrix": ("imatrix.gguf",),
     "measure": ("sensitivity.json",),
     "report": (CALIBRATION, BUILT),
-    "allocate": EVIDENCE[:1],
-    "place": EVIDENCE[1:2],
-    "validate": EVIDENCE[2:],
 }
-"""Step → what a release takes from it."""
+_OF_A_LEVEL = {
+    "allocate": (ALLOCATION,),
+    "place": (PLACEMENT_FILE,),
+    "quantize": (),
+    "validate": (VALIDATION, ANSWERS, HEATMAP),
+}
+"""Step → the files of these names that a release needs; of `quantize`, whatever it wrote."""
 _LICENCE = re.compile(r"(?:LICEN[SC]E|NOTICE)[\w.-]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class BuiltLevel:
-    """A level of a build.
-
-    Attributes:
-        files: path in the release → the file on this disk, the first shard first.
-    """
+    """A level of a build; `files`: path in the release → the file here, the first shard first."""
 
     result: LevelResult
     files: Mapping[str, Path]
@@ -102,7 +104,7 @@ class Build:
 
     def outputs(self, levels: Iterable[BuiltLevel]) -> list[Output]:
         """The files that a release of `levels` is made from, as their receipts have them."""
-        stages = [*_SHARED, "report", *(f"{s}:{level.name}" for level in levels for s in STEPS)]
+        stages = [*_SHARED, *(f"{step}:{level.name}" for level in levels for step in _OF_A_LEVEL)]
         written = [output for stage in stages for output in self.receipts[stage].outputs]
         return [*written, *self.licences]
 
@@ -127,8 +129,8 @@ def read_build(folder: Path) -> Build:
         raise _unreadable(folder, error) from None
     recipe = built.recipe
     names = [level.name for level in recipe.levels]
-    receipts = {"report": report}
-    for stage in (*_SHARED, *(f"{step}:{name}" for name in names for step in STEPS)):
+    receipts = dict[str, Receipt]()
+    for stage in (*_SHARED, *(f"{step}:{name}" for name in names for step in _OF_A_LEVEL)):
         receipt = read_receipt(folder, stage)
         if receipt is None:
             raise _unfinished(folder, f"stage {stage} has no receipt")
@@ -183,7 +185,7 @@ def _check_outputs(folder: Path, receipts: Mapping[str, Receipt]) -> None:
     for stage, receipt in receipts.items():
         step = stage.partition(":")[0]
         written = {Path(output.path).name for output in receipt.outputs}
-        missing = set(_WRITTEN.get(step, ())) - written
+        missing = {*(_SHARED | _OF_A_LEVEL)[step]} - written
         if missing or not written:
             raise InputError(
                 f"the build in {folder} was made by an older quantkit: stage {stage} did not "
@@ -239,7 +241,7 @@ def chosen(
 
 
 def check_outputs(build: Build, levels: Iterable[BuiltLevel], progress: Progress) -> None:
-    """Compare the hashes of all files that a release of `levels` is made from with the receipts.
+    """Compare the hashes of all files that a release of `levels` needs with the receipts.
 
     Raises:
         InputError: a file is missing or was changed.
@@ -271,14 +273,14 @@ def published_as(build: Build, levels: Iterable[BuiltLevel], imatrix: str) -> di
         imatrix: the importance matrix' path in the release.
     """
     written = {output.path: output for output in build.outputs(levels)}
-    found = {name: written[name] for name in (CHECKPOINT_FILE, CALIBRATION, "sensitivity.json")}
+    names = (CHECKPOINT_FILE, CALIBRATION, "sensitivity.json", COVERAGE_PICTURE)
+    found = {name: written[name] for name in names if name in written}
     found[imatrix] = written["imatrix.gguf"]
     found |= {output.path.rpartition("/")[2]: output for output in build.licences}
-    if COVERAGE_PICTURE in written:
-        found[COVERAGE_PICTURE] = written[COVERAGE_PICTURE]
     for level in levels:
         for name, path in level.files.items():
             found[name] = written[path.relative_to(build.folder).as_posix()]
-        evidence = [f"{evidence_folder(level.name)}/{name}" for name in EVIDENCE]
-        found |= {name: written[name] for name in evidence}
+        for file in chain.from_iterable(_OF_A_LEVEL.values()):
+            name = f"{evidence_folder(level.name)}/{file}"
+            found[name] = written[name]
     return found

@@ -16,9 +16,14 @@ from quantkit.core.units import shown
 from quantkit.formats.imatrix_file import COUNTS
 from quantkit.formats.imatrix_file import SUMS as SQUARES
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile
-from quantkit.release.layout import ReleasedLevel, artifact_names, evidence_folder
+from quantkit.release.layout import (
+    ANSWERS,
+    VALIDATION,
+    ReleasedLevel,
+    artifact_names,
+    evidence_folder,
+)
 from quantkit.release.verifying.checking import Job, Outcome, count_text, layout_faults
-from quantkit.release.verifying.description import ANSWERS, VALIDATION
 from quantkit.retrieval.results import (
     Answer,
     Retrieval,

@@ -22,7 +22,8 @@ from quantkit.models.model import Model
 from quantkit.plan.allocation_file import AllocationFile
 from quantkit.plan.gpu_memory import padded_bytes
 from quantkit.quantize.quantize import overhead_bytes
-from quantkit.release.verifying.description import ALLOCATION, Description
+from quantkit.release.layout import ALLOCATION
+from quantkit.release.verifying.description import Description
 from quantkit.release.verifying.files import ReleaseFiles
 
 CheckName = Literal["files", "structure", "types", "claims", "source"]
