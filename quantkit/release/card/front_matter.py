@@ -182,12 +182,7 @@ def _absolute(value: object, repository: str | None, commit: str | None) -> str 
 def card_header(
     repository: str, model: str, source: SourceCard, results: Sequence[LevelResult]
 ) -> CardHeader:
-    """The front matter of a release.
-
-    Args:
-        repository: OWNER/NAME that the release is published to.
-        results: the published levels.
-    """
+    """The front matter of a release of the levels `results` in `repository`."""
     licences, name = _licences(source)
     return CardHeader(
         name=model,
