@@ -138,25 +138,43 @@ def test_what_cannot_be_encoded_again_is_told_before_ggml_is_asked(
     release: SmallRelease, tmp_path: Path
 ) -> None:
     """ggml ends the process over some types, and refuses others without importance."""
-    q, norm = "blk.0.attn_q.weight", "blk.0.attn_norm.weight"
+    norm = "blk.0.attn_norm.weight"
     integers = broken_artifacts.mistyped(q4(release), tmp_path / "tiny-Q4.gguf", norm, "I32")
     (fault,) = compared(release, integers).faults
     assert fault == f"Q4: {norm} is I32, the source's is F32"
     known = read_imatrix(release.path("tiny-imatrix.gguf"))
-    header = GGUFFile(q4(release)).header
-    kind = dataclasses.replace(header.stored[q].info, type_name="IQ2_XXS")
-    stored = {**header.stored, q: dataclasses.replace(header.stored[q], info=kind)}
-    starved = Artifact({"tiny-Q4.gguf": dataclasses.replace(header, stored=stored)})
-    entries = {name: entry for name, entry in known.entries.items() if name != q}
-    source, less = GGUFSource(release.source), dataclasses.replace(known, entries=entries)
-    assert shape_faults("Q4", starved, source, less, FILE) == {
-        q: f"Q4: {q} is IQ2_XXS, which needs importance; {FILE} has none for it"
-    }
     stack = known.entries[STACK]
     flat = ImatrixEntry(stack.sums[:1], stack.counts[:1])
     few = dataclasses.replace(known, entries={**known.entries, STACK: flat})
     (fault,) = compared(release, q4(release), imatrix=few).faults
     assert f"has importance of the shape (1, 256) in {FILE}, not ({EXPERTS}, 256)" in fault
+
+
+Q = "blk.0.attn_q.weight"
+
+
+@pytest.mark.parametrize(
+    ("name", "info", "reason"),
+    [
+        (Q, None, "is missing"),
+        (Q, TensorInfo(Q, (8, 256), "Q4_K"), "has the shape (8, 256), not (256, 256)"),
+        (Q, TensorInfo(Q, (256, 256), "IQ2_XXS"),
+         f"is IQ2_XXS, which needs importance; {FILE} has none for it"),
+        ("more", TensorInfo("more", (8,), "F32"), "is not a tensor of the source"),
+    ],
+)  # fmt: skip
+def test_a_tensor_that_cannot_be_compared_is_told(
+    whole_release: SmallRelease, name: str, info: TensorInfo | None, reason: str
+) -> None:
+    header = GGUFFile(q4(whole_release)).header
+    stored = {other: at for other, at in header.stored.items() if other != name}
+    if info is not None:
+        stored[name] = dataclasses.replace(header.stored[Q], info=info)
+    broken = Artifact({"tiny-Q4.gguf": dataclasses.replace(header, stored=stored)})
+    known = read_imatrix(whole_release.path("tiny-imatrix.gguf"))
+    entries = {other: entry for other, entry in known.entries.items() if other != Q}
+    less, source = dataclasses.replace(known, entries=entries), GGUFSource(whole_release.source)
+    assert shape_faults("Q4", broken, source, less, FILE) == {name: f"Q4: {name} {reason}"}
 
 
 @pytest.mark.parametrize(
