@@ -27,7 +27,7 @@ def test_evidence_of_another_artifact(release: SmallRelease) -> None:
     """Q8's answers, verdict and all, given for Q4's; and a hash of what was there before."""
     for name in ("validation.json", "niah.jsonl"):
         shutil.copyfile(release.path(f"levels/Q8/{name}"), release.path(f"levels/Q4/{name}"))
-    release.edit_json("release.json", set_to("levels", "Q4", "passed", to=True))
+    release.edit("release.json", set_to("levels", "Q4", "passed", to=True))
     found = faults(release)
     assert any("not of" in fault and Q4 in fault for fault in found)
     shards = [Path(file).name for file in release.files("Q8")]
@@ -38,7 +38,7 @@ def test_evidence_of_another_artifact(release: SmallRelease) -> None:
 
 def test_evidence_of_the_artifact_that_was_there_before(release: SmallRelease) -> None:
     artifact = set_to("artifact", Q4, to="ab" * 32)
-    release.edit_json("levels/Q4/validation.json", artifact)
+    release.edit("levels/Q4/validation.json", artifact)
     (fault,) = faults(release)
     release.path("levels/Q4/niah.jsonl").unlink()  # is not needed for it
     assert faults(release) == (fault,)
@@ -47,7 +47,7 @@ def test_evidence_of_the_artifact_that_was_there_before(release: SmallRelease) -
 
 @pytest.mark.parametrize("change", [set_to("artifact", to=None), lambda c: c.pop("artifact")])
 def test_evidence_that_does_not_say_what_was_asked(release: SmallRelease, change: Change) -> None:
-    release.edit_json("levels/Q8/validation.json", change)
+    release.edit("levels/Q8/validation.json", change)
     assert faults(release) == ("Q8: validation.json does not say which file was asked",)
 
 
@@ -69,16 +69,16 @@ def test_a_level_is_called_as_its_files_are(
             level["files"] = [re.sub(f"^{old}", new, file) for file in level["files"]]
             level["evidence"] = re.sub(f"^{old}", new, level["evidence"])
 
-    release.edit_json("release.json", change)
+    release.edit("release.json", change)
     found = faults(release)
     assert any(one.startswith(fault) for one in found), found
 
 
 def test_one_file_is_not_a_level_s_twice_nor_two_levels_own(release: SmallRelease) -> None:
-    release.edit_json("release.json", set_to("levels", "Q4", "files", to=[Q4, Q4]))
+    release.edit("release.json", set_to("levels", "Q4", "files", to=[Q4, Q4]))
     assert f"Q4: {Q4} is not called Q4/tiny-Q4-00001-of-00002.gguf, and " in str(faults(release))
-    release.edit_json("release.json", set_to("levels", "Q4", "files", to=[Q4]))
-    release.edit_json("release.json", set_to("levels", "Q8", "files", to=[Q4]))
+    release.edit("release.json", set_to("levels", "Q4", "files", to=[Q4]))
+    release.edit("release.json", set_to("levels", "Q8", "files", to=[Q4]))
     assert {f"Q8: {Q4} is a file of Q4 too", f"Q8: {Q4} is not called tiny-Q8.gguf"} < set(
         faults(release)
     )
@@ -105,7 +105,7 @@ def with_level(name: str) -> Change:
 def test_a_manifest_has_names_such_as_a_build_gives(
     release: SmallRelease, change: Change, words: str
 ) -> None:
-    release.edit_json("release.json", change)
+    release.edit("release.json", change)
     with pytest.raises(InputError, match=words) as refused:
         verified(release.folder)
     assert str(refused.value).isprintable()
@@ -132,17 +132,17 @@ def test_what_a_release_says_it_was_made_from(
     said: tuple[str | None, str | None],
     faulty: int,
 ) -> None:
-    release.edit_json("checkpoint.json", set_to("model", to=checkpoint[0]))
-    release.edit_json("checkpoint.json", set_to("commit", to=checkpoint[1]))
+    release.edit("checkpoint.json", set_to("model", to=checkpoint[0]))
+    release.edit("checkpoint.json", set_to("commit", to=checkpoint[1]))
     source = {"repository": said[0], "commit": said[1]}
-    release.edit_json("release.json", set_to("source", to=source))
+    release.edit("release.json", set_to("source", to=source))
     found = faults(release)
     assert len(found) == faulty
     assert all(fault.startswith("release.json says it was made from ") for fault in found)
 
 
 def test_a_checkpoint_of_no_files(release: SmallRelease) -> None:
-    release.edit_json("checkpoint.json", set_to("files", to={}))
+    release.edit("checkpoint.json", set_to("files", to={}))
     (fault,) = verified(release.folder, release.source).faults
     assert fault.startswith("checkpoint.json lists no files")
 
@@ -165,7 +165,7 @@ HUGE = 10**3999
 def test_a_number_of_thousands_of_digits_is_told_and_not_printed(
     release: SmallRelease, name: str, change: Change
 ) -> None:
-    release.edit_json(name, change)
+    release.edit(name, change)
     (fault,) = faults(release)
     assert fault.startswith(f"{name} is ")
     assert len(fault) < 200
@@ -181,7 +181,7 @@ def test_a_manifest_s_or_an_answer_s_numbers_are_bounded_too(release: SmallRelea
     assert fault.startswith("levels/Q4/niah.jsonl, line 1 ")
     assert "digits" in fault
     assert len(fault) < 200
-    release.edit_json("release.json", set_to("levels", "Q4", "bits_per_weight", to=1e300))
+    release.edit("release.json", set_to("levels", "Q4", "bits_per_weight", to=1e300))
     with pytest.raises(InputError, match=r"levels\.Q4\.bits_per_weight: .{,80}$"):
         verified(release.folder)
 
