@@ -62,10 +62,9 @@ class Description:
 def open_release(
     name: str, workers: int, progress: Progress = SILENT, *, full: bool = False
 ) -> tuple[ReleaseFiles, Description]:
-    """A release's files, and what it says of itself.
+    """The files of a release in a folder, of a build or of OWNER/NAME[@REVISION], and what it says.
 
     Args:
-        name: a downloaded release, the folder of a build, or OWNER/NAME[@REVISION] on the Hub.
         full: whether all rows are going to be read, which takes a folder.
 
     Raises:
@@ -158,7 +157,8 @@ def describe_build(folder: Path) -> Description:
         model = HubAddress.parse(str(settings["model"])).repository
         # of the library whose kernels made the artifacts
         made_by = [str(receipts[f"quantize:{n}"].parts[PACKAGE]) for n in names]
-        current = [n for n in names if _is_current(receipts[f"quantize:{n}"], receipts)]
+        current = [n for n in names if _is_current(f"quantize:{n}", receipts)]
+        validated = [n for n in current if _is_current(f"validate:{n}", receipts)]
         manifest = Manifest(
             model=artifact_name(model.partition("/")[2] or model),
             architecture="",
@@ -167,7 +167,7 @@ def describe_build(folder: Path) -> Description:
             mtp=settings["mtp"],
             imatrix=imatrix.outputs[0].path,
             versions={PACKAGE: made_by[-1]} if names else {},
-            levels={name: _level(name, receipts, parameters) for name in current},
+            levels={n: _level(n, receipts, parameters, n in validated) for n in current},
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(
@@ -180,34 +180,30 @@ def describe_build(folder: Path) -> Description:
         hashes={o.path: o.sha256 for r in receipts.values() for o in r.outputs},
         manifest=manifest,
         stale=tuple(name for name in names if name not in current),
-        unvalidated=frozenset(n for n in current if _validated(n, receipts) is None),
+        unvalidated=frozenset(current) - {*validated},
     )
 
 
-def _is_current(receipt: Receipt, receipts: Mapping[str, Receipt]) -> bool:
-    """Whether a stage was given what the stages before it have written last."""
-    return all(
-        receipts[stage].output_hashes == hashes
-        for stage, hashes in receipt.parts.items()
-        if stage in receipts
+def _is_current(stage: str, receipts: Mapping[str, Receipt]) -> bool:
+    """Whether a stage is done, and was given what the stages before it have written last."""
+    return stage in receipts and all(
+        receipts[before].output_hashes == hashes
+        for before, hashes in receipts[stage].parts.items()
+        if before in receipts
     )
 
 
-def _validated(name: str, receipts: Mapping[str, Receipt]) -> Receipt | None:
-    """The receipt of a level's retrieval check, if it was of the artifact that is there."""
-    validated = receipts.get(f"validate:{name}")
-    return validated if validated is not None and _is_current(validated, receipts) else None
-
-
-def _level(name: str, receipts: Mapping[str, Receipt], parameters: int) -> ReleasedLevel:
-    quantized = receipts[f"quantize:{name}"]
-    validated = _validated(name, receipts)
-    size = sum(output.size_bytes for output in quantized.outputs)
+def _level(
+    name: str, receipts: Mapping[str, Receipt], parameters: int, is_validated: bool
+) -> ReleasedLevel:
+    outputs = receipts[f"quantize:{name}"].outputs
+    size = sum(output.size_bytes for output in outputs)
+    known = receipts[f"validate:{name}"] if is_validated else None
     return ReleasedLevel(
-        files=tuple(output.path for output in quantized.outputs),
+        files=tuple(output.path for output in outputs),
         evidence=evidence_folder(name),
-        passed=bool(validated and validated.facts["passed"]),
-        baseline=bool(validated and validated.parts["settings"]["baseline"]),
+        passed=bool(known and known.facts["passed"]),
+        baseline=bool(known and known.parts["settings"]["baseline"]),
         size_bytes=size,
         bits_per_weight=8 * size / parameters,
     )

@@ -26,12 +26,6 @@ Q4, IMATRIX, ANSWERS = "tiny-Q4.gguf", "tiny-imatrix.gguf", "levels/Q4/niah.json
 NORM = "blk.0.attn_norm.weight"
 
 
-def change_bytes(path: Path, at: int, value: bytes) -> None:
-    with path.open("r+b") as file:
-        file.seek(at)
-        file.write(value)
-
-
 def fact(found: Verified, check: str, name: str) -> Any:  # noqa: ANN401
     (facts,) = (c.facts for c in found.checks if c.name == check)
     return facts[name]
@@ -69,9 +63,7 @@ def test_one_level_of_a_release_is_enough(release: SmallRelease) -> None:
     assert {"README.md", "levels/Q8/niah.jsonl", *release.files("Q8")} <= set(found.not_here)
 
 
-def test_without_the_importance_matrix_no_weights_are_called_verified(
-    release: SmallRelease,
-) -> None:
+def test_without_the_importance_matrix_no_weights_are_verified(release: SmallRelease) -> None:
     release.path(IMATRIX).unlink()
     assert faults(release) == ()
     with pytest.raises(InputError, match=r"without tiny-imatrix\.gguf: download it too"):
@@ -92,18 +84,15 @@ def test_a_part_of_a_level_or_no_level_is_not_enough(release: SmallRelease) -> N
 
 
 def test_what_no_hash_covers_is_named(release: SmallRelease) -> None:
-    release.path("notes.txt").write_text("mine")
-    release.path(".gitattributes").write_text("*.gguf filter=lfs\n")
-    (release.path(".cache") / "huggingface").mkdir(parents=True)
-    (release.path(".cache") / "huggingface" / "x.lock").touch()
+    release.path(".cache").mkdir()
+    for name in ("notes.txt", ".gitattributes", ".cache/x.lock"):
+        release.path(name).write_text("mine")
     found = verified(release.folder)
     assert (found.faults, found.not_covered) == ((), ("notes.txt",))
 
 
 @pytest.mark.parametrize("name", ["tiny-Q4_K_M.gguf", "more/other.GGUF"])
-def test_a_gguf_file_that_no_hash_covers_is_a_fault_where_others_download_it(
-    release: SmallRelease, name: str
-) -> None:
+def test_a_gguf_file_on_the_hub_that_no_hash_covers(release: SmallRelease, name: str) -> None:
     """llama.cpp's -hf takes what is there; a folder is a person's own."""
     release.path(name).parent.mkdir(exist_ok=True)
     shutil.copyfile(release.path(Q4), release.path(name))
@@ -118,7 +107,7 @@ def test_a_file_that_is_cut_or_none_is_a_fault_beside_others(release: SmallRelea
     os.truncate(release.path(Q4), 100_000)
     release.path(IMATRIX).write_bytes(b"<html>")
     shard = release.files("Q8")[0]
-    change_bytes(release.path(shard), 0, b"GGML")
+    release.path(shard).write_bytes(b"GGML" + release.path(shard).read_bytes()[4:])
     text = "\n".join(faults(release))
     assert f"{Q4} is truncated" in text
     assert f"{IMATRIX} is not a GGUF file" in text
@@ -157,8 +146,9 @@ def test_a_checkpoint_file_that_is_not_of_the_source(
 def test_another_source(release: SmallRelease, tmp_path: Path) -> None:
     other = tmp_path / release.source.name
     at = GGUFFile(release.source).stored["blk.0.attn_q.weight"]
-    shutil.copyfile(release.source, other)
-    change_bytes(other, at.offset, b"\0\0\x80\x3f" * 2000)
+    content = bytearray(release.source.read_bytes())
+    content[at.offset : at.offset + 8000] = b"\0\0\x80\x3f" * 2000
+    other.write_bytes(content)
     found = verified(release.folder, other, full=True).faults
     assert f"the source's {other.name} is not the file that checkpoint.json lists" in found
     assert sum("blk.0.attn_q.weight" in fault for fault in found) == 2  # of each level
@@ -210,9 +200,9 @@ def test_claims_that_do_not_agree_though_all_hashes_do(
 
 def flipped(path: Path, out: Path) -> Path:
     """The last byte of the experts' stack is another."""
-    shutil.copyfile(path, out)
-    at = GGUFFile(path).stored[STACK]
-    change_bytes(out, at.offset + at.size_bytes - 1, b"\xaa")
+    content, at = bytearray(path.read_bytes()), GGUFFile(path).stored[STACK]
+    content[at.offset + at.size_bytes - 1] ^= 0xAA
+    out.write_bytes(content)
     return out
 
 
