@@ -15,9 +15,8 @@ from quantkit.core.files import file_sha256
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.progress import Progress
 from quantkit.core.receipts import Output, Receipt, read_receipt
-from quantkit.formats.gguf_file import GGUFFile
-from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile, SourceFile
+from quantkit.models.gguf_source import GGUFSource
 from quantkit.plan.placement import PLACEMENT_FILE
 from quantkit.release.layout import (
     ALLOCATION,
@@ -61,6 +60,9 @@ class BuiltLevel:
     def names(self) -> tuple[str, ...]:
         return tuple(self.files)
 
+    def artifact(self) -> GGUFSource:
+        return GGUFSource(next(iter(self.files.values())))
+
 
 @dataclass(frozen=True)
 class Build:
@@ -70,7 +72,6 @@ class Build:
         model: what artifacts are called after.
         source: what `--model` was: OWNER/NAME[@REVISION], or a name.
         commit: of the source, where it came from the Hub.
-        versions: program or package → the version that it was made with.
         receipts: by stage.
         licences: texts of licences and notices, as they came with a source from the Hub.
     """
@@ -94,13 +95,6 @@ class Build:
         weights = DEMO_MODEL / "model.safetensors"
         known = self.source_files.get(weights.name)
         return weights.is_file() and known is not None and known.sha256 == file_sha256(weights)
-
-    def header(self, level: BuiltLevel) -> tuple[Metadata, tuple[TensorInfo, ...]]:
-        """Metadata and tensors of a level's artifact."""
-        files = [GGUFFile(path) for path in level.files.values()]
-        tensors = tuple(stored.info for file in files for stored in file.stored.values())
-        plain = {k: v for k, v in files[0].metadata.items() if not k.startswith("split.")}
-        return plain, tensors
 
     def outputs(self, levels: Iterable[BuiltLevel]) -> list[Output]:
         """The files that a release of `levels` is made from, as their receipts have them."""
@@ -197,11 +191,7 @@ def _check_outputs(folder: Path, receipts: Mapping[str, Receipt]) -> None:
 def chosen(
     build: Build, names: Sequence[str] | None, *, allow_failed: bool = False
 ) -> tuple[BuiltLevel, ...]:
-    """The levels to publish, in the build's order or in that of `names`.
-
-    Args:
-        names: of levels; None: all except baselines and levels that failed their gate.
-        allow_failed: include levels that failed their gate.
+    """The levels to publish, in the order of `names`; None: all but baselines and failed ones.
 
     Raises:
         InputError: the build has no level of that name.
@@ -218,16 +208,15 @@ def chosen(
         found = [level for level in wanted if level.result.passed or allow_failed]
     else:
         wanted = found = [by_name[name] for name in dict.fromkeys(names)]
-    failed = [level.result for level in wanted if not level.result.passed]
-    if failed and not allow_failed and (names is not None or not found):
-        failures = []
-        for result in failed:
-            scores = ", ".join(
-                f"{s.hits} of {s.trials} {s.name} at {s.context_tokens:,} tokens, at least "
-                f"{s.lower_bound:.1%}"
-                for s in result.retrieval.gated
-            )
-            failures.append(f"{result.name} failed its gate ({scores})")
+    failures = []
+    for result in (level.result for level in wanted if not level.result.passed):
+        scores = ", ".join(
+            f"{s.hits} of {s.trials} {s.name} at {s.context_tokens:,} tokens, at least "
+            f"{s.lower_bound:.1%}"
+            for s in result.retrieval.gated
+        )
+        failures.append(f"{result.name} failed its gate ({scores})")
+    if failures and not allow_failed and (names is not None or not found):
         raise GateError(
             f"not published: {'; '.join(failures)}; build it with more bits, or publish it with "
             "--allow-failed, and the card says that it failed"
@@ -251,12 +240,9 @@ def check_outputs(build: Build, levels: Iterable[BuiltLevel], progress: Progress
     for output in outputs:
         path = build.folder / output.path
         try:
-            size, found = path.stat().st_size, ""
-            if size == output.size_bytes:
-                found = file_sha256(path, progress.advance)
-                how = f"its SHA-256 is {found}"
-            else:
-                how = f"it has {size} bytes"
+            size = path.stat().st_size
+            found = file_sha256(path, progress.advance) if size == output.size_bytes else ""
+            how = f"its SHA-256 is {found}" if found else f"it has {size} bytes"
         except OSError as error:
             found, how = "", str(error.strerror)
         if found != output.sha256:
@@ -267,11 +253,7 @@ def check_outputs(build: Build, levels: Iterable[BuiltLevel], progress: Progress
 
 
 def published_as(build: Build, levels: Iterable[BuiltLevel], imatrix: str) -> dict[str, Output]:
-    """Path in the release → the build's file, of all files that are published as they are.
-
-    Args:
-        imatrix: the importance matrix' path in the release.
-    """
+    """Path in the release → the build's file that is published as it is; `imatrix`: such a path."""
     written = {output.path: output for output in build.outputs(levels)}
     names = (CHECKPOINT_FILE, CALIBRATION, "sensitivity.json", COVERAGE_PICTURE)
     found = {name: written[name] for name in names if name in written}

@@ -127,9 +127,12 @@ class _Search:
         self._tokens = _compiled(
             [("hf_", _HUB_TOKEN), *((token, re.escape(token)) for token in private.tokens)]
         )
-        self._anywhere = _compiled(
-            [*_folder_patterns(private.folders), *_host_domains(private.hosts)]
+        domains = (
+            (host, rf"(?<![\w.-])(?i:{re.escape(host)})(?![\w-])")
+            for host in private.hosts
+            if "." in host and "localhost" not in host and not host.endswith(".arpa")
         )
+        self._anywhere = _compiled([*_folder_patterns(private.folders), *domains])
         self._names = _compiled(_name_patterns(private))
 
     def matches(self, where: str, text: str) -> list[tuple[int, str]]:
@@ -170,26 +173,19 @@ def _folder_patterns(folders: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield form, re.escape(form) + _END
 
 
-def _host_domains(hosts: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """A host with its domain, anywhere."""
-    for host in hosts:
-        if "." in host and "localhost" not in host and not host.endswith(".arpa"):
-            yield host, rf"(?<![\w.-])(?i:{re.escape(host)})(?![\w-])"
-
-
 def _name_patterns(private: Private) -> Iterator[tuple[str, str]]:
     """User and host names, where a machine is meant."""
     for user in private.users:
-        name = re.escape(user)
-        found = rf"|(?<![\w/])~{name}/|(?<![\w.+-]){name}@{_LOCAL_HOST}{_END}"
         if user.lower() not in _COMMON_NAMES:
-            yield user, rf"{_PARENTS}{name}{_END}|{_KEY}{name}(?![\w.-]){found}"
+            name = re.escape(user)
+            found = rf"(?<![\w/])~{name}/|(?<![\w.+-]){name}@{_LOCAL_HOST}{_END}"
+            yield user, rf"{_PARENTS}{name}{_END}|{_KEY}{name}(?![\w.-])|{found}"
     for host in private.hosts:
-        name = f"(?i:{re.escape(host)})"
-        found = rf"|[\w.+-]@{name}{_END}|://(?:[^\s/@]*@)?{name}(?![\w.-])"
-        found += rf"|(?<![\w./-]){name}:/(?!/)"
         if host.partition(".")[0].lower() not in _COMMON_NAMES and not host.endswith(".arpa"):
-            yield host, rf"{_PARENTS}{name}{_END}|{_KEY}{name}(?![\w.-]){found}"
+            name = f"(?i:{re.escape(host)})"
+            found = rf"[\w.+-]@{name}{_END}|://(?:[^\s/@]*@)?{name}(?![\w.-])"
+            found += rf"|(?<![\w./-]){name}:/(?!/)"
+            yield host, rf"{_PARENTS}{name}{_END}|{_KEY}{name}(?![\w.-])|{found}"
 
 
 def _compiled(patterns: Iterable[tuple[str, str]]) -> list[tuple[str, re.Pattern[str]]]:
