@@ -27,7 +27,9 @@ from small_cards import (
     small_recipe,
 )
 
+from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import RetrievalRecipe
+from quantkit.config.target import load_target
 from quantkit.release.card.facts import hub_source, level_patterns
 from quantkit.release.card.render import card_text
 from quantkit.release.contents import BuiltLevel
@@ -310,9 +312,7 @@ def test_calibration_and_experts(tmp_path: Path) -> None:
         ((), ""),
     ],
 )
-def test_licences_of_calibration_texts(
-    tmp_path: Path, licences: tuple[str | None, ...], said: str
-) -> None:
+def test_licences_of_the_texts(tmp_path: Path, licences: tuple[str | None, ...], said: str) -> None:
     texts = tuple(SourceRead(f"{n}", licence=licence) for n, licence in enumerate(licences))
     calibration = CALIBRATION.model_copy(update={"sources": texts})
     facts = card_facts([card_level(tmp_path, "Q4")], calibration=calibration)
@@ -324,9 +324,9 @@ def test_licences_of_calibration_texts(
 
 def test_types_chosen_by_a_preset_and_by_measurement(tmp_path: Path) -> None:
     levels = [card_level(tmp_path, "Q6"), card_level(tmp_path, "Q4_K_M")]
-    recipe = small_recipe(["Q6"]).model_dump()
-    recipe["levels"] = [{"name": "Q6"}, {"name": "Q4_K_M", "preset": "Q4_K_M"}]
-    card = card_text(card_facts(levels, recipe=type(small_recipe(["Q6"])).model_validate(recipe)))
+    chosen = (LevelRecipe(name="Q6"), LevelRecipe(name="Q4_K_M", preset="Q4_K_M"))
+    recipe = small_recipe(["Q6"]).model_copy(update={"levels": chosen})
+    card = card_text(card_facts(levels, recipe=recipe))
     assert "Q4_K_M uses the types of llama.cpp's Q4_K_M. In the other levels, each" in card
 
 
@@ -353,7 +353,7 @@ def test_the_front_matter(tmp_path: Path) -> None:
     [("Apache-2.0", "apache-2.0", None), ("My Licence 3", "other", "my-licence-3"),
      ("mit,unheard-of", "other", "mit-unheard-of"), ("§", "other", "other")],
 )  # fmt: skip
-def test_a_licence_that_the_hub_would_refuse(
+def test_a_licence_the_hub_refuses(
     tmp_path: Path, licence: str, tag: str, name: str | None
 ) -> None:
     source = replace(UNKNOWN, licence=licence)
@@ -365,18 +365,11 @@ def test_words_of_others_are_no_markup(tmp_path: Path) -> None:
     evil = (
         "a|b `c` <img src=x onerror=alert(1)> [x](javascript:alert(1))\n# y\u202e **z** {{ 7*7 }}"
     )
-    source = replace(
-        SOURCE,
-        licence_name=evil,
-        licence_link="https://x.org/a)(b",
-        tags=(evil,),
-        languages=(evil,),
-    )
+    source = replace(SOURCE, licence_name=evil, tags=(evil,), languages=(evil,))
+    source = replace(source, licence_link="https://x.org/a)(b")
     sources = (SourceRead(evil, "quantkit", evil, 7),)
     calibration = CALIBRATION.model_copy(update={"sources": sources})
-    target = card_facts([card_level(tmp_path, "Q4")]).target.model_copy(
-        update={"name": "own", "description": evil}
-    )
+    target = load_target("4x3090").model_copy(update={"name": "own", "description": evil})
     facts = card_facts(
         [card_level(tmp_path, "Q5")], source=source, calibration=calibration, target=target,
         model="M|x", versions={"quantkit": evil},

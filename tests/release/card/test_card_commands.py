@@ -123,7 +123,7 @@ def test_names_that_a_shell_would_take_apart(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("level", ["Q4", "Q8"])
-def test_what_the_card_downloads_can_be_verified(
+def test_a_download_can_be_verified(
     whole_release: SmallRelease, tmp_path: Path, level: str
 ) -> None:
     """With all rows of the source, by quantkit itself; Q8 has several shards."""
