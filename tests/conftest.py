@@ -28,6 +28,14 @@ def finished_build(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(tmp_path_factory.mktemp("a build"))
 
 
+@pytest.fixture
+def own(finished_build: Path, tmp_path: Path) -> Path:
+    """A copy of the finished build, to be changed."""
+    from finished_builds import copied
+
+    return copied(finished_build, tmp_path / "own")
+
+
 @pytest.fixture(scope="session")
 def whole_release(tmp_path_factory: pytest.TempPathFactory) -> SmallRelease:
     """A small release; it is not to be changed."""

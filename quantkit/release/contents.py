@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 from quantkit.config.recipe import Recipe
@@ -14,39 +15,39 @@ from quantkit.core.files import file_sha256
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.progress import Progress
 from quantkit.core.receipts import Output, Receipt, read_receipt
-from quantkit.formats.gguf_file import GGUFFile
-from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile, SourceFile
-from quantkit.release.layout import artifact_names, evidence_folder
+from quantkit.models.gguf_source import GGUFSource
+from quantkit.plan.placement import PLACEMENT_FILE
+from quantkit.release.layout import (
+    ALLOCATION,
+    ANSWERS,
+    HEATMAP,
+    VALIDATION,
+    artifact_names,
+    evidence_folder,
+)
 from quantkit.report.report import COVERAGE_PICTURE
 from quantkit.report.results import BUILT, CALIBRATION, BuildFile, LevelResult, read_level
 
-EVIDENCE = (
-    "allocation.json", "placement.json", "validation.json", "niah.jsonl", "heatmap.png"
-)  # fmt: skip
-"""Files of a level that are published as they are."""
-STEPS = ("allocate", "place", "quantize", "validate")
-_SHARED = ("checkpoint", "imatrix", "measure")
-_WRITTEN = {
+_SHARED = {
     "checkpoint": (CHECKPOINT_FILE,),
     "imatrix": ("imatrix.gguf",),
     "measure": ("sensitivity.json",),
     "report": (CALIBRATION, BUILT),
-    "allocate": EVIDENCE[:1],
-    "place": EVIDENCE[1:2],
-    "validate": EVIDENCE[2:],
 }
-"""Step → what a release takes from it."""
+_OF_A_LEVEL = {
+    "allocate": (ALLOCATION,),
+    "place": (PLACEMENT_FILE,),
+    "quantize": (),
+    "validate": (VALIDATION, ANSWERS, HEATMAP),
+}
+"""Step → the files of these names that a release needs; of `quantize`, whatever it wrote."""
 _LICENCE = re.compile(r"(?:LICEN[SC]E|NOTICE)[\w.-]*", re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class BuiltLevel:
-    """A level of a build.
-
-    Attributes:
-        files: path in the release → the file on this disk, the first shard first.
-    """
+    """A level of a build; `files`: path in the release → the file here, the first shard first."""
 
     result: LevelResult
     files: Mapping[str, Path]
@@ -59,6 +60,9 @@ class BuiltLevel:
     def names(self) -> tuple[str, ...]:
         return tuple(self.files)
 
+    def artifact(self) -> GGUFSource:
+        return GGUFSource(next(iter(self.files.values())))
+
 
 @dataclass(frozen=True)
 class Build:
@@ -68,7 +72,6 @@ class Build:
         model: what artifacts are called after.
         source: what `--model` was: OWNER/NAME[@REVISION], or a name.
         commit: of the source, where it came from the Hub.
-        versions: program or package → the version that it was made with.
         receipts: by stage.
         licences: texts of licences and notices, as they came with a source from the Hub.
     """
@@ -93,16 +96,9 @@ class Build:
         known = self.source_files.get(weights.name)
         return weights.is_file() and known is not None and known.sha256 == file_sha256(weights)
 
-    def header(self, level: BuiltLevel) -> tuple[Metadata, tuple[TensorInfo, ...]]:
-        """Metadata and tensors of a level's artifact."""
-        files = [GGUFFile(path) for path in level.files.values()]
-        tensors = tuple(stored.info for file in files for stored in file.stored.values())
-        plain = {k: v for k, v in files[0].metadata.items() if not k.startswith("split.")}
-        return plain, tensors
-
     def outputs(self, levels: Iterable[BuiltLevel]) -> list[Output]:
         """The files that a release of `levels` is made from, as their receipts have them."""
-        stages = [*_SHARED, "report", *(f"{s}:{level.name}" for level in levels for s in STEPS)]
+        stages = [*_SHARED, *(f"{step}:{level.name}" for level in levels for step in _OF_A_LEVEL)]
         written = [output for stage in stages for output in self.receipts[stage].outputs]
         return [*written, *self.licences]
 
@@ -127,8 +123,8 @@ def read_build(folder: Path) -> Build:
         raise _unreadable(folder, error) from None
     recipe = built.recipe
     names = [level.name for level in recipe.levels]
-    receipts = {"report": report}
-    for stage in (*_SHARED, *(f"{step}:{name}" for name in names for step in STEPS)):
+    receipts = dict[str, Receipt]()
+    for stage in (*_SHARED, *(f"{step}:{name}" for name in names for step in _OF_A_LEVEL)):
         receipt = read_receipt(folder, stage)
         if receipt is None:
             raise _unfinished(folder, f"stage {stage} has no receipt")
@@ -183,7 +179,7 @@ def _check_outputs(folder: Path, receipts: Mapping[str, Receipt]) -> None:
     for stage, receipt in receipts.items():
         step = stage.partition(":")[0]
         written = {Path(output.path).name for output in receipt.outputs}
-        missing = set(_WRITTEN.get(step, ())) - written
+        missing = {*(_SHARED | _OF_A_LEVEL)[step]} - written
         if missing or not written:
             raise InputError(
                 f"the build in {folder} was made by an older quantkit: stage {stage} did not "
@@ -195,11 +191,7 @@ def _check_outputs(folder: Path, receipts: Mapping[str, Receipt]) -> None:
 def chosen(
     build: Build, names: Sequence[str] | None, *, allow_failed: bool = False
 ) -> tuple[BuiltLevel, ...]:
-    """The levels to publish, in the build's order or in that of `names`.
-
-    Args:
-        names: of levels; None: all except baselines and levels that failed their gate.
-        allow_failed: include levels that failed their gate.
+    """The levels to publish, in the order of `names`; None: all but baselines and failed ones.
 
     Raises:
         InputError: the build has no level of that name.
@@ -216,16 +208,15 @@ def chosen(
         found = [level for level in wanted if level.result.passed or allow_failed]
     else:
         wanted = found = [by_name[name] for name in dict.fromkeys(names)]
-    failed = [level.result for level in wanted if not level.result.passed]
-    if failed and not allow_failed and (names is not None or not found):
-        failures = []
-        for result in failed:
-            scores = ", ".join(
-                f"{s.hits} of {s.trials} {s.name} at {s.context_tokens:,} tokens, at least "
-                f"{s.lower_bound:.1%}"
-                for s in result.retrieval.gated
-            )
-            failures.append(f"{result.name} failed its gate ({scores})")
+    failures = []
+    for result in (level.result for level in wanted if not level.result.passed):
+        scores = ", ".join(
+            f"{s.hits} of {s.trials} {s.name} at {s.context_tokens:,} tokens, at least "
+            f"{s.lower_bound:.1%}"
+            for s in result.retrieval.gated
+        )
+        failures.append(f"{result.name} failed its gate ({scores})")
+    if failures and not allow_failed and (names is not None or not found):
         raise GateError(
             f"not published: {'; '.join(failures)}; build it with more bits, or publish it with "
             "--allow-failed, and the card says that it failed"
@@ -239,7 +230,7 @@ def chosen(
 
 
 def check_outputs(build: Build, levels: Iterable[BuiltLevel], progress: Progress) -> None:
-    """Compare the hashes of all files that a release of `levels` is made from with the receipts.
+    """Compare the hashes of all files that a release of `levels` needs with the receipts.
 
     Raises:
         InputError: a file is missing or was changed.
@@ -249,12 +240,9 @@ def check_outputs(build: Build, levels: Iterable[BuiltLevel], progress: Progress
     for output in outputs:
         path = build.folder / output.path
         try:
-            size, found = path.stat().st_size, ""
-            if size == output.size_bytes:
-                found = file_sha256(path, progress.advance)
-                how = f"its SHA-256 is {found}"
-            else:
-                how = f"it has {size} bytes"
+            size = path.stat().st_size
+            found = file_sha256(path, progress.advance) if size == output.size_bytes else ""
+            how = f"its SHA-256 is {found}" if found else f"it has {size} bytes"
         except OSError as error:
             found, how = "", str(error.strerror)
         if found != output.sha256:
@@ -265,20 +253,16 @@ def check_outputs(build: Build, levels: Iterable[BuiltLevel], progress: Progress
 
 
 def published_as(build: Build, levels: Iterable[BuiltLevel], imatrix: str) -> dict[str, Output]:
-    """Path in the release → the build's file, of all files that are published as they are.
-
-    Args:
-        imatrix: the importance matrix' path in the release.
-    """
+    """Path in the release → the build's file that is published as it is; `imatrix`: such a path."""
     written = {output.path: output for output in build.outputs(levels)}
-    found = {name: written[name] for name in (CHECKPOINT_FILE, CALIBRATION, "sensitivity.json")}
+    names = (CHECKPOINT_FILE, CALIBRATION, "sensitivity.json", COVERAGE_PICTURE)
+    found = {name: written[name] for name in names if name in written}
     found[imatrix] = written["imatrix.gguf"]
     found |= {output.path.rpartition("/")[2]: output for output in build.licences}
-    if COVERAGE_PICTURE in written:
-        found[COVERAGE_PICTURE] = written[COVERAGE_PICTURE]
     for level in levels:
         for name, path in level.files.items():
             found[name] = written[path.relative_to(build.folder).as_posix()]
-        evidence = [f"{evidence_folder(level.name)}/{name}" for name in EVIDENCE]
-        found |= {name: written[name] for name in evidence}
+        for file in chain.from_iterable(_OF_A_LEVEL.values()):
+            name = f"{evidence_folder(level.name)}/{file}"
+            found[name] = written[name]
     return found

@@ -21,9 +21,8 @@ class Destination:
     """Where a release goes, as it was last seen.
 
     Attributes:
-        listing: its files; None: the repository does not exist.
-        revision: branch or pull request to commit to.
-        exists: whether the revision exists.
+        revision: branch or pull request to commit to, and whether it `exists`.
+        listing: its files; None: there is no repository yet.
         opens: whether the commit opens a pull request.
     """
 
@@ -34,11 +33,7 @@ class Destination:
     opens: bool = False
 
     def check_private(self) -> None:
-        """Check that the repository is private or new.
-
-        Raises:
-            InputError: it is public.
-        """
+        """Raise an InputError where the repository is there, and public."""
         if self.listing is not None and not self.listing.private:
             raise InputError(
                 f"{self.repository} exists, and is public: leave --private out, or choose another"
@@ -55,17 +50,13 @@ def check_access(to: str, model: str, *, private: bool) -> None:
     """
     hub = Hub(purpose="look up")
     writer = HubWriter(hub.connection)
-    repository = writable(writer.account(), repository_name(to, model))
-    destination = look(hub, writer, repository, None)
+    destination = look(hub, writer, writable(writer.account(), repository_name(to, model)), None)
     if private:
         destination.check_private()
 
 
 def writable(account: Account, repository: str, *, propose: bool = False) -> str:
-    """`repository` with its owner as the Hub spells it.
-
-    Args:
-        propose: only open a pull request, which any repository accepts.
+    """`repository` with its owner as the Hub spells it; any may get a pull request (`propose`).
 
     Raises:
         InputError: the token only reads, or belongs to another account.
@@ -103,11 +94,7 @@ def look(
     branch: str | None,
     proposal: Proposal | None = None,
 ) -> Destination:
-    """The repository as it is now.
-
-    Args:
-        branch: to commit to; None: main.
-        proposal: open a pull request instead.
+    """The repository as it is now, for a commit to `branch` (None: main) or a pull request.
 
     Raises:
         InputError: no repository for a pull request, or the Hub refuses.
@@ -123,13 +110,12 @@ def look(
         return Destination(repository, branch or MAIN, None, exists=branch in (None, MAIN))
     name = main.repository
     if proposal is not None:
-        author = proposal.author
-        known = None if author is None else writer.proposal(name, proposal.title, author)
-        if known is None:
+        title, author = proposal
+        branch = None if author is None else writer.proposal(name, title, author)
+        if branch is None:
             return Destination(name, MAIN, main, opens=True)
-        return Destination(name, known, hub.listing(name, known))
-    if branch is None or branch == MAIN:
+    elif branch is None or branch == MAIN:
         return Destination(name, MAIN, main)
-    if branch not in writer.branches(name):
+    elif branch not in writer.branches(name):
         return Destination(name, branch, main, exists=False)
     return Destination(name, branch, hub.listing(name, branch))

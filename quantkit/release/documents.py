@@ -21,20 +21,14 @@ from quantkit.study.calibration.sources import is_dataset, shipped_name
 from quantkit.study.imatrix import Calibration, SourceRead
 
 _PUBLIC_MODEL = re.compile(r"demo|[A-Za-z0-9_][\w.-]*/[A-Za-z0-9_][\w.-]*(?:@[\w.-]+)?", re.ASCII)
-_NO_NAME = "calibration"
-"""Name of a text whose path ends without one, such as `..`."""
 
 
 def public_recipe(recipe: Recipe, calibration: Calibration | None = None) -> Recipe:
     """`recipe` without paths: only the names of calibration files and folders remain.
 
     `quantkit build` looks for them in its current folder. A name that a shipped text also has is
-    prefixed with `./`; the second of two equal names is in a folder `2`. `model` remains if it is
-    OWNER/NAME or `demo`.
-
-    Args:
-        calibration: the build's calibration.json, which has the name of a folder that the recipe
-            calls `.` or `..`.
+    prefixed with `./`; the second of two equal names is in a folder `2`. A folder that the recipe
+    calls `.` has its name from calibration.json. `model` remains if it is OWNER/NAME or `demo`.
     """
     names = _public_names(recipe, calibration)
     given = recipe.imatrix
@@ -56,7 +50,7 @@ def recipe_document(
     """recipe.yaml: a recipe that builds the same artifacts, without the builder's paths.
 
     Args:
-        calibration: the build's calibration.json, for the hashes of texts that are needed again.
+        calibration: has the hashes of texts that are needed again.
         model: what was built, OWNER/NAME@COMMIT; the recipe's own if it is a path or None.
         imatrix: name of the importance matrix beside the document.
     """
@@ -84,9 +78,7 @@ def recipe_document(
 def own_texts(recipe: Recipe, *, ready: bool) -> tuple[str, ...]:
     """The calibration texts that a build reads and that quantkit does not ship.
 
-    Args:
-        ready: the build takes an existing importance matrix, and reads texts only to measure the
-            costs of errors.
+    With an importance matrix that is `ready`, texts are read only to measure the costs of errors.
     """
     if ready and not recipe.measure.cost_chunks:
         return ()
@@ -154,7 +146,7 @@ def _public_name(name: str, recorded: str) -> str:
         return name
     last = re.split(r"[/\\]", recorded.rstrip("/\\"))[-1]
     if last in ("", ".", "..", "~"):
-        last = _NO_NAME
+        last = "calibration"
     return f"./{last}" if shipped_name(last) is not None else last
 
 

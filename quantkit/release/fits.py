@@ -35,7 +35,7 @@ class Fits:
     """What each target holds of a model's levels.
 
     Attributes:
-        contexts: that were tried beside the target's own, tokens.
+        contexts: in tokens; the target's own was tried too.
         estimated: why the memory is only estimated; None: llama.cpp reported it.
     """
 
@@ -74,7 +74,6 @@ def fits_of(
     Args:
         metadata: of the artifacts, as far as llama.cpp plans by it: the architecture's.
         levels: name → every tensor, as the artifact stores it; at least one level.
-        progress: counts cells, a target and a level each.
 
     Raises:
         InputError: llama.cpp refuses the model.

@@ -21,21 +21,20 @@ MANIFEST = "release.json"
 RECIPE = "recipe.yaml"
 TARGET = "target.yaml"
 REPORT = "report.html"
+ALLOCATION, VALIDATION, ANSWERS = "allocation.json", "validation.json", "niah.jsonl"
+HEATMAP = "heatmap.png"
 _MOST_CHARACTERS = 96
 _PART = re.compile(r"[A-Za-z0-9](?:[A-Za-z0-9._-]*[A-Za-z0-9])?")
 _COMMIT = re.compile("[0-9a-f]{40}")
 _BRANCH_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._-]*[A-Za-z0-9_-])?(?<!\.lock)")
 _LINE = re.compile(r"(?P<sha256>[0-9A-Fa-f]{64}) [ *](?P<name>.+)", re.DOTALL)
-_SHA256 = re.compile(r"[0-9a-f]{64}")
 _DRIVE = re.compile(r"[A-Za-z]:")
 
 
 def repository_name(to: str, model: str, *, exact: bool = False) -> str:
-    """OWNER/NAME for `--to`, which is OWNER or OWNER/NAME; `-GGUF` is appended if missing.
+    """OWNER/NAME for `--to`, which is OWNER or OWNER/NAME; NAME is `model` if it has none.
 
-    Args:
-        model: the name if `to` has none.
-        exact: do not append `-GGUF`.
+    `-GGUF` is appended where it is missing, unless `exact`.
 
     Raises:
         InputError: the Hub does not accept the name.
@@ -87,12 +86,7 @@ def model_folder(files: Sequence[str]) -> str:
 
 
 class ReleasedLevel(Record):
-    """A level of a release.
-
-    Attributes:
-        files: its GGUF files, the first shard first.
-        evidence: the folder of its allocation.json, validation.json and niah.jsonl.
-    """
+    """A level of a release: its GGUF files, the first shard first, and its evidence's folder."""
 
     files: tuple[str, ...] = Field(min_length=1)
     evidence: str
@@ -115,8 +109,7 @@ class Manifest(JsonDocument):
     Attributes:
         model: what artifacts are called after.
         mtp: whether prediction layers are in the artifacts.
-        imatrix: the importance matrix's file.
-        versions: program or package → the version that it was made with.
+        versions: by program or package.
     """
 
     version: Literal[2] = 2
@@ -149,32 +142,23 @@ def unsafe_name(name: str) -> str | None:
 
 
 def sums_text(hashes: Mapping[str, str]) -> str:
-    """The content of SHA256SUMS, as coreutils' `sha256sum` writes it, sorted by name.
-
-    Args:
-        hashes: name in the release → SHA-256 in lower-case hexadecimal.
+    """SHA256SUMS of name → SHA-256, as coreutils' `sha256sum` writes it, sorted by name.
 
     Raises:
         InputError: an unsafe name; see `unsafe_name`.
-        ValueError: an invalid hash.
     """
-    for name, sha256 in hashes.items():
+    for name in hashes:
         reason = unsafe_name(name)
         if reason is not None:
             raise InputError(f"{name!r} {reason}, so it cannot be published; rename the file")
-        if not _SHA256.fullmatch(sha256):
-            raise ValueError(f"Invalid SHA-256 of {name}: {sha256!r}")
     return "".join(f"{hashes[name]}  {name}\n" for name in sorted(hashes))
 
 
 def parse_sums(text: str) -> dict[str, str]:
-    """Name → SHA-256 in lower-case hexadecimal, in the order of the lines of SHA256SUMS.
-
-    Accepts the ` *` of `sha256sum --binary` too.
+    """Name → SHA-256 in lower case, of the lines that `sha256sum` writes, with --binary too.
 
     Raises:
-        InputError: a line is not in sha256sum's format, or a name is unsafe, escaped or listed
-            twice.
+        InputError: a line of another form, or a name that is unsafe, escaped or listed twice.
     """
     found: dict[str, str] = {}
     for number, line in enumerate(text.split("\n"), 1):

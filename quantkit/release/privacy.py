@@ -61,9 +61,7 @@ class Private:
 
     Attributes:
         folders: absolute paths: the home, the build, the current folder, quantkit's own.
-        users: names of the person on this machine.
         hosts: names of the machine, with and without domain.
-        tokens: access tokens of the Hub.
     """
 
     folders: tuple[str, ...]
@@ -77,7 +75,6 @@ class Finding:
     """Something that must not be published.
 
     Attributes:
-        file: its path in the release.
         where: a line, a GGUF key, a field of a picture, or "its name".
         what: the word that was found, shortened; `A_TOKEN` instead of a token.
     """
@@ -107,10 +104,7 @@ def this_machine(build_folder: Path) -> Private:
 
 
 def find_private(files: Mapping[str, Path], private: Private) -> list[Finding]:
-    """Everything in `files` that must not be published, each word once a file.
-
-    Args:
-        files: path in the release → the file on this disk.
+    """What must not be published in `files`, path in the release → file: each word once a file.
 
     Raises:
         InputError: a file cannot be read.
@@ -118,9 +112,10 @@ def find_private(files: Mapping[str, Path], private: Private) -> list[Finding]:
     search = _Search(private)
     found: dict[tuple[str, str], Finding] = {}
     for name, path in files.items():
-        for text in (_Text(name, "its name"), *_texts(path)):
-            for offset, what in search.matches(text):
-                finding = Finding(search.shown(name), search.shown(text.place(offset)), what)
+        for where, text in (("its name", name), *_texts(path)):
+            for offset, what in search.matches(where, text):
+                place = where or f"line {text.count(chr(10), 0, offset) + 1}"
+                finding = Finding(search.shown(name), search.shown(place), what)
                 found.setdefault((name, what), finding)
     return list(found.values())
 
@@ -132,18 +127,21 @@ class _Search:
         self._tokens = _compiled(
             [("hf_", _HUB_TOKEN), *((token, re.escape(token)) for token in private.tokens)]
         )
-        self._anywhere = _compiled(
-            [*_folder_patterns(private.folders), *_host_domains(private.hosts)]
+        domains = (
+            (host, rf"(?<![\w.-])(?i:{re.escape(host)})(?![\w-])")
+            for host in private.hosts
+            if "." in host and "localhost" not in host and not host.endswith(".arpa")
         )
+        self._anywhere = _compiled([*_folder_patterns(private.folders), *domains])
         self._names = _compiled(_name_patterns(private))
 
-    def matches(self, text: _Text) -> list[tuple[int, str]]:
-        """(offset, word) of all that is found, in the text's order."""
-        found = [(start, A_TOKEN) for start, _ in _spans(self._tokens, text.text)]
-        content = self._without_tokens(text.text)
-        patterns = [*self._anywhere, *(() if text.where.startswith("tokenizer.") else self._names)]
+    def matches(self, where: str, text: str) -> list[tuple[int, str]]:
+        """(offset, word) of all that is found, in the text's order; `where`: see `_texts`."""
+        found = [(start, A_TOKEN) for start, _ in _spans(self._tokens, text)]
+        content = self._without_tokens(text)
+        patterns = [*self._anywhere, *(() if where.startswith("tokenizer.") else self._names)]
         spans = _spans(patterns, content)
-        if "imatrix." in text.where:  # llama-imatrix records paths of calibration texts
+        if "imatrix." in where:  # llama-imatrix records paths of calibration texts
             spans += [match.span() for match in _ABSOLUTE.finditer(content)]
         found += [(start, self.shown(_word(content, start, stop))) for start, stop in spans]
         return sorted(found)
@@ -175,26 +173,19 @@ def _folder_patterns(folders: Iterable[str]) -> Iterator[tuple[str, str]]:
             yield form, re.escape(form) + _END
 
 
-def _host_domains(hosts: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """A host with its domain, anywhere."""
-    for host in hosts:
-        if "." in host and "localhost" not in host and not host.endswith(".arpa"):
-            yield host, rf"(?<![\w.-])(?i:{re.escape(host)})(?![\w-])"
-
-
 def _name_patterns(private: Private) -> Iterator[tuple[str, str]]:
     """User and host names, where a machine is meant."""
     for user in private.users:
-        name = re.escape(user)
-        found = rf"|(?<![\w/])~{name}/|(?<![\w.+-]){name}@{_LOCAL_HOST}{_END}"
         if user.lower() not in _COMMON_NAMES:
-            yield user, rf"{_PARENTS}{name}{_END}|{_KEY}{name}(?![\w.-]){found}"
+            name = re.escape(user)
+            found = rf"(?<![\w/])~{name}/|(?<![\w.+-]){name}@{_LOCAL_HOST}{_END}"
+            yield user, rf"{_PARENTS}{name}{_END}|{_KEY}{name}(?![\w.-])|{found}"
     for host in private.hosts:
-        name = f"(?i:{re.escape(host)})"
-        found = rf"|[\w.+-]@{name}{_END}|://(?:[^\s/@]*@)?{name}(?![\w.-])"
-        found += rf"|(?<![\w./-]){name}:/(?!/)"
         if host.partition(".")[0].lower() not in _COMMON_NAMES and not host.endswith(".arpa"):
-            yield host, rf"{_PARENTS}{name}{_END}|{_KEY}{name}(?![\w.-]){found}"
+            name = f"(?i:{re.escape(host)})"
+            found = rf"[\w.+-]@{name}{_END}|://(?:[^\s/@]*@)?{name}(?![\w.-])"
+            found += rf"|(?<![\w./-]){name}:/(?!/)"
+            yield host, rf"{_PARENTS}{name}{_END}|{_KEY}{name}(?![\w.-])|{found}"
 
 
 def _compiled(patterns: Iterable[tuple[str, str]]) -> list[tuple[str, re.Pattern[str]]]:
@@ -219,24 +210,11 @@ def _word(text: str, start: int, stop: int) -> str:
     return word if len(word) <= EXCERPT_CHARACTERS else f"{word[: EXCERPT_CHARACTERS - 1]}…"
 
 
-@dataclass(frozen=True)
-class _Text:
-    """A text of one file.
+def _texts(path: Path) -> Iterator[tuple[str, str]]:
+    """(where, text) for a text file, whose where is empty, or for each of a file's metadata.
 
-    Attributes:
-        where: a GGUF key or a field of a picture; empty for the lines of a text file.
+    Of GGUF files that is the key, of pictures the field.
     """
-
-    text: str
-    where: str = ""
-
-    def place(self, offset: int) -> str:
-        """Where the character at `offset` is, for people."""
-        return self.where or f"line {self.text.count(chr(10), 0, offset) + 1}"
-
-
-def _texts(path: Path) -> Iterator[_Text]:
-    """All texts of the file at `path`: of GGUF files and pictures, those of their metadata."""
     try:
         with path.open("rb") as file:
             head = file.read(len(_PNG))
@@ -246,20 +224,20 @@ def _texts(path: Path) -> Iterator[_Text]:
             yield from _metadata_of_png(path)
         else:
             text = path.read_bytes().decode("utf-8", errors="replace")
-            yield _Text(_DATA_URL.sub("data:", text))
+            yield "", _DATA_URL.sub("data:", text)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def _metadata_of_gguf(path: Path) -> Iterator[_Text]:
+def _metadata_of_gguf(path: Path) -> Iterator[tuple[str, str]]:
     for key, stored in GGUFFile(path).metadata.items():
-        yield _Text(key, f"the key {key}")
+        yield f"the key {key}", key
         if stored.kind == "str":
             values = stored.value if isinstance(stored.value, tuple) else (stored.value,)
-            yield _Text("\n".join(map(str, values)), key)
+            yield key, "\n".join(map(str, values))
 
 
-def _metadata_of_png(path: Path) -> Iterator[_Text]:
+def _metadata_of_png(path: Path) -> Iterator[tuple[str, str]]:
     from PIL import Image
 
     try:
@@ -270,4 +248,4 @@ def _metadata_of_png(path: Path) -> Iterator[_Text]:
         raise InputError(f"{path} is not a readable PNG ({error}); draw it again") from None
     for key, value in fields.items():
         text = value.decode("latin-1") if isinstance(value, bytes) else str(value)
-        yield _Text(f"{key}: {text}", str(key))
+        yield str(key), f"{key}: {text}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from urllib.parse import quote
 
@@ -26,19 +27,14 @@ _SOURCE = re.compile(r"[\w.-]+/[\w.-]+(?:@[\w./-]+)?")
 
 @dataclass(frozen=True)
 class PublishJob:
-    """The user's choices.
+    """The options of `quantkit publish`.
 
     Attributes:
         to: OWNER or OWNER/NAME.
-        exact_name: do not append `-GGUF` to the name.
-        levels: names; None: all that passed, without baselines.
-        private: make a new repository private.
-        branch: to commit to; None: main.
-        propose: open a pull request instead of committing.
-        allow_failed: publish levels that failed their gate too; the card says so.
-        replace: overwrite and remove files that are in the way.
+        levels: None: all that passed, without baselines.
+        branch: None: main.
+        propose: `--pr`.
         base_model: OWNER/NAME[@REVISION] of the source, if the build does not know it.
-        dry_run: show what would be done, and change nothing.
     """
 
     folder: Path
@@ -56,12 +52,7 @@ class PublishJob:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A release that was checked and is on this disk.
-
-    Attributes:
-        destination: as it was before.
-        changes: what has to be changed there.
-    """
+    """A release that was checked and is on this disk, and what it changes at its destination."""
 
     build: Build
     source: SourceCard
@@ -77,7 +68,6 @@ class Published:
     """A release on the Hub.
 
     Attributes:
-        commit: that has the release.
         made: whether this run made the commit; otherwise it was there.
         proposal: revision of the pull request, if there is one.
     """
@@ -114,8 +104,9 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
         repository = writable(account, repository, propose=job.propose)
     title = f"{build.model} GGUF by quantkit"
     proposal = Proposal(title, account.name if account else None) if job.propose else None
+    look_again = partial(look, hub, writer, repository, job.branch, proposal)
     with console.stage("look up"):
-        destination = look(hub, writer, repository, job.branch, proposal)
+        destination = look_again()
         source = _source(build, job, hub, console)
     name = destination.repository
     if source.repository is not None and source.repository.lower() == name.lower():
@@ -125,17 +116,14 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     levels = _levels(build, job, destination, console)
     with console.stage("hash") as progress:
         check_outputs(build, levels, progress)
-    headers = {level.name: build.header(level) for level in levels}
-    metadata, _tensors = headers[levels[0].name]
-    tensors = {name: infos for name, (_metadata, infos) in headers.items()}
+    tensors = {level.name: level.artifact().tensors for level in levels}
+    metadata = levels[0].artifact().metadata
     with asking(), console.stage("targets") as progress:
         fits = fits_of(metadata, tensors, targets_of(build.target), progress)
     files = stage(build, levels, source, fits, name, hub.connection.endpoint)
     check_stage(build.folder, files)
     text = f"Levels: {', '.join(level.name for level in levels)}"
-    sender = Sender(
-        hub, writer, console, files, job.branch, proposal, job.replace, job.private, title, text
-    )
+    sender = Sender(hub, writer, console, files, look_again, job.replace, job.private, title, text)
     changes = sender.changes(destination)
     if account is not None and not changes.nothing:
         card = next(file for file in files if file.name == CARD)
@@ -151,9 +139,9 @@ def send(prepared: Prepared) -> Published:
         EnvironmentFault: the network or the Hub failed, or the Hub recorded other bytes.
     """
     after, made = prepared.sender.send(prepared.destination)
-    proposal = after.revision if after.revision.startswith(PROPOSALS) else None
-    if made is not None:
-        proposal = made.proposal or proposal
+    proposal = None if made is None else made.proposal
+    if after.revision.startswith(PROPOSALS):
+        proposal = proposal or after.revision
     address = f"{prepared.sender.hub.connection.endpoint}/{after.repository}"
     if proposal is not None:
         address += f"/discussions/{proposal.rpartition('/')[2]}"
@@ -179,7 +167,7 @@ def _source(build: Build, job: PublishJob, hub: Hub, console: Console) -> Source
         raise InputError(
             f"the build is of {own} (checkpoint.json), not of {name}; run without --base-model"
         )
-    metadata, _tensors = build.header(build.levels[0])
+    metadata = build.levels[0].artifact().metadata
     if "/" not in name:
         return from_metadata(metadata)
     commit = None if named else build.commit

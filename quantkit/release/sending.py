@@ -13,7 +13,7 @@ from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.hub.errors import NotThereError
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.hub.writing import Committed, ConflictError, HubWriter, LocalFile
-from quantkit.release.destination import Destination, Proposal, look
+from quantkit.release.destination import Destination
 from quantkit.release.layout import CARD, MANIFEST, SUMS, parse_sums
 
 ATTEMPTS = 4
@@ -27,13 +27,7 @@ _FRONT_MATTER = re.compile(rb"\s*(?:---\r?\n(?:(?!---).*\r?\n)*---\s*)?")
 
 @dataclass(frozen=True)
 class Changes:
-    """What a commit has to do.
-
-    Attributes:
-        sent: files that are missing or different in the repository.
-        kept: names of files that are the same there.
-        removed: names of files of an earlier release that this one does not have.
-    """
+    """What a commit has to do: files to send, and names that stay or go, of an earlier release."""
 
     sent: tuple[LocalFile, ...]
     kept: tuple[str, ...]
@@ -68,10 +62,8 @@ def changes_to(
     release only removed, with `replace`.
 
     Args:
-        there: the repository's files by name.
         earlier: name → SHA-256 of the files of an earlier release, its SHA256SUMS too.
         read: the content of a file of the repository, where the record does not decide.
-        replace: overwrite and remove.
 
     Raises:
         InputError: something is in the way, and `replace` is not given.
@@ -115,33 +107,20 @@ def _some(names: Sequence[str]) -> str:
 
 @dataclass(frozen=True)
 class Sender:
-    """Publishes `files` to a repository.
-
-    Attributes:
-        branch, proposal: see `destination.look`.
-        replace: overwrite and remove what is in the way.
-        private: whether a new repository is private.
-        title, text: of the commit.
-    """
+    """Publishes `files` to where `look` looks, as `quantkit publish` was asked to."""
 
     hub: Hub
     writer: HubWriter
     console: Console
     files: Sequence[LocalFile]
-    branch: str | None
-    proposal: Proposal | None
+    look: Callable[[], Destination]
     replace: bool
     private: bool
     title: str
     text: str
 
     def changes(self, destination: Destination) -> Changes:
-        """What a commit has to change.
-
-        Raises:
-            InputError: files of somebody else are in the way.
-            EnvironmentFault: the network or the Hub failed.
-        """
+        """What a commit has to change; raises as `changes_to` and `Hub.read` do."""
         listing = destination.listing
         if listing is None:
             return Changes(tuple(self.files), (), ())
@@ -158,9 +137,6 @@ class Sender:
     def send(self, destination: Destination) -> tuple[Destination, Committed | None]:
         """Upload what is missing, commit, and compare; None if nothing was missing.
 
-        Args:
-            destination: as it was last seen.
-
         Raises:
             InputError: no access, no room, or somebody else's files in the way.
             EnvironmentFault: the network or the Hub failed, or recorded something else.
@@ -175,13 +151,13 @@ class Sender:
             except ConflictError:
                 if attempt == ATTEMPTS:
                     raise
-                destination = self._look(destination)
+                destination = self.look()
                 self.console.note(
                     f"somebody committed to {destination.repository} first; looking again"
                 )
             except EnvironmentFault as fault:  # perhaps only the answer was lost
                 try:
-                    destination = self._look(destination)
+                    destination = self.look()
                 except QuantkitError:
                     raise fault from None
                 if self.changes(destination).nothing:
@@ -192,10 +168,6 @@ class Sender:
                 return destination, made
         raise AssertionError("unreachable")
 
-    def _look(self, destination: Destination) -> Destination:
-        """The repository as it is now, after somebody else's commit."""
-        return look(self.hub, self.writer, destination.repository, self.branch, self.proposal)
-
     def _created(self, destination: Destination) -> Destination:
         """`destination`, with its repository and branch."""
         if destination.listing is not None and destination.exists:
@@ -204,7 +176,7 @@ class Sender:
             self.writer.create(destination.repository, private=self.private)
         if not destination.exists:
             self.writer.create_branch(destination.repository, destination.revision)
-        destination = self._look(destination)
+        destination = self.look()
         if self.private:
             destination.check_private()
         return destination
@@ -252,9 +224,7 @@ def _earlier_release(
     Others have a SHA256SUMS too: ours lists a release.json that is there unchanged.
     """
     file, manifest = there.get(SUMS), there.get(MANIFEST)
-    if file is None or manifest is None:
-        return {}
-    if max(file.size_bytes, manifest.size_bytes) > SMALL_BYTES:
+    if file is None or manifest is None or SMALL_BYTES < max(file.size_bytes, manifest.size_bytes):
         return {}
     content = read(file)
     try:

@@ -18,7 +18,6 @@ from quantkit.models.choose import imatrix_name
 from quantkit.models.geometry import geometry_of
 from quantkit.plan.launch.files import LaunchText, launch_texts
 from quantkit.plan.launch.settings import Launch
-from quantkit.plan.placement import PLACEMENT_FILE, PlacementFile
 from quantkit.release.card.facts import CardFacts
 from quantkit.release.card.front_matter import SourceCard
 from quantkit.release.card.render import card_text
@@ -66,9 +65,7 @@ def stage(
     Files of an earlier release are removed; any others in the folder stay.
 
     Args:
-        source: what the model's own card says.
-        repository: OWNER/NAME, which the card's commands name.
-        endpoint: address of the Hub, which the card's links begin with.
+        repository, endpoint: OWNER/NAME, and the Hub's address, for the card.
 
     Raises:
         InputError: something that is not an earlier release stands in the way.
@@ -121,7 +118,7 @@ def _texts(
     calibration = Calibration.read(folder / CALIBRATION)
     recipe, target = public_recipe(build.recipe, calibration), public_target(build.target)
     imatrix = imatrix_name(build.model)
-    architecture = geometry_of(build.header(levels[0])[0]).architecture
+    architecture = geometry_of(levels[0].artifact().metadata).architecture
     results = [level.result for level in levels]
     facts = report_facts(
         folder, build.model, architecture, build.parameters, target, recipe, results
@@ -179,15 +176,14 @@ def _texts(
 def _launch_files(build: Build, level: BuiltLevel) -> dict[str, LaunchText]:
     """Launch files that find the level's artifact in the release."""
     folder = evidence_folder(level.name)
-    geometry = geometry_of(build.header(level)[0])
-    names = tuple(level.files)
+    geometry = geometry_of(level.artifact().metadata)
     launch = Launch(  # without devices: UUIDs are the builder's own
-        PlacementFile.read(build.folder / folder / PLACEMENT_FILE).placement,
-        names[0].rpartition("/")[2],
+        level.result.placed.placement,
+        level.names[0].rpartition("/")[2],
         f"{build.model}-{level.name}",
         geometry.architecture,
         geometry.trained_context_tokens,
-        model_folder=model_folder(names),
+        model_folder=model_folder(level.names),
     )
     return {f"{folder}/{name}": text for name, text in launch_texts(launch).items()}
 

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from finished_builds import copied, fail
+from finished_builds import fail
 from forked import quantkit, start
 from loopback_hub import GOOD_TOKEN, READ_TOKEN, LoopbackHub, UploadFault, hub
 from small_recipes import write_recipe
@@ -25,11 +25,6 @@ REPOSITORY = f"{TO}-GGUF"
 def loopback(tmp_path: Path) -> Iterator[LoopbackHub]:
     with hub({}, storage=tmp_path / "hub") as served:
         yield served
-
-
-@pytest.fixture
-def own(finished_build: Path, tmp_path: Path) -> Path:
-    return copied(finished_build, tmp_path / "own")
 
 
 def environment(loopback: LoopbackHub, token: str = GOOD_TOKEN) -> dict[str, str]:

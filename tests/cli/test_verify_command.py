@@ -114,7 +114,7 @@ def test_of_many_faults_a_screen_is_printed(release: SmallRelease) -> None:
         for tensor in content["tensors"].values():
             tensor["type"] = "Q1_0"
 
-    release.edit_json("levels/Q4/allocation.json", no_type)
+    release.edit("levels/Q4/allocation.json", no_type)
     done = quantkit("verify", release.folder)
     assert done.returncode == 1
     assert len(done.stdout.splitlines()) < 20

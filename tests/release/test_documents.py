@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from quantkit import __version__
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import ImatrixRecipe, MeasureRecipe, Recipe, known_recipes, load_recipe
 from quantkit.config.target import GPUSpec, Target, known_targets, load_target
+from quantkit.core.files import file_sha256
 from quantkit.release.documents import (
     own_texts,
     public_recipe,
@@ -52,12 +52,16 @@ def loaded(document: str, folder: Path) -> Recipe:
     return load_recipe(written(document, folder))
 
 
-def loaded_target(document: str, folder: Path) -> Target:
-    return load_target(str(written(document, folder)))
-
-
 def comments(document: str) -> str:
     return "".join(line for line in document.splitlines(True) if line.startswith("#"))
+
+
+def own_files(folder: Path, *names: str) -> dict[str, Path]:
+    """Texts, each with its own content."""
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"text of {name}")
+    return {name: folder / name for name in names}
 
 
 def recorded_of(*sources: SourceRead, ready: str | None = None) -> Calibration:
@@ -74,10 +78,7 @@ def calibration_of(recipe: Recipe, *more: SourceRead) -> Calibration:
             source.origin,
             source.licence,
             None,
-            tuple(
-                FileRead(p.name, p.stat().st_size, hashlib.sha256(p.read_bytes()).hexdigest())
-                for p in source.files
-            ),
+            tuple(FileRead(p.name, p.stat().st_size, file_sha256(p)) for p in source.files),
         )
         for source in local_sources(recipe.imatrix)
     ]
@@ -106,7 +107,7 @@ def test_a_shipped_recipe_comes_back_whole(name: str, tmp_path: Path) -> None:
 def test_a_shipped_target_comes_back_whole(name: str, tmp_path: Path) -> None:
     target = load_target(name)
     document = target_document(target)
-    assert loaded_target(document, tmp_path) == target
+    assert load_target(str(written(document, tmp_path))) == target
     assert list(yaml.safe_load(document)) == [f for f in Target.model_fields if f != "devices"]
 
 
@@ -119,17 +120,13 @@ def test_a_target_loses_its_devices_and_nothing_else(tmp_path: Path) -> None:
     )  # fmt: skip
     document = target_document(target)
     assert not any(uuid in document for uuid in uuids)
-    assert loaded_target(document, tmp_path) == public_target(target)
-    assert public_target(target) == target.model_copy(update={"devices": ()})
+    public = target.model_copy(update={"devices": ()})
+    assert load_target(str(written(document, tmp_path))) == public_target(target) == public
 
 
-def test_paths_of_texts_become_names_with_their_hashes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_paths_become_names_with_hashes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     home = tmp_path / "home" / "me"
-    (home / "texts").mkdir(parents=True)
-    for name in ("mine.txt", "texts/a.md", "texts/b.txt"):
-        (home / name).write_text(name)
+    files = own_files(home, "mine.txt", "texts/a.md", "texts/b.txt")
     recipe = of_mixture(
         **{str(home / "mine.txt"): 1.0, "chat": 2.0, str(home / "texts"): 1.5},
         **{"hf://datasets/someone/talks@main/a.txt": 0.25},
@@ -148,47 +145,30 @@ def test_paths_of_texts_become_names_with_their_hashes(
     assert again == public_recipe(recipe)
     head = comments(document)
     assert "--model someone/model@c0ffee " in head
-    for name in ("mine.txt", "texts/a.md", "texts/b.txt"):
-        file = Path(name).name
-        assert f"{file} SHA-256 {hashlib.sha256(name.encode()).hexdigest()}" in head
+    assert all(f"{path.name} SHA-256 {file_sha256(path)}" in head for path in files.values())
     assert "chat" not in head
 
     # beside the texts, which `quantkit build` looks for where it is run, all of them are found
     monkeypatch.chdir(home)
     found = local_sources(again.imatrix)
     assert [source.origin for source in found] == ["disk", "quantkit", "disk"]
-    assert [path.read_text() for path in found[2].files] == ["texts/a.md", "texts/b.txt"]
+    assert [path.name for path in found[2].files] == ["a.md", "b.txt"]
 
 
-def test_a_text_called_like_a_shipped_one_stays_the_builders_own(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    own = tmp_path / "english-prose.txt"
-    own.write_text("not what ships")
+def test_a_text_called_like_a_shipped_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (own,) = own_files(tmp_path, "english-prose.txt").values()
     again = loaded(recipe_document(of_texts("english-prose.txt", str(own))), tmp_path)
     assert again.imatrix.texts == ("english-prose.txt", "./english-prose.txt")
     monkeypatch.chdir(tmp_path)
     shipped, mine = local_sources(again.imatrix)
     assert shipped.origin == "quantkit"
-    assert mine.files[0].read_text() == "not what ships"
+    assert mine.files[0].samefile(own)
 
 
 def hashes_of(document: str) -> dict[str, str]:
     """What each own text of one file is called → the hash that the comment has for it."""
     found = re.findall(r"^#   (\S+)\n#     \S+ SHA-256 (\w+)$", comments(document), re.MULTILINE)
     return dict(found)
-
-
-def sha256_of(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
-
-
-def own_files(folder: Path, *names: str) -> dict[str, Path]:
-    """Texts, each with its own content."""
-    for name in names:
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text(f"text of {name}")
-    return {name: folder / name for name in names}
 
 
 def test_an_unsorted_mixture_keeps_its_hashes(tmp_path: Path) -> None:
@@ -198,7 +178,7 @@ def test_an_unsorted_mixture_keeps_its_hashes(tmp_path: Path) -> None:
     order = sorted(true.imatrix.mixture.items())
     for recipe in (true, of_mixture(**dict(order)), of_mixture(**dict(reversed(order)))):
         document = recipe_document(recipe, calibration_of(true))
-        assert hashes_of(document) == {name: sha256_of(path) for name, path in files.items()}
+        assert hashes_of(document) == {name: file_sha256(path) for name, path in files.items()}
         again = loaded(document, tmp_path).imatrix.mixture
         assert again == {"zz.txt": 1.0, "chat": 3.0, "aa.txt": 2.0}
 
@@ -207,20 +187,18 @@ def test_texts_of_one_name_have_the_hashes_of_their_order(tmp_path: Path) -> Non
     files = own_files(tmp_path, "zz/a.txt", "b.txt", "aa/a.txt", "own/chat")
     recipe = of_mixture(**dict.fromkeys(map(str, files.values()), 1.0), chat=1.0)
     document = recipe_document(recipe, calibration_of(recipe))
-    first, b, second, chat = map(sha256_of, files.values())
+    first, b, second, chat = map(file_sha256, files.values())
     assert hashes_of(document) == {"a.txt": first, "b.txt": b, "2/a.txt": second, "./chat": chat}
 
 
-def test_a_folder_without_a_name_has_the_hash_that_is_left(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_that_is_called_a_dot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     files = own_files(tmp_path, "here/x.txt", "b.txt")
     monkeypatch.chdir(tmp_path / "here")
     recipe = of_mixture(**{".": 1.0, str(files["b.txt"]): 2.0})
     recorded = calibration_of(recipe)
     assert [source.name for source in recorded.sources] == ["here", "b.txt"]
     found = hashes_of(recipe_document(recipe, recorded))
-    assert found == {"here": sha256_of(files["here/x.txt"]), "b.txt": sha256_of(files["b.txt"])}
+    assert found == {"here": file_sha256(files["here/x.txt"]), "b.txt": file_sha256(files["b.txt"])}
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
@@ -253,8 +231,7 @@ def test_a_path_keeps_its_last_part(path: str, name: str) -> None:
 def test_texts_that_are_not_read_lose_their_path_too() -> None:
     imatrix = ImatrixRecipe(texts=("/home/me/a.txt",), mixture={"chat": 1.0})
     recipe = Recipe(name="own", levels=LEVELS, imatrix=imatrix)
-    recorded = recorded_of(SourceRead("chat"))
-    document = recipe_document(recipe, recorded)
+    document = recipe_document(recipe, recorded_of(SourceRead("chat")))
     assert "/home/me" not in document
     assert "not published" not in document
 
@@ -306,7 +283,7 @@ def test_a_repository_stays_and_a_path_is_left_out(model: str, tmp_path: Path) -
 @example(name="a\x85b\u2028\ufeff \n\n", key=" a ", share=1.0, pattern="yes")
 @example(name="1.5", key="\u2029b", share=1.0, pattern="a")
 @given(name=ODD, key=ODD, share=st.floats(1e-300, 1e300), pattern=ODD)
-def test_names_of_any_letters_come_back(
+def test_names_of_any_letters(
     name: str, key: str, share: float, pattern: str, tmp_path: Path
 ) -> None:
     recipe = Recipe(
@@ -332,4 +309,4 @@ def test_targets_of_any_words_come_back(
     target = Target(
         name=name, description=description, gpus=gpus, context_tokens=7, weight_budget_gib=budget
     )
-    assert loaded_target(target_document(target), tmp_path) == target
+    assert load_target(str(written(target_document(target), tmp_path))) == target

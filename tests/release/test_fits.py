@@ -54,8 +54,7 @@ def _one_child() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Model:
     folder = write_nemotron(tmp_path_factory.mktemp("m") / "tiny", **HYBRID)
-    source = open_checkpoint(folder)
-    return Model.of("tiny", source)
+    return Model.of("tiny", open_checkpoint(folder))
 
 
 @pytest.fixture(scope="module")
@@ -78,16 +77,14 @@ def exactly(metadata: Metadata, tensors: Sequence[TensorInfo], one: Target) -> b
     """Whether the GPUs hold it at the target's context, of which alone llama.cpp is asked."""
     of = Model("level", metadata, tensors)
     (asked,), _ = gpu_memories(of, [one])
-    types = {info.name: info.type_name for info in tensors}
-    return place_exactly(of, types, asked).fits
+    return place_exactly(of, of.types, asked).fits
 
 
 def planned(metadata: Metadata, tensors: Sequence[TensorInfo], one: Target) -> bool:
     """Whether `quantkit plan` finds that the artifact fits."""
     of = Model("level", metadata, tensors)
-    types = {info.name: info.type_name for info in tensors}
     try:
-        plan_types("level", types, one, of, 1 << 20, nominal_costs(of, MeasureRecipe()))
+        plan_types("level", of.types, one, of, 1 << 20, nominal_costs(of, MeasureRecipe()))
     except DoesNotFitError:
         return False
     return True
@@ -124,9 +121,9 @@ def test_the_longest_is_the_last_that_fits(model: Model, levels: Levels) -> None
 def test_it_is_the_exact_cut_that_must_fit(model: Model, levels: Levels) -> None:
     """Where the buffers of an even cut would leave room, and those of its own do not."""
     one = target(34.6, 34.6, 34.6, kv_type="f16", context_tokens=32_768)
-    (even,), _ = gpu_memories(dataclasses.replace(model, tensors=levels["small"]), [one])
-    types = {info.name: info.type_name for info in levels["small"]}
-    assert place(levels["small"], types, even).fits
+    small = dataclasses.replace(model, tensors=levels["small"])
+    (even,), _ = gpu_memories(small, [one])
+    assert place(small.tensors, small.types, even).fits
     (found,) = fits_of(model.metadata, levels, [one]).targets
     assert found.levels["small"] is None
     assert not planned(model.metadata, levels["small"], one)
@@ -179,9 +176,7 @@ class Counted(Silent):
         self.done += amount
 
 
-def test_targets_that_cannot_run_the_model_do_not_spoil_the_others(
-    model: Model, levels: Levels
-) -> None:
+def test_targets_that_cannot_run_the_model_spoil_no_others(model: Model, levels: Levels) -> None:
     many = target(*(100,) * 16, name="many")
     targets = [many, target(400, 400), target(400, name="drafting", draft="mtp")]
     progress = Counted()
@@ -200,9 +195,8 @@ def test_a_cache_that_llama_cpp_refuses_is_one_target_s_fault(tmp_path: Path) ->
     """Asked for a q8_0 cache of heads of 80, it would answer for no other target either."""
     folder = write_llama(tmp_path / "m", head_dim=80, max_position_embeddings=65_536)
     source = open_checkpoint(folder)
-    levels = {"Q8": source.tensors}
     quantized, plain = target(400, kv_type="q8_0"), target(400, kv_type="f16", name="plain")
-    first, second = fits_of(source.metadata, levels, [quantized, plain]).targets
+    first, second = fits_of(source.metadata, {"Q8": source.tensors}, [quantized, plain]).targets
     assert first.levels == {"Q8": None}
     assert first.refused is not None
     assert "q8_0 KV cache" in first.refused
@@ -229,7 +223,7 @@ def test_contexts_are_those_that_the_model_was_trained_for(model: Model, levels:
         assert set(found.levels.values()) == {longest}
 
 
-def test_where_llama_cpp_cannot_be_asked_it_says_so(
+def test_llama_cpp_does_not_answer(
     model: Model, levels: Levels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def refuse(questions: object) -> object:

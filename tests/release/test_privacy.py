@@ -137,9 +137,7 @@ def test_a_token_is_found_and_never_shown(token: str, form: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("name", ["max", "demo", "model", "test", "Q4_K", "4x3090", "quantkit"])
-def test_names_that_are_words_count_only_where_a_machine_is_meant(
-    name: str, tmp_path: Path
-) -> None:
+def test_names_that_are_words_count_where_a_machine_is_meant(name: str, tmp_path: Path) -> None:
     private = Private((f"/home/{name}",), (name,), (name,))
     innocent = (
         f"{name}, the {name} of /models/{name}.gguf, {name}/{name}-GGUF, levels/{name}/a.json\n"
@@ -189,17 +187,10 @@ def test_a_finding_says_where_it_is(tmp_path: Path) -> None:
 
 
 def test_metadata_of_gguf_files_and_no_weights(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    assert find_private({"m.gguf": write_gguf(path, {"general.name": "demo"})}, MINE) == []
-    datasets = ("a.txt", "b\nc", "/home/jo/d.txt", TOKEN)
-    write_gguf(
-        path,
-        {
-            "general.description": "two lines\nin /home/jo/x",
-            "own.datasets": datasets,
-            "own./home/jo/key": "a",
-        },
-    )
+    path = write_gguf(tmp_path / "m.gguf", {"general.name": "demo"})
+    assert find_private({"m.gguf": path}, MINE) == []
+    metadata = {"general.description": "two lines\nin /home/jo/x", "own./home/jo/key": "a"}
+    write_gguf(path, metadata | {"own.datasets": ("a.txt", "b\nc", "/home/jo/d.txt", TOKEN)})
     assert {(f.where, f.what) for f in find_private({"m.gguf": path}, MINE)} == {
         ("own.datasets", "/home/jo/d.txt"),
         ("own.datasets", A_TOKEN),
@@ -209,13 +200,13 @@ def test_metadata_of_gguf_files_and_no_weights(tmp_path: Path) -> None:
 
 
 def test_templates_and_vocabularies_are_the_checkpoints(tmp_path: Path) -> None:
-    path = tmp_path / "m.gguf"
-    words = ("/x/jo", "http://tower/", "user: jo")
-    write_gguf(path, {"tokenizer.chat_template": "/x/jo/y", "tokenizer.ggml.tokens": words})
-    assert find_private({"m.gguf": path}, MINE) == []
-    words = ("a", "tower.lab.example", TOKEN)
-    write_gguf(path, {"tokenizer.chat_template": "/home/jo/x", "tokenizer.ggml.tokens": words})
-    assert len(find_private({"m.gguf": path}, MINE)) == 3
+    for template, words, count in (
+        ("/x/jo/y", ("/x/jo", "http://tower/", "user: jo"), 0),
+        ("/home/jo/x", ("a", "tower.lab.example", TOKEN), 3),
+    ):
+        metadata = {"tokenizer.chat_template": template, "tokenizer.ggml.tokens": words}
+        path = write_gguf(tmp_path / f"{count}.gguf", metadata)
+        assert len(find_private({"m.gguf": path}, MINE)) == count
 
 
 @pytest.mark.parametrize("text", ["D:\\texts\\calib.txt", "/mnt/disk/calib.txt"])
@@ -254,9 +245,7 @@ def test_texts_of_pictures(where: str, tmp_path: Path) -> None:
         ("a.gguf", b"GGUF\x03\0\0\0" + b"\xff" * 16),
     ],
 )
-def test_a_file_that_cannot_be_read_is_not_published(
-    name: str, content: bytes, tmp_path: Path
-) -> None:
+def test_a_file_that_cannot_be_read_is_refused(name: str, content: bytes, tmp_path: Path) -> None:
     path = tmp_path / name
     path.write_bytes(content)
     for file in (path, tmp_path / "none"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,25 @@ COVERAGE = {
     "experts": 20_480, "reached": 20_400, "reached_share": "99.6 %", "unseen": "80 more",
     "counted": {"enough": 100, "enough_share": "98.0 %"}, "file": "coverage.png",
 }  # fmt: skip
+
+
+UNKNOWN = SourceCard(None, None, None, None, None, (), (), None)
+
+
+def scripts(card: str) -> list[str]:
+    """The commands of each block of a card, as a shell is given them."""
+    return re.findall(r"^```sh\n(.*?)\n```$", card, re.DOTALL | re.MULTILINE)
+
+
+def blocks(card: str) -> list[list[list[str]]]:
+    """The commands of each block, as a shell divides them into words."""
+    joined = [script.replace("\\\n", " ").splitlines() for script in scripts(card)]
+    return [[shlex.split(line, comments=True) for line in lines] for lines in joined]
+
+
+def commands(card: str) -> list[list[str]]:
+    """Those of all blocks."""
+    return [words for block in blocks(card) for words in block]
 
 
 def small_recipe(names: Sequence[str], **retrieval: object) -> Recipe:

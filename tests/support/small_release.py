@@ -66,12 +66,15 @@ class SmallRelease:
         lines = self.path("SHA256SUMS").read_text().splitlines()
         return next(line.split("  ")[0] for line in lines if line.endswith(f"  {name}"))
 
-    def edit_json(self, name: str, change: Callable[[Any], None]) -> None:
-        """Change a JSON file, with a hash that agrees."""
-        content = json.loads(self.path(name).read_text())
-        change(content)
-        self.path(name).write_text(json.dumps(content))
-        self.sign()
+    def edit(self, name: str, change: Callable[[Any], Any]) -> None:
+        """Change what a JSON file holds, or the bytes of another, with hashes that agree."""
+        path = self.path(name)
+        if path.suffix == ".json":
+            change(content := json.loads(path.read_text()))
+            path.write_text(json.dumps(content))
+        else:
+            path.write_bytes(change(path.read_bytes()))
+        (self.forge if path.suffix == ".gguf" else self.sign)()
 
     def forge(self) -> None:
         """Make all hashes agree with what is there, those of what was asked too."""

@@ -19,7 +19,6 @@ from quantkit.report.results import LevelResult
 from quantkit.study.imatrix import Calibration
 
 Command = list[str]
-
 # common/download.cpp: words in the names of files that gguf_filename_is_model does not take
 _NO_MODELS = ("mmproj", "imatrix", "mtp-", "eagle3-", "dflash-", "dspark-")
 
@@ -30,15 +29,13 @@ class CardFacts:
 
     Attributes:
         repository: OWNER/NAME that the release is published to.
-        target: that the levels were built for.
         recipe: without paths of the builder.
         levels: the published ones, at least one.
         left_out: levels of the build that are not published: baselines, failed, not chosen.
         coverage: as `report.coverage_values` returns it; None for a model without experts.
         versions: package → version, quantkit first.
-        imatrix_file: its path in the repository.
         endpoint: of the Hub that the links lead to.
-        licence_files: texts of the source's licence and notices, which are published with it.
+        licence_files: the source's licence and notices, which are published too.
         source_files: names of the source's files, as checkpoint.json has them.
         is_demo: the source is the model that ships with quantkit.
     """
@@ -78,8 +75,7 @@ class CardFacts:
         # a GGUF file names the repository of its weights, not of the file itself
         if self.source.repository is None or self.is_demo or self.gguf_sources:
             return None
-        commit = self.source.commit
-        return self.source.repository if commit is None else f"{self.source.repository}@{commit}"
+        return "@".join(filter(None, (self.source.repository, self.source.commit)))
 
     @property
     def local_source(self) -> str:
@@ -119,10 +115,8 @@ def hub_source(repository: str, level: str, files: Mapping[str, Sequence[str]]) 
     """llama.cpp's options for the level of a repository: `-hf OWNER/NAME:LEVEL`.
 
     llama.cpp takes the first file whose path has the tag, in any case, before a point or a dash
-    (`find_best_model` in common/download.cpp). Where that may be another file, the file is named.
-
-    Args:
-        files: of all levels; of shards the first is enough.
+    (`find_best_model` in common/download.cpp). Where that may be another of all levels' `files`,
+    the file is named.
     """
     tag = re.compile(f"{level}[.-]", re.IGNORECASE)
     found = {name for name, paths in files.items() if any(map(tag.search, paths))}
@@ -152,9 +146,8 @@ def plan_lines(facts: CardFacts) -> list[str]:
             continue
         path = f"{facts.folder}/{best.names[0]}"
         command = ["quantkit", "plan", "--model", path, "--target", target.name]
-        context = tokens_text(target.context_tokens)
         lines += [
-            f"# {gpus_text(target)}: {best.name} at {context}",
+            f"# {gpus_text(target)}: {best.name} at {tokens_text(target.context_tokens)}",
             shlex.join([*command, "--launch", path.rpartition("/")[0]]),
         ]
     return lines

@@ -70,11 +70,9 @@ class SourceCard:
 
     Attributes:
         repository, commit: on the Hub; None where it was built from a folder or a file.
-        licence: the Hub's tag, `other`, `apache-2.0`, or several joined by commas; None: not
-            stated.
-        licence_name, licence_link: as there; the link is absolute.
-        tags: without the task.
-        pipeline_tag: one of the Hub's tasks.
+        licence: the Hub's tag, or several joined by commas; None: not stated.
+        licence_link: absolute.
+        tags: without the task, `pipeline_tag`.
         gated: how access is given; False: to all; None: not known.
     """
 
@@ -94,10 +92,8 @@ def from_metadata(
 ) -> SourceCard:
     """What an artifact's header has kept of its model's card.
 
-    Args:
-        repository, commit: of the model, where they are known; else the repository is the one
-            that the header names as the model's own or as its origin. `general.base_model` is
-            not it: that is what the model was itself trained from.
+    An unknown repository is the one that the header names as the model's own or as its origin.
+    `general.base_model` is not it: that is what the model was itself trained from.
     """
     values = {key: value.value for key, value in metadata.items()}
     for key in _ORIGINS:
@@ -120,10 +116,9 @@ def from_metadata(
 def from_card(
     repository: str | None, commit: str | None, card: Mapping[str, object], gated: object
 ) -> SourceCard:
-    """What the front matter of a model's card says, as the Hub has it or as it was read.
+    """What the front matter of a model's card says; what is not of the expected kind is left out.
 
     Args:
-        card: whatever somebody wrote; what is not of the expected kind is left out.
         gated: the Hub's word for it: False, "auto" or "manual".
     """
     if repository is None or not _REPOSITORY.fullmatch(repository):
@@ -131,7 +126,6 @@ def from_card(
     if commit is not None and not _COMMIT.fullmatch(commit):
         commit = None
     task = _text(card.get("pipeline_tag"))
-    known: Gated = gated if gated is False or gated == "auto" or gated == "manual" else None
     return SourceCard(
         repository=repository,
         commit=commit,
@@ -141,7 +135,7 @@ def from_card(
         languages=_texts(card.get("language")),
         tags=tuple(tag for tag in _texts(card.get("tags")) if tag not in PIPELINES),
         pipeline_tag=task if task in PIPELINES else None,
-        gated=known,
+        gated=gated if gated is False or gated == "auto" or gated == "manual" else None,
     )
 
 
@@ -182,12 +176,7 @@ def _absolute(value: object, repository: str | None, commit: str | None) -> str 
 def card_header(
     repository: str, model: str, source: SourceCard, results: Sequence[LevelResult]
 ) -> CardHeader:
-    """The front matter of a release.
-
-    Args:
-        repository: OWNER/NAME that the release is published to.
-        results: the published levels.
-    """
+    """The front matter of a release of the levels `results` in `repository`."""
     licences, name = _licences(source)
     return CardHeader(
         name=model,

@@ -18,6 +18,7 @@ from quantkit.plan.launch.files import (
     SERVER_SCRIPT,
     SYSTEMD_UNIT,
 )
+from quantkit.plan.placement import PLACEMENT_FILE
 from quantkit.release.card.facts import (
     CardFacts,
     best_level,
@@ -30,7 +31,7 @@ from quantkit.release.card.facts import (
 )
 from quantkit.release.card.front_matter import card_header
 from quantkit.release.documents import own_texts
-from quantkit.release.layout import evidence_folder
+from quantkit.release.layout import ALLOCATION, ANSWERS, VALIDATION, evidence_folder
 from quantkit.report.pages import page_environment, percent_text
 from quantkit.report.results import LevelResult
 from quantkit.report.retrieval import check_text, forks_text, worst_fork
@@ -46,7 +47,6 @@ _TASKS = {
     "two-hop": "keys whose number is given as that of another key",
     "paraphrased": "facts that the question words differently from the text",
 }
-_EVIDENCE = ("validation.json", "niah.jsonl", "allocation.json", "placement.json")
 _LAUNCH_FILES = {
     "llama-cli": CLI_SCRIPT, "Docker Compose": COMPOSE_FILE, "systemd": SYSTEMD_UNIT,
     "Ollama": MODELFILE,
@@ -82,7 +82,7 @@ def card_text(facts: CardFacts) -> str:
         "hub_source": lambda level: hub_source(facts.repository, level.name, files),
         "with_model": with_model,
         "evidence_of": evidence_folder,
-        "evidence_files": _EVIDENCE,
+        "evidence_files": (VALIDATION, ANSWERS, ALLOCATION, PLACEMENT_FILE),
         "server_script": SERVER_SCRIPT,
         "launch_files": _LAUNCH_FILES,
     }

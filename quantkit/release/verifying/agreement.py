@@ -16,9 +16,14 @@ from quantkit.core.units import shown
 from quantkit.formats.imatrix_file import COUNTS
 from quantkit.formats.imatrix_file import SUMS as SQUARES
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile
-from quantkit.release.layout import ReleasedLevel, artifact_names, evidence_folder
+from quantkit.release.layout import (
+    ANSWERS,
+    VALIDATION,
+    ReleasedLevel,
+    artifact_names,
+    evidence_folder,
+)
 from quantkit.release.verifying.checking import Job, Outcome, count_text, layout_faults
-from quantkit.release.verifying.description import ANSWERS, VALIDATION
 from quantkit.retrieval.results import (
     Answer,
     Retrieval,
@@ -77,11 +82,9 @@ def _check_names(job: Job, faults: list[str]) -> None:
         if wrong:
             more = f", and {len(wrong) - 1} more are not" if len(wrong) > 1 else ""
             faults.append(f"{level}: {shown(wrong[0][0])} is not called {wrong[0][1]}{more}")
-        if claims.evidence != evidence_folder(level):
-            faults.append(
-                f"{level}: its evidence is in {shown(claims.evidence)}, not "
-                f"{evidence_folder(level)}"
-            )
+        folder = evidence_folder(level)
+        if claims.evidence != folder:
+            faults.append(f"{level}: its evidence is in {shown(claims.evidence)}, not {folder}")
 
 
 def _check_models(job: Job, faults: list[str]) -> None:
@@ -102,17 +105,14 @@ def _check_models(job: Job, faults: list[str]) -> None:
             faults.append(f"{level}: its files have {size} bytes, not {claims.size_bytes}")
         elif elements != manifest.parameters:
             faults.append(f"{level}: it has {elements} parameters, not {manifest.parameters}")
-        elif not math.isclose(claims.bits_per_weight, 8 * size / elements, rel_tol=1e-9):
-            faults.append(
-                f"{level}: it has {8 * size / elements:.4f} bits a weight, not "
-                f"{claims.bits_per_weight:.4f}"
-            )
+        elif not math.isclose(claims.bits_per_weight, bits := 8 * size / elements, rel_tol=1e-9):
+            said = f"{claims.bits_per_weight:.4f}"
+            faults.append(f"{level}: it has {bits:.4f} bits a weight, not {said}")
         found = artifact.metadata.get("general.architecture")
         if found is None or (is_release and found.value != manifest.architecture):
             name = "missing" if found is None else shown(str(found.value))
-            faults.append(
-                f"{level}: its architecture is {name}, not {shown(manifest.architecture)}"
-            )
+            wanted = shown(manifest.architecture)
+            faults.append(f"{level}: its architecture is {name}, not {wanted}")
 
 
 def _check_origin(job: Job, faults: list[str]) -> None:
@@ -151,19 +151,16 @@ def _evidence(job: Job, level: str, claims: ReleasedLevel, faults: list[str]) ->
         there = {file.rpartition("/")[2]: job.described.hashes[file] for file in claims.files}
         validated = validation.artifact or {}
         for name in sorted(there.keys() | validated.keys()):
-            here, then = there.get(name), validated.get(name)
-            if here is None:
-                faults.append(
-                    f"{level}: validation.json is of {shown(name)}, which is not a file of this "
-                    "level"
-                )
-            elif then is None:
-                faults.append(f"{level}: validation.json is not of {shown(name)}")
-            elif then != here:
-                faults.append(
-                    f"{level}: validation.json is of a {shown(name)} with the SHA-256 "
-                    f"{shown(then[:12])}…, this level's has {here[:12]}…"
-                )
+            here, then, file = there.get(name), validated.get(name), shown(name)
+            if then == here:
+                continue
+            said = f"of {file}, which is not a file of this level"
+            if then is None:
+                said = f"not of {file}"
+            elif here is not None:
+                hashes = f"{shown(then[:12])}…, this level's has {here[:12]}…"
+                said = f"of a {file} with the SHA-256 {hashes}"
+            faults.append(f"{level}: validation.json is {said}")
     name = f"{claims.evidence}/{ANSWERS}"
     content = job.content(name, faults)
     if validation is None or content is None:
@@ -173,7 +170,7 @@ def _evidence(job: Job, level: str, claims: ReleasedLevel, faults: list[str]) ->
     except InputError as error:
         faults.append(str(error))
         return None
-    faults += evidence_faults(level, validation, answers)
+    faults += [f"{level}: {fault}" for fault in evidence_faults(validation, answers)]
     if validation.passed != claims.passed:
         where = "release.json" if is_release else "its receipt"
         faults.append(
@@ -205,21 +202,18 @@ def _imatrix_weights(job: Job, faults: list[str]) -> int:
     return len(weights)
 
 
-def evidence_faults(level: str, validation: Validation, answers: Sequence[Answer]) -> list[str]:
+def evidence_faults(validation: Validation, answers: Sequence[Answer]) -> list[str]:
     """Differences between a validation.json and what follows from the answers in niah.jsonl."""
     found = validation.niah
-    recipe, faults = found.recipe, _answer_faults(level, found, answers)
+    recipe, faults = found.recipe, _answer_faults(found, answers)
     keys = {score.context_tokens: score.keys for score in found.scores}
     lengths = {answer.context_tokens for answer in answers}
     longest = max(recipe.context_tokens, default=0)
     reason, again = None, found
     if not lengths:
         reason = "niah.jsonl has no answers"
-    elif lengths - keys.keys():
-        reason = (
-            f"niah.jsonl has answers at {min(lengths - keys.keys())} tokens, which are not in "
-            "validation.json"
-        )
+    elif stray := lengths - keys.keys():
+        reason = f"niah.jsonl has answers at {min(stray)} tokens, which are not in validation.json"
     elif max(lengths) != longest:
         reason = (
             f"niah.jsonl has answers at up to {max(lengths)} tokens, and validation.json says that "
@@ -237,29 +231,29 @@ def evidence_faults(level: str, validation: Validation, answers: Sequence[Answer
         except ValueError as error:  # too few seeds
             reason = str(error)
     if reason is not None:
-        return [*faults, f"{level}: {reason}"]
+        return [*faults, reason]
     stated, scored = ({(s.task, s.context_tokens): s for s in of.scores} for of in (found, again))
     for place in sorted(stated.keys() | scored.keys()):
-        faults += _score_faults(level, place, stated.get(place), scored.get(place))
+        faults += _score_faults(place, stated.get(place), scored.get(place))
     passed = validation.passed
     if len(again.gated) < len(again.recipe.gated):
-        faults.append(f"{level}: niah.jsonl has no answers to what the gate looks at")
+        faults.append("niah.jsonl has no answers to what the gate looks at")
     elif passed != again.passed:
         first, least = again.gated[0], again.recipe.minimum_lower_bound
+        needed = "nothing" if least is None else f"{least:.1%}"
         faults.append(
-            f"{level}: passed is {passed} in validation.json, but {first.hits} of {first.trials} "
-            f"hits prove {first.lower_bound:.1%} and "
-            f"{'nothing' if least is None else f'{least:.1%}'} is needed"
+            f"passed is {passed} in validation.json, but {first.hits} of {first.trials} hits prove "
+            f"{first.lower_bound:.1%} and {needed} is needed"
         )
     return faults
 
 
-def _answer_faults(level: str, said: Retrieval, answers: Sequence[Answer]) -> list[str]:
+def _answer_faults(said: Retrieval, answers: Sequence[Answer]) -> list[str]:
     """Answers that are counted twice, or scored otherwise than their text."""
     twice = [place for place, count in Counter(a.place for a in answers).items() if count > 1]
     faults = [
-        f"{level}: niah.jsonl answers {shown(task)} {index} of seed {seed} at {context} tokens "
-        "more than once"
+        f"niah.jsonl answers {shown(task)} {index} of seed {seed} at {context} tokens more than "
+        "once"
         for context, seed, task, index in twice[:1]
     ]
     digits = min((len(v) for a in answers for v in a.values), default=FEWEST_DIGITS)
@@ -274,7 +268,7 @@ def _answer_faults(level: str, said: Retrieval, answers: Sequence[Answer]) -> li
     if wrong:
         first = wrong[0]
         faults.append(
-            f"{level}: {len(wrong)} answers in niah.jsonl are scored wrongly, the first is "
+            f"{len(wrong)} answers in niah.jsonl are scored wrongly, the first is "
             f"{shown(first.task)} {first.index} of seed {first.seed} at {first.context_tokens} "
             f"tokens, said to be a {'hit' if first.hit else 'miss'}: {shown(first.answer)!r}"
         )
@@ -282,9 +276,9 @@ def _answer_faults(level: str, said: Retrieval, answers: Sequence[Answer]) -> li
 
 
 def _score_faults(
-    level: str, place: tuple[str, int], said: TaskScore | None, found: TaskScore | None
+    place: tuple[str, int], said: TaskScore | None, found: TaskScore | None
 ) -> list[str]:
-    where = f"{level}: {shown(place[0])} at {place[1]} tokens"
+    where = f"{shown(place[0])} at {place[1]} tokens"
     if said is None or found is None:
         return [f"{where} is only in {'niah.jsonl' if said is None else 'validation.json'}"]
     faults = []

@@ -22,7 +22,8 @@ from quantkit.models.model import Model
 from quantkit.plan.allocation_file import AllocationFile
 from quantkit.plan.gpu_memory import padded_bytes
 from quantkit.quantize.quantize import overhead_bytes
-from quantkit.release.verifying.description import ALLOCATION, Description
+from quantkit.release.layout import ALLOCATION
+from quantkit.release.verifying.description import Description
 from quantkit.release.verifying.files import ReleaseFiles
 
 CheckName = Literal["files", "structure", "types", "claims", "source"]
@@ -43,14 +44,11 @@ _DocumentT = TypeVar("_DocumentT", bound=JsonDocument)
 
 @dataclass(frozen=True)
 class Check:
-    """What one check compared.
+    """What one check compared, with a sentence for each fault.
 
     Attributes:
-        compared: in words.
-        agrees: what is right if there is no fault, in words; None: nothing could be compared, as
-            `compared` says.
-        faults: a sentence for each thing that is wrong.
-        facts: counts.
+        agrees: what is right if there is no fault; None: nothing could be compared, as `compared`
+            says.
     """
 
     name: CheckName
@@ -102,7 +100,7 @@ class Job:
     Attributes:
         workers: threads that encode rows.
         on_check: called with each check when it is done.
-        notes: what else a person should know; no faults.
+        notes: what else a person should know.
         artifacts: by level, those whose headers could be read.
     """
 
@@ -228,50 +226,42 @@ def shard_faults(level: str, artifact: Artifact) -> list[str]:
     return faults
 
 
-def type_faults(level: str, artifact: Artifact, allocation: AllocationFile) -> list[str]:
+def type_faults(artifact: Artifact, allocation: AllocationFile) -> list[str]:
     """How the tensors' types and bytes differ from allocation.json, and the files' from its sum."""
     there, faults = artifact.tensors, []
     for name, wanted in allocation.tensors.items():
         if name not in there:
-            faults.append(f"{level}: {shown(name)} of allocation.json is in no file")
+            faults.append(f"{shown(name)} of {ALLOCATION} is in no file")
             continue
         at = there[name][1]
         if at.info.type_name != wanted.type:
-            faults.append(
-                f"{level}: {shown(name)} is {at.info.type_name}, allocation.json says "
-                f"{shown(wanted.type)}"
-            )
+            said = f"{at.info.type_name}, {ALLOCATION} says {shown(wanted.type)}"
+            faults.append(f"{shown(name)} is {said}")
         elif at.size_bytes != wanted.bytes:
-            faults.append(
-                f"{level}: {shown(name)} has {at.size_bytes} bytes, allocation.json says "
-                f"{wanted.bytes}"
-            )
+            said = f"{at.size_bytes} bytes, {ALLOCATION} says {wanted.bytes}"
+            faults.append(f"{shown(name)} has {said}")
     extra = [name for name in there if name not in allocation.tensors]
-    faults += [f"{level}: {shown(name)} is not in allocation.json" for name in extra]
+    faults += [f"{shown(name)} is not in {ALLOCATION}" for name in extra]
     # a plan knows no types yet, so it counts headers of as many shards as in F32
     padded = sum(padded_bytes(info, info.type_name) for info in artifact.infos)
     planned = overhead_bytes(Model("model", artifact.metadata, artifact.infos)) + padded
     if not faults and allocation.total_bytes not in (artifact.size_bytes, planned):
-        faults.append(
-            f"{level}: the files have {artifact.size_bytes} bytes together, allocation.json says "
-            f"{allocation.total_bytes}"
-        )
+        said = f"{artifact.size_bytes} bytes together, {ALLOCATION} says {allocation.total_bytes}"
+        faults.append(f"the files have {said}")
     return faults
 
 
 def check_structure(job: Job, faults: list[str]) -> Outcome:
     """The headers of every level that is here, and of the importance matrix."""
-    count = tensors = 0
-    any_here = False
+    count, tensors, any_here = 0, 0, False
     for level, claims in job.described.manifest.levels.items():
         missing = [file for file in claims.files if file not in job.files.sizes]
-        any_here = any_here or len(missing) < len(claims.files)
-        if missing and len(missing) < len(claims.files):
-            some = ", ".join(map(shown, missing[:3]))
-            faults.append(
-                f"{level}: {len(missing)} of {len(claims.files)} files are missing: {some}"
-            )
+        is_here = len(missing) < len(claims.files)
+        any_here = any_here or is_here
         if missing:
+            some = f"{len(missing)} of {len(claims.files)} files are missing: "
+            some += ", ".join(map(shown, missing[:3]))
+            faults += [f"{level}: {some}"] if is_here else []
             continue
         try:
             artifact = Artifact({file: job.header(file) for file in claims.files})
@@ -298,7 +288,7 @@ def check_types(job: Job, faults: list[str]) -> Outcome:
     for level, artifact in job.artifacts.items():
         claims = job.allocation(level, faults)
         if claims is not None:
-            faults += type_faults(level, artifact, claims)
+            faults += [f"{level}: {fault}" for fault in type_faults(artifact, claims)]
             levels, tensors = levels + 1, tensors + len(claims.tensors)
     compared = f"{count_text(tensors, 'tensor')} of {count_text(levels, 'level')}"
     facts = {"levels": levels, "tensors": tensors}

@@ -37,11 +37,9 @@ MOST_REQUESTS = 2000
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which rows are compared.
+    """Which rows are compared: all, or some that `seed` chooses.
 
     Attributes:
-        seed: chooses them.
-        full: all of them.
         most_requests: for one artifact; None where a reading costs next to nothing. Rows of a
             matrix then lie together, and of the experts of a stack some may be left out.
     """
@@ -116,55 +114,47 @@ class Compared:
 
 @dataclass
 class _Tally:
-    """One tensor's differences."""
+    """What was compared of one tensor, and what differs."""
 
+    info: TensorInfo
     rows: int = 0
     size_bytes: int = 0
     wrong_rows: int = 0
     wrong_bytes: int = 0
-    first_row: int | None = None
+    first_wrong: list[int] = field(default_factory=list)
+    """Of each span."""
     matrices: set[int] = field(default_factory=set)
     unencoded: bool = False
 
-    def add(self, span: Span, made: bytes, there: bytes) -> None:
+    def add(self, span: Span, made: NDArray[np.uint8], there: bytes) -> None:
         self.rows += span.stop - span.start
-        self.size_bytes += len(made)
+        self.size_bytes += made.size
         self.matrices.add(span.matrix)
-        if made == there:
+        if made.tobytes() == there:
             return
-        shape = (span.stop - span.start, span.row_bytes)
-        one, other = (np.frombuffer(data, np.uint8).reshape(shape) for data in (made, there))
-        differs = (one != other).sum(axis=1)
-        wrong = np.flatnonzero(differs)
-        self.wrong_rows += len(wrong)
+        rows = made.reshape(-1, span.row_bytes)
+        differs = (rows != np.frombuffer(there, np.uint8).reshape(rows.shape)).sum(axis=1)
+        wrong = span.start + np.flatnonzero(differs)
+        self.wrong_rows += wrong.size
+        self.first_wrong += wrong[:1].tolist()
         self.wrong_bytes += int(differs.sum())
-        first = span.start + int(wrong[0])
-        self.first_row = first if self.first_row is None else min(self.first_row, first)
 
-    def fault(self, level: str, info: TensorInfo, imatrix_file: str) -> str | None:
+    def fault(self, imatrix_file: str) -> str | None:
+        name, kind = shown(self.info.name), self.info.type_name
         if self.unencoded:
-            return (
-                f"{level}: {shown(info.name)} cannot be encoded as {info.type_name} with what "
-                f"{imatrix_file} holds for it"
-            )
-        if self.first_row is None:
+            return f"{name} cannot be encoded as {kind} with what {imatrix_file} holds for it"
+        if not self.wrong_rows:
             return None
-        matrix, row = divmod(self.first_row, info.rows // info.matrices)
-        where = f"row {row}" + (f" of expert {matrix}" if info.matrices > 1 else "")
+        matrix, row = divmod(min(self.first_wrong), self.info.rows // self.info.matrices)
+        where = f"row {row}" + (f" of expert {matrix}" if self.info.matrices > 1 else "")
         return (
-            f"{level}: {shown(info.name)}, {info.type_name}, is not what the source gives in "
-            f"{self.wrong_rows} of {self.rows} rows, {self.wrong_bytes} of {self.size_bytes} "
-            f"bytes; the first is {where}"
+            f"{name}, {kind}, is not what the source gives in {self.wrong_rows} of "
+            f"{self.rows} rows, {self.wrong_bytes} of {self.size_bytes} bytes; the first is {where}"
         )
 
 
 def metadata_faults(
-    level: str,
-    artifact: Metadata,
-    source: Metadata,
-    imatrix: Imatrix,
-    imatrix_file: str,
-    *preset: str | None,
+    artifact: Metadata, source: Metadata, imatrix: Imatrix, imatrix_file: str, *preset: str | None
 ) -> list[str]:
     """How the artifact's metadata differs from what quantkit writes for the source.
 
@@ -181,16 +171,16 @@ def metadata_faults(
     faults = []
     for key in dict.fromkeys((*expected, *artifact)):
         if key not in artifact:
-            faults.append(f"{level}: its metadata has no {shown(key)}")
+            faults.append(f"its metadata has no {shown(key)}")
         elif key not in expected:
-            faults.append(f"{level}: its metadata has {shown(key)}, which the source does not give")
+            faults.append(f"its metadata has {shown(key)}, which the source does not give")
         elif expected[key] != artifact[key]:
-            faults.append(f"{level}: its metadata's {shown(key)} is not what the source gives")
+            faults.append(f"its metadata's {shown(key)} is not what the source gives")
     return faults
 
 
 def shape_faults(
-    level: str, artifact: Artifact, source: TensorSource, imatrix: Imatrix, imatrix_file: str
+    artifact: Artifact, source: TensorSource, imatrix: Imatrix, imatrix_file: str
 ) -> dict[str, str]:
     """Tensor → why its rows cannot be compared with the source's; none where all can."""
     there = {info.name: info for info in artifact.infos}
@@ -220,9 +210,9 @@ def shape_faults(
             )
         else:
             continue
-        faults[wanted.name] = f"{level}: {shown(wanted.name)} {reason}"
+        faults[wanted.name] = f"{shown(wanted.name)} {reason}"
     for name in sorted(there.keys() - {info.name for info in source.tensors}):
-        faults[name] = f"{level}: {shown(name)} is not a tensor of the source"
+        faults[name] = f"{shown(name)} is not a tensor of the source"
     return faults
 
 
@@ -247,7 +237,7 @@ def compare(
     Raises:
         InputError: the source's weights are not finite.
     """
-    unlike = shape_faults(level, artifact, source, imatrix, imatrix_file)
+    unlike = shape_faults(artifact, source, imatrix, imatrix_file)
     places = artifact.tensors
     stored_types = {info.name: info.type_name for info in source.tensors}
     infos = [info for info in artifact.infos if info.name not in unlike]
@@ -260,7 +250,7 @@ def compare(
     for kind in {BY_NAME[info.type_name] for info in infos}:
         if kind.is_quantized:
             kernels.prepare(kind)
-    tallies = {info.name: _Tally() for info in infos}
+    tallies = {info.name: _Tally(info) for info in infos}
     lock = threading.Lock()
 
     def encoded(span: Span, importance: Importance) -> NDArray[np.uint8]:
@@ -284,7 +274,7 @@ def compare(
         start, stop = (at.offset + row * span.row_bytes for row in (span.start, span.stop))
         there = read(file, start, stop)
         with lock:
-            tally.add(span, made.tobytes(), there)
+            tally.add(span, made, there)
             progress.advance(stop - start)
 
     total = sum(places[info.name][1].size_bytes for info in infos)
@@ -294,7 +284,8 @@ def compare(
         if number == 0:
             progress.start(total, "B", level)
         run_all(work, batch, workers, threading.Event())
-    found = [tallies[info.name].fault(level, info, imatrix_file) for info in infos]
+    found = [tally.fault(imatrix_file) for tally in tallies.values()]
+    faults = [*unlike.values(), *(fault for fault in found if fault is not None)]
     return Compared(
         tensors=len(infos),
         matrices=sum(len(tally.matrices) for tally in tallies.values()),
@@ -302,5 +293,5 @@ def compare(
         rows=sum(tally.rows for tally in tallies.values()),
         all_rows=sum(info.rows for info in artifact.infos),
         size_bytes=sum(tally.size_bytes for tally in tallies.values()),
-        faults=(*unlike.values(), *(fault for fault in found if fault is not None)),
+        faults=tuple(f"{level}: {fault}" for fault in faults),
     )

@@ -8,9 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import ValidationError
-
-from quantkit.config.levels import LevelRecipe
 from quantkit.core.errors import InputError
 from quantkit.core.paths import HubAddress
 from quantkit.core.progress import SILENT, Progress
@@ -21,8 +18,11 @@ from quantkit.llamacpp.ggml import PACKAGE
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE
 from quantkit.models.choose import artifact_name
 from quantkit.release.layout import (
+    ALLOCATION,
+    ANSWERS,
     MANIFEST,
     SUMS,
+    VALIDATION,
     Manifest,
     ReleasedLevel,
     ReleaseSource,
@@ -32,14 +32,11 @@ from quantkit.release.layout import (
 from quantkit.release.verifying.files import FolderFiles, HubFiles, ReleaseFiles
 
 RECEIPTS = "receipts"
-ALLOCATION, VALIDATION, ANSWERS = "allocation.json", "validation.json", "niah.jsonl"
-EVIDENCE_FILES = (ALLOCATION, VALIDATION, ANSWERS)
-"""Of a level, in the folder of its evidence."""
 BUILD_ONLY = frozenset({RECEIPTS, ".work", "checkpoint", "release"})
 """Folders of a build that hold no outputs of its stages."""
-MOST_NAME_CHARACTERS = 96
-"""Of a level; a file system gives the file's whole name 255 bytes."""
 _MODEL = re.compile(r"[\w.-]{1,200}")
+_LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,95}")
+"""As recipes name levels, and short: a file system gives a file's whole name 255 bytes."""
 
 
 @dataclass(frozen=True)
@@ -65,10 +62,9 @@ class Description:
 def open_release(
     name: str, workers: int, progress: Progress = SILENT, *, full: bool = False
 ) -> tuple[ReleaseFiles, Description]:
-    """A release's files, and what it says of itself.
+    """The files of a release in a folder, of a build or of OWNER/NAME[@REVISION], and what it says.
 
     Args:
-        name: a downloaded release, the folder of a build, or OWNER/NAME[@REVISION] on the Hub.
         full: whether all rows are going to be read, which takes a folder.
 
     Raises:
@@ -109,52 +105,42 @@ def describe_release(files: ReleaseFiles) -> Description:
     Raises:
         InputError: one of them is missing, damaged or contradicts the other.
     """
-    missing = next((name for name in (SUMS, MANIFEST) if name not in files.sizes), None)
-    if missing is not None:
-        raise InputError(
-            f"{files.where} has no {missing}, so it is not a release of quantkit, or only a part "
-            f"of one: download {missing} too"
-        )
+    for name in (SUMS, MANIFEST):
+        if name not in files.sizes:
+            raise InputError(
+                f"{files.where} has no {name}, so it is not a release of quantkit, or only a part "
+                f"of one: download {name} too"
+            )
     try:
-        text = files.content(SUMS).decode("utf-8")
+        hashes = parse_sums(files.content(SUMS).decode("utf-8"))
     except UnicodeDecodeError:
         raise InputError(f"{files.where}: {SUMS} is not text") from None
-    hashes = parse_sums(text)
     manifest = Manifest.parse(files.content(MANIFEST), MANIFEST)
-    problem = _problem(manifest, hashes)
-    if problem is not None:
-        raise InputError(f"{MANIFEST}: {problem}")
+    _check_names(manifest, hashes)
     if CHECKPOINT_FILE not in hashes:
         raise InputError(f"{SUMS} has no {CHECKPOINT_FILE}: it does not say what it was made from")
     return Description("release", SUMS, hashes, manifest)
 
 
-def _problem(manifest: Manifest, hashes: Mapping[str, str]) -> str | None:
-    """A name in release.json that a build does not give, or that SHA256SUMS does not have."""
+def _check_names(manifest: Manifest, hashes: Mapping[str, str]) -> None:
+    """Check that names in release.json are such as a build gives, and that files have hashes."""
     if not _MODEL.fullmatch(manifest.model):
-        return f"invalid model name '{shown(manifest.model)}'"
+        raise InputError(f"{MANIFEST}: invalid model name '{shown(manifest.model)}'")
     if not manifest.levels:
-        return "levels is empty"
+        raise InputError(f"{MANIFEST}: levels is empty")
+    named = [("imatrix", manifest.imatrix)]
     for level, claims in manifest.levels.items():
-        try:
-            LevelRecipe(name=level)
-        except ValidationError:
-            is_name = False
-        else:
-            is_name = len(level) <= MOST_NAME_CHARACTERS
-        if not is_name:
-            return (
-                f"invalid level name '{shown(level)}': expected letters, digits, '.', '_' and "
-                f"'-', {MOST_NAME_CHARACTERS} characters at most"
+        if not _LEVEL.fullmatch(level):
+            raise InputError(
+                f"{MANIFEST}: invalid level name '{shown(level)}': expected letters, digits, '.', "
+                "'_' and '-', 96 characters at most"
             )
-        evidence = (f"{claims.evidence}/{file}" for file in EVIDENCE_FILES)
-        for key, names in (("files", claims.files), ("evidence", evidence)):
-            absent = next((name for name in names if name not in hashes), None)
-            if absent is not None:
-                return f"levels.{level}.{key} names {shown(absent)}, which is not in {SUMS}"
-    if manifest.imatrix not in hashes:
-        return f"imatrix names {shown(manifest.imatrix)}, which is not in {SUMS}"
-    return None
+        evidence = [f"{claims.evidence}/{file}" for file in (ALLOCATION, VALIDATION, ANSWERS)]
+        named += [(f"levels.{level}.files", file) for file in claims.files]
+        named += [(f"levels.{level}.evidence", file) for file in evidence]
+    for key, name in named:
+        if name not in hashes:
+            raise InputError(f"{MANIFEST}: {key} names {shown(name)}, which is not in {SUMS}")
 
 
 def describe_build(folder: Path) -> Description:
@@ -171,7 +157,8 @@ def describe_build(folder: Path) -> Description:
         model = HubAddress.parse(str(settings["model"])).repository
         # of the library whose kernels made the artifacts
         made_by = [str(receipts[f"quantize:{n}"].parts[PACKAGE]) for n in names]
-        current = [n for n in names if _is_current(receipts[f"quantize:{n}"], receipts)]
+        current = [n for n in names if _is_current(f"quantize:{n}", receipts)]
+        validated = [n for n in current if _is_current(f"validate:{n}", receipts)]
         manifest = Manifest(
             model=artifact_name(model.partition("/")[2] or model),
             architecture="",
@@ -180,7 +167,7 @@ def describe_build(folder: Path) -> Description:
             mtp=settings["mtp"],
             imatrix=imatrix.outputs[0].path,
             versions={PACKAGE: made_by[-1]} if names else {},
-            levels={name: _level(name, receipts, parameters) for name in current},
+            levels={n: _level(n, receipts, parameters, n in validated) for n in current},
         )
     except (KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(
@@ -193,34 +180,30 @@ def describe_build(folder: Path) -> Description:
         hashes={o.path: o.sha256 for r in receipts.values() for o in r.outputs},
         manifest=manifest,
         stale=tuple(name for name in names if name not in current),
-        unvalidated=frozenset(n for n in current if _validated(n, receipts) is None),
+        unvalidated=frozenset(current) - {*validated},
     )
 
 
-def _is_current(receipt: Receipt, receipts: Mapping[str, Receipt]) -> bool:
-    """Whether a stage was given what the stages before it have written last."""
-    return all(
-        receipts[stage].output_hashes == hashes
-        for stage, hashes in receipt.parts.items()
-        if stage in receipts
+def _is_current(stage: str, receipts: Mapping[str, Receipt]) -> bool:
+    """Whether a stage is done, and was given what the stages before it have written last."""
+    return stage in receipts and all(
+        receipts[before].output_hashes == hashes
+        for before, hashes in receipts[stage].parts.items()
+        if before in receipts
     )
 
 
-def _validated(name: str, receipts: Mapping[str, Receipt]) -> Receipt | None:
-    """The receipt of a level's retrieval check, if it was of the artifact that is there."""
-    validated = receipts.get(f"validate:{name}")
-    return validated if validated is not None and _is_current(validated, receipts) else None
-
-
-def _level(name: str, receipts: Mapping[str, Receipt], parameters: int) -> ReleasedLevel:
-    quantized = receipts[f"quantize:{name}"]
-    validated = _validated(name, receipts)
-    size = sum(output.size_bytes for output in quantized.outputs)
+def _level(
+    name: str, receipts: Mapping[str, Receipt], parameters: int, is_validated: bool
+) -> ReleasedLevel:
+    outputs = receipts[f"quantize:{name}"].outputs
+    size = sum(output.size_bytes for output in outputs)
+    known = receipts[f"validate:{name}"] if is_validated else None
     return ReleasedLevel(
-        files=tuple(output.path for output in quantized.outputs),
+        files=tuple(output.path for output in outputs),
         evidence=evidence_folder(name),
-        passed=bool(validated and validated.facts["passed"]),
-        baseline=bool(validated and validated.parts["settings"]["baseline"]),
+        passed=bool(known and known.facts["passed"]),
+        baseline=bool(known and known.parts["settings"]["baseline"]),
         size_bytes=size,
         bits_per_weight=8 * size / parameters,
     )

@@ -43,7 +43,7 @@ class ReleaseFiles(ABC):
         where: what it is, for messages.
         sizes: name → bytes of every file, but for those that git and downloads keep.
         is_remote: each read is a request.
-        reads_at_once: the number of concurrent reads that pays.
+        reads_at_once: concurrent reads that pay.
     """
 
     where: str
@@ -53,11 +53,7 @@ class ReleaseFiles(ABC):
 
     @abstractmethod
     def sha256(self, name: str, on_bytes: Callable[[int], None]) -> str:
-        """SHA-256 of a file: of what is there, or as the Hub records it for large files.
-
-        Args:
-            on_bytes: called with numbers of bytes, the file's size in all.
-        """
+        """SHA-256 of what is there, or of a large file as the Hub records it."""
 
     @abstractmethod
     def read(self, name: str, start: int, stop: int) -> bytes:
@@ -101,10 +97,8 @@ class FolderFiles(ReleaseFiles):
     """A downloaded release, or a build's own folder.
 
     Links may lead to files below the folder, below the build where it is a build's `release`, and
-    to the blobs of the Hub's cache where it is a snapshot there.
-
-    Args:
-        skipped: folders at the top that are not looked into.
+    to the blobs of the Hub's cache where it is a snapshot there. Folders at the top that are
+    `skipped` are not looked into.
 
     Raises:
         InputError: a link leads elsewhere, or the folder cannot be read.
@@ -208,11 +202,15 @@ class HubFiles(ReleaseFiles):
         with tempfile.TemporaryDirectory(prefix="quantkit-verify-") as folder:
             path = Path(folder) / "file.gguf"
             for _attempt in range(2):
-                found = self._download(name, path)
-                if found.is_right:
+                digest = FileDigest(self._files[name])
+                with path.open("wb") as out:
+                    for piece in self._hub.read(self._listing, self._files[name], 0, self._on_wait):
+                        digest.update(piece)
+                        out.write(piece)
+                if digest.is_right:
                     yield path
                     return
-            raise wrong_twice(self._files[name], found.identity)
+            raise wrong_twice(self._files[name], digest.identity)
 
     def _on_wait(self, sentence: str) -> None:
         """At most one note in a while: concurrent reads are throttled together."""
@@ -220,11 +218,3 @@ class HubFiles(ReleaseFiles):
             if time.monotonic() - self._told_at >= NOTE_EVERY_SECONDS:
                 self._told_at = time.monotonic()
                 self._tell(sentence)
-
-    def _download(self, name: str, path: Path) -> FileDigest:
-        digest = FileDigest(self._files[name])
-        with path.open("wb") as out:
-            for piece in self._hub.read(self._listing, self._files[name], 0, self._on_wait):
-                digest.update(piece)
-                out.write(piece)
-        return digest

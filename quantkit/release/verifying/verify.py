@@ -9,7 +9,6 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import Any
 
 from quantkit import __version__
@@ -20,7 +19,7 @@ from quantkit.core.threads import run_all
 from quantkit.core.units import bytes_text, shown
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.llamacpp.ggml import PACKAGE, library_version
-from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile
+from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile, SourceFile
 from quantkit.models.choose import ModelChoice, imatrix_name, open_source
 from quantkit.release.layout import SUMS, unsafe_name
 from quantkit.release.verifying.agreement import check_claims
@@ -48,33 +47,19 @@ SMALL_BYTES = 64 << 20
 
 @dataclass(frozen=True)
 class Origin:
-    """What a release is compared with: a model on this disk, and how much of it.
+    """What a release is compared with: a model on this disk, and rows that `seed` chooses.
 
-    Attributes:
-        seed: chooses the rows.
-        full: all rows, and the hashes of all files.
+    With `full`: all rows, and the hashes of all files.
     """
 
     choice: ModelChoice
     seed: int
     full: bool = False
 
-    @property
-    def folder(self) -> Path:
-        """The folder of the files in checkpoint.json."""
-        assert self.choice.path is not None
-        return self.choice.path.parent if self.choice.kind == "gguf" else self.choice.path
-
 
 @dataclass(frozen=True)
 class Verified:
-    """What was found of a release.
-
-    Attributes:
-        not_covered: files that no hash covers.
-        not_here: files that the release has and this folder does not.
-        notes: what else a person should know.
-    """
+    """What was found of a release; files that no hash covers, and files that are elsewhere."""
 
     where: str
     description: Description
@@ -97,10 +82,6 @@ def verify(
     on_check: Callable[[Check], None] = lambda _: None,
 ) -> Verified:
     """Compare a release with its description, and with `origin`.
-
-    Args:
-        workers: threads that encode rows again.
-        on_check: called with each check when it is done.
 
     Raises:
         InputError: the origin cannot be read.
@@ -179,11 +160,10 @@ def _check_source(job: Job, origin: Origin, faults: list[str]) -> Outcome:
     manifest = job.described.manifest
     named = replace(origin.choice, name=manifest.model)
     source = open_source(named, keep_prediction=manifest.mtp == "keep")
-    files = hashed = 0
     # faults of documents were reported by earlier checks
     checkpoint = job.document(CheckpointFile, CHECKPOINT_FILE, [])
-    if checkpoint is not None:
-        files, hashed = len(checkpoint.files), _check_source_files(job, origin, checkpoint, faults)
+    claims = {} if checkpoint is None else checkpoint.files
+    files, hashed = len(claims), _check_source_files(job, origin, claims, faults)
     files_text = f"{count_text(files, 'file')} ({hashed} by hash)"
     facts: dict[str, Any] = {
         "files": files, "hashed": hashed, "seed": origin.seed, "full": origin.full,
@@ -200,7 +180,8 @@ def _check_source(job: Job, origin: Origin, faults: list[str]) -> Outcome:
         allocation = job.allocation(level, [])
         preset = () if allocation is None else (allocation.preset,)
         name = imatrix_name(manifest.model)
-        faults += metadata_faults(level, artifact.metadata, source.metadata, imatrix, name, *preset)
+        found = metadata_faults(artifact.metadata, source.metadata, imatrix, name, *preset)
+        faults += [f"{level}: {fault}" for fault in found]
         total += compare(
             level, artifact, job.files.read, source, imatrix, manifest.imatrix, sampling, workers,
             job.progress,
@@ -241,17 +222,19 @@ def _imatrix(job: Job, rows: Mapping[str, int], faults: list[str]) -> Imatrix | 
 
 
 def _check_source_files(
-    job: Job, origin: Origin, checkpoint: CheckpointFile, faults: list[str]
+    job: Job, origin: Origin, claims: Mapping[str, SourceFile], faults: list[str]
 ) -> int:
     """Compare the source's files with checkpoint.json; returns how many of them were hashed.
 
     Large ones are compared by size, unless the origin says `full`.
     """
-    hashed = 0
-    job.progress.start(len(checkpoint.files), "files", "of the source")
-    for name, claim in checkpoint.files.items():
+    hashed, place = 0, origin.choice.path
+    assert place is not None
+    folder = place.parent if origin.choice.kind == "gguf" else place
+    job.progress.start(len(claims), "files", "of the source")
+    for name, claim in claims.items():
         job.progress.advance(1)
-        path = origin.folder / name
+        path = folder / name
         if unsafe_name(name) is not None:
             faults.append(f"checkpoint.json names {shown(name)}, which is no file's name")
         elif not path.is_file():

@@ -8,7 +8,6 @@ for each call. A path that is not there, or not what the program takes, ends wit
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import sys
@@ -84,28 +83,12 @@ def llama_server(words: list[str]) -> None:
     assert "-hf" in options or Path(options["-m"][0]).is_file()
 
 
-def sha256sum(words: list[str]) -> None:
-    alone, options = options_of(words)
-    if "-c" not in options:
-        for path in alone:
-            assert Path(path).is_file(), path
-        return
-    lines = Path(options["-c"][0]).read_text().splitlines()
-    sums = {name: sha256 for sha256, name in (line.split("  ", 1) for line in lines)}
-    here = [name for name in sums if Path(name).is_file()]
-    assert here
-    for name in here:
-        assert hashlib.sha256(Path(name).read_bytes()).hexdigest() == sums[name], name
-
-
 def pip(words: list[str]) -> None:
     assert words[0] == "install"
 
 
-PROGRAMS = {
-    "hf": hf, "quantkit": quantkit, "llama-server": llama_server, "sha256sum": sha256sum,
-    "pip": pip,
-}  # fmt: skip
+PROGRAMS = {"hf": hf, "quantkit": quantkit, "llama-server": llama_server, "pip": pip}
+"""Beside those that every system has, such as sha256sum."""
 
 
 if __name__ == "__main__":

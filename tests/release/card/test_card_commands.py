@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shlex
 import subprocess
 import sys
@@ -15,20 +14,26 @@ from typing import Any
 import pytest
 from card_programs import PROGRAMS
 from huggingface_hub.utils import filter_repo_objects
-from small_cards import CALIBRATION, MODEL, SOURCE, card_facts, card_level
-from small_release import SmallRelease, write_small_release
+from small_cards import (
+    CALIBRATION,
+    MODEL,
+    REPOSITORY,
+    SOURCE,
+    UNKNOWN,
+    card_facts,
+    card_level,
+    commands,
+    scripts,
+)
+from small_release import SmallRelease, verified
 
 from quantkit.core.files import file_sha256
-from quantkit.models.choose import choose_model
 from quantkit.release.card.facts import CardFacts, level_patterns
 from quantkit.release.card.front_matter import SourceCard
 from quantkit.release.card.render import card_text
 from quantkit.release.contents import BuiltLevel
 from quantkit.release.layout import sums_text
-from quantkit.release.verifying.description import open_release
-from quantkit.release.verifying.verify import Origin, verify
 
-UNKNOWN = SourceCard(None, None, None, None, None, (), (), None)
 START = 'exec llama-server -m "$(dirname -- "$0")"/../../%s\n'
 
 
@@ -60,8 +65,7 @@ def run_card(facts: CardFacts, place: Path) -> list[list[str]]:
         program = programs / name
         program.write_text(f'#!/bin/sh\nexec "{sys.executable}" "{stand_in}" {name} "$@"\n')
         program.chmod(0o755)
-    blocks = re.findall(r"^```sh\n(.*?)\n```$", card_text(facts), re.DOTALL | re.MULTILINE)
-    script = "\n".join(["set -e", *blocks, "pwd > here"])
+    script = "\n".join(["set -e", *scripts(card_text(facts)), "pwd > here"])
     environment = os.environ | {
         "PATH": f"{programs}{os.pathsep}{os.environ['PATH']}",
         "CARD_RELEASE": str(release),
@@ -118,35 +122,23 @@ def test_names_that_a_shell_would_take_apart(tmp_path: Path) -> None:
     assert (tmp_path / "reader" / model / f"{model}-Q4.gguf").is_file()
 
 
-@pytest.fixture(scope="module")
-def small(tmp_path_factory: pytest.TempPathFactory) -> SmallRelease:
-    folder = tmp_path_factory.mktemp("made")
-    return write_small_release(folder / "tiny", folder / "tiny-BF16.gguf")
-
-
 @pytest.mark.parametrize("level", ["Q4", "Q8"])
-def test_what_the_card_downloads_can_be_verified(
-    small: SmallRelease, tmp_path: Path, level: str
+def test_a_download_can_be_verified(
+    whole_release: SmallRelease, tmp_path: Path, level: str
 ) -> None:
     """With all rows of the source, by quantkit itself; Q8 has several shards."""
     result = card_level(tmp_path / "card", level).result
+    small = whole_release
     built = BuiltLevel(result, dict.fromkeys(small.files(level), tmp_path))
     patterns = list(level_patterns(built, "tiny-imatrix.gguf"))
     every = [p.relative_to(small.folder).as_posix() for p in small.folder.rglob("*") if p.is_file()]
     for name in filter_repo_objects(every, allow_patterns=patterns):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes((small.folder / name).read_bytes())
-    files, said = open_release(str(tmp_path), 1)
-    found = verify(files, said, Origin(choose_model(str(small.source)), seed=1, full=True))
+    found = verified(tmp_path, small.source, full=True)
     assert found.faults == ()
     assert [check.name for check in found.checks][-1] == "source"
-    assert not set(small.files("Q8" if level == "Q4" else "Q4")) & files.sizes.keys()
-
-
-def words_of(card: str) -> list[str]:
-    """All commands, each on one line."""
-    blocks = re.findall(r"^```sh\n(.*?)\n```$", card, re.DOTALL | re.MULTILINE)
-    return [line for block in blocks for line in re.sub(r" \\\n +", " ", block).splitlines()]
+    assert set(small.files("Q8" if level == "Q4" else "Q4")) <= set(found.not_here)
 
 
 @pytest.mark.parametrize("source", [UNKNOWN, SOURCE])
@@ -154,11 +146,12 @@ def test_a_gguf_file_as_source_keeps_its_name(tmp_path: Path, source: SourceCard
     """Also where its header says which repository the weights are of: the file is not there."""
     facts = card_facts([card_level(tmp_path, "Q4")], source=source, source_files=("x-F16.gguf",))
     card = card_text(facts)
-    commands = words_of(card)
-    assert f"quantkit verify {MODEL} --source original/x-F16.gguf --full" in commands
-    assert any(c.startswith("quantkit quantize --model original/x-F16.gguf ") for c in commands)
-    assert any(c.startswith("quantkit build --model original/x-F16.gguf ") for c in commands)
-    assert not any(c.startswith("quantkit download") for c in commands)
+    words = commands(card)
+    assert f"quantkit verify {MODEL} --source original/x-F16.gguf --full".split() in words
+    for command in ("quantize", "build"):
+        start = ["quantkit", command, "--model", "original/x-F16.gguf"]
+        assert start in [some[:4] for some in words]
+    assert ["quantkit", "download"] not in [some[:2] for some in words]
     assert "`original/x-F16.gguf` is the GGUF file" in card
     shards = ("x-00001-of-00002.gguf", "x-00002-of-00002.gguf")
     card = card_text(replace(facts, source_files=shards))
@@ -170,13 +163,13 @@ def test_a_gguf_file_as_source_keeps_its_name(tmp_path: Path, source: SourceCard
 
 def test_commands_of_verification(tmp_path: Path) -> None:
     card = card_text(card_facts([card_level(tmp_path, "Q4")]))
-    commands = words_of(card[card.index("## Verify") :])
-    repository, model = "someone/Some-Model-120B-GGUF", f"{SOURCE.repository}@{SOURCE.commit}"
-    assert commands == [
-        f"quantkit verify {repository}",
+    found = commands(card[card.index("## Verify") :])
+    model = f"{SOURCE.repository}@{SOURCE.commit}"
+    assert [" ".join(words) for words in found] == [
+        f"quantkit verify {REPOSITORY}",
         f"quantkit verify {MODEL}",
         f"quantkit download {model} --out original/{MODEL}",
-        f"quantkit verify {repository} --source original/{MODEL}",
+        f"quantkit verify {REPOSITORY} --source original/{MODEL}",
         f"quantkit verify {MODEL} --source original/{MODEL} --full",
         f"(cd {MODEL} && sha256sum --ignore-missing -c SHA256SUMS)",
     ]

@@ -26,16 +26,12 @@ base_model: nvidia/Some-Model-Base
 """
 
 
-def header(folder: Path) -> SourceCard:
-    """The card as an artifact's header carries it, by gguf's own reading of README.md."""
-    (folder / "README.md").write_text(FRONT_MATTER)
-    (folder / "config.json").write_text("{}")
-    metadata = general_metadata(folder, [TensorInfo("a.weight", (32, 32), "BF16")], "Some Model")
-    return from_metadata(metadata, "nvidia/Some-Model", COMMIT)
-
-
 def test_the_header_of_an_artifact_keeps_its_models_card(tmp_path: Path) -> None:
-    assert header(tmp_path) == SourceCard(
+    """By gguf's own reading of README.md."""
+    (tmp_path / "README.md").write_text(FRONT_MATTER)
+    (tmp_path / "config.json").write_text("{}")
+    metadata = general_metadata(tmp_path, [TensorInfo("a.weight", (32, 32), "BF16")], "Some Model")
+    assert from_metadata(metadata, "nvidia/Some-Model", COMMIT) == SourceCard(
         repository="nvidia/Some-Model",
         commit=COMMIT,
         licence="other",
