@@ -82,7 +82,7 @@ def parse_header(
         )
     try:
         try:
-            deserialize(start[:data_start])
+            deserialize(start[:data_start])  # type: ignore[no-untyped-call]  # its stubs lack it
         except SafetensorError as error:
             if not str(error).endswith(_WITHOUT_DATA):
                 raise

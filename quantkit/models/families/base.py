@@ -17,6 +17,10 @@ from quantkit.formats.tensors import Metadata, MetaKind, MetaScalar, MetaValue, 
 Config = Mapping[str, Any]
 """A parsed config.json, with the defaults of transformers: see `config_with_defaults`."""
 
+Keys = dict[str, str | bool | int | float | list[int]]
+"""Metadata without the architecture's prefix; `with_prefix` gives each value its GGUF type."""
+_KINDS: dict[type, MetaKind] = {str: "str", bool: "bool", int: "u32", float: "f32", list: "i32"}
+
 PREDICTION_LAYERS = "num_nextn_predict_layers"
 """config.json's key for multi-token prediction (MTP) layers; `without_prediction` sets it to 0."""
 
@@ -139,14 +143,26 @@ class Rules:
         info = TensorInfo(name, shape, base_type(name, shape))
         self._rules.append(TensorRule(info, parts, row_order, values))
 
+    def add_norm(self, name: str, part: str, width: int) -> None:
+        """The weights of a norm without bias."""
+        self.add(f"{name}.weight", f"{part}.weight", (width,))
+
+    def add_linear(
+        self,
+        name: str,
+        part: str,
+        shape: tuple[int, int],
+        row_order: NDArray[np.intp] | None = None,
+    ) -> None:
+        """A matrix, and its bias where the checkpoint has one."""
+        self.add(f"{name}.weight", f"{part}.weight", shape, row_order=row_order)
+        if f"{part}.bias" in self.stored:
+            self.add(f"{name}.bias", f"{part}.bias", shape[:1], row_order=row_order)
+
     def add_constant(self, name: str, values: NDArray[np.float32]) -> None:
         """A tensor of one axis that the configuration alone determines."""
         info = TensorInfo(name, values.shape, "F32")
         self._rules.append(TensorRule(info, (), constant=values))
-
-    def has(self, part: str) -> bool:
-        """Whether the checkpoint stores the optional tensor `part`."""
-        return part in self.stored
 
     def drop(self, part: str) -> None:
         """Leave `part` out of the GGUF."""
@@ -235,6 +251,16 @@ def _first(config: Config, keys: Sequence[str]) -> tuple[str, Any]:
         if config.get(key) is not None:
             return key, config[key]
     raise InputError(f"config.json lacks {' or '.join(keys)}; is it the checkpoint's own?")
+
+
+def with_prefix(architecture: str, keys: Keys) -> Metadata:
+    """`general.architecture` and `general.file_type`, then `keys` as the architecture's own."""
+    general: Keys = {
+        "general.architecture": architecture,
+        "general.file_type": 32,  # LLAMA_FTYPE_MOSTLY_BF16
+    }
+    named = general | {f"{architecture}.{key}": value for key, value in keys.items()}
+    return {key: meta(_KINDS[type(value)], value) for key, value in named.items()}
 
 
 def meta(kind: MetaKind, value: MetaScalar | Sequence[MetaScalar]) -> MetaValue:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.formats.tensors import Metadata
-from quantkit.models.families.base import Rules, meta, refuse_if
+from quantkit.models.families.base import Keys, Rules, refuse_if
 
 
 @dataclass(frozen=True)
@@ -32,14 +31,14 @@ class Mamba2Sizes:
         return self.inner + 2 * self.groups * self.state
 
 
-def mamba2_keys(sizes: Mamba2Sizes) -> Metadata:
-    """`ssm.*`, without the architecture's prefix."""
+def mamba2_keys(sizes: Mamba2Sizes) -> Keys:
+    """`ssm.*`."""
     return {
-        "ssm.conv_kernel": meta("u32", sizes.conv_kernel),
-        "ssm.state_size": meta("u32", sizes.state),
-        "ssm.group_count": meta("u32", sizes.groups),
-        "ssm.inner_size": meta("u32", sizes.inner),
-        "ssm.time_step_rank": meta("u32", sizes.heads),
+        "ssm.conv_kernel": sizes.conv_kernel,
+        "ssm.state_size": sizes.state,
+        "ssm.group_count": sizes.groups,
+        "ssm.inner_size": sizes.inner,
+        "ssm.time_step_rank": sizes.heads,
     }
 
 
