@@ -20,11 +20,10 @@ from quantkit.formats.safetensors_files import (
 )
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.families.base import Config, StoredTensor, TensorRule, without_prediction
-from quantkit.models.families.registry import family_for
+from quantkit.models.families.registry import family_and_config
 from quantkit.models.general_metadata import general_metadata
 from quantkit.models.json_files import read_json
 from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
-from quantkit.models.transformers_reader import config_with_defaults
 
 _EMBEDDINGS = ("model.embed_tokens.weight", "backbone.embeddings.weight", "model.embeddings.weight")
 _OUTPUT = "lm_head.weight"
@@ -83,16 +82,9 @@ def open_checkpoint(
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; give a folder with a checkpoint, or a GGUF file")
-    config: Config = read_json(folder / "config.json")
-    if not keep_prediction:
-        config = without_prediction(config)
-    family = family_for(config)
-    config = config_with_defaults(config)
-    if config.get("quantization_config"):
-        raise InputError(
-            f"{folder / 'config.json'} describes a quantized checkpoint; only BF16, F16 and F32 "
-            "are converted: use the model's BF16 release"
-        )
+    raw: Config = read_json(folder / "config.json")
+    raw = raw if keep_prediction else without_prediction(raw)
+    family, config = family_and_config(raw, str(folder / "config.json"))
     files = SafetensorsFolder(folder, shards)
     tied = _is_tied(files) if config.get("tie_word_embeddings") else True
     if tied is False:
@@ -113,8 +105,7 @@ def open_checkpoint(
 def _is_tied(files: SafetensorsFolder) -> bool | None:
     """Whether an output matrix that is stored beside tied embeddings is a copy of them.
 
-    Where the two differ, transformers uses the stored output, and so does llama.cpp if the GGUF has
-    it. None if the weights are not here to compare.
+    If it is not, transformers uses it, and so does llama.cpp. None: the weights are not here.
     """
     entries = files.entries
     embedding = next((name for name in _EMBEDDINGS if name in entries), None)
@@ -197,16 +188,14 @@ class CheckpointSource:
     def _raw_rows(self, rule: TensorRule, start: int, stop: int) -> NDArray[np.uint8]:
         """The rows' bytes in the checkpoint's dtype, shape (stop - start, bytes a row)."""
         width = rule.info.row_elements
-        if rule.row_order is not None and len(rule.info.shape) > 1:
-            part = rule.parts[0]
-            return self._files.file_of(part).gather_raw(part, rule.row_order[start:stop], width)
+        if rule.row_order is not None:
+            file = self._files.file_of(rule.parts[0])
+            if len(rule.info.shape) > 1:
+                return file.gather_raw(rule.parts[0], rule.row_order[start:stop], width)
+            elements = file.gather_raw(rule.parts[0], rule.row_order, 1)  # of one row
+            return elements.reshape(1, -1)[: stop - start]
         row_bytes = width * DTYPE_BYTES[self._dtype(rule)]
         out = np.empty((stop - start, row_bytes), np.uint8)
-        if rule.row_order is not None:  # one row, whose elements are permuted
-            part = rule.parts[0]
-            elements = self._files.file_of(part).gather_raw(part, rule.row_order, 1)
-            out[:] = elements.reshape(1, -1)[: stop - start]
-            return out
         part_rows = rule.info.rows // len(rule.parts)
         row = start
         while row < stop:

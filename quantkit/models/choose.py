@@ -122,8 +122,7 @@ def open_source(
 
     Args:
         downloaded: where a repository was downloaded to.
-        keep_prediction: of a checkpoint, the multi-token prediction layers too.
-        on_shape: as `open_checkpoint` takes it; of a checkpoint only.
+        keep_prediction, on_shape: of a checkpoint, as `open_checkpoint` takes them.
 
     Raises:
         InputError: broken files, or an architecture that is not supported.
@@ -153,17 +152,11 @@ def open_shapes(
     Reading rows of a repository raises `InputError`.
 
     Args:
-        progress: counts files, and is notified if an earlier commit is used because the Hub cannot
-            be reached.
-        hub: makes the client; not called for a cached commit.
-        keep_prediction: of a checkpoint, the multi-token prediction layers too.
-        cache: the folder for headers; the user's by default.
-        on_shape: as `open_checkpoint` takes it.
+        progress, hub, cache: as `fetch_headers` takes them.
+        keep_prediction, on_shape: of a checkpoint, as `open_checkpoint` takes them.
 
     Raises:
-        InputError: no such repository or revision, no access, broken files, or an architecture
-            that is not supported.
-        EnvironmentFault: the network, the Hub or the disk failed.
+        InputError, EnvironmentFault: as `fetch_headers` and `open_checkpoint`.
     """
     if choice.repository is None:
         return open_source(choice, keep_prediction=keep_prediction, on_shape=on_shape)

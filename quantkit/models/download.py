@@ -99,7 +99,7 @@ def _download(
 ) -> Downloaded:
     found = _checked_survey(remote, folder)
     try:  # files of earlier revisions go
-        for path in (*(folder / obsolete.name for obsolete in found.obsolete), *found.leftovers):
+        for path in found.removed:
             path.unlink()
     except OSError as error:
         raise InputError(

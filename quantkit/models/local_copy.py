@@ -27,17 +27,15 @@ class Survey:
         kept: verified before and unchanged since.
         present: here, but not hashed yet.
         missing: to be fetched, completely or from the end of a partial file.
-        obsolete: ours, of an earlier revision and unchanged: to be removed.
-        leftovers: unfinished files of earlier revisions: to be removed.
+        removed: ours, of earlier revisions: unchanged files, and unfinished ones.
         fetch_bytes: to be fetched, if all of `present` has the right hash.
-        free_bytes: free on the disk, plus the size of `obsolete` and `leftovers`.
+        free_bytes: free on the disk, plus the size of `removed`.
     """
 
     kept: tuple[Kept, ...]
     present: tuple[HubFile, ...]
     missing: tuple[HubFile, ...]
-    obsolete: tuple[Kept, ...]
-    leftovers: tuple[Path, ...]
+    removed: tuple[Path, ...]
     fetch_bytes: int
     free_bytes: int
 
@@ -56,13 +54,9 @@ def survey(remote: RemoteFiles, folder: Path) -> Survey:
             f"{remote.chosen_with}, or delete that one"
         )
     listed = {file.name for file in listing.files}
-    obsolete = tuple(
-        kept
-        for name, kept in sorted(record.kept.items())
-        if name not in listed and kept.brought and kept.is_unchanged(folder)
-    )
-    ours = {kept.name for kept in obsolete}
-    foreign = sorted(set(_matching(folder, remote.foreign)) - listed - ours)
+    ours = {name for name, k in record.kept.items() if k.brought and k.is_unchanged(folder)}
+    obsolete = ours - listed
+    foreign = sorted(set(_matching(folder, remote.foreign)) - listed - obsolete)
     if foreign:
         more = f" and {len(foreign) - 1} more files" if len(foreign) > 1 else ""
         raise InputError(
@@ -87,10 +81,10 @@ def survey(remote: RemoteFiles, folder: Path) -> Survey:
     fetch = sum(
         f.size_bytes - min(_size(p), f.size_bytes) for p, f in partials.items() if f in missing
     )
-    leftovers = tuple(p for p in (folder / STATE).rglob("*.partial") if p not in partials)
-    free = free_bytes(folder) + sum(file.size_bytes for file in obsolete)
-    free += sum(_size(path) for path in leftovers)
-    return Survey(tuple(kept), tuple(present), tuple(missing), obsolete, leftovers, fetch, free)
+    leftovers = (p for p in (folder / STATE).rglob("*.partial") if p not in partials)
+    removed = (*(folder / name for name in sorted(obsolete)), *leftovers)
+    free = free_bytes(folder) + sum(map(_size, removed))
+    return Survey(tuple(kept), tuple(present), tuple(missing), removed, fetch, free)
 
 
 def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[str]:

@@ -30,11 +30,7 @@ class Model:
 
     @cached_property
     def geometry(self) -> ModelGeometry:
-        """What each layer keeps in memory.
-
-        Raises:
-            InputError: the metadata does not say.
-        """
+        """What each layer keeps in memory; raises InputError if the metadata does not say."""
         return geometry_of(self.metadata)
 
     @property

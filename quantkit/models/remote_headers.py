@@ -55,7 +55,6 @@ class RemoteHeaders:
     """The complete headers and small files of a checkpoint at one commit.
 
     Attributes:
-        repository: OWNER/NAME as the Hub spells it.
         folder: of this commit in the cache.
         shard_bytes: name of each safetensors file → its size on the Hub.
     """
@@ -80,7 +79,7 @@ class RemoteHeaders:
         advice = f"delete {self.folder}, and it is fetched again"
         for name, size in self.shard_bytes.items():
             try:
-                start = (self.folder / _header_name(name)).read_bytes()
+                start = (self.folder / _place(name)).read_bytes()
             except OSError as error:
                 raise InputError(
                     f"a header of {origin} cannot be read: {error.strerror}; run the command again"
@@ -101,11 +100,9 @@ def fetch_headers(
 
     Args:
         hub: makes the client; not called for a cached commit.
-        repository: OWNER/NAME.
-        revision: branch, tag or commit; None for `main`.
-        progress: counts files, and is notified of waits and of the use of an earlier commit when
-            the Hub cannot be reached.
-        cache: the cache folder; the user's by default.
+        progress: counts files, and is told when the Hub cannot be reached, so that the last known
+            commit is used.
+        cache: the user's by default.
 
     Raises:
         InputError: no such repository or revision, no access, no safetensors, a header that is
@@ -179,7 +176,7 @@ def _fetch(
         reports = ThreadsProgress(progress)
 
         def bring(file: HubFile) -> None:
-            path = folder / _place(file)
+            path = folder / _place(file.name)
             if file.name.endswith(_WEIGHTS):
                 content = _header(hub, remote.listing, file, path, reports)
             else:
@@ -197,7 +194,7 @@ def _fetch(
         record = {
             "version": _VERSION,
             "repository": remote.listing.repository,
-            "files": {_place(f): (folder / _place(f)).stat().st_size for f in files},
+            "files": {_place(f.name): (folder / _place(f.name)).stat().st_size for f in files},
             "shards": shards,
         }
         write_json(folder / _RECORD, record)
@@ -206,14 +203,9 @@ def _fetch(
     return RemoteHeaders(remote.listing.repository, commit, place / commit, shards)
 
 
-def _header_name(shard: str) -> str:
-    return f"headers/{shard}.header"
-
-
-def _place(file: HubFile) -> str:
+def _place(name: str) -> str:
     """Path of a file below the folder of its commit."""
-    is_shard = file.name.endswith(_WEIGHTS)
-    return _header_name(file.name) if is_shard else f"{_CHECKPOINT}/{file.name}"
+    return f"headers/{name}.header" if name.endswith(_WEIGHTS) else f"{_CHECKPOINT}/{name}"
 
 
 def _header(

@@ -506,7 +506,7 @@ def test_files_that_the_new_revision_lacks_are_removed_when_nobody_changed_them(
     (newer / "model.safetensors").write_bytes(os.urandom(MIB))
     case.fetch()
     remote = case.look_up("v2")
-    given_back = sum(kept.size_bytes for kept in survey(remote, case.out).obsolete)
+    given_back = sum(path.stat().st_size for path in survey(remote, case.out).removed)
     assert given_back > 3 * MIB
     case.fetch("v2")
     assert case.here == wanted(newer)
@@ -692,7 +692,7 @@ def test_leftovers_of_other_revisions_count_as_free(case: Case) -> None:
     leftover = case.out / STATE / f"{SHARDS[0]}.deadbeefdeadbeef.partial"
     leftover.write_bytes(b"x" * 5000)
     found = survey(case.look_up(), case.out)
-    assert found.leftovers == (leftover,)
+    assert found.removed == (leftover,)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("quantkit.models.local_copy.free_bytes", lambda folder: 100)
         found = survey(case.look_up(), case.out)
