@@ -180,13 +180,19 @@ def test_files_come_side_by_side(case: Case) -> None:
     assert case.hub.together >= 3
 
 
-def test_a_second_run_is_served_nothing(case: Case) -> None:
+@pytest.mark.parametrize("repo", [REPO, "Someone/Demo"])
+@pytest.mark.parametrize("touched", [False, True])
+def test_a_second_run_is_served_nothing(case: Case, repo: str, touched: bool) -> None:
     first = case.fetch()
-    second = case.fetch()
+    if touched:  # hashed again
+        os.utime(case.out / SHARDS[0])
+    second = case.fetch(repo=repo)
     assert case.hub.served == []
-    assert second.files == first.files
+    assert [f.sha256 for f in first.files] == [f.sha256 for f in second.files]
+    assert touched or second.files == first.files
     assert second.fetched_bytes == 0
     assert case.watched.done == case.watched.total  # what was here counts
+    assert is_whole(case.out, SHARDS)
 
 
 def test_files_that_were_brought_otherwise_are_verified_and_kept(case: Case) -> None:
@@ -436,8 +442,7 @@ def test_partial_files_count_as_downloaded(case: Case) -> None:
     case.hub.faults = {SHARDS[0]: [Fault(cut_after=600_000), *[Fault(status=500)] * 4]}
     with pytest.raises(EnvironmentFault):
         case.fetch(workers=1)
-    remote = case.look_up()
-    left = survey(remote, case.out).fetch_bytes
+    left = survey(case.look_up(), case.out).fetch_bytes
     assert 3 * MIB - 600_000 <= left < 3 * MIB - 500_000
 
 
@@ -469,15 +474,6 @@ def test_a_changed_file_is_seen_kept_aside_and_fetched_again(case: Case, revisio
     case.fetch(revision)
     assert (case.out / "README.md.changed").read_text() == "notes of mine"
     assert (case.out / "README.md.changed-2").read_text() == "more notes"
-
-
-def test_a_file_that_was_only_touched_is_hashed_and_not_fetched(case: Case) -> None:
-    first = case.fetch()
-    os.utime(case.out / SHARDS[0])
-    second = case.fetch()
-    assert case.hub.served == []
-    assert [f.sha256 for f in first.files] == [f.sha256 for f in second.files]
-    assert is_whole(case.out, SHARDS)
 
 
 def test_another_revision_replaces_ours_and_leaves_what_is_a_persons(case: Case) -> None:
@@ -697,12 +693,6 @@ def test_leftovers_of_other_revisions_count_as_free(case: Case) -> None:
         patch.setattr("quantkit.models.local_copy.free_bytes", lambda folder: 100)
         found = survey(case.look_up(), case.out)
     assert found.free_bytes == 5100
-
-
-def test_a_repository_in_other_letters_is_the_same(case: Case) -> None:
-    case.fetch()
-    case.fetch(repo="Someone/Demo")
-    assert not case.hub.served
 
 
 @pytest.mark.parametrize(

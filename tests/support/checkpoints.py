@@ -5,10 +5,13 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from quantkit.formats.tensors import TensorSource
 
 TEKKEN_REGEX = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -295,6 +298,16 @@ def write_checkpoint(
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
+
+
+def block_of(source: TensorSource, index: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each tensor of a block, by what follows `blk.INDEX.`, as in the file."""
+    prefix = f"blk.{index}."
+    return {
+        info.name.removeprefix(prefix): (info.shape, info.type_name)
+        for info in source.tensors
+        if info.name.startswith(prefix)
+    }
 
 
 def write_nemotron(folder: Path, dtype: str = "BF16", shards: int = 1, **changes: object) -> Path:

@@ -94,29 +94,13 @@ _LETTERS = (
     "\u1100\u1161\u11a8 \u0958 \u0344 \uf900 \u2126"
 ).split()
 _RANGES = (
-    (0x01, 0x1F),
-    (0x7F, 0xFF),
-    (0x100, 0x24F),
-    (0x250, 0x2FF),
-    (0x370, 0x3FF),
-    (0x400, 0x52F),
-    (0x530, 0x7FF),
-    (0x800, 0x1FFF),
-    (0x2000, 0x2BFF),
-    (0x2C00, 0x2FFF),
-    (0x3000, 0x33FF),
-    (0x3400, 0x9FFF),
-    (0xA000, 0xABFF),
-    (0xAC00, 0xD7FF),
-    (0xE000, 0xF8FF),
-    (0xF900, 0xFFFF),
-    (0x10000, 0x10FFF),
-    (0x11000, 0x1FFFF),
-    (0x20000, 0x323AF),
-    (0xE0000, 0x10FFFF),
+    (0x01, 0x1F), (0x7F, 0xFF), (0x100, 0x24F), (0x250, 0x2FF), (0x370, 0x3FF), (0x400, 0x52F),
+    (0x530, 0x7FF), (0x800, 0x1FFF), (0x2000, 0x2BFF), (0x2C00, 0x2FFF), (0x3000, 0x33FF),
+    (0x3400, 0x9FFF), (0xA000, 0xABFF), (0xAC00, 0xD7FF), (0xE000, 0xF8FF), (0xF900, 0xFFFF),
+    (0x10000, 0x10FFF), (0x11000, 0x1FFFF), (0x20000, 0x323AF), (0xE0000, 0x10FFFF),
     (0x16D40, 0x16D79),  # Kirat Rai, of Unicode 16.
     (0x10D40, 0x10D8F),  # Garay, too: it has cases and digits.
-)
+)  # fmt: skip
 
 
 def lines(count: int = 10_000, seed: int = 1) -> list[str]:
@@ -231,20 +215,11 @@ def _cases(draw: random.Random) -> str:
 
 
 def _control(draw: random.Random) -> str:
-    return "".join(
-        draw.choice(
-            (
-                chr(draw.randrange(0x20)),
-                "\x7f",
-                chr(draw.randrange(0x80, 0xA0)),
-                "\x00",
-                "a",
-                " ",
-                "b1",
-            )
-        )
-        for _ in range(draw.randrange(1, 10))
-    )
+    def character() -> str:
+        drawn = chr(draw.randrange(0x20)), chr(draw.randrange(0x80, 0xA0))
+        return draw.choice((drawn[0], "\x7f", drawn[1], "\x00", "a", " ", "b1"))
+
+    return "".join(character() for _ in range(draw.randrange(1, 10)))
 
 
 def _special(draw: random.Random) -> str:
@@ -268,23 +243,7 @@ def _jumble(draw: random.Random) -> str:
 
 
 _KINDS: tuple[Callable[[random.Random], str], ...] = (
-    _prose,
-    _unspaced,
-    _mixed_scripts,
-    _code,
-    _numbers,
-    _contractions,
-    _emoji,
-    _spaces,
-    _punctuation,
-    _marks,
-    _rare,
-    _letters,
-    _cases,
-    _control,
-    _special,
-    _repeated,
-    _prose,
-    _code,
+    _prose, _unspaced, _mixed_scripts, _code, _numbers, _contractions, _emoji, _spaces,
+    _punctuation, _marks, _rare, _letters, _cases, _control, _special, _repeated, _prose, _code,
     _jumble,
-)
+)  # fmt: skip

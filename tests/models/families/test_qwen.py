@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import random_values, write_checkpoint
+from checkpoints import block_of, random_values, write_checkpoint
 from qwen_checkpoints import QWEN2, QWEN3, QWEN3_MOE, merged_experts, qwen_arrays, write_qwen
 
 from quantkit.core.errors import InputError
-from quantkit.formats.tensors import Metadata
+from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.families.registry import family_for
 from quantkit.models.geometry import geometry_of
@@ -27,16 +27,9 @@ def metadata_of(config: dict[str, Any], **changes: object) -> Metadata:
     return family_for(config).metadata(config)
 
 
-def block_names(folder: Path) -> list[str]:
-    """What follows `blk.1.`, in the order of the file."""
-    names = [tensor.name for tensor in open_checkpoint(folder).tensors]
-    return [name.removeprefix("blk.1.") for name in names if name.startswith("blk.1.")]
-
-
 def test_qwen2_has_biases_on_query_key_and_value(tmp_path: Path) -> None:
-    folder = write_qwen(tmp_path / "m", QWEN2)
-    source, arrays = open_checkpoint(folder), qwen_arrays(QWEN2)
-    assert block_names(folder) == [
+    source, arrays = open_checkpoint(write_qwen(tmp_path / "m", QWEN2)), qwen_arrays(QWEN2)
+    assert list(block_of(source, 1)) == [
         "attn_norm.weight",
         *(f"attn_{letter}.{kind}" for letter in "qkv" for kind in ("weight", "bias")),
         "attn_output.weight",
@@ -47,8 +40,8 @@ def test_qwen2_has_biases_on_query_key_and_value(tmp_path: Path) -> None:
         bias = source.read_rows(f"blk.1.attn_{letter}.bias", 0, 1)[0]
         np.testing.assert_array_equal(bias, stored)
         assert bias.shape == (width,)
-    types = {tensor.name: tensor.type_name for tensor in source.tensors}
-    assert (types["blk.0.attn_q.weight"], types["blk.0.attn_q.bias"]) == ("BF16", "F32")
+    assert block_of(source, 0)["attn_q.weight"] == ((32, 32), "BF16")
+    assert block_of(source, 0)["attn_q.bias"] == ((32,), "F32")
 
 
 @pytest.mark.parametrize("config", [QWEN2, QWEN3, QWEN3_MOE])
@@ -61,16 +54,15 @@ def test_rows_stay_where_they_are(tmp_path: Path, config: dict[str, Any]) -> Non
 
 
 def test_qwen3_normalises_each_head(tmp_path: Path) -> None:
-    folder = write_qwen(tmp_path / "m", QWEN3, tie_word_embeddings=False)
-    source = open_checkpoint(folder)
-    assert block_names(folder) == [
+    source = open_checkpoint(write_qwen(tmp_path / "m", QWEN3, tie_word_embeddings=False))
+    assert list(block_of(source, 1)) == [
         f"{name}.weight" for name in ("attn_norm", *ATTENTION, "attn_q_norm", "attn_k_norm", *DENSE)
     ]
-    infos = {tensor.name: (tensor.shape, tensor.type_name) for tensor in source.tensors}
-    assert infos["blk.0.attn_q.weight"] == ((64, 32), "BF16")
-    assert infos["blk.0.attn_output.weight"] == ((32, 64), "BF16")
-    assert infos["blk.0.attn_q_norm.weight"] == ((16,), "F32")
-    assert infos["output.weight"] == ((320, 32), "BF16")
+    block = block_of(source, 0)
+    assert block["attn_q.weight"] == ((64, 32), "BF16")
+    assert block["attn_output.weight"] == ((32, 64), "BF16")
+    assert block["attn_q_norm.weight"] == ((16,), "F32")
+    assert source.tensors[-1] == TensorInfo("output.weight", (320, 32), "BF16")
     stored = qwen_arrays(QWEN3)["model.layers.1.self_attn.k_norm.weight"]
     rows = source.read_rows("blk.1.attn_k_norm.weight", 0, 1)
     np.testing.assert_array_equal(rows, stored[None])
@@ -96,16 +88,15 @@ def test_qwen3_may_have_the_biases_that_llama_cpp_reads(tmp_path: Path) -> None:
 
 
 def test_experts_are_stacked(tmp_path: Path) -> None:
-    folder = write_qwen(tmp_path / "m", QWEN3_MOE, shards=3)
-    source, arrays = open_checkpoint(folder), qwen_arrays(QWEN3_MOE)
-    assert block_names(folder)[-5:] == [
+    source = open_checkpoint(write_qwen(tmp_path / "m", QWEN3_MOE, shards=3))
+    assert list(block_of(source, 1))[-5:] == [
         f"ffn_{name}.weight" for name in ("norm", "gate_inp", "gate_exps", "up_exps", "down_exps")
     ]
-    infos = {tensor.name: (tensor.shape, tensor.type_name) for tensor in source.tensors}
-    assert infos["blk.1.ffn_gate_inp.weight"] == ((4, 32), "F32")
-    assert infos["blk.1.ffn_gate_exps.weight"] == ((4, 24, 32), "BF16")
-    assert infos["blk.1.ffn_down_exps.weight"] == ((4, 32, 24), "BF16")
-    third = arrays["model.layers.1.mlp.experts.2.up_proj.weight"]
+    block = block_of(source, 1)
+    assert block["ffn_gate_inp.weight"] == ((4, 32), "F32")
+    assert block["ffn_gate_exps.weight"] == ((4, 24, 32), "BF16")
+    assert block["ffn_down_exps.weight"] == ((4, 32, 24), "BF16")
+    third = qwen_arrays(QWEN3_MOE)["model.layers.1.mlp.experts.2.up_proj.weight"]
     np.testing.assert_array_equal(source.read_rows("blk.1.ffn_up_exps.weight", 48, 72), third)
 
 
