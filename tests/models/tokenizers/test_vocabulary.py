@@ -8,14 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import (
-    CHATML,
-    LLAMA,
-    NEMOTRON,
-    added_token,
-    byte_level_tokenizer,
-    write_tokenizer,
-)
+from checkpoints import CHATML, LLAMA, NEMOTRON, added_token, byte_level_tokenizer, write_tokenizer
 
 from quantkit.core.errors import InputError
 from quantkit.models.tokenizers.token_types import TokenType
@@ -184,17 +177,34 @@ def _sentencepiece(*pieces: tuple[str, float, int], options: bytes = BPE) -> byt
     return model + options
 
 
+def sentencepiece_metadata(
+    folder: Path,
+    *pieces: tuple[str, float, int],
+    config: dict[str, Any] = LLAMA,
+    options: bytes = BPE,
+    **files: str,
+) -> dict[str, Any]:
+    """Of a tokenizer.model with `pieces`, and `files` of JSON beside it."""
+    (folder / "tokenizer.model").write_bytes(
+        _sentencepiece(*(pieces or [("<unk>", 0, 2)]), options=options)
+    )
+    for name, content in files.items():
+        (folder / f"{name}.json").write_text(content)
+    found = tokenizer_metadata(folder, config)
+    return {k.removeprefix("tokenizer.ggml."): v.value for k, v in found.items()}
+
+
 def test_sentencepiece(tmp_path: Path) -> None:
     pieces = [("<unk>", 0, 2), ("<s>", 0, 3), ("<0x41>", 0, 6), ("\u2581a", -1.5, 1), ("<x>", 0, 4)]
-    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(*pieces))
-    (tmp_path / "added_tokens.json").write_text('{"<extra>": 6, "beyond": 99}')
     decoder = {"7": {"content": "<|im|>", "special": False}, "8": {"content": "\u2581x"}}
     options = {"added_tokens_decoder": decoder, "bos_token": "<s>", "add_bos_token": True}
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps(options | {"add_prefix_space": True})
+    values = sentencepiece_metadata(
+        tmp_path,
+        *pieces,
+        config=LLAMA | {"vocab_size": 9, "bos_token_id": 1},
+        added_tokens='{"<extra>": 6, "beyond": 99}',
+        tokenizer_config=json.dumps(options | {"add_prefix_space": True}),
     )
-    found = tokenizer_metadata(tmp_path, LLAMA | {"vocab_size": 9, "bos_token_id": 1})
-    values = {k.removeprefix("tokenizer.ggml."): v.value for k, v in found.items()}
     assert values["model"] == "llama"
     assert values["tokens"][2:] == ("<0x41>", "\u2581a", "<x>", "[PAD5]", "<extra>", "<|im|>", " x")
     assert values["token_type"] == (2, 3, 6, 1, 1, 5, 4, 3, 4)
@@ -211,16 +221,14 @@ def test_sentencepiece(tmp_path: Path) -> None:
 def test_a_sentencepiece_model_may_add_no_space(
     tmp_path: Path, options: bytes, space: bool | None
 ) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(("<unk>", 0, 2), options=options))
-    found = tokenizer_metadata(tmp_path, LLAMA).get("tokenizer.ggml.add_space_prefix")
-    assert (found and found.value) == space
+    found = sentencepiece_metadata(tmp_path, options=options)
+    assert found.get("add_space_prefix") == space
 
 
 @pytest.mark.parametrize("options", [UNIGRAM, b"\x12\x02\x08\x05", b"\x12\x02\x18\x09"])
 def test_a_sentencepiece_model_that_is_no_bpe_is_refused(tmp_path: Path, options: bytes) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(("<unk>", 0, 2), options=options))
     with pytest.raises(InputError, match="only BPE is converted"):
-        tokenizer_metadata(tmp_path, LLAMA)
+        sentencepiece_metadata(tmp_path, options=options)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x0a", b"\x0a\x05abc", b"\xff" * 12, b"\x0b\x00"])
@@ -233,16 +241,14 @@ def test_a_broken_sentencepiece_model_is_refused(tmp_path: Path, content: bytes)
 @pytest.mark.parametrize(
     ("name", "content"),
     [
-        ("added_tokens.json", '{"<a>": "1"}'),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"x": {"content": "a"}}}'),
-        ("tokenizer_config.json", '{"added_tokens_decoder": {"1": "a"}}'),
+        ("added_tokens", '{"<a>": "1"}'),
+        ("tokenizer_config", '{"added_tokens_decoder": {"x": {"content": "a"}}}'),
+        ("tokenizer_config", '{"added_tokens_decoder": {"1": "a"}}'),
     ],
 )
 def test_broken_added_tokens_are_refused(tmp_path: Path, name: str, content: str) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(("<unk>", 0, 2)))
-    (tmp_path / name).write_text(content)
-    with pytest.raises(InputError, match=name):
-        tokenizer_metadata(tmp_path, LLAMA)
+    with pytest.raises(InputError, match=rf"{name}\.json"):
+        sentencepiece_metadata(tmp_path, **{name: content})
 
 
 def test_smollm_does_not_add_its_bos(tmp_path: Path) -> None:
