@@ -67,14 +67,13 @@ def open_checkpoint(
 
     Args:
         folder: config.json, tokenizer files and safetensors.
-        name: `general.name`; by default from the model card or the folder's name. Give the
-            repository's name for folders of the Hub cache, which are named by commit.
+        name: `general.name`; by default from the model card or the folder's name, which in the Hub
+            cache is a commit.
         keep_prediction: convert the multi-token prediction (MTP) layers too, which speculative
-            decoding uses; otherwise they are left out.
-        shards: its safetensors files, if they are not in `folder`. With headers alone, as of a
-            repository, names, shapes and metadata are complete and reading rows raises.
-        on_shape: called with the architecture's metadata and the tensors before the tokenizer is
-            read.
+            decoding uses.
+        shards: its safetensors files, if they are not in `folder`. With headers alone, names,
+            shapes and metadata are complete and reading rows raises.
+        on_shape: gets the architecture's metadata and the tensors before the tokenizer is read.
 
     Raises:
         InputError: a file is missing or broken, the architecture is not supported, or weights and
@@ -91,8 +90,8 @@ def open_checkpoint(
         config = {**config, "tie_word_embeddings": False}
     described = functools.cache(StoredTensor)  # thousands of experts share one description
     stored = {name: described(entry.shape, entry.dtype) for name, entry in files.entries.items()}
+    architecture = family.metadata(config)  # first: it refuses configurations
     rules = family.rules(config, stored)
-    architecture = family.metadata(config)
     if on_shape is not None:
         on_shape(architecture, [rule.info for rule in rules])
     general = general_metadata(folder, [rule.info for rule in rules], name)
@@ -164,9 +163,6 @@ class CheckpointSource:
         """The rows' bytes if the base GGUF stores them unchanged, else None.
 
         Stacked and permuted rows count as unchanged: only their order changes.
-
-        Raises:
-            IndexError: the range lies outside the tensor.
         """
         rule = self._rule(name, start, stop)
         if rule.constant is not None or rule.values is not None:

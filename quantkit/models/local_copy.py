@@ -41,11 +41,7 @@ class Survey:
 
 
 def survey(remote: RemoteFiles, folder: Path) -> Survey:
-    """Compare `folder` with `remote` by names and sizes; nothing is changed or hashed.
-
-    Raises:
-        InputError: `folder` holds files of another origin.
-    """
+    """Compare `folder` with `remote` by names and sizes; files of another origin are refused."""
     listing, record = remote.listing, read_record(folder)
     others = sorted(record.repositories - {listing.repository})
     if others:
@@ -161,9 +157,7 @@ def space_needed(
     """The disk space of a whole build; for presets an upper bound.
 
     Args:
-        download_bytes: still to be downloaded.
         elements: weights of the model.
-        vocabulary: number of tokens.
         limit: bytes of the target for weights: larger levels are not built. None if no target is
             known; levels that use all of a target's memory are then left out.
     """
@@ -195,15 +189,7 @@ def _level_bytes(level: LevelRecipe, elements: int, limit: int | None) -> int | 
 
 
 def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str = "--out") -> None:
-    """Raise if the disk has less free space than `needed`.
-
-    Args:
-        free: bytes.
-        chosen_with: the option or variable that chooses the folder.
-
-    Raises:
-        EnvironmentFault: names the size of each part and how much is missing.
-    """
+    """Raise EnvironmentFault if the disk has less space than `needed`: `free` bytes."""
     missing = needed.total_bytes - free
     if missing <= 0:
         return
@@ -223,7 +209,5 @@ def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str =
 
 def free_bytes(folder: Path) -> int:
     """Free space of the disk that holds `folder`, or will hold it."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    places = (folder.absolute(), *folder.absolute().parents)
+    return shutil.disk_usage(next(place for place in places if place.exists())).free

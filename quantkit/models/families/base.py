@@ -34,12 +34,11 @@ class TensorRule:
 
     Attributes:
         info: the GGUF name, row-major shape, and the type the base GGUF stores (BF16 or F32).
-        parts: checkpoint tensor names; more than one are stacked along a new first axis (experts).
-            Empty for a tensor that is computed from the configuration alone: see `constant`.
-        row_order: source row of each GGUF row, where rows are permuted (rotary layouts), else None.
-            For a tensor of one axis: source element of each element.
-        values: an elementwise function on F32 values, A_log → −exp(A_log) for example, else None.
-        constant: the whole tensor, where it comes from the configuration, else None.
+        parts: checkpoint tensors; more than one are stacked along a new first axis (experts).
+        row_order: source row of each GGUF row where rows are permuted (rotary layouts); of a tensor
+            of one axis, source element of each element.
+        values: an elementwise function on F32 values, A_log → −exp(A_log) for example.
+        constant: the whole tensor, where the configuration alone determines it; without parts.
     """
 
     info: TensorInfo
@@ -69,17 +68,13 @@ class Family(Protocol):
         """Architecture metadata (`general.architecture`, `{arch}.*`), without the tokenizer.
 
         Raises:
-            InputError: the configuration lacks a key, or describes what is not supported.
+            InputError: the configuration lacks a key, or describes what is not supported; it is
+                the place to refuse that, and is called before `rules`.
         """
         ...
 
     def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
-        """A rule for every GGUF tensor, in file order.
-
-        Raises:
-            InputError: a tensor that the configuration promises is missing, or one in the
-                checkpoint is neither used nor known to be droppable.
-        """
+        """A rule for every GGUF tensor, in file order; errors are those of `Rules`."""
         ...
 
 
@@ -89,11 +84,7 @@ def without_prediction(config: Config) -> Config:
 
 
 class Rules:
-    """Collects the rules of one checkpoint and checks each against what is stored.
-
-    Args:
-        stored: the checkpoint's tensors.
-    """
+    """Collects the rules of one checkpoint and checks each against what is `stored`."""
 
     def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
         self.stored = stored
@@ -169,12 +160,7 @@ class Rules:
         self._used.add(part)
 
     def finish(self) -> list[TensorRule]:
-        """All rules.
-
-        Raises:
-            InputError: a stored tensor was neither used nor dropped. Leaving it out would make
-                another model.
-        """
+        """All rules; a stored tensor that was neither used nor dropped raises InputError."""
         unused = [name for name in self.stored if name not in self._used]
         if unused:
             raise InputError(
@@ -211,10 +197,9 @@ def check_activation(config: Config, key: str = "hidden_act", computed: str = "s
 
 
 def layer_kinds(given: object, known: Mapping[str, str], keys: str) -> tuple[str, ...]:
-    """The kind of each layer, in the spelling of `known`.
+    """The kind of each layer of `given`, a list or a string with a letter for each.
 
     Args:
-        given: a list, or a string with a letter for each layer.
         known: spelling of config.json → kind.
         keys: where `given` was looked for.
     """

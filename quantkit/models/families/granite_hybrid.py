@@ -1,7 +1,7 @@
 """IBM Granite 4: Mamba-2 and attention layers, each followed by experts and a shared MLP.
 
 GGUF architectures `granitehybrid`; `granite` and `granitemoe` where all layers are attention.
-tests/families/test_against_llama_cpp.py holds the result equal to that of llama.cpp's converter,
+test_against_llama_cpp.py holds the result equal to that of llama.cpp's converter,
 but where llama.cpp could not run what the converter writes: see `GraniteHybrid.metadata`.
 """
 

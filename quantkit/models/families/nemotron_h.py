@@ -1,7 +1,7 @@
 """NVIDIA Nemotron-H: Mamba-2, attention without rotary embedding, and MLP or (latent) MoE layers.
 
 GGUF architectures `nemotron_h` (dense MLP layers) and `nemotron_h_moe`.
-tests/families/test_against_llama_cpp.py holds the result equal to that of llama.cpp's converter,
+test_against_llama_cpp.py holds the result equal to that of llama.cpp's converter,
 with the multi-token prediction head (`mtp.*`) and without.
 """
 

@@ -94,10 +94,6 @@ class Qwen3Moe(Qwen3):
         }
         return with_prefix("qwen3moe", decoder_keys(config) | own)
 
-    def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
-        _check_every_layer_has_experts(config)
-        return super().rules(config, stored)
-
     def _add_mlp(self, rules: Rules, config: Config, block: str, mlp: str) -> None:
         """The router; gate, up and down of the experts.
 
