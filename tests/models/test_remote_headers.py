@@ -18,7 +18,7 @@ import make_shape
 import pytest
 import watched
 from checkpoints import LLAMA, NEMOTRON, llama_arrays, safetensors_bytes, write_checkpoint
-from loopback_hub import COMMIT, GOOD_TOKEN, Fault, LoopbackHub, commit_of
+from loopback_hub import COMMIT, Fault, LoopbackHub, commit_of
 from waiting import wait_until
 
 from quantkit.core.errors import EnvironmentFault, InputError
@@ -76,18 +76,16 @@ class Case:
         """Of an unfinished download."""
         return self.cache / REPO.lower().replace("/", "--") / f"{COMMIT}.partial"
 
-    def client(self, address: str | None = None, token: str | bool = False) -> Hub:
+    def client(self, address: str | None) -> Hub:
         """It waits in milliseconds where the real one waits in seconds."""
         address = address or self.hub.address
-        return Hub(address, token=token, timeout_s=0.5, delays_s=(0.01,) * 3)
+        return Hub(address, token=False, timeout_s=0.5, delays_s=(0.01,) * 3)
 
-    def fetch(
-        self, revision: str | None = None, address: str | None = None, token: str | bool = False
-    ) -> RemoteHeaders:
+    def fetch(self, revision: str | None = None, address: str | None = None) -> RemoteHeaders:
         """The headers; `hub.served` and `watched` are then of this run alone."""
         self.hub.served.clear()
         self.watched = Watched()
-        make = partial(self.client, address, token)
+        make = partial(self.client, address)
         return fetch_headers(make, REPO, revision, self.watched, self.cache)
 
     def open(
@@ -279,11 +277,6 @@ def test_a_refusal_leaves_no_record(case: Case, revision: str | None, words: str
     with pytest.raises(InputError, match=words):
         case.fetch(revision)
     assert not list(case.cache.rglob("headers.json"))
-
-
-def test_a_private_repository_is_read_with_a_token(case: Case) -> None:
-    case.hub.private = {REPO}
-    assert case.fetch(token=GOOD_TOKEN).commit == COMMIT
 
 
 def test_what_cannot_be_converted_costs_no_header(case: Case) -> None:

@@ -8,7 +8,7 @@ Deterministic: the same seed gives the same lines on every Python, so that a tes
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 """Control tokens that the lines contain."""
@@ -156,27 +156,26 @@ def _contractions(draw: random.Random) -> str:
     )
 
 
-def _emoji(draw: random.Random) -> str:
-    return "".join(
-        draw.choice(_EMOJI) + draw.choice(("", "", " ", "a", "!", "\n"))
-        for _ in range(draw.randrange(1, 7))
-    )
+def _series(
+    first: Sequence[str], after: Sequence[str], below: int, times: Sequence[int] = ()
+) -> Callable[[random.Random], str]:
+    """Up to `below` times one of `first`, perhaps repeated, and one of `after`."""
+
+    def make(draw: random.Random) -> str:
+        parts = []
+        for _ in range(draw.randrange(1, below)):
+            part = draw.choice(first) * (draw.choice(times) if times else 1)
+            parts.append(part + draw.choice(after))
+        return "".join(parts)
+
+    return make
 
 
-def _spaces(draw: random.Random) -> str:
-    return "".join(
-        draw.choice(_SPACES) * draw.choice((1, 1, 1, 2, 3))
-        + draw.choice(("", "", "a", "Zu", "1", "!", "文", "é", " b"))
-        for _ in range(draw.randrange(1, 10))
-    )
-
-
-def _punctuation(draw: random.Random) -> str:
-    return "".join(
-        draw.choice(_PUNCTUATION) * draw.choice((1, 1, 1, 2, 5))
-        + draw.choice(("", "", "", " ", "a", "B", "7", "\n", "\r\n", "ß", "я"))
-        for _ in range(draw.randrange(1, 12))
-    )
+_emoji = _series(_EMOJI, ("", "", " ", "a", "!", "\n"), 7)
+_spaces = _series(_SPACES, ("", "", "a", "Zu", "1", "!", "文", "é", " b"), 10, (1, 1, 1, 2, 3))
+_after_punctuation = ("", "", "", " ", "a", "B", "7", "\n", "\r\n", "ß", "я")
+_punctuation = _series(_PUNCTUATION, _after_punctuation, 12, (1, 1, 1, 2, 5))
+_letters = _series((*_LETTERS, *_NUMERALS), ("", "", " ", "a", "B", "'s", "1"), 9)
 
 
 def _marks(draw: random.Random) -> str:
@@ -192,13 +191,6 @@ def _rare(draw: random.Random) -> str:
     return "".join(
         draw.choice((chr(draw.randint(low, high)), chr(draw.randint(low, high)), *"aZ 9!"))
         for _ in range(draw.randrange(1, 12))
-    )
-
-
-def _letters(draw: random.Random) -> str:
-    return "".join(
-        draw.choice((*_LETTERS, *_NUMERALS)) + draw.choice(("", "", " ", "a", "B", "'s", "1"))
-        for _ in range(draw.randrange(1, 9))
     )
 
 
