@@ -38,11 +38,7 @@ OnShape = Callable[[Metadata, Sequence[TensorInfo]], object]
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Without garbage collection, which takes a quarter of the time.
-
-    Headers and a vocabulary are a million small values without cycles, which the collector would
-    scan again and again.
-    """
+    """Without garbage collection: it would scan a million small values again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -61,9 +57,7 @@ def open_checkpoint(
     shards: Iterable[SafetensorsFile] | None = None,
     on_shape: OnShape | None = None,
 ) -> CheckpointSource:
-    """The checkpoint in `folder`, fully checked.
-
-    Weights are not read, except an output matrix that may be a copy of tied embeddings.
+    """The checkpoint in `folder`, fully checked; its weights are not read, but see `_is_tied`.
 
     Args:
         folder: config.json, tokenizer files and safetensors.

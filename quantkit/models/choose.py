@@ -25,10 +25,9 @@ _REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model as the person named it.
+    """A model as the person named it: `given`.
 
     Attributes:
-        given: what the person wrote.
         name: what artifacts are called after.
         path: the folder or file; for a repository, None until it is downloaded.
         repository: OWNER/NAME on the Hub; None for a folder or a file.
@@ -70,14 +69,7 @@ def choose_model(model: str) -> ModelChoice:
 
 
 def choose_local(model: str, option: str = "--model") -> tuple[ModelChoice, Path]:
-    """A model on this disk, and where it is.
-
-    Args:
-        option: the one that named it, for the message.
-
-    Raises:
-        InputError: it is a repository, or as `choose_model`.
-    """
+    """A model on this disk, and where it is; a repository is refused, naming `option`."""
     choice = choose_model(model)
     if choice.path is None:
         raise InputError(
@@ -94,10 +86,7 @@ def artifact_name(name: str) -> str:
 
 
 def imatrix_name(model: str) -> str:
-    """The file name of a model's importance matrix where it is published.
-
-    Artifacts say so, so that one that is made again with the published file is the same.
-    """
+    """The file name of a published importance matrix; it is in the metadata of artifacts too."""
     return f"{model}-imatrix.gguf"
 
 

@@ -48,12 +48,7 @@ NOTE_EVERY_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Downloaded:
-    """The files of a repository in a folder.
-
-    Attributes:
-        files: all of them, sorted by name.
-        fetched_bytes: downloaded by this run.
-    """
+    """The files of a repository in a folder, by name, and how much of them this run fetched."""
 
     repository: str
     commit: str

@@ -86,7 +86,7 @@ class ModelGeometry:
         prediction: what the layers of the prediction head keep in a context of their own, if they
             draft tokens.
         predicts: whether llama.cpp can let so many of this architecture.
-        rolls_back: whether the recurrent state is kept for each drafted token, to take it back.
+        rolls_back: whether the recurrent state is kept for each drafted token.
     """
 
     architecture: str

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 
 from quantkit.config.levels import LevelRecipe
@@ -17,6 +16,7 @@ from quantkit.formats.logits_file import scored_positions
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.hub.downloads import STATE, Kept, RemoteFiles, read_record
 from quantkit.hub.reading import HubFile
+from quantkit.models.remote import matches
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ def survey(remote: RemoteFiles, folder: Path) -> Survey:
     listed = {file.name for file in listing.files}
     ours = {name for name, k in record.kept.items() if k.brought and k.is_unchanged(folder)}
     obsolete = ours - listed
-    foreign = sorted(set(_matching(folder, remote.foreign)) - listed - obsolete)
+    places = (folder, folder / "additional_chat_templates")
+    paths = chain.from_iterable(place.iterdir() for place in places if place.is_dir())
+    names = {path.relative_to(folder).as_posix() for path in paths}
+    foreign = sorted(n for n in names - listed - obsolete if matches(n, remote.foreign))
     if foreign:
         more = f" and {len(foreign) - 1} more files" if len(foreign) > 1 else ""
         raise InputError(
@@ -81,16 +84,6 @@ def survey(remote: RemoteFiles, folder: Path) -> Survey:
     removed = (*(folder / name for name in sorted(obsolete)), *leftovers)
     free = free_bytes(folder) + sum(map(_size, removed))
     return Survey(tuple(kept), tuple(present), tuple(missing), removed, fetch, free)
-
-
-def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[str]:
-    """Names of the files in `folder` that match one of `patterns`."""
-    for place in (folder, folder / "additional_chat_templates"):
-        for path in place.iterdir() if place.is_dir() else ():
-            name = path.relative_to(folder).as_posix()
-            near = (p for p in patterns if p.count("/") == name.count("/"))
-            if any(fnmatchcase(name, pattern) for pattern in near):
-                yield name
 
 
 def is_brought(known: Kept | None) -> bool:

@@ -57,6 +57,12 @@ class RemoteCheckpoint(RemoteFiles):
         return weights // (4 if dtype == "float32" else 2)
 
 
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of `patterns` is of this name; `*` stands for no folder."""
+    near = (pattern for pattern in patterns if pattern.count("/") == name.count("/"))
+    return any(fnmatchcase(name, pattern) for pattern in near)
+
+
 def wanted_files(listing: Listing, shards: Iterable[str] | None) -> tuple[HubFile, ...]:
     """The files of a repository that a build needs, small ones first.
 
@@ -94,8 +100,7 @@ def wanted_files(listing: Listing, shards: Iterable[str] | None) -> tuple[HubFil
     beside = [
         name
         for name in files
-        if any(fnmatchcase(name, p) and name.count("/") == p.count("/") for p in BESIDE_WEIGHTS)
-        and (name == INDEX or not name.endswith(".index.json"))
+        if matches(name, BESIDE_WEIGHTS) and (name == INDEX or not name.endswith(".index.json"))
     ]
     beside.sort(key=lambda name: (name != CONFIG, name))
     return tuple(files[name] for name in (*beside, *weights))

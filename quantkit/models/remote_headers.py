@@ -17,7 +17,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import quote
 
@@ -36,7 +35,7 @@ from quantkit.formats.safetensors_files import (
 )
 from quantkit.hub.reading import Hub, HubFile, Listing, is_commit
 from quantkit.models.download import ThreadsProgress
-from quantkit.models.remote import READ_BY_CONVERSION, look_up, read_small
+from quantkit.models.remote import READ_BY_CONVERSION, look_up, matches, read_small
 
 FIRST_BYTES = 256 << 10
 """Size of the first request for a shard; headers of 5 GB shards have 90 to 120 kB."""
@@ -105,8 +104,7 @@ def fetch_headers(
         cache: the user's by default.
 
     Raises:
-        InputError: no such repository or revision, no access, no safetensors, a header that is
-            wrong, an architecture that is not converted, or another run is fetching the same.
+        InputError: as `look_up`, a header is wrong, or another run is fetching the same.
         EnvironmentFault: the disk failed, or the network or the Hub did and nothing is cached.
     """
     place = (cache or cache_folder() / "headers") / repository.lower().replace("/", "--")
@@ -172,7 +170,7 @@ def _fetch(
         folder = work / "whole"
         remote = look_up(hub, repository, commit, folder / _CHECKPOINT, progress)
         # Conversion reads no licences, for example.
-        files = [f for f in remote.files if any(fnmatchcase(f.name, p) for p in READ_BY_CONVERSION)]
+        files = [file for file in remote.files if matches(file.name, READ_BY_CONVERSION)]
         reports = ThreadsProgress(progress)
 
         def bring(file: HubFile) -> None:

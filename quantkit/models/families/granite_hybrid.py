@@ -32,12 +32,14 @@ from quantkit.models.families.llama import (
     decoder_keys,
     decoder_sizes,
 )
-from quantkit.models.families.mamba2 import Mamba2Sizes, add_mamba2, mamba2_keys
+from quantkit.models.families.mamba2 import (
+    HYBRID_KINDS,
+    UNROTATED_CONTEXT_LENGTH,
+    Mamba2Sizes,
+    add_mamba2,
+    mamba2_keys,
+)
 from quantkit.models.families.rope import add_rope_factors
-
-CONTEXT_LENGTH = 1 << 20
-"""What the GGUF says where nothing is rotated, as llama.cpp's converter does: no position limits
-such a model."""
 
 # What config.json calls them, and the GGUF; transformers and llama.cpp differ in the default of
 # the attention's (1 and 1/√head_dim), so all are always written.
@@ -85,7 +87,7 @@ class GraniteHybrid:
         if sizes.head_dim * sizes.heads != sizes.hidden:
             keys["attention.key_length"] = keys["attention.value_length"] = sizes.head_dim
         if not g.rotates:
-            keys["context_length"] = CONTEXT_LENGTH
+            keys["context_length"] = UNROTATED_CONTEXT_LENGTH
         return with_prefix(g.architecture, keys)
 
     def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
@@ -131,14 +133,6 @@ def _add_shared_mlp(rules: Rules, g: GraniteSizes, block: str, mlp: str) -> None
 EXPANSION = 2
 """Width of the mixer over the hidden size; src/models/granite-hybrid.cpp asserts it."""
 
-# Spellings before transformers 5, and since.
-_KIND = {
-    "mamba": "mamba",
-    "linear_attention": "mamba",
-    "attention": "attention",
-    "full_attention": "attention",
-}
-
 
 @dataclass(frozen=True)
 class GraniteSizes:
@@ -173,7 +167,7 @@ def granite_sizes(config: Config) -> GraniteSizes:
     """The sizes, all but the number of experts positive."""
     decoder = decoder_sizes(config)
     layers = layer_kinds(
-        config.get("layer_types") or config.get("layers_block_type"), _KIND, "layer_types"
+        config.get("layer_types") or config.get("layers_block_type"), HYBRID_KINDS, "layer_types"
     )
     refuse_if(
         len(layers) != decoder.layers,

@@ -151,8 +151,7 @@ def add_attention(
     """Query, key, value and output of one layer.
 
     Args:
-        block: GGUF prefix, `blk.3.`.
-        attention: the checkpoint's prefix, `model.layers.3.self_attn.`.
+        block, attention: prefixes in the GGUF and checkpoint, `blk.3.`, `….layers.3.self_attn.`.
         interleaved: llama.cpp rotates neighbours for this architecture ("norm" rope, see
             `llama_model_rope_type` in its llama-model.cpp), so rows of q and k change places; with
             "neox" rope they stay.

@@ -9,6 +9,19 @@ from numpy.typing import NDArray
 
 from quantkit.models.families.base import Keys, Rules, refuse_if
 
+HYBRID_KINDS = {
+    "mamba": "mamba",
+    "linear_attention": "mamba",
+    "attention": "attention",
+    "full_attention": "attention",
+}
+"""Kinds of layers in the spellings before transformers 5, and since."""
+
+UNROTATED_CONTEXT_LENGTH = 1 << 20
+"""What the GGUF says where nothing is rotated, whatever config.json does, as llama.cpp's converter
+writes it: no position limits such a model. llama-server would cap a slot at the 262144 of
+Nemotron-3-Super's `max_position_embeddings`, though it was trained to 1M."""
+
 
 @dataclass(frozen=True)
 class Mamba2Sizes:

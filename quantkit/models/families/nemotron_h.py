@@ -27,12 +27,13 @@ from quantkit.models.families.base import (
     with_prefix,
 )
 from quantkit.models.families.llama import DecoderSizes, add_attention, expert_parts
-from quantkit.models.families.mamba2 import Mamba2Sizes, add_mamba2, mamba2_keys
-
-CONTEXT_LENGTH = 1 << 20
-"""What the GGUF says, whatever config.json does: there is no rotary embedding, so no position
-limits the model, and llama-server would cap a slot at the 262144 of Nemotron-3-Super's
-`max_position_embeddings` though it was trained to 1M. llama.cpp's converter writes the same."""
+from quantkit.models.families.mamba2 import (
+    HYBRID_KINDS,
+    UNROTATED_CONTEXT_LENGTH,
+    Mamba2Sizes,
+    add_mamba2,
+    mamba2_keys,
+)
 
 _EPSILONS = ("layer_norm_epsilon", "layer_norm_eps", "norm_eps", "rms_norm_eps")
 
@@ -53,7 +54,7 @@ class NemotronH:
         )
         keys: Keys = {
             "block_count": len(g.blocks),
-            "context_length": CONTEXT_LENGTH,
+            "context_length": UNROTATED_CONTEXT_LENGTH,
             "embedding_length": hidden,
             # llama.cpp tells the kinds of layers apart by these two: Mamba has neither.
             "feed_forward_length": [
@@ -186,13 +187,8 @@ def _add_moe(rules: Rules, g: NemotronSizes, config: Config, block: str, mixer: 
         rules.add(f"{block}ffn_{name}_shexp.weight", part, (rows, row))
 
 
-_SPELLINGS = {
-    "mamba": ("M", "mamba", "linear_attention"),
-    "attention": ("*", "attention", "full_attention"),
-    "moe": ("E", "moe"),
-    "mlp": ("-", "mlp"),
-}
-_KIND = {spelling: kind for kind, spellings in _SPELLINGS.items() for spelling in spellings}
+_KIND = HYBRID_KINDS | {"M": "mamba", "*": "attention", "E": "moe", "-": "mlp"}
+_KIND |= {"moe": "moe", "mlp": "mlp"}
 
 
 @dataclass(frozen=True)

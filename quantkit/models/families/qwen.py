@@ -127,11 +127,7 @@ def _sliding_layers(config: Config) -> Sequence[int]:
 
 
 def _check_config(config: Config, sliding: Sequence[int]) -> None:
-    """Refuse what llama.cpp's Qwen graphs would not compute, although its converter takes it.
-
-    Args:
-        sliding: layers that attend to a window where config.json uses one.
-    """
+    """Refuse what llama.cpp's Qwen graphs would not compute, although its converter takes it."""
     check_activation(config)
     refuse_if(
         config.get("is_causal") is False,
