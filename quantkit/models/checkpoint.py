@@ -111,14 +111,12 @@ def _is_tied(files: SafetensorsFolder) -> bool | None:
         return False
     if not files.file_of(_OUTPUT).has_data:
         return None
-    return all(
-        np.array_equal(
-            files.file_of(_OUTPUT).read_raw(_OUTPUT, start, stop),
-            files.file_of(embedding).read_raw(embedding, start, stop),
-        )
-        for start in range(0, output.elements, _COMPARED_AT_ONCE)
-        for stop in [min(start + _COMPARED_AT_ONCE, output.elements)]
-    )
+    for start in range(0, output.elements, _COMPARED_AT_ONCE):
+        stop = min(start + _COMPARED_AT_ONCE, output.elements)
+        ours, tied = (files.file_of(n).read_raw(n, start, stop) for n in (_OUTPUT, embedding))
+        if not np.array_equal(ours, tied):
+            return False
+    return True
 
 
 class CheckpointSource:
@@ -142,11 +140,7 @@ class CheckpointSource:
         self._rules = {rule.info.name: rule for rule in rules}
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows [start, stop) as F32. Only these rows are in memory.
-
-        Raises:
-            IndexError: the range lies outside the tensor.
-        """
+        """Rows [start, stop) as F32. Only these rows are in memory."""
         rule = self._rule(name, start, stop)
         if rule.constant is not None:
             return rule.constant.reshape(-1, rule.info.row_elements)[start:stop].copy()

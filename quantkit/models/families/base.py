@@ -62,7 +62,6 @@ class Family(Protocol):
     @property
     def architectures(self) -> tuple[str, ...]:
         """Values of config.json's `architectures[0]` that this family converts."""
-        ...
 
     def metadata(self, config: Config) -> Metadata:
         """Architecture metadata (`general.architecture`, `{arch}.*`), without the tokenizer.
@@ -71,11 +70,9 @@ class Family(Protocol):
             InputError: the configuration lacks a key, or describes what is not supported; it is
                 the place to refuse that, and is called before `rules`.
         """
-        ...
 
     def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
         """A rule for every GGUF tensor, in file order; errors are those of `Rules`."""
-        ...
 
 
 def without_prediction(config: Config) -> Config:

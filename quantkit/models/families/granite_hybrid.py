@@ -26,7 +26,6 @@ from quantkit.models.families.base import (
 from quantkit.models.families.llama import (
     DecoderSizes,
     add_attention,
-    add_embedding,
     add_gate_and_up,
     add_output,
     decoder_keys,
@@ -95,7 +94,7 @@ class GraniteHybrid:
         hidden = g.decoder.hidden
         rules = Rules(stored)
         add_rope_factors(rules, config, g.decoder.head_dim)
-        add_embedding(rules, g.decoder)
+        rules.add("token_embd.weight", "model.embed_tokens.weight", g.decoder.embedding)
         for index, kind in enumerate(g.layers):
             block, layer = f"blk.{index}.", f"model.layers.{index}."
             rules.add_norm(f"{block}attn_norm", f"{layer}input_layernorm", hidden)

@@ -57,7 +57,7 @@ class Llama:
         sizes, rules = decoder_sizes(config), Rules(stored)
         if self.norm_rope:
             add_rope_factors(rules, config, sizes.head_dim)
-        add_embedding(rules, sizes)
+        rules.add("token_embd.weight", "model.embed_tokens.weight", sizes.embedding)
         for index in range(sizes.layers):
             block, layer = f"blk.{index}.", f"model.layers.{index}."
             rules.add_norm(f"{block}attn_norm", f"{layer}input_layernorm", sizes.hidden)
@@ -88,6 +88,10 @@ class DecoderSizes:
     heads: int
     kv_heads: int
     head_dim: int
+
+    @property
+    def embedding(self) -> tuple[int, int]:
+        return self.vocabulary, self.hidden
 
 
 def decoder_sizes(config: Config) -> DecoderSizes:
@@ -125,11 +129,6 @@ def decoder_keys(config: Config) -> Keys:
     return keys | rope_keys(config)
 
 
-def add_embedding(rules: Rules, sizes: DecoderSizes) -> None:
-    shape = (sizes.vocabulary, sizes.hidden)
-    rules.add("token_embd.weight", "model.embed_tokens.weight", shape)
-
-
 def add_output(rules: Rules, config: Config, sizes: DecoderSizes) -> None:
     """The last norm and the output matrix.
 
@@ -139,7 +138,7 @@ def add_output(rules: Rules, config: Config, sizes: DecoderSizes) -> None:
     if config.get("tie_word_embeddings"):
         rules.drop("lm_head.weight")
     else:
-        rules.add("output.weight", "lm_head.weight", (sizes.vocabulary, sizes.hidden))
+        rules.add("output.weight", "lm_head.weight", sizes.embedding)
     for name in rules.stored:
         if name.endswith(".rotary_emb.inv_freq"):  # Recomputed from rope_theta everywhere.
             rules.drop(name)

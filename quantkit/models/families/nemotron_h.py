@@ -89,7 +89,7 @@ class NemotronH:
         rules = Rules(stored)
         # NVIDIA and transformers write backbone.*, PEFT and some fine-tunes model.*.
         root = "model" if "model.embeddings.weight" in rules.stored else "backbone"
-        rules.add("token_embd.weight", f"{root}.embeddings.weight", (sizes.vocabulary, hidden))
+        rules.add("token_embd.weight", f"{root}.embeddings.weight", sizes.embedding)
         for index, kind in enumerate(g.layers):
             block, layer = f"blk.{index}.", f"{root}.layers.{index}."
             rules.add(f"{block}attn_norm.weight", f"{layer}norm.weight", (hidden,))
@@ -110,7 +110,7 @@ class NemotronH:
                     _add_moe(rules, g, config, block, f"{layer}mixer.")
         rules.add("output_norm.weight", f"{root}.norm_f.weight", (hidden,))
         if "lm_head.weight" in rules.stored and not config.get("tie_word_embeddings"):
-            rules.add("output.weight", "lm_head.weight", (sizes.vocabulary, hidden))
+            rules.add("output.weight", "lm_head.weight", sizes.embedding)
         elif config.get("tie_word_embeddings"):
             rules.drop("lm_head.weight")
         else:

@@ -14,11 +14,7 @@ FAMILIES: tuple[Family, ...] = (NemotronH(), GraniteHybrid(), Llama(), Qwen2(), 
 
 
 def family_for(config: Config) -> Family:
-    """The family of `architectures[0]`.
-
-    Raises:
-        InputError: config.json names no architecture, or one that is not converted.
-    """
+    """The family of `architectures[0]`; raises InputError if that is none that is converted."""
     named = config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else None
     for family in FAMILIES:
