@@ -29,11 +29,7 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         thinking: bool = False,
     ) -> str:
-        """The text of `messages`.
-
-        Raises:
-            InputError: the template fails, or refuses them.
-        """
+        """The text of `messages`; a template that fails or refuses them raises InputError."""
         from jinja2 import TemplateError
         from jinja2.ext import loopcontrols
         from jinja2.sandbox import ImmutableSandboxedEnvironment

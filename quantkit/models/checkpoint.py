@@ -20,11 +20,10 @@ from quantkit.formats.safetensors_files import (
 )
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.families.base import Config, StoredTensor, TensorRule, without_prediction
-from quantkit.models.families.registry import family_for
+from quantkit.models.families.registry import family_and_config
 from quantkit.models.general_metadata import general_metadata
 from quantkit.models.json_files import read_json
 from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
-from quantkit.models.transformers_reader import config_with_defaults
 
 _EMBEDDINGS = ("model.embed_tokens.weight", "backbone.embeddings.weight", "model.embeddings.weight")
 _OUTPUT = "lm_head.weight"
@@ -39,11 +38,7 @@ OnShape = Callable[[Metadata, Sequence[TensorInfo]], object]
 
 @contextmanager
 def _without_collection() -> Iterator[None]:
-    """Without garbage collection, which takes a quarter of the time.
-
-    Headers and a vocabulary are a million small values without cycles, which the collector would
-    scan again and again.
-    """
+    """Without garbage collection: it would scan a million small values again and again."""
     was_enabled = gc.isenabled()
     gc.disable()
     try:
@@ -62,20 +57,17 @@ def open_checkpoint(
     shards: Iterable[SafetensorsFile] | None = None,
     on_shape: OnShape | None = None,
 ) -> CheckpointSource:
-    """The checkpoint in `folder`, fully checked.
-
-    Weights are not read, except an output matrix that may be a copy of tied embeddings.
+    """The checkpoint in `folder`, fully checked; its weights are not read, but see `_is_tied`.
 
     Args:
         folder: config.json, tokenizer files and safetensors.
-        name: `general.name`; by default from the model card or the folder's name. Give the
-            repository's name for folders of the Hub cache, which are named by commit.
+        name: `general.name`; by default from the model card or the folder's name, which in the Hub
+            cache is a commit.
         keep_prediction: convert the multi-token prediction (MTP) layers too, which speculative
-            decoding uses; otherwise they are left out.
-        shards: its safetensors files, if they are not in `folder`. With headers alone, as of a
-            repository, names, shapes and metadata are complete and reading rows raises.
-        on_shape: called with the architecture's metadata and the tensors before the tokenizer is
-            read.
+            decoding uses.
+        shards: its safetensors files, if they are not in `folder`. With headers alone, names,
+            shapes and metadata are complete and reading rows raises.
+        on_shape: gets the architecture's metadata and the tensors before the tokenizer is read.
 
     Raises:
         InputError: a file is missing or broken, the architecture is not supported, or weights and
@@ -83,24 +75,17 @@ def open_checkpoint(
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; give a folder with a checkpoint, or a GGUF file")
-    config: Config = read_json(folder / "config.json")
-    if not keep_prediction:
-        config = without_prediction(config)
-    family = family_for(config)
-    config = config_with_defaults(config)
-    if config.get("quantization_config"):
-        raise InputError(
-            f"{folder / 'config.json'} describes a quantized checkpoint; only BF16, F16 and F32 "
-            "are converted: use the model's BF16 release"
-        )
+    raw: Config = read_json(folder / "config.json")
+    raw = raw if keep_prediction else without_prediction(raw)
+    family, config = family_and_config(raw, str(folder / "config.json"))
     files = SafetensorsFolder(folder, shards)
     tied = _is_tied(files) if config.get("tie_word_embeddings") else True
     if tied is False:
         config = {**config, "tie_word_embeddings": False}
     described = functools.cache(StoredTensor)  # thousands of experts share one description
     stored = {name: described(entry.shape, entry.dtype) for name, entry in files.entries.items()}
+    architecture = family.metadata(config)  # first: it refuses configurations
     rules = family.rules(config, stored)
-    architecture = family.metadata(config)
     if on_shape is not None:
         on_shape(architecture, [rule.info for rule in rules])
     general = general_metadata(folder, [rule.info for rule in rules], name)
@@ -113,8 +98,7 @@ def open_checkpoint(
 def _is_tied(files: SafetensorsFolder) -> bool | None:
     """Whether an output matrix that is stored beside tied embeddings is a copy of them.
 
-    Where the two differ, transformers uses the stored output, and so does llama.cpp if the GGUF has
-    it. None if the weights are not here to compare.
+    If it is not, transformers uses it, and so does llama.cpp. None: the weights are not here.
     """
     entries = files.entries
     embedding = next((name for name in _EMBEDDINGS if name in entries), None)
@@ -127,14 +111,12 @@ def _is_tied(files: SafetensorsFolder) -> bool | None:
         return False
     if not files.file_of(_OUTPUT).has_data:
         return None
-    return all(
-        np.array_equal(
-            files.file_of(_OUTPUT).read_raw(_OUTPUT, start, stop),
-            files.file_of(embedding).read_raw(embedding, start, stop),
-        )
-        for start in range(0, output.elements, _COMPARED_AT_ONCE)
-        for stop in [min(start + _COMPARED_AT_ONCE, output.elements)]
-    )
+    for start in range(0, output.elements, _COMPARED_AT_ONCE):
+        stop = min(start + _COMPARED_AT_ONCE, output.elements)
+        ours, tied = (files.file_of(n).read_raw(n, start, stop) for n in (_OUTPUT, embedding))
+        if not np.array_equal(ours, tied):
+            return False
+    return True
 
 
 class CheckpointSource:
@@ -158,11 +140,7 @@ class CheckpointSource:
         self._rules = {rule.info.name: rule for rule in rules}
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
-        """Rows [start, stop) as F32. Only these rows are in memory.
-
-        Raises:
-            IndexError: the range lies outside the tensor.
-        """
+        """Rows [start, stop) as F32. Only these rows are in memory."""
         rule = self._rule(name, start, stop)
         if rule.constant is not None:
             return rule.constant.reshape(-1, rule.info.row_elements)[start:stop].copy()
@@ -173,9 +151,6 @@ class CheckpointSource:
         """The rows' bytes if the base GGUF stores them unchanged, else None.
 
         Stacked and permuted rows count as unchanged: only their order changes.
-
-        Raises:
-            IndexError: the range lies outside the tensor.
         """
         rule = self._rule(name, start, stop)
         if rule.constant is not None or rule.values is not None:
@@ -197,16 +172,14 @@ class CheckpointSource:
     def _raw_rows(self, rule: TensorRule, start: int, stop: int) -> NDArray[np.uint8]:
         """The rows' bytes in the checkpoint's dtype, shape (stop - start, bytes a row)."""
         width = rule.info.row_elements
-        if rule.row_order is not None and len(rule.info.shape) > 1:
-            part = rule.parts[0]
-            return self._files.file_of(part).gather_raw(part, rule.row_order[start:stop], width)
+        if rule.row_order is not None:
+            file = self._files.file_of(rule.parts[0])
+            if len(rule.info.shape) > 1:
+                return file.gather_raw(rule.parts[0], rule.row_order[start:stop], width)
+            elements = file.gather_raw(rule.parts[0], rule.row_order, 1)  # of one row
+            return elements.reshape(1, -1)[: stop - start]
         row_bytes = width * DTYPE_BYTES[self._dtype(rule)]
         out = np.empty((stop - start, row_bytes), np.uint8)
-        if rule.row_order is not None:  # one row, whose elements are permuted
-            part = rule.parts[0]
-            elements = self._files.file_of(part).gather_raw(part, rule.row_order, 1)
-            out[:] = elements.reshape(1, -1)[: stop - start]
-            return out
         part_rows = rule.info.rows // len(rule.parts)
         row = start
         while row < stop:

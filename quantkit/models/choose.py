@@ -25,10 +25,9 @@ _REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model as the person named it.
+    """A model as the person named it: `given`.
 
     Attributes:
-        given: what the person wrote.
         name: what artifacts are called after.
         path: the folder or file; for a repository, None until it is downloaded.
         repository: OWNER/NAME on the Hub; None for a folder or a file.
@@ -70,14 +69,7 @@ def choose_model(model: str) -> ModelChoice:
 
 
 def choose_local(model: str, option: str = "--model") -> tuple[ModelChoice, Path]:
-    """A model on this disk, and where it is.
-
-    Args:
-        option: the one that named it, for the message.
-
-    Raises:
-        InputError: it is a repository, or as `choose_model`.
-    """
+    """A model on this disk, and where it is; a repository is refused, naming `option`."""
     choice = choose_model(model)
     if choice.path is None:
         raise InputError(
@@ -94,10 +86,7 @@ def artifact_name(name: str) -> str:
 
 
 def imatrix_name(model: str) -> str:
-    """The file name of a model's importance matrix where it is published.
-
-    Artifacts say so, so that one that is made again with the published file is the same.
-    """
+    """The file name of a published importance matrix; it is in the metadata of artifacts too."""
     return f"{model}-imatrix.gguf"
 
 
@@ -122,8 +111,7 @@ def open_source(
 
     Args:
         downloaded: where a repository was downloaded to.
-        keep_prediction: of a checkpoint, the multi-token prediction layers too.
-        on_shape: as `open_checkpoint` takes it; of a checkpoint only.
+        keep_prediction, on_shape: of a checkpoint, as `open_checkpoint` takes them.
 
     Raises:
         InputError: broken files, or an architecture that is not supported.
@@ -153,17 +141,11 @@ def open_shapes(
     Reading rows of a repository raises `InputError`.
 
     Args:
-        progress: counts files, and is notified if an earlier commit is used because the Hub cannot
-            be reached.
-        hub: makes the client; not called for a cached commit.
-        keep_prediction: of a checkpoint, the multi-token prediction layers too.
-        cache: the folder for headers; the user's by default.
-        on_shape: as `open_checkpoint` takes it.
+        progress, hub, cache: as `fetch_headers` takes them.
+        keep_prediction, on_shape: of a checkpoint, as `open_checkpoint` takes them.
 
     Raises:
-        InputError: no such repository or revision, no access, broken files, or an architecture
-            that is not supported.
-        EnvironmentFault: the network, the Hub or the disk failed.
+        InputError, EnvironmentFault: as `fetch_headers` and `open_checkpoint`.
     """
     if choice.repository is None:
         return open_source(choice, keep_prediction=keep_prediction, on_shape=on_shape)

@@ -48,12 +48,7 @@ NOTE_EVERY_SECONDS = 10.0
 
 @dataclass(frozen=True)
 class Downloaded:
-    """The files of a repository in a folder.
-
-    Attributes:
-        files: all of them, sorted by name.
-        fetched_bytes: downloaded by this run.
-    """
+    """The files of a repository in a folder, by name, and how much of them this run fetched."""
 
     repository: str
     commit: str
@@ -85,39 +80,33 @@ def download(
     """
     _checked_survey(remote, folder)  # before the folder is created
     with build_folder(folder / STATE):
-        return _download(remote, hub, folder, progress, workers)
+        found = _checked_survey(remote, folder)
+        try:  # files of earlier revisions go
+            for path in found.removed:
+                path.unlink()
+        except OSError as error:
+            raise InputError(
+                f"cannot write to {folder}: {error.strerror}; choose another folder with "
+                f"{remote.chosen_with}"
+            ) from None
+        kept = sum(file.size_bytes for file in found.kept)
+        progress.start(remote.size_bytes, "B", done=kept)
+        job = _Job(remote, hub, folder, progress, found.kept)
+        # Files that are here come first: one that is not ours ends the run early.
+        run_all(job.bring, (*found.present, *found.missing), workers, job.stop)
+        job.journal.forget_others()
+        for path in sorted((folder / STATE).rglob("*"), reverse=True):  # contents before folders
+            if path.is_dir():
+                with suppress(OSError):  # not empty
+                    path.rmdir()
+    files = tuple(sorted(job.verified, key=lambda kept: kept.name))
+    return Downloaded(remote.listing.repository, remote.listing.commit, files, job.fetched_bytes)
 
 
 def _checked_survey(remote: RemoteFiles, folder: Path) -> Survey:
     found = survey(remote, folder)
     check_space(SpaceNeeded(found.fetch_bytes), found.free_bytes, folder, remote.chosen_with)
     return found
-
-
-def _download(
-    remote: RemoteFiles, hub: Hub, folder: Path, progress: Progress, workers: int
-) -> Downloaded:
-    found = _checked_survey(remote, folder)
-    try:  # files of earlier revisions go
-        for path in (*(folder / obsolete.name for obsolete in found.obsolete), *found.leftovers):
-            path.unlink()
-    except OSError as error:
-        raise InputError(
-            f"cannot write to {folder}: {error.strerror}; choose another folder with "
-            f"{remote.chosen_with}"
-        ) from None
-    kept = sum(file.size_bytes for file in found.kept)
-    progress.start(remote.size_bytes, "B", done=kept)
-    job = _Job(remote, hub, folder, progress, found.kept)
-    # Files that are here come first: one that is not ours ends the run early.
-    run_all(job.bring, (*found.present, *found.missing), workers, job.stop)
-    job.journal.forget_others()
-    for path in sorted((folder / STATE).rglob("*"), reverse=True):  # contents before their folder
-        if path.is_dir():
-            with suppress(OSError):  # not empty
-                path.rmdir()
-    files = tuple(sorted(job.verified, key=lambda kept: kept.name))
-    return Downloaded(remote.listing.repository, remote.listing.commit, files, job.fetched_bytes)
 
 
 class _StoppedError(Exception):

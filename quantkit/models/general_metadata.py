@@ -18,9 +18,8 @@ def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | No
     Only the folder's name is used, never its path.
 
     Args:
-        folder: the checkpoint.
-        tensors: the GGUF's tensors, whose sizes give `general.size_label`.
-        name: the model's name; by default the folder's or the model card's.
+        tensors: the GGUF's, whose sizes give `general.size_label`.
+        name: the model's; by default the folder's or the model card's.
     """
     import gguf
     import yaml

@@ -3,7 +3,7 @@
 Sources: llama.cpp `llama-hparams.cpp` (n_embd_r, n_embd_s, n_embd_k_gqa), `llama-kv-cache.cpp`,
 `llama-memory-recurrent.cpp`, and for which layers are recurrent each architecture's own file in
 `src/models/` (is_recr_impl) with the filters in `llama-model.cpp` (create_memory).
-tests/families/test_geometry.py compares with the buffer sizes that llama.cpp logs.
+tests/models/test_geometry.py compares with the buffer sizes that llama.cpp logs.
 """
 
 from __future__ import annotations
@@ -66,11 +66,7 @@ class LayerGeometry:
     def context_bytes(
         self, context_tokens: int, kv_type: str, sequences: int = 1, snapshots: int = 0
     ) -> int:
-        """KV cache for `context_tokens` in `kv_type`, and recurrent state in F32.
-
-        Args:
-            snapshots: of the state that each sequence keeps beside it, to take tokens back.
-        """
+        """KV cache in `kv_type`, and F32 recurrent state with `snapshots` to take tokens back."""
         kind = quant_type(kv_type)
         cells = -(-context_tokens // 256) * 256  # llama.cpp pads the cache to 256 cells
         kv = kind.size_bytes(cells * (self.key_elements + self.value_elements))
@@ -90,7 +86,7 @@ class ModelGeometry:
         prediction: what the layers of the prediction head keep in a context of their own, if they
             draft tokens.
         predicts: whether llama.cpp can let so many of this architecture.
-        rolls_back: whether the recurrent state is kept for each drafted token, to take it back.
+        rolls_back: whether the recurrent state is kept for each drafted token.
     """
 
     architecture: str
@@ -109,8 +105,7 @@ class ModelGeometry:
 def geometry_of(metadata: Metadata) -> ModelGeometry:
     """The geometry that `metadata` describes.
 
-    Layers of a prediction head (MTP) keep nothing: they come after the others, and llama.cpp's main
-    context does not run them. What they keep in a second context is in `prediction`.
+    Layers of a prediction head (MTP) keep nothing: llama.cpp's main context does not run them.
 
     Raises:
         InputError: a key that every model has is missing or not a number, or the model keeps a

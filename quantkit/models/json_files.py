@@ -23,12 +23,7 @@ def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
 
 
 def parse_json(content: bytes, where: str, advice: str = "download it again") -> dict[str, Any]:
-    """The JSON object in `content`.
-
-    Args:
-        where: the file's name, for messages.
-        advice: what to do about a broken file.
-    """
+    """The JSON object in `content` of the file `where`; `advice` is for a broken one."""
     try:
         value = json.loads(content.decode())
     except (ValueError, RecursionError) as error:

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from itertools import chain
 from pathlib import Path
 
 from quantkit.config.levels import LevelRecipe
@@ -17,6 +16,7 @@ from quantkit.formats.logits_file import scored_positions
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.hub.downloads import STATE, Kept, RemoteFiles, read_record
 from quantkit.hub.reading import HubFile
+from quantkit.models.remote import matches
 
 
 @dataclass(frozen=True)
@@ -27,27 +27,21 @@ class Survey:
         kept: verified before and unchanged since.
         present: here, but not hashed yet.
         missing: to be fetched, completely or from the end of a partial file.
-        obsolete: ours, of an earlier revision and unchanged: to be removed.
-        leftovers: unfinished files of earlier revisions: to be removed.
+        removed: ours, of earlier revisions: unchanged files, and unfinished ones.
         fetch_bytes: to be fetched, if all of `present` has the right hash.
-        free_bytes: free on the disk, plus the size of `obsolete` and `leftovers`.
+        free_bytes: free on the disk, plus the size of `removed`.
     """
 
     kept: tuple[Kept, ...]
     present: tuple[HubFile, ...]
     missing: tuple[HubFile, ...]
-    obsolete: tuple[Kept, ...]
-    leftovers: tuple[Path, ...]
+    removed: tuple[Path, ...]
     fetch_bytes: int
     free_bytes: int
 
 
 def survey(remote: RemoteFiles, folder: Path) -> Survey:
-    """Compare `folder` with `remote` by names and sizes; nothing is changed or hashed.
-
-    Raises:
-        InputError: `folder` holds files of another origin.
-    """
+    """Compare `folder` with `remote` by names and sizes; files of another origin are refused."""
     listing, record = remote.listing, read_record(folder)
     others = sorted(record.repositories - {listing.repository})
     if others:
@@ -56,13 +50,12 @@ def survey(remote: RemoteFiles, folder: Path) -> Survey:
             f"{remote.chosen_with}, or delete that one"
         )
     listed = {file.name for file in listing.files}
-    obsolete = tuple(
-        kept
-        for name, kept in sorted(record.kept.items())
-        if name not in listed and kept.brought and kept.is_unchanged(folder)
-    )
-    ours = {kept.name for kept in obsolete}
-    foreign = sorted(set(_matching(folder, remote.foreign)) - listed - ours)
+    ours = {name for name, k in record.kept.items() if k.brought and k.is_unchanged(folder)}
+    obsolete = ours - listed
+    places = (folder, folder / "additional_chat_templates")
+    paths = chain.from_iterable(place.iterdir() for place in places if place.is_dir())
+    names = {path.relative_to(folder).as_posix() for path in paths}
+    foreign = sorted(n for n in names - listed - obsolete if matches(n, remote.foreign))
     if foreign:
         more = f" and {len(foreign) - 1} more files" if len(foreign) > 1 else ""
         raise InputError(
@@ -87,20 +80,10 @@ def survey(remote: RemoteFiles, folder: Path) -> Survey:
     fetch = sum(
         f.size_bytes - min(_size(p), f.size_bytes) for p, f in partials.items() if f in missing
     )
-    leftovers = tuple(p for p in (folder / STATE).rglob("*.partial") if p not in partials)
-    free = free_bytes(folder) + sum(file.size_bytes for file in obsolete)
-    free += sum(_size(path) for path in leftovers)
-    return Survey(tuple(kept), tuple(present), tuple(missing), obsolete, leftovers, fetch, free)
-
-
-def _matching(folder: Path, patterns: tuple[str, ...]) -> Iterator[str]:
-    """Names of the files in `folder` that match one of `patterns`."""
-    for place in (folder, folder / "additional_chat_templates"):
-        for path in place.iterdir() if place.is_dir() else ():
-            name = path.relative_to(folder).as_posix()
-            near = (p for p in patterns if p.count("/") == name.count("/"))
-            if any(fnmatchcase(name, pattern) for pattern in near):
-                yield name
+    leftovers = (p for p in (folder / STATE).rglob("*.partial") if p not in partials)
+    removed = (*(folder / name for name in sorted(obsolete)), *leftovers)
+    free = free_bytes(folder) + sum(map(_size, removed))
+    return Survey(tuple(kept), tuple(present), tuple(missing), removed, fetch, free)
 
 
 def is_brought(known: Kept | None) -> bool:
@@ -167,9 +150,7 @@ def space_needed(
     """The disk space of a whole build; for presets an upper bound.
 
     Args:
-        download_bytes: still to be downloaded.
         elements: weights of the model.
-        vocabulary: number of tokens.
         limit: bytes of the target for weights: larger levels are not built. None if no target is
             known; levels that use all of a target's memory are then left out.
     """
@@ -201,15 +182,7 @@ def _level_bytes(level: LevelRecipe, elements: int, limit: int | None) -> int | 
 
 
 def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str = "--out") -> None:
-    """Raise if the disk has less free space than `needed`.
-
-    Args:
-        free: bytes.
-        chosen_with: the option or variable that chooses the folder.
-
-    Raises:
-        EnvironmentFault: names the size of each part and how much is missing.
-    """
+    """Raise EnvironmentFault if the disk has less space than `needed`: `free` bytes."""
     missing = needed.total_bytes - free
     if missing <= 0:
         return
@@ -229,7 +202,5 @@ def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str =
 
 def free_bytes(folder: Path) -> int:
     """Free space of the disk that holds `folder`, or will hold it."""
-    place = folder.absolute()
-    while not place.exists():
-        place = place.parent
-    return shutil.disk_usage(place).free
+    places = (folder.absolute(), *folder.absolute().parents)
+    return shutil.disk_usage(next(place for place in places if place.exists())).free

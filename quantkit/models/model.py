@@ -12,12 +12,7 @@ from quantkit.models.geometry import ModelGeometry, geometry_of
 
 @dataclass(frozen=True)
 class Model:
-    """A name and a GGUF header.
-
-    Attributes:
-        name: stem of the names of its files.
-        metadata: of the artifact, as far as it is known already.
-    """
+    """The stem of its files' names, and a GGUF header as far as it is known already."""
 
     name: str
     metadata: Metadata
@@ -25,16 +20,11 @@ class Model:
 
     @staticmethod
     def of(name: str, header: ModelHeader) -> Model:
-        """The model whose metadata and tensors `header` has."""
         return Model(name, header.metadata, header.tensors)
 
     @cached_property
     def geometry(self) -> ModelGeometry:
-        """What each layer keeps in memory.
-
-        Raises:
-            InputError: the metadata does not say.
-        """
+        """What each layer keeps in memory; raises InputError if the metadata does not say."""
         return geometry_of(self.metadata)
 
     @property
@@ -44,7 +34,6 @@ class Model:
 
     @property
     def types(self) -> dict[str, str]:
-        """The type of each tensor."""
         return {info.name: info.type_name for info in self.tensors}
 
     def named(self, name: str) -> Model:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,12 +11,11 @@ from typing import Any
 
 from quantkit.core.errors import InputError
 from quantkit.core.progress import SILENT, Progress
-from quantkit.hub.downloads import FileDigest, RemoteFiles, pieces, wrong_twice
+from quantkit.hub.downloads import FileDigest, RemoteFiles, wrong_twice
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.models.families.base import without_prediction
-from quantkit.models.families.registry import family_for
+from quantkit.models.families.registry import family_and_config
 from quantkit.models.json_files import parse_json
-from quantkit.models.transformers_reader import config_with_defaults
 
 CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
@@ -59,6 +57,12 @@ class RemoteCheckpoint(RemoteFiles):
         return weights // (4 if dtype == "float32" else 2)
 
 
+def matches(name: str, patterns: Iterable[str]) -> bool:
+    """Whether one of `patterns` is of this name; `*` stands for no folder."""
+    near = (pattern for pattern in patterns if pattern.count("/") == name.count("/"))
+    return any(fnmatchcase(name, pattern) for pattern in near)
+
+
 def wanted_files(listing: Listing, shards: Iterable[str] | None) -> tuple[HubFile, ...]:
     """The files of a repository that a build needs, small ones first.
 
@@ -96,8 +100,7 @@ def wanted_files(listing: Listing, shards: Iterable[str] | None) -> tuple[HubFil
     beside = [
         name
         for name in files
-        if any(fnmatchcase(name, p) and name.count("/") == p.count("/") for p in BESIDE_WEIGHTS)
-        and (name == INDEX or not name.endswith(".index.json"))
+        if matches(name, BESIDE_WEIGHTS) and (name == INDEX or not name.endswith(".index.json"))
     ]
     beside.sort(key=lambda name: (name != CONFIG, name))
     return tuple(files[name] for name in (*beside, *weights))
@@ -114,7 +117,6 @@ def look_up(
 
     Args:
         folder: may already hold files of it; those with the right hash are not fetched again.
-        progress: notified of waits and their reason.
 
     Raises:
         InputError: no such repository or revision, no access, no safetensors, or an architecture
@@ -128,15 +130,9 @@ def look_up(
         raise InputError(f"{repository} has no {CONFIG}; choose the repository of a whole model")
     contents = {CONFIG: read_small(hub, listing, listed[CONFIG], folder)}
     advice = "choose another revision"
-    config = parse_json(contents[CONFIG], f"{repository}: {CONFIG}", advice)
-    family = family_for(config)
-    config = config_with_defaults(config)
+    raw = parse_json(contents[CONFIG], f"{repository}: {CONFIG}", advice)
+    family, config = family_and_config(raw, f"{repository}: {CONFIG}")
     family.metadata(without_prediction(config))
-    if config.get("quantization_config"):
-        raise InputError(
-            f"{repository} is a quantized checkpoint (quantization_config in {CONFIG}); only BF16, "
-            "F16 and F32 are converted: use the model's BF16 release"
-        )
     shards = None
     if INDEX in listed:
         contents[INDEX] = read_small(hub, listing, listed[INDEX], folder)
@@ -156,7 +152,10 @@ def read_small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -
             f"{listing.repository}: {file.name} has {file.size_bytes} bytes, {SMALL_BYTES} are the "
             "limit; choose the repository of a whole model"
         )
-    here = _readable(folder / file.name) if folder is not None else ()
+    try:
+        here = [(folder / file.name).read_bytes()] if folder is not None else []
+    except OSError:
+        here = []
     for source in (here, hub.read(listing, file), hub.read(listing, file)):
         digest, content = FileDigest(file), bytearray()
         for piece in source:
@@ -165,9 +164,3 @@ def read_small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -
         if digest.is_right:
             return bytes(content)
     raise wrong_twice(file, digest.identity)
-
-
-def _readable(path: Path) -> Iterator[bytes]:
-    """The content of `path`; nothing if it cannot be read."""
-    with suppress(OSError):
-        yield from pieces(path)

@@ -17,7 +17,6 @@ import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from pathlib import Path
 from urllib.parse import quote
 
@@ -36,7 +35,7 @@ from quantkit.formats.safetensors_files import (
 )
 from quantkit.hub.reading import Hub, HubFile, Listing, is_commit
 from quantkit.models.download import ThreadsProgress
-from quantkit.models.remote import READ_BY_CONVERSION, look_up, read_small
+from quantkit.models.remote import READ_BY_CONVERSION, look_up, matches, read_small
 
 FIRST_BYTES = 256 << 10
 """Size of the first request for a shard; headers of 5 GB shards have 90 to 120 kB."""
@@ -55,7 +54,6 @@ class RemoteHeaders:
     """The complete headers and small files of a checkpoint at one commit.
 
     Attributes:
-        repository: OWNER/NAME as the Hub spells it.
         folder: of this commit in the cache.
         shard_bytes: name of each safetensors file → its size on the Hub.
     """
@@ -80,7 +78,7 @@ class RemoteHeaders:
         advice = f"delete {self.folder}, and it is fetched again"
         for name, size in self.shard_bytes.items():
             try:
-                start = (self.folder / _header_name(name)).read_bytes()
+                start = (self.folder / _place(name)).read_bytes()
             except OSError as error:
                 raise InputError(
                     f"a header of {origin} cannot be read: {error.strerror}; run the command again"
@@ -101,15 +99,12 @@ def fetch_headers(
 
     Args:
         hub: makes the client; not called for a cached commit.
-        repository: OWNER/NAME.
-        revision: branch, tag or commit; None for `main`.
-        progress: counts files, and is notified of waits and of the use of an earlier commit when
-            the Hub cannot be reached.
-        cache: the cache folder; the user's by default.
+        progress: counts files, and is told when the Hub cannot be reached, so that the last known
+            commit is used.
+        cache: the user's by default.
 
     Raises:
-        InputError: no such repository or revision, no access, no safetensors, a header that is
-            wrong, an architecture that is not converted, or another run is fetching the same.
+        InputError: as `look_up`, a header is wrong, or another run is fetching the same.
         EnvironmentFault: the disk failed, or the network or the Hub did and nothing is cached.
     """
     place = (cache or cache_folder() / "headers") / repository.lower().replace("/", "--")
@@ -175,11 +170,11 @@ def _fetch(
         folder = work / "whole"
         remote = look_up(hub, repository, commit, folder / _CHECKPOINT, progress)
         # Conversion reads no licences, for example.
-        files = [f for f in remote.files if any(fnmatchcase(f.name, p) for p in READ_BY_CONVERSION)]
+        files = [file for file in remote.files if matches(file.name, READ_BY_CONVERSION)]
         reports = ThreadsProgress(progress)
 
         def bring(file: HubFile) -> None:
-            path = folder / _place(file)
+            path = folder / _place(file.name)
             if file.name.endswith(_WEIGHTS):
                 content = _header(hub, remote.listing, file, path, reports)
             else:
@@ -197,7 +192,7 @@ def _fetch(
         record = {
             "version": _VERSION,
             "repository": remote.listing.repository,
-            "files": {_place(f): (folder / _place(f)).stat().st_size for f in files},
+            "files": {_place(f.name): (folder / _place(f.name)).stat().st_size for f in files},
             "shards": shards,
         }
         write_json(folder / _RECORD, record)
@@ -206,14 +201,9 @@ def _fetch(
     return RemoteHeaders(remote.listing.repository, commit, place / commit, shards)
 
 
-def _header_name(shard: str) -> str:
-    return f"headers/{shard}.header"
-
-
-def _place(file: HubFile) -> str:
+def _place(name: str) -> str:
     """Path of a file below the folder of its commit."""
-    is_shard = file.name.endswith(_WEIGHTS)
-    return _header_name(file.name) if is_shard else f"{_CHECKPOINT}/{file.name}"
+    return f"headers/{name}.header" if name.endswith(_WEIGHTS) else f"{_CHECKPOINT}/{name}"
 
 
 def _header(

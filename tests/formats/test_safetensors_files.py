@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from quantkit.formats.safetensors_files import (
     MAX_HEADER_BYTES,
     SafetensorsFile,
     SafetensorsFolder,
+    SafetensorsHeader,
     as_f32,
 )
 
@@ -146,6 +148,17 @@ def test_a_broken_file_is_refused(tmp_path: Path, content: bytes, message: str) 
     with pytest.raises(InputError, match=message) as raised:
         SafetensorsFile(path)
     assert "broken.safetensors" in str(raised.value)
+
+
+def test_a_header_alone_is_checked_without_a_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a file larger than any disk, where temporary files cannot be made."""
+    monkeypatch.setattr(tempfile, "tempdir", "/nonexistent")
+    size = 1 << 60
+    start = safetensors_bytes(_one(shape=[size // 4], data_offsets=[0, size]))
+    header = SafetensorsHeader("a", start, len(start) + size, "someone/a", "choose another")
+    assert header.entries["x"].elements == size // 4
+    with pytest.raises(InputError, match="not fully covered; its header accounts for"):
+        SafetensorsHeader("a", start, len(start) + size - 1, "someone/a", "choose another")
 
 
 @given(data=st.data())

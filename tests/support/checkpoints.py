@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from quantkit.formats.tensors import TensorSource
 
 TEKKEN_REGEX = (
     r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
@@ -69,6 +72,16 @@ LLAMA: dict[str, Any] = {
     "tie_word_embeddings": True,
 }
 
+LLAMA3_ROPE: dict[str, Any] = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+Shapes = dict[str, tuple[int, ...]]
 Arrays = dict[str, NDArray[np.float32]]
 _SIZES = {"BF16": "<u2", "F16": "<f2", "F32": "<f4"}
 
@@ -100,50 +113,84 @@ def random_values(seed: int, *shape: int) -> NDArray[np.float32]:
     return np.float32(np.round(values * 32) / 32)
 
 
+def random_arrays(shapes: Shapes) -> Arrays:
+    return {name: random_values(seed, *shape) for seed, (name, shape) in enumerate(shapes.items())}
+
+
+def prefixed(prefix: str, shapes: Shapes) -> Shapes:
+    return {f"{prefix}{name}": shape for name, shape in shapes.items()}
+
+
+def attention_shapes(config: Mapping[str, Any]) -> Shapes:
+    hidden, heads = config["hidden_size"], config["num_attention_heads"]
+    head_dim = config.get("head_dim") or hidden // heads
+    query, key = heads * head_dim, config["num_key_value_heads"] * head_dim
+    return {
+        "q_proj.weight": (query, hidden),
+        "k_proj.weight": (key, hidden),
+        "v_proj.weight": (key, hidden),
+        "o_proj.weight": (hidden, query),
+    }
+
+
+def mamba_shapes(hidden: int, heads: int, inner: int, group_states: int, kernel: int) -> Shapes:
+    """A Mamba-2 mixer; `group_states` is the number of groups times the size of a state."""
+    channels = inner + 2 * group_states
+    return {
+        "in_proj.weight": (inner + channels + heads, hidden),
+        "conv1d.weight": (channels, 1, kernel),
+        "conv1d.bias": (channels,),
+        "dt_bias": (heads,),
+        "A_log": (heads,),
+        "D": (heads,),
+        "norm.weight": (inner,),
+        "out_proj.weight": (hidden, inner),
+    }
+
+
+def decoder_shapes(config: Mapping[str, Any], layers: Iterable[tuple[Shapes, Shapes]]) -> Shapes:
+    """Embeddings, layers of a mixer and a feed-forward network, norms, and an output."""
+    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
+    shapes: Shapes = {"model.embed_tokens.weight": (vocabulary, hidden)}
+    for index, (mixer, feed_forward) in enumerate(layers):
+        norms: list[Shapes] = [
+            {f"{name}_layernorm.weight": (hidden,)} for name in ("input", "post_attention")
+        ]
+        shapes |= prefixed(f"model.layers.{index}.", norms[0] | mixer | norms[1] | feed_forward)
+    shapes["model.norm.weight"] = (hidden,)
+    return (
+        shapes
+        if config["tie_word_embeddings"]
+        else shapes | {"lm_head.weight": (vocabulary, hidden)}
+    )
+
+
 def nemotron_arrays(config: Mapping[str, Any], root: str = "backbone") -> Arrays:
     """All tensors that a NemotronHForCausalLM of this `config` has, under their names."""
     hidden, vocabulary = config["hidden_size"], config["vocab_size"]
-    heads, inner = config["mamba_num_heads"], config["mamba_num_heads"] * config["mamba_head_dim"]
-    channels = inner + 2 * config["n_groups"] * config["ssm_state_size"]
-    query = config["num_attention_heads"] * config["head_dim"]
-    key = config["num_key_value_heads"] * config["head_dim"]
-    shapes: dict[str, tuple[int, ...]] = {f"{root}.embeddings.weight": (vocabulary, hidden)}
+    heads, inner = config["mamba_num_heads"], config["intermediate_size"]
+    group_states = config["n_groups"] * config["ssm_state_size"]
+    mixers = {
+        "M": mamba_shapes(
+            hidden, heads, heads * config["mamba_head_dim"], group_states, config["conv_kernel"]
+        ),
+        "*": attention_shapes(config),
+        "-": {"up_proj.weight": (inner, hidden), "down_proj.weight": (hidden, inner)},
+        "E": _moe_shapes(config),
+    }
+    shapes: Shapes = {f"{root}.embeddings.weight": (vocabulary, hidden)}
     for index, kind in enumerate(config["hybrid_override_pattern"]):
         layer = f"{root}.layers.{index}."
-        shapes[f"{layer}norm.weight"] = (hidden,)
-        mixer = {
-            "M": {
-                "in_proj.weight": (inner + channels + heads, hidden),
-                "conv1d.weight": (channels, 1, config["conv_kernel"]),
-                "conv1d.bias": (channels,),
-                "dt_bias": (heads,),
-                "A_log": (heads,),
-                "D": (heads,),
-                "norm.weight": (inner,),
-                "out_proj.weight": (hidden, inner),
-            },
-            "*": {
-                "q_proj.weight": (query, hidden),
-                "k_proj.weight": (key, hidden),
-                "v_proj.weight": (key, hidden),
-                "o_proj.weight": (hidden, query),
-            },
-            "-": {
-                "up_proj.weight": (config["intermediate_size"], hidden),
-                "down_proj.weight": (hidden, config["intermediate_size"]),
-            },
-            "E": _moe_shapes(config),
-        }[kind]
-        shapes |= {f"{layer}mixer.{name}": shape for name, shape in mixer.items()}
+        shapes |= {f"{layer}norm.weight": (hidden,)} | prefixed(f"{layer}mixer.", mixers[kind])
     shapes |= {f"{root}.norm_f.weight": (hidden,), "lm_head.weight": (vocabulary, hidden)}
-    return {n: random_values(seed, *shape) for seed, (n, shape) in enumerate(shapes.items())}
+    return random_arrays(shapes)
 
 
-def _moe_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _moe_shapes(config: Mapping[str, Any]) -> Shapes:
     hidden, experts = config["hidden_size"], config["n_routed_experts"]
     latent, inner = config["moe_latent_size"], config["moe_intermediate_size"]
     shared = config["moe_shared_expert_intermediate_size"]
-    shapes: dict[str, tuple[int, ...]] = {
+    shapes: Shapes = {
         "gate.weight": (experts, hidden),
         "gate.e_score_correction_bias": (experts,),
         "fc1_latent_proj.weight": (latent, hidden),
@@ -174,34 +221,14 @@ def with_prediction_head(arrays: Arrays) -> Arrays:
 
 def llama_arrays(config: Mapping[str, Any]) -> Arrays:
     """All tensors that a LlamaForCausalLM of this `config` has, under their names."""
-    hidden, inner, vocabulary = (
-        config["hidden_size"],
-        config["intermediate_size"],
-        config["vocab_size"],
-    )
-    head_dim = config.get("head_dim") or hidden // config["num_attention_heads"]
-    query = config["num_attention_heads"] * head_dim
-    key = config["num_key_value_heads"] * head_dim
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
-    for index in range(config["num_hidden_layers"]):
-        shapes |= {
-            f"model.layers.{index}.{name}.weight": shape
-            for name, shape in {
-                "input_layernorm": (hidden,),
-                "self_attn.q_proj": (query, hidden),
-                "self_attn.k_proj": (key, hidden),
-                "self_attn.v_proj": (key, hidden),
-                "self_attn.o_proj": (hidden, query),
-                "post_attention_layernorm": (hidden,),
-                "mlp.gate_proj": (inner, hidden),
-                "mlp.up_proj": (inner, hidden),
-                "mlp.down_proj": (hidden, inner),
-            }.items()
-        }
-    shapes["model.norm.weight"] = (hidden,)
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (vocabulary, hidden)
-    return {n: random_values(seed, *shape) for seed, (n, shape) in enumerate(shapes.items())}
+    hidden, inner = config["hidden_size"], config["intermediate_size"]
+    attention = prefixed("self_attn.", attention_shapes(config))
+    mlp: Shapes = {
+        "mlp.gate_proj.weight": (inner, hidden),
+        "mlp.up_proj.weight": (inner, hidden),
+        "mlp.down_proj.weight": (hidden, inner),
+    }
+    return random_arrays(decoder_shapes(config, [(attention, mlp)] * config["num_hidden_layers"]))
 
 
 def added_token(token_id: int, text: str, **changes: object) -> dict[str, Any]:
@@ -271,6 +298,16 @@ def write_checkpoint(
     index = {"metadata": {}, "weight_map": weight_map}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
     return folder
+
+
+def block_of(source: TensorSource, index: int) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Shape and type of each tensor of a block, by what follows `blk.INDEX.`, as in the file."""
+    prefix = f"blk.{index}."
+    return {
+        info.name.removeprefix(prefix): (info.shape, info.type_name)
+        for info in source.tensors
+        if info.name.startswith(prefix)
+    }
 
 
 def write_nemotron(folder: Path, dtype: str = "BF16", shards: int = 1, **changes: object) -> Path:

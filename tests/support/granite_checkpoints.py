@@ -6,7 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoints import Arrays, random_values, write_checkpoint
+from checkpoints import (
+    Arrays,
+    Shapes,
+    attention_shapes,
+    decoder_shapes,
+    mamba_shapes,
+    prefixed,
+    random_arrays,
+    write_checkpoint,
+)
 
 HYBRID = ["mamba", "attention", "mamba"]
 ATTENTION = ["attention"] * 3
@@ -52,63 +61,28 @@ DENSE: dict[str, Any] = {
 ROPE: dict[str, Any] = {"position_embedding_type": "rope"}
 
 
-def granite_shapes(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def granite_shapes(config: Mapping[str, Any]) -> Shapes:
     """All tensors that a GraniteMoeHybridForCausalLM of this `config` has, under their names."""
-    hidden, vocabulary = config["hidden_size"], config["vocab_size"]
-    shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocabulary, hidden)}
-    for index, kind in enumerate(config["layer_types"]):
-        mixer = _mamba(config) if kind in ("mamba", "linear_attention") else _attention(config)
-        layer = {
-            "input_layernorm.weight": (hidden,),
-            **mixer,
-            "post_attention_layernorm.weight": (hidden,),
-            **_feed_forward(config),
-        }
-        shapes |= {f"model.layers.{index}.{name}": shape for name, shape in layer.items()}
-    shapes["model.norm.weight"] = (hidden,)
-    if not config["tie_word_embeddings"]:
-        shapes["lm_head.weight"] = (vocabulary, hidden)
-    return shapes
+    hidden, heads, kernel = (config[k] for k in ("hidden_size", "mamba_n_heads", "mamba_d_conv"))
+    group_states = config["mamba_n_groups"] * config["mamba_d_state"]
+    mamba = mamba_shapes(hidden, heads, config["mamba_expand"] * hidden, group_states, kernel)
+    mixers = {
+        "mamba": prefixed("mamba.", mamba),
+        "attention": prefixed("self_attn.", attention_shapes(config)),
+    }
+    layers = [(mixers[kind], _feed_forward(config)) for kind in config["layer_types"]]
+    return decoder_shapes(config, layers)
 
 
 def granite_arrays(config: Mapping[str, Any]) -> Arrays:
     """Random values for all of `granite_shapes`."""
-    shapes = granite_shapes(config)
-    return {n: random_values(seed, *shape) for seed, (n, shape) in enumerate(shapes.items())}
+    return random_arrays(granite_shapes(config))
 
 
-def _mamba(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    hidden, heads = config["hidden_size"], config["mamba_n_heads"]
-    inner = config["mamba_expand"] * hidden
-    channels = inner + 2 * config["mamba_n_groups"] * config["mamba_d_state"]
-    return {
-        "mamba.in_proj.weight": (inner + channels + heads, hidden),
-        "mamba.conv1d.weight": (channels, 1, config["mamba_d_conv"]),
-        "mamba.conv1d.bias": (channels,),
-        "mamba.dt_bias": (heads,),
-        "mamba.A_log": (heads,),
-        "mamba.D": (heads,),
-        "mamba.norm.weight": (inner,),
-        "mamba.out_proj.weight": (hidden, inner),
-    }
-
-
-def _attention(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
-    hidden, heads = config["hidden_size"], config["num_attention_heads"]
-    head_dim = config.get("head_dim") or hidden // heads
-    query, key = heads * head_dim, config["num_key_value_heads"] * head_dim
-    return {
-        "self_attn.q_proj.weight": (query, hidden),
-        "self_attn.k_proj.weight": (key, hidden),
-        "self_attn.v_proj.weight": (key, hidden),
-        "self_attn.o_proj.weight": (hidden, query),
-    }
-
-
-def _feed_forward(config: Mapping[str, Any]) -> dict[str, tuple[int, ...]]:
+def _feed_forward(config: Mapping[str, Any]) -> Shapes:
     hidden, shared = config["hidden_size"], config["shared_intermediate_size"]
     experts, inner = config["num_local_experts"], config["intermediate_size"]
-    shapes: dict[str, tuple[int, ...]] = {}
+    shapes: Shapes = {}
     if experts:
         shapes = {
             "block_sparse_moe.router.layer.weight": (experts, hidden),

@@ -69,12 +69,9 @@ def qwen_arrays(config: Mapping[str, Any]) -> Arrays:
 def _experts(config: Mapping[str, Any], mlp: str, seed: int) -> Arrays:
     hidden, inner = config["hidden_size"], config["moe_intermediate_size"]
     arrays = {f"{mlp}gate.weight": random_values(seed, config["num_experts"], hidden)}
+    shapes = {"gate": (inner, hidden), "up": (inner, hidden), "down": (hidden, inner)}
     for expert in range(config["num_experts"]):
-        for name, shape in (
-            ("gate", (inner, hidden)),
-            ("up", (inner, hidden)),
-            ("down", (hidden, inner)),
-        ):
+        for name, shape in shapes.items():
             seed += 1
             arrays[f"{mlp}experts.{expert}.{name}_proj.weight"] = random_values(seed, *shape)
     return arrays
@@ -84,14 +81,9 @@ def merged_experts(arrays: Arrays, config: Mapping[str, Any], ending: str = "") 
     """The same model with all experts of a layer in one tensor, gate's rows before up's."""
     merged = {name: values for name, values in arrays.items() if ".mlp.experts." not in name}
     for index in range(config["num_hidden_layers"]):
-        prefix = f"model.layers.{index}.mlp.experts"
+        prefix, experts = f"model.layers.{index}.mlp.experts", range(config["num_experts"])
         gate, up, down = (
-            np.stack(
-                [
-                    arrays[f"{prefix}.{expert}.{name}_proj.weight"]
-                    for expert in range(config["num_experts"])
-                ]
-            )
+            np.stack([arrays[f"{prefix}.{expert}.{name}_proj.weight"] for expert in experts])
             for name in ("gate", "up", "down")
         )
         merged[f"{prefix}.gate_up_proj{ending}"] = np.concatenate([gate, up], axis=1)

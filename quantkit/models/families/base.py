@@ -17,6 +17,10 @@ from quantkit.formats.tensors import Metadata, MetaKind, MetaScalar, MetaValue, 
 Config = Mapping[str, Any]
 """A parsed config.json, with the defaults of transformers: see `config_with_defaults`."""
 
+Keys = dict[str, str | bool | int | float | list[int]]
+"""Metadata without the architecture's prefix; `with_prefix` gives each value its GGUF type."""
+_KINDS: dict[type, MetaKind] = {str: "str", bool: "bool", int: "u32", float: "f32", list: "i32"}
+
 PREDICTION_LAYERS = "num_nextn_predict_layers"
 """config.json's key for multi-token prediction (MTP) layers; `without_prediction` sets it to 0."""
 
@@ -30,12 +34,11 @@ class TensorRule:
 
     Attributes:
         info: the GGUF name, row-major shape, and the type the base GGUF stores (BF16 or F32).
-        parts: checkpoint tensor names; more than one are stacked along a new first axis (experts).
-            Empty for a tensor that is computed from the configuration alone: see `constant`.
-        row_order: source row of each GGUF row, where rows are permuted (rotary layouts), else None.
-            For a tensor of one axis: source element of each element.
-        values: an elementwise function on F32 values, A_log → −exp(A_log) for example, else None.
-        constant: the whole tensor, where it comes from the configuration, else None.
+        parts: checkpoint tensors; more than one are stacked along a new first axis (experts).
+        row_order: source row of each GGUF row where rows are permuted (rotary layouts); of a tensor
+            of one axis, source element of each element.
+        values: an elementwise function on F32 values, A_log → −exp(A_log) for example.
+        constant: the whole tensor, where the configuration alone determines it; without parts.
     """
 
     info: TensorInfo
@@ -59,24 +62,17 @@ class Family(Protocol):
     @property
     def architectures(self) -> tuple[str, ...]:
         """Values of config.json's `architectures[0]` that this family converts."""
-        ...
 
     def metadata(self, config: Config) -> Metadata:
         """Architecture metadata (`general.architecture`, `{arch}.*`), without the tokenizer.
 
         Raises:
-            InputError: the configuration lacks a key, or describes what is not supported.
+            InputError: the configuration lacks a key, or describes what is not supported; it is
+                the place to refuse that, and is called before `rules`.
         """
-        ...
 
     def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
-        """A rule for every GGUF tensor, in file order.
-
-        Raises:
-            InputError: a tensor that the configuration promises is missing, or one in the
-                checkpoint is neither used nor known to be droppable.
-        """
-        ...
+        """A rule for every GGUF tensor, in file order; errors are those of `Rules`."""
 
 
 def without_prediction(config: Config) -> Config:
@@ -85,11 +81,7 @@ def without_prediction(config: Config) -> Config:
 
 
 class Rules:
-    """Collects the rules of one checkpoint and checks each against what is stored.
-
-    Args:
-        stored: the checkpoint's tensors.
-    """
+    """Collects the rules of one checkpoint and checks each against what is `stored`."""
 
     def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
         self.stored = stored
@@ -139,26 +131,33 @@ class Rules:
         info = TensorInfo(name, shape, base_type(name, shape))
         self._rules.append(TensorRule(info, parts, row_order, values))
 
+    def add_norm(self, name: str, part: str, width: int) -> None:
+        """The weights of a norm without bias."""
+        self.add(f"{name}.weight", f"{part}.weight", (width,))
+
+    def add_linear(
+        self,
+        name: str,
+        part: str,
+        shape: tuple[int, int],
+        row_order: NDArray[np.intp] | None = None,
+    ) -> None:
+        """A matrix, and its bias where the checkpoint has one."""
+        self.add(f"{name}.weight", f"{part}.weight", shape, row_order=row_order)
+        if f"{part}.bias" in self.stored:
+            self.add(f"{name}.bias", f"{part}.bias", shape[:1], row_order=row_order)
+
     def add_constant(self, name: str, values: NDArray[np.float32]) -> None:
         """A tensor of one axis that the configuration alone determines."""
         info = TensorInfo(name, values.shape, "F32")
         self._rules.append(TensorRule(info, (), constant=values))
-
-    def has(self, part: str) -> bool:
-        """Whether the checkpoint stores the optional tensor `part`."""
-        return part in self.stored
 
     def drop(self, part: str) -> None:
         """Leave `part` out of the GGUF."""
         self._used.add(part)
 
     def finish(self) -> list[TensorRule]:
-        """All rules.
-
-        Raises:
-            InputError: a stored tensor was neither used nor dropped. Leaving it out would make
-                another model.
-        """
+        """All rules; a stored tensor that was neither used nor dropped raises InputError."""
         unused = [name for name in self.stored if name not in self._used]
         if unused:
             raise InputError(
@@ -195,10 +194,9 @@ def check_activation(config: Config, key: str = "hidden_act", computed: str = "s
 
 
 def layer_kinds(given: object, known: Mapping[str, str], keys: str) -> tuple[str, ...]:
-    """The kind of each layer, in the spelling of `known`.
+    """The kind of each layer of `given`, a list or a string with a letter for each.
 
     Args:
-        given: a list, or a string with a letter for each layer.
         known: spelling of config.json → kind.
         keys: where `given` was looked for.
     """
@@ -235,6 +233,16 @@ def _first(config: Config, keys: Sequence[str]) -> tuple[str, Any]:
         if config.get(key) is not None:
             return key, config[key]
     raise InputError(f"config.json lacks {' or '.join(keys)}; is it the checkpoint's own?")
+
+
+def with_prefix(architecture: str, keys: Keys) -> Metadata:
+    """`general.architecture` and `general.file_type`, then `keys` as the architecture's own."""
+    general: Keys = {
+        "general.architecture": architecture,
+        "general.file_type": 32,  # LLAMA_FTYPE_MOSTLY_BF16
+    }
+    named = general | {f"{architecture}.{key}": value for key, value in keys.items()}
+    return {key: meta(_KINDS[type(value)], value) for key, value in named.items()}
 
 
 def meta(kind: MetaKind, value: MetaScalar | Sequence[MetaScalar]) -> MetaValue:

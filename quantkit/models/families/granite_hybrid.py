@@ -1,7 +1,7 @@
 """IBM Granite 4: Mamba-2 and attention layers, each followed by experts and a shared MLP.
 
 GGUF architectures `granitehybrid`; `granite` and `granitemoe` where all layers are attention.
-tests/families/test_against_llama_cpp.py holds the result equal to that of llama.cpp's converter,
+test_against_llama_cpp.py holds the result equal to that of llama.cpp's converter,
 but where llama.cpp could not run what the converter writes: see `GraniteHybrid.metadata`.
 """
 
@@ -20,27 +20,25 @@ from quantkit.models.families.base import (
     config_float,
     config_int,
     layer_kinds,
-    meta,
     refuse_if,
+    with_prefix,
 )
-from quantkit.models.families.decoder import (
+from quantkit.models.families.llama import (
     DecoderSizes,
     add_attention,
-    add_embedding,
     add_gate_and_up,
-    add_linear,
-    add_norm,
     add_output,
     decoder_keys,
     decoder_sizes,
-    with_prefix,
 )
-from quantkit.models.families.mamba2 import Mamba2Sizes, add_mamba2, mamba2_keys
+from quantkit.models.families.mamba2 import (
+    HYBRID_KINDS,
+    UNROTATED_CONTEXT_LENGTH,
+    Mamba2Sizes,
+    add_mamba2,
+    mamba2_keys,
+)
 from quantkit.models.families.rope import add_rope_factors
-
-CONTEXT_LENGTH = 1 << 20
-"""What the GGUF says where nothing is rotated, as llama.cpp's converter does: no position limits
-such a model."""
 
 # What config.json calls them, and the GGUF; transformers and llama.cpp differ in the default of
 # the attention's (1 and 1/√head_dim), so all are always written.
@@ -70,26 +68,25 @@ class GraniteHybrid:
         sizes = g.decoder
         keys = decoder_keys({**config, "head_dim": None}) | mamba2_keys(g.mamba)
         keys |= {
-            "vocab_size": meta("u32", sizes.vocabulary),
-            "feed_forward_length": meta("u32", g.inner if g.experts else g.shared_inner),
+            "vocab_size": sizes.vocabulary,
+            "feed_forward_length": g.inner if g.experts else g.shared_inner,
             # llama.cpp tells the kinds of layers apart by this: Mamba has none.
-            "attention.head_count_kv": meta(
-                "i32", [sizes.kv_heads if kind == "attention" else 0 for kind in g.layers]
-            ),
-            "ssm.inner_size": meta("u32", config_int(config, "mamba_expand") * sizes.hidden),
-            "rope.dimension_count": meta("u32", sizes.head_dim),
-            "rope.scaling.finetuned": meta("bool", g.rotates),
-            "expert_count": meta("u32", g.experts),
-            "expert_used_count": meta("u32", g.experts_used),
-            "expert_shared_feed_forward_length": meta("u32", g.shared_inner),
+            "attention.head_count_kv": [
+                sizes.kv_heads if kind == "attention" else 0 for kind in g.layers
+            ],
+            "ssm.inner_size": config_int(config, "mamba_expand") * sizes.hidden,
+            "rope.dimension_count": sizes.head_dim,
+            "rope.scaling.finetuned": g.rotates,
+            "expert_count": g.experts,
+            "expert_used_count": g.experts_used,
+            "expert_shared_feed_forward_length": g.shared_inner,
         }
         for source, key in _SCALES.items():
-            keys[key] = meta("f32", config_float(config, source))
+            keys[key] = config_float(config, source)
         if sizes.head_dim * sizes.heads != sizes.hidden:
-            keys["attention.key_length"] = meta("u32", sizes.head_dim)
-            keys["attention.value_length"] = meta("u32", sizes.head_dim)
+            keys["attention.key_length"] = keys["attention.value_length"] = sizes.head_dim
         if not g.rotates:
-            keys["context_length"] = meta("u32", CONTEXT_LENGTH)
+            keys["context_length"] = UNROTATED_CONTEXT_LENGTH
         return with_prefix(g.architecture, keys)
 
     def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
@@ -97,17 +94,17 @@ class GraniteHybrid:
         hidden = g.decoder.hidden
         rules = Rules(stored)
         add_rope_factors(rules, config, g.decoder.head_dim)
-        add_embedding(rules, g.decoder)
+        rules.add("token_embd.weight", "model.embed_tokens.weight", g.decoder.embedding)
         for index, kind in enumerate(g.layers):
             block, layer = f"blk.{index}.", f"model.layers.{index}."
-            add_norm(rules, f"{block}attn_norm", f"{layer}input_layernorm", hidden)
+            rules.add_norm(f"{block}attn_norm", f"{layer}input_layernorm", hidden)
             if kind == "mamba":
                 add_mamba2(rules, g.mamba, hidden, block, f"{layer}mamba.")
             else:
                 # Where nothing is rotated any one order of q and k gives the same scores; this is
                 # the converter's, so that files and imatrices are interchangeable.
                 add_attention(rules, g.decoder, block, f"{layer}self_attn.", interleaved=True)
-            add_norm(rules, f"{block}ffn_norm", f"{layer}post_attention_layernorm", hidden)
+            rules.add_norm(f"{block}ffn_norm", f"{layer}post_attention_layernorm", hidden)
             if g.experts:
                 _add_experts(rules, g, block, f"{layer}block_sparse_moe.")
             _add_shared_mlp(rules, g, block, f"{layer}shared_mlp.")
@@ -129,19 +126,11 @@ def _add_shared_mlp(rules: Rules, g: GraniteSizes, block: str, mlp: str) -> None
     """The shared expert, or all of the feed-forward network where there are no experts."""
     hidden, inner, suffix = g.decoder.hidden, g.shared_inner, "_shexp" if g.experts else ""
     add_gate_and_up(rules, block, suffix, f"{mlp}input_linear.weight", (inner, hidden))
-    add_linear(rules, f"{block}ffn_down{suffix}", f"{mlp}output_linear", (hidden, inner))
+    rules.add_linear(f"{block}ffn_down{suffix}", f"{mlp}output_linear", (hidden, inner))
 
 
 EXPANSION = 2
 """Width of the mixer over the hidden size; src/models/granite-hybrid.cpp asserts it."""
-
-# Spellings before transformers 5, and since.
-_KIND = {
-    "mamba": "mamba",
-    "linear_attention": "mamba",
-    "attention": "attention",
-    "full_attention": "attention",
-}
 
 
 @dataclass(frozen=True)
@@ -177,7 +166,7 @@ def granite_sizes(config: Config) -> GraniteSizes:
     """The sizes, all but the number of experts positive."""
     decoder = decoder_sizes(config)
     layers = layer_kinds(
-        config.get("layer_types") or config.get("layers_block_type"), _KIND, "layer_types"
+        config.get("layer_types") or config.get("layers_block_type"), HYBRID_KINDS, "layer_types"
     )
     refuse_if(
         len(layers) != decoder.layers,

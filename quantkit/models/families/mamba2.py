@@ -7,8 +7,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.formats.tensors import Metadata
-from quantkit.models.families.base import Rules, meta, refuse_if
+from quantkit.models.families.base import Keys, Rules, refuse_if
+
+HYBRID_KINDS = {
+    "mamba": "mamba",
+    "linear_attention": "mamba",
+    "attention": "attention",
+    "full_attention": "attention",
+}
+"""Kinds of layers in the spellings before transformers 5, and since."""
+
+UNROTATED_CONTEXT_LENGTH = 1 << 20
+"""What the GGUF says where nothing is rotated, whatever config.json does, as llama.cpp's converter
+writes it: no position limits such a model. llama-server would cap a slot at the 262144 of
+Nemotron-3-Super's `max_position_embeddings`, though it was trained to 1M."""
 
 
 @dataclass(frozen=True)
@@ -32,14 +44,14 @@ class Mamba2Sizes:
         return self.inner + 2 * self.groups * self.state
 
 
-def mamba2_keys(sizes: Mamba2Sizes) -> Metadata:
-    """`ssm.*`, without the architecture's prefix."""
+def mamba2_keys(sizes: Mamba2Sizes) -> Keys:
+    """`ssm.*`."""
     return {
-        "ssm.conv_kernel": meta("u32", sizes.conv_kernel),
-        "ssm.state_size": meta("u32", sizes.state),
-        "ssm.group_count": meta("u32", sizes.groups),
-        "ssm.inner_size": meta("u32", sizes.inner),
-        "ssm.time_step_rank": meta("u32", sizes.heads),
+        "ssm.conv_kernel": sizes.conv_kernel,
+        "ssm.state_size": sizes.state,
+        "ssm.group_count": sizes.groups,
+        "ssm.inner_size": sizes.inner,
+        "ssm.time_step_rank": sizes.heads,
     }
 
 

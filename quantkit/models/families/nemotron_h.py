@@ -1,7 +1,7 @@
 """NVIDIA Nemotron-H: Mamba-2, attention without rotary embedding, and MLP or (latent) MoE layers.
 
 GGUF architectures `nemotron_h` (dense MLP layers) and `nemotron_h_moe`.
-tests/families/test_against_llama_cpp.py holds the result equal to that of llama.cpp's converter,
+test_against_llama_cpp.py holds the result equal to that of llama.cpp's converter,
 with the multi-token prediction head (`mtp.*`) and without.
 """
 
@@ -15,6 +15,7 @@ from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import (
     PREDICTION_LAYERS,
     Config,
+    Keys,
     Rules,
     StoredTensor,
     TensorRule,
@@ -22,23 +23,17 @@ from quantkit.models.families.base import (
     config_float,
     config_int,
     layer_kinds,
-    meta,
     refuse_if,
-)
-from quantkit.models.families.decoder import (
-    DecoderSizes,
-    add_attention,
-    add_linear,
-    add_norm,
-    expert_parts,
     with_prefix,
 )
-from quantkit.models.families.mamba2 import Mamba2Sizes, add_mamba2, mamba2_keys
-
-CONTEXT_LENGTH = 1 << 20
-"""What the GGUF says, whatever config.json does: there is no rotary embedding, so no position
-limits the model, and llama-server would cap a slot at the 262144 of Nemotron-3-Super's
-`max_position_embeddings` though it was trained to 1M. llama.cpp's converter writes the same."""
+from quantkit.models.families.llama import DecoderSizes, add_attention, expert_parts
+from quantkit.models.families.mamba2 import (
+    HYBRID_KINDS,
+    UNROTATED_CONTEXT_LENGTH,
+    Mamba2Sizes,
+    add_mamba2,
+    mamba2_keys,
+)
 
 _EPSILONS = ("layer_norm_epsilon", "layer_norm_eps", "norm_eps", "rms_norm_eps")
 
@@ -57,36 +52,35 @@ class NemotronH:
         feed_forward = config_int(
             config, "moe_intermediate_size" if g.is_moe else "intermediate_size"
         )
-        keys: Metadata = {
-            "block_count": meta("u32", len(g.blocks)),
-            "context_length": meta("u32", CONTEXT_LENGTH),
-            "embedding_length": meta("u32", hidden),
+        keys: Keys = {
+            "block_count": len(g.blocks),
+            "context_length": UNROTATED_CONTEXT_LENGTH,
+            "embedding_length": hidden,
             # llama.cpp tells the kinds of layers apart by these two: Mamba has neither.
-            "feed_forward_length": meta(
-                "i32", [0 if kind in ("mamba", "attention") else feed_forward for kind in g.blocks]
-            ),
-            "attention.head_count": meta("u32", sizes.heads),
-            "attention.head_count_kv": meta(
-                "i32",
-                [sizes.kv_heads if kind in ("attention", "prediction") else 0 for kind in g.blocks],
-            ),
-            "attention.layer_norm_epsilon": meta("f32", config_float(config, *_EPSILONS)),
-            "attention.key_length": meta("u32", sizes.head_dim),
-            "attention.value_length": meta("u32", sizes.head_dim),
-            "vocab_size": meta("u32", sizes.vocabulary),
-            "rope.dimension_count": meta("u32", hidden // sizes.heads),
-            "rope.scaling.finetuned": meta("bool", False),
+            "feed_forward_length": [
+                0 if kind in ("mamba", "attention") else feed_forward for kind in g.blocks
+            ],
+            "attention.head_count": sizes.heads,
+            "attention.head_count_kv": [
+                sizes.kv_heads if kind in ("attention", "prediction") else 0 for kind in g.blocks
+            ],
+            "attention.layer_norm_epsilon": config_float(config, *_EPSILONS),
+            "attention.key_length": sizes.head_dim,
+            "attention.value_length": sizes.head_dim,
+            "vocab_size": sizes.vocabulary,
+            "rope.dimension_count": hidden // sizes.heads,
+            "rope.scaling.finetuned": False,
         }
         keys |= mamba2_keys(g.mamba)
         if config.get("norm_eps", config.get("rms_norm_eps")) is not None:
             epsilon = config_float(config, "rms_norm_eps", "norm_eps")
-            keys["attention.layer_norm_rms_epsilon"] = meta("f32", epsilon)
+            keys["attention.layer_norm_rms_epsilon"] = epsilon
         if config.get("rope_theta") is not None:
-            keys["rope.freq_base"] = meta("f32", config_float(config, "rope_theta"))
+            keys["rope.freq_base"] = config_float(config, "rope_theta")
         if g.is_moe:
             keys |= _expert_keys(config)
         if g.prediction_layers:
-            keys["nextn_predict_layers"] = meta("u32", g.prediction_layers)
+            keys["nextn_predict_layers"] = g.prediction_layers
         return with_prefix(arch, keys)
 
     def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
@@ -94,8 +88,8 @@ class NemotronH:
         sizes, hidden = g.decoder, g.decoder.hidden
         rules = Rules(stored)
         # NVIDIA and transformers write backbone.*, PEFT and some fine-tunes model.*.
-        root = "model" if rules.has("model.embeddings.weight") else "backbone"
-        rules.add("token_embd.weight", f"{root}.embeddings.weight", (sizes.vocabulary, hidden))
+        root = "model" if "model.embeddings.weight" in rules.stored else "backbone"
+        rules.add("token_embd.weight", f"{root}.embeddings.weight", sizes.embedding)
         for index, kind in enumerate(g.layers):
             block, layer = f"blk.{index}.", f"{root}.layers.{index}."
             rules.add(f"{block}attn_norm.weight", f"{layer}norm.weight", (hidden,))
@@ -111,12 +105,12 @@ class NemotronH:
                     inner = config_int(config, "intermediate_size")
                     for name, shape in (("up", (inner, hidden)), ("down", (hidden, inner))):
                         part = f"{layer}mixer.{name}_proj"
-                        add_linear(rules, f"{block}ffn_{name}", part, shape)
+                        rules.add_linear(f"{block}ffn_{name}", part, shape)
                 case _:
                     _add_moe(rules, g, config, block, f"{layer}mixer.")
         rules.add("output_norm.weight", f"{root}.norm_f.weight", (hidden,))
-        if rules.has("lm_head.weight") and not config.get("tie_word_embeddings"):
-            rules.add("output.weight", "lm_head.weight", (sizes.vocabulary, hidden))
+        if "lm_head.weight" in rules.stored and not config.get("tie_word_embeddings"):
+            rules.add("output.weight", "lm_head.weight", sizes.embedding)
         elif config.get("tie_word_embeddings"):
             rules.drop("lm_head.weight")
         else:
@@ -132,7 +126,7 @@ class NemotronH:
         return rules.finish()
 
 
-def _expert_keys(config: Config) -> Metadata:
+def _expert_keys(config: Config) -> Keys:
     counts = {
         "expert_count": "n_routed_experts",
         "expert_used_count": "num_experts_per_tok",
@@ -140,16 +134,16 @@ def _expert_keys(config: Config) -> Metadata:
         "expert_shared_count": "n_shared_experts",
         "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
     }
-    keys: Metadata = {key: meta("u32", config_int(config, counts[key])) for key in counts}
+    keys: Keys = {key: config_int(config, source) for key, source in counts.items()}
     keys |= {
-        "expert_weights_norm": meta("bool", bool(config.get("norm_topk_prob"))),
-        "expert_weights_scale": meta("f32", config_float(config, "routed_scaling_factor")),
-        "expert_group_count": meta("u32", config_int(config, "n_group")),
+        "expert_weights_norm": bool(config.get("norm_topk_prob")),
+        "expert_weights_scale": config_float(config, "routed_scaling_factor"),
+        "expert_group_count": config_int(config, "n_group"),
     }
     optional = {"expert_group_used_count": "topk_group", "moe_latent_size": "moe_latent_size"}
     for key, source in optional.items():
         if config.get(source) is not None:
-            keys[key] = meta("u32", config_int(config, source))
+            keys[key] = config_int(config, source)
     return keys
 
 
@@ -162,14 +156,14 @@ def _add_prediction(rules: Rules, g: NemotronSizes, config: Config, block: str) 
     """
     first, second, hidden = "mtp.layers.0.", "mtp.layers.1.", g.decoder.hidden
     for name in ("enorm", "hnorm"):
-        add_norm(rules, f"{block}nextn.{name}", f"{first}{name}", hidden)
+        rules.add_norm(f"{block}nextn.{name}", f"{first}{name}", hidden)
     fused = (hidden, 2 * hidden)
     rules.add(f"{block}nextn.eh_proj.weight", f"{first}eh_proj.weight", fused)
-    add_norm(rules, f"{block}attn_norm", f"{first}norm", hidden)
+    rules.add_norm(f"{block}attn_norm", f"{first}norm", hidden)
     add_attention(rules, g.decoder, block, f"{first}mixer.", interleaved=True)
-    add_norm(rules, f"{block}post_attention_norm", f"{second}norm", hidden)
+    rules.add_norm(f"{block}post_attention_norm", f"{second}norm", hidden)
     _add_moe(rules, g, config, block, f"{second}mixer.")
-    add_norm(rules, f"{block}nextn.shared_head_norm", f"{second}final_layernorm", hidden)
+    rules.add_norm(f"{block}nextn.shared_head_norm", f"{second}final_layernorm", hidden)
 
 
 def _add_moe(rules: Rules, g: NemotronSizes, config: Config, block: str, mixer: str) -> None:
@@ -193,13 +187,8 @@ def _add_moe(rules: Rules, g: NemotronSizes, config: Config, block: str, mixer: 
         rules.add(f"{block}ffn_{name}_shexp.weight", part, (rows, row))
 
 
-_SPELLINGS = {
-    "mamba": ("M", "mamba", "linear_attention"),
-    "attention": ("*", "attention", "full_attention"),
-    "moe": ("E", "moe"),
-    "mlp": ("-", "mlp"),
-}
-_KIND = {spelling: kind for kind, spellings in _SPELLINGS.items() for spelling in spellings}
+_KIND = HYBRID_KINDS | {"M": "mamba", "*": "attention", "E": "moe", "-": "mlp"}
+_KIND |= {"moe": "moe", "mlp": "mlp"}
 
 
 @dataclass(frozen=True)

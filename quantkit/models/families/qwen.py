@@ -8,36 +8,33 @@ from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import (
     Config,
+    Keys,
     Rules,
     StoredTensor,
     TensorRule,
     check_activation,
     config_int,
-    meta,
     refuse_if,
+    with_prefix,
 )
-from quantkit.models.families.decoder import (
+from quantkit.models.families.llama import (
     DecoderSizes,
-    add_attention,
-    add_embedding,
-    add_gated_experts,
-    add_gated_mlp,
-    add_norm,
-    add_output,
+    Llama,
+    add_gate_and_up,
     decoder_keys,
     decoder_sizes,
-    with_prefix,
+    expert_parts,
 )
 from quantkit.models.families.rope import check_no_unread_rope
 
 _READ_BIASES = tuple(f".self_attn.{letter}_proj.bias" for letter in "qkv")
 
 
-class Qwen2:
+class Qwen2(Llama):
     """Qwen2ForCausalLM: like Llama, but with biases on query, key and value and rows in place."""
 
     architectures = ("Qwen2ForCausalLM",)
-    _has_head_norms = False
+    norm_rope = False
 
     def metadata(self, config: Config) -> Metadata:
         _check_config(config, _sliding_layers(config))
@@ -51,36 +48,24 @@ class Qwen2:
 
     def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
         _check_tensors(stored)
-        sizes, rules = decoder_sizes(config), Rules(stored)
-        add_embedding(rules, sizes)
-        for index in range(sizes.layers):
-            block, layer = f"blk.{index}.", f"model.layers.{index}."
-            add_norm(rules, f"{block}attn_norm", f"{layer}input_layernorm", sizes.hidden)
-            add_attention(rules, sizes, block, f"{layer}self_attn.", interleaved=False)
-            for letter in "qk" if self._has_head_norms else "":  # norms that all heads share
-                norm = f"{layer}self_attn.{letter}_norm"
-                add_norm(rules, f"{block}attn_{letter}_norm", norm, sizes.head_dim)
-            add_norm(rules, f"{block}ffn_norm", f"{layer}post_attention_layernorm", sizes.hidden)
-            self._add_mlp(rules, config, sizes, block, f"{layer}mlp.")
-        add_output(rules, config, sizes)
-        return rules.finish()
-
-    def _add_mlp(
-        self, rules: Rules, config: Config, sizes: DecoderSizes, block: str, mlp: str
-    ) -> None:
-        add_gated_mlp(rules, sizes.hidden, config_int(config, "intermediate_size"), block, mlp)
+        return super().rules(config, stored)
 
 
 class Qwen3(Qwen2):
     """Qwen3ForCausalLM: query and key are normalised per head, biases are rare."""
 
     architectures = ("Qwen3ForCausalLM",)
-    _has_head_norms = True
 
     def metadata(self, config: Config) -> Metadata:
         _check_config(config, _sliding_layers(config))
         config_int(config, "head_dim")  # never hidden size / heads
         return with_prefix("qwen3", decoder_keys(config))
+
+    def _add_attention(self, rules: Rules, sizes: DecoderSizes, block: str, attention: str) -> None:
+        super()._add_attention(rules, sizes, block, attention)
+        for letter in "qk":  # norms that all heads share
+            norm = f"{attention}{letter}_norm"
+            rules.add_norm(f"{block}attn_{letter}_norm", norm, sizes.head_dim)
 
 
 class Qwen3Moe(Qwen3):
@@ -102,24 +87,31 @@ class Qwen3Moe(Qwen3):
         refuse_if(
             used > experts, f"num_experts_per_tok is {used}, but there are only {experts} experts"
         )
-        keys = decoder_keys(config) | {
-            "expert_count": meta("u32", experts),
-            "expert_used_count": meta("u32", used),
-            "expert_feed_forward_length": meta("u32", config_int(config, "moe_intermediate_size")),
+        own: Keys = {
+            "expert_count": experts,
+            "expert_used_count": used,
+            "expert_feed_forward_length": config_int(config, "moe_intermediate_size"),
         }
-        return with_prefix("qwen3moe", keys)
+        return with_prefix("qwen3moe", decoder_keys(config) | own)
 
-    def rules(self, config: Config, stored: Mapping[str, StoredTensor]) -> list[TensorRule]:
-        _check_every_layer_has_experts(config)
-        return super().rules(config, stored)
+    def _add_mlp(self, rules: Rules, config: Config, block: str, mlp: str) -> None:
+        """The router; gate, up and down of the experts.
 
-    def _add_mlp(
-        self, rules: Rules, config: Config, sizes: DecoderSizes, block: str, mlp: str
-    ) -> None:
-        experts, inner = _experts(config), config_int(config, "moe_intermediate_size")
-        router = (experts, sizes.hidden)
-        rules.add(f"{block}ffn_gate_inp.weight", f"{mlp}gate.weight", router)
-        add_gated_experts(rules, experts, sizes.hidden, inner, block, f"{mlp}experts")
+        Either one tensor for each expert, `….experts.0.gate_proj.weight`, or all experts in one,
+        `….experts.down_proj` and `….experts.gate_up_proj` with gate's rows before up's.
+        """
+        experts, hidden = _experts(config), config_int(config, "hidden_size")
+        inner, prefix = config_int(config, "moe_intermediate_size"), f"{mlp}experts"
+        rules.add(f"{block}ffn_gate_inp.weight", f"{mlp}gate.weight", (experts, hidden))
+        up, down = (experts, inner, hidden), (experts, hidden, inner)
+        for ending in (".weight", ""):
+            if (fused := f"{prefix}.gate_up_proj{ending}") in rules.stored:
+                add_gate_and_up(rules, block, "_exps", fused, up)
+                rules.add(f"{block}ffn_down_exps.weight", f"{prefix}.down_proj{ending}", down)
+                return
+        for name, shape in (("gate", up), ("up", up), ("down", down)):
+            parts = expert_parts(prefix, experts, f"{name}_proj")
+            rules.add(f"{block}ffn_{name}_exps.weight", parts, shape)
 
 
 def _experts(config: Config) -> int:
@@ -135,11 +127,7 @@ def _sliding_layers(config: Config) -> Sequence[int]:
 
 
 def _check_config(config: Config, sliding: Sequence[int]) -> None:
-    """Refuse what llama.cpp's Qwen graphs would not compute, although its converter takes it.
-
-    Args:
-        sliding: layers that attend to a window where config.json uses one.
-    """
+    """Refuse what llama.cpp's Qwen graphs would not compute, although its converter takes it."""
     check_activation(config)
     refuse_if(
         config.get("is_causal") is False,

@@ -8,16 +8,13 @@ from quantkit.models.families.granite_hybrid import GraniteHybrid
 from quantkit.models.families.llama import Llama
 from quantkit.models.families.nemotron_h import NemotronH
 from quantkit.models.families.qwen import Qwen2, Qwen3, Qwen3Moe
+from quantkit.models.transformers_reader import config_with_defaults
 
 FAMILIES: tuple[Family, ...] = (NemotronH(), GraniteHybrid(), Llama(), Qwen2(), Qwen3(), Qwen3Moe())
 
 
 def family_for(config: Config) -> Family:
-    """The family of `architectures[0]`.
-
-    Raises:
-        InputError: config.json names no architecture, or one that is not converted.
-    """
+    """The family of `architectures[0]`; raises InputError if that is none that is converted."""
     named = config.get("architectures")
     architecture = named[0] if isinstance(named, list) and named else None
     for family in FAMILIES:
@@ -28,3 +25,18 @@ def family_for(config: Config) -> Family:
         f"config.json names the architecture {architecture!r}; checkpoints are converted for "
         f"{supported}. Any GGUF file is accepted: --model file.gguf"
     )
+
+
+def family_and_config(raw: Config, where: str) -> tuple[Family, Config]:
+    """The family of the configuration `raw`, and `raw` with the defaults of transformers.
+
+    Raises:
+        InputError: as `family_for` and `config_with_defaults`, or the checkpoint is quantized.
+    """
+    family, config = family_for(raw), config_with_defaults(raw)
+    if config.get("quantization_config"):
+        raise InputError(
+            f"{where} describes a quantized checkpoint (quantization_config); only BF16, F16 and "
+            "F32 are converted: use the model's BF16 release"
+        )
+    return family, config

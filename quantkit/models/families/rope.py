@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
-from quantkit.formats.tensors import Metadata
-from quantkit.models.families.base import Config, Rules, config_float, config_int, meta, refuse_if
+from quantkit.models.families.base import Config, Keys, Rules, config_float, config_int, refuse_if
 
 
 def rotary_row_order(heads: int, head_dim: int) -> NDArray[np.intp]:
@@ -24,13 +23,34 @@ def rotary_row_order(heads: int, head_dim: int) -> NDArray[np.intp]:
     return rows.reshape(heads, 2, head_dim // 2).swapaxes(1, 2).reshape(-1)
 
 
-def rope_keys(config: Config) -> Metadata:
-    """`rope.freq_base` and `rope.scaling.*`, without the architecture's prefix."""
+def rope_keys(config: Config) -> Keys:
+    """`rope.freq_base` and `rope.scaling.*`."""
     rope = _rope(config)
-    keys: Metadata = {}
+    keys: Keys = {}
     if rope.get("rope_theta") is not None:
-        keys["rope.freq_base"] = meta("f32", config_float(rope, "rope_theta"))
-    return keys | _scaling_keys(rope)
+        keys["rope.freq_base"] = config_float(rope, "rope_theta")
+    kind = _rope_type(rope)
+    if kind in ("default", "llama3"):  # llama3 is a tensor of factors instead.
+        return keys
+    refuse_if(
+        kind not in ("linear", "yarn"),
+        f"rope scaling of type {kind!r} is not supported; known are linear, yarn and llama3: "
+        "convert the model with llama.cpp and give the GGUF to --model",
+    )
+    keys |= {"rope.scaling.type": kind, "rope.scaling.factor": config_float(rope, "factor")}
+    if kind == "yarn":
+        original = config_int(rope, "original_max_position_embeddings")
+        keys["rope.scaling.original_context_length"] = original
+        for key, *sources in (
+            ("yarn_ext_factor", "extrapolation_factor"),
+            # transformers reads the first only, llama.cpp's converter the second too
+            ("yarn_attn_factor", "attention_factor", "attn_factor"),
+            ("yarn_beta_fast", "beta_fast"),
+            ("yarn_beta_slow", "beta_slow"),
+        ):
+            if any(rope.get(source) is not None for source in sources):
+                keys[f"rope.scaling.{key}"] = config_float(rope, *sources)
+    return keys
 
 
 def add_rope_factors(rules: Rules, config: Config, head_dim: int) -> None:
@@ -86,34 +106,6 @@ def _rope(config: Config) -> dict[str, Any]:
 
 def _rope_type(rope: Mapping[str, Any]) -> str:
     return str(rope.get("rope_type", rope.get("type")) or "default").lower()
-
-
-def _scaling_keys(rope: Mapping[str, Any]) -> Metadata:
-    kind = _rope_type(rope)
-    if kind in ("default", "llama3"):  # llama3 is a tensor of factors instead.
-        return {}
-    refuse_if(
-        kind not in ("linear", "yarn"),
-        f"rope scaling of type {kind!r} is not supported; known are linear, yarn and llama3: "
-        "convert the model with llama.cpp and give the GGUF to --model",
-    )
-    keys: Metadata = {
-        "rope.scaling.type": meta("str", kind),
-        "rope.scaling.factor": meta("f32", config_float(rope, "factor")),
-    }
-    if kind == "yarn":
-        original = config_int(rope, "original_max_position_embeddings")
-        keys["rope.scaling.original_context_length"] = meta("u32", original)
-        for key, *sources in (
-            ("yarn_ext_factor", "extrapolation_factor"),
-            # transformers reads the first only, llama.cpp's converter the second too
-            ("yarn_attn_factor", "attention_factor", "attn_factor"),
-            ("yarn_beta_fast", "beta_fast"),
-            ("yarn_beta_slow", "beta_slow"),
-        ):
-            if any(rope.get(source) is not None for source in sources):
-                keys[f"rope.scaling.{key}"] = meta("f32", config_float(rope, *sources))
-    return keys
 
 
 def llama3_frequency_factors(rope: Mapping[str, Any], head_dim: int) -> NDArray[np.float32]:

@@ -8,7 +8,7 @@ Deterministic: the same seed gives the same lines on every Python, so that a tes
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 SPECIAL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>")
 """Control tokens that the lines contain."""
@@ -94,29 +94,13 @@ _LETTERS = (
     "\u1100\u1161\u11a8 \u0958 \u0344 \uf900 \u2126"
 ).split()
 _RANGES = (
-    (0x01, 0x1F),
-    (0x7F, 0xFF),
-    (0x100, 0x24F),
-    (0x250, 0x2FF),
-    (0x370, 0x3FF),
-    (0x400, 0x52F),
-    (0x530, 0x7FF),
-    (0x800, 0x1FFF),
-    (0x2000, 0x2BFF),
-    (0x2C00, 0x2FFF),
-    (0x3000, 0x33FF),
-    (0x3400, 0x9FFF),
-    (0xA000, 0xABFF),
-    (0xAC00, 0xD7FF),
-    (0xE000, 0xF8FF),
-    (0xF900, 0xFFFF),
-    (0x10000, 0x10FFF),
-    (0x11000, 0x1FFFF),
-    (0x20000, 0x323AF),
-    (0xE0000, 0x10FFFF),
+    (0x01, 0x1F), (0x7F, 0xFF), (0x100, 0x24F), (0x250, 0x2FF), (0x370, 0x3FF), (0x400, 0x52F),
+    (0x530, 0x7FF), (0x800, 0x1FFF), (0x2000, 0x2BFF), (0x2C00, 0x2FFF), (0x3000, 0x33FF),
+    (0x3400, 0x9FFF), (0xA000, 0xABFF), (0xAC00, 0xD7FF), (0xE000, 0xF8FF), (0xF900, 0xFFFF),
+    (0x10000, 0x10FFF), (0x11000, 0x1FFFF), (0x20000, 0x323AF), (0xE0000, 0x10FFFF),
     (0x16D40, 0x16D79),  # Kirat Rai, of Unicode 16.
     (0x10D40, 0x10D8F),  # Garay, too: it has cases and digits.
-)
+)  # fmt: skip
 
 
 def lines(count: int = 10_000, seed: int = 1) -> list[str]:
@@ -172,27 +156,26 @@ def _contractions(draw: random.Random) -> str:
     )
 
 
-def _emoji(draw: random.Random) -> str:
-    return "".join(
-        draw.choice(_EMOJI) + draw.choice(("", "", " ", "a", "!", "\n"))
-        for _ in range(draw.randrange(1, 7))
-    )
+def _series(
+    first: Sequence[str], after: Sequence[str], below: int, times: Sequence[int] = ()
+) -> Callable[[random.Random], str]:
+    """Up to `below` times one of `first`, perhaps repeated, and one of `after`."""
+
+    def make(draw: random.Random) -> str:
+        parts = []
+        for _ in range(draw.randrange(1, below)):
+            part = draw.choice(first) * (draw.choice(times) if times else 1)
+            parts.append(part + draw.choice(after))
+        return "".join(parts)
+
+    return make
 
 
-def _spaces(draw: random.Random) -> str:
-    return "".join(
-        draw.choice(_SPACES) * draw.choice((1, 1, 1, 2, 3))
-        + draw.choice(("", "", "a", "Zu", "1", "!", "文", "é", " b"))
-        for _ in range(draw.randrange(1, 10))
-    )
-
-
-def _punctuation(draw: random.Random) -> str:
-    return "".join(
-        draw.choice(_PUNCTUATION) * draw.choice((1, 1, 1, 2, 5))
-        + draw.choice(("", "", "", " ", "a", "B", "7", "\n", "\r\n", "ß", "я"))
-        for _ in range(draw.randrange(1, 12))
-    )
+_emoji = _series(_EMOJI, ("", "", " ", "a", "!", "\n"), 7)
+_spaces = _series(_SPACES, ("", "", "a", "Zu", "1", "!", "文", "é", " b"), 10, (1, 1, 1, 2, 3))
+_after_punctuation = ("", "", "", " ", "a", "B", "7", "\n", "\r\n", "ß", "я")
+_punctuation = _series(_PUNCTUATION, _after_punctuation, 12, (1, 1, 1, 2, 5))
+_letters = _series((*_LETTERS, *_NUMERALS), ("", "", " ", "a", "B", "'s", "1"), 9)
 
 
 def _marks(draw: random.Random) -> str:
@@ -211,13 +194,6 @@ def _rare(draw: random.Random) -> str:
     )
 
 
-def _letters(draw: random.Random) -> str:
-    return "".join(
-        draw.choice((*_LETTERS, *_NUMERALS)) + draw.choice(("", "", " ", "a", "B", "'s", "1"))
-        for _ in range(draw.randrange(1, 9))
-    )
-
-
 def _cases(draw: random.Random) -> str:
     """Words of mixed case, some letters with and without diacritics."""
     pool = draw.choice(
@@ -231,20 +207,11 @@ def _cases(draw: random.Random) -> str:
 
 
 def _control(draw: random.Random) -> str:
-    return "".join(
-        draw.choice(
-            (
-                chr(draw.randrange(0x20)),
-                "\x7f",
-                chr(draw.randrange(0x80, 0xA0)),
-                "\x00",
-                "a",
-                " ",
-                "b1",
-            )
-        )
-        for _ in range(draw.randrange(1, 10))
-    )
+    def character() -> str:
+        drawn = chr(draw.randrange(0x20)), chr(draw.randrange(0x80, 0xA0))
+        return draw.choice((drawn[0], "\x7f", drawn[1], "\x00", "a", " ", "b1"))
+
+    return "".join(character() for _ in range(draw.randrange(1, 10)))
 
 
 def _special(draw: random.Random) -> str:
@@ -268,23 +235,7 @@ def _jumble(draw: random.Random) -> str:
 
 
 _KINDS: tuple[Callable[[random.Random], str], ...] = (
-    _prose,
-    _unspaced,
-    _mixed_scripts,
-    _code,
-    _numbers,
-    _contractions,
-    _emoji,
-    _spaces,
-    _punctuation,
-    _marks,
-    _rare,
-    _letters,
-    _cases,
-    _control,
-    _special,
-    _repeated,
-    _prose,
-    _code,
+    _prose, _unspaced, _mixed_scripts, _code, _numbers, _contractions, _emoji, _spaces,
+    _punctuation, _marks, _rare, _letters, _cases, _control, _special, _repeated, _prose, _code,
     _jumble,
-)
+)  # fmt: skip

@@ -11,6 +11,10 @@ import pytest
 from numpy.typing import NDArray
 from scipy.special import log_softmax
 
+from quantkit.formats.tensors import TensorSource
+from quantkit.models.model import Model
+from quantkit.quantize.quantize import quantize
+
 LLAMA_CPP = os.environ.get("QUANTKIT_LLAMA_CPP", "")
 TORCH_PYTHON = os.environ.get("QUANTKIT_TORCH_PYTHON", "")
 HERE = Path(__file__).parent
@@ -34,6 +38,14 @@ def run_torch(script: str, *arguments: object) -> None:
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
+
+
+def f32_gguf(source: TensorSource, folder: Path) -> Path:
+    """All of the source decoded: nothing is rounded on the way to llama.cpp."""
+    folder.mkdir()
+    types = {info.name: "F32" for info in source.tensors}
+    (path,) = quantize(source, Model.of("f32", source), types, {}, folder, folder, workers=2)
+    return path
 
 
 def mean_kld(expected: NDArray[np.floating], found: NDArray[np.floating]) -> float:

@@ -26,7 +26,7 @@ from transformers import (
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "support"))
 import oracle_granite
 import oracle_qwen
-from checkpoints import CHATML, TEKKEN_REGEX
+from checkpoints import CHATML, LLAMA3_ROPE, TEKKEN_REGEX
 
 NEMOTRON: dict[str, Any] = {
     "vocab_size": 512,
@@ -61,14 +61,6 @@ LLAMA: dict[str, Any] = {
     "bos_token_id": 1,
     "eos_token_id": 4,
 }
-ROPE3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 
 
 def main() -> None:
@@ -83,14 +75,16 @@ def main() -> None:
     )
     save(NemotronHForCausalLM(dense), root / "dense")
     save(LlamaForCausalLM(LlamaConfig(**LLAMA, tie_word_embeddings=True)), root / "llama-tied")
-    untied = LlamaConfig(**LLAMA, head_dim=32, rope_parameters=ROPE3, tie_word_embeddings=False)
+    untied = LlamaConfig(
+        **LLAMA, head_dim=32, rope_parameters=LLAMA3_ROPE, tie_word_embeddings=False
+    )
     save(LlamaForCausalLM(untied), root / "llama-rope3", torch.float16)
 
     edited(root / "moe-latent", root / "NVIDIA-Nemotron-3-Tiny-1K-BF16", like_the_flagship)
     edited(root / "dense", root / "dense-old", like_the_first_nemotron)
     edited(root / "llama-rope3", root / "llama-old", like_llama_3)
     edited(root / "llama-tied", root / "llama-sentencepiece", like_llama_2)
-    oracle_qwen.write(root, save)
+    oracle_qwen.write(root, save, edited)
     oracle_granite.write(root, save)
 
 
@@ -136,8 +130,9 @@ def save(
 
 
 def edited(source: Path, target: Path, edit: Callable[[Path, dict[str, Any]], None]) -> None:
-    """A copy of a model whose other files `edit` makes like those of an older release."""
-    shutil.copytree(source, target)
+    """A copy of a model, or the model itself, whose other files `edit` changes."""
+    if target != source:
+        shutil.copytree(source, target)
     config = json.loads((target / "config.json").read_text(encoding="utf-8"))
     edit(target, config)
     (target / "config.json").write_text(json.dumps(config), encoding="utf-8")

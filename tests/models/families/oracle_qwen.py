@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -45,14 +43,14 @@ YARN = {
 THETA = {"rope_type": "default", "rope_theta": 1000000.0}
 
 
-def write(root: Path, save: Callable[..., None]) -> None:
-    """One folder for each model; `save` is that of `oracle_models.py`."""
+def write(root: Path, save: Callable[..., None], edited: Callable[..., None]) -> None:
+    """One folder for each model; `save` and `edited` are those of `oracle_models.py`."""
     tied = Qwen2Config(**SIZES, rope_parameters=THETA, tie_word_embeddings=True)
     save(Qwen2ForCausalLM(tied), root / "qwen2-tied")
     stretched = SIZES | {"max_position_embeddings": 16384}
     yarn = Qwen2Config(**stretched, rope_parameters=YARN, tie_word_embeddings=False)
     save(Qwen2ForCausalLM(yarn), root / "qwen2-yarn")
-    _edited(root / "qwen2-yarn", root / "qwen2-old", _like_qwen_2)
+    edited(root / "qwen2-yarn", root / "qwen2-old", _like_qwen_2)
 
     for name, dtype, is_tied in (
         ("qwen3-tied", torch.bfloat16, True),
@@ -62,22 +60,14 @@ def write(root: Path, save: Callable[..., None]) -> None:
             **SIZES, head_dim=32, rope_parameters=THETA, tie_word_embeddings=is_tied
         )
         save(Qwen3ForCausalLM(dense), root / name, dtype)
-    _edited(root / "qwen3-tied", root / "qwen3-twice", _like_qwen3_small)
+    edited(root / "qwen3-tied", root / "qwen3-twice", _like_qwen3_small)
 
     mixture = Qwen3MoeConfig(
         **SIZES, **EXPERTS, head_dim=32, rope_parameters=THETA, tie_word_embeddings=False
     )
     save(Qwen3MoeForCausalLM(mixture), root / "qwen3moe", torch.bfloat16, "200KB")
     save(Qwen3MoeForCausalLM(mixture), root / "qwen3moe-merged")
-    _edited(root / "qwen3moe-merged", root / "qwen3moe-merged", _merge_experts)
-
-
-def _edited(source: Path, target: Path, edit: Callable[[Path, dict[str, Any]], None]) -> None:
-    if target != source:
-        shutil.copytree(source, target)
-    config = json.loads((target / "config.json").read_text(encoding="utf-8"))
-    edit(target, config)
-    (target / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    edited(root / "qwen3moe-merged", root / "qwen3moe-merged", _merge_experts)
 
 
 def _like_qwen_2(folder: Path, config: dict[str, Any]) -> None:
@@ -114,12 +104,10 @@ def _merge_experts(folder: Path, config: dict[str, Any]) -> None:
     tensors = load_file(folder / "model.safetensors")
     for index in range(config["num_hidden_layers"]):
         prefix = f"model.layers.{index}.mlp.experts"
+        experts = range(EXPERTS["num_experts"])
         gates, ups, downs = (
             torch.stack(
-                [
-                    tensors.pop(f"{prefix}.{expert}.{name}_proj.weight")
-                    for expert in range(EXPERTS["num_experts"])
-                ]
+                [tensors.pop(f"{prefix}.{expert}.{name}_proj.weight") for expert in experts]
             )
             for name in ("gate", "up", "down")
         )

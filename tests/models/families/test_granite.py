@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import write_checkpoint
+from checkpoints import block_of, write_checkpoint
 from granite_checkpoints import (
     ATTENTION,
     DENSE,
@@ -19,7 +19,7 @@ from granite_checkpoints import (
 )
 
 from quantkit.core.errors import InputError
-from quantkit.models.checkpoint import CheckpointSource, open_checkpoint
+from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.families.base import StoredTensor
 from quantkit.models.families.granite_hybrid import GraniteHybrid
 from quantkit.models.families.rope import rotary_row_order
@@ -37,15 +37,6 @@ FFN = {
 }
 
 
-def _block(source: CheckpointSource, index: int) -> dict[str, tuple[tuple[int, ...], str]]:
-    prefix = f"blk.{index}."
-    return {
-        t.name.removeprefix(prefix): (t.shape, t.type_name)
-        for t in source.tensors
-        if t.name.startswith(prefix)
-    }
-
-
 def _values(**changes: object) -> dict[str, object]:
     """Metadata values without the architecture's prefix."""
     metadata = GraniteHybrid().metadata(config_with_defaults(GRANITE | changes))
@@ -57,7 +48,7 @@ def test_a_mamba_layer_and_its_experts(tmp_path: Path) -> None:
     source = open_checkpoint(write_granite(tmp_path / "m"))
     assert source.tensors[0].name == "token_embd.weight"
     assert source.tensors[-1].name == "output_norm.weight"
-    assert _block(source, 0) == FFN | {
+    assert block_of(source, 0) == FFN | {
         "attn_norm.weight": ((32,), "F32"),
         "ssm_in.weight": ((164, 32), "BF16"),
         "ssm_conv1d.weight": ((96, 4), "F32"),
@@ -72,7 +63,7 @@ def test_a_mamba_layer_and_its_experts(tmp_path: Path) -> None:
 
 def test_an_attention_layer_and_its_experts(tmp_path: Path) -> None:
     source = open_checkpoint(write_granite(tmp_path / "m"))
-    assert _block(source, 1) == FFN | {
+    assert block_of(source, 1) == FFN | {
         "attn_norm.weight": ((32,), "F32"),
         "attn_q.weight": ((32, 32), "BF16"),
         "attn_k.weight": ((16, 32), "BF16"),
@@ -101,7 +92,7 @@ def test_gate_and_up_of_the_experts_are_split(tmp_path: Path) -> None:
 
 def test_without_experts_the_shared_mlp_is_the_ffn(tmp_path: Path) -> None:
     source = open_checkpoint(write_granite(tmp_path / "m", **DENSE))
-    assert {n: s for n, s in _block(source, 2).items() if n.startswith("ffn")} == {
+    assert {n: s for n, s in block_of(source, 2).items() if n.startswith("ffn")} == {
         "ffn_norm.weight": ((32,), "F32"),
         "ffn_gate.weight": ((20, 32), "BF16"),
         "ffn_up.weight": ((20, 32), "BF16"),
@@ -124,7 +115,7 @@ def test_untied_embeddings_and_biases(tmp_path: Path) -> None:
         *(0, 4, 1, 5, 2, 6, 3, 7),
         *(8, 12, 9, 13, 10, 14, 11, 15),
     ]
-    assert _block(source, 1)["attn_output.bias"] == ((32,), "F32")
+    assert block_of(source, 1)["attn_output.bias"] == ((32,), "F32")
 
 
 def test_metadata_of_a_hybrid() -> None:
@@ -208,7 +199,7 @@ def test_a_head_dimension_of_its_own(tmp_path: Path) -> None:
     source = open_checkpoint(write_granite(tmp_path / "m", head_dim=16))
     assert source.metadata["granitehybrid.attention.key_length"].value == 16
     assert source.metadata["granitehybrid.rope.dimension_count"].value == 16
-    assert _block(source, 1)["attn_q.weight"] == ((64, 32), "BF16")
+    assert block_of(source, 1)["attn_q.weight"] == ((64, 32), "BF16")
     assert "attention.key_length" not in _values(head_dim=8)
 
 
@@ -247,58 +238,39 @@ def test_what_is_refused(change: dict[str, Any], message: str) -> None:
 
 
 def test_other_shapes_and_unknown_tensors_are_refused(tmp_path: Path) -> None:
-    folder = write_granite(tmp_path / "m")
-    other = GRANITE | {"intermediate_size": 48}
-    write_checkpoint(folder, other, granite_arrays(GRANITE))
-    with pytest.raises(InputError, match=r"input_linear.*\[4, 48, 32\].*promises \[4, 96, 32\]"):
-        open_checkpoint(folder)
-    arrays = granite_arrays(GRANITE)
-    del arrays["model.layers.0.mamba.conv1d.bias"]
-    write_checkpoint(folder, GRANITE, arrays)
-    with pytest.raises(InputError, match=r"no tensor .*conv1d\.bias"):
-        open_checkpoint(folder)
-    arrays = granite_arrays(GRANITE)
-    arrays["model.layers.0.mamba.in_proj.bias"] = arrays["model.norm.weight"]
-    write_checkpoint(folder, GRANITE, arrays)
-    with pytest.raises(InputError, match=r"unknown.*mamba\.in_proj\.bias"):
-        open_checkpoint(folder)
+    whole = granite_arrays(GRANITE)
+    bias = "model.layers.0.mamba.conv1d.bias"
+    without = {name: values for name, values in whole.items() if name != bias}
+    more = whole | {"model.layers.0.mamba.in_proj.bias": whole["model.norm.weight"]}
+    for config, arrays, message in (
+        (GRANITE | {"intermediate_size": 48}, whole, r"input_linear.*\[4, 48, 32\].*\[4, 96, 32\]"),
+        (GRANITE, without, r"no tensor .*conv1d\.bias"),
+        (GRANITE, more, r"unknown.*mamba\.in_proj\.bias"),
+    ):
+        with pytest.raises(InputError, match=message):
+            open_checkpoint(write_checkpoint(tmp_path / "m", config, arrays))
 
 
 @pytest.mark.parametrize(
-    ("changes", "billions"),
+    ("numbers", "billions"),
     [
-        # granite-4.0-h-tiny
-        ({"hidden_size": 1536, "mamba_n_heads": 48, "num_attention_heads": 12}, 6.94),
-        # granite-4.0-h-small
-        (
-            {
-                "hidden_size": 4096,
-                "mamba_n_heads": 128,
-                "num_attention_heads": 32,
-                "num_key_value_heads": 8,
-                "num_local_experts": 72,
-                "num_experts_per_tok": 10,
-                "intermediate_size": 768,
-                "shared_intermediate_size": 1536,
-            },
-            32.21,
-        ),
+        ((1536, 48, 12, 4, 64, 6, 512, 1024), 6.94),  # granite-4.0-h-tiny
+        ((4096, 128, 32, 8, 72, 10, 768, 1536), 32.21),  # granite-4.0-h-small
     ],
     ids=["tiny", "small"],
 )
-def test_the_sizes_of_ibms_releases(changes: dict[str, Any], billions: float) -> None:
+def test_the_sizes_of_ibms_releases(numbers: tuple[int, ...], billions: float) -> None:
+    keys = (
+        "hidden_size", "mamba_n_heads", "num_attention_heads", "num_key_value_heads",
+        "num_local_experts", "num_experts_per_tok", "intermediate_size", "shared_intermediate_size",
+    )  # fmt: skip
     config = GRANITE | {
         "num_hidden_layers": 40,
         "layer_types": ["attention" if i % 10 == 5 else "mamba" for i in range(40)],
         "vocab_size": 100352,
-        "num_local_experts": 64,
-        "num_experts_per_tok": 6,
-        "intermediate_size": 512,
-        "shared_intermediate_size": 1024,
-        "num_key_value_heads": 4,
         "mamba_d_head": 64,
         "mamba_d_state": 128,
-        **changes,
+        **dict(zip(keys, numbers, strict=True)),
     }
     stored = {n: StoredTensor(s, "BF16") for n, s in granite_shapes(config).items()}
     infos = [rule.info for rule in GraniteHybrid().rules(config, stored)]

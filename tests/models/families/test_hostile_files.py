@@ -7,26 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import write_llama, write_nemotron
+from checkpoints import LLAMA3_ROPE, write_llama, write_nemotron
 
 from quantkit.core.errors import InputError
 from quantkit.models.checkpoint import open_checkpoint
 
 HOSTILE: list[Any] = [None, [], {}, [[]], [{}], {"a": 1}, "x", -1, 0, 1.5, True, 10**30, "\ud800"]
-ROPE = {
-    "rope_type": "llama3",
-    "rope_theta": 500000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
 
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
     root = tmp_path_factory.mktemp("hostile")
-    llama = write_llama(root / "llama", rope_parameters=ROPE, head_dim=8)
+    llama = write_llama(root / "llama", rope_parameters=LLAMA3_ROPE, head_dim=8)
     options = {
         "bos_token": "<s>",
         "add_bos_token": True,

@@ -7,38 +7,20 @@ from typing import Any
 
 import numpy as np
 import pytest
-from checkpoints import LLAMA, llama_arrays, write_checkpoint, write_llama
+from checkpoints import LLAMA, LLAMA3_ROPE, llama_arrays, write_checkpoint, write_llama
 
 from quantkit.core.errors import InputError
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.families.llama import Llama
 from quantkit.models.families.rope import llama3_frequency_factors
 
-LLAMA3_ROPE = {
-    "rope_type": "llama3",
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 8192,
-}
-
 
 def test_tied_embeddings_have_no_output(tmp_path: Path) -> None:
     source = open_checkpoint(write_llama(tmp_path / "m"))
     assert "output.weight" not in [t.name for t in source.tensors]
+    names = "attn_norm attn_q attn_k attn_v attn_output ffn_norm ffn_gate ffn_up ffn_down".split()
     assert [t.name for t in source.tensors if t.name.startswith("blk.1.")] == [
-        f"blk.1.{name}.weight"
-        for name in (
-            "attn_norm",
-            "attn_q",
-            "attn_k",
-            "attn_v",
-            "attn_output",
-            "ffn_norm",
-            "ffn_gate",
-            "ffn_up",
-            "ffn_down",
-        )
+        f"blk.1.{name}.weight" for name in names
     ]
 
 
@@ -66,12 +48,15 @@ def test_biases_are_permuted_like_their_matrix(tmp_path: Path) -> None:
     assert source.read_rows("blk.0.attn_k.bias", 0, 0).shape == (0, 16)
 
 
+SCALING = {key: value for key, value in LLAMA3_ROPE.items() if key != "rope_theta"}
+
+
 @pytest.mark.parametrize(
     "spelling",
     [
-        {"rope_theta": 500000.0, "rope_scaling": LLAMA3_ROPE},
-        {"rope_theta": None, "rope_parameters": LLAMA3_ROPE | {"rope_theta": 500000.0}},
-        {"rope_theta": 500000.0, "rope_scaling": LLAMA3_ROPE | {"type": "llama3"}},
+        {"rope_theta": 500000.0, "rope_scaling": SCALING},
+        {"rope_theta": None, "rope_parameters": LLAMA3_ROPE},
+        {"rope_theta": 500000.0, "rope_scaling": SCALING | {"type": "llama3"}},
     ],
 )
 def test_rope_in_both_spellings(tmp_path: Path, spelling: dict[str, Any]) -> None:
@@ -85,7 +70,7 @@ def test_rope_in_both_spellings(tmp_path: Path, spelling: dict[str, Any]) -> Non
 
 
 def test_llama3_factors_are_interpolated_between_the_two_wavelengths() -> None:
-    factors = llama3_frequency_factors(LLAMA3_ROPE | {"rope_theta": 500000.0}, 128)
+    factors = llama3_frequency_factors(LLAMA3_ROPE, 128)
     assert factors.shape == (64,)
     assert np.all(np.diff(factors) >= 0)
     between = factors[(factors > 1) & (factors < 8)]

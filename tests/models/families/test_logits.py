@@ -10,14 +10,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from models import llama_logits
-from oracle import mean_kld, needs_oracle, run_torch
+from oracle import f32_gguf, mean_kld, needs_oracle, run_torch
 from test_against_llama_cpp import DIFFERENT, MODELS, PADDED
 
-from quantkit.core.progress import SILENT
-from quantkit.formats.gguf_writer import lay_out
-from quantkit.formats.tensors import MetaValue
 from quantkit.models.checkpoint import open_checkpoint
-from quantkit.quantize.encode import write_shards
 
 pytestmark = needs_oracle
 
@@ -32,16 +28,6 @@ NOT_READ: dict[str, str] = {
 }
 
 
-def f32_gguf(checkpoint: Path, folder: Path, *, keep_prediction: bool) -> Path:
-    """The whole checkpoint in F32: nothing is rounded on the way to llama.cpp."""
-    source = open_checkpoint(checkpoint, keep_prediction=keep_prediction)
-    metadata = {**source.metadata, "general.file_type": MetaValue("u32", 0)}
-    infos = [info.with_type("F32") for info in source.tensors]
-    layouts = lay_out("model", metadata, infos)
-    (path,) = write_shards(folder, folder, layouts, source, {}, SILENT, workers=2)
-    return path
-
-
 WITH_HEAD = "NVIDIA-Nemotron-3-Tiny-1K-BF16"
 CASES = [(name, False) for name in (*MODELS, *DIFFERENT, *PADDED) if name not in NOT_READ]
 
@@ -50,7 +36,8 @@ CASES = [(name, False) for name in (*MODELS, *DIFFERENT, *PADDED) if name not in
 def test_logits_equal_transformers(
     models: Path, tmp_path: Path, name: str, keep_prediction: bool
 ) -> None:
-    path = f32_gguf(models / name, tmp_path, keep_prediction=keep_prediction)
+    source = open_checkpoint(models / name, keep_prediction=keep_prediction)
+    path = f32_gguf(source, tmp_path / "f32")
     highest = 480  # below, every model has a token
     tokens = np.random.default_rng(7).integers(5, highest, (SEQUENCES, TOKENS), dtype=np.int32)
     np.save(tmp_path / "tokens.npy", tokens)

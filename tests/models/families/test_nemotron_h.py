@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from checkpoints import (
     NEMOTRON,
+    block_of,
     nemotron_arrays,
     with_prediction_head,
     write_checkpoint,
@@ -56,20 +57,15 @@ def test_queries_and_keys_are_interleaved_within_each_head(tmp_path: Path) -> No
     source = open_checkpoint(write_nemotron(tmp_path / "m"))
     for letter, heads in (("q", 4), ("k", 2)):
         stored = _values(f"backbone.layers.2.mixer.{letter}_proj.weight")
-        expected = np.concatenate(
-            [
-                np.stack([head[:4], head[4:]], axis=1).reshape(8, 32)
-                for head in stored.reshape(heads, 8, 32)
-            ]
-        )
+        halves = stored.reshape(heads, 2, 4, 32)
+        expected = np.stack([halves[:, 0], halves[:, 1]], axis=2).reshape(heads * 8, 32)
         read = source.read_rows(f"blk.2.attn_{letter}.weight", 0, heads * 8)
         np.testing.assert_array_equal(read, expected)
 
 
 def test_moe_tensors(tmp_path: Path) -> None:
-    infos = {t.name: t for t in open_checkpoint(write_nemotron(tmp_path / "m")).tensors}
-    block = [t for name, t in infos.items() if name.startswith("blk.1.")]
-    assert {t.name.removeprefix("blk.1."): (t.shape, t.type_name) for t in block} == {
+    source = open_checkpoint(write_nemotron(tmp_path / "m"))
+    assert block_of(source, 1) == {
         "attn_norm.weight": ((32,), "F32"),
         "ffn_gate_inp.weight": ((4, 32), "F32"),
         "exp_probs_b.bias": ((4,), "F32"),
@@ -113,9 +109,8 @@ def test_dense_layers_are_another_architecture(tmp_path: Path) -> None:
     assert source.metadata["nemotron_h.feed_forward_length"].value == (0, 48, 0, 48)
     # transformers writes expert keys for dense models too; llama.cpp would expect experts.
     assert not [key for key in source.metadata if "expert" in key]
-    infos = {t.name: t.shape for t in source.tensors}
-    assert infos["blk.1.ffn_up.weight"] == (48, 32)
-    assert infos["blk.1.ffn_down.weight"] == (32, 48)
+    assert block_of(source, 1)["ffn_up.weight"] == ((48, 32), "BF16")
+    assert block_of(source, 1)["ffn_down.weight"] == ((32, 48), "BF16")
 
 
 def test_names_under_model_and_tied_embeddings(tmp_path: Path) -> None:
@@ -146,10 +141,10 @@ def test_the_prediction_head_is_kept_when_asked_for(tmp_path: Path) -> None:
     assert metadata["nemotron_h_moe.nextn_predict_layers"].value == 1
     assert metadata["nemotron_h_moe.feed_forward_length"].value == (0, 24, 0, 24, 24)
     assert metadata["nemotron_h_moe.attention.head_count_kv"].value == (0, 0, 2, 0, 2)
-    infos = {t.name: t.shape for t in source.tensors if t.name.startswith("blk.4.")}
-    assert infos["blk.4.nextn.eh_proj.weight"] == (32, 64)
-    assert infos["blk.4.ffn_up_exps.weight"] == (4, 24, 16)
-    assert infos["blk.4.attn_q.weight"] == (32, 32)
+    head = block_of(source, 4)
+    assert head["nextn.eh_proj.weight"] == ((32, 64), "BF16")
+    assert head["ffn_up_exps.weight"] == ((4, 24, 16), "BF16")
+    assert head["attn_q.weight"] == ((32, 32), "BF16")
     read = source.read_rows("blk.4.ffn_down_exps.weight", 16, 17)
     part = arrays["mtp.layers.1.mixer.experts.1.down_proj.weight"]
     np.testing.assert_array_equal(read, part[:1])

@@ -9,10 +9,9 @@ import numpy as np
 import pytest
 from checkpoints import LLAMA, llama_arrays, write_checkpoint
 from models import llama_logits
-from oracle import mean_kld, needs_oracle, run_torch
+from oracle import f32_gguf, mean_kld, needs_oracle, run_torch
 
 from quantkit.config.recipe import STOCK_CANDIDATES
-from quantkit.formats.tensors import TensorSource
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.models.model import Model
@@ -23,14 +22,6 @@ pytestmark = needs_oracle
 
 SEQUENCES, TOKENS = 3, 64
 WIDE = LLAMA | {"hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 3}
-
-
-def f32(source: TensorSource, folder: Path) -> Path:
-    """Every tensor of the source decoded: llama.cpp then computes in F32 throughout."""
-    folder.mkdir()
-    types = {info.name: "F32" for info in source.tensors}
-    (path,) = quantize(source, Model.of("f32", source), types, {}, folder, folder, workers=2)
-    return path
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -57,8 +48,8 @@ def test_logits_of_an_artifact_equal_transformers(tmp_path: Path, tied: bool) ->
     np.save(tmp_path / "tokens.npy", tokens)
     run_torch("oracle_logits.py", path, tmp_path / "tokens.npy", tmp_path / "logits.npy")
     theirs = np.load(tmp_path / "logits.npy")
-    ours = llama_logits(f32(GGUFSource(path), tmp_path / "decoded"), tokens)
-    whole = llama_logits(f32(source, tmp_path / "whole"), tokens)
+    ours = llama_logits(f32_gguf(GGUFSource(path), tmp_path / "decoded"), tokens)
+    whole = llama_logits(f32_gguf(source, tmp_path / "whole"), tokens)
     lost = mean_kld(whole, ours)
     assert mean_kld(theirs, ours) < 1e-3 * lost, "more than rounding lies between the two readers"
     assert lost > 1e-4, "a mixture with one-bit types that loses nothing was not read"

@@ -8,16 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import (
-    CHATML,
-    LLAMA,
-    NEMOTRON,
-    added_token,
-    byte_level_tokenizer,
-    write_tokenizer,
-)
+from checkpoints import CHATML, LLAMA, NEMOTRON, added_token, byte_level_tokenizer, write_tokenizer
 
 from quantkit.core.errors import InputError
+from quantkit.formats.tensors import Metadata
 from quantkit.models.tokenizers.token_types import TokenType
 from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
 
@@ -33,8 +27,11 @@ def metadata_of(
         (folder / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
     if options is not None:
         (folder / "tokenizer_config.json").write_text(json.dumps(options), encoding="utf-8")
-    found = tokenizer_metadata(folder, config)
-    return {k.removeprefix("tokenizer."): v.value for k, v in found.items()}
+    return plain(tokenizer_metadata(folder, config))
+
+
+def plain(metadata: Metadata) -> dict[str, Any]:
+    return {k.removeprefix("tokenizer."): v.value for k, v in metadata.items()}
 
 
 def test_byte_level_bpe(tmp_path: Path) -> None:
@@ -173,36 +170,40 @@ UNIGRAM = b"\x12\x02\x18\x01"
 NO_SPACE_BEFORE = b"\x1a\x02\x18\x00"
 
 
-def _sentencepiece(*pieces: tuple[str, float, int], options: bytes = BPE) -> bytes:
-    """A tokenizer.model with these (text, score, type), then how it was trained."""
+def of_pieces(
+    folder: Path,
+    *pieces: tuple[str, float, int],
+    config: dict[str, Any] = LLAMA,
+    options: bytes = BPE,
+) -> dict[str, Any]:
+    """Of a tokenizer.model with these (text, score, type), then how it was trained."""
     model = b""
-    for text, score, kind in pieces:
+    for text, score, kind in pieces or [("<unk>", 0, 2)]:
         raw = text.encode()
         piece = b"\x0a" + bytes([len(raw)]) + raw + b"\x15" + struct.pack("<f", score)
         piece += b"\x18" + bytes([kind])
         model += b"\x0a" + bytes([len(piece)]) + piece
-    return model + options
+    (folder / "tokenizer.model").write_bytes(model + options)
+    return plain(tokenizer_metadata(folder, config))
 
 
 def test_sentencepiece(tmp_path: Path) -> None:
-    pieces = [("<unk>", 0, 2), ("<s>", 0, 3), ("<0x41>", 0, 6), ("\u2581a", -1.5, 1), ("<x>", 0, 4)]
-    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(*pieces))
     (tmp_path / "added_tokens.json").write_text('{"<extra>": 6, "beyond": 99}')
     decoder = {"7": {"content": "<|im|>", "special": False}, "8": {"content": "\u2581x"}}
     options = {"added_tokens_decoder": decoder, "bos_token": "<s>", "add_bos_token": True}
-    (tmp_path / "tokenizer_config.json").write_text(
-        json.dumps(options | {"add_prefix_space": True})
-    )
-    found = tokenizer_metadata(tmp_path, LLAMA | {"vocab_size": 9, "bos_token_id": 1})
-    values = {k.removeprefix("tokenizer.ggml."): v.value for k, v in found.items()}
-    assert values["model"] == "llama"
-    assert values["tokens"][2:] == ("<0x41>", "\u2581a", "<x>", "[PAD5]", "<extra>", "<|im|>", " x")
-    assert values["token_type"] == (2, 3, 6, 1, 1, 5, 4, 3, 4)
-    assert values["scores"] == (0, 0, 0, -1.5, 0, -10000, -1000, -1000, -1000)
-    assert values["add_bos_token"] is True
-    assert values["add_space_prefix"] is True
-    assert "add_sep_token" not in values
-    assert values["bos_token_id"] == 1
+    options["add_prefix_space"] = True
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(options))
+    pieces = [("<unk>", 0, 2), ("<s>", 0, 3), ("<0x41>", 0, 6), ("\u2581a", -1.5, 1), ("<x>", 0, 4)]
+    found = of_pieces(tmp_path, *pieces, config=LLAMA | {"vocab_size": 9, "bos_token_id": 1})
+    assert found["ggml.model"] == "llama"
+    tokens = ("<0x41>", "\u2581a", "<x>", "[PAD5]", "<extra>", "<|im|>", " x")
+    assert found["ggml.tokens"][2:] == tokens
+    assert found["ggml.token_type"] == (2, 3, 6, 1, 1, 5, 4, 3, 4)
+    assert found["ggml.scores"] == (0, 0, 0, -1.5, 0, -10000, -1000, -1000, -1000)
+    assert found["ggml.add_bos_token"] is True
+    assert found["ggml.add_space_prefix"] is True
+    assert "ggml.add_sep_token" not in found
+    assert found["ggml.bos_token_id"] == 1
 
 
 @pytest.mark.parametrize(
@@ -211,16 +212,13 @@ def test_sentencepiece(tmp_path: Path) -> None:
 def test_a_sentencepiece_model_may_add_no_space(
     tmp_path: Path, options: bytes, space: bool | None
 ) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(("<unk>", 0, 2), options=options))
-    found = tokenizer_metadata(tmp_path, LLAMA).get("tokenizer.ggml.add_space_prefix")
-    assert (found and found.value) == space
+    assert of_pieces(tmp_path, options=options).get("ggml.add_space_prefix") == space
 
 
 @pytest.mark.parametrize("options", [UNIGRAM, b"\x12\x02\x08\x05", b"\x12\x02\x18\x09"])
 def test_a_sentencepiece_model_that_is_no_bpe_is_refused(tmp_path: Path, options: bytes) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(("<unk>", 0, 2), options=options))
     with pytest.raises(InputError, match="only BPE is converted"):
-        tokenizer_metadata(tmp_path, LLAMA)
+        of_pieces(tmp_path, options=options)
 
 
 @pytest.mark.parametrize("content", [b"", b"\x0a", b"\x0a\x05abc", b"\xff" * 12, b"\x0b\x00"])
@@ -239,10 +237,9 @@ def test_a_broken_sentencepiece_model_is_refused(tmp_path: Path, content: bytes)
     ],
 )
 def test_broken_added_tokens_are_refused(tmp_path: Path, name: str, content: str) -> None:
-    (tmp_path / "tokenizer.model").write_bytes(_sentencepiece(("<unk>", 0, 2)))
     (tmp_path / name).write_text(content)
     with pytest.raises(InputError, match=name):
-        tokenizer_metadata(tmp_path, LLAMA)
+        of_pieces(tmp_path)
 
 
 def test_smollm_does_not_add_its_bos(tmp_path: Path) -> None:
