@@ -20,6 +20,8 @@ PRESETS = (
 )  # fmt: skip
 """llama.cpp's stock mixtures, by the names that llama-quantize takes."""
 
+LEVEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
+
 
 def _pattern(text: str) -> str:
     try:
@@ -45,7 +47,7 @@ class LevelRecipe(Strict):
     budget allows. docs/recipes.md says what each field means.
     """
 
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    name: str = Field(pattern=LEVEL_NAME)
     bits_per_weight: float | None = Field(default=None, gt=0.5, le=32)
     size: str | None = None
     preset: str | None = None

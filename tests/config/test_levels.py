@@ -82,6 +82,12 @@ def test_what_a_level_cannot_be(content: dict[str, Any], words: str) -> None:
         LevelRecipe(name="x", **content)
 
 
+@pytest.mark.parametrize("name", ["", ".x", "a/b", "a b", "x" * 97])
+def test_what_a_level_cannot_be_named(name: str) -> None:
+    with pytest.raises(ValidationError, match="name"):
+        LevelRecipe(name=name)
+
+
 def test_sizes() -> None:
     assert parse_size("1.5GiB") == 3 << 29
     assert parse_size("5 mb") == 5_000_000

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from quantkit.config.levels import LEVEL_NAME
 from quantkit.core.errors import InputError
 from quantkit.core.paths import HubAddress
 from quantkit.core.progress import SILENT, Progress
@@ -35,7 +36,6 @@ RECEIPTS = "receipts"
 BUILD_ONLY = frozenset({RECEIPTS, ".work", "checkpoint", "release"})
 """Folders of a build that hold no outputs of its stages."""
 _MODEL = re.compile(r"[\w.-]{1,200}")
-_LEVEL = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{,95}")
 """As recipes name levels, and short: a file system gives a file's whole name 255 bytes."""
 
 
@@ -130,7 +130,7 @@ def _check_names(manifest: Manifest, hashes: Mapping[str, str]) -> None:
         raise InputError(f"{MANIFEST}: levels is empty")
     named = [("imatrix", manifest.imatrix)]
     for level, claims in manifest.levels.items():
-        if not _LEVEL.fullmatch(level):
+        if not re.fullmatch(LEVEL_NAME, level):
             raise InputError(
                 f"{MANIFEST}: invalid level name '{shown(level)}': expected letters, digits, '.', "
                 "'_' and '-', 96 characters at most"
