@@ -19,8 +19,17 @@ from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.presets import StockTypes
 from quantkit.plan.allowed_types import Costs, allowed_types, ruled_out, undominated
 from quantkit.plan.gpu_memory import GPUMemory, layers_of, padded_bytes
-from quantkit.plan.layer_cuts import GPUs, fill_gpus, solve_on_gpus
-from quantkit.plan.solver import Choices, Ints, Limits, Solution, fill, solve
+from quantkit.plan.solver import (
+    Choices,
+    GPUs,
+    Ints,
+    Limits,
+    Solution,
+    fill,
+    fill_gpus,
+    solve,
+    solve_on_gpus,
+)
 
 
 @dataclass(frozen=True)

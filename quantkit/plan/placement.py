@@ -20,7 +20,7 @@ from quantkit.core.units import GIB
 from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.memory_plan import Breakdown
 from quantkit.plan.gpu_memory import GPUMemory, host_bytes, weights_by_layer
-from quantkit.plan.layer_cuts import contiguous_counts, counts_in_order
+from quantkit.plan.solver import contiguous_counts, counts_in_order
 
 PLACEMENT_FILE = "placement.json"
 Count = Annotated[int, Field(ge=0)]

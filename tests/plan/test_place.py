@@ -16,8 +16,8 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo
 from quantkit.models.geometry import geometry_of
 from quantkit.plan.gpu_memory import gpu_memory
-from quantkit.plan.layer_cuts import contiguous_counts, counts_in_order
 from quantkit.plan.placement import Placement, assign_layers, check_fits, place
+from quantkit.plan.solver import contiguous_counts, counts_in_order
 
 MIB = 1 << 20
 
