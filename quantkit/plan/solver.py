@@ -514,8 +514,9 @@ class _Cuts:
 
 def _of_runs(values: NDArray[Any]) -> NDArray[Any]:
     """Sums of the last axis over each run [from, to]."""
-    sums: NDArray[Any] = np.pad(values.cumsum(axis=-1), [(0, 0)] * (values.ndim - 1) + [(1, 0)])
-    return sums[..., None, :] - sums[..., :, None]
+    sums = np.pad(values.cumsum(axis=-1), [(0, 0)] * (values.ndim - 1) + [(1, 0)])
+    runs: NDArray[Any] = sums[..., None, :] - sums[..., :, None]
+    return runs
 
 
 def fill_gpus(choices: Choices, gpus: GPUs, total: int) -> Solution | None:

@@ -31,8 +31,8 @@ from quantkit.plan.placement import place
 from quantkit.plan.plan import plan_recipe
 from quantkit.plan.what_if import BUDGET_CONTEXTS, TargetBudgets, budgets_of, contexts_for
 
-FLAGSHIP = Model("super", flagship.metadata(), flagship.tensors())
-COSTS = nominal_costs(FLAGSHIP, MeasureRecipe())
+FLAGSHIP = flagship.model()
+COSTS = flagship.costs()
 MAX = Recipe(name="r", levels=(LevelRecipe(name="max"),))
 
 
