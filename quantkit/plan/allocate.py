@@ -144,7 +144,8 @@ def allocate_preset(
 ) -> Allocation:
     """The allocation that a stock preset is: its types, and what they cost where that is known."""
     types = stock.types
-    known = [_cost_of(info, types[info.name], costs) for info in tensors]
+    changed = [info.name for info in tensors if types[info.name] != info.type_name]
+    known = [costs.get(name, {}).get(types[name]) for name in changed]
     every = [cost for cost in known if cost is not None]
     return Allocation(
         budget_bytes=budget_bytes,
@@ -155,13 +156,6 @@ def allocate_preset(
         infeasible=ruled_out([info for info in tensors if info.name in costs]),
         stock=stock,
     )
-
-
-def _cost_of(info: TensorInfo, type_name: str, costs: Costs) -> float | None:
-    """Nothing for a tensor that stays as it is; None where the type was not measured."""
-    if type_name == info.type_name:
-        return 0.0
-    return costs.get(info.name, {}).get(type_name)
 
 
 @dataclass(frozen=True)
