@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,15 @@ if TYPE_CHECKING:
 # draws the same examples each time where CI is set.
 settings.register_profile("tests", deadline=None, print_blob=True)
 settings.load_profile("tests")
+
+
+@pytest.fixture(scope="module")
+def one_child() -> Iterator[None]:
+    """One process of llama.cpp answers all that a module asks."""
+    from quantkit.llamacpp.memory_plan import asking
+
+    with asking():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -16,7 +16,7 @@ from quantkit.core.units import GIB, tokens_text, unit_of
 if TYPE_CHECKING:
     from quantkit.config.target import Target
     from quantkit.models.model import Model
-    from quantkit.plan.what_if import Budget, TargetBudgets
+    from quantkit.plan.what_if import TargetBudgets
 
 
 def targets(
@@ -109,20 +109,21 @@ def _budgets(
 
 def _show(model: Model, found: Sequence[TargetBudgets], console: Console) -> None:
     """Print the table, in MiB where no artifact has a tenth of a GiB."""
-    sizes = [b.largest_bytes for one in found for b in one.budgets if b.largest_bytes is not None]
+    sizes = [size for one in found for size in one.budgets.values() if size is not None]
     word, unit = unit_of(sizes or [GIB])
 
-    def cell(budget: Budget) -> str:
-        size = budget.largest_bytes
+    def cell(size: int | None) -> str:
         if size is None:
             return "-"
         return f"{size / unit:.2f} [dim]{8 * size / model.elements:.2f}[/]"
 
-    rows = [(one.target.name, *map(cell, one.budgets), one.target.kv_type) for one in found]
+    rows = [
+        (one.target.name, *map(cell, one.budgets.values()), one.target.kv_type) for one in found
+    ]
     console.heading(
         f"{model.name}: the largest artifact that fits at each context, {word} and bits per weight"
     )
-    lengths = [tokens_text(budget.context_tokens) for budget in found[0].budgets]
+    lengths = [tokens_text(tokens) for tokens in found[0].budgets]
     console.table(("target", *lengths, "KV"), rows)
     for one in found:
         if one.refused is not None:
@@ -137,12 +138,10 @@ def _facts(one: TargetBudgets, elements: int) -> dict[str, Any]:
         "refused": one.refused,
         "budgets": [
             {
-                "context_tokens": budget.context_tokens,
-                "largest_bytes": budget.largest_bytes,
-                "bits_per_weight": None
-                if budget.largest_bytes is None
-                else 8 * budget.largest_bytes / elements,
+                "context_tokens": tokens,
+                "largest_bytes": size,
+                "bits_per_weight": None if size is None else 8 * size / elements,
             }
-            for budget in one.budgets
+            for tokens, size in one.budgets.items()
         ],
     }

@@ -19,8 +19,17 @@ from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.presets import StockTypes
 from quantkit.plan.allowed_types import Costs, allowed_types, ruled_out, undominated
 from quantkit.plan.gpu_memory import GPUMemory, layers_of, padded_bytes
-from quantkit.plan.layer_cuts import GPUs, fill_gpus, solve_on_gpus
-from quantkit.plan.solver import Choices, Ints, Limits, Solution, fill, solve
+from quantkit.plan.solver import (
+    Choices,
+    GPUs,
+    Ints,
+    Limits,
+    Solution,
+    fill,
+    fill_gpus,
+    solve,
+    solve_on_gpus,
+)
 
 
 @dataclass(frozen=True)
@@ -135,7 +144,8 @@ def allocate_preset(
 ) -> Allocation:
     """The allocation that a stock preset is: its types, and what they cost where that is known."""
     types = stock.types
-    known = [_cost_of(info, types[info.name], costs) for info in tensors]
+    changed = [info.name for info in tensors if types[info.name] != info.type_name]
+    known = [costs.get(name, {}).get(types[name]) for name in changed]
     every = [cost for cost in known if cost is not None]
     return Allocation(
         budget_bytes=budget_bytes,
@@ -146,13 +156,6 @@ def allocate_preset(
         infeasible=ruled_out([info for info in tensors if info.name in costs]),
         stock=stock,
     )
-
-
-def _cost_of(info: TensorInfo, type_name: str, costs: Costs) -> float | None:
-    """Nothing for a tensor that stays as it is; None where the type was not measured."""
-    if type_name == info.type_name:
-        return 0.0
-    return costs.get(info.name, {}).get(type_name)
 
 
 @dataclass(frozen=True)

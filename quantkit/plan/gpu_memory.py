@@ -225,8 +225,3 @@ def weights_by_layer(
         if at[info.name] != HOST:
             sizes[at[info.name]] += padded_bytes(info, types[info.name])
     return sizes
-
-
-def host_bytes(tensors: Sequence[TensorInfo], types: Mapping[str, str]) -> int:
-    """Bytes of the weights that stay with the CPU."""
-    return sum(padded_bytes(i, types[i.name]) for i in tensors if i.name == EMBEDDING)

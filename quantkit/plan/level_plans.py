@@ -161,40 +161,30 @@ def plan_levels(
     limit = target_budget(memory, model_host_bytes(model, costs, memory))
     plans, left_out = [], []
     for level in recipe.levels:
-        stock = None  # of a preset, what llama.cpp makes of the model; a build has an imatrix
-        if level.preset is not None:
-            stock = ask_preset(model, level.preset, has_imatrix=True)
-        wanted = level.size_bytes  # None: as large as the target allows
-        if stock is not None:
-            wanted = artifact_bytes(model, stock.types)
-        elif level.bits_per_weight is not None:
-            wanted = int(level.bits_per_weight * model.elements / 8)
+        stock, wanted = level_size(level, model)
         if wanted is not None and wanted > limit:
             left_out.append(
                 f"level {level.name} ({gib_text(wanted)}) exceeds what {target.name} leaves for "
                 f"weights ({gib_text(limit)})"
             )
             continue
-        if wanted is not None and stock is None:
-            _check_reachable(level, model, costs, wanted)
-        types = smallest_types(model.tensors, costs, level) if stock is None else stock.types
+        if stock is None:
+            if wanted is not None:
+                _check_reachable(level, model, costs, wanted)
+            placed = place(model.tensors, smallest_types(model.tensors, costs, level), memory)
+            form = " in its smallest types"
+        else:  # its types are what they are: its own cut decides, and not after hours
+            placed, form = place_exactly(model, stock.types, memory), ""
         try:
-            # a preset's types are what they are: its own cut decides, and not after hours
-            placed = (
-                place(model.tensors, types, memory)
-                if stock is None
-                else place_exactly(model, types, memory)
-            )
             check_fits(placed, target.name)
         except DoesNotFitError as error:
-            form = "" if stock else " in its smallest types"
             left_out.append(f"level {level.name}{form} {error}")
             continue
-        if stock is not None:
-            _check_prediction(level, model, stock)
-        budget = limit if wanted is None or stock is not None else wanted
+        budget = limit
         if stock is None:
-            budget = min(budget, largest_bytes(model, costs, level))
+            budget = min(wanted or limit, largest_bytes(model, costs, level))
+        else:
+            _check_prediction(level, model, stock)
         plans.append(LevelPlan(level, budget, stock))
     if not plans:
         smallest = smallest_bytes(model.tensors, costs, LevelRecipe(name="any"))
@@ -208,6 +198,19 @@ def plan_levels(
             f"{gib_text(smallest)}; {way_out}"
         )
     return plans, left_out
+
+
+def level_size(level: LevelRecipe, model: Model) -> tuple[StockTypes | None, int | None]:
+    """What llama.cpp makes of the model under the level's preset, if it has one; and its bytes.
+
+    No bytes where the level takes all that the target allows.
+    """
+    if level.preset is not None:  # a build has an importance matrix
+        stock = ask_preset(model, level.preset, has_imatrix=True)
+        return stock, artifact_bytes(model, stock.types)
+    if level.bits_per_weight is not None:
+        return None, int(level.bits_per_weight * model.elements / 8)
+    return None, level.size_bytes
 
 
 def _check_prediction(level: LevelRecipe, model: Model, stock: StockTypes) -> None:

@@ -19,8 +19,8 @@ from quantkit.core.errors import DoesNotFitError
 from quantkit.core.units import GIB
 from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.memory_plan import Breakdown
-from quantkit.plan.gpu_memory import GPUMemory, host_bytes, weights_by_layer
-from quantkit.plan.layer_cuts import contiguous_counts, counts_in_order
+from quantkit.plan.gpu_memory import EMBEDDING, GPUMemory, padded_bytes, weights_by_layer
+from quantkit.plan.solver import contiguous_counts, counts_in_order
 
 PLACEMENT_FILE = "placement.json"
 Count = Annotated[int, Field(ge=0)]
@@ -145,11 +145,7 @@ def assign_layers(gpu_shares: Sequence[int], count: int) -> list[int]:
     return [int(gpu) for gpu in np.searchsorted(points, layers, side="right")]
 
 
-def place(
-    tensors: Sequence[TensorInfo],
-    types: Mapping[str, str],
-    memory: GPUMemory,
-) -> Placement:
+def place(tensors: Sequence[TensorInfo], types: Mapping[str, str], memory: GPUMemory) -> Placement:
     """Contiguous layers on each GPU: spread such that the fullest has the most left, or in order.
 
     The result may not fit (`fits`); `check_fits` turns that into an error with a way out.
@@ -161,30 +157,26 @@ def place(
     wanted = [gpu for gpu, count in enumerate(counts) for _ in range(count)]
     if assign_layers(counts, len(load)) != wanted:
         raise AssertionError(f"llama.cpp would not place {counts} layers as asked")
-    plans = []
-    at = 0
+    plans, stop = [], 0
     for index, (gpu, count) in enumerate(zip(memory.target.each_gpu, counts, strict=True)):
-        has_output = count > 0 and at + count == len(load)
-        compute = (memory.compute.gpu if count else 0) + (
-            memory.compute.output if has_output else 0
-        )
+        start, stop = stop, stop + count
+        output = memory.compute.output if stop == len(load) else 0
         plans.append(
             GPUPlan(
                 name=gpu.name,
                 layers=count,
                 capacity_bytes=memory.capacity[index],
-                weights_bytes=sum(weights[at : at + count]),
-                context_bytes=sum(memory.context[at : at + count]),
-                compute_bytes=compute,
+                weights_bytes=sum(weights[start:stop]),
+                context_bytes=sum(memory.context[start:stop]),
+                compute_bytes=memory.compute.gpu + output if count else 0,
                 reserve_bytes=memory.reserve[index],
             )
         )
-        at += count
     return Placement(
         run=memory.run,
         trained_context_tokens=memory.trained_context_tokens,
         gpus=tuple(plans),
-        host_bytes=host_bytes(tensors, types),
+        host_bytes=sum(padded_bytes(i, types[i.name]) for i in tensors if i.name == EMBEDDING),
         host_compute_bytes=memory.compute.host,
         compute_is_estimated=memory.compute.estimated,
     )

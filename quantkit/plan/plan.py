@@ -16,7 +16,7 @@ from quantkit.core.progress import Progress
 from quantkit.formats.gguf_file import shard_paths
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.llamacpp.memory_plan import ask_memory, asking
-from quantkit.llamacpp.presets import Fallback
+from quantkit.llamacpp.presets import Fallback, StockTypes
 from quantkit.models.choose import ModelChoice, choose_model, open_shapes
 from quantkit.models.model import Model
 from quantkit.plan.allowed_types import Costs
@@ -123,9 +123,8 @@ def plan_recipe(
             fitted = fit_exactly(level, named, costs, memory, NOMINAL_GAP)
             placement = fitted.placement
         types, name = fitted.allocation.types, level.recipe.name
-        fallbacks = level.stock.fallbacks if level.stock is not None else None
         entries.append(
-            _entry(name, named, types, placement, gguf_context_tokens, target, fallbacks)
+            _entry(name, named, types, placement, gguf_context_tokens, target, level.stock)
         )
     return _plan(memory, entries, [*left_out, *notes])
 
@@ -137,12 +136,13 @@ def plan_types(
     model: Model,
     gguf_context_tokens: int,
     costs: Costs,
-    fallbacks: Mapping[str, Fallback] | None = None,
+    stock: StockTypes | None = None,
 ) -> Plan:
     """One artifact whose types are given, on a target.
 
     Args:
         costs: nominal ones, of what would fit instead.
+        stock: the preset that the types are of.
 
     Raises:
         DoesNotFitError: the GPUs do not hold it; says what would fit.
@@ -154,7 +154,7 @@ def plan_types(
         check_fits(placement, target.name)
     except DoesNotFitError as error:
         raise _with_ways_out(error, model, costs, target, types) from None
-    entry = _entry(name, model, types, placement, gguf_context_tokens, target, fallbacks)
+    entry = _entry(name, model, types, placement, gguf_context_tokens, target, stock)
     return _plan(memory, [entry], notes)
 
 
@@ -173,11 +173,12 @@ def _entry(
     placement: Placement,
     gguf_context_tokens: int,
     target: Target,
-    fallbacks: Mapping[str, Fallback] | None,
+    stock: StockTypes | None,
 ) -> Entry:
     first, family = artifact_names(model, types)[0], model.geometry.architecture
     launch = Launch(placement, first, model.name, family, gguf_context_tokens, target.devices)
-    return Entry(name, model, types, artifact_bytes(model, types), launch, fallbacks or {})
+    fallbacks = {} if stock is None else stock.fallbacks
+    return Entry(name, model, types, artifact_bytes(model, types), launch, fallbacks)
 
 
 def _plan(memory: GPUMemory, entries: Sequence[Entry], notes: Sequence[str]) -> Plan:
@@ -309,9 +310,8 @@ def _plan_of_types(
     types = given if isinstance(given, Mapping) else str(given)
     chosen = choose_types(types, model, has_imatrix=True)
     name = chosen.preset or (Path(types).stem if isinstance(types, str) else "types")
-    fallbacks = chosen.stock.fallbacks if chosen.stock is not None else None
     named = model.named(f"{model.name}-{name}")
-    return plan_types(name, chosen.types, target, named, said, costs, fallbacks)
+    return plan_types(name, chosen.types, target, named, said, costs, chosen.stock)
 
 
 def _plan_of_file(file: Path, target: Target, model: Model, said: int, costs: Costs) -> Plan:

@@ -1,20 +1,29 @@
 """A multiple-choice knapsack under nested limits, solved to a proven bound; no tensors.
 
 Every item gets exactly one of its choices, at the least summed cost. Sizes are integers, costs are
-not. Items lie in groups with a limit each, and all together have a limit.
+not. Items lie in groups with a limit each, and all together have a limit. The groups may be given,
+or be GPUs that take contiguous layers in order, and then where to cut is part of the question.
 
 A linear relaxation gives a bound, prices of the limits, and what each choice costs at them beyond
 the cheapest of its item. A dynamic program then lists the ways to choose that cost little beyond
 the bound; the cheapest of them that fits is the optimum. Its work is limited by counts and not by
 seconds: the same input gives the same result. Where the limit is met, the bound says how far from
 the optimum the result may be.
+
+At a price of the total, what a GPU costs depends on its own layers alone. So a dynamic program over
+the cuts bounds all ways to cut from below: first by the relaxations of all runs of layers, then by
+the solutions of those runs that the best ways consist of. The best ways are solved whole.
 """
 
 from __future__ import annotations
 
+import abc
+import bisect
+import heapq
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +40,10 @@ KEPT = 1024
 """States of a group, and of groups together, that are kept."""
 FIRST_REACH, FURTHER = 1 / 64, 4
 """A pass first looks only so near to the bound, as a share of what is open; then further."""
+MOST_CUTS = 16
+"""Ways to cut the layers that are solved."""
+PRICES = 256
+"""Prices for which every run of layers is relaxed at once."""
 ROUNDING = 1e-13
 """Of sums of costs in F64, relative: differences below it are none."""
 TIE = 1e-9
@@ -65,16 +78,20 @@ class Choices:
         first = np.concatenate([[0], np.cumsum(counts)]).astype(np.int64)
         flat = [choice for choices in items for choice in choices]
         starts = zip(first.tolist(), items, strict=False)
-        steps = [step for start, choices in starts for step in _hull(start, choices)]
-        steps.sort(key=lambda step: (-step[2], step[0]))
+        steps = [
+            (-rate, start + at, size)
+            for start, choices in starts
+            for at, size, rate in _hull(choices)
+        ]
+        steps.sort()
         return Choices(
             item=np.repeat(np.arange(len(items), dtype=np.int64), counts),
             size=np.array([size for size, _ in flat], np.int64),
             cost=np.array([cost for _, cost in flat], np.float64),
             first=first,
-            step=np.array([choice for choice, _, _ in steps], np.int64),
-            step_size=np.array([size for _, size, _ in steps], np.int64),
-            step_rate=np.array([rate for _, _, rate in steps], np.float64),
+            step=np.array([choice for _, choice, _ in steps], np.int64),
+            step_size=np.array([size for _, _, size in steps], np.int64),
+            step_rate=np.array([-rise for rise, _, _ in steps], np.float64),
         )
 
     @property
@@ -93,20 +110,20 @@ class Choices:
         return chosen
 
 
-def _hull(first: int, choices: Sequence[tuple[int, float]]) -> list[tuple[int, int, float]]:
-    """(choice, size, rate) of the steps from an item's smallest choice to its largest."""
-    kept: list[int] = []
+def _hull(points: Iterable[tuple[int, float]]) -> list[tuple[int, int, float]]:
+    """Steps along the lower convex hull of (size, cost) by rising size: (point, size, rate)."""
+    kept: list[tuple[int, int, float]] = []
     steps: list[tuple[int, int, float]] = []
-    for number, (size, cost) in enumerate(choices):
+    for number, (size, cost) in enumerate(points):
         while kept:
-            last_size, last_cost = choices[kept[-1]]
+            _, last_size, last_cost = kept[-1]
             rate = (last_cost - cost) / (size - last_size)
             if not steps or rate < steps[-1][2]:
-                steps.append((first + number, size - last_size, rate))
+                steps.append((number, size - last_size, rate))
                 break
             kept.pop()
             steps.pop()
-        kept.append(number)
+        kept.append((number, size, cost))
     return steps
 
 
@@ -179,182 +196,155 @@ class _States:
 
     Attributes:
         size, cost: of each state, beyond those of the relaxation.
-        choice: of each state, of a single item.
-        parts: the states that these were joined from, and which of them each consists of.
-        dropped: no state that was not kept costs less.
+        chosen: the choices of each state, a row each.
+        least: no way to choose costs less.
+        dropped: none that is missing here costs less.
     """
 
     size: Ints
     cost: Floats
-    choice: Ints | None = None
-    parts: tuple[tuple[_States, Ints], ...] = ()
+    chosen: Ints
+    least: float = 0.0
     dropped: float = math.inf
 
-    def choices(self, at: int) -> Ints:
-        """The choices of a state."""
-        found, open_ = [], [(self, at)]
-        while open_:
-            states, at = open_.pop()
-            if states.choice is not None:
-                found.append(states.choice[at])
-            open_ += [(part, int(index[at])) for part, index in states.parts]
-        return np.array(found, np.int64)
 
-    def joined(
-        self,
-        other: _States,
-        price: float,
-        room: int,
-        rest: tuple[Ints, Floats],
-        reach: float,
-        most: int,
-        work: Work,
-    ) -> _States:
-        """Each with each of `other`, as far as they can be part of a solution within `reach`.
+class _Node(abc.ABC):
+    """Parts that share a limit: the items of a group, or all groups.
 
-        Args:
-            price: of a unit of size; costs contain it.
-            rest: what the items still to come cost at least, by what is left of `room` for them:
-                corners of a line over the sizes, the first of which they need.
-            most: how many states to keep: the most promising of each range of sizes.
-        """
-        work.left -= len(self.size) * len(other.size) + PER_JOIN
-        size = (self.size[:, None] + other.size).ravel()
-        cost = (self.cost[:, None] + other.cost).ravel()
-        left = room - size
-        at = np.flatnonzero((left >= rest[0][0]) & (cost <= reach))
-        least = cost[at] + np.interp(left[at], *rest)
-        at, least = at[least <= reach], least[least <= reach]
-        own_cost = cost[at] - price * size[at]
-        order = np.lexsort((own_cost, size[at]))
-        cheapest = np.minimum.accumulate(own_cost[order])
-        order = order[np.diff(cheapest, prepend=math.inf) < 0]
-        at, least = at[order], least[order]
-        dropped = min(self.dropped, other.dropped)
-        most = max(1, min(most, work.left // 64))  # so the last passes stay within the work too
-        if len(at) > most:
-            step = -(-len(at) // most)
-            ranges = np.pad(least, (0, -len(at) % step), constant_values=math.inf)
-            ranges = ranges.reshape(-1, step)
-            best = ranges.argmin(axis=1)
-            dropped = min(dropped, float(np.sort(ranges, axis=1)[:, 1].min()))
-            at = at[np.arange(len(best)) * step + best]
-        parts = ((self, at // len(other.size)), (other, at % len(other.size)))
-        return _States(size[at], cost[at], None, parts, dropped)
+    Attributes:
+        price: of a unit of size; the costs of the parts' states contain it.
+        slack_price: of a unit of the limit that is left.
+        room: what the relaxation, rounded down, leaves of the limit.
+        cost: what the cheapest known solution costs more than the relaxation.
+        best: the choices in which it differs from the relaxation, rounded down.
+        least: any solution costs so much more than the relaxation.
+        beyond: whether some states beyond the reach are found too.
+    """
+
+    beyond = False
+
+    def __init__(self, price: float, slack_price: float, room: int, cost: float) -> None:
+        self.price, self.slack_price, self.room, self.cost = price, slack_price, room, cost
+        self.best, self.least = np.zeros(0, np.int64), 0.0
+
+    @abc.abstractmethod
+    def parts(self, reach: float, work: Work) -> list[_States]:
+        """The states of each part that can belong to one that costs at most `reach`."""
+
+    def states(self, reach: float, work: Work) -> _States:
+        """The ways to choose that cost at most `reach`: the parts' states, joined one by one."""
+        parts = self.parts(reach, work)
+        most = max(reach, self.cost) if self.beyond else reach
+        pairs = PAIRS // max(1, sum(len(part.size) for part in parts))
+        steps = sorted(
+            (-rate, number, size)
+            for number, part in enumerate(parts)
+            for _, size, rate in _hull(zip(part.size.tolist(), part.cost.tolist(), strict=True))
+        )
+        of = np.array([number for _, number, _ in steps], np.int64)
+        rise = np.array([size * min(rate, self.slack_price) for rate, _, size in steps])
+        widths = np.array([size for _, _, size in steps], np.int64)
+        least = math.fsum(part.least for part in parts)
+        dropped = [part.dropped + least - part.least for part in parts]
+        size, cost = np.zeros(1, np.int64), np.zeros(1)
+        chosen = np.zeros((1, 0), np.int64)
+        for number, part in enumerate(parts, 1):
+            work.left -= len(size) * len(part.size) + PER_JOIN
+            sizes = (size[:, None] + part.size).ravel()
+            costs = (cost[:, None] + part.cost).ravel()
+            left = self.room - sizes
+            later, after = of >= number, parts[number:]
+            needed = np.cumsum([sum(p.size[:1].sum() for p in after), *widths[later], FAR])
+            rest = np.cumsum(
+                [sum(p.cost[:1].sum() for p in after), *rise[later], self.slack_price * FAR]
+            )
+            lowest = costs + np.interp(left, needed, rest)
+            at = np.flatnonzero((left >= needed[0]) & (lowest <= most))
+            own_cost = costs[at] - self.price * sizes[at]
+            order = np.lexsort((own_cost, sizes[at]))
+            cheapest = np.minimum.accumulate(own_cost[order])
+            at = at[order[np.diff(cheapest, prepend=math.inf) < 0]]
+            kept = pairs if number < len(parts) else KEPT
+            kept = max(1, min(kept, work.left // 64))  # so the last passes stay within the work too
+            if len(at) > kept:  # of each range of sizes, the most promising is
+                step = -(-len(at) // kept)
+                padded = np.pad(lowest[at], (0, -len(at) % step), constant_values=math.inf)
+                ranges = padded.reshape(-1, step)
+                dropped.append(float(np.sort(ranges, axis=1)[:, 1].min()))
+                at = at[np.arange(len(ranges)) * step + ranges.argmin(axis=1)]
+            size, cost = sizes[at], costs[at]
+            own, others = np.divmod(at, len(part.size))
+            chosen = np.hstack([chosen[own], part.chosen[others]])
+        cost = cost + self.slack_price * (self.room - size)
+        found, missing = float(cost.min(initial=math.inf)), min(dropped, default=math.inf)
+        self.least = max(self.least, min(reach, missing, found))
+        if found <= self.cost:
+            self.cost, self.best = found, chosen[cost.argmin()]
+        return _States(size, cost, chosen, self.least, missing)
+
+    def settle(self, work: Work) -> None:
+        """Find `least`, and choices that cost it."""
+        least, reach = self.least, FIRST_REACH * (self.cost - self.least)
+        while self.cost > least and work.left > 0:
+            dropped = self.states((least + reach) * (1 + TIE), work).dropped
+            if min(dropped, self.cost) <= least + reach:
+                break
+            reach = min(FURTHER * reach, self.cost - least)
 
 
-_NOTHING = _States(np.zeros(1, np.int64), np.zeros(1))
-
-
-class Group:
+class _Group(_Node):
     """The items within one limit, when a unit of the total has a price.
 
     Attributes:
-        chosen: by the relaxation, what it divides rounded down; of other items the smallest.
+        chosen: by the relaxation, rounded down what it divides; of other items the smallest.
         used: size that the relaxation takes.
         bound: cost and price of the relaxation.
-        least: any solution costs so much more than `bound`.
-        settled: choices that cost no more than this, or `chosen`.
     """
 
     def __init__(
         self, choices: Choices, inside: NDArray[np.bool_], limit: int, total_price: float
     ) -> None:
-        self.all = choices
-        self.at = np.flatnonzero(inside[choices.item])
-        self.steps = np.flatnonzero(inside[choices.item[choices.step]])
-        worth = self.steps[choices.step_rate[self.steps] > total_price]
+        worth = inside[choices.item[choices.step]] & (choices.step_rate > total_price)
+        rates, steps = choices.step_rate[worth], choices.step[worth]
+        sizes = np.concatenate([[0], choices.step_size[worth].cumsum()])
         room = limit - int(choices.size[choices.smallest[inside]].sum())
-        sizes = choices.step_size[worth].cumsum()
-        count = int(np.searchsorted(sizes, room, side="right"))
-        self.room = room - int(sizes[count - 1]) if count else room
-        divides = count < len(worth)
-        self.price = float(choices.step_rate[worth[count]]) if divides else total_price
-        self.own_price = self.price - total_price
+        count = int(np.searchsorted(sizes[1:], room, side="right"))
+        divides = count < len(steps)
+        price = float(rates[count]) if divides else total_price
+        room -= int(sizes[count])
+        own_price = price - total_price
+        super().__init__(price, own_price, room, own_price * room)  # what rounding down costs
+        self.choices, self.inside = choices, inside
         self.chosen = choices.smallest.copy()
-        taken = choices.step[worth[:count]]
-        np.maximum.at(self.chosen, choices.item[taken], taken)
+        np.maximum.at(self.chosen, choices.item[steps[:count]], steps[:count])
         size = int(choices.size[self.chosen[inside]].sum())
-        self.used = size + self.room * divides
-        self.rounding = self.own_price * self.room  # what rounding down costs
-        self.bound = choices.total(self.chosen[inside]) + total_price * size - self.rounding
-        self.least = 0.0
-        self.settled = self.chosen
+        self.used = size + room * divides
+        self.bound = choices.total(self.chosen[inside]) + total_price * size - self.cost
 
-    def states(self, reach: float, work: Work) -> _States:
-        """The ways to choose that cost at most `reach` beyond the bound."""
-        choices, at = self.all, self.at
-        held = self.chosen[choices.item[at]]
-        size = choices.size[at] - choices.size[held]
-        cost = np.maximum(0.0, choices.cost[at] - choices.cost[held] + self.price * size)
-        near = cost <= reach
-        at, size, cost = at[near], size[near], cost[near]
-        items = np.split(np.arange(len(at)), np.flatnonzero(np.diff(choices.item[at])) + 1)
-        items = [item for item in items if len(item) > 1]
-        items.sort(key=lambda item: int(size[item[0]] - size[item[-1]]))  # the widest first
-        rank = np.full(len(self.chosen), -1)
-        rank[[choices.item[at[item[0]]] for item in items]] = np.arange(len(items))
-        smallest = choices.size[choices.smallest] - choices.size[self.chosen]
-        step_rank = rank[choices.item[choices.step[self.steps]]]
-        step_size = choices.step_size[self.steps]
-        # a step is taken as long as that costs less than the room that it fills
-        rise = step_size * np.minimum(self.price - choices.step_rate[self.steps], self.own_price)
-        most = PAIRS // max(1, sum(map(len, items)))
-        found = _NOTHING
-        for number, item in enumerate(items):
-            states = _States(size[item], cost[item], at[item])
-            later = step_rank > number
-            needed = np.cumsum([smallest[rank > number].sum(), *step_size[later], FAR])
-            rest = np.cumsum([0.0, *rise[later], self.own_price * FAR])
-            last = number == len(items) - 1
-            found = found.joined(
-                states,
-                self.price,
-                self.room,
-                (needed, rest - rest.min()),
-                reach,
-                KEPT if last else most,
-                work,
-            )
-        whole = found.cost
-        if self.own_price > 0:
-            whole = whole + self.own_price * (self.room - found.size)
-        self.least = max(self.least, min(reach, found.dropped, float(whole.min(initial=math.inf))))
-        return replace(found, cost=whole)
-
-    def settle(self, work: Work) -> None:
-        """Find `least`, and the choices that cost it."""
-        reach = FIRST_REACH * self.rounding
-        while self.rounding > 0 and work.left > 0:
-            states = self.states(reach * (1 + TIE), work)
-            if len(states.cost):
-                cheapest = states.choices(int(np.argmin(states.cost)))
-                self.settled = self.all.changed(self.chosen, cheapest)
-            if len(states.cost) or states.dropped <= reach or reach >= self.rounding:
-                break
-            reach = min(FURTHER * reach, self.rounding)
+    def parts(self, reach: float, work: Work) -> list[_States]:
+        choices = self.choices
+        held = self.chosen[choices.item]
+        size = choices.size - choices.size[held]
+        cost = np.maximum(0.0, choices.cost - choices.cost[held] + self.price * size)
+        near = np.flatnonzero(self.inside[choices.item] & (cost <= reach))
+        items = np.split(near, np.flatnonzero(np.diff(choices.item[near])) + 1)
+        found = [_States(size[at], cost[at], at[:, None]) for at in items if len(at) > 1]
+        return sorted(found, key=lambda item: int(item.size[0] - item.size[-1]))  # the widest first
 
 
-def relaxed_groups(choices: Choices, limits: Limits) -> tuple[list[Group], float]:
-    """The relaxation's groups and price of the total: the lowest at which it is not exceeded."""
-    numbers = np.unique(limits.group).tolist()
+class _Total(_Node):
+    """The groups within the total, when a unit of it has a price."""
 
-    def at(price: float) -> list[Group]:
-        return [Group(choices, limits.group == n, limits.groups[n], price) for n in numbers]
+    beyond = True
 
-    def fit(groups: list[Group]) -> bool:
-        return sum(group.used for group in groups) <= limits.total
+    def __init__(self, groups: Sequence[_Group], price: float, room: int, cost: float) -> None:
+        super().__init__(price, price, room, cost)
+        self.groups = groups
+        self.least = math.fsum(group.least for group in groups)
 
-    groups, price = at(0.0), 0.0
-    if not fit(groups):
-        low, high = 0, len(choices.step) - 1
-        while low < high:
-            middle = (low + high + 1) // 2
-            fits = fit(at(float(choices.step_rate[middle])))
-            low, high = (middle, high) if fits else (low, middle - 1)
-        price = float(choices.step_rate[low])
-        groups = at(price)
-    return groups, price
+    def parts(self, reach: float, work: Work) -> list[_States]:
+        spare = reach - math.fsum(group.least for group in self.groups)
+        return [group.states((spare + group.least) * (1 + TIE), work) for group in self.groups]
 
 
 def solve(
@@ -368,68 +358,242 @@ def solve(
     if not limits.hold(choices, choices.smallest):
         return None
     work = work or Work()
-    groups, price = relaxed_groups(choices, limits)
-    relaxed = np.maximum.reduce([group.chosen for group in groups])
+    insides = [(limits.group == n, limits.groups[n]) for n in np.unique(limits.group).tolist()]
+
+    def relaxed(price: float) -> list[_Group]:
+        return [_Group(choices, inside, limit, price) for inside, limit in insides]
+
+    def exceeds(groups: list[_Group]) -> bool:
+        return sum(group.used for group in groups) > limits.total
+
+    groups, price = relaxed(0.0), 0.0
+    if exceeds(groups):  # the total has the lowest price at which it is not exceeded
+        at = bisect.bisect(choices.step_rate[1:], False, key=lambda rate: exceeds(relaxed(rate)))
+        price = float(choices.step_rate[at])
+        groups = relaxed(price)
+    rounded = np.maximum.reduce([group.chosen for group in groups])
     bound = math.fsum(group.bound for group in groups) - price * limits.total
-    best = _better(choices, limits, relaxed, None)
-    enough = max(gap, ROUNDING)
-    if best.cost - bound > enough * best.cost:
+    best, enough = fill(choices, limits, rounded), 1 - max(gap, ROUNDING)
+    least = 0.0
+    if bound < enough * choices.total(best):
         for group in groups:
             group.settle(work)
-        settled = np.maximum.reduce([group.settled for group in groups])
-        if limits.hold(choices, settled):
-            best = _better(choices, limits, settled, best)
-    least = math.fsum(group.least for group in groups)
-    proven = bound + least
-    room = limits.left(choices, relaxed)[1]
-    reach = FIRST_REACH * (best.cost - proven)
-    while price > 0 and best.cost - proven > enough * best.cost and work.left > 0:
-        found = _together(groups, price, room, least, least + reach, best.cost - bound, work)
-        cost = found.cost + price * (room - found.size)
-        if len(cost):
-            chosen = choices.changed(relaxed, found.choices(int(np.argmin(cost))))
-            best = _better(choices, limits, chosen, best)
-        known = min(found.dropped, float(cost.min(initial=math.inf)))
-        proven = bound + min(least + reach, known)
-        if known <= least + reach or bound + least + reach >= best.cost:
-            break
-        reach = min(FURTHER * reach, best.cost - bound - least)
-    return replace(best, bound=min(max(proven, bound + least), best.cost))
+        settled = choices.changed(rounded, np.concatenate([group.best for group in groups]))
+        best = _better(choices, limits, settled, best)
+        room, open_cost = limits.left(choices, rounded)[1], choices.total(best) - bound
+        total = _Total(groups, price, room, open_cost)
+        if price > 0 and bound + total.least < enough * choices.total(best):
+            total.settle(work)
+            best = _better(choices, limits, choices.changed(rounded, total.best), best)
+        least = total.least
+    cost = choices.total(best)
+    return Solution(best, cost, min(bound + least, cost))
 
 
-def _better(choices: Choices, limits: Limits, chosen: Ints, best: Solution | None) -> Solution:
+def _better(choices: Choices, limits: Limits, chosen: Ints, best: Ints) -> Ints:
     """The choices, filled up, or the best known."""
-    chosen = fill(choices, limits, chosen)
-    cost = choices.total(chosen)
-    return Solution(chosen, cost, 0.0) if best is None or cost < best.cost else best
+    if not limits.hold(choices, chosen):
+        return best
+    return min(best, fill(choices, limits, chosen), key=choices.total)
 
 
-def _together(
-    groups: Sequence[Group],
-    price: float,
-    room: int,
-    least: float,
-    reach: float,
-    most: float,
-    work: Work,
-) -> _States:
-    """States of all groups that fit together.
+@dataclass(frozen=True)
+class GPUs:
+    """What the items are placed on, in sizes.
+
+    Attributes:
+        layer: of each item, counted from 0; -1 for items that lie on no GPU.
+        kept: size that each layer needs beside its items.
+        room: of each GPU.
+    """
+
+    layer: Ints
+    kept: tuple[int, ...]
+    room: tuple[int, ...]
+
+    def limits(self, counts: Sequence[int], total: int) -> Limits:
+        """The limits when the GPUs get `counts` layers; one without layers may lack any room."""
+        ends = np.cumsum(counts)
+        kept = np.concatenate([[0], np.cumsum(self.kept)])
+        left = np.where(counts, self.room - kept[ends] + kept[ends - counts], UNLIMITED)
+        gpu = np.searchsorted(ends, self.layer, side="right")
+        group = np.where(self.layer < 0, len(self.room), gpu).astype(np.int64)
+        return Limits(group, (*left.tolist(), UNLIMITED), total)
+
+    def cut_for(self, choices: Choices, chosen: Ints, total: int) -> Limits:
+        """The limits when the layers are cut such that the fullest GPU has the most left.
+
+        They hold the choices if any way to cut does.
+        """
+        load = np.array(self.kept, np.int64)
+        on_gpu = self.layer >= 0
+        np.add.at(load, self.layer[on_gpu], choices.size[chosen][on_gpu])
+        return self.limits(contiguous_counts(load.tolist(), self.room), total)
+
+
+class _Cuts:
+    """What each GPU costs at least with each run of layers, at a price of the total.
+
+    Attributes:
+        price: at which all ways to cut have the highest bound.
+        constant: costs of the bound that are the same for all of them.
+        tables: by the size of a GPU's room, its costs for layers [from, to].
+    """
+
+    def __init__(self, choices: Choices, gpus: GPUs, total: int) -> None:
+        self.choices, self.gpus, self.solved = choices, gpus, set[tuple[int, int, int]]()
+        rates = np.unique(choices.step_rate)
+        rates = rates[np.diff(rates, prepend=0.0) > TIE * rates]
+        some = np.linspace(0, len(rates) - 1, min(PRICES, len(rates))).astype(np.int64)
+        prices = np.concatenate([[0.0], rates[some]])
+        least = np.minimum.reduceat(
+            choices.cost + prices[:, None] * choices.size, choices.smallest, axis=1
+        )
+        constants = least[:, gpus.layer < 0].sum(axis=1) - prices * total
+        on_layer = gpus.layer[:, None] == np.arange(len(gpus.kept))
+        smallest = gpus.kept + choices.size[choices.smallest] @ on_layer
+        needed, self.kept, runs = map(_of_runs, (smallest, np.array(gpus.kept), least @ on_layer))
+        tables = {}
+        for room in set(gpus.room):
+            paid = prices[:, None, None] * (room - self.kept)
+            # The price of a room may be any that is at least that of the total: the best for each.
+            table = np.maximum.accumulate((runs - paid)[::-1], axis=0)[::-1] + paid
+            table[:, (needed > room) | np.tri(len(needed), k=-1, dtype=bool)] = math.inf
+            table[:, np.arange(len(needed)), np.arange(len(needed))] = 0.0
+            tables[room] = table
+
+        def bound(number: int) -> float:
+            self.price, self.constant = float(prices[number]), float(constants[number])
+            self.tables = {room: table[number] for room, table in tables.items()}
+            return float(self.rest()[0][0]) + self.constant
+
+        numbers = range(len(prices) - 1)  # the bound is concave in the price
+        bound(bisect.bisect_left(numbers, True, key=lambda n: bound(n) >= bound(n + 1)))
+
+    def rest(self) -> list[Floats]:
+        """By GPU and first layer, the least cost of it and the GPUs after it."""
+        layers = len(self.gpus.kept)
+        rest = [np.where(np.arange(layers + 1) == layers, 0.0, math.inf)]
+        for room in reversed(self.gpus.room):
+            rest.insert(0, (self.tables[room] + rest[0]).min(axis=1))
+        return rest
+
+    def tighten(self, ends: Sequence[int], work: Work) -> bool:
+        """Solve each run of layers of a way to cut alone; False where all were solved before."""
+        runs = set(zip(self.gpus.room, ends, ends[1:], strict=False)) - self.solved
+        runs = {(room, start, end) for room, start, end in runs if start < end}
+        for room, start, end in sorted(runs):
+            inside = (self.gpus.layer >= start) & (self.gpus.layer < end)
+            group = _Group(self.choices, inside, room - int(self.kept[start, end]), self.price)
+            group.settle(work)
+            known = float(self.tables[room][start, end])
+            self.tables[room][start, end] = max(known, group.bound + group.least)
+        self.solved |= runs
+        return bool(runs)
+
+    def ways(self) -> Iterator[tuple[float, tuple[int, ...]]]:
+        """All ways to cut, as the layers where GPUs begin and end; the lowest bound first.
+
+        Bounds are rounded down, so that among many that differ by rounding the first is found at
+        once.
+        """
+        rest = self.rest()
+        unit = TIE * abs(float(rest[0][0]) + self.constant) or 1.0
+        heap: list[tuple[int, int, float, tuple[int, ...]]] = [(0, 0, 0.0, (0,))]
+        while heap:
+            bound, depth, cost, ends = heapq.heappop(heap)
+            if -depth == len(self.gpus.room):
+                yield bound * unit, ends
+                continue
+            costs = cost + self.tables[self.gpus.room[-depth]][ends[-1]]
+            bounds = np.floor((costs + rest[1 - depth] + self.constant) / unit)
+            for end in np.flatnonzero(np.isfinite(bounds)).tolist():
+                entry = (int(bounds[end]), depth - 1, float(costs[end]), (*ends, end))
+                heapq.heappush(heap, entry)
+
+
+def _of_runs(values: NDArray[Any]) -> NDArray[Any]:
+    """Sums of the last axis over each run [from, to]."""
+    sums = np.pad(values.cumsum(axis=-1), [(0, 0)] * (values.ndim - 1) + [(1, 0)])
+    runs: NDArray[Any] = sums[..., None, :] - sums[..., :, None]
+    return runs
+
+
+def fill_gpus(choices: Choices, gpus: GPUs, total: int) -> Solution | None:
+    """A solution that fills the total and the GPUs, found at once; None where there is none.
+
+    The layers are cut for the smallest choices, then again for what fills that cut, and so on.
+    """
+    found: Solution | None = None
+    chosen = choices.smallest
+    while better := solve(choices, gpus.cut_for(choices, chosen, total), work=Work(0)):
+        if found is not None and better.cost >= found.cost:
+            break
+        found, chosen = better, better.chosen
+    return found
+
+
+def solve_on_gpus(choices: Choices, gpus: GPUs, total: int, gap: float = 0.0) -> Solution | None:
+    """The least cost of all ways to cut the layers; None where the GPUs do not hold them.
 
     Args:
-        room: what the relaxation, rounded down, leaves of the total.
-        least: of all groups.
-        reach: within which no state is missing, unless it is among the dropped.
-        most: how much a solution that is known costs beyond the bound.
+        gap: as for `solve`.
     """
-    every = [group.states((reach - least + group.least) * (1 + TIE), work) for group in groups]
-    lows = np.array([states.size.min(initial=FAR) for states in every], np.int64)
-    highs = np.array([states.size.max(initial=-FAR) for states in every], np.int64)
-    found, after = _NOTHING, least
-    dropped = min(s.dropped + least - group.least for s, group in zip(every, groups, strict=True))
-    for number, (group, states) in enumerate(zip(groups, every, strict=True), 1):
-        after -= group.least
-        low, high = int(lows[number:].sum()), int(highs[number:].sum())
-        rest = np.array([low, high, high + FAR]), np.array([0.0, 0.0, price * FAR])
-        own = replace(states, dropped=math.inf)
-        found = found.joined(own, price, room, rest, most - after, KEPT, work)
-    return replace(found, dropped=min(dropped, found.dropped))
+    best = fill_gpus(choices, gpus, total)
+    together = solve(choices, Limits.of_all(choices, total), gap)
+    if best is None or together is None:
+        return None
+    if gpus.cut_for(choices, together.chosen, total).hold(choices, together.chosen):
+        return together  # the GPUs do not bind
+    cuts, work = _Cuts(choices, gpus, total), Work()
+    proven, done = math.inf, set[tuple[int, ...]]()
+    while True:
+        ways = ((max(low, together.bound), ends) for low, ends in cuts.ways() if ends not in done)
+        lowest, ends = next(ways, (math.inf, ()))
+        spent = len(done) == MOST_CUTS or (done and work.left <= 0)
+        if spent or lowest >= best.cost * (1 - gap - 2 * TIE):
+            return replace(best, bound=min(proven, lowest, best.cost))
+        if work.left > 0 and cuts.tighten(ends, work):
+            continue
+        found = solve(choices, gpus.limits(np.diff(ends).tolist(), total), gap, work) or best
+        done.add(ends)
+        proven = min(proven, max(lowest, found.bound))
+        best = min(best, found, key=lambda solution: solution.cost)
+
+
+def contiguous_counts(load: Sequence[int], room: Sequence[int]) -> list[int]:
+    """Layers for each GPU, in order, that maximise the smallest remaining room.
+
+    Exact by dynamic programming over (GPU, first layers given away). The output, as the last
+    layer, stays on a GPU with at least one layer.
+    """
+    prefix = np.concatenate([[0], np.cumsum(np.asarray(load, np.int64))])
+    held = prefix - prefix[:, None]  # [start, stop]
+    backwards = np.tril_indices(len(prefix), -1)
+    best = np.full(len(prefix), -UNLIMITED, np.int64)
+    best[0] = UNLIMITED
+    choices = []
+    for space in room:
+        left = space - held
+        left[backwards] = -UNLIMITED
+        np.fill_diagonal(left, UNLIMITED)  # a GPU without layers cannot overflow
+        scores = np.minimum(best[:, None], left)
+        choices.append(scores.argmax(axis=0))
+        best = scores.max(axis=0)
+    ends = [len(load)]
+    for choice in reversed(choices):
+        ends.insert(0, int(choice[ends[0]]))
+    return np.diff(ends).tolist()
+
+
+def counts_in_order(load: Sequence[int], room: Sequence[int]) -> list[int]:
+    """Layers for each GPU when each is filled before the next gets any.
+
+    Where the layers cannot be held so, they are spread as `contiguous_counts` does.
+    """
+    counts, at = [], 0
+    for space in room:
+        held = np.cumsum(load[at:])
+        counts.append(int(np.searchsorted(held, space, side="right")))
+        at += counts[-1]
+    return counts if at == len(load) else contiguous_counts(load, room)

@@ -6,34 +6,21 @@ enough: they only show sizes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.target import UNQUANTIZED_KV, Target
 from quantkit.core.errors import InputError
 from quantkit.core.progress import SILENT, Progress
-from quantkit.llamacpp.presets import ask_preset
 from quantkit.models.model import Model
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.alternatives import Largest, largest_level, possible_kv
 from quantkit.plan.gpu_memory import check_draft
-from quantkit.plan.llama_memory import ContextLadder, ask_ladders, check_gpus
-from quantkit.quantize.quantize import artifact_bytes
+from quantkit.plan.level_plans import level_size
+from quantkit.plan.llama_memory import ask_ladders, check_gpus
 
 BUDGET_CONTEXTS = (32_768, 131_072, 516_096, 1_048_576)
-
-
-@dataclass(frozen=True)
-class Budget:
-    """The largest artifact at a context.
-
-    Attributes:
-        largest_bytes: of its files together; None: nothing fits.
-    """
-
-    context_tokens: int
-    largest_bytes: int | None
 
 
 @dataclass(frozen=True)
@@ -41,12 +28,12 @@ class TargetBudgets:
     """The largest artifacts on a target; its own context and weight budget do not count.
 
     Attributes:
-        budgets: by rising context.
+        budgets: context, tokens, by rising → bytes of the files together; None: nothing fits.
         refused: why it cannot run the model, whatever its size; None: it can.
     """
 
     target: Target
-    budgets: tuple[Budget, ...]
+    budgets: Mapping[int, int | None]
     refused: str | None = None
 
 
@@ -76,19 +63,15 @@ def budgets_of(
     asked, estimated = ask_ladders(model, usable, contexts)
     ladders = iter(asked)
     progress.start(len(usable) * len(contexts), "cells")
-
-    def budget(ladder: ContextLadder, tokens: int) -> Budget:
-        largest = largest_level(model, costs, ladder.memory(tokens))
-        progress.advance(1)
-        return Budget(tokens, None if largest is None else largest.total_bytes)
-
     found = []
     for target, why in zip(targets, refused, strict=True):
+        budgets: dict[int, int | None] = dict.fromkeys(contexts)
         if why is None:
             ladder = next(ladders)
-            budgets = tuple(budget(ladder, tokens) for tokens in contexts)
-        else:
-            budgets = tuple(Budget(tokens, None) for tokens in contexts)
+            for tokens in contexts:
+                largest = largest_level(model, costs, ladder.memory(tokens))
+                budgets[tokens] = None if largest is None else largest.total_bytes
+                progress.advance(1)
         found.append(TargetBudgets(target, budgets, why))
     return found, estimated
 
@@ -124,15 +107,8 @@ class Cell:
 
 def level_sizes(levels: Sequence[LevelRecipe], model: Model) -> list[tuple[int, str]]:
     """Bytes and name of those of `levels` that have a size of their own, the smallest first."""
-    found = []
-    for level in levels:
-        bits = level.bits(model.elements)
-        if level.preset is not None:
-            stock = ask_preset(model, level.preset, has_imatrix=True)
-            found.append((artifact_bytes(model, stock.types), level.name))
-        elif bits is not None:
-            found.append((int(bits * model.elements / 8), level.name))
-    return sorted(found)
+    sizes = [(level_size(level, model)[1], level.name) for level in levels]
+    return sorted((size, name) for size, name in sizes if size is not None)
 
 
 def sweep(

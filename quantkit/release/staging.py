@@ -16,7 +16,7 @@ from quantkit.core.files import atomic, file_sha256
 from quantkit.hub.writing import LocalFile, local_file
 from quantkit.models.choose import imatrix_name
 from quantkit.models.geometry import geometry_of
-from quantkit.plan.launch.files import LaunchText, launch_texts
+from quantkit.plan.launch.files import PROGRAMS, launch_texts
 from quantkit.plan.launch.settings import Launch
 from quantkit.release.card.facts import CardFacts
 from quantkit.release.card.front_matter import SourceCard
@@ -75,11 +75,8 @@ def stage(
     linked = published_as(build, levels, imatrix_name(build.model))
     texts = _texts(build, levels, source, fits, repository, endpoint)
     made = {name: text.encode() for name, text in texts.items()}
-    programs = set[str]()
     for level in levels:
-        for name, launch in _launch_files(build, level).items():
-            made[name] = launch.text.encode()
-            programs |= {name} if launch.executable else set()
+        made |= {name: text.encode() for name, text in _launch_files(build, level).items()}
     hashes = {name: output.sha256 for name, output in linked.items()}
     hashes |= {name: sha256(content).hexdigest() for name, content in made.items()}
     made[SUMS] = sums_text(hashes).encode()
@@ -96,7 +93,7 @@ def stage(
         for name, content in made.items():
             with atomic(folder / name) as partial:
                 partial.write_bytes(content)
-                partial.chmod(0o755 if name in programs else 0o644)
+                partial.chmod(0o755 if name.endswith(PROGRAMS) else 0o644)
     except OSError as error:
         raise EnvironmentFault(
             f"cannot write {error.filename or folder}: {error.strerror}; free some space or move "
@@ -173,7 +170,7 @@ def _texts(
     }
 
 
-def _launch_files(build: Build, level: BuiltLevel) -> dict[str, LaunchText]:
+def _launch_files(build: Build, level: BuiltLevel) -> dict[str, str]:
     """Launch files that find the level's artifact in the release."""
     folder = evidence_folder(level.name)
     geometry = geometry_of(level.artifact().metadata)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import flagship
@@ -15,7 +15,6 @@ from quantkit.config.recipe import MeasureRecipe, Recipe
 from quantkit.config.target import GPUSpec, Target, load_target
 from quantkit.core.units import GIB, MIB
 from quantkit.formats.tensors import MetaValue
-from quantkit.llamacpp.memory_plan import asking
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.model import Model
 from quantkit.plan.allocate import allocate
@@ -36,6 +35,8 @@ from quantkit.plan.placement import Placement, place
 from quantkit.plan.plan import plan_recipe, plan_types
 from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
 
+pytestmark = pytest.mark.usefixtures("one_child")
+
 CONTEXT = 262_144
 HYBRID = {
     "hybrid_override_pattern": "M*EM*EM*E",
@@ -46,12 +47,6 @@ HYBRID = {
     "moe_shared_expert_intermediate_size": 160,
 }
 """Attention in every third, and experts whose rows only blocks of 32 fit."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_child() -> Iterator[None]:
-    with asking():
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +102,9 @@ def test_the_longest_context_is_the_longest(model: Model, costs: Costs, gpus: st
 
 def test_where_the_buffers_bend_it_is_the_longest_too() -> None:
     """A ladder of two rungs is a tenth off in the middle, in either direction: it is refined."""
-    metadata, tensors = flagship.metadata(), flagship.tensors()
-    large = Model("super", metadata, tensors)
-    types = smallest_types(tensors, nominal_costs(large, MeasureRecipe()), LARGEST)
-    weights = sum(padded_bytes(info, types[info.name]) for info in tensors) / GIB
+    large = flagship.model()
+    types = smallest_types(large.tensors, flagship.costs(), LARGEST)
+    weights = sum(padded_bytes(info, types[info.name]) for info in large.tensors) / GIB
     for gpus, more in ((1, 1.2), (2, 1.6)):
         spec = GPUSpec(name="c", memory_gib=weights / gpus + more, reserve_gib=0, count=gpus)
         one = Target(name="t", gpus=(spec,), context_tokens=1 << 20)
@@ -205,9 +199,7 @@ def test_the_largest_level_of_gpus_that_hold_everything(model: Model, costs: Cos
 
 @pytest.mark.slow
 def test_the_flagship_s_largest_level_at_each_context() -> None:
-    metadata, tensors = flagship.metadata(), flagship.tensors()
-    large = Model("super", metadata, tensors)
-    costs = nominal_costs(large, MeasureRecipe())
+    large, costs = flagship.model(), flagship.costs()
     one = load_target("4x3090").changed(weight_budget_gib="auto")
     for tokens in (32_768, 516_096, 1 << 20):
         at = one.changed(context_tokens=tokens)

@@ -31,8 +31,8 @@ from quantkit.plan.placement import place
 from quantkit.plan.plan import plan_recipe
 from quantkit.plan.what_if import BUDGET_CONTEXTS, TargetBudgets, budgets_of, contexts_for
 
-FLAGSHIP = Model("super", flagship.metadata(), flagship.tensors())
-COSTS = nominal_costs(FLAGSHIP, MeasureRecipe())
+FLAGSHIP = flagship.model()
+COSTS = flagship.costs()
 MAX = Recipe(name="r", levels=(LevelRecipe(name="max"),))
 
 
@@ -53,8 +53,8 @@ def trained_for(model: Model, tokens: int) -> Model:
 
 
 def sizes(found: TargetBudgets) -> list[int | None]:
-    assert [budget.context_tokens for budget in found.budgets] == list(BUDGET_CONTEXTS)
-    return [budget.largest_bytes for budget in found.budgets]
+    assert list(found.budgets) == list(BUDGET_CONTEXTS)
+    return list(found.budgets.values())
 
 
 class Counted(Silent):
@@ -171,7 +171,7 @@ def test_targets_that_cannot_run_the_model_do_not_spoil_the_others() -> None:
     assert [one.target.name for one in found] == ["1x24", "16x24", "2x24", "2x0.6"]
     first, many, drafts, small = found
     assert first.refused is None
-    assert all(first.budgets[i].largest_bytes for i in range(4))
+    assert all(sizes(first))
     assert many.refused is not None
     assert "target 16x24 has 16 GPUs" in many.refused
     assert drafts.refused is not None
@@ -192,4 +192,4 @@ def test_contexts_are_those_that_the_model_was_trained_for() -> None:
     short = trained_for(model, 8192)
     costs = nominal_costs(short, MeasureRecipe())
     (one,), _ = budgets_of(short, costs, [gpus(1, 24, context_tokens=131_072)])
-    assert [budget.context_tokens for budget in one.budgets] == [8192]
+    assert list(one.budgets) == [8192]

@@ -103,12 +103,18 @@ def test_the_head_context_lies_beside_the_output() -> None:
 
 @pytest.mark.parametrize("kv", ["f16", "q8_0"])
 @pytest.mark.parametrize("batch", [512, 2048])
-def test_estimates_are_close_where_llama_cpp_cannot_be_asked(kv: str, batch: int) -> None:
-    target = DRAFTS.changed(kv_type=kv, ubatch_tokens=batch)
-    (asked,), why = gpu_memories(MODEL, [target])
+@pytest.mark.parametrize(
+    ("model", "uses"), [(MODEL, DRAFTS), (flagship.model(), PUBLISHED)], ids=["drafts", "plain"]
+)
+def test_estimates_are_close_where_llama_cpp_cannot_be_asked(
+    model: Model, uses: Target, kv: str, batch: int
+) -> None:
+    target = uses.changed(kv_type=kv, ubatch_tokens=batch)
+    (asked,), why = gpu_memories(model, [target])
     assert why is None
-    estimated = gpu_memory(MODEL.geometry, target).compute
-    compute = asked.compute
+    estimated, compute = gpu_memory(model.geometry, target).compute, asked.compute
+    assert estimated.estimated
+    assert not compute.estimated
     assert estimated.gpu == pytest.approx(compute.gpu, rel=0.05)
     assert estimated.gpu + estimated.output == pytest.approx(compute.gpu + compute.output, rel=0.05)
     assert estimated.host == pytest.approx(compute.host, rel=0.05)
@@ -152,10 +158,9 @@ def test_a_gpu_that_would_get_the_head_without_the_output() -> None:
 
 
 def test_a_model_without_prediction_layers_cannot_draft() -> None:
-    plain = Model("plain", flagship.metadata(), flagship.tensors())
     with pytest.raises(InputError, match=r"prediction layers.*none: keep .*\{mtp: keep\}"):
-        gpu_memories(plain, [DRAFTS])
-    check_draft(plain.geometry, PUBLISHED)
+        gpu_memories(flagship.model(), [DRAFTS])
+    check_draft(flagship.model().geometry, PUBLISHED)
 
 
 def test_an_architecture_that_llama_cpp_cannot_let_draft() -> None:

@@ -30,9 +30,9 @@ from quantkit.plan.level_plans import NOMINAL_GAP, Fit, LevelPlan, nominal_costs
 from quantkit.study.sensitivity import Sensitivity, UnitCost
 
 DEMO = open_source(choose_model("demo"))
-FLAGSHIP = Model("super", flagship.metadata(), flagship.tensors())
+FLAGSHIP = flagship.model()
 SMALL = Model.of("small", DEMO)
-COSTS = nominal_costs(FLAGSHIP, MeasureRecipe())
+COSTS = flagship.costs()
 
 
 def recipe(*levels: dict[str, object]) -> Recipe:

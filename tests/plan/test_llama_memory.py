@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import flagship
@@ -16,7 +15,7 @@ from quantkit.config.target import GPUSpec, Target
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.llamacpp import memory_plan
 from quantkit.llamacpp.devices import Devices
-from quantkit.llamacpp.memory_plan import Breakdown, DeviceMemory, asking
+from quantkit.llamacpp.memory_plan import Breakdown, DeviceMemory
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.model import Model
 from quantkit.plan.gpu_memory import ComputeBuffers, gpu_memory
@@ -27,6 +26,8 @@ from quantkit.plan.llama_memory import (
     even_counts,
     gpu_memories,
 )
+
+pytestmark = pytest.mark.usefixtures("one_child")
 
 HEAD, CONTEXT = 64, 131_072  # a head that CUDA's kernels have
 MAMBA_AND_ATTENTION = ["mamba", "attention", "mamba", "attention"]
@@ -49,12 +50,6 @@ def _write(name: str, folder: Path) -> Path:
 
 
 FAMILIES = ("llama", "qwen3-moe", "granite", "nemotron", "flagship")
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_child() -> Iterator[None]:
-    with asking():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -6,24 +6,23 @@ import flagship
 import pytest
 
 from quantkit.config.levels import LevelRecipe
-from quantkit.config.recipe import MeasureRecipe, Recipe
+from quantkit.config.recipe import Recipe
 from quantkit.config.target import GPUSpec, Target, load_target
 from quantkit.core.errors import InputError
 from quantkit.core.units import GIB
 from quantkit.llamacpp.memory_plan import ask_memory
-from quantkit.models.model import Model
 from quantkit.plan.allowed_types import smallest_types
 from quantkit.plan.alternatives import LARGEST, largest_level
 from quantkit.plan.gpu_memory import gpu_memory, padded_bytes
 from quantkit.plan.launch.settings import Launch
-from quantkit.plan.level_plans import nominal_costs, place_exactly
+from quantkit.plan.level_plans import place_exactly
 from quantkit.plan.llama_memory import gpu_memories
 from quantkit.plan.placement import place
 from quantkit.plan.plan import Entry, plan_recipe
 from quantkit.plan.verify import Compared, Verification, verify, where_of
 
-MODEL = Model("super", flagship.metadata(), flagship.tensors())
-COSTS = nominal_costs(MODEL, MeasureRecipe())
+MODEL = flagship.model()
+COSTS = flagship.costs()
 EVEN = (24.0, 24.0, 24.0, 24.0)
 UNEVEN = (40.0, 24.0, 24.0, 16.0)
 
@@ -84,18 +83,6 @@ def test_a_plan_of_the_flagship_is_what_llama_cpp_takes(name: str, gib: tuple[fl
             assert planned.context_bytes == pytest.approx(context.found, rel=1e-4)
             # before the cut was known: never too little, and at most 5 % too much
             assert 0.999 * compute.found < planned.compute_bytes < 1.05 * compute.found
-
-
-@pytest.mark.parametrize("kv", ["f16", "q8_0"])
-@pytest.mark.parametrize("batch", [512, 2048])
-def test_estimates_are_close_where_llama_cpp_cannot_be_asked(kv: str, batch: int) -> None:
-    target = load_target("4x3090").changed(kv_type=kv, ubatch_tokens=batch)
-    (asked,), _ = gpu_memories(MODEL, [target])
-    estimated = gpu_memory(MODEL.geometry, target)
-    assert estimated.compute.estimated
-    assert not asked.compute.estimated
-    assert estimated.compute.gpu == pytest.approx(asked.compute.gpu, rel=0.05)
-    assert estimated.compute.host == pytest.approx(asked.compute.host, rel=0.05)
 
 
 def test_the_published_run() -> None:

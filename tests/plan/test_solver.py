@@ -19,14 +19,24 @@ from knapsack_problems import (
     problems,
 )
 
-from quantkit.plan import layer_cuts, solver
-from quantkit.plan.layer_cuts import GPUs, fill_gpus, solve_on_gpus
-from quantkit.plan.solver import UNLIMITED, WORK, Choices, Limits, Solution, Work, fill, solve
+from quantkit.plan import solver
+from quantkit.plan.solver import (
+    UNLIMITED,
+    WORK,
+    Choices,
+    GPUs,
+    Limits,
+    Solution,
+    Work,
+    fill,
+    fill_gpus,
+    solve,
+    solve_on_gpus,
+)
 
 ROUNDING = 1e-12
 SHORT = {
-    (solver, "PAIRS"): 16, (solver, "KEPT"): 3, (layer_cuts, "MOST_CUTS"): 2,
-    (layer_cuts, "PRICES"): 3, (layer_cuts, "Work"): lambda left=4000: Work(left),
+    "PAIRS": 16, "KEPT": 3, "MOST_CUTS": 2, "PRICES": 3, "Work": lambda left=4000: Work(left),
 }  # fmt: skip
 """Limits of the search that even small problems meet."""
 
@@ -63,8 +73,8 @@ def test_the_least_cost_of_all_cuts_is_found(
     ways = list(cuts(gpus, total))
     best = min(least(choices, limits) for limits in ways)
     with pytest.MonkeyPatch.context() as patch:
-        for (module, name), value in SHORT.items() if short else ():
-            patch.setattr(module, name, value)
+        for name, value in SHORT.items() if short else ():
+            patch.setattr(solver, name, value)
         found, filled = solve_on_gpus(choices, gpus, total), fill_gpus(choices, gpus, total)
     assert (found is None) == (filled is None) == math.isinf(best)
     if found is not None and filled is not None:
@@ -228,7 +238,6 @@ def test_hard_problems_end(name: str, gpus: int, monkeypatch: pytest.MonkeyPatch
         return works[-1] if left else Work(0)
 
     monkeypatch.setattr(solver, "Work", noted)
-    monkeypatch.setattr(layer_cuts, "Work", noted)
     choices = Choices.of(HARD[name])
     count = len(choices.smallest)
     room = int(sum(choices.size[(choices.first[:-1] + choices.first[1:]) // 2])) + 1

@@ -23,6 +23,7 @@ from quantkit.plan.type_choice import (
 )
 
 LLAMA = [TensorInfo(name, array.shape, "F32") for name, array in llama_arrays().items()]
+OF_LLAMA = Model("llama", llama_metadata(), LLAMA)
 WIDE, NARROW = "blk.0.attn_q.weight", "blk.0.ffn_down_exps.weight"
 NORM, ROUTER, TABLE = "blk.0.attn_norm.weight", "blk.0.ffn_gate_inp.weight", "blk.0.hash.weight"
 TENSORS = (
@@ -42,32 +43,29 @@ def allocation(path: Path, types: Mapping[str, str], preset: str | None = None) 
     return path
 
 
-def read_allocation(path: Path, tensors: Sequence[TensorInfo]) -> Mapping[str, str]:
-    return choose_types(str(path), Model("none", {}, tensors), has_imatrix=False).types
+def read_allocation(path: str | Path) -> TypeChoice:
+    return choose_types(str(path), Model("none", {}, TENSORS), has_imatrix=False)
 
 
 def chosen(given: object, *, has_imatrix: bool = True) -> TypeChoice:
-    return choose_types(
-        str(given), Model("llama", llama_metadata(), LLAMA), has_imatrix=has_imatrix
-    )
+    return choose_types(str(given), OF_LLAMA, has_imatrix=has_imatrix)
 
 
-def test_an_allocation_is_read_as_it_stands(tmp_path: Path) -> None:
-    path = tmp_path / "a.json"
-    assert read_allocation(allocation(path, STORED), TENSORS) == STORED
-    for kind in ("Q4_K", "Q8_0", "IQ2_XXS", "F16", "F32", "Q1_0"):
-        types = STORED | {WIDE: kind}
-        assert read_allocation(allocation(path, types), TENSORS) == types
-    for kind in ("Q5_0", "IQ4_NL", "MXFP4"):  # blocks of 32: 288 is 9 of them
-        types = STORED | {NARROW: kind}
-        assert read_allocation(allocation(path, types), TENSORS) == types
-    assert read_allocation(allocation(path, STORED | {WIDE: "q4_k"}), TENSORS)[WIDE] == "Q4_K"
-    without = {"tensors": {name: {"type": kind} for name, kind in STORED.items()}}
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        *({WIDE: kind} for kind in ("Q4_K", "Q8_0", "IQ2_XXS", "F16", "F32", "Q1_0", "q4_k")),
+        *({NARROW: kind} for kind in ("Q5_0", "IQ4_NL", "MXFP4")),  # of 32: 288 is 9 blocks
+    ],
+)
+def test_an_allocation_is_read_as_it_stands(tmp_path: Path, changes: dict[str, str]) -> None:
+    path = allocation(tmp_path / "a.json", STORED | changes)
+    types = STORED | {name: kind.upper() for name, kind in changes.items()}
+    assert read_allocation(path) == TypeChoice(types, None)
+    without = {"tensors": json.loads(path.read_text())["tensors"]}
     path.write_text(json.dumps(without))  # what a person writes names no preset
-    assert read_allocation(path, TENSORS) == STORED
-    assert choose_types(str(path), Model("none", {}, TENSORS), has_imatrix=False) == TypeChoice(
-        STORED, None
-    )
+    assert read_allocation(path) == TypeChoice(types, None)
 
 
 @pytest.mark.parametrize(
@@ -90,14 +88,14 @@ def test_a_type_that_a_tensor_cannot_have_is_refused(
     tmp_path: Path, changes: dict[str, str], words: str
 ) -> None:
     with pytest.raises(InputError) as refused:
-        read_allocation(allocation(tmp_path / "a.json", STORED | changes), TENSORS)
+        read_allocation(allocation(tmp_path / "a.json", STORED | changes))
     assert words in str(refused.value)
 
 
 def test_an_allocation_without_some_tensors_says_how_many(tmp_path: Path) -> None:
     path = allocation(tmp_path / "a.json", {WIDE: "Q8_0", "other.weight": "Q8_0"})
     with pytest.raises(InputError) as refused:
-        read_allocation(path, TENSORS)
+        read_allocation(path)
     assert str(refused.value) == (
         f"{path} has no type for 4 of the model's tensors, {NARROW} for one; it was made for "
         "another model, or with other --mtp"
@@ -116,7 +114,7 @@ def test_a_file_that_is_no_allocation_is_refused(tmp_path: Path, content: bytes)
     path = tmp_path / "a.json"
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"quantkit build"):
-        choose_types(str(path), Model("none", {}, TENSORS), has_imatrix=False)
+        read_allocation(path)
 
 
 def test_a_word_that_is_neither_file_nor_preset_is_refused(tmp_path: Path) -> None:
@@ -128,7 +126,7 @@ def test_a_word_that_is_neither_file_nor_preset_is_refused(tmp_path: Path) -> No
 
 
 def test_presets_are_taken_in_any_case_and_by_llama_quantize_s_aliases() -> None:
-    stock = ask_preset(Model("llama", llama_metadata(), LLAMA), "Q4_K_M", has_imatrix=True)
+    stock = ask_preset(OF_LLAMA, "Q4_K_M", has_imatrix=True)
     for word in ("q4_k_m", "Q4_k"):
         found = chosen(word)
         assert found == TypeChoice(stock.types, stock), word
@@ -152,13 +150,13 @@ def test_the_home_folder_may_be_written_short(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     allocation(tmp_path / "a.json", STORED)
-    assert choose_types("~/a.json", Model("none", {}, TENSORS), has_imatrix=False).types == STORED
+    assert read_allocation("~/a.json").types == STORED
 
 
 def test_the_allocation_of_a_preset_is_the_preset(tmp_path: Path) -> None:
     """A build writes the preset's name; it holds for the types that llama.cpp gives today."""
     path = tmp_path / "a.json"
-    stock = ask_preset(Model("llama", llama_metadata(), LLAMA), "IQ3_XXS", has_imatrix=True)
+    stock = ask_preset(OF_LLAMA, "IQ3_XXS", has_imatrix=True)
     found = chosen(allocation(path, stock.types, "IQ3_XXS"))
     assert found == TypeChoice(stock.types, stock)
     assert found.preset == "IQ3_XXS"

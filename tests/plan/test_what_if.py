@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import struct
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,6 @@ from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import MeasureRecipe
 from quantkit.config.target import Target
 from quantkit.llamacpp import memory_plan
-from quantkit.llamacpp.memory_plan import asking
 from quantkit.llamacpp.presets import ask_preset
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.model import Model
@@ -27,18 +25,14 @@ from quantkit.plan.what_if import CONTEXTS, KV_TYPES, Cell, level_sizes, sweep
 from quantkit.quantize.quantize import artifact_bytes
 from quantkit.report.pictures import draw_what_if
 
+pytestmark = pytest.mark.usefixtures("one_child")
+
 LEVELS = (
     LevelRecipe(name="all"),
     LevelRecipe(name="half", size="0.4 MB"),
     LevelRecipe(name="bits", bits_per_weight=5),
     LevelRecipe(name="stock", preset="Q4_K_S", baseline=True),
 )
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_child() -> Iterator[None]:
-    with asking():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import flagship
@@ -17,7 +17,6 @@ from quantkit.core.progress import Silent
 from quantkit.core.units import GIB
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 from quantkit.llamacpp import memory_plan
-from quantkit.llamacpp.memory_plan import asking
 from quantkit.llamacpp.presets import ask_preset
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.model import Model
@@ -31,6 +30,8 @@ from quantkit.plan.what_if import CONTEXTS
 from quantkit.quantize.quantize import artifact_bytes
 from quantkit.release.fits import contexts_of, fits_of, targets_of
 
+pytestmark = pytest.mark.usefixtures("one_child")
+
 Levels = dict[str, Sequence[TensorInfo]]
 
 HYBRID = {
@@ -43,12 +44,6 @@ HYBRID = {
     "moe_shared_expert_intermediate_size": 2048,
 }
 """1.5 MiB in its smallest types, 17 MiB in F32: as much as some ten thousand tokens of context."""
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _one_child() -> Iterator[None]:
-    with asking():
-        yield
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,7 @@ import numpy as np
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from quantkit.plan.layer_cuts import GPUs
-from quantkit.plan.solver import UNLIMITED, Choices, Ints, Limits
+from quantkit.plan.solver import UNLIMITED, Choices, GPUs, Ints, Limits
 
 MOST_SIZE = 60
 

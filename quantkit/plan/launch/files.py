@@ -6,10 +6,10 @@ import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from quantkit.config.target import DRAFT_KV_TYPE
-from quantkit.core.files import atomic, write_text
+from quantkit.core.files import atomic
 from quantkit.plan.launch.llama_cpp import (
     ALL_LAYERS,
     DRAFT_TYPE,
@@ -287,32 +287,29 @@ MODELFILE = "Modelfile"
 SYSTEMD_UNIT = "llama-server.service"
 
 
-class LaunchText(NamedTuple):
-    text: str
-    executable: bool
+PROGRAMS = (SERVER_SCRIPT, CLI_SCRIPT)
+"""The launch files that are executable."""
 
 
-def launch_texts(launch: Launch) -> dict[str, LaunchText]:
+def launch_texts(launch: Launch) -> dict[str, str]:
     """Name → launch file, for a folder from which the model is in `launch.model_folder`.
 
     No text names the folder itself, so the files can be moved together with the model.
     """
     return {
-        SERVER_SCRIPT: LaunchText(server_script(launch), executable=True),
-        CLI_SCRIPT: LaunchText(cli_script(launch), executable=True),
-        COMPOSE_FILE: LaunchText(compose_file(launch), executable=False),
-        MODELFILE: LaunchText(modelfile(launch), executable=False),
-        SYSTEMD_UNIT: LaunchText(systemd_unit(launch), executable=False),
+        SERVER_SCRIPT: server_script(launch),
+        CLI_SCRIPT: cli_script(launch),
+        COMPOSE_FILE: compose_file(launch),
+        MODELFILE: modelfile(launch),
+        SYSTEMD_UNIT: systemd_unit(launch),
     }
 
 
 def write_launch_files(launch: Launch, folder: Path) -> tuple[Path, ...]:
     texts = launch_texts(launch)
-    for name, (text, executable) in texts.items():
-        if executable:
-            with atomic(folder / name) as partial:
-                partial.write_text(text, encoding="utf-8")
+    for name, text in texts.items():
+        with atomic(folder / name) as partial:
+            partial.write_text(text, encoding="utf-8")
+            if name in PROGRAMS:
                 partial.chmod(0o755)
-        else:
-            write_text(folder / name, text)
     return tuple(folder / name for name in texts)

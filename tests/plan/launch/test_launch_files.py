@@ -33,8 +33,7 @@ def test_what_is_written(tmp_path: Path) -> None:
     for path in paths:
         assert bool(path.stat().st_mode & stat.S_IXUSR) == (path.suffix == ".sh")
         assert str(tmp_path) not in path.read_text()
-    written = {p.name: (p.read_text(), bool(p.stat().st_mode & stat.S_IXUSR)) for p in paths}
-    assert launch_texts(FLAGSHIP) == written
+    assert launch_texts(FLAGSHIP) == {path.name: path.read_text() for path in paths}
 
 
 def test_only_where_the_model_lies_is_another() -> None:
@@ -43,8 +42,8 @@ def test_only_where_the_model_lies_is_another() -> None:
         here = launch_texts(launch)
         there = launch_texts(launched(launch, model_folder="../../Q4"))
         changed = {}
-        for name, (text, _) in here.items():
-            pairs = zip(text.split("\n"), there[name].text.split("\n"), strict=True)
+        for name, text in here.items():
+            pairs = zip(text.split("\n"), there[name].split("\n"), strict=True)
             changed[name] = [(a, b) for a, b in pairs if a != b]
         for script in ("run-llama-server.sh", "run-llama-cli.sh"):
             ((a, b),) = changed.pop(script)
@@ -86,7 +85,7 @@ def test_scripts_find_the_model_of_a_release(shards: bool, script: str, tmp_path
     elsewhere.mkdir()
     folder = "../../Q4" if shards else "../.."
     launch = dataclasses.replace(FLAGSHIP, model_file=file, model_folder=folder)
-    (evidence / script).write_text(launch_texts(launch)[script].text)
+    (evidence / script).write_text(launch_texts(launch)[script])
     server = tmp_path / "a server"
     server.write_text('#!/bin/sh\ntest "$1" = -m && head -c 4 -- "$2" && echo " $PWD $3 $4"\n')
     server.chmod(0o755)

@@ -111,6 +111,16 @@ def recorder(tmp_path: Path) -> Path:
     return path
 
 
+def recorded(recorder: Path, *command: str | Path, cwd: Path, **environment: str) -> list[Any]:
+    """The arguments, and the GPUs, that a script starts a program with."""
+    programs = {"LLAMA_SERVER": str(recorder), "LLAMA_CLI": str(recorder), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(
+        command, env=programs | environment, cwd=cwd, check=True, capture_output=True, text=True
+    )
+    found: list[Any] = json.loads(done.stdout)
+    return found
+
+
 @pytest.mark.parametrize("launch", LAUNCHES, ids=lambda launch: launch.model_name)
 def test_scripts_run(launch: Launch, tmp_path: Path, recorder: Path) -> None:
     folder = tmp_path / "it's 100% $HOME"
@@ -119,19 +129,7 @@ def test_scripts_run(launch: Launch, tmp_path: Path, recorder: Path) -> None:
         (SERVER_SCRIPT, (*server_arguments(launch), "--host", "127.0.0.1", "--port", "8080")),
         (CLI_SCRIPT, cli_arguments(launch)),
     ):
-        done = subprocess.run(
-            [folder / script, "--port", "9 0"],
-            env={
-                "LLAMA_SERVER": str(recorder),
-                "LLAMA_CLI": str(recorder),
-                "PATH": "/usr/bin:/bin",
-            },
-            cwd=tmp_path,
-            check=True,
-            capture_output=True,
-            text=True,
-        )
-        arguments, gpus = json.loads(done.stdout)
+        arguments, gpus = recorded(recorder, folder / script, "--port", "9 0", cwd=tmp_path)
         path = f"{folder}/{launch.model_file}"
         assert arguments == ["-m", path, *expected[2:], "--port", "9 0"]
         visible = ",".join(map(str, launch.used_gpus))
@@ -140,19 +138,8 @@ def test_scripts_run(launch: Launch, tmp_path: Path, recorder: Path) -> None:
 
 def test_scripts_leave_the_callers_gpus(tmp_path: Path, recorder: Path) -> None:
     write_launch_files(FLAGSHIP, tmp_path)
-    done = subprocess.run(
-        ["sh", SERVER_SCRIPT],
-        env={
-            "LLAMA_SERVER": str(recorder),
-            "CUDA_VISIBLE_DEVICES": "4,5,6,7",
-            "PATH": "/usr/bin:/bin",
-        },
-        cwd=tmp_path,
-        check=True,
-        capture_output=True,
-        text=True,
-    )
-    arguments, gpus = json.loads(done.stdout)
+    shown = {"CUDA_VISIBLE_DEVICES": "4,5,6,7"}
+    arguments, gpus = recorded(recorder, "sh", SERVER_SCRIPT, cwd=tmp_path, **shown)
     assert gpus["CUDA_VISIBLE_DEVICES"] == "4,5,6,7"
     assert arguments[1] == f"./{FLAGSHIP.model_file}"
 

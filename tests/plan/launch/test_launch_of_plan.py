@@ -5,35 +5,27 @@ from __future__ import annotations
 import dataclasses
 import functools
 import shlex
-from collections.abc import Iterator
 
 import flagship
 import pytest
 
-from quantkit.config.recipe import MeasureRecipe
 from quantkit.config.target import Target, load_target
 from quantkit.core.units import GIB
 from quantkit.formats.tensors import MetaValue
-from quantkit.llamacpp.memory_plan import asking
 from quantkit.llamacpp.presets import ask_preset
 from quantkit.models.model import Model
 from quantkit.plan.launch.llama_cpp import cli_arguments, server_command
-from quantkit.plan.level_plans import nominal_costs
 from quantkit.plan.plan import Entry, plan_types
+
+pytestmark = pytest.mark.usefixtures("one_child")
 
 NAME = "Nemotron-3-Super-Q4_K_S"
 TRAINED = 1 << 20
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _one_child() -> Iterator[None]:
-    with asking():
-        yield
-
-
 @functools.cache
 def model() -> Model:
-    return Model(NAME, flagship.metadata(), flagship.tensors())
+    return flagship.model().named(NAME)
 
 
 @functools.cache
@@ -44,8 +36,7 @@ def types() -> dict[str, str]:
 
 @functools.cache
 def planned(target: Target, said: int = TRAINED) -> Entry:
-    costs = nominal_costs(model(), MeasureRecipe())
-    (entry,) = plan_types("Q4_K_S", types(), target, model(), said, costs).entries
+    (entry,) = plan_types("Q4_K_S", types(), target, model(), said, flagship.costs()).entries
     return entry
 
 
@@ -100,9 +91,8 @@ def test_more_tokens_than_the_metadata_says_are_planned_where_they_are_asked_for
     assert longer.geometry.trained_context_tokens == 516_096
     assert longer.tensors == short.tensors
     for one, tokens, override in ((short, 262_144, False), (longer, 516_096, True)):
-        costs = nominal_costs(one, MeasureRecipe())
         target = load_target("4x3090")
-        (entry,) = plan_types("Q4_K_S", types(), target, one, 262_144, costs).entries
+        (entry,) = plan_types("Q4_K_S", types(), target, one, 262_144, flagship.costs()).entries
         given = options(server_command(entry.launch))
         assert given["-c"] == str(tokens)
         assert ("--override-kv" in given) is override
