@@ -46,7 +46,6 @@ def build(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Quantize a model for a target, check the results, and report."""
     from quantkit.api import build as run
     from quantkit.build.run import check_gate
     from quantkit.config.recipe import recipe_for

@@ -67,7 +67,6 @@ def compare(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Compare files of one model by size, KLD, retrieval and speed."""
     from quantkit.cli.tables import print_comparison
     from quantkit.report.comparison.run import DEFAULTS
     from quantkit.report.comparison.run import compare as run

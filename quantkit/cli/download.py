@@ -29,7 +29,6 @@ def download(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Download and verify a checkpoint from the Hub. Resumes after an interruption."""
     from quantkit.config.recipe import recipe_for
     from quantkit.core.paths import HubAddress
     from quantkit.hub.reading import Hub

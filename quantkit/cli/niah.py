@@ -114,7 +114,6 @@ def niah(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Check retrieval on a GGUF file or a server; exit 1 if it fails."""
     from quantkit.build.validate import validate
     from quantkit.cli.tables import print_retrieval
     from quantkit.core.progress import SILENT

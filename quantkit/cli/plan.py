@@ -115,7 +115,6 @@ def plan(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Plan the memory of each GPU before anything is quantized."""
     from quantkit.cli.plan_table import show_verification, show_what_if
     from quantkit.llamacpp.memory_plan import asking
     from quantkit.plan.plan import plan as run

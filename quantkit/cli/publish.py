@@ -80,7 +80,6 @@ def publish(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Publish a finished build to the Hub, with its evidence."""
     from quantkit.release.publish import PublishJob
 
     if pr and branch is not None:

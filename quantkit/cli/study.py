@@ -52,7 +52,6 @@ def imatrix(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Collect an importance matrix from a model, or describe one."""
     if show is not None:
         from quantkit.cli.tables import show_imatrix
 
@@ -109,7 +108,6 @@ def measure(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure every tensor's quantization error and its cost in KLD."""
     from quantkit.config.recipe import recipe_for
     from quantkit.core.threads import worker_count
     from quantkit.study.run import measure_file

@@ -35,7 +35,6 @@ def targets(
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List the targets, or the largest artifact that each one holds."""
     from quantkit.plan.targets import target_list
 
     if recipe is not None and model is None:

@@ -50,7 +50,6 @@ def verify(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Verify a release: hashes, tensors, types, verdicts, source."""
     from quantkit.core.threads import worker_count
     from quantkit.release.verifying.description import open_release
     from quantkit.release.verifying.verify import verify as run

@@ -20,6 +20,8 @@ from pathlib import Path
 
 import pytest
 
+from quantkit.cli.app import COMMANDS
+
 _IMPORTED = (
     "gguf", "matplotlib.backends.backend_agg", "matplotlib.figure", "psutil", "rich.progress",
     "rich.table", "scipy.optimize", "scipy.sparse", "scipy.stats", "yaml",
@@ -28,8 +30,8 @@ _IMPORTED = (
         "granitemoehybrid", "llama", "mistral", "nemotron_h", "qwen2", "qwen3", "qwen3_moe",
     )),
     *(f"quantkit.{name}" for name in (
-        "api", "cli.app", "cli.tables", "cli.plan_table",
-        "llamacpp.presets", "study.divergence", "study.run",
+        "api", "cli.app", *(f"cli.{module}" for module, _ in COMMANDS.values()), "cli.tables",
+        "cli.plan_table", "llamacpp.presets", "study.divergence", "study.run",
     )),
 )  # fmt: skip
 """No native library; huggingface_hub, which transformers brings, is imported again: `_command`."""
