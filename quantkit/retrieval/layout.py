@@ -142,6 +142,23 @@ def lay_out(
     return pieces
 
 
+def lay_out_one(depth: float, told: int, size: int, tokens_of: Callable[[int], int]) -> list[Piece]:
+    """The text with one hidden sentence, of `told` tokens, at `depth` of a haystack of `size`."""
+    pieces: list[Piece] = []
+    at = index = 0
+    last = size - told - GUARD_TOKENS
+    wanted = min(depth * size, last)
+    while at < size + GUARD_TOKENS or len(pieces) == index:
+        tokens = tokens_of(index)
+        # before the sentence that reaches beyond the wanted place, or after its first half
+        if len(pieces) == index and (at + tokens / 2 > wanted or at + tokens > last):
+            pieces.append(Piece(True, 0, at, told))
+            at += told
+        pieces.append(Piece(False, index, at, tokens))
+        at, index = at + tokens, index + 1
+    return pieces
+
+
 def _deadlines(items: Sequence[Item], cuts: Sequence[int], longest_sentence: int) -> list[float]:
     """The latest token at which each item may begin, such that all can be met one after another."""
     latest = []

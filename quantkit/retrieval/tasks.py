@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from quantkit.config.recipe import RetrievalRecipe, Task
 from quantkit.core.errors import InputError
-from quantkit.retrieval.needles import Needle, Paraphrase, draw_paraphrases
-from quantkit.retrieval.pools import KeyPool, ValuePool
+from quantkit.retrieval.needles import KeyPool, Needle, Paraphrase, ValuePool, draw_paraphrases
 
 VALUES_OF_A_KEY = 4
 """As many as RULER hides for `niah_multivalue`."""
