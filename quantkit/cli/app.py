@@ -18,7 +18,7 @@ from typer.core import TyperCommand, TyperGroup
 from quantkit.core.errors import MACHINE_ERRORS, EnvironmentFault, QuantkitError
 
 if TYPE_CHECKING:
-    from typer._click import Context, HelpFormatter
+    from typer._click import Command, Context, HelpFormatter
 
 INTERRUPTED = 130  # what typer exits with on ctrl-C
 
@@ -42,19 +42,14 @@ COMMANDS = {
     "targets": ("targets", "List the targets, or the largest artifact that each one holds."),
 }
 """Name of each command, which is that of its function → the function's module, and its help."""
-PLAIN: dict[str, Any] = {
-    "add_completion": False,
-    "rich_markup_mode": None,
-    "pretty_exceptions_enable": False,
-}
 
 
 class _Commands(UserDict[str, Any]):
     """`COMMANDS` as commands, each imported when it is looked up."""
 
-    def __getitem__(self, name: str) -> TyperCommand:
+    def __getitem__(self, name: str) -> Command:
         module, summary = self.data[name]
-        single = typer.Typer(**PLAIN)
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
         function = getattr(importlib.import_module(f"quantkit.cli.{module}"), name)
         single.command(name, help=summary)(function)
         return typer.main.get_command(single)
@@ -75,7 +70,9 @@ app = typer.Typer(
     cls=_Group,
     help="Quantize a model into GGUF files that fit your GPUs, and check that they retrieve.",
     no_args_is_help=True,
-    **PLAIN,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
 )
 
 

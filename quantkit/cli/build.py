@@ -25,7 +25,7 @@ def build(
     model: options.Model,
     recipe: options.Recipe = None,
     out: Annotated[
-        Path | None, Option("--out", help="Folder to build in. Default: build/MODEL-TARGET.")
+        Path | None, Option(help="Folder to build in. Default: build/MODEL-TARGET.")
     ] = None,
     levels: options.Levels = None,
     haystack: options.Haystack = None,
@@ -34,9 +34,8 @@ def build(
     publish: Annotated[
         str | None,
         Option(
-            "--publish",
             help="Publish what passed to this Hub repository: OWNER, or OWNER/NAME. See "
-            "'quantkit publish'.",
+            "'quantkit publish'."
         ),
     ] = None,
     private: Annotated[

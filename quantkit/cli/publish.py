@@ -20,23 +20,18 @@ if TYPE_CHECKING:
 
 SHOWN = 6
 """Names of files that a line has."""
+SOURCE_FACTS = ("repository", "commit", "licence", "licence_name", "licence_link", "gated")
 
 
 def publish(
     folder: Annotated[Path, Argument(help="Folder of a finished build.")],
     to: Annotated[
         str,
-        Option(
-            "--to",
-            help="Hub repository to publish to: OWNER, or OWNER/NAME; -GGUF is added to NAME.",
-        ),
+        Option(help="Hub repository to publish to: OWNER, or OWNER/NAME; -GGUF is added to NAME."),
     ],
     levels: Annotated[
         str | None,
-        Option(
-            "--levels",
-            help="Levels to publish, as in Q6,Q4. Default: all that passed, without baselines.",
-        ),
+        Option(help="Levels to publish, as in Q6,Q4. Default: all that passed, without baselines."),
     ] = None,
     private: Annotated[bool, Option("--private", help="Make the new repository private.")] = False,
     dry_run: Annotated[
@@ -47,9 +42,7 @@ def publish(
             "Hub.",
         ),
     ] = False,
-    branch: Annotated[
-        str | None, Option("--branch", help="Branch to commit to. Default: main.")
-    ] = None,
+    branch: Annotated[str | None, Option(help="Branch to commit to. Default: main.")] = None,
     pr: Annotated[bool, Option("--pr", help="Open a pull request instead of committing.")] = False,
     allow_failed: Annotated[
         bool,
@@ -69,9 +62,8 @@ def publish(
     base_model: Annotated[
         str | None,
         Option(
-            "--base-model",
             help="Hub repository (OWNER/NAME) of a model that was built from a folder; for the "
-            "model card and the licence.",
+            "model card and the licence."
         ),
     ] = None,
     exact_name: Annotated[
@@ -211,7 +203,7 @@ def _tell(prepared: Prepared, done: Published, seconds: float, console: Console)
 
 
 def _facts(prepared: Prepared, done: Published | None) -> dict[str, object]:
-    to, changes, source = prepared.destination, prepared.changes, prepared.source
+    to, source = prepared.destination, prepared.source
     return {
         "repository": to.repository,
         "revision": (done.proposal if done else None) or to.revision,
@@ -219,18 +211,11 @@ def _facts(prepared: Prepared, done: Published | None) -> dict[str, object]:
         "made": done.made if done else False,
         "address": done.address if done else None,
         "levels": [level.name for level in prepared.levels],
-        "source": {
-            "repository": source.repository,
-            "commit": source.commit,
-            "licence": source.licence,
-            "licence_name": source.licence_name,
-            "licence_link": source.licence_link,
-            "gated": source.gated,
-        },
+        "source": {name: getattr(source, name) for name in SOURCE_FACTS},
         "files": {
             file.name: {"size_bytes": file.size_bytes, "sha256": file.sha256}
             for file in prepared.files
         },
-        "sent": [file.name for file in changes.sent],
-        "removed": list(changes.removed),
+        "sent": [file.name for file in prepared.changes.sent],
+        "removed": list(prepared.changes.removed),
     }

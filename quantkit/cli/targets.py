@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,15 +24,13 @@ def targets(
     model: Annotated[
         str | None,
         Option(
-            "--model",
             help="List the largest artifact of this model that each target holds: a Hub "
-            "repository (OWNER/NAME), a folder, a GGUF file, or 'demo'.",
+            "repository (OWNER/NAME), a folder, a GGUF file, or 'demo'."
         ),
     ] = None,
     recipe: options.Recipe = None,
     target: Annotated[
-        list[Path] | None,
-        Option("--target", help="Also list the target in this YAML file. May be repeated."),
+        list[Path] | None, Option(help="Also list the target in this YAML file. May be repeated.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
@@ -135,13 +134,8 @@ def _facts(one: TargetBudgets, elements: int) -> dict[str, Any]:
         "ubatch_tokens": one.target.ubatch_tokens,
         "refused": one.refused,
         "budgets": [
-            {
-                "context_tokens": budget.context_tokens,
-                "largest_bytes": budget.largest_bytes,
-                "bits_per_weight": None
-                if budget.largest_bytes is None
-                else 8 * budget.largest_bytes / elements,
-            }
+            asdict(budget)
+            | {"bits_per_weight": budget.largest_bytes and 8 * budget.largest_bytes / elements}
             for budget in one.budgets
         ],
     }

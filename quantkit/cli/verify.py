@@ -40,7 +40,6 @@ def verify(
     seed: Annotated[
         int | None,
         Option(
-            "--seed",
             min=0,
             help="Seed that chooses the sampled rows. Default: a new one each time, which is "
             "printed.",
