@@ -99,8 +99,7 @@ def lay_out(
     longest = max((item.tokens for item in items), default=0)
     targets = [min(item.at * cuts[item.cut], latest[i]) for i, item in enumerate(items)]
     waiting = sorted(range(len(items)), key=lambda i: targets[i], reverse=True)
-    urgent = [(deadline, i) for i, deadline in enumerate(latest)]
-    heapq.heapify(urgent)
+    urgent = sorted((deadline, i) for i, deadline in enumerate(latest))  # a heap too
     due: list[tuple[float, int]] = []
     placed = [False] * len(items)
     pieces: list[Piece] = []

@@ -49,10 +49,8 @@ def all_prompts(
     """The prompts of each seed.
 
     Args:
-        template: the model's chat template, Jinja.
-        special: texts of BOS and EOS for it.
+        template: the model's chat template, Jinja; `special` are BOS and EOS for it.
         haystack: a text; None: the shipped one.
-        bos: token to begin with.
 
     Raises:
         InputError: the haystack cannot be read, or as in `prompts_of`.
