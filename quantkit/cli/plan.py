@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from typer import Option
 
@@ -127,7 +126,11 @@ def plan(
             facts["verified"] = plan_table.show_verification(found, devices, console)
     if as_json:
         console.json(facts)
-    _check_verified(facts.get("verified", []))
+    if not all(one["agrees"] and one["fits"] for one in facts.get("verified", [])):
+        raise GateError(
+            "llama.cpp takes another amount of memory than was planned, or more than the GPUs "
+            "have, see above: do not rely on the plan, and report the model's configuration"
+        )
 
 
 def _budget(words: str | None) -> float | str | None:
@@ -154,11 +157,3 @@ def _check_outputs(picture: Path | None, launch: Path | None) -> None:
         there = next(path for path in (launch, *launch.parents) if path.exists())
         if not there.is_dir():
             raise InputError(f"--launch {launch}: {there} is a file; name a folder")
-
-
-def _check_verified(verified: Sequence[Mapping[str, Any]]) -> None:
-    if not all(one["agrees"] and one["fits"] for one in verified):
-        raise GateError(
-            "llama.cpp takes another amount of memory than was planned, or more than the GPUs "
-            "have, see above: do not rely on the plan, and report the model's configuration"
-        )

@@ -124,12 +124,9 @@ def _show(prepared: Prepared, job: PublishJob, console: Console) -> None:
         where += ", in a new pull request"
     elif to.revision != "main":
         where += f", {to.revision}"
-    for label, words in (
-        ("source", _source_words(prepared.source)),
-        ("licence", _licence_words(prepared.source)),
-        ("to", where),
-    ):
-        console.line(f"  {label:<9}{words}")
+    console.line(f"  source   {_source_words(prepared.source)}")
+    console.line(f"  licence  {_licence_words(prepared.source)}")
+    console.line(f"  to       {where}")
     _levels_table(prepared, console)
     sent = sum(file.size_bytes for file in changes.sent)
     total = sum(file.size_bytes for file in prepared.files)
@@ -161,10 +158,9 @@ def _licence_words(source: SourceCard) -> str:
 def _levels_table(prepared: Prepared, console: Console) -> None:
     rows = []
     for level in prepared.levels:
-        result = level.result
+        result, files = level.result, list(level.files)
         gate = result.retrieval.gated[0]
         color = "green" if result.passed else "bold red"
-        files = list(level.files)
         name = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
         rows.append(
             (
@@ -177,11 +173,11 @@ def _levels_table(prepared: Prepared, console: Console) -> None:
             )
         )
     published = {level.name for level in prepared.levels}
-    for level in prepared.build.levels:
-        if level.name not in published:
-            rows.append(
-                (f"[dim]{level.name}[/]", "", "", "", level.result.verdict, "[dim]not published[/]")
-            )
+    rows += [
+        (f"[dim]{level.name}[/]", "", "", "", level.result.verdict, "[dim]not published[/]")
+        for level in prepared.build.levels
+        if level.name not in published
+    ]
     console.table(("level", "size", "retrieval", "proven", "gate", "file"), rows)
 
 
@@ -206,10 +202,10 @@ def _facts(prepared: Prepared, done: Published | None) -> dict[str, object]:
     to, source = prepared.destination, prepared.source
     return {
         "repository": to.repository,
-        "revision": (done.proposal if done else None) or to.revision,
-        "commit": done.commit if done else None,
-        "made": done.made if done else False,
-        "address": done.address if done else None,
+        "revision": (done and done.proposal) or to.revision,
+        "commit": done and done.commit,
+        "made": done is not None and done.made,
+        "address": done and done.address,
         "levels": [level.name for level in prepared.levels],
         "source": {name: getattr(source, name) for name in SOURCE_FACTS},
         "files": {

@@ -108,10 +108,8 @@ def _print(console: Console, check: Check) -> None:
 def _print_rest(console: Console, found: Verified) -> None:
     from quantkit.core.units import shown
 
-    for names, words in (
-        (found.not_here, "not here, so not checked"),
-        (found.not_covered, _uncovered(found)),
-    ):
+    listed = {"not here, so not checked": found.not_here, _uncovered(found): found.not_covered}
+    for words, names in listed.items():
         if names:
             some = ", ".join(map(shown, names[:NAMES_SHOWN]))
             more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""
