@@ -8,6 +8,7 @@ environment, folder, streams, exit code and signals are the process's own.
 from __future__ import annotations
 
 import functools
+import json
 import multiprocessing
 import os
 import subprocess
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -98,6 +100,20 @@ def quantkit(
         process.join()
         assert process.exitcode is not None
         return subprocess.CompletedProcess(words, process.exitcode, output.read(), errors.read())
+
+
+def printed(
+    *arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> str:
+    """The output of a command that must succeed."""
+    done = quantkit(*arguments, env=env, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def facts(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Any:  # noqa: ANN401 - any JSON
+    """What a command that must succeed prints with --json: one document and nothing else."""
+    return json.loads(printed(*arguments, "--json", env=env, cwd=cwd))
 
 
 def refused(*arguments: object, code: int = 2, cwd: Path | None = None) -> str:
