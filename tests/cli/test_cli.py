@@ -144,10 +144,6 @@ def test_model_that_cannot_fit_says_by_how_much_and_what_would(tmp_path: Path) -
     message = refused("build", "--target", target, "--model", "demo", "--out", tmp_path / "o")
     assert "small" in message
     assert re.search(r"[\d.]+ MiB", message)
-    target.write_text(
-        "name: short\ncards: [{name: tiny, memory_gib: 0.4}]\ncontext_tokens: 524288\n"
-    )
-    assert "short" in refused("plan", "--target", target, "--model", "demo")
 
 
 def test_an_imatrix_of_another_model_is_refused_before_the_folder_is_made(tmp_path: Path) -> None:
