@@ -33,10 +33,7 @@ def build(
     imatrix: options.Imatrix = None,
     publish: Annotated[
         str | None,
-        Option(
-            help="Publish what passed to this Hub repository: OWNER, or OWNER/NAME. See "
-            "'quantkit publish'."
-        ),
+        Option(help="Publish what passed to the Hub: OWNER or OWNER/NAME. See 'quantkit publish'."),
     ] = None,
     private: Annotated[
         bool, Option("--private", help="With --publish: make the new repository private.")

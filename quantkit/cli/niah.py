@@ -29,8 +29,7 @@ def niah(
     context: Annotated[
         list[int] | None,
         Option(
-            min=256,
-            help="Context length to check, in tokens. May be repeated. Default: 8192 and 32768.",
+            min=256, help="Context length, in tokens. May be repeated. Default: 8192 and 32768."
         ),
     ] = None,
     needles: Annotated[
@@ -88,9 +87,7 @@ def niah(
     source: options.Source = None,
     fresh: Annotated[
         bool,
-        Option(
-            "--fresh", help="Prefill the whole prompt for every question: hours instead of minutes."
-        ),
+        Option("--fresh", help="Prefill the prompt anew for every question: hours, not minutes."),
     ] = False,
     haystack: options.Haystack = None,
     out: Annotated[

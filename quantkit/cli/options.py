@@ -17,17 +17,10 @@ if TYPE_CHECKING:
     from quantkit.config.recipe import RetrievalRecipe
 
 Model = Annotated[
-    str,
-    Option(
-        help="Model: a Hub repository (OWNER/NAME[@REVISION]), a folder, a GGUF file, or 'demo'."
-    ),
+    str, Option(help="A Hub repository (OWNER/NAME[@REVISION]), a folder, a GGUF file, or 'demo'.")
 ]
 LocalModel = Annotated[
-    str,
-    Option(
-        help="Model on this disk: a folder, a GGUF file, or 'demo'. 'quantkit download' fetches "
-        "others."
-    ),
+    str, Option(help="A folder, a GGUF file, or 'demo'. 'quantkit download' fetches other models.")
 ]
 Source = Annotated[
     str | None,
@@ -45,10 +38,7 @@ Target = Annotated[
 ]
 Recipe = Annotated[
     str | None,
-    Option(
-        help="Recipe: a name or a YAML file. Default: the one written for the model, else "
-        "'default'."
-    ),
+    Option(help="Recipe: a name or a YAML file. Default: the model's own, else 'default'."),
 ]
 StudyRecipe = Annotated[
     str | None, Option(help="Recipe with the settings to use. Default: 'default'.")

@@ -40,16 +40,11 @@ def plan(
     ] = None,
     ubatch: Annotated[
         int | None,
-        Option(
-            min=1, help="Physical batch size, in tokens (llama.cpp's -ub). Default: the target's."
-        ),
+        Option(min=1, help="Physical batch, in tokens (llama.cpp's -ub). Default: the target's."),
     ] = None,
     sequences: Annotated[
         int | None,
-        Option(
-            min=1,
-            help="Number of sequences served at once (llama.cpp's -np). Default: the target's.",
-        ),
+        Option(min=1, help="Sequences served at once (llama.cpp's -np). Default: the target's."),
     ] = None,
     budget: Annotated[
         str | None,
@@ -75,10 +70,7 @@ def plan(
     ] = None,
     what_if: Annotated[
         bool,
-        Option(
-            "--what-if",
-            help="Show the largest artifact that fits for each context length and KV cache type.",
-        ),
+        Option("--what-if", help="Show the largest artifact by context length and KV cache type."),
     ] = False,
     picture: Annotated[
         Path | None, Option(help="Draw --what-if into this PNG, SVG or PDF file.")
@@ -95,10 +87,7 @@ def plan(
     ] = "auto",
     launch: Annotated[
         Path | None,
-        Option(
-            help="Folder to write launch files into: scripts, systemd units, compose.yaml, "
-            "Modelfile."
-        ),
+        Option(help="Folder for launch files: scripts, systemd units, compose.yaml, Modelfile."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:

@@ -47,8 +47,7 @@ def publish(
     allow_failed: Annotated[
         bool,
         Option(
-            "--allow-failed",
-            help="Also publish levels that failed their gate; the model card says so.",
+            "--allow-failed", help="Also publish levels that failed their gate; the card says so."
         ),
     ] = False,
     replace: Annotated[

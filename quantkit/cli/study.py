@@ -84,17 +84,12 @@ def measure(
     cost_chunks: Annotated[
         int | None,
         Option(
-            min=0,
-            help="Number of text chunks to measure costs on; 0 measures errors only. Default: "
-            "the recipe's.",
+            min=0, help="Text chunks to measure costs on; 0: errors only. Default: the recipe's."
         ),
     ] = None,
     sample_rows: Annotated[
         int | None,
-        Option(
-            min=0,
-            help="Number of rows of each matrix to measure; 0 for all. Default: the recipe's.",
-        ),
+        Option(min=0, help="Rows of each matrix to measure; 0 for all. Default: the recipe's."),
     ] = None,
     workers: options.Workers = None,
     quiet: options.Quiet = False,

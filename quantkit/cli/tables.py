@@ -40,9 +40,6 @@ COMPARED_COLUMNS = (
     "file", "size", "bits/w", "KLD", "median\n[dim]99 %[/]", "99.9 %\n[dim]largest[/]", "same top",
     "PPL ratio",
 )  # fmt: skip
-RETRIEVAL_COLUMNS = (
-    "context", "task", "found", "bounds, 95 % each side", "log-probability", "cut off",
-)  # fmt: skip
 
 
 def _name(a: Measured) -> str:
@@ -138,7 +135,8 @@ def print_retrieval(console: Console, found: Retrieval, *, served: bool) -> None
         served: by a server, which has no forks but keeps prefixes.
     """
     scores = sorted(found.scores, key=lambda score: score.context_tokens)
-    console.table(RETRIEVAL_COLUMNS, [_task_row(score) for score in scores])
+    columns = ("context", "task", "found", "bounds, 95 % each side", "log-probability", "cut off")
+    console.table(columns, [_task_row(score) for score in scores])
     columns = ("context", "prefill tokens/s", "decode tokens/s", "forks differ by")
     shown = len(columns) - served
     console.table(columns[:shown], [_rung_row(rung)[:shown] for rung in found.rungs])

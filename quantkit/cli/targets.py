@@ -101,7 +101,19 @@ def _budgets(
     return {
         "model": choice.name,
         "estimated": estimated,
-        "targets": [_facts(one, planned.elements) for one in budgets],
+        "targets": [
+            {
+                "target": one.target.name,
+                "kv_type": one.target.kv_type,
+                "ubatch_tokens": one.target.ubatch_tokens,
+                "refused": one.refused,
+                "budgets": [
+                    asdict(budget) | {"bits_per_weight": _bits_per_weight(budget, planned)}
+                    for budget in one.budgets
+                ],
+            }
+            for one in budgets
+        ],
     }
 
 
@@ -112,9 +124,7 @@ def _show(model: Model, found: Sequence[TargetBudgets], console: Console) -> Non
 
     def cell(budget: Budget) -> str:
         size = budget.largest_bytes
-        if size is None:
-            return "-"
-        return f"{size / unit:.2f} [dim]{8 * size / model.elements:.2f}[/]"
+        return f"{size / unit:.2f} [dim]{_bits_per_weight(budget, model):.2f}[/]" if size else "-"
 
     rows = [(one.target.name, *map(cell, one.budgets), one.target.kv_type) for one in found]
     console.heading(
@@ -127,15 +137,5 @@ def _show(model: Model, found: Sequence[TargetBudgets], console: Console) -> Non
             console.note(f"{one.target.name}: {one.refused}")
 
 
-def _facts(one: TargetBudgets, elements: int) -> dict[str, Any]:
-    return {
-        "target": one.target.name,
-        "kv_type": one.target.kv_type,
-        "ubatch_tokens": one.target.ubatch_tokens,
-        "refused": one.refused,
-        "budgets": [
-            asdict(budget)
-            | {"bits_per_weight": budget.largest_bytes and 8 * budget.largest_bytes / elements}
-            for budget in one.budgets
-        ],
-    }
+def _bits_per_weight(budget: Budget, model: Model) -> float | None:
+    return budget.largest_bytes and 8 * budget.largest_bytes / model.elements

@@ -33,16 +33,13 @@ def verify(
     full: Annotated[
         bool,
         Option(
-            "--full",
-            help="With --source: compare all rows, not a sample, and hash all of its files.",
+            "--full", help="With --source: compare all rows, not a sample; hash all of its files."
         ),
     ] = False,
     seed: Annotated[
         int | None,
         Option(
-            min=0,
-            help="Seed that chooses the sampled rows. Default: a new one each time, which is "
-            "printed.",
+            min=0, help="Seed of the sampled rows. Default: a new one each time, which is printed."
         ),
     ] = None,
     workers: options.Workers = None,
