@@ -135,8 +135,8 @@ def print_retrieval(console: Console, found: Retrieval, *, served: bool) -> None
         served: by a server, which has no forks but keeps prefixes.
     """
     scores = sorted(found.scores, key=lambda score: score.context_tokens)
-    columns = ("context", "task", "found", "bounds, 95 % each side", "log-probability", "cut off")
-    console.table(columns, [_task_row(score) for score in scores])
+    of_tasks = ("context", "task", "found", "bounds, 95 % each side", "log-probability", "cut off")
+    console.table(of_tasks, [_task_row(score) for score in scores])
     columns = ("context", "prefill tokens/s", "decode tokens/s", "forks differ by")
     shown = len(columns) - served
     console.table(columns[:shown], [_rung_row(rung)[:shown] for rung in found.rungs])

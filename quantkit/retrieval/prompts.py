@@ -193,16 +193,12 @@ def _one_pass(maker: _Maker, rng: random.Random, forbidden: set[str]) -> Prompts
             answering = [own[i] for i in question.answered_by]
             lure_rng = random.Random(f"{maker.seed}/{length}/{question.task}/{question.index}")
             made = Question(
-                context_tokens=length,
-                seed=maker.seed,
-                task=question.task,
-                index=question.index,
+                context_tokens=length, seed=maker.seed, task=question.task, index=question.index,
                 depth=sum(answering) / len(answering) / size if answering else 0.5,
-                key=question.key,
-                values=question.values,
+                key=question.key, values=question.values,
                 lures=draw_lures(question, by_word, recipe.near_misses, lure_rng),
                 answer_tokens=ending.answer_tokens,
-            )
+            )  # fmt: skip
             branches.append(maker.branch(cut, which, ending, leaves_at, made))
     return Prompts(np.concatenate([maker.begin, stream]), tuple(branches), keys)
 
@@ -252,16 +248,10 @@ def _classic(maker: _Maker, rng: random.Random, forbidden: set[str]) -> Prompts:
                 stream = maker.tokenize(write(maker.frame.before, rest, maker.sentences, []).text)
             begins_at = next(piece.begins_at for piece in written.pieces if piece.hidden)
             question = Question(
-                context_tokens=length,
-                seed=maker.seed,
-                task="single",
-                index=index,
-                depth=begins_at / size,
-                key=needle.key,
-                values=(needle.value,),
-                lures=(),
+                context_tokens=length, seed=maker.seed, task="single", index=index,
+                depth=begins_at / size, key=needle.key, values=(needle.value,), lures=(),
                 answer_tokens=ending.answer_tokens,
-            )
+            )  # fmt: skip
             own = maker.branch(cut, 0, ending, _leaving(stream, cut), question)
             haystack_tokens = max(len(own.tokens) - len(maker.tokenize(ending.text)), 0)
             branches.append(replace(own, haystack_tokens=haystack_tokens))
