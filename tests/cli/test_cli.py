@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import typer.main
 from checkpoints import NEMOTRON, nemotron_arrays, with_prediction_head, write_checkpoint
-from forked import facts, printed, quantkit, refused
+from forked import PROGRAM, facts, printed, quantkit, refused
 from loopback_hub import COMMIT, Fault, hub
 from models import write_llama
 from small_recipes import write_recipe
@@ -31,8 +31,6 @@ def test_a_forked_command_does_what_a_new_interpreter_does(tmp_path: Path) -> No
     """Which is what all other tests rely on: environment, folder, streams and exit code."""
     write_llama(tmp_path / "m.gguf")
     environment = os.environ | {"QUANTKIT_KERNELS": "ggml"}
-    code = "import sys; sys.argv[0] = 'quantkit'; from quantkit.cli.app import main; main()"
-    program = (sys.executable, "-c", code)
     for arguments, exit_code in (
         (("doctor", "--json"), 0),
         (("inspect", "m.gguf"), 0),
@@ -40,7 +38,7 @@ def test_a_forked_command_does_what_a_new_interpreter_does(tmp_path: Path) -> No
         (("inspect", "--none"), 2),
     ):
         done = subprocess.run(
-            [*program, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
+            [*PROGRAM, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
         )
         assert done.returncode == exit_code, done.stderr
         forked = quantkit(*arguments, env=environment, cwd=tmp_path)

@@ -7,7 +7,6 @@ import os
 import re
 import shlex
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from demo_artifacts import write_demo
 from forked import quantkit, refused
 from loopback_hub import hub
 from small_recipes import write_recipe
+from terminals import written_in_terminal
 
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.units import MIB
@@ -343,29 +343,8 @@ def test_launch_files_are_of_one_artifact(tmp_path: Path) -> None:
 
 def in_terminal(columns: int, *given: object) -> list[str]:
     """Lines that a terminal of so many columns gets, without colours."""
-    import pty
-    import subprocess
-
-    main, side = pty.openpty()
-    environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"}
-    code = "import sys; sys.argv[0] = 'quantkit'; from quantkit.cli.app import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "plan", *map(str, given)],
-        stdout=side, stderr=side, stdin=subprocess.DEVNULL, env=environment,
-    )  # fmt: skip
-    os.close(side)
-    content = b""
-    while True:
-        try:
-            piece = os.read(main, 1 << 16)
-        except OSError:  # EIO: the other side is closed
-            break
-        if not piece:
-            break
-        content += piece
-    os.close(main)
-    assert process.wait() == 0, content
-    return [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in content.decode().splitlines()]
+    written = written_in_terminal([*forked.PROGRAM, "plan", *map(str, given)], columns)
+    return [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in written.splitlines()]
 
 
 @pytest.mark.parametrize("columns", [NARROW, 100, WIDE])

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from finished_builds import copied, fail
-from forked import facts, printed, quantkit, start
+from forked import PROGRAM, facts, printed, quantkit, start
 from loopback_hub import GOOD_TOKEN, READ_TOKEN, LoopbackHub, UploadFault, hub
 from small_recipes import write_recipe
 
@@ -137,8 +137,7 @@ def test_what_a_person_sees(loopback: LoopbackHub, own: Path) -> None:
 
 def test_ctrl_c_ends_it_although_an_upload_is_under_way(loopback: LoopbackHub, own: Path) -> None:
     loopback.upload_bytes_per_second = 300_000  # all of it would take half a minute
-    program = [sys.executable, "-c", "from quantkit.cli.app import main; main()"]
-    command = [*program, "publish", str(own), "--to", TO, "--quiet"]
+    command = [*PROGRAM, "publish", str(own), "--to", TO, "--quiet"]
     started = subprocess.Popen(
         command,
         env=environment(loopback),

@@ -167,12 +167,6 @@ def test_a_preset_is_the_file_that_llama_quantize_writes(
     assert (narrow and narrow["given"]) == expected
 
 
-def allocation_of(path: Path, types: dict[str, str]) -> Path:
-    content = {"tensors": {name: {"type": kind, "bytes": 0} for name, kind in types.items()}}
-    path.write_text(json.dumps(content))
-    return path
-
-
 def test_an_allocation_decides_every_type(imatrix: Path, tmp_path: Path) -> None:
     kinds = ("IQ2_XXS", "Q5_1", "IQ4_NL", "Q8_0")
     types = {info.name: info.type_name for info in SOURCE.tensors}
@@ -180,7 +174,9 @@ def test_an_allocation_decides_every_type(imatrix: Path, tmp_path: Path) -> None
     for index, info in enumerate(weights):
         fits = info.row_elements % 256 == 0
         types[info.name] = kinds[index % 4] if fits else kinds[1 + index % 3]
-    allocation = allocation_of(tmp_path / "allocation.json", types)
+    allocation = tmp_path / "allocation.json"
+    content = {"tensors": {name: {"type": kind, "bytes": 0} for name, kind in types.items()}}
+    allocation.write_text(json.dumps(content))
     out = tmp_path / "m.gguf"
     command = ("--model", "demo", "--types", allocation, "--out", out)
     last = quantize(*command, "--imatrix", imatrix).splitlines()[-1]
@@ -197,29 +193,6 @@ def test_an_allocation_decides_every_type(imatrix: Path, tmp_path: Path) -> None
     assert next(name for name, kind in types.items() if kind == "IQ2_XXS") in needing
 
 
-def test_an_allocation_that_is_not_of_this_model_is_refused(tmp_path: Path) -> None:
-    stored = {info.name: info.type_name for info in SOURCE.tensors}
-    path, out = tmp_path / "a.json", tmp_path / "o.gguf"
-    command = ("--model", "demo", "--types", path, "--out", out)
-    norm = next(name for name in stored if name.endswith("_norm.weight"))
-    narrow = "blk.1.ffn_down_exps.weight"  # rows of 288
-    lacking = {name: kind for name, kind in stored.items() if name != norm}
-    for types, words in (
-        (lacking, norm),
-        (stored | {"blk.99.x.weight": "Q8_0"}, "blk.99.x.weight"),
-        (stored | {narrow: "Q4_K"}, "288"),
-        (stored | {norm: "Q8_0"}, "F32"),
-        (stored | {narrow: "I8"}, "I8"),
-        (stored | {narrow: "Q9"}, "Q9"),
-    ):
-        allocation_of(path, types)
-        assert words in refused(*command)
-    for text in ("[]", "{", '{"tensors": {"a": 3}}', "{}"):
-        path.write_text(text)
-        assert str(path) in refused(*command)
-    assert not out.exists()
-
-
 def test_what_is_refused(base: Path, imatrix: Path, tmp_path: Path) -> None:
     out = tmp_path / "o.gguf"
     common = ("--types", "Q4_0", "--out", out)
@@ -230,6 +203,10 @@ def test_what_is_refused(base: Path, imatrix: Path, tmp_path: Path) -> None:
     before = file_sha256(base)
     assert base.name in refused("--model", base, "--types", "Q4_0", "--out", base)
     assert file_sha256(base) == before
+    allocation = tmp_path / "a.json"  # tests/plan/test_type_choice.py has all that one can lack
+    for text, words in (('{"tensors": {"a": {"type": "Q8_0"}}}', "another model"), ("{", "a.json")):
+        allocation.write_text(text)
+        assert words in refused("--model", "demo", "--types", allocation, "--out", out)
     # llama-quantize refuses these without an importance matrix
     for preset, kind in (("IQ3_XXS", "IQ3_XXS"), ("Q2_K_S", "Q2_K"), ("IQ2_M", "IQ2_S")):
         words = refused("--model", "demo", "--types", preset, "--out", out)

@@ -24,6 +24,11 @@ import pytest
 
 from quantkit.cli.app import COMMANDS
 
+PROGRAM = (
+    sys.executable, "-c",
+    "import sys; sys.argv[0] = 'quantkit'; from quantkit.cli.app import main; main()",
+)  # fmt: skip
+"""The command in a new interpreter."""
 _IMPORTED = (
     "gguf", "matplotlib.backends.backend_agg", "matplotlib.figure", "psutil", "rich.progress",
     "rich.table", "scipy.optimize", "scipy.sparse", "scipy.stats", "yaml",
