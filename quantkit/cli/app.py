@@ -1,44 +1,79 @@
 """Assembles the commands, and turns quantkit's own errors into a line and an exit code.
 
-Only this room imports typer. A command's module imports what is heavy inside its functions, so
-that `quantkit --help` answers at once.
+Only this room imports typer. A command's module is imported when the command runs, and imports
+what is heavy inside its functions, so that `quantkit --help` answers at once.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import sys
-from typing import Annotated
+from collections import UserDict
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand, TyperGroup
 
-from quantkit.cli.build import build
-from quantkit.cli.compare import compare
-from quantkit.cli.download import download
-from quantkit.cli.inspect import doctor, inspect
-from quantkit.cli.niah import niah
-from quantkit.cli.plan import plan
-from quantkit.cli.publish import publish
-from quantkit.cli.quantize import convert, quantize
-from quantkit.cli.study import imatrix, measure
-from quantkit.cli.targets import targets
-from quantkit.cli.verify import verify
 from quantkit.core.errors import MACHINE_ERRORS, EnvironmentFault, QuantkitError
+
+if TYPE_CHECKING:
+    from typer._click import Command, Context, HelpFormatter
 
 INTERRUPTED = 130  # what typer exits with on ctrl-C
 
+COMMANDS = {
+    "build": ("build", "Quantize a model for a target, check the results, and report."),
+    "download": (
+        "download",
+        "Download and verify a checkpoint from the Hub. Resumes after an interruption.",
+    ),
+    "plan": ("plan", "Plan the memory of each GPU before anything is quantized."),
+    "convert": ("quantize", "Convert a checkpoint into one GGUF file."),
+    "imatrix": ("study", "Collect an importance matrix from a model, or describe one."),
+    "measure": ("study", "Measure every tensor's quantization error and its cost in KLD."),
+    "quantize": ("quantize", "Quantize a model with the types of an allocation or a preset."),
+    "niah": ("niah", "Check retrieval on a GGUF file or a server; exit 1 if it fails."),
+    "compare": ("compare", "Compare files of one model by size, KLD, retrieval and speed."),
+    "publish": ("publish", "Publish a finished build to the Hub, with its evidence."),
+    "inspect": ("inspect", "Show the architecture, tensor types and sizes of a GGUF file."),
+    "verify": ("verify", "Verify a release: hashes, tensors, types, verdicts, source."),
+    "doctor": ("inspect", "Show this machine, and which native settings work on it."),
+    "targets": ("targets", "List the targets, or the largest artifact that each one holds."),
+}
+"""Name of each command, which is that of its function → the function's module, and its help."""
+
+
+class _Commands(UserDict[str, Any]):
+    """`COMMANDS` as commands, each imported when it is looked up."""
+
+    def __getitem__(self, name: str) -> Command:
+        module, summary = self.data[name]
+        single = typer.Typer(add_completion=False, rich_markup_mode=None)
+        function = getattr(importlib.import_module(f"quantkit.cli.{module}"), name)
+        single.command(name, help=summary)(function)
+        return typer.main.get_command(single)
+
+
+class _Group(TyperGroup):
+    def __init__(self, **attributes: Any) -> None:  # noqa: ANN401 - Typer's own
+        super().__init__(**attributes)
+        self.commands = _Commands(COMMANDS)
+
+    def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
+        """List the commands without importing them."""
+        listed = {name: TyperCommand(name, help=text) for name, (_, text) in COMMANDS.items()}
+        TyperGroup(commands=dict(listed)).format_commands(ctx, formatter)
+
+
 app = typer.Typer(
+    cls=_Group,
     help="Quantize a model into GGUF files that fit your GPUs, and check that they retrieve.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for command in (
-    build, download, plan, convert, imatrix, measure, quantize, niah, compare, publish, inspect,
-    verify, doctor, targets,
-):  # fmt: skip
-    app.command()(command)
 
 
 def _show_version(wanted: bool) -> None:

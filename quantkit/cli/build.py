@@ -25,7 +25,7 @@ def build(
     model: options.Model,
     recipe: options.Recipe = None,
     out: Annotated[
-        Path | None, Option("--out", help="Folder to build in. Default: build/MODEL-TARGET.")
+        Path | None, Option(help="Folder to build in. Default: build/MODEL-TARGET.")
     ] = None,
     levels: options.Levels = None,
     haystack: options.Haystack = None,
@@ -33,11 +33,7 @@ def build(
     imatrix: options.Imatrix = None,
     publish: Annotated[
         str | None,
-        Option(
-            "--publish",
-            help="Publish what passed to this Hub repository: OWNER, or OWNER/NAME. See "
-            "'quantkit publish'.",
-        ),
+        Option(help="Publish what passed to the Hub: OWNER or OWNER/NAME. See 'quantkit publish'."),
     ] = None,
     private: Annotated[
         bool, Option("--private", help="With --publish: make the new repository private.")
@@ -46,7 +42,6 @@ def build(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Quantize a model for a target, check the results, and report."""
     from quantkit.api import build as run
     from quantkit.build.run import check_gate
     from quantkit.config.recipe import recipe_for

@@ -17,25 +17,18 @@ def compare(
         list[Path], Argument(help="GGUF files to compare, all made from one base model.")
     ],
     base: Annotated[
-        Path | None,
-        Option("--base", help="File that KLD is measured from. Default: the largest artifact."),
+        Path | None, Option(help="File that KLD is measured from. Default: the largest artifact.")
     ] = None,
     text: Annotated[
-        Path | None, Option("--text", help="Text to measure KLD on. Default: the one that ships.")
+        Path | None, Option(help="Text to measure KLD on. Default: the one that ships.")
     ] = None,
-    chunks: Annotated[
-        int, Option("--chunks", min=1, help="Number of text chunks to evaluate.")
-    ] = 16,
+    chunks: Annotated[int, Option(min=1, help="Number of text chunks to evaluate.")] = 16,
     chunk_tokens: Annotated[
-        int,
-        Option(
-            "--chunk-tokens", min=32, help="Tokens in each chunk; the second half is evaluated."
-        ),
+        int, Option(min=32, help="Tokens in each chunk; the second half is evaluated.")
     ] = 512,
     context: Annotated[
         list[int] | None,
         Option(
-            "--context",
             min=256,
             help="Context length of the retrieval check, in tokens. May be repeated. Default: "
             "2048 and 8192, as far as all artifacts were trained for them.",
@@ -43,16 +36,10 @@ def compare(
     ] = None,
     needles: Annotated[
         int,
-        Option(
-            "--needles",
-            min=1,
-            max=400,
-            help="Number of questions at each context length, for each seed.",
-        ),
+        Option(min=1, max=400, help="Number of questions at each context length, for each seed."),
     ] = 32,
     seed: Annotated[
-        list[int] | None,
-        Option("--seed", help="Seed of a haystack. May be repeated. Default: 1, 2 and 3."),
+        list[int] | None, Option(help="Seed of a haystack. May be repeated. Default: 1, 2 and 3.")
     ] = None,
     kv: options.KV = "q8_0",
     haystack: options.Haystack = None,
@@ -61,13 +48,11 @@ def compare(
     ] = False,
     workers: options.Workers = None,
     out: Annotated[
-        Path | None,
-        Option("--out", help="Folder for page, tables and picture. Default: BASE-compare."),
+        Path | None, Option(help="Folder for page, tables and picture. Default: BASE-compare.")
     ] = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Compare files of one model by size, KLD, retrieval and speed."""
     from quantkit.cli.tables import print_comparison
     from quantkit.report.comparison.run import DEFAULTS
     from quantkit.report.comparison.run import compare as run

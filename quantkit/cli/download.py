@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
@@ -15,7 +15,6 @@ from quantkit.core.units import bytes_text, gb_text, gib_text
 
 if TYPE_CHECKING:
     from quantkit.config.recipe import Recipe
-    from quantkit.models.download import Downloaded
     from quantkit.models.local_copy import Survey
     from quantkit.models.remote import RemoteCheckpoint
 
@@ -23,13 +22,11 @@ if TYPE_CHECKING:
 def download(
     repository: Annotated[str, Argument(help="Hub repository: OWNER/NAME or OWNER/NAME@REVISION.")],
     out: Annotated[
-        Path | None,
-        Option("--out", help="Folder to download into. Default: the repository's name."),
+        Path | None, Option(help="Folder to download into. Default: the repository's name.")
     ] = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Download and verify a checkpoint from the Hub. Resumes after an interruption."""
     from quantkit.config.recipe import recipe_for
     from quantkit.core.paths import HubAddress
     from quantkit.hub.reading import Hub
@@ -52,7 +49,13 @@ def download(
     with console.stage("download") as progress:
         done = run(remote, hub, folder, progress)
     if as_json:
-        console.json(_facts(done, repository, folder))
+        files = {f.name: {"size_bytes": f.size_bytes, "sha256": f.sha256} for f in done.files}
+        console.json(
+            {
+                "repository": repository, "commit": done.commit, "folder": str(folder),
+                "size_bytes": done.size_bytes, "fetched_bytes": done.fetched_bytes, "files": files,
+            }
+        )  # fmt: skip
     came = f"{bytes_text(done.fetched_bytes)} fetched" if done.fetched_bytes else "nothing to fetch"
     detail = f"{len(done.files)} files verified, {came}"
     console.done("download", detail, time.monotonic() - began)
@@ -83,15 +86,3 @@ def _show_sizes(console: Console, remote: RemoteCheckpoint, found: Survey, recip
             f"about {bytes_text(needed.level_bytes + needed.logits_bytes)} for its levels and "
             "base.logits; build with --out on another disk"
         )
-
-
-def _facts(done: Downloaded, repository: str, folder: Path) -> dict[str, Any]:
-    files = {f.name: {"size_bytes": f.size_bytes, "sha256": f.sha256} for f in done.files}
-    return {
-        "repository": repository,
-        "commit": done.commit,
-        "folder": str(folder),
-        "size_bytes": done.size_bytes,
-        "fetched_bytes": done.fetched_bytes,
-        "files": files,
-    }

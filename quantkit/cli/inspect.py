@@ -17,7 +17,6 @@ def inspect(
     file: Annotated[Path, Argument(help="GGUF file; the first one of several shards.")],
     as_json: options.Json = False,
 ) -> None:
-    """Show the architecture, tensor types and sizes of a GGUF file."""
     from quantkit.formats.tensor_types import BY_NAME
     from quantkit.models.geometry import geometry_of
     from quantkit.models.gguf_source import GGUFSource
@@ -61,7 +60,6 @@ def doctor(
     ] = False,
     as_json: options.Json = False,
 ) -> None:
-    """Show this machine, and which native settings work on it."""
     from quantkit.llamacpp.selftest import run_selftest, working_settings
     from quantkit.plan.machine import describe_machine
     from quantkit.quantize.kernels import simd

@@ -22,21 +22,18 @@ def niah(
     endpoint: Annotated[
         str | None,
         Option(
-            "--endpoint",
             help="Check a running llama-server instead, as in http://127.0.0.1:8080. Its key, if "
-            "it wants one, is read from LLAMA_API_KEY.",
+            "it wants one, is read from LLAMA_API_KEY."
         ),
     ] = None,
     context: Annotated[
         list[int] | None,
         Option(
-            "--context",
-            min=256,
-            help="Context length to check, in tokens. May be repeated. Default: 8192 and 32768.",
+            min=256, help="Context length, in tokens. May be repeated. Default: 8192 and 32768."
         ),
     ] = None,
     needles: Annotated[
-        int, Option("--needles", min=1, max=400, help="Number of questions at each context length.")
+        int, Option(min=1, max=400, help="Number of questions at each context length.")
     ] = 64,
     classic: Annotated[
         bool, Option("--classic", help="Hide one needle in each prompt, at every length and depth.")
@@ -44,7 +41,6 @@ def niah(
     depth: Annotated[
         list[float] | None,
         Option(
-            "--depth",
             min=0,
             max=1,
             help="With --classic: depth of the needle, from 0 (beginning) to 1 (end). May be "
@@ -54,31 +50,24 @@ def niah(
     probe: Annotated[
         list[str] | None,
         Option(
-            "--probe",
             help="Also ask these harder questions: near-miss, absent, updated, multi-value, "
             "two-hop, paraphrased or all. 8 of each, or as many as given: two-hop=16. May be "
-            "repeated.",
+            "repeated."
         ),
     ] = None,
     gate: Annotated[
         list[str] | None,
         Option(
-            "--gate",
             help="Task whose hit rate decides whether the check passes. May be repeated. "
-            "Default: multikey, or single with --classic.",
+            "Default: multikey, or single with --classic."
         ),
     ] = None,
     minimum: Annotated[
         float,
-        Option(
-            "--minimum",
-            min=0,
-            max=1,
-            help="Lower bound of the hit rate (one-sided, 95 %) that passes.",
-        ),
+        Option(min=0, max=1, help="Lower bound of the hit rate (one-sided, 95 %) that passes."),
     ] = 0.9,
     seed: Annotated[
-        list[int] | None, Option("--seed", help="Seed of a haystack. May be repeated. Default: 1.")
+        list[int] | None, Option(help="Seed of a haystack. May be repeated. Default: 1.")
     ] = None,
     clustered: Annotated[
         bool,
@@ -93,28 +82,22 @@ def niah(
         Option("--thinking", help="Let the model think first; only the answer after it counts."),
     ] = False,
     answer_tokens: Annotated[
-        int,
-        Option("--answer-tokens", min=1, help="Maximum tokens of an answer, thinking included."),
+        int, Option(min=1, help="Maximum tokens of an answer, thinking included.")
     ] = 24,
     source: options.Source = None,
     fresh: Annotated[
         bool,
-        Option(
-            "--fresh", help="Prefill the whole prompt for every question: hours instead of minutes."
-        ),
+        Option("--fresh", help="Prefill the prompt anew for every question: hours, not minutes."),
     ] = False,
     haystack: options.Haystack = None,
     out: Annotated[
         Path | None,
-        Option(
-            "--out", help="Folder for answers, heatmap and validation.json. Default: NAME-niah."
-        ),
+        Option(help="Folder for answers, heatmap and validation.json. Default: NAME-niah."),
     ] = None,
     workers: options.Workers = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Check retrieval on a GGUF file or a server; exit 1 if it fails."""
     from quantkit.build.validate import validate
     from quantkit.cli.tables import print_retrieval
     from quantkit.core.progress import SILENT

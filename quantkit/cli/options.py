@@ -1,4 +1,7 @@
-"""Options that several commands have, declared once, and recipes made from options."""
+"""Options that several commands have, declared once, and recipes made from options.
+
+An option without a name of its own has that of its parameter.
+"""
 
 from __future__ import annotations
 
@@ -14,84 +17,62 @@ if TYPE_CHECKING:
     from quantkit.config.recipe import RetrievalRecipe
 
 Model = Annotated[
-    str,
-    Option(
-        "--model",
-        help="Model: a Hub repository (OWNER/NAME[@REVISION]), a folder, a GGUF file, or 'demo'.",
-    ),
+    str, Option(help="A Hub repository (OWNER/NAME[@REVISION]), a folder, a GGUF file, or 'demo'.")
 ]
 LocalModel = Annotated[
-    str,
-    Option(
-        "--model",
-        help="Model on this disk: a folder, a GGUF file, or 'demo'. 'quantkit download' fetches "
-        "others.",
-    ),
+    str, Option(help="A folder, a GGUF file, or 'demo'. 'quantkit download' fetches other models.")
 ]
 Source = Annotated[
     str | None,
     Option(
-        "--source",
         help="Also compare the weights with the model that they were made from: a folder, a GGUF "
-        "file, or 'demo'.",
+        "file, or 'demo'."
     ),
 ]
 Target = Annotated[
     str,
     Option(
-        "--target",
         help="GPUs to fit: a name that 'quantkit targets' lists, a YAML file, or 'auto' for the "
-        "GPUs of this machine.",
+        "GPUs of this machine."
     ),
 ]
 Recipe = Annotated[
     str | None,
-    Option(
-        "--recipe",
-        help="Recipe: a name or a YAML file. Default: the one written for the model, else "
-        "'default'.",
-    ),
+    Option(help="Recipe: a name or a YAML file. Default: the model's own, else 'default'."),
 ]
 StudyRecipe = Annotated[
-    str | None, Option("--recipe", help="Recipe with the settings to use. Default: 'default'.")
+    str | None, Option(help="Recipe with the settings to use. Default: 'default'.")
 ]
 Levels = Annotated[
     str | None,
     Option(
-        "--levels",
         help="Levels to make, instead of all of the recipe: its level names, llama.cpp presets, "
-        "bits per weight, sizes, or 'max', as in Q6,Q4_K_M,4.5,71GiB.",
+        "bits per weight, sizes, or 'max', as in Q6,Q4_K_M,4.5,71GiB."
     ),
 ]
 Types = Annotated[
-    str,
-    Option("--types", help="Type of each tensor: an allocation.json, or a preset such as Q4_K_M."),
+    str, Option(help="Type of each tensor: an allocation.json, or a preset such as Q4_K_M.")
 ]
 Calibration = Annotated[
     list[str] | None,
     Option(
-        "--calibration",
         help="Calibration text instead of the recipe's: a text file, a folder, a domain, or "
-        "hf://datasets/OWNER/NAME. May be repeated.",
+        "hf://datasets/OWNER/NAME. May be repeated."
     ),
 ]
 Imatrix = Annotated[
-    Path | None, Option("--imatrix", help="Importance matrix to use: a GGUF or a legacy .dat file.")
+    Path | None, Option(help="Importance matrix to use: a GGUF or a legacy .dat file.")
 ]
 Haystack = Annotated[
-    Path | None,
-    Option("--haystack", help="Text file to hide the needles in. Default: the one that ships."),
+    Path | None, Option(help="Text file to hide the needles in. Default: the one that ships.")
 ]
-KV = Annotated[
-    str, Option("--kv", help="Type of the KV cache: f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.")
-]
+KV = Annotated[str, Option(help="Type of the KV cache: f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.")]
 MTP = Annotated[
-    str, Option("--mtp", help="Whether to keep the multi-token prediction layers: drop or keep.")
+    str, Option(help="Whether to keep the multi-token prediction layers: drop or keep.")
 ]
-OutFile = Annotated[Path, Option("--out", help="GGUF file to write.")]
+OutFile = Annotated[Path, Option(help="GGUF file to write.")]
 Workers = Annotated[
-    int | None,
-    Option("--workers", min=1, help="Number of CPU threads. Default: one for each core."),
+    int | None, Option(min=1, help="Number of CPU threads. Default: one for each core.")
 ]
 Quiet = Annotated[bool, Option("--quiet", help="Print errors only.")]
 Json = Annotated[bool, Option("--json", help="Print the results as JSON.")]
@@ -101,6 +82,11 @@ RETRIEVAL_OPTIONS = {
     "probes": "probe", "depths": "depth", "seeds": "seed", "answer_tokens": "answer-tokens",
 }  # fmt: skip
 """Fields of the retrieval recipe whose option has another name."""
+
+
+def given(**values: int | None) -> dict[str, int]:
+    """The fields of a recipe whose options were given."""
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def check_mtp(mtp: str) -> None:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated
 
 from typer import Option
 
@@ -12,9 +11,6 @@ from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import GateError, InputError
 from quantkit.core.units import GIB
-
-if TYPE_CHECKING:
-    from quantkit.plan.plan import ModelPlan, Plan
 
 PICTURES = (".png", ".svg", ".pdf")
 
@@ -27,45 +23,34 @@ def plan(
     types: Annotated[
         str | None,
         Option(
-            "--types",
             help="Plan one artifact with these types instead of levels: an allocation.json or a "
-            "llama.cpp preset.",
+            "llama.cpp preset."
         ),
     ] = None,
     context: Annotated[
         int | None,
         Option(
-            "--context",
             min=1,
             help="Context length, in tokens; it may exceed the one in the model's metadata. "
             "Default: the target's.",
         ),
     ] = None,
     kv: Annotated[
-        str | None, Option("--kv", help="Type of the KV cache: f16, q8_0, … Default: the target's.")
+        str | None, Option(help="Type of the KV cache: f16, q8_0, … Default: the target's.")
     ] = None,
     ubatch: Annotated[
         int | None,
-        Option(
-            "--ubatch",
-            min=1,
-            help="Physical batch size, in tokens (llama.cpp's -ub). Default: the target's.",
-        ),
+        Option(min=1, help="Physical batch, in tokens (llama.cpp's -ub). Default: the target's."),
     ] = None,
     sequences: Annotated[
         int | None,
-        Option(
-            "--sequences",
-            min=1,
-            help="Number of sequences served at once (llama.cpp's -np). Default: the target's.",
-        ),
+        Option(min=1, help="Sequences served at once (llama.cpp's -np). Default: the target's."),
     ] = None,
     budget: Annotated[
         str | None,
         Option(
-            "--budget",
             help="Budget for the weights: a size such as 71GiB, or 'auto' for all that fits. "
-            "Default: the target's.",
+            "Default: the target's."
         ),
     ] = None,
     no_pipeline: Annotated[
@@ -79,20 +64,16 @@ def plan(
     draft: Annotated[
         str | None,
         Option(
-            "--draft",
             help="Speculative decoding: 'mtp' drafts tokens with the model's own prediction "
-            "layers. Default: the target's.",
+            "layers. Default: the target's."
         ),
     ] = None,
     what_if: Annotated[
         bool,
-        Option(
-            "--what-if",
-            help="Show the largest artifact that fits for each context length and KV cache type.",
-        ),
+        Option("--what-if", help="Show the largest artifact by context length and KV cache type."),
     ] = False,
     picture: Annotated[
-        Path | None, Option("--picture", help="Draw --what-if into this PNG, SVG or PDF file.")
+        Path | None, Option(help="Draw --what-if into this PNG, SVG or PDF file.")
     ] = None,
     verify: Annotated[
         bool, Option("--verify", help="Compare the plan with the memory that llama.cpp reports.")
@@ -100,23 +81,17 @@ def plan(
     on: Annotated[
         str,
         Option(
-            "--on",
             help="Devices for --verify: 'present' (the GPUs of this machine), 'fake' "
-            "(simulated GPUs), 'rpc' (RPC servers on this machine), or 'auto'.",
+            "(simulated GPUs), 'rpc' (RPC servers on this machine), or 'auto'."
         ),
     ] = "auto",
     launch: Annotated[
         Path | None,
-        Option(
-            "--launch",
-            help="Folder to write launch files into: scripts, systemd units, compose.yaml, "
-            "Modelfile.",
-        ),
+        Option(help="Folder for launch files: scripts, systemd units, compose.yaml, Modelfile."),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Plan the memory of each GPU before anything is quantized."""
-    from quantkit.cli.plan_table import show_verification, show_what_if
+    from quantkit.cli import plan_table
     from quantkit.llamacpp.memory_plan import asking
     from quantkit.plan.plan import plan as run
     from quantkit.plan.verify import where_of
@@ -131,16 +106,20 @@ def plan(
             weight_budget_gib=_budget(budget), pipeline=False if no_pipeline else None,
             draft=draft,
         )  # fmt: skip
-        facts = _show_plan(found, console)
+        facts = plan_table.show_plan(found, console)
         if what_if or picture is not None:
-            facts["what_if"] = show_what_if(found, picture, console)
+            facts["what_if"] = plan_table.show_what_if(found, picture, console)
         if launch is not None:
-            _write_launch(launch, found.plan, console)
+            plan_table.write_launch(launch, found.entries, console)
         if verify:
-            facts["verified"] = show_verification(found, devices, console)
+            facts["verified"] = plan_table.show_verification(found, devices, console)
     if as_json:
         console.json(facts)
-    _check_verified(facts.get("verified", []))
+    if not all(one["agrees"] and one["fits"] for one in facts.get("verified", [])):
+        raise GateError(
+            "llama.cpp takes another amount of memory than was planned, or more than the GPUs "
+            "have, see above: do not rely on the plan, and report the model's configuration"
+        )
 
 
 def _budget(words: str | None) -> float | str | None:
@@ -167,44 +146,3 @@ def _check_outputs(picture: Path | None, launch: Path | None) -> None:
         there = next(path for path in (launch, *launch.parents) if path.exists())
         if not there.is_dir():
             raise InputError(f"--launch {launch}: {there} is a file; name a folder")
-
-
-def _show_plan(found: ModelPlan, console: Console) -> dict[str, Any]:
-    """Print the artifacts and what else would fit; returns their facts."""
-    from quantkit.cli.plan_table import show_budget, show_entry
-
-    target, said = found.plan.memory.target, found.metadata_context_tokens
-    described = f" ({target.description})" if target.description else ""
-    console.heading(f"{found.name} on {target.name}{described}")
-    if found.model.geometry.trained_context_tokens > said:
-        console.note(
-            f"--context is {target.context_tokens:,} tokens, the model's metadata says {said:,}: "
-            "the commands override it"
-        )
-    facts: dict[str, Any] = {"model": found.name, "target": target.name}
-    facts["levels"] = [show_entry(entry, console) for entry in found.entries]
-    for sentence in found.plan.notes:
-        console.note(sentence)
-    return facts | show_budget(found, console)
-
-
-def _check_verified(verified: Sequence[Mapping[str, Any]]) -> None:
-    if not all(one["agrees"] and one["fits"] for one in verified):
-        raise GateError(
-            "llama.cpp takes another amount of memory than was planned, or more than the GPUs "
-            "have, see above: do not rely on the plan, and report the model's configuration"
-        )
-
-
-def _write_launch(folder: Path, found: Plan, console: Console) -> None:
-    from quantkit.core.files import check_writable
-    from quantkit.plan.launch.files import MODELFILE, write_launch_files
-
-    if len(found.entries) != 1:
-        raise InputError(
-            f"--launch writes the files of one artifact, and {len(found.entries)} are planned: "
-            "choose one with --levels or --types"
-        )
-    check_writable(folder / MODELFILE, option="--launch")
-    files = write_launch_files(found.entries[0].launch, folder)
-    console.note(f"written: {', '.join(str(path) for path in files)}")

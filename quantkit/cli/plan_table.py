@@ -7,9 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.console import Console
+from quantkit.core.errors import InputError
+from quantkit.core.files import check_writable
 from quantkit.core.units import MIB, bytes_text, gb_text, gib_text, tokens_text, unit_of
 from quantkit.plan.allocation_file import fallback_text
 from quantkit.plan.alternatives import Alternatives, alternatives
+from quantkit.plan.launch.files import MODELFILE, write_launch_files
 from quantkit.plan.launch.llama_cpp import server_command
 from quantkit.plan.plan import Entry, ModelPlan
 from quantkit.plan.verify import Verification, Where, verify
@@ -27,7 +30,24 @@ DEVICES = {
 }
 
 
-def show_entry(entry: Entry, console: Console) -> dict[str, Any]:
+def show_plan(found: ModelPlan, console: Console) -> dict[str, Any]:
+    """Print the artifacts and what else would fit; returns their facts."""
+    target, said = found.plan.memory.target, found.metadata_context_tokens
+    described = f" ({target.description})" if target.description else ""
+    console.heading(f"{found.name} on {target.name}{described}")
+    if found.model.geometry.trained_context_tokens > said:
+        console.note(
+            f"--context is {target.context_tokens:,} tokens, the model's metadata says {said:,}: "
+            "the commands override it"
+        )
+    facts: dict[str, Any] = {"model": found.name, "target": target.name}
+    facts["levels"] = [_show_entry(entry, console) for entry in found.entries]
+    for sentence in found.plan.notes:
+        console.note(sentence)
+    return facts | _show_budget(found, console)
+
+
+def _show_entry(entry: Entry, console: Console) -> dict[str, Any]:
     """Print one artifact's GPUs; returns its facts."""
     placement, run = entry.placement, entry.placement.run
     console.line("")
@@ -80,7 +100,7 @@ def _short(name: str) -> str:
     return name if len(name) <= WIDEST_NAME else f"{name[: WIDEST_NAME - 1].rstrip()}…"
 
 
-def show_budget(found: ModelPlan, console: Console) -> dict[str, Any]:
+def _show_budget(found: ModelPlan, console: Console) -> dict[str, Any]:
     """Print what the target allows, what its GPUs leave, and what would fit into the rest."""
     memory, room = found.plan.memory, found.plan.room_bytes
     fixed = memory.target.weight_budget_bytes
@@ -166,6 +186,22 @@ def show_what_if(found: ModelPlan, picture: Path | None, console: Console) -> li
         }
         for cell in cells
     ]
+
+
+def write_launch(folder: Path, entries: Sequence[Entry], console: Console) -> None:
+    """Write the launch files of the one artifact that is planned.
+
+    Raises:
+        InputError: there are several.
+    """
+    if len(entries) != 1:
+        raise InputError(
+            f"--launch writes the files of one artifact, and {len(entries)} are planned: "
+            "choose one with --levels or --types"
+        )
+    check_writable(folder / MODELFILE, option="--launch")
+    files = write_launch_files(entries[0].launch, folder)
+    console.note(f"written: {', '.join(str(path) for path in files)}")
 
 
 def show_verification(found: ModelPlan, where: Where, console: Console) -> list[dict[str, Any]]:

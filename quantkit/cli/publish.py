@@ -20,23 +20,18 @@ if TYPE_CHECKING:
 
 SHOWN = 6
 """Names of files that a line has."""
+SOURCE_FACTS = ("repository", "commit", "licence", "licence_name", "licence_link", "gated")
 
 
 def publish(
     folder: Annotated[Path, Argument(help="Folder of a finished build.")],
     to: Annotated[
         str,
-        Option(
-            "--to",
-            help="Hub repository to publish to: OWNER, or OWNER/NAME; -GGUF is added to NAME.",
-        ),
+        Option(help="Hub repository to publish to: OWNER, or OWNER/NAME; -GGUF is added to NAME."),
     ],
     levels: Annotated[
         str | None,
-        Option(
-            "--levels",
-            help="Levels to publish, as in Q6,Q4. Default: all that passed, without baselines.",
-        ),
+        Option(help="Levels to publish, as in Q6,Q4. Default: all that passed, without baselines."),
     ] = None,
     private: Annotated[bool, Option("--private", help="Make the new repository private.")] = False,
     dry_run: Annotated[
@@ -47,15 +42,12 @@ def publish(
             "Hub.",
         ),
     ] = False,
-    branch: Annotated[
-        str | None, Option("--branch", help="Branch to commit to. Default: main.")
-    ] = None,
+    branch: Annotated[str | None, Option(help="Branch to commit to. Default: main.")] = None,
     pr: Annotated[bool, Option("--pr", help="Open a pull request instead of committing.")] = False,
     allow_failed: Annotated[
         bool,
         Option(
-            "--allow-failed",
-            help="Also publish levels that failed their gate; the model card says so.",
+            "--allow-failed", help="Also publish levels that failed their gate; the card says so."
         ),
     ] = False,
     replace: Annotated[
@@ -69,9 +61,8 @@ def publish(
     base_model: Annotated[
         str | None,
         Option(
-            "--base-model",
             help="Hub repository (OWNER/NAME) of a model that was built from a folder; for the "
-            "model card and the licence.",
+            "model card and the licence."
         ),
     ] = None,
     exact_name: Annotated[
@@ -80,7 +71,6 @@ def publish(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Publish a finished build to the Hub, with its evidence."""
     from quantkit.release.publish import PublishJob
 
     if pr and branch is not None:
@@ -133,12 +123,9 @@ def _show(prepared: Prepared, job: PublishJob, console: Console) -> None:
         where += ", in a new pull request"
     elif to.revision != "main":
         where += f", {to.revision}"
-    for label, words in (
-        ("source", _source_words(prepared.source)),
-        ("licence", _licence_words(prepared.source)),
-        ("to", where),
-    ):
-        console.line(f"  {label:<9}{words}")
+    console.line(f"  source   {_source_words(prepared.source)}")
+    console.line(f"  licence  {_licence_words(prepared.source)}")
+    console.line(f"  to       {where}")
     _levels_table(prepared, console)
     sent = sum(file.size_bytes for file in changes.sent)
     total = sum(file.size_bytes for file in prepared.files)
@@ -170,10 +157,9 @@ def _licence_words(source: SourceCard) -> str:
 def _levels_table(prepared: Prepared, console: Console) -> None:
     rows = []
     for level in prepared.levels:
-        result = level.result
+        result, files = level.result, list(level.files)
         gate = result.retrieval.gated[0]
         color = "green" if result.passed else "bold red"
-        files = list(level.files)
         name = files[0] if len(files) == 1 else f"{files[0]} and {len(files) - 1} more"
         rows.append(
             (
@@ -186,11 +172,11 @@ def _levels_table(prepared: Prepared, console: Console) -> None:
             )
         )
     published = {level.name for level in prepared.levels}
-    for level in prepared.build.levels:
-        if level.name not in published:
-            rows.append(
-                (f"[dim]{level.name}[/]", "", "", "", level.result.verdict, "[dim]not published[/]")
-            )
+    rows += [
+        (f"[dim]{level.name}[/]", "", "", "", level.result.verdict, "[dim]not published[/]")
+        for level in prepared.build.levels
+        if level.name not in published
+    ]
     console.table(("level", "size", "retrieval", "proven", "gate", "file"), rows)
 
 
@@ -212,26 +198,19 @@ def _tell(prepared: Prepared, done: Published, seconds: float, console: Console)
 
 
 def _facts(prepared: Prepared, done: Published | None) -> dict[str, object]:
-    to, changes, source = prepared.destination, prepared.changes, prepared.source
+    to, source = prepared.destination, prepared.source
     return {
         "repository": to.repository,
-        "revision": (done.proposal if done else None) or to.revision,
-        "commit": done.commit if done else None,
-        "made": done.made if done else False,
-        "address": done.address if done else None,
+        "revision": (done and done.proposal) or to.revision,
+        "commit": done and done.commit,
+        "made": done is not None and done.made,
+        "address": done and done.address,
         "levels": [level.name for level in prepared.levels],
-        "source": {
-            "repository": source.repository,
-            "commit": source.commit,
-            "licence": source.licence,
-            "licence_name": source.licence_name,
-            "licence_link": source.licence_link,
-            "gated": source.gated,
-        },
+        "source": {name: getattr(source, name) for name in SOURCE_FACTS},
         "files": {
             file.name: {"size_bytes": file.size_bytes, "sha256": file.sha256}
             for file in prepared.files
         },
-        "sent": [file.name for file in changes.sent],
-        "removed": list(changes.removed),
+        "sent": [file.name for file in prepared.changes.sent],
+        "removed": list(prepared.changes.removed),
     }

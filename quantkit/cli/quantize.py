@@ -23,7 +23,6 @@ def quantize(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Quantize a model with the types of an allocation or a preset."""
     from quantkit.build.quantize import quantize as run
 
     options.check_mtp(mtp)
@@ -59,7 +58,6 @@ def convert(
     workers: options.Workers = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Convert a checkpoint into one GGUF file."""
     from quantkit.config.recipe import ConvertRecipe
     from quantkit.core.files import check_writable, identity
     from quantkit.core.threads import worker_count

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from typer import Argument, Option
 
@@ -14,6 +14,9 @@ from quantkit.core.errors import InputError
 if TYPE_CHECKING:
     from quantkit.study.sensitivity import Sensitivity
 
+SHOWN = 10
+"""Of the most sensitive tensors."""
+
 
 def imatrix(
     model: Annotated[
@@ -23,20 +26,18 @@ def imatrix(
             "a legacy .dat file needs to tell experts apart."
         ),
     ] = None,
-    out: Annotated[Path, Option("--out", help="File to write.")] = Path("imatrix.gguf"),
+    out: Annotated[Path, Option(help="File to write.")] = Path("imatrix.gguf"),
     recipe: options.StudyRecipe = None,
     calibration: options.Calibration = None,
     chunks: Annotated[
-        int | None, Option("--chunks", min=1, help="Number of text chunks. Default: the recipe's.")
+        int | None, Option(min=1, help="Number of text chunks. Default: the recipe's.")
     ] = None,
     chunk_tokens: Annotated[
-        int | None,
-        Option("--chunk-tokens", min=32, help="Tokens in each chunk. Default: the recipe's."),
+        int | None, Option(min=32, help="Tokens in each chunk. Default: the recipe's.")
     ] = None,
     until_covered: Annotated[
         int | None,
         Option(
-            "--until-covered",
             min=0,
             help="Continue after --chunks until every expert has seen this many tokens or the "
             "text ends. Default: the recipe's.",
@@ -44,15 +45,12 @@ def imatrix(
     ] = None,
     show: Annotated[
         Path | None,
-        Option(
-            "--show", help="Describe this importance matrix instead: a GGUF or a legacy .dat file."
-        ),
+        Option(help="Describe this importance matrix instead: a GGUF or a legacy .dat file."),
     ] = None,
     workers: options.Workers = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Collect an importance matrix from a model, or describe one."""
     if show is not None:
         from quantkit.cli.tables import show_imatrix
 
@@ -64,8 +62,7 @@ def imatrix(
     from quantkit.core.threads import worker_count
     from quantkit.study.run import collect_file
 
-    changes = {"chunks": chunks, "chunk_tokens": chunk_tokens, "until_covered": until_covered}
-    given = {name: value for name, value in changes.items() if value is not None}
+    given = options.given(chunks=chunks, chunk_tokens=chunk_tokens, until_covered=until_covered)
     chosen = recipe_for("default", recipe, calibration=calibration).imatrix
     chosen = chosen.model_copy(update=given)
     console = Console(quiet=quiet or as_json)
@@ -76,47 +73,34 @@ def imatrix(
     console.line(f"{out}: {facts.weights} weights, {facts.tokens:,} tokens")
 
 
-SHOWN = 10
-
-
 def measure(
     model: Annotated[Path, Argument(help="GGUF file to measure, in BF16 or Q8_0.")],
     imatrix: Annotated[
-        Path,
-        Option("--imatrix", help="Importance matrix of the model: a GGUF or a legacy .dat file."),
+        Path, Option(help="Importance matrix of the model: a GGUF or a legacy .dat file.")
     ],
-    out: Annotated[Path, Option("--out", help="File to write.")] = Path("sensitivity.json"),
+    out: Annotated[Path, Option(help="File to write.")] = Path("sensitivity.json"),
     recipe: options.StudyRecipe = None,
     calibration: options.Calibration = None,
     cost_chunks: Annotated[
         int | None,
         Option(
-            "--cost-chunks",
-            min=0,
-            help="Number of text chunks to measure costs on; 0 measures errors only. Default: "
-            "the recipe's.",
+            min=0, help="Text chunks to measure costs on; 0: errors only. Default: the recipe's."
         ),
     ] = None,
     sample_rows: Annotated[
         int | None,
-        Option(
-            "--sample-rows",
-            min=0,
-            help="Number of rows of each matrix to measure; 0 for all. Default: the recipe's.",
-        ),
+        Option(min=0, help="Rows of each matrix to measure; 0 for all. Default: the recipe's."),
     ] = None,
     workers: options.Workers = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Measure every tensor's quantization error and its cost in KLD."""
     from quantkit.config.recipe import recipe_for
     from quantkit.core.threads import worker_count
     from quantkit.study.run import measure_file
 
     chosen = recipe_for("default", recipe, calibration=calibration)
-    changes = {"cost_chunks": cost_chunks, "sample_rows": sample_rows}
-    given = {name: value for name, value in changes.items() if value is not None}
+    given = options.given(cost_chunks=cost_chunks, sample_rows=sample_rows)
     rules = chosen.measure.model_copy(update=given)
     console = Console(quiet=quiet or as_json)
     with console.stage("measure") as progress:
@@ -126,19 +110,11 @@ def measure(
         )  # fmt: skip
     pairs = sum(len(kinds) for kinds in found.errors.values())
     if as_json:
-        console.json(_facts(found, out, pairs))
+        facts = {"file": str(out), "tensors": len(found.errors), "pairs": pairs}
+        console.json(facts | {"kld_of_1_percent_error": dict(found.dearest())})
     console.line(f"{out}: {len(found.errors)} tensors, {pairs} (tensor, type) pairs")
     if found.costs:
         _show_costs(console, found)
-
-
-def _facts(found: Sensitivity, out: Path, pairs: int) -> dict[str, Any]:
-    return {
-        "file": str(out),
-        "tensors": len(found.errors),
-        "pairs": pairs,
-        "kld_of_1_percent_error": dict(found.dearest()),
-    }
 
 
 def _show_costs(console: Console, found: Sensitivity) -> None:

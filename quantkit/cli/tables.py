@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from quantkit.core.console import Console, escape
 from quantkit.core.units import gb_text, gib_text, tokens_text
@@ -37,68 +36,37 @@ from quantkit.study.kld_statistics import kld_text
 NAME_COLUMNS = 20
 """Of a file's name in the table, which then fits a terminal of 100 columns."""
 TEXT_COLUMNS = 96
-
-
-class Column(NamedTuple):
-    """One column of the first table."""
-
-    title: str
-    cell: Callable[[Measured], str]
-
-
-def _two_lines(first: str, second: str) -> str:
-    return f"{first}\n[dim]{second}[/]"
+COMPARED_COLUMNS = (
+    "file", "size", "bits/w", "KLD", "median\n[dim]99 %[/]", "99.9 %\n[dim]largest[/]", "same top",
+    "PPL ratio",
+)  # fmt: skip
 
 
 def _name(a: Measured) -> str:
     return escape(textwrap.fill(a.name, NAME_COLUMNS))
 
 
-def _size(a: Measured, largest: int) -> str:
-    return _two_lines(gib_text(a.size_bytes, largest), gb_text(a.size_bytes, largest))
-
-
-def _kld(a: Measured) -> str:
-    mean = a.divergence.mean
-    return _two_lines(kld_text(mean), f"± {kld_text(a.divergence.mean_error, of=mean)}")
-
-
-def _perplexity(a: Measured) -> str:
-    ratio = ratio_text(a.divergence.perplexity_ratio)
-    return _two_lines(ratio, f"± {ratio_error_text(a.divergence)}")
-
-
-COLUMNS = (
-    Column("file", _name),
-    Column("bits/w", lambda a: f"{a.bits_per_weight:.2f}"),
-    Column("KLD", _kld),
-    Column(
-        "median\n[dim]99 %[/]",
-        lambda a: _two_lines(kld_text(a.divergence.median), kld_text(a.divergence.p99)),
-    ),
-    Column(
-        "99.9 %\n[dim]largest[/]",
-        lambda a: _two_lines(kld_text(a.divergence.p999), kld_text(a.divergence.maximum)),
-    ),
-    Column(
-        "same top",
-        lambda a: _two_lines(
-            f"{a.divergence.same_top:.2%}", f"± {a.divergence.same_top_error:.2%}"
-        ),
-    ),
-    Column("PPL ratio", _perplexity),
-)
+def _compared_row(a: Measured, largest: int) -> list[str]:
+    """The cells of `COMPARED_COLUMNS`; all but two have a second, dim line."""
+    of = a.divergence
+    size, *figures = (
+        f"{first}\n[dim]{second}[/]"
+        for first, second in (
+            (gib_text(a.size_bytes, largest), gb_text(a.size_bytes, largest)),
+            (kld_text(of.mean), f"± {kld_text(of.mean_error, of=of.mean)}"),
+            (kld_text(of.median), kld_text(of.p99)),
+            (kld_text(of.p999), kld_text(of.maximum)),
+            (f"{of.same_top:.2%}", f"± {of.same_top_error:.2%}"),
+            (ratio_text(of.perplexity_ratio), f"± {ratio_error_text(of)}"),
+        )
+    )
+    return [_name(a), size, f"{a.bits_per_weight:.2f}", *figures]
 
 
 def print_comparison(console: Console, found: Comparison) -> None:
     """Tables, order, verdicts."""
     largest = max(artifact.size_bytes for artifact in found.artifacts)
-    size = Column("size", lambda a: _size(a, largest))
-    columns = (COLUMNS[0], size, *COLUMNS[1:])
-    console.table(
-        [column.title for column in columns],
-        [[column.cell(artifact) for column in columns] for artifact in found.artifacts],
-    )
+    console.table(COMPARED_COLUMNS, [_compared_row(one, largest) for one in found.artifacts])
     conditions = found.conditions
     _text(
         console,
@@ -107,18 +75,11 @@ def print_comparison(console: Console, found: Comparison) -> None:
         f"{conditions.chunk_tokens}",
     )
     if conditions.context_tokens:
-        console.table(
-            [
-                "file",
-                "context",
-                "found",
-                "bounds, 95 %\neach side",
-                "log-prob.",
-                "prefill/s",
-                "decode/s",
-            ],
-            _retrieval_rows(found),
-        )
+        columns = (
+            "file", "context", "found", "bounds, 95 %\neach side", "log-prob.", "prefill/s",
+            "decode/s",
+        )  # fmt: skip
+        console.table(columns, _retrieval_rows(found))
         _text(
             console,
             f"Retrieval: {conditions.needles} needles at each length, {len(conditions.seeds)} "
@@ -167,26 +128,19 @@ def _text(console: Console, text: str, indent: str = "") -> None:
     console.line(filled)
 
 
-RETRIEVAL_COLUMNS = (
-    "context", "task", "found", "bounds, 95 % each side", "log-probability", "cut off",
-)  # fmt: skip
-
-
 def print_retrieval(console: Console, found: Retrieval, *, served: bool) -> None:
     """Print both tables, and what the check cost beside the classic grid.
 
     Args:
         served: by a server, which has no forks but keeps prefixes.
     """
-    console.table(RETRIEVAL_COLUMNS, [_task_row(score) for score in _by_length(found)])
+    scores = sorted(found.scores, key=lambda score: score.context_tokens)
+    of_tasks = ("context", "task", "found", "bounds, 95 % each side", "log-probability", "cut off")
+    console.table(of_tasks, [_task_row(score) for score in scores])
     columns = ("context", "prefill tokens/s", "decode tokens/s", "forks differ by")
     shown = len(columns) - served
     console.table(columns[:shown], [_rung_row(rung)[:shown] for rung in found.rungs])
     console.line(cost_text(found, forked=found.forked or served))
-
-
-def _by_length(found: Retrieval) -> list[TaskScore]:
-    return sorted(found.scores, key=lambda score: score.context_tokens)
 
 
 def _task_row(score: TaskScore) -> tuple[str, ...]:

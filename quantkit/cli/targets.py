@@ -23,19 +23,16 @@ def targets(
     model: Annotated[
         str | None,
         Option(
-            "--model",
             help="List the largest artifact of this model that each target holds: a Hub "
-            "repository (OWNER/NAME), a folder, a GGUF file, or 'demo'.",
+            "repository (OWNER/NAME), a folder, a GGUF file, or 'demo'."
         ),
     ] = None,
     recipe: options.Recipe = None,
     target: Annotated[
-        list[Path] | None,
-        Option("--target", help="Also list the target in this YAML file. May be repeated."),
+        list[Path] | None, Option(help="Also list the target in this YAML file. May be repeated.")
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """List the targets, or the largest artifact that each one holds."""
     from quantkit.plan.targets import target_list
 
     if recipe is not None and model is None:

@@ -33,24 +33,19 @@ def verify(
     full: Annotated[
         bool,
         Option(
-            "--full",
-            help="With --source: compare all rows, not a sample, and hash all of its files.",
+            "--full", help="With --source: compare all rows, not a sample; hash all of its files."
         ),
     ] = False,
     seed: Annotated[
         int | None,
         Option(
-            "--seed",
-            min=0,
-            help="Seed that chooses the sampled rows. Default: a new one each time, which is "
-            "printed.",
+            min=0, help="Seed of the sampled rows. Default: a new one each time, which is printed."
         ),
     ] = None,
     workers: options.Workers = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
-    """Verify a release: hashes, tensors, types, verdicts, source."""
     from quantkit.core.threads import worker_count
     from quantkit.release.verifying.description import open_release
     from quantkit.release.verifying.verify import verify as run
@@ -110,10 +105,8 @@ def _print(console: Console, check: Check) -> None:
 def _print_rest(console: Console, found: Verified) -> None:
     from quantkit.core.units import shown
 
-    for names, words in (
-        (found.not_here, "not here, so not checked"),
-        (found.not_covered, _uncovered(found)),
-    ):
+    listed = {"not here, so not checked": found.not_here, _uncovered(found): found.not_covered}
+    for words, names in listed.items():
         if names:
             some = ", ".join(map(shown, names[:NAMES_SHOWN]))
             more = f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else ""

@@ -61,7 +61,6 @@ class Answers:
                 self._add_cost(cost.pop("context_tokens"), entry["seed"], Cost(**cost))
 
     def has(self, branch: Branch) -> bool:
-        """Whether the question of `branch` is answered."""
         return branch.question.place in self._answers
 
     def open(self, prompts: Prompts) -> list[Branch]:
@@ -108,16 +107,11 @@ class Answers:
         forked: bool = False,
         memory: tuple[DeviceUse, ...] = (),
     ) -> Retrieval:
-        """The result, with answers by length, seed, task and index.
-
-        Args:
-            prompts: of each seed.
-        """
+        """The result, with answers by length, seed, task and index; `prompts` are of each seed."""
         keys = prompts[0].keys
         order = {str(task): number for number, task in enumerate(self.recipe.tasks)}
         answers = sorted(
-            self._answers.values(),
-            key=lambda a: (a.context_tokens, a.seed, order[a.task], a.index),
+            self._answers.values(), key=lambda a: (a.context_tokens, a.seed, order[a.task], a.index)
         )
         costs = dict[int, Cost]()
         for (length, _), cost in self._costs.items():
@@ -166,7 +160,7 @@ def _answer(branch: Branch, recipe: RetrievalRecipe, said: Reply) -> Answer:
 
 
 class Respondent:
-    """A model that is asked: in this process (`ask_child`) or behind an address (`ask_server`)."""
+    """A model that is asked: in this process (`check_child`) or a server (`check_server`)."""
 
     def prepare(self, prompts: Sequence[Prompts]) -> bool:
         """Check that answers prove something; True if kept answers had to be discarded.

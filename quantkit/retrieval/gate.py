@@ -58,10 +58,8 @@ def gate_words(recipe: RetrievalRecipe) -> str:
     longest = max(recipe.context_tokens)
     if not bound:
         return f"nothing is asked of the hit rate at {longest:,} tokens: it is shown"
-    parts = [
-        f"{needed_hits(trials, bound)} of {trials} {task}"
-        for task, trials in ((task, recipe.trials(task)) for task in recipe.gated)
-    ]
+    asked = [(recipe.trials(task), task) for task in recipe.gated]
+    parts = [f"{needed_hits(trials, bound)} of {trials} {task}" for trials, task in asked]
     spread = ", more where haystacks differ" if recipe.clustered else ""
     return (
         f"passes with {' and '.join(parts)} at {longest:,} tokens{spread}: "

@@ -99,8 +99,7 @@ def lay_out(
     longest = max((item.tokens for item in items), default=0)
     targets = [min(item.at * cuts[item.cut], latest[i]) for i, item in enumerate(items)]
     waiting = sorted(range(len(items)), key=lambda i: targets[i], reverse=True)
-    urgent = [(deadline, i) for i, deadline in enumerate(latest)]
-    heapq.heapify(urgent)
+    urgent = sorted((deadline, i) for i, deadline in enumerate(latest))  # a heap too
     due: list[tuple[float, int]] = []
     placed = [False] * len(items)
     pieces: list[Piece] = []
@@ -139,6 +138,23 @@ def lay_out(
         else:
             pieces.append(Piece(True, chosen, at, items[chosen].tokens))
             at, placed[chosen] = at + items[chosen].tokens, True
+    return pieces
+
+
+def lay_out_one(depth: float, told: int, size: int, tokens_of: Callable[[int], int]) -> list[Piece]:
+    """The text with one hidden sentence, of `told` tokens, at `depth` of a haystack of `size`."""
+    pieces: list[Piece] = []
+    at = index = 0
+    last = size - told - GUARD_TOKENS
+    wanted = min(depth * size, last)
+    while at < size + GUARD_TOKENS or len(pieces) == index:
+        tokens = tokens_of(index)
+        # before the sentence that reaches beyond the wanted place, or after its first half
+        if len(pieces) == index and (at + tokens / 2 > wanted or at + tokens > last):
+            pieces.append(Piece(True, 0, at, told))
+            at += told
+        pieces.append(Piece(False, index, at, tokens))
+        at, index = at + tokens, index + 1
     return pieces
 
 

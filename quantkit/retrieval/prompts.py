@@ -9,7 +9,7 @@ tokens of its whole prompt (ADR 4).
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,15 +18,7 @@ import numpy as np
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import InputError
 from quantkit.core.paths import sentences
-from quantkit.retrieval.branches import (
-    Branch,
-    Frame,
-    Prompts,
-    Question,
-    Tokenize,
-    Tokens,
-    frame_of,
-)
+from quantkit.retrieval.branches import Branch, Frame, Prompts, Question, Tokenize, Tokens, frame_of
 from quantkit.retrieval.cutting import Cut, Ending, SeamBroken, common_tokens, find_cut
 from quantkit.retrieval.layout import (
     GUARD_TOKENS,
@@ -36,17 +28,11 @@ from quantkit.retrieval.layout import (
     Written,
     check_room,
     lay_out,
+    lay_out_one,
     write,
 )
-from quantkit.retrieval.needles import SINGLE_INSTRUCTION, Needle
-from quantkit.retrieval.pools import KeyPool, ValuePool, numbers_in
-from quantkit.retrieval.tasks import (
-    TaskQuestion,
-    draw_lures,
-    draw_questions,
-    grid_keys,
-    values_by_word,
-)
+from quantkit.retrieval.needles import SINGLE_INSTRUCTION, KeyPool, Needle, ValuePool, numbers_in
+from quantkit.retrieval.tasks import draw_lures, draw_questions, grid_keys, values_by_word
 
 ROUNDS = 8
 """Attempts to plan by the tokens of single sentences and to correct by those of the whole text."""
@@ -63,10 +49,8 @@ def all_prompts(
     """The prompts of each seed.
 
     Args:
-        template: the model's chat template, Jinja.
-        special: texts of BOS and EOS for it.
+        template: the model's chat template, Jinja; `special` are BOS and EOS for it.
         haystack: a text; None: the shipped one.
-        bos: token to begin with.
 
     Raises:
         InputError: the haystack cannot be read, or as in `prompts_of`.
@@ -177,8 +161,20 @@ def _one_pass(maker: _Maker, rng: random.Random, forbidden: set[str]) -> Prompts
         [maker.ending(q.question, q.answer_limit(recipe.answer_tokens)) for q in some]
         for some in asked
     ]
-    written, sizes, cuts = _fill_ladder(maker, asked, endings)
     hidden = [one for some in asked for question in some for one in question.hidden]
+    items = [
+        Item(place, one.place.at, one.place.until, maker.sentences.count(one.sentence))
+        for place, some in enumerate(asked)
+        for question in some
+        for one in question.hidden
+    ]
+
+    def lay(sizes: Sequence[int]) -> list[Piece]:
+        check_room(items, sizes, lengths)
+        return lay_out(items, sizes, maker.sentences.tokens_of, maker.sentences.longest)
+
+    told = [one.sentence for one in hidden]
+    written, sizes, cuts = _fill(maker, lengths, endings, told, lay)
     assert all(written.text.count(one.value) == 1 for one in hidden if one.value)
     placed = zip(written.pieces, written.ends, strict=True)
     places = sorted((piece.index, piece.begins_at, end) for piece, end in placed if piece.hidden)
@@ -197,36 +193,32 @@ def _one_pass(maker: _Maker, rng: random.Random, forbidden: set[str]) -> Prompts
             answering = [own[i] for i in question.answered_by]
             lure_rng = random.Random(f"{maker.seed}/{length}/{question.task}/{question.index}")
             made = Question(
-                context_tokens=length,
-                seed=maker.seed,
-                task=question.task,
-                index=question.index,
+                context_tokens=length, seed=maker.seed, task=question.task, index=question.index,
                 depth=sum(answering) / len(answering) / size if answering else 0.5,
-                key=question.key,
-                values=question.values,
+                key=question.key, values=question.values,
                 lures=draw_lures(question, by_word, recipe.near_misses, lure_rng),
                 answer_tokens=ending.answer_tokens,
-            )
+            )  # fmt: skip
             branches.append(maker.branch(cut, which, ending, leaves_at, made))
     return Prompts(np.concatenate([maker.begin, stream]), tuple(branches), keys)
 
 
-def _fill_ladder(
-    maker: _Maker, asked: Sequence[Sequence[TaskQuestion]], endings: Sequence[Sequence[Ending]]
+def _fill(
+    maker: _Maker,
+    lengths: Sequence[int],
+    endings: Sequence[Sequence[Ending]],
+    told: Sequence[str],
+    lay: Callable[[Sequence[int]], Sequence[Piece]],
 ) -> tuple[Written, list[int], list[Cut]]:
-    """The text, the planned tokens of each haystack, and where each is cut."""
-    lengths, sentences = maker.lengths, maker.sentences
-    hidden = [(place, one) for place, some in enumerate(asked) for q in some for one in q.hidden]
-    items = [
-        Item(place, one.place.at, one.place.until, sentences.count(one.sentence))
-        for place, one in hidden
-    ]
-    told = [one.sentence for _, one in hidden]
+    """The text, the planned tokens of each haystack, and where each is cut.
+
+    Args:
+        told: the hidden sentences.
+        lay: planned tokens of each haystack → the text's pieces.
+    """
     sizes = [maker.room(length, ends) for length, ends in zip(lengths, endings, strict=True)]
     for _ in range(ROUNDS):
-        check_room(items, sizes, lengths)
-        pieces = lay_out(items, sizes, sentences.tokens_of, sentences.longest)
-        written = write(maker.frame.before, pieces, sentences, told)
+        written = write(maker.frame.before, lay(sizes), maker.sentences, told)
         cuts: list[Cut] = []
         for place, length in enumerate(lengths):
             found = maker.cut(written, sizes[place], endings[place], length)
@@ -256,16 +248,10 @@ def _classic(maker: _Maker, rng: random.Random, forbidden: set[str]) -> Prompts:
                 stream = maker.tokenize(write(maker.frame.before, rest, maker.sentences, []).text)
             begins_at = next(piece.begins_at for piece in written.pieces if piece.hidden)
             question = Question(
-                context_tokens=length,
-                seed=maker.seed,
-                task="single",
-                index=index,
-                depth=begins_at / size,
-                key=needle.key,
-                values=(needle.value,),
-                lures=(),
+                context_tokens=length, seed=maker.seed, task="single", index=index,
+                depth=begins_at / size, key=needle.key, values=(needle.value,), lures=(),
                 answer_tokens=ending.answer_tokens,
-            )
+            )  # fmt: skip
             own = maker.branch(cut, 0, ending, _leaving(stream, cut), question)
             haystack_tokens = max(len(own.tokens) - len(maker.tokenize(ending.text)), 0)
             branches.append(replace(own, haystack_tokens=haystack_tokens))
@@ -278,30 +264,16 @@ def _classic(maker: _Maker, rng: random.Random, forbidden: set[str]) -> Prompts:
 def _fill_one(
     maker: _Maker, needle: Needle, ending: Ending, depth: float, length: int
 ) -> tuple[Written, int, Cut]:
-    """The text with the needle at `depth`, as near as a boundary allows; as `_fill_ladder`."""
-    sentences = maker.sentences
-    size = maker.room(length, [ending])
-    told = sentences.count(needle.sentence)
+    """The text with the needle at `depth`, as near as a boundary allows; as `_fill`."""
+    size, told = maker.room(length, [ending]), maker.sentences.count(needle.sentence)
     if size < 2 * (told + GUARD_TOKENS):
         raise InputError(
             f"a context of {length} tokens leaves {max(size, 0)} for the haystack, and its needle "
             f"takes {told}; use a longer context"
         )
-    for _ in range(ROUNDS):
-        pieces: list[Piece] = []
-        at = index = 0
-        wanted, last = min(depth * size, size - told - GUARD_TOKENS), size - told - GUARD_TOKENS
-        while at < size + GUARD_TOKENS or len(pieces) == index:
-            tokens = sentences.tokens_of(index)
-            # before the sentence that reaches beyond the wanted place, or after its first half
-            if len(pieces) == index and (at + tokens / 2 > wanted or at + tokens > last):
-                pieces.append(Piece(True, 0, at, told))
-                at += told
-            pieces.append(Piece(False, index, at, tokens))
-            at, index = at + tokens, index + 1
-        written = write(maker.frame.before, pieces, sentences, [needle.sentence])
-        found = maker.cut(written, size, [ending], length)
-        if isinstance(found, Cut):
-            return written, size, found
-        size += found
-    raise AssertionError(f"no cut at {length} tokens was found")
+
+    def lay(sizes: Sequence[int]) -> list[Piece]:
+        return lay_out_one(depth, told, sizes[0], maker.sentences.tokens_of)
+
+    written, sizes, cuts = _fill(maker, [length], [[ending]], [needle.sentence], lay)
+    return written, sizes[0], cuts[0]

@@ -11,8 +11,7 @@ from dataclasses import dataclass
 
 from quantkit.config.recipe import RetrievalRecipe, Task
 from quantkit.core.errors import InputError
-from quantkit.retrieval.needles import Needle, Paraphrase, draw_paraphrases
-from quantkit.retrieval.pools import KeyPool, ValuePool
+from quantkit.retrieval.needles import KeyPool, Needle, Paraphrase, ValuePool, draw_paraphrases
 
 VALUES_OF_A_KEY = 4
 """As many as RULER hides for `niah_multivalue`."""
@@ -53,8 +52,7 @@ class TaskQuestion:
     """One question, and what is hidden for it.
 
     Attributes:
-        index: within its seed, length and task.
-        values: right answers; none for a key that is hidden nowhere.
+        index, values: as in `Question`.
         hidden: in the order of their places; equal places keep this order.
         answered_by: indices into `hidden` of the sentences with the answer.
         lures: wrong values of its own, the likeliest first.
@@ -108,15 +106,9 @@ def _near_miss(draw: _Draw, index: int, count: int) -> TaskQuestion:
     right, *wrong = facts = [draw.fact(key, place) for key in (asked, *others)]
     order = draw.rng.sample(range(len(facts)), len(facts))
     return TaskQuestion(
-        "near-miss",
-        index,
-        asked,
-        Needle(asked, "").question,
-        (right.value,),
-        tuple(facts[i] for i in order),
-        (order.index(0),),
-        tuple(fact.value for fact in wrong),
-    )
+        "near-miss", index, asked, Needle(asked, "").question, (right.value,),
+        tuple(facts[i] for i in order), (order.index(0),), tuple(fact.value for fact in wrong),
+    )  # fmt: skip
 
 
 def _absent(draw: _Draw, index: int, hidden_keys: list[str]) -> TaskQuestion:
@@ -151,9 +143,8 @@ def _multi_value(draw: _Draw, index: int, count: int) -> TaskQuestion:
         "Answer with the numbers only."
     )
     values = tuple(fact.value for fact in facts)
-    return TaskQuestion(
-        "multi-value", index, key, question, values, facts, tuple(range(len(facts)))
-    )
+    answering = tuple(range(len(facts)))
+    return TaskQuestion("multi-value", index, key, question, values, facts, answering)
 
 
 def _two_hop(draw: _Draw, index: int, count: int) -> TaskQuestion:

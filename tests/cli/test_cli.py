@@ -14,12 +14,12 @@ import numpy as np
 import pytest
 import typer.main
 from checkpoints import NEMOTRON, nemotron_arrays, with_prediction_head, write_checkpoint
-from forked import quantkit, refused
+from forked import PROGRAM, facts, printed, quantkit, refused
 from loopback_hub import COMMIT, Fault, hub
 from models import write_llama
 from small_recipes import write_recipe
 
-from quantkit.cli.app import app
+from quantkit.cli.app import COMMANDS, app
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.models.gguf_source import GGUFSource
@@ -31,8 +31,6 @@ def test_a_forked_command_does_what_a_new_interpreter_does(tmp_path: Path) -> No
     """Which is what all other tests rely on: environment, folder, streams and exit code."""
     write_llama(tmp_path / "m.gguf")
     environment = os.environ | {"QUANTKIT_KERNELS": "ggml"}
-    code = "import sys; sys.argv[0] = 'quantkit'; from quantkit.cli.app import main; main()"
-    program = (sys.executable, "-c", code)
     for arguments, exit_code in (
         (("doctor", "--json"), 0),
         (("inspect", "m.gguf"), 0),
@@ -40,7 +38,7 @@ def test_a_forked_command_does_what_a_new_interpreter_does(tmp_path: Path) -> No
         (("inspect", "--none"), 2),
     ):
         done = subprocess.run(
-            [*program, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
+            [*PROGRAM, *arguments], env=environment, cwd=tmp_path, capture_output=True, text=True
         )
         assert done.returncode == exit_code, done.stderr
         forked = quantkit(*arguments, env=environment, cwd=tmp_path)
@@ -119,24 +117,24 @@ def test_the_prediction_head_is_converted_on_request(tmp_path: Path) -> None:
     command = ("convert", "--model", model, "--out", out)
     assert "--mtp" in refused(*command, "--mtp", "both")
     for choice, blocks in (("drop", 4), ("keep", 5)):
-        assert quantkit(*command, "--mtp", choice).returncode == 0
+        printed(*command, "--mtp", choice)
         source = GGUFSource(out)
         assert source.metadata["nemotron_h_moe.block_count"].value == blocks
         assert ("blk.4.nextn.eh_proj.weight" in {t.name for t in source.tensors}) is (blocks == 5)
         plan = ("plan", "--model", out, "--target", "1x3090", "--draft", "mtp", "--kv", "f16")
         if choice == "drop":
             assert "MTP" in refused(*plan)
-    facts = json.loads(quantkit(*plan, "--verify", "--on", "stand-ins", "--json").stdout)
-    for one in facts["verified"][0]["gpus"]:  # a small model's tensors are mostly padding
+    found = facts(*plan, "--verify", "--on", "stand-ins")
+    for one in found["verified"][0]["gpus"]:  # a small model's tensors are mostly padding
         assert one["planned_bytes"] == pytest.approx(one["llama_cpp_bytes"], rel=0.01)
-    (level,) = facts["levels"]
+    (level,) = found["levels"]
     assert level["placement"]["run"]["draft"] == "mtp"
     assert "--spec-type draft-mtp --spec-draft-n-max 3 -ctkd f16 -ctvd f16" in level["command"]
     assert "draft" in refused(*plan[:-4], "--draft", "eagle")
 
 
 def test_model_that_cannot_fit_says_by_how_much_and_what_would(tmp_path: Path) -> None:
-    target = tmp_path / "small.yaml"
+    target = tmp_path / "t.yaml"
     target.write_text(
         "name: small\ncards: [{name: tiny, memory_gib: 0.4, reserve_gib: 0.1}]\n"
         "context_tokens: 1024\nweight_budget_gib: 0.001\n"
@@ -144,12 +142,6 @@ def test_model_that_cannot_fit_says_by_how_much_and_what_would(tmp_path: Path) -
     message = refused("build", "--target", target, "--model", "demo", "--out", tmp_path / "o")
     assert "small" in message
     assert re.search(r"[\d.]+ MiB", message)
-    context = tmp_path / "context.yaml"
-    context.write_text(
-        "name: short\ncards: [{name: tiny, memory_gib: 0.4}]\ncontext_tokens: 524288\n"
-    )
-    message = refused("plan", "--target", context, "--model", "demo")
-    assert "short" in message
 
 
 def test_an_imatrix_of_another_model_is_refused_before_the_folder_is_made(tmp_path: Path) -> None:
@@ -163,10 +155,9 @@ def test_an_imatrix_of_another_model_is_refused_before_the_folder_is_made(tmp_pa
 
 
 def test_inspect_counts_what_is_there(tmp_path: Path) -> None:
-    shown = quantkit("inspect", write_llama(tmp_path / "m.gguf"), "--json")
-    facts = json.loads(shown.stdout)
-    assert facts["architecture"] == "llama"
-    assert facts["types"]["F32"]["tensors"] == 12
+    found = facts("inspect", write_llama(tmp_path / "m.gguf"))
+    assert found["architecture"] == "llama"
+    assert found["types"]["F32"]["tensors"] == 12
 
 
 def test_imatrix_on_a_dataset_of_the_hub_records_where_it_is_from(
@@ -179,30 +170,30 @@ def test_imatrix_on_a_dataset_of_the_hub_records_where_it_is_from(
     row = json.dumps({"text": " ".join(f"line{n}" for n in range(600))})
     (rows / "train.jsonl").write_text(row + "\n")
     model, out = tmp_path / "demo.gguf", tmp_path / "imatrix.gguf"
-    assert quantkit("convert", "--model", "demo", "--out", model).returncode == 0
+    printed("convert", "--model", "demo", "--out", model)
     name = "datasets/someone/talks"
     with hub({name: rows}, cards={name: {"license": "cc-by-4.0"}}) as served:
         monkeypatch.setenv("HF_ENDPOINT", served.address)
         chosen = ("--calibration", f"hf://{name}", "--chunks", "2")
-        finished = quantkit("imatrix", model, "--out", out, *chosen, "--json")
-    assert finished.returncode == 0, finished.stderr
-    facts = json.loads(finished.stdout)
-    (source,) = facts["sources"]
+        collected = facts("imatrix", model, "--out", out, *chosen)
+    (source,) = collected["sources"]
     origin = f"hf://{name}@{COMMIT}"
     assert (source["origin"], source["licence"]) == (origin, "cc-by-4.0")
-    assert source["tokens"] == facts["tokens"] == 1024
+    assert source["tokens"] == collected["tokens"] == 1024
     assert [file["name"] for file in source["files"]] == ["train.jsonl"]
-    assert json.loads(quantkit("imatrix", "--show", out, "--json").stdout)["datasets"] == [origin]
+    assert facts("imatrix", "--show", out)["datasets"] == [origin]
 
 
 @pytest.mark.parametrize("arguments", [("--help",), ("plan", "--help")])
 def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
     code = (
-        "import sys; from quantkit.cli.app import main\n"
+        "import sys; from quantkit.cli.app import COMMANDS, main\n"
         f"try: sys.argv = ['quantkit', *{arguments!r}]; main()\n"
         "except SystemExit: pass\n"
         "heavy = {'llama_cpp', 'scipy', 'matplotlib', 'numpy', 'rich', 'huggingface_hub'}\n"
         "heavy |= {'quantkit.config.recipe', 'quantkit.models', 'quantkit.plan'}\n"
+        "heavy |= {'quantkit.cli.' + module for module, _ in COMMANDS.values()}\n"
+        "heavy.discard('quantkit.cli.' + sys.argv[1])\n"
         "sys.exit(' '.join(sorted(heavy & set(sys.modules))) or None)"
     )
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
@@ -211,8 +202,9 @@ def test_help_loads_nothing_heavy(arguments: tuple[str, ...]) -> None:
 
 def test_every_option_has_a_phrase_and_no_command_s_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    shown = quantkit("--help").stdout
-    assert "..." not in shown.partition("Commands:")[2]
+    listed = printed("--help").partition("Commands:")[2]
+    assert [line.split()[0] for line in listed.splitlines() if line] == list(COMMANDS)
+    assert "..." not in listed
     for name, command in typer.main.get_command(app).commands.items():
         for parameter in command.params:
             words = (parameter.help or "").split()
@@ -228,12 +220,11 @@ def test_help_offers_a_repository_only_where_one_is_taken() -> None:
 
 
 def test_doctor_says_which_settings_work() -> None:
-    found = quantkit("doctor", "--json")
-    facts = json.loads(found.stdout)
-    assert isinstance(facts["use_extra_buffers"], bool)
-    assert "kernels" in facts["finding"]
-    assert isinstance(facts["compiled_kernels"], bool)
-    assert facts["kernels_finding"]
+    found = facts("doctor")
+    assert isinstance(found["use_extra_buffers"], bool)
+    assert "kernels" in found["finding"]
+    assert isinstance(found["compiled_kernels"], bool)
+    assert found["kernels_finding"]
 
 
 def test_download_says_what_came_and_what_to_do_next(
@@ -244,20 +235,18 @@ def test_download_says_what_came_and_what_to_do_next(
     super_120b = "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16"
     with hub({"someone/demo-BF16": DEMO_MODEL, super_120b: DEMO_MODEL}) as served:
         monkeypatch.setenv("HF_ENDPOINT", served.address)
-        finished = quantkit("download", "someone/demo-BF16")
-        assert finished.returncode == 0, finished.stderr
-        assert f"someone/demo-BF16 at {COMMIT[:12]} → demo-BF16" in finished.stdout
-        assert "to fetch" in finished.stdout
-        last = finished.stdout.splitlines()[-1]
+        first = printed("download", "someone/demo-BF16")
+        assert f"someone/demo-BF16 at {COMMIT[:12]} → demo-BF16" in first
+        assert "to fetch" in first
+        last = first.splitlines()[-1]
         assert last == "Next:  quantkit build --target 4x3090 --model demo-BF16"
-        facts = json.loads(quantkit("download", "someone/demo-BF16", "--json").stdout)
-        assert facts["commit"] == COMMIT
-        assert facts["fetched_bytes"] == 0
+        again = facts("download", "someone/demo-BF16")
+        assert (again["commit"], again["fetched_bytes"]) == (COMMIT, 0)
         sizes = {path.name: path.stat().st_size for path in DEMO_MODEL.iterdir()}
-        assert {n: f["size_bytes"] for n, f in facts["files"].items()} == sizes
-        assert facts["size_bytes"] == sum(sizes.values())
-        assert quantkit("download", "someone/demo-BF16", "--quiet").stdout == ""
-        with_recipe = quantkit("download", super_120b, "--out", "a folder").stdout
+        assert {n: f["size_bytes"] for n, f in again["files"].items()} == sizes
+        assert again["size_bytes"] == sum(sizes.values())
+        assert printed("download", "someone/demo-BF16", "--quiet") == ""
+        with_recipe = printed("download", super_120b, "--out", "a folder")
         assert with_recipe.endswith("--model 'a folder' --recipe nemotron-3-super\n")
         assert "someone/none" in refused("download", "someone/none")
         assert not (tmp_path / "none").exists()
@@ -284,7 +273,5 @@ def test_download_warns_of_a_build_that_the_disk_will_not_hold(
         assert finished.returncode == 3
         assert finished.stderr.startswith("error: downloading someone/large")
         served.claims = {"model.safetensors": free * 2}
-        refusal = quantkit("download", "someone/large", "--out", tmp_path / "new")
-        assert refusal.returncode == 3
-        assert "GiB" in refusal.stderr
+        assert "GiB" in refused("download", "someone/large", "--out", tmp_path / "new", code=3)
         assert not (tmp_path / "new").exists()

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from broken_artifacts import swapped, with_context_length
 from demo_artifacts import write_demo
-from forked import quantkit
+from forked import facts, printed, quantkit
 from small_haystack import small_haystack
 
 from quantkit.cli.niah import probes_of
@@ -32,28 +32,27 @@ SMALL = (
 
 
 def test_a_check_that_passes(model: Path, tmp_path: Path) -> None:
-    done = niah(model, *SMALL, "--probe", "near-miss=2", "--source", "demo", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
+    chosen = ("--probe", "near-miss=2", "--source", "demo")
+    shown = printed("niah", model, *SMALL, *chosen, cwd=tmp_path)
     out = tmp_path / "demo-niah"
     assert sorted(path.name for path in out.iterdir()) == [
         "heatmap.png", "niah.jsonl", "validation.json",
     ]  # fmt: skip
-    facts = json.loads((out / "validation.json").read_text())
-    section = facts["niah"]
-    assert facts["passed"] is True
+    validation = json.loads((out / "validation.json").read_text())
+    section = validation["niah"]
+    assert validation["passed"] is True
     main, probe = section["scores"]
     assert (main["task"], main["keys"]) == ("multikey", section["rungs"][0]["keys"])
     assert (main["hits"], main["trials"]) == (6, 6)
     assert main["lower_bound"] == pytest.approx(0.05 ** (1 / 6))
     assert probe["task"] == "near-miss"
-    assert facts["integrity"]["matrices"] > 58
+    assert validation["integrity"]["matrices"] > 58
     assert len((out / "niah.jsonl").read_text().splitlines()) == 8
-    assert "6 of 6 multikey" in done.stdout
-    assert "6/6" in done.stdout
+    assert "6 of 6 multikey" in shown
+    assert "6/6" in shown
     # the same in JSON, and nothing beside it
-    again = niah(model, *SMALL, "--out", "b", "--json", cwd=tmp_path)
-    assert again.returncode == 0
-    assert json.loads(again.stdout)["niah"]["scores"][0]["hits"] == 6
+    again = facts("niah", model, *SMALL, "--out", "b", cwd=tmp_path)
+    assert again["niah"]["scores"][0]["hits"] == 6
 
 
 def test_a_missed_gate_is_told_with_what_was_found(model: Path, tmp_path: Path) -> None:
@@ -61,8 +60,8 @@ def test_a_missed_gate_is_told_with_what_was_found(model: Path, tmp_path: Path) 
     failed = niah(model, *SMALL, *probe, "--json", cwd=tmp_path)
     assert failed.returncode == 1
     assert "two-hop found 0/6" in failed.stderr
-    facts = json.loads(failed.stdout)
-    assert (facts["passed"], facts["niah"]["recipe"]["gate"]) == (False, ["two-hop"])
+    told = json.loads(failed.stdout)
+    assert (told["passed"], told["niah"]["recipe"]["gate"]) == (False, ["two-hop"])
     assert (tmp_path / "demo-niah" / "heatmap.png").exists()
 
 

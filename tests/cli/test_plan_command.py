@@ -7,11 +7,11 @@ import os
 import re
 import shlex
 import shutil
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import forked
 import make_shape
 import pytest
 import yaml
@@ -20,9 +20,11 @@ from demo_artifacts import write_demo
 from forked import quantkit, refused
 from loopback_hub import hub
 from small_recipes import write_recipe
+from terminals import written_in_terminal
 
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.units import MIB
+from quantkit.models.choose import choose_model, open_source
 
 CONFIG = make_shape.model_config("nemotron-3-super", mtp=False)
 DEMO = ("--model", "demo", "--recipe", "demo")
@@ -30,12 +32,10 @@ ONE = ("--target", "1x3090", "--context", "32768")
 NARROW, WIDE = 80, 160
 
 
-def plan(*given: object, env: Mapping[str, str] | None = None) -> dict[str, Any]:
-    """The facts of a plan that succeeds: one JSON document and nothing else."""
-    done = quantkit("plan", *given, "--json", env=env)
-    assert done.returncode == 0, done.stderr
-    facts: dict[str, Any] = json.loads(done.stdout)
-    return facts
+def plan(*given: object) -> dict[str, Any]:
+    """The facts of a plan that succeeds."""
+    found: dict[str, Any] = forked.facts("plan", *given)
+    return found
 
 
 def told(*given: object) -> str:
@@ -127,9 +127,8 @@ def test_all_facts_are_one_document_with_units_in_the_names(flagship: Path, tmp_
     assert len(cells) == 18
     at_504k = cells["q8_0", 516_096]["largest_bytes"]
     assert at_504k == pytest.approx(facts["alternatives"]["largest_bytes"], rel=0.001)
-    assert (
-        cells["q8_0", 1 << 20]["largest_bytes"] < at_504k < cells["q8_0", 32_768]["largest_bytes"]
-    )
+    longer, shorter = (cells["q8_0", tokens]["largest_bytes"] for tokens in (1 << 20, 32_768))
+    assert longer < at_504k < shorter
     assert picture.read_text().startswith("<?xml")
     assert {path.name for path in launch.iterdir()} >= {"Modelfile", "compose.yaml"}
     (script,) = launch.glob("*server.sh")
@@ -142,12 +141,10 @@ def test_rpc_servers_and_gpus_that_are_not_here() -> None:
     if "CUDA" in os.environ.get("CMAKE_ARGS", ""):
         pytest.skip("this llama.cpp sees GPUs")
     given = ("--model", "demo", *ONE, "--levels", "Q4", "--verify", "--on")
-    present = quantkit("plan", *given, "present")
-    assert present.returncode == 3
-    assert "sees 0" in present.stderr
-    rpc = quantkit("plan", *given, "rpc")
-    assert rpc.returncode == 3
-    assert "RPC" in rpc.stderr
+    for where, words in (("present", "sees 0"), ("rpc", "RPC")):
+        done = quantkit("plan", *given, where)
+        assert done.returncode == 3
+        assert words in done.stderr
 
 
 def test_by_default_fake_gpus_are_asked_where_the_gpus_are_not_here(flagship: Path) -> None:
@@ -183,8 +180,6 @@ def test_types_of_an_allocation_and_of_a_preset(tmp_path: Path) -> None:
     assert " -m quantkit-demo-Q4_K_M.gguf " in stock["command"]
     text = told("--model", "demo", *ONE, "--types", "Q4_K_M")
     assert "fell back" in text
-    from quantkit.models.choose import choose_model, open_source
-
     tensors = open_source(choose_model("demo")).tensors
     types = {
         info.name: {"type": "Q8_0" if info.type_name == "BF16" else info.type_name, "bytes": 0}
@@ -212,18 +207,16 @@ def test_how_it_is_used_can_be_changed() -> None:
     assert (run["ubatch_tokens"], run["sequences"], run["kv_type"]) == (256, 3, "f16")
     for words in ("-ub 256", "-np 3 -kvu", "-ctk f16 -ctv f16", "-c 32768"):
         assert f" {words} " in level["command"]
-    (other,) = plan("--model", "demo", *ONE, "--levels", "max", "--kv", "f16", "--ubatch", 256)[
-        "levels"
-    ]
+    fewer = ("--levels", "max", "--kv", "f16", "--ubatch", 256)
+    (other,) = plan("--model", "demo", *ONE, *fewer)["levels"]
     assert other["total_bytes"] > level["total_bytes"]
     gpu, of_other = (one["placement"]["gpus"][0] for one in (level, other))
     assert gpu["context_bytes"] > of_other["context_bytes"]
 
 
 def test_a_context_longer_than_the_metadata_says(tmp_path: Path) -> None:
-    folder = write_checkpoint(
-        tmp_path / "m", NEMOTRON | {"head_dim": 64}, nemotron_arrays(NEMOTRON | {"head_dim": 64})
-    )
+    config = NEMOTRON | {"head_dim": 64}
+    folder = write_checkpoint(tmp_path / "m", config, nemotron_arrays(config))
     long = 2 << 20
     given = ("--model", folder, "--target", "1x3090", "--levels", "8")
     text = told(*given, "--context", long)
@@ -264,8 +257,7 @@ def test_a_repository_is_planned_by_its_headers(
         assert served.sent_bytes("model.safetensors") < whole / 10
         assert " -m demo-Q4.gguf " in level["command"]
         monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
-    offline = quantkit("plan", *given)  # what is here is enough
-    assert offline.returncode == 0, offline.stderr
+    forked.printed("plan", *given)  # what is here is enough
     (folder,) = plan("--model", DEMO_MODEL, *ONE, "--levels", "Q4")["levels"]
     assert level["total_bytes"] == pytest.approx(folder["total_bytes"], rel=0.01)
 
@@ -300,15 +292,11 @@ def test_a_file_that_does_not_fit_names_its_own_longest_context(tmp_path: Path) 
     whole = write_demo(tmp_path / "demo-Q4_0.gguf", "Q4_0")
     target = write_target(tmp_path / "t.yaml", 24, 24, kv_type="f16")
     message = refused("plan", "--model", whole, "--target", target)
-    kept = re.search(
-        r"these types with ([\d,]+) tokens of f16 context \(--context (\d+)\)", message
-    )
+    kept = re.search(r"these types with [\d,]+ tokens of f16 context \(--context (\d+)\)", message)
     assert kept, message
-    assert plan("--model", whole, "--target", target, "--context", kept[2])["levels"]
-    longer = int(kept[2]) + 1024
-    assert "does not fit mine" in refused(
-        "plan", "--model", whole, "--target", target, "--context", longer
-    )
+    given = ("--model", whole, "--target", target, "--context")
+    assert plan(*given, kept[1])["levels"]
+    assert "does not fit mine" in refused("plan", *given, int(kept[1]) + 1024)
 
 
 def test_no_way_out(tmp_path: Path) -> None:
@@ -349,45 +337,22 @@ def test_wrong_input(given: tuple[str, ...], words: str, tmp_path: Path) -> None
 
 def test_launch_files_are_of_one_artifact(tmp_path: Path) -> None:
     done = quantkit("plan", *DEMO, *ONE, "--launch", tmp_path / "l")
-    assert done.returncode == 2
-    assert "4 are planned" in done.stderr
+    assert (done.returncode, "4 are planned" in done.stderr) == (2, True), done.stderr
     assert not (tmp_path / "l").exists()
 
 
 def in_terminal(columns: int, *given: object) -> list[str]:
     """Lines that a terminal of so many columns gets, without colours."""
-    import pty
-    import subprocess
-
-    main, side = pty.openpty()
-    environment = os.environ | {"COLUMNS": str(columns), "TERM": "xterm", "NO_COLOR": "1"}
-    code = "import sys; sys.argv[0] = 'quantkit'; from quantkit.cli.app import main; main()"
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, "plan", *map(str, given)],
-        stdout=side, stderr=side, stdin=subprocess.DEVNULL, env=environment,
-    )  # fmt: skip
-    os.close(side)
-    content = b""
-    while True:
-        try:
-            piece = os.read(main, 1 << 16)
-        except OSError:  # EIO: the other side is closed
-            break
-        if not piece:
-            break
-        content += piece
-    os.close(main)
-    assert process.wait() == 0, content
-    return [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in content.decode().splitlines()]
+    written = written_in_terminal([*forked.PROGRAM, "plan", *map(str, given)], columns)
+    return [re.sub(r"\x1b\[[0-9;]*m", "", line) for line in written.splitlines()]
 
 
 @pytest.mark.parametrize("columns", [NARROW, 100, WIDE])
 def test_tables_keep_their_rows_in_a_terminal(columns: int, flagship: Path) -> None:
     """Of a row nothing is cut off or folded; only commands and sentences are longer than a line."""
-    given: tuple[object, ...] = ("--model", flagship, "--target", "4x3090", "--verify")
     swept = columns == 100
-    given = (*given, "--on", "fake", *(["--what-if"] if swept else []))
-    lines = in_terminal(columns, *given)
+    given = ("--model", flagship, "--target", "4x3090", "--verify", "--on", "fake")
+    lines = in_terminal(columns, *given, *["--what-if"] * swept)
     rows = [line for line in lines if re.match(r" \d RTX 3090 ", line)]
     assert len(rows) == 4
     for row in rows:
@@ -398,7 +363,5 @@ def test_tables_keep_their_rows_in_a_terminal(columns: int, flagship: Path) -> N
     assert len([line for line in lines if re.search(r" \d\.\d\d%\s*$", line)]) == 4
     assert len([line for line in lines if line.startswith(" ───")]) == 2 + swept
     for line in lines:
-        sentence = line.startswith(
-            ("Run it:", "Room left", "Budget ", "What would fit", "as it is")
-        )
-        assert sentence or len(line) <= columns, line
+        sentence = ("Run it:", "Room left", "Budget ", "What would fit", "as it is")
+        assert line.startswith(sentence) or len(line) <= columns, line

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from finished_builds import fail
-from forked import quantkit, start
+from forked import PROGRAM, facts, printed, quantkit, start
 from loopback_hub import GOOD_TOKEN, READ_TOKEN, LoopbackHub, UploadFault, hub
 from small_recipes import write_recipe
 
@@ -58,20 +58,23 @@ def test_killed_half_way_finished_downloaded_and_run(
     before = dict(loopback.received)
     loopback.upload_bytes_per_second = None
 
-    done = quantkit("publish", own, "--to", TO, "--json", env=env)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
-    assert facts["made"]
-    assert facts["commit"] == head(loopback)
+    finished = quantkit("publish", own, "--to", TO, "--json", env=env)
+    assert finished.returncode == 0, finished.stderr
+    done = json.loads(finished.stdout)
+    assert done["made"]
+    assert done["commit"] == head(loopback)
     for oid in whole:  # what was there is not sent again
         assert loopback.received[oid] == before[oid]
-    sizes = {file["sha256"]: file["size_bytes"] for file in facts["files"].values()}
+    sizes = {file["sha256"]: file["size_bytes"] for file in done["files"].values()}
     assert all(loopback.repository(REPOSITORY).object(oid) for oid in loopback.received)
     assert loopback.received.keys() <= sizes.keys()
 
-    again = quantkit("publish", own, "--to", TO, env=env)
-    assert again.returncode == 0
-    assert "skipped" in again.stdout
+    assert GOOD_TOKEN not in finished.stdout + finished.stderr
+    for path in own.rglob("*"):  # the token is in nothing that is written
+        if path.is_file() and path.suffix != ".gguf":
+            assert GOOD_TOKEN.encode() not in path.read_bytes(), path
+
+    assert "skipped" in printed("publish", own, "--to", TO, env=env)
     assert loopback.commits_made == 1
 
     # elsewhere, by a plain client
@@ -88,20 +91,17 @@ def test_killed_half_way_finished_downloaded_and_run(
     assert checked.returncode == 0
     artifact = folder / "quantkit-demo-Q4.gguf"
     assert artifact.read_bytes() == (own / "levels/Q4/quantkit-demo-Q4.gguf").read_bytes()
-    found = quantkit(
+    printed(
         "niah", artifact, "--context", 384, "--needles", 4, "--answer-tokens", 8, "--kv", "q8_0",
         "--minimum", 0.4, "--out", tmp_path / "niah", "--json",
     )  # fmt: skip
-    assert found.returncode == 0, found.stderr
-    again = quantkit(
+    printed(
         "quantize", "--model", "demo", "--types", folder / "levels/Q4/allocation.json",
         "--imatrix", folder / "quantkit-demo-imatrix.gguf", "--out", tmp_path / "again.gguf",
     )  # fmt: skip
-    assert again.returncode == 0, again.stderr
     assert (tmp_path / "again.gguf").read_bytes() == artifact.read_bytes()
     for where in (folder, REPOSITORY):
-        verified = quantkit("verify", where, env=plain, cwd=tmp_path)
-        assert verified.returncode == 0, verified.stdout + verified.stderr
+        printed("verify", where, env=plain, cwd=tmp_path)
 
 
 def test_what_a_person_sees(loopback: LoopbackHub, own: Path) -> None:
@@ -116,32 +116,23 @@ def test_what_a_person_sees(loopback: LoopbackHub, own: Path) -> None:
     refused = quantkit("publish", own, "--to", "someone", "--levels", "Q8, Q4", env=env)
     assert refused.returncode == 1
     assert "1 of 4 multikey-4" in refused.stderr
-    both = quantkit("publish", own, "--to", TO, "--pr", "--branch", "x", env=env)
-    assert both.returncode == 2
-    typo = quantkit("publish", own.parent / "typo", "--to", TO, env=env)
-    assert typo.returncode == 2
+    runs = [shown, refused]
+    for folder, more, words in (
+        (own, ("--pr", "--branch", "x"), "--pr"),
+        (own.parent / "typo", (), "typo"),
+        (own.parent, (), "receipts/report.json"),
+    ):
+        runs.append(quantkit("publish", folder, "--to", TO, *more, env=env))
+        assert (runs[-1].returncode, words in runs[-1].stderr) == (2, True), runs[-1].stderr
     assert not (own.parent / "typo").exists()
-    nothing = quantkit("publish", own.parent, "--to", TO, env=env)
-    assert nothing.returncode == 2
-    assert "receipts/report.json" in nothing.stderr
-    for run in (shown, refused, both, nothing):
+    for run in runs:
         assert GOOD_TOKEN not in run.stdout + run.stderr
         assert "Traceback" not in run.stderr
 
 
-def test_the_token_is_in_nothing_that_is_written(loopback: LoopbackHub, own: Path) -> None:
-    done = quantkit("publish", own, "--to", TO, "--json", env=environment(loopback))
-    assert done.returncode == 0
-    assert GOOD_TOKEN not in done.stdout + done.stderr
-    for path in own.rglob("*"):
-        if path.is_file() and path.suffix != ".gguf":
-            assert GOOD_TOKEN.encode() not in path.read_bytes(), path
-
-
 def test_ctrl_c_ends_it_although_an_upload_is_under_way(loopback: LoopbackHub, own: Path) -> None:
     loopback.upload_bytes_per_second = 300_000  # all of it would take half a minute
-    program = [sys.executable, "-c", "from quantkit.cli.app import main; main()"]
-    command = [*program, "publish", str(own), "--to", TO, "--quiet"]
+    command = [*PROGRAM, "publish", str(own), "--to", TO, "--quiet"]
     started = subprocess.Popen(
         command,
         env=environment(loopback),
@@ -155,6 +146,14 @@ def test_ctrl_c_ends_it_although_an_upload_is_under_way(loopback: LoopbackHub, o
     assert started.wait(120) == 130
     assert sum(loopback.received.values()) < 8_000_000
     assert loopback.commits_made == 0
+
+
+def build_words(folder: Path, recipe: Path) -> tuple[object, ...]:
+    """The command that builds the demo, in `out`, and publishes it."""
+    return (
+        "build", "--target", "1x3090", "--model", "demo", "--recipe", recipe,
+        "--out", folder / "out", "--publish", "someone",
+    )  # fmt: skip
 
 
 def quick_recipe(folder: Path, **changes: object) -> Path:
@@ -176,36 +175,21 @@ def test_a_release_is_built_again_byte_for_byte(loopback: LoopbackHub, tmp_path:
     mixture = {"zz.txt": 1.0, "english-prose": 2.0, "code": 1.0}
     imatrix = {"chunks": 4, "chunk_tokens": 128, "mixture": mixture}
     recipe, out = quick_recipe(tmp_path, imatrix=imatrix), tmp_path / "out"
-    built = quantkit(
-        "build", "--target", "1x3090", "--model", "demo", "--recipe", recipe, "--out", out,
-        cwd=tmp_path,
-    )  # fmt: skip
-    assert built.returncode == 0, built.stdout + built.stderr
-    env = environment(loopback)
-    shown = quantkit("publish", out, "--to", "someone", "--dry-run", env=env)
-    assert shown.returncode == 0, shown.stdout + shown.stderr
+    target = ("--target", "1x3090", "--recipe", recipe)
+    printed("build", "--model", "demo", *target, "--out", out, cwd=tmp_path)
+    printed("publish", out, "--to", "someone", "--dry-run", env=environment(loopback))
     release = out / "release"
     assert str(tmp_path) not in (release / "recipe.yaml").read_text()
-    again = quantkit(
-        "build", "--target", release / "target.yaml", "--model", "demo",
-        "--recipe", release / "recipe.yaml", "--out", tmp_path / "again", cwd=tmp_path,
-    )  # fmt: skip
-    assert again.returncode == 0, again.stdout + again.stderr
+    target = ("--target", release / "target.yaml", "--recipe", release / "recipe.yaml")
+    printed("build", "--model", "demo", *target, "--out", tmp_path / "again", cwd=tmp_path)
     for name in ("imatrix.gguf", "levels/Q4/quantkit-demo-Q4.gguf", "levels/Q4/allocation.json"):
         assert (tmp_path / "again" / name).read_bytes() == (out / name).read_bytes(), name
 
 
 def test_what_a_build_that_publishes_refuses_first(loopback: LoopbackHub, tmp_path: Path) -> None:
-    recipe = quick_recipe(tmp_path)
-    command = (
-        "build", "--target", "1x3090", "--model", "demo", "--recipe", recipe,
-        "--out", tmp_path / "out", "--publish", "someone",
-    )  # fmt: skip
+    command = build_words(tmp_path, quick_recipe(tmp_path))
     loopback.write(REPOSITORY, {})
-    for more, words in (
-        (("--private",), "public"),
-        (("--levels", "Q4_0"), "baselines"),
-    ):
+    for more, words in ((("--private",), "public"), (("--levels", "Q4_0"), "baselines")):
         early = quantkit(*command, *more, env=environment(loopback))
         assert early.returncode == 2
         assert words in early.stderr
@@ -213,11 +197,7 @@ def test_what_a_build_that_publishes_refuses_first(loopback: LoopbackHub, tmp_pa
 
 
 def test_a_build_publishes_what_passed(loopback: LoopbackHub, tmp_path: Path) -> None:
-    recipe = quick_recipe(tmp_path)
-    command = (
-        "build", "--target", "1x3090", "--model", "demo", "--recipe", recipe,
-        "--out", tmp_path / "out", "--publish", "someone",
-    )  # fmt: skip
+    command = build_words(tmp_path, quick_recipe(tmp_path))
     for token in ("hf_wrong", READ_TOKEN):
         early = quantkit(*command, env=environment(loopback, token))
         assert early.returncode == 2
@@ -228,9 +208,7 @@ def test_a_build_publishes_what_passed(loopback: LoopbackHub, tmp_path: Path) ->
     assert failed.returncode == 2
     assert "not today" in failed.stderr
     assert "quantkit publish " in " ".join(failed.stderr.split())
-    done = quantkit(*command, "--json", env=environment(loopback))
-    assert done.returncode == 0, done.stdout + done.stderr
-    facts = json.loads(done.stdout)
-    assert facts["published"]["commit"] == head(loopback)
-    assert facts["published"]["address"] == f"{loopback.address}/{REPOSITORY}"
-    assert facts["levels"][0]["name"] == "Q4"
+    done = facts(*command, env=environment(loopback))
+    assert done["published"]["commit"] == head(loopback)
+    assert done["published"]["address"] == f"{loopback.address}/{REPOSITORY}"
+    assert done["levels"][0]["name"] == "Q4"

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 from checkpoints import write_nemotron
-from forked import quantkit, refused
+from forked import facts, printed, refused
 from loopback_hub import hub
 from models import write_llama
 
@@ -25,14 +24,12 @@ MANY = "name: many\ncards:\n  - {name: A2, memory_gib: 16, count: 16}\ncontext_t
 
 def test_the_list_has_what_ships_and_own_files(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
-    done = quantkit("targets", "--target", "small.yaml", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
-    names = [one["name"] for one in facts]
+    listed = facts("targets", "--target", "small.yaml", cwd=tmp_path)
+    names = [one["name"] for one in listed]
     assert [name for name in names if name != "auto"] == [*known_targets(), "small"]
-    by_name = dict(zip(names, facts, strict=True))
+    by_name = dict(zip(names, listed, strict=True))
     assert by_name["4x3090"] == load_target("4x3090").model_dump(mode="json")
-    shown = quantkit("targets").stdout
+    shown = printed("targets")
     assert "Four GeForce RTX 3090" in shown
     assert "small" not in shown
 
@@ -41,11 +38,9 @@ def test_a_model_s_largest_artifacts_are_those_of_plans(tmp_path: Path) -> None:
     (tmp_path / "small.yaml").write_text(SMALL)
     (tmp_path / "many.yaml").write_text(MANY)
     chosen = ("--target", "small.yaml", "--target", "many.yaml", "--model", "demo")
-    done = quantkit("targets", *chosen, "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
-    assert (facts["model"], facts["estimated"]) == ("quantkit-demo", None)
-    by_name = {one["target"]: one for one in facts["targets"]}
+    listed = facts("targets", *chosen, cwd=tmp_path)
+    assert (listed["model"], listed["estimated"]) == ("quantkit-demo", None)
+    by_name = {one["target"]: one for one in listed["targets"]}
     assert by_name.keys() >= {*known_targets(), "small", "many"}
     assert "16 GPUs" in by_name["many"]["refused"]
     small = by_name["small"]
@@ -55,12 +50,11 @@ def test_a_model_s_largest_artifacts_are_those_of_plans(tmp_path: Path) -> None:
     assert contexts[1_048_576]["largest_bytes"] is None
     assert contexts[1_048_576]["bits_per_weight"] is None
     words = ("plan", "--model", "demo", "--target", "small.yaml", "--levels", "max")
-    planned = quantkit(*words, "--context", "32768", "--json", cwd=tmp_path)
-    (level,) = json.loads(planned.stdout)["levels"]
+    (level,) = facts(*words, "--context", "32768", cwd=tmp_path)["levels"]
     assert contexts[32_768]["largest_bytes"] == level["total_bytes"]
     assert contexts[32_768]["bits_per_weight"] == level["bits_per_weight"]
     assert "does not fit small" in refused(*words, "--context", "1048576", cwd=tmp_path)
-    shown = quantkit("targets", *chosen, cwd=tmp_path).stdout
+    shown = printed("targets", *chosen, cwd=tmp_path)
     (row,) = (line for line in shown.splitlines() if line.strip().startswith("small "))
     assert row.split()[-2:] == ["-", "f16"]
     assert f"{level['total_bytes'] / 2**20:.2f} {level['bits_per_weight']:.2f}" in row
@@ -72,9 +66,7 @@ def test_a_model_s_largest_artifacts_are_those_of_plans(tmp_path: Path) -> None:
 
 def test_a_gguf_is_listed_at_the_context_that_it_was_trained_for(tmp_path: Path) -> None:
     model = write_llama(tmp_path / "m.gguf")
-    done = quantkit("targets", "--model", model, "--json")
-    assert done.returncode == 0, done.stderr
-    for one in json.loads(done.stdout)["targets"]:
+    for one in facts("targets", "--model", model)["targets"]:
         (budget,) = one["budgets"]
         assert budget["context_tokens"] == 512
         assert 0 < budget["largest_bytes"] <= model.stat().st_size
@@ -88,16 +80,11 @@ def test_a_repository_is_listed_as_its_folder_is(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     with hub({"someone/small": folder}) as served:
         monkeypatch.setenv("HF_ENDPOINT", served.address)
-        done = quantkit("targets", "--model", "someone/small", "--json", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    local = quantkit("targets", "--model", folder, "--json")
-    assert json.loads(done.stdout) == json.loads(local.stdout)
+        of_repository = facts("targets", "--model", "someone/small", cwd=tmp_path)
+    assert of_repository == facts("targets", "--model", folder)
 
 
 def test_what_cannot_be_listed_is_refused() -> None:
-    for words, message in (
-        (("--target", "4x3090"), "--target 4x3090"),
-        (("--recipe", "default"), "--model"),
-        (("--model", "nowhere/at/all"), "nowhere/at/all"),
-    ):
-        assert message in refused("targets", *words)
+    assert "--target 4x3090" in refused("targets", "--target", "4x3090")
+    assert "--model" in refused("targets", "--recipe", "default")
+    assert "nowhere/at/all" in refused("targets", "--model", "nowhere/at/all")

@@ -7,11 +7,10 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import Any
 
 import broken_artifacts
 import pytest
-from forked import quantkit, refused
+from forked import facts, printed, quantkit, refused
 from loopback_hub import hub
 from small_recipes import write_recipe
 from small_release import STACK, SmallRelease
@@ -38,12 +37,10 @@ def test_a_good_release_takes_a_line_a_check(whole_release: SmallRelease) -> Non
 
 def test_the_facts_as_json(whole_release: SmallRelease) -> None:
     source_of = ("--source", whole_release.source, "--full", "--seed", "4")
-    done = quantkit("verify", whole_release.folder, *source_of, "--json")
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
-    assert (facts["kind"], facts["model"], facts["levels"]) == ("release", "tiny", ["Q4", "Q8"])
-    assert facts["verified"] is True
-    checks = {check["name"]: check for check in facts["checks"]}
+    told = facts("verify", whole_release.folder, *source_of)
+    assert (told["kind"], told["model"], told["levels"]) == ("release", "tiny", ["Q4", "Q8"])
+    assert told["verified"] is True
+    checks = {check["name"]: check for check in told["checks"]}
     assert list(checks) == ["files", "structure", "types", "claims", "source"]
     assert all(check["passed"] and not check["faults"] for check in checks.values())
     source = checks["source"]
@@ -53,19 +50,12 @@ def test_the_facts_as_json(whole_release: SmallRelease) -> None:
 
 
 def test_the_seed_is_drawn_and_can_be_given_again(whole_release: SmallRelease) -> None:
-    def source(*more: str) -> dict[str, Any]:
-        done = quantkit(
-            "verify", whole_release.folder, "--source", whole_release.source, "--json", *more
-        )
-        assert done.returncode == 0, done.stderr
-        return dict(json.loads(done.stdout)["checks"][-1])
-
-    one, other = source(), source()
-    assert one["seed"] != other["seed"]
-    assert one["seed"] != 1
-    assert source("--seed", str(one["seed"]))["seed"] == one["seed"]
-    done = quantkit("verify", whole_release.folder, "--source", whole_release.source)
-    assert re.search(r"sampled rows of [\d,]+ \(seed \d+\)", done.stdout), done.stdout
+    words = ("verify", whole_release.folder, "--source", whole_release.source)
+    one, other = (facts(*words)["checks"][-1]["seed"] for _ in range(2))
+    assert one != other
+    assert one != 1
+    assert facts(*words, "--seed", one)["checks"][-1]["seed"] == one
+    assert re.search(r"sampled rows of [\d,]+ \(seed \d+\)", printed(*words))
 
 
 def test_what_was_not_compared_gets_no_tick(release: SmallRelease) -> None:
@@ -80,8 +70,8 @@ def test_what_was_not_compared_gets_no_tick(release: SmallRelease) -> None:
     assert lines[-1].startswith("Verified: ")
     assert "except 1 file" in lines[-1]
     assert "types" in lines[-1]
-    facts = json.loads(quantkit("verify", release.folder, "--json").stdout)
-    compared = {check["name"]: check["compared"] for check in facts["checks"]}
+    checks = facts("verify", release.folder)["checks"]
+    compared = {check["name"]: check["compared"] for check in checks}
     assert compared == {"files": True, "structure": True, "types": False, "claims": True}
 
 
@@ -104,9 +94,9 @@ def test_what_is_wrong_is_named_and_the_exit_code_is_1(
     assert "2 of 16 rows" in done.stdout
     done = quantkit("verify", release.folder, "--json")
     assert done.returncode == 1
-    facts = json.loads(done.stdout)
-    assert facts["verified"] is False
-    assert len(facts["checks"][0]["faults"]) == 2
+    told = json.loads(done.stdout)
+    assert told["verified"] is False
+    assert len(told["checks"][0]["faults"]) == 2
 
 
 def test_of_many_faults_a_screen_is_printed(release: SmallRelease) -> None:
@@ -140,12 +130,10 @@ def test_what_is_refused(arguments: tuple[str, ...], words: str, tmp_path: Path)
 def test_a_repository_by_its_name(release: SmallRelease) -> None:
     with hub({"someone/tiny-GGUF": {"v1": release.folder}}) as served:
         environment = {**os.environ, "HF_ENDPOINT": served.address, "HF_TOKEN": ""}
-        done = quantkit(
-            "verify", "someone/tiny-GGUF@v1", "--source", release.source, env=environment
-        )
-        assert done.returncode == 0, done.stderr
-        assert done.stdout.startswith("someone/tiny-GGUF@")
-        assert "by the Hub's record" in done.stdout
+        words = ("verify", "someone/tiny-GGUF@v1", "--source", release.source)
+        shown = printed(*words, env=environment)
+        assert shown.startswith("someone/tiny-GGUF@")
+        assert "by the Hub's record" in shown
         assert served.sent_bytes(Q4) < release.path(Q4).stat().st_size / 8
         gone = quantkit("verify", "someone/other", env=environment)
         assert gone.returncode == 2
@@ -156,14 +144,12 @@ def test_a_build_is_verified_by_its_receipts(tmp_path: Path) -> None:
     build = tmp_path / "build"
     recipe = write_recipe(tmp_path / "tiny.yaml")
     words = ("build", "--target", "4x3090", "--model", "demo", "--out", build, "--quiet")
-    assert quantkit(*words, "--recipe", recipe).returncode == 0
-    done = quantkit("verify", build, "--source", "demo", "--full", "--json")
-    assert done.returncode == 0, done.stderr
-    facts = json.loads(done.stdout)
-    assert (facts["kind"], facts["model"]) == ("build", "quantkit-demo")
-    assert sorted(facts["levels"]) == ["Q4", "Q8"]
-    assert (facts["not_here"], facts["not_covered"]) == ([], [])
-    source = facts["checks"][-1]
+    printed(*words, "--recipe", recipe)
+    told = facts("verify", build, "--source", "demo", "--full")
+    assert (told["kind"], told["model"]) == ("build", "quantkit-demo")
+    assert sorted(told["levels"]) == ["Q4", "Q8"]
+    assert (told["not_here"], told["not_covered"]) == ([], [])
+    source = told["checks"][-1]
     assert source["rows"] == source["all_rows"] > 0
     assert source["files"] == source["hashed"] > 3
 
@@ -184,20 +170,16 @@ def test_a_build_is_verified_by_its_receipts(tmp_path: Path) -> None:
     for output in content["outputs"]:
         output["sha256"] = file_sha256(build / output["path"])
     receipt.write_text(json.dumps(content))
-    done = quantkit("verify", build)
-    assert done.returncode == 0, done.stderr
-    assert "Q4: validation.json" in done.stdout
+    assert "Q4: validation.json" in printed("verify", build)
 
     unfinished = tmp_path / "unfinished"
     shutil.copytree(build, unfinished)
     for name in ("report", "validate.Q8", "quantize.Q8", "validate.Q4"):
         (unfinished / "receipts" / f"{name}.json").unlink()
-    assert quantkit("verify", unfinished).returncode == 0
+    printed("verify", unfinished)
 
     receipt = build / "receipts" / "quantize.Q8.json"
     content = json.loads(receipt.read_text())
     content["parts"]["imatrix"] = {"imatrix.gguf": "0" * 64}
     receipt.write_text(json.dumps(content))
-    done = quantkit("verify", build)
-    assert done.returncode == 0, done.stderr
-    assert "Q8 left out" in done.stdout
+    assert "Q8 left out" in printed("verify", build)

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-import pty
 import re
-import struct
 import subprocess
 import sys
-import termios
 
 import pytest
+from terminals import written_in_terminal
 
 from quantkit.core.bars import rate_text
 
@@ -33,23 +29,7 @@ COLUMNS = 80
 
 
 def in_terminal(*words: str) -> str:
-    """What the program writes to a terminal, as text with its control characters."""
-    ours, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, COLUMNS, 0, 0))
-    environment = os.environ | {"TERM": "xterm", "NO_COLOR": "1"}
-    process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, *words], stdout=theirs, stderr=theirs, env=environment
-    )
-    os.close(theirs)
-    found = b""
-    with open(ours, "rb", buffering=0) as terminal:
-        try:
-            while piece := terminal.read(1024):
-                found += piece
-        except OSError:  # the other end is closed
-            pass
-    assert process.wait() == 0, found
-    return found.decode()
+    return written_in_terminal([sys.executable, "-c", PROGRAM, *words], COLUMNS)
 
 
 def screen(written: str) -> list[str]:

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from training_needles import draw_needles
 
 from quantkit.core.errors import InputError
-from quantkit.retrieval.pools import KeyPool, ValuePool, numbers_in
+from quantkit.retrieval.needles import KeyPool, ValuePool, numbers_in
 
 
 def test_training_draws_are_as_ever() -> None:

@@ -39,6 +39,9 @@ HIDDEN = re.compile(
     r"|(?:The|You) [^.]*[0-9]{5}[^.]*\.) ?"
 )
 HAYSTACK = " ".join(SENTENCES)
+both_modes = pytest.mark.parametrize(
+    "changes", [{}, {"mode": "classic", "context_tokens": (6_000, 20_000)}]
+)
 
 
 @one_of_all
@@ -181,23 +184,28 @@ def test_several_values_have_room_for_several() -> None:
     assert limits["multi-value"] == 1000 + 3 * 24
 
 
-def test_bos_comes_first_and_counts() -> None:
-    plain, with_bos = build(), build(bos=1)
+@both_modes
+def test_bos_comes_first_and_counts(changes: dict[str, object]) -> None:
+    plain, with_bos = build(**changes), build(bos=1, **changes)
     assert with_bos.stream[0] == 1
     for branch in with_bos.branches:
         length = branch.question.context_tokens
         assert branch.prompt_tokens + branch.question.answer_tokens <= length
         assert np.array_equal(whole(with_bos, branch)[1:2], plain.stream[:1])
     # the frame begins with it already
-    assert build(bos=ord("<")).digest == plain.digest
+    assert build(bos=ord("<"), **changes).digest == plain.digest
 
 
-def test_same_seed_same_prompts() -> None:
-    first, second, other = build(), build(), build(seed=4)
+@both_modes
+def test_same_seed_same_prompts(changes: dict[str, object]) -> None:
+    first, second, other = build(**changes), build(**changes), build(seed=4, **changes)
     assert first.digest == second.digest != other.digest
     assert first.keys == second.keys
     assert not np.array_equal(first.stream[:4000], other.stream[:4000])
-    assert build(near_misses=1).digest != first.digest
+
+
+def test_other_lures_are_other_prompts() -> None:
+    assert build(near_misses=1).digest != build().digest
 
 
 def test_one_length_is_a_ladder_too() -> None:

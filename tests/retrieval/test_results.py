@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import finished_levels
 import pytest
+from finished_levels import KEYS
 
-from quantkit.config.recipe import RetrievalRecipe, Task
+from quantkit.config.recipe import Task
 from quantkit.core.errors import InputError
 from quantkit.retrieval.results import (
     Answer,
@@ -18,70 +20,55 @@ from quantkit.retrieval.results import (
 )
 from quantkit.retrieval.statistics import hit_rate_bounds, lower_bound
 
+SHORT, LONG = 8192, 32768
+
 
 def answer(length: int, seed: int, index: int, hit: bool, task: str = "multikey") -> Answer:
-    return Answer(
-        context_tokens=length,
-        prompt_tokens=length - 24,
-        seed=seed,
-        task=task,
-        index=index,
-        depth=0.5,
-        key="blue-bird",
-        values=("48213",),
-        answer="48213" if hit else "",
-        hit=hit,
-        found=int(hit),
-        truncated=False,
-        log_probability=-0.5 if hit else -9.5,
-    )
+    wrong = {"hit": False, "found": 0, "answer": "", "log_probability": -9.5}
+    changes = {"log_probability": -0.5} if hit else wrong
+    return finished_levels.answer(task, length, index, 8, seed, **changes)
 
 
 def found(
     answers: list[Answer], minimum: float | None = 0.9, gate: tuple[Task, ...] = ()
 ) -> Retrieval:
-    recipe = RetrievalRecipe(
+    recipe = finished_levels.recipe_of(
         probes={"near-miss": 4, "absent": 4}, gate=gate, minimum_lower_bound=minimum
     )
-    scores = score_tasks(answers, {4: 7, 8: 15})
-    return Retrieval(
-        recipe=recipe, kv_type="q8_0", answers=tuple(answers), scores=scores, rungs=(),
-        forked=True, fork_difference=0.0, prefill_tokens=8, question_tokens=2, classic_tokens=90,
-    )  # fmt: skip
+    return finished_levels.retrieval(answers, recipe)
 
 
 def test_scores_by_task_and_length() -> None:
-    answers = [answer(8, s, i, i != 0) for s in (1, 2) for i in range(4)]
-    answers += [answer(4, 1, i, True) for i in range(4)]
-    answers += [answer(8, 1, 0, False, "two-hop")]
+    answers = [answer(LONG, s, i, i != 0) for s in (1, 2) for i in range(4)]
+    answers += [answer(SHORT, 1, i, True) for i in range(4)]
+    answers += [answer(LONG, 1, 0, False, "two-hop")]
     answers[0] = replace(answers[0], truncated=True)  # a miss, because it was cut off
     answers[1] = replace(answers[1], truncated=True)  # a hit in spite of it
-    scores = score_tasks(answers, {4: 7, 8: 15})
+    scores = score_tasks(answers, KEYS)
     assert [(s.name, s.context_tokens, s.hits, s.trials, s.truncated) for s in scores] == [
-        ("multikey-7", 4, 4, 4, 0), ("multikey-15", 8, 6, 8, 1), ("two-hop", 8, 0, 1, 0),
+        ("multikey-16", SHORT, 4, 4, 0), ("multikey-32", LONG, 6, 8, 1), ("two-hop", LONG, 0, 1, 0),
     ]  # fmt: skip
     assert scores[1].log_probability == pytest.approx((6 * -0.5 + 2 * -9.5) / 8)
     assert scores[1].lower_bound == lower_bound(6, 8)
     assert scores[1].upper_bound == hit_rate_bounds([(3, 4), (3, 4)]).upper
     silent = [replace(one, log_probability=None) for one in answers]
-    assert score_tasks(silent, {4: 7, 8: 15})[1].log_probability is None
+    assert score_tasks(silent, KEYS)[1].log_probability is None
 
 
 def test_clustered_bounds_look_at_seeds() -> None:
-    uneven = [answer(8, s, i, s != 1) for s in (1, 2, 3) for i in range(20)]
-    even = [answer(8, s, i, i < 13) for s in (1, 2, 3) for i in range(20)]
-    keys = {8: 20}
-    plain = score_tasks(uneven, keys)[0].lower_bound
-    assert score_tasks(uneven, keys, clustered=True)[0].lower_bound < plain - 0.2
-    spread = score_tasks(even, keys, clustered=True)[0].lower_bound
-    assert spread == pytest.approx(score_tasks(even, keys)[0].lower_bound)
+    uneven = [answer(LONG, s, i, s != 1) for s in (1, 2, 3) for i in range(20)]
+    even = [answer(LONG, s, i, i < 13) for s in (1, 2, 3) for i in range(20)]
+    plain = score_tasks(uneven, KEYS)[0].lower_bound
+    assert score_tasks(uneven, KEYS, clustered=True)[0].lower_bound < plain - 0.2
+    spread = score_tasks(even, KEYS, clustered=True)[0].lower_bound
+    assert spread == pytest.approx(score_tasks(even, KEYS)[0].lower_bound)
 
 
 def test_the_gate_looks_at_the_longest_context_and_the_named_tasks() -> None:
-    answers = [answer(8, 1, i, i != 0) for i in range(8)]
-    answers += [answer(4, 1, i, False) for i in range(8)]
-    answers += [answer(8, 1, i, True, "near-miss") for i in range(4)]
-    assert [(s.task, s.context_tokens) for s in found(answers).gated] == [("multikey", 8)]
+    answers = [answer(LONG, 1, i, i != 0) for i in range(8)]
+    answers += [answer(SHORT, 1, i, False) for i in range(8)]
+    answers += [answer(LONG, 1, i, True, "near-miss") for i in range(4)]
+    assert [(s.task, s.context_tokens) for s in found(answers).gated] == [("multikey", LONG)]
     bound = lower_bound(7, 8)
     assert found(answers, bound).passed
     assert not found(answers, bound + 1e-9).passed
@@ -92,12 +79,12 @@ def test_the_gate_looks_at_the_longest_context_and_the_named_tasks() -> None:
 
 
 def test_an_answer_comes_back_from_its_line() -> None:
-    one = replace(answer(8, 1, 3, True), answer='</script>\u2028\n"', margin=2.5, rank=1)
+    one = replace(answer(LONG, 1, 3, True), answer='</script>\u2028\n"', margin=2.5, rank=1)
     assert parse_answers(answer_lines([one, one]).encode(), "it") == (one, one)
     for line, words in (("{", "line 2 is not valid JSON"), ('{"seed": "1"}', "line 2 is damaged")):
         with pytest.raises(InputError, match=words):
             parse_answers((answer_lines([one]) + line).encode(), "it")
-    assert one.place == (8, 1, "multikey", 3)
+    assert one.place == (LONG, 1, "multikey", 3)
 
 
 def test_rates() -> None:

@@ -8,6 +8,7 @@ environment, folder, streams, exit code and signals are the process's own.
 from __future__ import annotations
 
 import functools
+import json
 import multiprocessing
 import os
 import subprocess
@@ -17,9 +18,17 @@ from collections.abc import Mapping
 from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from quantkit.cli.app import COMMANDS
+
+PROGRAM = (
+    sys.executable, "-c",
+    "import sys; sys.argv[0] = 'quantkit'; from quantkit.cli.app import main; main()",
+)  # fmt: skip
+"""The command in a new interpreter."""
 _IMPORTED = (
     "gguf", "matplotlib.backends.backend_agg", "matplotlib.figure", "psutil", "rich.progress",
     "rich.table", "scipy.optimize", "scipy.sparse", "scipy.stats", "yaml",
@@ -28,8 +37,8 @@ _IMPORTED = (
         "granitemoehybrid", "llama", "mistral", "nemotron_h", "qwen2", "qwen3", "qwen3_moe",
     )),
     *(f"quantkit.{name}" for name in (
-        "api", "cli.app", "cli.tables", "cli.plan_table",
-        "llamacpp.presets", "study.divergence", "study.run",
+        "api", "cli.app", *(f"cli.{module}" for module, _ in COMMANDS.values()), "cli.tables",
+        "cli.plan_table", "llamacpp.presets", "study.divergence", "study.run",
     )),
 )  # fmt: skip
 """No native library; huggingface_hub, which transformers brings, is imported again: `_command`."""
@@ -96,6 +105,20 @@ def quantkit(
         process.join()
         assert process.exitcode is not None
         return subprocess.CompletedProcess(words, process.exitcode, output.read(), errors.read())
+
+
+def printed(
+    *arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None
+) -> str:
+    """The output of a command that must succeed."""
+    done = quantkit(*arguments, env=env, cwd=cwd)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def facts(*arguments: object, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Any:  # noqa: ANN401 - any JSON
+    """What a command that must succeed prints with --json: one document and nothing else."""
+    return json.loads(printed(*arguments, "--json", env=env, cwd=cwd))
 
 
 def refused(*arguments: object, code: int = 2, cwd: Path | None = None) -> str:

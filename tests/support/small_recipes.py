@@ -32,7 +32,5 @@ def write_recipe(path: Path, **changes: object) -> Path:
         },
         "divergence": {"chunks": 1, "chunk_tokens": 128},
     }
-    for name, value in changes.items():
-        content[name] = value
-    path.write_text(yaml.safe_dump(content), encoding="utf-8")
+    path.write_text(yaml.safe_dump(content | changes), encoding="utf-8")
     return path

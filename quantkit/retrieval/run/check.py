@@ -75,7 +75,6 @@ def check_retrieval(
             "recipe": recipe,
             "settings": settings,
             "work": work,
-            "journal_path": work / "answers.jsonl",
             "haystack": haystack,
         },
         told_to(progress, "tokens"),

@@ -25,9 +25,13 @@ from quantkit.llamacpp.endpoint import API_KEY_VARIABLE
 from quantkit.llamacpp.selftest import device_settings
 from quantkit.llamacpp.server import LlamaServer
 from quantkit.retrieval.results import Answer, Retrieval, ServerFacts
-from quantkit.retrieval.run.ask_server import TEST_FLOOR, Likeliest, largest_difference
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
-from quantkit.retrieval.run.check_server import check_served
+from quantkit.retrieval.run.check_server import (
+    TEST_FLOOR,
+    Likeliest,
+    check_served,
+    largest_difference,
+)
 
 CONTEXT_TOKENS = 1024
 SELF_TEST_COMPLETIONS = 5
