@@ -74,6 +74,11 @@ class Measured:
     def rungs(self) -> tuple[Rung, ...]:
         return () if self.retrieval is None else self.retrieval.rungs
 
+    @property
+    def lengths(self) -> tuple[tuple[TaskScore, Rung], ...]:
+        """The main task's score and the cost of each context, the shortest first."""
+        return tuple(zip(self.main_scores, self.rungs, strict=True))
+
     def chunk_means(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Means of each chunk's `values`, which has one for each position.
 
