@@ -67,10 +67,19 @@ class JsonDocument(Record):
         """
         found = bounded_json(content, name)
         expected = cls.model_fields["version"].default
-        if isinstance(found, dict) and found.get("version", cls.unversioned) != expected:
+        if (
+            isinstance(found, dict)
+            and (version := found.get("version", cls.unversioned)) != expected
+        ):
+            newer = isinstance(version, int) and version > expected
             raise InputError(
                 f"{name} has format version {shown(str(found.get('version', 'none')))}, and this "
-                f"version of quantkit reads {expected}: make it again"
+                f"version of quantkit reads {expected}: "
+                + (
+                    "install a newer one"
+                    if newer
+                    else "make it again, or read it with an older one"
+                )
             )
         try:
             return cls.model_validate_json(content)
