@@ -45,6 +45,8 @@ from quantkit.study.imatrix_coverage import coverage_of
 from quantkit.study.kld_statistics import kld_text
 from quantkit.study.run import chunks_of_text, import_imatrix, measure
 
+BASE_LOGITS = "base.logits"
+
 
 def checkpoint_stage(build: StudyContext) -> Stage:
     """Model → checkpoint.json: its files with sizes and hashes; a repository is brought here."""
@@ -69,8 +71,8 @@ def checkpoint_stage(build: StudyContext) -> Stage:
             sizes = {path: path.stat().st_size for path in build.files()}
             progress.start(sum(sizes.values()), "B")
             for path, size in sizes.items():
-                files[_name(build, path)] = SourceFile(size_bytes=size, sha256=file_sha256(path))
-                progress.advance(size)
+                sha256 = file_sha256(path, progress.advance)
+                files[_name(build, path)] = SourceFile(size_bytes=size, sha256=sha256)
         total = sum(file.size_bytes for file in files.values())
         CheckpointFile(model=settings["model"], commit=commit, files=files).write(out)
         detail = (
@@ -193,7 +195,7 @@ def logits_stage(build: BuildContext) -> Stage:
     recipe = build.job.recipe.divergence
 
     def run(work: Path, progress: Progress) -> Done:
-        out = build.logits
+        out = build.job.out / BASE_LOGITS
         header = collect_base_logits(build.base, recipe, None, out, work, build.devices, progress)
         size = out.stat().st_size
         detail = f"{header.positions:,} tokens of {header.text}, {bytes_text(size)}"
@@ -313,7 +315,7 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         divergence = None
         if job.recipe.divergence.chunks:
             kept = work / "positions.jsonl"
-            positions = measure_kld(build.logits, path, kept, build.devices, progress)
+            positions = measure_kld(job.out / BASE_LOGITS, path, kept, build.devices, progress)
             divergence = positions.summary()
         draw_heatmap(retrieval.answers, f"{artifact.name}, {retrieval.name}", outputs[2])
         hashes = build.pipeline.receipt(f"quantize:{plan.recipe.name}").output_hashes
