@@ -170,9 +170,9 @@ def order(artifacts: Sequence[Measured], pairs: Sequence[Pair]) -> Ordering:
     names = [artifact.name for artifact in artifacts]
     wins = dict.fromkeys(names, 0)
     for pair in pairs:
-        found = relation(pairs, pair.first, pair.second)
-        wins[pair.first] += {">": 1, "<": -1}.get(found.sign, 0)
-        wins[pair.second] -= {">": 1, "<": -1}.get(found.sign, 0)
+        won = {">": 1, "<": -1}.get(relation(pairs, pair.first, pair.second).sign, 0)
+        wins[pair.first] += won
+        wins[pair.second] -= won
 
     def quality(artifact: Measured) -> tuple[float, ...]:
         known = artifact.log_probability
@@ -195,11 +195,8 @@ def order(artifacts: Sequence[Measured], pairs: Sequence[Pair]) -> Ordering:
 Outcome = Literal["reference", "same", "no loss", "worse", "better", "mixed", "too few"]
 
 SHORT: dict[Outcome, str] = {
-    "reference": "reference",
     "same": "the same",
     "no loss": "no measurable loss",
-    "worse": "worse",
-    "better": "better",
     "mixed": "worse and better",
     "too few": "too few to tell",
 }
@@ -231,7 +228,7 @@ class Verdict:
     @property
     def short(self) -> str:
         """Two or three words for a table."""
-        return SHORT[self.outcome]
+        return SHORT.get(self.outcome, self.outcome)
 
 
 def verdict(name: str, pairs: Sequence[Pair], reference: str) -> Verdict:

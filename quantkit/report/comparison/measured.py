@@ -54,8 +54,7 @@ class Measured:
     def main_scores(self) -> tuple[TaskScore, ...]:
         """Of the main task, the shortest context first."""
         scores = () if self.retrieval is None else self.retrieval.scores
-        main = [score for score in scores if score.task in MAIN_TASKS]
-        return tuple(sorted(main, key=lambda score: score.context_tokens))
+        return tuple(score for score in scores if score.task in MAIN_TASKS)
 
     @property
     def hits(self) -> int | None:
