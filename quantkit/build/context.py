@@ -25,7 +25,6 @@ from quantkit.core.progress import Progress
 from quantkit.core.receipts import (
     Receipt,
     finished_receipts,
-    forget_receipt,
     read_receipt,
     stale_reason,
     write_receipt,
@@ -86,8 +85,8 @@ class Job(StudyJob):
 class StudyContext:
     """A job and what the stages of a study read, each read once; nothing here writes."""
 
-    def __init__(self, job: StudyJob, pipeline: Pipeline) -> None:
-        self.job, self.pipeline = job, pipeline
+    def __init__(self, job: StudyJob, console: Console) -> None:
+        self.job, self.pipeline = job, Pipeline(job.out, console)
         self.choice = job.model
         self._remote: RemoteCheckpoint | None = None
 
@@ -162,11 +161,6 @@ class BuildContext(StudyContext):
 
     job: Job
 
-    @property
-    def logits(self) -> Path:
-        """The base's logits, which the levels' KLD is measured against."""
-        return self.job.out / "base.logits"
-
     @functools.cached_property
     def gpu_memory(self) -> tuple[GPUMemory, str | None]:
         """The GPUs' memory for the model, and why it is only estimated, if it is."""
@@ -221,12 +215,10 @@ class BuildContext(StudyContext):
         def made_from(parts: Mapping[str, Any]) -> dict[str, Any]:
             return {k: v for k, v in parts.items() if not k.startswith("allocate:")}
 
-        step, _, _ = stage.name.partition(":")
         now = made_from(self.pipeline.parts(stage))
-        receipts = finished_receipts(self.job.out, f"{step}:")
         return [
             FinishedFile(self.job.out / output.path, output.size_bytes, output.modified_ns)
-            for receipt in receipts
+            for receipt in finished_receipts(self.job.out, "quantize:")
             if made_from(receipt.parts) == now
             for output in receipt.outputs
         ]
@@ -281,14 +273,6 @@ class Pipeline:
         if receipt is None:
             raise LookupError(f"stage {stage} has not run in {self.folder}")
         return receipt
-
-    def has_run(self, stage: str) -> bool:
-        """Whether a stage has a receipt, valid or stale."""
-        return read_receipt(self.folder, stage) is not None
-
-    def forget(self, stage: str) -> None:
-        """Make a stage run again whatever its receipt says."""
-        forget_receipt(self.folder, stage)
 
     def parts(self, stage: Stage) -> dict[str, Any]:
         """All that the stage's result depends on, by name."""

@@ -105,7 +105,8 @@ def quantize(
             "brought back; quantize the BF16 model where you can"
         )
     label = chosen.preset or ("types" if isinstance(given, Mapping) else given)
-    console.note(f"{label}: {_mixture(chosen.types)}")
+    counts = Counter(chosen.types.values()).most_common()
+    console.note(f"{label}: {', '.join(f'{count} × {kind}' for kind, count in counts)}")
     if fallbacks:
         console.note(fallback_text(fallbacks))
     parts = {
@@ -123,8 +124,3 @@ def quantize(
     size = sum(path.stat().st_size for path in paths)
     bits = 8 * size / artifact.elements
     return Artifact(tuple(paths), size, bits, chosen.types, chosen.preset, fallbacks)
-
-
-def _mixture(types: Mapping[str, str]) -> str:
-    """`211 × Q5_0, 61 × F32`: how many tensors have each type."""
-    return ", ".join(f"{count} × {kind}" for kind, count in Counter(types.values()).most_common())

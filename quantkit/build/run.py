@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from quantkit.build import stages
-from quantkit.build.context import BuildContext, Job, Pipeline, StudyContext, StudyJob
+from quantkit.build.context import BuildContext, Job, StudyContext, StudyJob
 from quantkit.core.console import Console
 from quantkit.core.errors import GateError
 from quantkit.core.paths import haystack_text
+from quantkit.core.receipts import forget_receipt, read_receipt
 from quantkit.core.work_folders import build_folder
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.llamacpp.memory_plan import asking
@@ -38,13 +39,13 @@ def study(job: StudyJob, console: Console) -> Study:
     Raises:
         QuantkitError: bad input, or a fault of this machine.
     """
-    pipeline = Pipeline(job.out, console)
-    context = StudyContext(job, pipeline)
+    context = StudyContext(job, console)
+    pipeline = context.pipeline
     _preflight_texts(context)
     with build_folder(job.out):
         console.heading(f"quantkit study {job.model.given} → {job.out}")
         if not context.is_whole():
-            pipeline.forget("checkpoint")
+            forget_receipt(job.out, "checkpoint")
         pipeline.run(stages.checkpoint_stage(context))
         if context.choice.kind != "gguf":
             pipeline.run(stages.convert_stage(context))
@@ -60,14 +61,14 @@ def build(job: Job, console: Console) -> list[LevelResult]:
     Raises:
         QuantkitError: bad input, a target that nothing fits, or a fault of this machine.
     """
-    pipeline = Pipeline(job.out, console)
-    context = BuildContext(job, pipeline)
+    context = BuildContext(job, console)
+    pipeline = context.pipeline
     with asking():
         _preflight(context)
     with build_folder(job.out):
         console.heading(f"quantkit build {job.model.given} for {job.target.name} → {job.out}")
         if not context.is_whole():
-            pipeline.forget("checkpoint")
+            forget_receipt(job.out, "checkpoint")
         pipeline.run(stages.checkpoint_stage(context))
         levels, notes = context.levels
         for sentence in notes:
@@ -127,11 +128,10 @@ def _preflight_prompts(context: BuildContext) -> None:
     Raises:
         InputError: a context is too short for what is to be hidden in it, or the haystack is.
     """
-    pipeline = context.pipeline
-    if pipeline.has_run("imatrix"):  # an earlier run checked it
+    if read_receipt(context.job.out, "imatrix") is not None:  # an earlier run checked it
         return
     recipe, _ = context.retrieval
-    with pipeline.console.stage("prompts"):
+    with context.pipeline.console.stage("prompts"):
         check_prompts(context.base, recipe, context.devices, context.job.haystack)
 
 

@@ -45,6 +45,8 @@ from quantkit.study.imatrix_coverage import coverage_of
 from quantkit.study.kld_statistics import kld_text
 from quantkit.study.run import chunks_of_text, import_imatrix, measure
 
+BASE_LOGITS = "base.logits"
+
 
 def checkpoint_stage(build: StudyContext) -> Stage:
     """Model → checkpoint.json: its files with sizes and hashes; a repository is brought here."""
@@ -55,7 +57,9 @@ def checkpoint_stage(build: StudyContext) -> Stage:
         "mtp": build.job.recipe.convert.mtp,  # decides which tensors the model has
     }
     if choice.kind != "repository":
-        settings["files"] = _identities(build)
+        settings["files"] = {
+            _name(build, path): identity([path])[path.name] for path in build.files()
+        }
 
     def run(work: Path, progress: Progress) -> Done:
         commit, files = None, dict[str, SourceFile]()
@@ -69,8 +73,8 @@ def checkpoint_stage(build: StudyContext) -> Stage:
             sizes = {path: path.stat().st_size for path in build.files()}
             progress.start(sum(sizes.values()), "B")
             for path, size in sizes.items():
-                files[_name(build, path)] = SourceFile(size_bytes=size, sha256=file_sha256(path))
-                progress.advance(size)
+                sha256 = file_sha256(path, progress.advance)
+                files[_name(build, path)] = SourceFile(size_bytes=size, sha256=sha256)
         total = sum(file.size_bytes for file in files.values())
         CheckpointFile(model=settings["model"], commit=commit, files=files).write(out)
         detail = (
@@ -88,11 +92,6 @@ def _name(build: StudyContext, path: Path) -> str:
     return path.relative_to(build.checkpoint).as_posix() if inside else path.name
 
 
-def _identities(build: StudyContext) -> dict[str, list[int]]:
-    """Name → (size, time of last change) of the model's files."""
-    return {_name(build, path): identity([path])[path.name] for path in build.files()}
-
-
 def convert_stage(build: StudyContext) -> Stage:
     """Checkpoint → base.gguf."""
     recipe = build.job.recipe.convert
@@ -106,56 +105,48 @@ def convert_stage(build: StudyContext) -> Stage:
 
 
 def imatrix_stage(build: StudyContext) -> Stage:
-    """base.gguf + calibration → imatrix.gguf."""
-    if build.job.imatrix is not None:
-        return _ready_imatrix_stage(build, build.job.imatrix)
-    recipe = build.job.recipe.imatrix
+    """base.gguf + calibration, or the file that the person gave → imatrix.gguf."""
+    recipe, given = build.job.recipe.imatrix, build.job.imatrix
+    out = build.job.out / "imatrix.gguf"
 
     def run(work: Path, progress: Progress) -> Done:
-        out = build.job.out / "imatrix.gguf"
-        sources = resolve_sources(recipe, progress)
-        facts = collect_imatrix(build.base, recipe, sources, out, work, build.devices, progress)
-        return _imatrix_done(facts, out)
+        if given is None:
+            sources = resolve_sources(recipe, progress)
+            found = collect_imatrix(build.base, recipe, sources, out, work, build.devices, progress)
+        else:
+            found = _imported(given, build, out, progress)
+        unseen = f", unseen experts: {found.unseen_experts}" if found.unseen_experts else ""
+        ready = f" of {found.ready}" if found.ready else ""
+        detail = f"{found.weights} weights{ready}, {found.tokens:,} tokens{unseen}"
+        return Done((out,), detail, found.model_dump(mode="json"))
 
+    if given is not None:
+        settings: dict[str, Any] = {"ready": [given.name, content_id(given)]}
+        return Stage("imatrix", 5, ("checkpoint",), settings, False, run)
     settings = {**recipe.model_dump(mode="json"), "files": _texts(recipe)}
     settings["sources"] = list(recipe.sources)  # receipts sort a mixture, whose order is kept
     return Stage("imatrix", 5, (build.base_stage,), settings, True, run)
+
+
+def _imported(path: Path, build: StudyContext, out: Path, progress: Progress) -> Calibration:
+    ready = import_imatrix(path, build.source.tensors, out)
+    for sentence in ready.notes:
+        progress.note(sentence)
+    found = ready.imatrix
+    return Calibration(
+        chunks=found.chunks,
+        tokens=found.chunks * found.chunk_tokens,
+        weights=len(found.entries),
+        unseen_experts=len(coverage_of(found).unseen),
+        sources=tuple(SourceRead(name) for name in found.dataset_names),
+        ready=path.name,
+    )
 
 
 def _texts(recipe: ImatrixRecipe) -> list[list[str]]:
     """Name and hash of each calibration file that lies on this machine."""
     files = [path for source in local_sources(recipe) for path in source.files]
     return [[path.name, content_id(path)] for path in files]
-
-
-def _ready_imatrix_stage(build: StudyContext, path: Path) -> Stage:
-    """A file that the person gave → imatrix.gguf."""
-
-    def run(work: Path, progress: Progress) -> Done:
-        out = build.job.out / "imatrix.gguf"
-        ready = import_imatrix(path, build.source.tensors, out)
-        for sentence in ready.notes:
-            progress.note(sentence)
-        found = ready.imatrix
-        facts = Calibration(
-            chunks=found.chunks,
-            tokens=found.chunks * found.chunk_tokens,
-            weights=len(found.entries),
-            unseen_experts=coverage_of(found.entries).missed(1),
-            sources=tuple(SourceRead(name) for name in found.dataset_names),
-            ready=path.name,
-        )
-        return _imatrix_done(facts, out)
-
-    settings = {"ready": [path.name, content_id(path)]}
-    return Stage("imatrix", 5, ("checkpoint",), settings, False, run)
-
-
-def _imatrix_done(found: Calibration, out: Path) -> Done:
-    unseen = f", unseen experts: {found.unseen_experts}" if found.unseen_experts else ""
-    ready = f" of {found.ready}" if found.ready else ""
-    detail = f"{found.weights} weights{ready}, {found.tokens:,} tokens{unseen}"
-    return Done((out,), detail, found.model_dump(mode="json"))
 
 
 def measure_stage(build: StudyContext) -> Stage:
@@ -193,7 +184,7 @@ def logits_stage(build: BuildContext) -> Stage:
     recipe = build.job.recipe.divergence
 
     def run(work: Path, progress: Progress) -> Done:
-        out = build.logits
+        out = build.job.out / BASE_LOGITS
         header = collect_base_logits(build.base, recipe, None, out, work, build.devices, progress)
         size = out.stat().st_size
         detail = f"{header.positions:,} tokens of {header.text}, {bytes_text(size)}"
@@ -313,7 +304,7 @@ def validate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         divergence = None
         if job.recipe.divergence.chunks:
             kept = work / "positions.jsonl"
-            positions = measure_kld(build.logits, path, kept, build.devices, progress)
+            positions = measure_kld(job.out / BASE_LOGITS, path, kept, build.devices, progress)
             divergence = positions.summary()
         draw_heatmap(retrieval.answers, f"{artifact.name}, {retrieval.name}", outputs[2])
         hashes = build.pipeline.receipt(f"quantize:{plan.recipe.name}").output_hashes
@@ -355,25 +346,20 @@ def report_stage(
     job = build.job
 
     def run(work: Path, progress: Progress) -> Done:
-        collected = {**build.pipeline.receipt("imatrix").facts}
-        collected.pop("detail", None)
         outputs = [job.out / CALIBRATION, job.out / BUILT]
-        Calibration.model_validate(collected, strict=False).write(outputs[0])
+        facts = build.pipeline.receipt("imatrix").facts
+        found = {name: value for name, value in facts.items() if name != "detail"}
+        Calibration.model_validate(found, strict=False).write(outputs[0])
         versions = installed_versions()
         BuildFile(recipe=job.recipe, target=job.target, versions=versions).write(outputs[1])
         if coverage_of(build.imatrix.entries).experts:
             outputs.append(job.out / COVERAGE_PICTURE)
             draw_coverage(build.imatrix, build.choice.name, outputs[-1])
-        facts = report_facts(
-            job.out,
-            build.choice.name,
-            build.model.geometry.architecture,
-            build.model.elements,
-            job.target,
-            job.recipe,
-            results,
+        architecture, parameters = build.model.geometry.architecture, build.model.elements
+        shown = report_facts(
+            job.out, build.choice.name, architecture, parameters, job.target, job.recipe, results
         )
-        pages = write_report(facts, job.out)
+        pages = write_report(shown, job.out)
         return Done((*pages, *outputs), "report.html, README.md", {})
 
     steps = ("allocate", "place", "quantize", "validate")

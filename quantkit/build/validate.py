@@ -5,7 +5,6 @@ It writes niah.jsonl, heatmap.png and validation.json into a folder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,7 +85,7 @@ def validate(
     fresh: bool = False,
     workers: int | None = None,
     quiet: bool = True,
-    **settings: object,
+    **fields: object,
 ) -> Validated:
     """The retrieval check of a GGUF file, or of a running llama-server.
 
@@ -101,80 +100,58 @@ def validate(
         haystack: text to hide the needles in; None: the one that ships.
         fresh: prefill the whole prompt for each question, and use no forks.
         workers: CPU threads; None: one for each core.
-        settings: fields of `retrieval` where that is not given, as in context_tokens=(8192,).
+        fields: fields of `retrieval` where that is not given, as in context_tokens=(8192,).
 
     Raises:
         InputError: a broken file, no server, settings that cannot be met, or too little text.
         GateError: the weights are not those of `source`, or the file is not made for the context.
         EnvironmentFault: no memory for the context, or native code failed.
     """
-    recipe = retrieval or validated(RetrievalRecipe, dict(settings), Path("settings"))
+    recipe = retrieval or validated(RetrievalRecipe, fields, Path("settings"))
     if not recipe.context_tokens:
         recipe = recipe.model_copy(update={"context_tokens": LENGTHS})
     check_gate_is_possible(recipe)
-    folder = None if out is None else Path(out)
     text = None if haystack is None else Path(haystack)
-    console = Console(quiet=quiet)
+    console, path = Console(quiet=quiet), Path(model)
     served = str(model).lower().startswith(("http://", "https://"))
     for option, given in (("--fresh", fresh), ("--source", source is not None)):
         if served and given:
             raise InputError(f"{option} needs the file itself; it cannot be used with a server")
-    if not served:
-        GGUFSource(Path(model))  # says what is wrong with the file before any work
+    # says what is wrong with the file before any work
+    files = () if served else GGUFSource(path).paths
     console.note(gate_words(recipe))
+    parts: dict[str, Any] = {
+        "recipe": recipe.model_dump(mode="json"),
+        "haystack": None if text is None else content_id(text),
+        "llama-cpp-python": library_version(),
+    }
+    address, integrity, server = "", None, None
     with console.stage("niah") as progress:
         if served:
-            return _server(str(model), recipe, folder, text, progress)
-        made_from = None if source is None else str(source)
-        threads = worker_count(workers)
-        return _file(Path(model), recipe, folder, made_from, text, fresh, threads, progress)
-
-
-def _file(
-    model: Path,
-    recipe: RetrievalRecipe,
-    out: Path | None,
-    source: str | None,
-    haystack: Path | None,
-    fresh: bool,
-    workers: int,
-    progress: Progress,
-) -> Validated:
-    files = GGUFSource(model).paths
-    integrity = None if source is None else _compared(model, source, progress)
-    folder = out or Path(f"{model.stem}-niah")
-    check_writable(folder / "niah.jsonl", files)
-    settings = CheckSettings(device_settings(workers), recipe.kv_type or "q8_0", fresh=fresh)
-    parts = {"model": identity(files), "fresh": fresh, **_parts(recipe, haystack)}
-
-    def run(work: Path) -> tuple[str, Validation]:
+            address = Endpoint(str(model), SILENT).address  # without the password that it may have
+            parts["endpoint"] = address
+        else:
+            integrity = None if source is None else _compared(path, str(source), progress)
+            settings = CheckSettings(
+                device_settings(worker_count(workers)), recipe.kv_type or "q8_0", fresh=fresh
+            )
+            parts |= {"model": identity(files), "fresh": fresh}
+        folder = Path(out or ("server-niah" if served else f"{path.stem}-niah"))
         answers = folder / "niah.jsonl"
-        found = check_retrieval(model, recipe, settings, answers, work, haystack, progress)
-        return model.stem, Validation(passed=found.passed, niah=found, integrity=integrity)
-
-    return Validated(model.name, folder, _written(folder, parts, run))
-
-
-def _server(
-    endpoint: str,
-    recipe: RetrievalRecipe,
-    out: Path | None,
-    haystack: Path | None,
-    progress: Progress,
-) -> Validated:
-    address = Endpoint(endpoint, SILENT).address  # without the password that it may have
-    folder = out or Path("server-niah")
-    check_writable(folder / "niah.jsonl")
-
-    def run(work: Path) -> tuple[str, Validation]:
-        answers = folder / "niah.jsonl"
-        found, served = check_served(address, recipe, answers, work, haystack, progress)
-        validation = Validation(passed=found.passed, niah=found, server=served)
-        return served.model or AS_SERVED, validation
-
-    found = _written(folder, {"endpoint": address, **_parts(recipe, haystack)}, run)
-    model = "" if found.server is None else found.server.model
-    return Validated(model or address, folder, found)
+        check_writable(answers, files)
+        with resumable(folder / ".work", parts) as work:
+            if served:
+                found, server = check_served(address, recipe, answers, work, text, progress)
+                name, title = server.model or address, server.model or AS_SERVED
+            else:
+                found = check_retrieval(path, recipe, settings, answers, work, text, progress)
+                name, title = path.name, path.stem
+            validation = Validation(
+                passed=found.passed, niah=found, integrity=integrity, server=server
+            )
+            draw_heatmap(found.answers, f"{title}, {found.name}", folder / "heatmap.png")
+            validation.write(folder / "validation.json")
+    return Validated(name, folder, validation)
 
 
 def _compared(model: Path, source: str, progress: Progress) -> Integrity:
@@ -188,26 +165,3 @@ def _compared(model: Path, source: str, progress: Progress) -> Integrity:
         if name.startswith(f"{architecture}.") or name == "general.architecture"
     }
     return check_artifact(model, made_from, own, progress=progress)
-
-
-def _parts(recipe: RetrievalRecipe, haystack: Path | None) -> dict[str, Any]:
-    """What the kept work of a check belongs to."""
-    return {
-        "recipe": recipe.model_dump(mode="json"),
-        "haystack": None if haystack is None else content_id(haystack),
-        "llama-cpp-python": library_version(),
-    }
-
-
-def _written(
-    folder: Path,
-    parts: Mapping[str, Any],
-    run: Callable[[Path], tuple[str, Validation]],
-) -> Validation:
-    """What `run` found, with its picture, titled as it says, and validation.json in `folder`."""
-    with resumable(folder / ".work", parts) as work:
-        title, validation = run(work)
-        niah = validation.niah
-        draw_heatmap(niah.answers, f"{title}, {niah.name}", folder / "heatmap.png")
-        validation.write(folder / "validation.json")
-    return validation

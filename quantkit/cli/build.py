@@ -108,26 +108,26 @@ def _published(folder: Path, to: str, private: bool, console: Console) -> dict[s
 
 
 def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:
+    """A row of three lines for each level, so that 80 columns hold every figure."""
     columns = (
-        "level", "size", "bits/w", "fullest GPU", "KLD\n[dim]99.9 %[/]",
-        "same top\n[dim]perplexity[/]", "retrieval", "proven", "gate",
+        "level\n[dim]gate[/]", "size", "fullest GPU", "KLD\n[dim]99.9 %[/]",
+        "same top\n[dim]perplexity[/]", "retrieval\n[dim]proven[/]",
     )  # fmt: skip
     rows = []
     for r in results:
-        gate = r.retrieval.gated[0]
+        gate, verdict = r.retrieval.gated[0], r.verdict.replace(", ", ",\n")
         color = "green" if r.passed else "yellow" if r.baseline else "bold red"
         fullest = max(r.placed.placement.gpus, key=lambda gpu: gpu.total_bytes)
         rows.append(
             (
-                r.name,
-                f"{gib_text(r.size_bytes)}\n[dim]{gb_text(r.size_bytes)}[/]",
-                f"{r.bits_per_weight:.2f}",
+                f"{r.name}\n[{color}]{verdict}[/]",
+                f"{gib_text(r.size_bytes)}\n[dim]{gb_text(r.size_bytes)}[/]\n"
+                f"{r.bits_per_weight:.2f} bits/w",
                 f"{fullest.total_bytes / GIB:.1f} GiB\n"
                 f"[dim]of {fullest.capacity_bytes / GIB:g} GiB[/]",
                 *_divergence_cells(r.kld),
-                f"{gate.hits}/{gate.trials}\n[dim]at {gate.context_tokens:,}[/]",
+                f"{gate.hits}/{gate.trials}\n[dim]at {gate.context_tokens:,}[/]\n"
                 f"≥ {gate.lower_bound:.1%}",
-                f"[{color}]{r.verdict}[/]",
             )
         )
     console.table(columns, rows)

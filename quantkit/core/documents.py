@@ -67,10 +67,13 @@ class JsonDocument(Record):
         """
         found = bounded_json(content, name)
         expected = cls.model_fields["version"].default
-        if isinstance(found, dict) and found.get("version", cls.unversioned) != expected:
+        version = found.get("version", cls.unversioned) if isinstance(found, dict) else expected
+        if version != expected:
+            newer = isinstance(version, int) and version > expected
+            advice = "install a newer one" if newer else "make it again, or use an older one"
             raise InputError(
                 f"{name} has format version {shown(str(found.get('version', 'none')))}, and this "
-                f"version of quantkit reads {expected}: make it again"
+                f"version of quantkit reads {expected}: {advice}"
             )
         try:
             return cls.model_validate_json(content)

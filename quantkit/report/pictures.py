@@ -19,13 +19,19 @@ from quantkit.study.imatrix_coverage import ENOUGH_TOKENS, coverage_of, percent_
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-
+    from matplotlib.figure import Figure
 
 NOTHING = "#eceff2"
 """The colour of cells without questions."""
 SOFT, INK = "#566270", "#1c2430"
 WIDTH, ROW_HEIGHT, FRAME_HEIGHT = 9.6, 0.46, 0.85
 """Inches: of the picture, of a row, and of a panel beside its rows."""
+
+
+def save_png(figure: Figure, out: Path) -> None:
+    """Write `figure` to `out`; the same figure gives the same bytes."""
+    with atomic(out) as partial:
+        figure.savefig(partial, format="png", metadata={"Software": None})  # else it has versions
 
 
 def draw_heatmap(answers: Sequence[Answer], title: str, out: Path) -> None:
@@ -37,7 +43,6 @@ def draw_heatmap(answers: Sequence[Answer], title: str, out: Path) -> None:
     Raises:
         ValueError: there is no answer to a main task.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import LinearSegmentedColormap, Normalize
     from matplotlib.figure import Figure
@@ -51,7 +56,6 @@ def draw_heatmap(answers: Sequence[Answer], title: str, out: Path) -> None:
     height = 0.75 + panels * (FRAME_HEIGHT + ROW_HEIGHT * len(grid.lengths))
     layout = ConstrainedLayoutEngine(h_pad=0.07, w_pad=0.07)
     figure = Figure(figsize=(WIDTH, height), dpi=160, layout=layout)
-    FigureCanvasAgg(figure)
     axes = figure.subplots(panels, squeeze=False)[:, 0]
     figure.suptitle(title, x=0.012, ha="left", fontsize=13, fontweight="bold", color=INK)
     _draw(axes[0], grid, [(_hits(c), c.share) for c in grid.cells.values()], "found / asked")
@@ -67,9 +71,7 @@ def draw_heatmap(answers: Sequence[Answer], title: str, out: Path) -> None:
     bar.outline.set_visible(False)
     words = "share found" + ("; geometric mean of the probabilities" if panels == 2 else "")
     bar.set_label(words, color=SOFT, fontsize=8.5)
-    with atomic(out) as partial:
-        # without the software's version in the file, the same answers give the same bytes
-        figure.savefig(partial, format="png", metadata={"Software": None})
+    save_png(figure, out)
 
 
 def _draw(axes: Axes, grid: Grid, shown: Sequence[tuple[str, float | None]], heading: str) -> None:
@@ -95,8 +97,7 @@ def _draw(axes: Axes, grid: Grid, shown: Sequence[tuple[str, float | None]], hea
     axes.set_yticks(np.arange(0.5, len(names) - 1), minor=True)
     axes.grid(which="minor", color="white", linewidth=2)
     axes.tick_params(which="both", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
 
 
 def _hits(cell: Cell) -> str:
@@ -112,7 +113,6 @@ FEW_LAYERS = 12
 
 def draw_coverage(imatrix: Imatrix, title: str, path: Path) -> None:
     """Write a PNG: a row for each layer with experts, a column for each expert, log scale."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
     from matplotlib.figure import Figure
     from matplotlib.patches import Patch
@@ -128,7 +128,6 @@ def draw_coverage(imatrix: Imatrix, title: str, path: Path) -> None:
     small = len(layers) <= FEW_LAYERS
     height = 1.9 + (0.52 if small else 0.15) * len(tokens)
     figure = Figure(figsize=(8.4, min(height, 14.0)), dpi=144, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     colors = LinearSegmentedColormap.from_list(
         "coverage", ["#b4232a", "#f2c14e", "#2f8f5b"]
@@ -143,8 +142,7 @@ def draw_coverage(imatrix: Imatrix, title: str, path: Path) -> None:
     axes.set_xlabel("expert")
     axes.set_ylabel("layer")
     axes.tick_params(which="both", length=0)
-    for spine in axes.spines.values():
-        spine.set_visible(False)
+    axes.spines[:].set_visible(False)
     if width <= NUMBERS_UP_TO:
         axes.set_xticks(range(width))
         axes.set_xticks(np.arange(-0.5, width), minor=True)
@@ -185,9 +183,7 @@ def draw_coverage(imatrix: Imatrix, title: str, path: Path) -> None:
         bar.ax.minorticks_off()
         bar.set_label("tokens")
         bar.outline.set_visible(False)
-    with atomic(path) as partial:
-        # without the software's version in the file, the same imatrix gives the same bytes
-        figure.savefig(partial, format="png", metadata={"Software": None})
+    save_png(figure, path)
 
 
 _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8f5a9e", "#c77d0a")
@@ -207,11 +203,9 @@ def draw_what_if(
         levels: bytes and name of each, drawn as lines where they lie within the picture.
         elements: weights of the model, for the scale in bits a weight.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(8.4, 5.0), dpi=144, layout="constrained")
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     unit, scale = unit_of(cell.largest.total_bytes for cell in cells if cell.largest is not None)
     sizes = [cell.largest.total_bytes / scale for cell in cells if cell.largest is not None]
@@ -293,8 +287,7 @@ def share_color(share: float) -> str:
     place = min(max(share, 0.0), 1.0) * (len(SHARE_COLORS) - 1)
     low = min(int(place), len(SHARE_COLORS) - 2)
     pairs = zip(_channels(SHARE_COLORS[low]), _channels(SHARE_COLORS[low + 1]), strict=True)
-    mixed = (round(a + (b - a) * (place - low)) for a, b in pairs)
-    return "#" + "".join(f"{channel:02x}" for channel in mixed)
+    return "#" + bytes(round(a + (b - a) * (place - low)) for a, b in pairs).hex()
 
 
 def text_color(background: str) -> str:
@@ -308,8 +301,8 @@ def contrast(one: str, other: str) -> float:
     return (high + 0.05) / (low + 0.05)
 
 
-def _channels(color: str) -> tuple[int, int, int]:
-    return int(color[1:3], 16), int(color[3:5], 16), int(color[5:7], 16)
+def _channels(color: str) -> bytes:
+    return bytes.fromhex(color[1:])
 
 
 def _luminance(color: str) -> float:

@@ -13,13 +13,16 @@ from pathlib import Path
 
 import gguf
 import pytest
+from finished_builds import copied
 from forked import quantkit, start
 from loopback_hub import COMMIT, Fault, LoopbackHub, hub
 from places import DATA
 from small_recipes import write_recipe
+from waiting import wait_until
 
 from quantkit.core.files import file_sha256
 from quantkit.core.paths import DEMO_MODEL, cache_folder
+from quantkit.core.receipts import read_receipt, write_receipt
 from quantkit.models.remote_headers import FIRST_BYTES
 from quantkit.plan.placement import PlacementFile
 
@@ -86,6 +89,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
 
 
 def test_what_a_build_leaves(built: Path) -> None:
+    klds = []
     for level in ("Q8", "Q4"):
         folder = built / "levels" / level
         artifact = folder / f"quantkit-demo-{level}.gguf"
@@ -95,9 +99,8 @@ def test_what_a_build_leaves(built: Path) -> None:
         assert {t.name: t.tensor_type.name for t in reader.tensors} == {
             name: entry["type"] for name, entry in allocation["tensors"].items()
         }
-        assert sum(e["bytes"] for e in allocation["tensors"].values()) == sum(
-            t.n_bytes for t in reader.tensors
-        )
+        planned_bytes = sum(entry["bytes"] for entry in allocation["tensors"].values())
+        assert planned_bytes == sum(tensor.n_bytes for tensor in reader.tensors)
         placement = PlacementFile.read(folder / "placement.json").placement
         assert placement.fits
         assert sum(placement.tensor_split) == 8  # seven layers and the output
@@ -109,10 +112,7 @@ def test_what_a_build_leaves(built: Path) -> None:
         answers = [json.loads(line) for line in (folder / "niah.jsonl").read_text().splitlines()]
         assert len(answers) == score["trials"] == 4
         assert (folder / "heatmap.png").read_bytes().startswith(b"\x89PNG")
-    klds = [
-        json.loads((built / "levels" / level / "validation.json").read_text())["kld"]["mean"]
-        for level in ("Q8", "Q4")
-    ]
+        klds.append(validation["kld"]["mean"])
     assert 0 < klds[0] < klds[1]
     assert not list(built.rglob("*.partial"))
     assert not any((built / ".work").iterdir())
@@ -142,8 +142,7 @@ def test_a_change_runs_only_what_depends_on_it(built: Path, tmp_path: Path) -> N
         tmp_path / "r.yaml",
         levels=[{"name": "Q8", "bits_per_weight": 8.6}, {"name": "Q4", "bits_per_weight": 4.5}],
     )
-    out = tmp_path / "copy"
-    subprocess.run(["cp", "-a", str(built), str(out)], check=True)
+    out = copied(built, tmp_path / "copy")
     again = run(out, changed)
     assert "✓ allocate:Q4" in again.stdout
     assert "settings.level.bits_per_weight has changed from 4.6 to 4.5" in again.stdout
@@ -155,18 +154,12 @@ def test_a_build_of_an_earlier_version_says_why_it_goes_on(
     built: Path, recipe: Path, tmp_path: Path
 ) -> None:
     """A stage whose file had another form runs again, and what depends on that file."""
-    out = tmp_path / "copy"
-    subprocess.run(["cp", "-a", str(built), str(out)], check=True)
-    file, receipt = out / "levels/Q8/placement.json", out / "receipts/place.Q8.json"
-    file.write_text('{"context_tokens": 516096, "tensor_split": [2, 2, 2, 2]}')
-    earlier = json.loads(receipt.read_text())
-    earlier["parts"]["stage version"] = 3
-    for output in earlier["outputs"]:
-        if output["path"] == "levels/Q8/placement.json":
-            stat, sha256 = file.stat(), file_sha256(file)
-            output |= {"size_bytes": stat.st_size, "modified_ns": stat.st_mtime_ns}
-            output["sha256"] = sha256
-    receipt.write_text(json.dumps(earlier))
+    out = copied(built, tmp_path / "copy")
+    earlier = read_receipt(out, "place:Q8")
+    assert earlier is not None
+    (out / "levels/Q8/placement.json").write_text('{"context_tokens": 516096, "tensor_split": []}')
+    outputs = [out / output.path for output in earlier.outputs]
+    write_receipt(out, "place:Q8", {**earlier.parts, "stage version": 3}, outputs, 1.0, {})
     again = run(out, recipe)
     assert again.returncode == 0, again.stderr
     assert "place:Q8 runs again: stage version has changed from 3 to 4" in again.stdout
@@ -176,8 +169,7 @@ def test_a_build_of_an_earlier_version_says_why_it_goes_on(
 
 
 def test_the_bases_logits_are_made_once(built: Path, recipe: Path, tmp_path: Path) -> None:
-    out = tmp_path / "copy"
-    subprocess.run(["cp", "-a", str(built), str(out)], check=True)
+    out = copied(built, tmp_path / "copy")
     (out / "base.logits").unlink()
     again = run(out, recipe)
     assert "its output base.logits is missing" in again.stdout
@@ -273,8 +265,7 @@ def test_a_check_that_cannot_be_made_is_told_before_the_long_stages(tmp_path: Pa
 
 
 def test_a_failed_gate_exits_1_and_names_the_level(built: Path, tmp_path: Path) -> None:
-    out = tmp_path / "copy"
-    subprocess.run(["cp", "-a", str(built), str(out)], check=True)
+    out = copied(built, tmp_path / "copy")
     levels = [
         {"name": "Q8", "bits_per_weight": 8.6, "baseline": True},
         {"name": "Q4", "bits_per_weight": 4.6},
@@ -304,12 +295,15 @@ def run_from_hub(
 ) -> subprocess.CompletedProcess[str]:
     changed = {"demo": repository, "4x3090": target}
     arguments = [changed.get(word, word) for word in command(out, recipe)]
-    settings = {
+    return quantkit(*arguments, env=environment(served, out.parent, recipe.parent))
+
+
+def environment(served: LoopbackHub, home: Path, cache: Path) -> dict[str, str]:
+    return os.environ | {
         "HF_ENDPOINT": served.address,
-        "HF_HOME": str(out.parent / "hf"),
-        "XDG_CACHE_HOME": str(without_headers(recipe.parent / "cache")),
+        "HF_HOME": str(home / "hf"),
+        "XDG_CACHE_HOME": str(without_headers(cache / "cache")),
     }
-    return quantkit(*arguments, env=os.environ | settings)
 
 
 def without_headers(folder: Path) -> Path:
@@ -400,21 +394,14 @@ def test_a_build_and_a_download_share_a_folder_one_after_the_other(tmp_path: Pat
     build = [word.replace("demo", "someone/small") for word in command(out, recipe)]
     size = (DEMO_MODEL / weights).stat().st_size
     with hub({"someone/small": DEMO_MODEL}) as served:
-        settings = {
-            "HF_ENDPOINT": served.address,
-            "HF_HOME": str(tmp_path / "hf"),
-            "XDG_CACHE_HOME": str(without_headers(tmp_path / "cache")),
-        }
-        environment = os.environ | settings
+        env = environment(served, tmp_path, tmp_path)
         for first, second in ((build, download), (download, build)):
             served.bytes_per_second = size / 60  # until the second is refused
             # more than the header, which a build reads before it takes the folder
             begun = served.sent_bytes(weights) + FIRST_BYTES
-            running = start(*first, env=environment)
-            deadline = time.monotonic() + 30
-            while served.sent_bytes(weights) <= begun and time.monotonic() < deadline:
-                time.sleep(0.02)
-            refused = quantkit(*second, env=environment)
+            running = start(*first, env=env)
+            wait_until(lambda begun=begun: served.sent_bytes(weights) > begun)
+            refused = quantkit(*second, env=env)
             assert refused.returncode == 2, refused.stderr
             assert "another run is writing to" in refused.stderr
             served.bytes_per_second = None

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.build.context import BuildContext, Done, Job, Pipeline, Stage
+from quantkit.build.context import BuildContext, Done, Job, Stage
 from quantkit.build.stages import checkpoint_stage, imatrix_stage, quantize_stage
 from quantkit.config.recipe import LevelRecipe, Recipe
 from quantkit.config.target import load_target
@@ -51,7 +51,7 @@ class Build:
     def __init__(self, out: Path, imatrix: Path) -> None:
         recipe = Recipe(name="r", levels=tuple(LevelRecipe(name=name) for name in ("A", "B", "C")))
         job = Job(choose_model("demo"), recipe, out, 2, imatrix, target=load_target("4x3090"))
-        self.context = BuildContext(job, Pipeline(out, Console()))
+        self.context = BuildContext(job, Console())
         self.plans = {plan.recipe.name: plan for plan in self.context.levels[0]}
         self.context.pipeline.run(checkpoint_stage(self.context))
         self.context.pipeline.run(imatrix_stage(self.context))

@@ -9,7 +9,7 @@ import flagship
 import make_shape
 import pytest
 
-from quantkit.build.context import BuildContext, Job, Pipeline
+from quantkit.build.context import BuildContext, Job
 from quantkit.build.run import _preflight
 from quantkit.config.recipe import MeasureRecipe, Recipe
 from quantkit.config.target import GPUSpec, Target, load_target
@@ -185,7 +185,7 @@ def test_llama_cpp_is_asked_once_for_each_preset_of_a_build(
     monkeypatch.setattr(level_plans, "ask_preset", ask)
     levels = recipe({"name": "A", "preset": "Q4_K_S"}, {"name": "B", "preset": "Q8_0"})
     job = Job(choose_model("demo"), levels, tmp_path / "out", 1, target=load_target("4x3090"))
-    context = BuildContext(job, Pipeline(job.out, Console(quiet=True)))
+    context = BuildContext(job, Console(quiet=True))
     _preflight(context)
     plans, _ = context.levels
     assert [plan.stock.preset for plan in plans if plan.stock] == asked == ["Q4_K_S", "Q8_0"]

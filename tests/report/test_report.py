@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 from finished_levels import KEYS, PROBES, answer, answers_of, finish_level, report_facts
 
+from quantkit.cli.build import _closing_table
 from quantkit.config.recipe import RetrievalRecipe
+from quantkit.core.console import Console
 from quantkit.core.units import tokens_text
 from quantkit.report.report import MISSES_SHOWN, write_report
 from quantkit.report.results import read_answers
@@ -168,3 +170,20 @@ def test_a_level_without_kld_or_log_probabilities(tmp_path: Path) -> None:
     assert "None" not in page + gpu
     assert "llama-perplexity" not in page + gpu
     assert '<span class="mean">–</span>' in page
+
+
+def test_the_closing_table_has_80_columns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    levels = [
+        finish_level(tmp_path, "UD-Q4_K_XL", answers_of(0.0), kld=None),
+        finish_level(tmp_path, "IQ2_XXS", answers_of(0.5), bits=2.3, kld=0.3, baseline=True),
+    ]
+    _closing_table(Console(), levels)
+    printed = capsys.readouterr().out
+    assert max(len(line.rstrip()) for line in printed.splitlines()) <= 80
+    for figure in (
+        "UD-Q4_K_XL", "passed", "a baseline", "32.13 GiB", "34.50 GB", "2.30 bits/w", "19.0 GiB",
+        "of 24 GiB", "0.3000", "6.0000", "70.0%", "× 1.062", "32/32", "at 516,096", "≥ 91.1%",
+    ):  # fmt: skip
+        assert figure in printed

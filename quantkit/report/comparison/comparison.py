@@ -75,7 +75,9 @@ def compared(artifacts: Sequence[Measured], conditions: Conditions) -> Compariso
     reference = next((a for a in ordered if a.is_base), ordered[0])
     others = [artifact for artifact in ordered if artifact is not reference]
     pairs = all_pairs([reference, *others])
-    found = verdicts(ordered, pairs, reference.name)
+    found = tuple(verdict(artifact.name, pairs, reference.name) for artifact in ordered)
+    fine = [a for a, told in zip(ordered, found, strict=True) if told.without_loss]
+    smallest = min(fine, key=lambda artifact: artifact.size_bytes, default=None)
     return Comparison(
         conditions=conditions,
         artifacts=tuple(ordered),
@@ -84,7 +86,7 @@ def compared(artifacts: Sequence[Measured], conditions: Conditions) -> Compariso
         ordering=order(ordered, pairs),
         verdicts=found,
         front=on_front(ordered),
-        smallest=smallest_without_loss(ordered, found),
+        smallest=None if smallest is None else smallest.name,
     )
 
 
@@ -168,9 +170,9 @@ def order(artifacts: Sequence[Measured], pairs: Sequence[Pair]) -> Ordering:
     names = [artifact.name for artifact in artifacts]
     wins = dict.fromkeys(names, 0)
     for pair in pairs:
-        found = relation(pairs, pair.first, pair.second)
-        wins[pair.first] += {">": 1, "<": -1}.get(found.sign, 0)
-        wins[pair.second] -= {">": 1, "<": -1}.get(found.sign, 0)
+        won = {">": 1, "<": -1}.get(relation(pairs, pair.first, pair.second).sign, 0)
+        wins[pair.first] += won
+        wins[pair.second] -= won
 
     def quality(artifact: Measured) -> tuple[float, ...]:
         known = artifact.log_probability
@@ -193,11 +195,8 @@ def order(artifacts: Sequence[Measured], pairs: Sequence[Pair]) -> Ordering:
 Outcome = Literal["reference", "same", "no loss", "worse", "better", "mixed", "too few"]
 
 SHORT: dict[Outcome, str] = {
-    "reference": "reference",
     "same": "the same",
     "no loss": "no measurable loss",
-    "worse": "worse",
-    "better": "better",
     "mixed": "worse and better",
     "too few": "too few to tell",
 }
@@ -211,7 +210,7 @@ UNITS: dict[Kind, str] = {
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is known of the artifact `name` against the `reference`.
+    """What is known of the artifact `name` against the reference.
 
     Attributes:
         outcome: `same`: no unit differs; `mixed`: worse by one kind of evidence, better by
@@ -222,7 +221,6 @@ class Verdict:
     """
 
     name: str
-    reference: str
     outcome: Outcome
     sentence: str
     without_loss: bool
@@ -230,28 +228,13 @@ class Verdict:
     @property
     def short(self) -> str:
         """Two or three words for a table."""
-        return SHORT[self.outcome]
+        return SHORT.get(self.outcome, self.outcome)
 
 
-def verdicts(
-    artifacts: Sequence[Measured], pairs: Sequence[Pair], reference: str
-) -> tuple[Verdict, ...]:
-    """One for each of `artifacts`, in their order, against the one called `reference`."""
-    return tuple(_verdict(artifact.name, pairs, reference) for artifact in artifacts)
-
-
-def smallest_without_loss(artifacts: Sequence[Measured], found: Sequence[Verdict]) -> str | None:
-    """Name of the smallest artifact without a measurable loss; None: there is none, or units were
-    too few to tell."""
-    fine = {verdict.name for verdict in found if verdict.without_loss}
-    chosen = [artifact for artifact in artifacts if artifact.name in fine]
-    smallest = min(chosen, key=lambda artifact: artifact.size_bytes, default=None)
-    return None if smallest is None else smallest.name
-
-
-def _verdict(name: str, pairs: Sequence[Pair], reference: str) -> Verdict:
+def verdict(name: str, pairs: Sequence[Pair], reference: str) -> Verdict:
+    """The artifact `name` against the one called `reference`."""
     if name == reference:
-        return Verdict(name, reference, "reference", "what the others are held against", False)
+        return Verdict(name, "reference", "what the others are held against", False)
     pair = next(p for p in pairs if (p.first, p.second) == (reference, name))
     worse, better = pair.votes(-1), pair.votes(1)
     counted = units_text(pair)
@@ -277,7 +260,7 @@ def _verdict(name: str, pairs: Sequence[Pair], reference: str) -> Verdict:
         sentence = f"no measurable loss against {reference} at {counted} ({values})"
     if not pair.identical:
         sentence += _interval(pair)
-    return Verdict(name, reference, outcome, sentence, pair.without_loss)
+    return Verdict(name, outcome, sentence, pair.without_loss)
 
 
 def _too_few(pair: Pair) -> str:
@@ -285,11 +268,11 @@ def _too_few(pair: Pair) -> str:
     reasons = []
     for kind in pair.unable:
         evidence = pair.evidence[kind]
-        if kind == "hits" and not evidence.test.can_lose:
+        if kind == "hits" and not evidence.can_lose:
             reasons.append(f"hits tell nothing, because {pair.first} has none")
             continue
         units = "chunks" if kind == "text" else "questions"
-        lost = f"all {evidence.test.can_lose} hits" if kind == "hits" else "all"
+        lost = f"all {evidence.can_lose} hits" if kind == "hits" else "all"
         best = p_text(evidence.best_corrected_p)
         reasons.append(f"too few {units} to tell by {kind}: were {lost} lost, {best} at best")
     return "; ".join(reasons)
@@ -299,8 +282,8 @@ def units_text(pair: Pair) -> str:
     """`n = 384 questions, 16 chunks of text`."""
     counts = []
     if "hits" in pair.evidence:
-        counts.append(_counted(pair.evidence["hits"].test.units, "question"))
-    counts.append(f"{_counted(pair.evidence['text'].test.units, 'chunk')} of text")
+        counts.append(_counted(pair.evidence["hits"].units, "question"))
+    counts.append(f"{_counted(pair.evidence['text'].units, 'chunk')} of text")
     return f"n = {', '.join(counts)}"
 
 
@@ -310,12 +293,10 @@ def _counted(number: int, what: str) -> str:
 
 def difference_text(kind: Kind, evidence: Evidence, *, unit: bool = True) -> str:
     """`−12 of 384 answers`, `−0.31 nats an answer`, `−0.012 nats a token`; or the number alone."""
-    test = evidence.test
     if kind == "hits":
-        value, of = _signed(test.gained - test.lost, ".0f"), f"of {test.units} answers"
+        value, of = _signed(evidence.gained - evidence.lost, ".0f"), f"of {evidence.units} answers"
     else:
-        value = _signed(test.difference, ".3g")
-        of = UNITS[kind]
+        value, of = _signed(evidence.difference, ".3g"), UNITS[kind]
     return f"{value} {of}" if unit else value
 
 
@@ -327,10 +308,10 @@ def _found(kind: Kind, pair: Pair) -> str:
 def _interval(pair: Pair) -> str:
     """Between what the mean loss lies, of answers if asked; below 0 it is a gain."""
     kind: Kind = "log-probability" if "log-probability" in pair.evidence else "text"
-    test = pair.evidence[kind].test
-    if test.low is None or test.high is None:
+    found = pair.evidence[kind]
+    if found.low is None or found.high is None:
         return ""
-    least, most = (f"{0.0 - loss:.2g}".replace("-", "−") for loss in (test.high, test.low))
+    least, most = (f"{0.0 - loss:.2g}".replace("-", "−") for loss in (found.high, found.low))
     return (
         f"; mean loss between {least} and {most} {UNITS[kind]} (95 %, for all artifacts together)"
     )

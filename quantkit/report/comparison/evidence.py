@@ -32,24 +32,39 @@ KINDS: tuple[Kind, ...] = ("hits", "log-probability", "text")
 
 @dataclass(frozen=True)
 class Evidence:
-    """One test of a pair.
+    """One test: how the second of two artifacts differs from the first on the same units.
 
     Attributes:
-        corrected_p: of `test.p`, by Holm over all tests of the comparison.
-        best_corrected_p: `test.best_p` times the number of tests: the corrected p of this test if
-            it alone had the clearest possible result.
+        units: pairs of values.
+        gained, lost: units where the second's value is higher, lower.
+        difference: mean of the second's values less the first's.
+        low, high: t interval of it; None of hits, and of a single unit.
+        p: two-sided probability of a difference at least as large, if there is none.
+        can_lose: units that the second can lose: all, or of hits those that the first has.
+        best_p: `p` if the second lost all of these and gained nothing.
+        corrected_p: of `p`, by Holm over all tests of the comparison.
+        best_corrected_p: `best_p` times the number of tests: the corrected p of this test if it
+            alone had the clearest possible result.
     """
 
-    test: PairedTest
+    units: int
+    gained: int
+    lost: int
+    difference: float
+    low: float | None
+    high: float | None
+    p: float
+    can_lose: int
+    best_p: float
     corrected_p: float = 1.0
     best_corrected_p: float = 1.0
 
     @property
     def vote(self) -> int:
         """1: the second is better; -1: it is worse; 0: no evidence of either."""
-        if self.corrected_p > LEVEL or self.test.difference == 0:
+        if self.corrected_p > LEVEL or self.difference == 0:
             return 0
-        return 1 if self.test.difference > 0 else -1
+        return 1 if self.difference > 0 else -1
 
     @property
     def could_tell(self) -> bool:
@@ -90,8 +105,7 @@ class Pair:
     @property
     def identical(self) -> bool:
         """Whether no unit of any test differs."""
-        tests = [found.test for found in self.evidence.values()]
-        return not any(test.gained or test.lost for test in tests)
+        return not any(found.gained or found.lost for found in self.evidence.values())
 
 
 def all_pairs(artifacts: Sequence[Measured]) -> tuple[Pair, ...]:
@@ -106,8 +120,8 @@ def all_pairs(artifacts: Sequence[Measured]) -> tuple[Pair, ...]:
     resamples = max(RESAMPLES, RESAMPLES_A_TEST * len(KINDS) * len(combinations))
     confidence = 1 - (1 - CONFIDENCE) / max(1, len(artifacts) - 1)
     pairs = [_pair(first, second, resamples, confidence) for first, second in combinations]
-    corrected = iter(_corrected([e.test for pair in pairs for e in pair.evidence.values()]))
-    nearness = iter(_corrected([p.nearness.test for p in pairs if p.nearness is not None]))
+    corrected = iter(_corrected([e for pair in pairs for e in pair.evidence.values()]))
+    nearness = iter(_corrected([p.nearness for p in pairs if p.nearness is not None]))
     return tuple(
         replace(
             pair,
@@ -118,39 +132,32 @@ def all_pairs(artifacts: Sequence[Measured]) -> tuple[Pair, ...]:
     )
 
 
-def _corrected(tests: Sequence[PairedTest]) -> list[Evidence]:
-    corrected = holm([test.p for test in tests])
+def _corrected(tests: Sequence[Evidence]) -> list[Evidence]:
     return [
-        Evidence(test, p, min(1.0, len(tests) * test.best_p))
-        for test, p in zip(tests, corrected, strict=True)
+        replace(test, corrected_p=p, best_corrected_p=min(1.0, len(tests) * test.best_p))
+        for test, p in zip(tests, holm([test.p for test in tests]), strict=True)
     ]
 
 
 def _pair(first: Measured, second: Measured, resamples: int, confidence: float) -> Pair:
+    def tested(mine: F64, others: F64) -> Evidence:
+        return permutation(mine, others, resamples, confidence)
+
     evidence: dict[Kind, Evidence] = {}
     answers = paired_answers(first, second)
     if answers:
-        hits = mcnemar([a.hit for a, _ in answers], [b.hit for _, b in answers])
-        evidence["hits"] = Evidence(hits)
+        evidence["hits"] = mcnemar([a.hit for a, _ in answers], [b.hit for _, b in answers])
     known = [
         (a.log_probability, b.log_probability)
         for a, b in answers
         if a.log_probability is not None and b.log_probability is not None
     ]
     if known:
-        mine, others = np.array(known, np.float64).T
-        evidence["log-probability"] = Evidence(permutation(mine, others, resamples, confidence))
-    text = permutation(
-        first.chunk_means(-first.positions.nll),
-        second.chunk_means(-second.positions.nll),
-        resamples,
-        confidence,
-    )
-    evidence["text"] = Evidence(text)
+        evidence["log-probability"] = tested(*np.array(known, np.float64).T)
+    evidence["text"] = tested(*(one.chunk_means(-one.positions.nll) for one in (first, second)))
     nearness = None
     if not (first.is_base or second.is_base):
-        mine, others = (one.chunk_means(one.positions.kld) for one in (first, second))
-        nearness = Evidence(permutation(mine, others, resamples, confidence))
+        nearness = tested(*(one.chunk_means(one.positions.kld) for one in (first, second)))
     return Pair(first.name, second.name, evidence, nearness)
 
 
@@ -167,32 +174,7 @@ BATCH_VALUES = 1 << 20
 F64 = NDArray[np.float64]
 
 
-@dataclass(frozen=True)
-class PairedTest:
-    """How the second of two artifacts differs from the first on the same units.
-
-    Attributes:
-        units: pairs of values.
-        gained, lost: units where the second's value is higher, lower.
-        difference: mean of the second's values less the first's.
-        low, high: t interval of it; None of hits, and of a single unit.
-        p: two-sided probability of a difference at least as large, if there is none.
-        can_lose: units that the second can lose: all, or of hits those that the first has.
-        best_p: `p` if the second lost all of these and gained nothing.
-    """
-
-    units: int
-    gained: int
-    lost: int
-    difference: float
-    low: float | None
-    high: float | None
-    p: float
-    can_lose: int
-    best_p: float
-
-
-def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
+def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> Evidence:
     """Exact McNemar test of hits: whether those that only one has are equally many.
 
     McNemar, "Note on the sampling error of the difference between correlated proportions",
@@ -202,17 +184,15 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> PairedTest:
 
     gained = sum(b and not a for a, b in zip(first, second, strict=True))
     lost = sum(a and not b for a, b in zip(first, second, strict=True))
-    units = len(first)
+    units, can_lose = len(first), sum(first)
     p = binomtest(gained, gained + lost).pvalue if gained + lost else 1.0
-    difference = (gained - lost) / units
-    can_lose = sum(first)
-    best = _best(can_lose)
-    return PairedTest(units, gained, lost, difference, None, None, float(p), can_lose, best)
+    difference, best = (gained - lost) / units, _best(can_lose)
+    return Evidence(units, gained, lost, difference, None, None, float(p), can_lose, best)
 
 
 def permutation(
     first: F64, second: F64, resamples: int = RESAMPLES, confidence: float = CONFIDENCE
-) -> PairedTest:
+) -> Evidence:
     """Paired permutation test of two means: signs of differences are as likely as their opposites.
 
     Exact where there are no more than `resamples` ways to change signs, 2^units; else by as many
@@ -229,10 +209,10 @@ def permutation(
     mean = float(differences.mean())
     gained, lost = int((differences > 0).sum()), int((differences < 0).sum())
     if units == 1:  # its sign is as likely as the other
-        return PairedTest(1, gained, lost, mean, None, None, 1.0, 1, 1.0)
+        return Evidence(1, gained, lost, mean, None, None, 1.0, 1, 1.0)
     tested = permutation_test(
         (differences,),
-        _mean,
+        np.mean,
         permutation_type="samples",
         vectorized=True,
         n_resamples=resamples,
@@ -243,7 +223,7 @@ def permutation(
     reach = float(stdtrit(units - 1, (1 + confidence) / 2)) * error
     best = _best(units) if 2**units <= resamples else 2 / (resamples + 1)
     p = float(tested.pvalue)
-    return PairedTest(units, gained, lost, mean, mean - reach, mean + reach, p, units, best)
+    return Evidence(units, gained, lost, mean, mean - reach, mean + reach, p, units, best)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -254,13 +234,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Journal of Statistics 6 (1979). The smallest is multiplied by their number, the next by one
     less, and so on; none gets less than one before it, or more than 1.
     """
-    corrected = [0.0] * len(p_values)
-    highest = 0.0
-    order = sorted(range(len(p_values)), key=lambda i: p_values[i])
-    for rank, index in enumerate(order):
-        highest = max(highest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        corrected[index] = highest
-    return corrected
+    p = np.array(p_values, np.float64)
+    order = np.argsort(p, kind="stable")
+    raised = np.minimum(1.0, np.arange(len(p), 0, -1) * p[order])
+    corrected = np.empty_like(p)
+    corrected[order] = np.maximum.accumulate(raised)
+    return [float(one) for one in corrected]
 
 
 def p_text(p: float) -> str:
@@ -269,10 +248,6 @@ def p_text(p: float) -> str:
         return "p < 0.0001"
     digits = 2 if p >= 0.1 else 3 if p >= 0.01 else 4
     return f"p = {p:.{digits}f}"
-
-
-def _mean(values: F64, axis: int) -> F64:
-    return np.asarray(values.mean(axis=axis))
 
 
 def _best(units: int) -> float:

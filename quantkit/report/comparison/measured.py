@@ -54,8 +54,7 @@ class Measured:
     def main_scores(self) -> tuple[TaskScore, ...]:
         """Of the main task, the shortest context first."""
         scores = () if self.retrieval is None else self.retrieval.scores
-        main = [score for score in scores if score.task in MAIN_TASKS]
-        return tuple(sorted(main, key=lambda score: score.context_tokens))
+        return tuple(score for score in scores if score.task in MAIN_TASKS)
 
     @property
     def hits(self) -> int | None:
@@ -73,6 +72,11 @@ class Measured:
     @property
     def rungs(self) -> tuple[Rung, ...]:
         return () if self.retrieval is None else self.retrieval.rungs
+
+    @property
+    def lengths(self) -> tuple[tuple[TaskScore, Rung], ...]:
+        """The main task's score and the cost of each context, the shortest first."""
+        return tuple(zip(self.main_scores, self.rungs, strict=True))
 
     def chunk_means(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
         """Means of each chunk's `values`, which has one for each position.

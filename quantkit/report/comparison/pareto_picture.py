@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from quantkit.core.files import atomic
 from quantkit.core.units import unit_of
 from quantkit.report.comparison.measured import Measured
+from quantkit.report.pictures import save_png
 from quantkit.study.kld_statistics import standard_error
 
 if TYPE_CHECKING:
@@ -46,7 +46,6 @@ def draw_pareto(
 
     The base itself has no divergence and no place on a logarithmic axis; it is named below.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     unit, scale = unit_of(artifact.size_bytes for artifact in artifacts)
@@ -64,7 +63,6 @@ def draw_pareto(
     if known:
         panels.append(("mean −log-probability of right answers, nats", known))
     figure = Figure(figsize=(0.8 + 5.0 * len(panels), 4.8), dpi=144, layout="constrained")
-    FigureCanvasAgg(figure)
     all_axes: list[Any] = list(figure.subplots(1, len(panels), squeeze=False)[0])
     for axes, (label, points) in zip(all_axes, panels, strict=True):
         _panel(axes, points, front, unit)
@@ -80,17 +78,15 @@ def draw_pareto(
     figure.set_layout_engine("none")  # labels are put where nothing moves any more
     for axes, (_, points) in zip(all_axes, panels, strict=True):
         _name_points(axes, points, front)
-    with atomic(out) as partial:
-        # without the software's version in the file, the same figures give the same bytes
-        figure.savefig(partial, format="png", metadata={"Software": None})
+    save_png(figure, out)
 
 
 def _answer_point(artifact: Measured, scale: float) -> _Point | None:
-    values = [a.log_probability for a in artifact.main_answers if a.log_probability is not None]
-    if not values:
+    if artifact.log_probability is None:
         return None
+    values = [a.log_probability for a in artifact.main_answers if a.log_probability is not None]
     error = standard_error(np.array(values)) if len(values) > 1 else 0.0
-    return _Point(artifact.name, artifact.size_bytes / scale, -sum(values) / len(values), error)
+    return _Point(artifact.name, artifact.size_bytes / scale, -artifact.log_probability, error)
 
 
 def _stairs(points: Sequence[_Point]) -> list[_Point]:
@@ -171,7 +167,5 @@ def _panel(axes: Axes, points: Sequence[_Point], front: Collection[str], unit: s
     axes.grid(visible=True, which="minor", axis="y", color="0.96")
     axes.set_axisbelow(True)
     axes.tick_params(which="both", colors=_SOFT, labelsize=8.5)
-    for side in ("top", "right"):
-        axes.spines[side].set_visible(False)
-    for side in ("bottom", "left"):
-        axes.spines[side].set_color("0.75")
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["bottom", "left"]].set_color("0.75")

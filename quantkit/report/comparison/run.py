@@ -66,31 +66,6 @@ class ComparisonFiles:
     kept_bytes: int
 
 
-@dataclass(frozen=True)
-class _File:
-    """A GGUF file that was opened."""
-
-    path: Path
-    source: GGUFSource
-
-    @property
-    def size_bytes(self) -> int:
-        return sum(file.stat().st_size for file in self.source.paths)
-
-    @property
-    def trained_context_tokens(self) -> int:
-        """Raises InputError where the file does not say it."""
-        architecture = self.source.metadata.get("general.architecture")
-        key = f"{architecture.value if architecture else 'general'}.context_length"
-        found = self.source.metadata.get(key)
-        if found is None or not isinstance(found.value, int):
-            raise InputError(
-                f"{self.path.name} has no {key}, so the lengths for its retrieval check are not "
-                "known; leave the check out with --no-retrieval"
-            )
-        return found.value
-
-
 def compare(
     artifacts: Iterable[str | Path],
     out: str | Path | None = None,
@@ -132,25 +107,24 @@ def compare(
         retrieval = validated(RetrievalRecipe, DEFAULTS | settings, where)
     kld_text, needle_text = (None if given is None else Path(given) for given in (text, haystack))
     files, measured_from = _opened(map(Path, artifacts), None if base is None else Path(base))
+    base_path = measured_from.paths[0]
     _check_alike(files, measured_from, retrieval=bool(retrieval))
     recipe = _at_lengths(retrieval, needle_text, files) if retrieval else None
     held_out_text(kld_text)
     if base is None:
-        console.note(f"no --base: KLD is measured from {measured_from.path.name}, the largest file")
-    folder = Path(f"{measured_from.path.stem}-compare" if out is None else out)
+        console.note(f"no --base: KLD is measured from {base_path.name}, the largest file")
+    folder = Path(f"{base_path.stem}-compare" if out is None else out)
     kept = folder / "kept"
     with build_folder(folder):
         measuring = Kept(kept, device_settings(worker_count(workers)), console)
-        logits = measuring.base_logits(
-            measured_from.path, measured_from.source.paths, divergence, kld_text
-        )
+        logits = measuring.base_logits(measured_from.paths, divergence, kld_text)
         found = _measured(files, measured_from, logits, recipe, needle_text, measuring)
         written = write_comparison(found, folder)
     size = sum(file.stat().st_size for file in kept.rglob("*") if file.is_file())
     return ComparisonFiles(found, folder, written, kept, size)
 
 
-def _opened(artifacts: Iterable[Path], base: Path | None) -> tuple[list[_File], _File]:
+def _opened(artifacts: Iterable[Path], base: Path | None) -> tuple[list[GGUFSource], GGUFSource]:
     """The artifacts, each once, and the base, which may be one of them."""
     paths = list({path.resolve(): path for path in artifacts}.values())
     if len(paths) < 1 + (base is None):
@@ -158,42 +132,58 @@ def _opened(artifacts: Iterable[Path], base: Path | None) -> tuple[list[_File], 
             "there is nothing to compare: give two artifacts or more, or one and the file that "
             "it was made from with --base"
         )
-    files = [_File(path, GGUFSource(path)) for path in paths]
+    files = [GGUFSource(path) for path in paths]
     if base is None:
-        return files, max(files, key=lambda file: file.size_bytes)
-    same = [file for file in files if file.path.resolve() == base.resolve()]
-    return files, same[0] if same else _File(base, GGUFSource(base))
+        return files, max(files, key=_size_bytes)
+    same = [file for file in files if file.paths[0].resolve() == base.resolve()]
+    return files, same[0] if same else GGUFSource(base)
 
 
-def _check_alike(files: Sequence[_File], base: _File, *, retrieval: bool) -> None:
+def _size_bytes(file: GGUFSource) -> int:
+    return sum(path.stat().st_size for path in file.paths)
+
+
+def _trained_tokens(file: GGUFSource) -> int:
+    """Raises InputError where the file does not say its context length."""
+    key = f"{file.metadata['general.architecture'].value}.context_length"
+    found = file.metadata.get(key)
+    if found is None or not isinstance(found.value, int):
+        raise InputError(
+            f"{file.paths[0].name} has no {key}, so the lengths for its retrieval check are not "
+            "known; leave the check out with --no-retrieval"
+        )
+    return found.value
+
+
+def _check_alike(files: Sequence[GGUFSource], base: GGUFSource, *, retrieval: bool) -> None:
     """Raise InputError unless all see the same tokens and, if asked, the same prompts."""
-    vocabulary = vocabulary_id(base.source.metadata)
+    vocabulary = vocabulary_id(base.metadata)
     for file in files:
-        found = vocabulary_id(file.source.metadata)
-        check_vocabulary(file.path.name, found, base.path.name, vocabulary)
+        found = vocabulary_id(file.metadata)
+        check_vocabulary(file.paths[0].name, found, base.paths[0].name, vocabulary)
     if not retrieval:
         return
     for key in ("tokenizer.chat_template", "tokenizer.ggml.add_bos_token"):
         for file in files[1:]:
-            if file.source.metadata.get(key) != files[0].source.metadata.get(key):
+            if file.metadata.get(key) != files[0].metadata.get(key):
                 raise InputError(
-                    f"{file.path.name} has another {key} than {files[0].path.name}, so they would "
-                    "get different prompts; give both the same one, or leave the retrieval check "
-                    "out with --no-retrieval"
+                    f"{file.paths[0].name} has another {key} than {files[0].paths[0].name}, so "
+                    "they would get different prompts; give both the same one, or leave the "
+                    "retrieval check out with --no-retrieval"
                 )
 
 
 def _at_lengths(
-    recipe: RetrievalRecipe, haystack: Path | None, files: Sequence[_File]
+    recipe: RetrievalRecipe, haystack: Path | None, files: Sequence[GGUFSource]
 ) -> RetrievalRecipe:
     """`recipe` at lengths that all of `files` were trained for."""
     haystack_text(haystack)
-    shortest = min(files, key=lambda file: file.trained_context_tokens)
-    limit = shortest.trained_context_tokens
+    shortest = min(files, key=_trained_tokens)
+    limit = _trained_tokens(shortest)
     lengths = recipe.context_tokens or tuple(n for n in LENGTHS if n <= limit) or (limit,)
     if max(lengths) > limit or limit < SHORTEST_TOKENS:
         raise InputError(
-            f"{shortest.path.name} was trained for {limit} tokens, and --context is "
+            f"{shortest.paths[0].name} was trained for {limit} tokens, and --context is "
             f"{max(lengths)}: check shorter contexts, or leave the retrieval check out with "
             "--no-retrieval"
         )
@@ -202,8 +192,8 @@ def _at_lengths(
 
 
 def _measured(
-    files: Sequence[_File],
-    base: _File,
+    files: Sequence[GGUFSource],
+    base: GGUFSource,
     logits: Path,
     recipe: RetrievalRecipe | None,
     haystack: Path | None,
@@ -212,21 +202,19 @@ def _measured(
     """Measure one artifact after the other, as far as no earlier run did."""
     opened = LogitsFile(logits)
     header, found = opened.header, []
-    names = names_of([file.path for file in files])
+    names = names_of([file.paths[0] for file in files])
     for file, name in zip(files, names, strict=True):
-        is_base, paths = file is base, file.source.paths
-        positions = (
-            base_positions(opened) if is_base else measuring.positions(logits, file.path, name)
-        )
+        path, is_base = file.paths[0], file is base
+        positions = base_positions(opened) if is_base else measuring.positions(logits, path, name)
         retrieval = None
         if recipe is not None:
-            retrieval = measuring.retrieval(file.path, paths, name, recipe, haystack)
+            retrieval = measuring.retrieval(file.paths, name, recipe, haystack)
         found.append(
             Measured(
-                path=file.path,
+                path=path,
                 name=name,
-                size_bytes=file.size_bytes,
-                parameters=sum(info.elements for info in file.source.tensors),
+                size_bytes=_size_bytes(file),
+                parameters=sum(info.elements for info in file.tensors),
                 positions=positions,
                 chunks=header.chunks,
                 divergence=positions.summary(),
@@ -236,7 +224,7 @@ def _measured(
         )
     asked = recipe or RetrievalRecipe()
     conditions = Conditions(
-        base=base.path.name,
+        base=base.paths[0].name,
         text=header.text,
         chunks=header.chunks,
         chunk_tokens=header.chunk_tokens,
@@ -260,32 +248,34 @@ class Kept:
     console: Console
 
     def base_logits(
-        self, base: Path, base_paths: Sequence[Path], recipe: DivergenceRecipe, text: Path | None
+        self, base: Sequence[Path], recipe: DivergenceRecipe, text: Path | None
     ) -> Path:
-        """The file with the base's logits on the text, or on the one that ships."""
+        """The file with the logits of the model in the files `base` on the text, or on the one
+        that ships."""
         parts = {
-            "base": identity(base_paths),
+            "base": identity(base),
             "text": None if text is None else content_id(text),
             "recipe": recipe.model_dump(mode="json"),
             "format": VERSION,
             "devices": device_parts(self.devices),
             "llama-cpp-python": library_version(),
         }
+        name = base[0].stem
         folder = self.folder / f"kld-{_short_hash(parts)}"
         logits, growing = folder / "base.logits", folder / ".growing"
         began = time.monotonic()
         if logits.exists():
             size = bytes_text(logits.stat().st_size)
-            self.console.skipped(base.stem, f"up to date ({size})")
+            self.console.skipped(name, f"up to date ({size})")
             return logits
         growing.mkdir(parents=True, exist_ok=True)
-        with self.console.stage(base.stem) as progress:
+        with self.console.stage(name) as progress:
             header = collect_base_logits(
-                base, recipe, text, logits, growing, self.devices, progress
+                base[0], recipe, text, logits, growing, self.devices, progress
             )
         growing.rmdir()
         detail = f"{header.positions:,} tokens, {bytes_text(logits.stat().st_size)}"
-        self.console.done(base.stem, detail, time.monotonic() - began)
+        self.console.done(name, detail, time.monotonic() - began)
         return logits
 
     def positions(self, logits: Path, artifact: Path, name: str) -> PositionStatistics:
@@ -299,22 +289,17 @@ class Kept:
         return found
 
     def retrieval(
-        self,
-        artifact: Path,
-        paths: Sequence[Path],
-        name: str,
-        recipe: RetrievalRecipe,
-        haystack: Path | None,
+        self, files: Sequence[Path], name: str, recipe: RetrievalRecipe, haystack: Path | None
     ) -> Retrieval:
-        """An artifact's retrieval check, from an earlier run where that finished it.
+        """The retrieval check of the artifact in `files`, from an earlier run where that finished
+        it.
 
         Args:
-            paths: all files of the artifact.
             recipe: with a KV cache type of its own.
         """
-        kv_type = str(recipe.kv_type)
+        artifact, kv_type = files[0], str(recipe.kv_type)
         parts = {
-            "model": identity(paths),
+            "model": identity(files),
             "recipe": recipe.model_dump(mode="json"),
             "kv_type": kv_type,
             "haystack": None if haystack is None else content_id(haystack),

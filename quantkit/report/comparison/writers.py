@@ -12,14 +12,13 @@ from typing import Any
 from quantkit.core.files import write_json, write_text
 from quantkit.report.comparison.comparison import (
     Comparison,
-    Relation,
     Verdict,
     difference_text,
     relation,
     units_text,
 )
 from quantkit.report.comparison.evidence import CONFIDENCE as INTERVAL_CONFIDENCE
-from quantkit.report.comparison.evidence import LEVEL, Evidence, Pair, p_text
+from quantkit.report.comparison.evidence import LEVEL, Evidence, Kind, Pair, p_text
 from quantkit.report.comparison.measured import (
     Measured,
     fine_nats_text,
@@ -29,8 +28,7 @@ from quantkit.report.comparison.measured import (
 from quantkit.report.comparison.pareto_picture import draw_pareto
 from quantkit.report.pages import cells_data, page_environment, picture_url
 from quantkit.report.results import installed_versions
-from quantkit.report.retrieval import Grid, grid_of
-from quantkit.retrieval.results import MAIN_TASKS
+from quantkit.report.retrieval import grid_of
 from quantkit.retrieval.statistics import CONFIDENCE
 
 SIGN_WORDS = {">": "better", "<": "worse", "≷": "mixed", "≈": "≈"}
@@ -60,7 +58,11 @@ def write_comparison(found: Comparison, folder: Path) -> tuple[Path, ...]:
 
 
 def _page_values(found: Comparison, picture: Path) -> dict[str, Any]:
-    grids = _grids(found)
+    grids = [
+        (a.name, grid_of(a.main_answers, a.main_answers[0].task))
+        for a in found.artifacts
+        if a.main_answers
+    ]
     names = [artifact.name for artifact in found.artifacts]
     return {
         "c": found,
@@ -69,46 +71,19 @@ def _page_values(found: Comparison, picture: Path) -> dict[str, Any]:
         "largest": max(artifact.size_bytes for artifact in found.artifacts),
         "units": units_text(found.pairs[0]) if found.pairs else "",
         "picture": picture_url(picture),
-        "lengths": [_length_rows(artifact) for artifact in found.artifacts],
         "matrix": [[_cell(found, left, right) for right in names] for left in names],
-        "tests": [_test_rows(pair) for pair in found.pairs],
+        "tests": [(pair, _test_rows(pair)) for pair in found.pairs],
         "grids": grids,
         "maps": {"maps": cells_data({f"map-{i}": grid for i, (_, grid) in enumerate(grids)})},
         "versions": installed_versions(),
     }
 
 
-def _grids(found: Comparison) -> list[tuple[str, Grid]]:
-    """Each artifact's answers to the main task by length and depth."""
-    grids = []
-    for artifact in found.artifacts:
-        tasks = {answer.task for answer in artifact.main_answers}
-        grids += [
-            (artifact.name, grid_of(artifact.main_answers, task))
-            for task in MAIN_TASKS
-            if task in tasks
-        ]
-    return grids
-
-
-def _length_rows(artifact: Measured) -> list[dict[str, Any]]:
-    rungs = {rung.context_tokens: rung for rung in artifact.rungs}
-    return [
-        {
-            "name": artifact.name,
-            "score": score,
-            "prefill": getattr(rungs.get(score.context_tokens), "prefill_rate", None),
-            "decode": getattr(rungs.get(score.context_tokens), "decode_rate", None),
-        }
-        for score in artifact.main_scores
-    ]
-
-
 def _cell(found: Comparison, left: str, right: str) -> dict[str, str]:
     """What the row's artifact is against the column's, and the smallest p behind it."""
     if left == right:
         return {"name": right, "sign": "", "word": "", "p": ""}
-    known: Relation = relation(found.pairs, left, right)
+    known = relation(found.pairs, left, right)
     pair = next(p for p in found.pairs if {p.first, p.second} == {left, right})
     kinds = known.kinds or tuple(pair.evidence)
     smallest = min(pair.evidence[kind].corrected_p for kind in kinds)
@@ -121,32 +96,23 @@ def _cell(found: Comparison, left: str, right: str) -> dict[str, str]:
 
 
 def _test_rows(pair: Pair) -> list[dict[str, Any]]:
-    rows = [
-        _test_row(pair, kind, difference_text(kind, found, unit=False), found)
-        for kind, found in pair.evidence.items()
-    ]
+    tests: list[tuple[str, Kind, Evidence]] = [(kind, kind, e) for kind, e in pair.evidence.items()]
     if pair.nearness is not None:
-        words = difference_text("text", pair.nearness, unit=False)
-        rows.append(_test_row(pair, "KLD (no vote)", words, pair.nearness))
+        tests.append(("KLD (no vote)", "text", pair.nearness))
+    rows = []
+    for test, kind, found in tests:
+        interval = "" if found.low is None else f"{found.low:+.3g} … {found.high:+.3g}"
+        rows.append(
+            {
+                "test": test,
+                "found": found,
+                "difference": difference_text(kind, found, unit=False),
+                "interval": interval.replace("-", "−"),
+                "p": p_text(found.p).removeprefix("p ").removeprefix("= "),
+                "corrected": p_text(found.corrected_p).removeprefix("p ").removeprefix("= "),
+            }
+        )
     return rows
-
-
-def _test_row(pair: Pair, test: str, difference: str, found: Evidence) -> dict[str, Any]:
-    low, high = found.test.low, found.test.high
-    interval = "" if low is None or high is None else f"{low:+.3g} … {high:+.3g}"
-    return {
-        **_fields(pair, "first", "second"),
-        "test": test,
-        "difference": difference,
-        "value": found.test.difference,
-        "interval": interval.replace("-", "−"),
-        "gained": found.test.gained,
-        "lost": found.test.lost,
-        "p": p_text(found.test.p).removeprefix("p ").removeprefix("= "),
-        "raw_p": found.test.p,
-        "corrected": p_text(found.corrected_p).removeprefix("p ").removeprefix("= "),
-        "corrected_p": found.corrected_p,
-    }
 
 
 def comparison_facts(found: Comparison) -> dict[str, Any]:
@@ -164,13 +130,10 @@ def comparison_facts(found: Comparison) -> dict[str, Any]:
         "level": LEVEL,
         "interval_confidence": INTERVAL_CONFIDENCE,
         "interval_comparisons": max(1, len(found.artifacts) - 1),
-        "ordering": {
-            "text": found.ordering.text,
-            **asdict(found.ordering),
-        },
+        "ordering": {"text": found.ordering.text, **asdict(found.ordering)},
         "smallest_without_measurable_loss": found.smallest,
         "artifacts": [
-            _artifact(artifact, verdict, artifact.name in found.front)
+            _artifact(artifact, verdict, found)
             for artifact, verdict in zip(found.artifacts, found.verdicts, strict=True)
         ],
         "pairs": [_pair(pair) for pair in found.pairs],
@@ -221,7 +184,7 @@ def comparison_csv(found: Comparison) -> str:
     return text.getvalue()
 
 
-def _artifact(artifact: Measured, verdict: Verdict, front: bool) -> dict[str, Any]:
+def _artifact(artifact: Measured, verdict: Verdict, among: Comparison) -> dict[str, Any]:
     divergence = artifact.divergence
     figures = asdict(divergence) | {"perplexity_ratio": divergence.perplexity_ratio}
     # JSON has no infinity, which a broken model's perplexity may be
@@ -232,8 +195,8 @@ def _artifact(artifact: Measured, verdict: Verdict, front: bool) -> dict[str, An
         **_fields(artifact, "is_base", "size_bytes", "bits_per_weight"),
         "kld": kld,
         "retrieval": _retrieval(artifact),
-        "on_front": front,
-        "verdict": {"against": verdict.reference, **_fields(verdict, "outcome", "sentence")},
+        "on_front": artifact.name in among.front,
+        "verdict": {"against": among.reference, **_fields(verdict, "outcome", "sentence")},
     }
 
 
@@ -267,13 +230,9 @@ def _retrieval(artifact: Measured) -> dict[str, Any] | None:
 def _pair(pair: Pair) -> dict[str, Any]:
     return {
         **_fields(pair, "first", "second"),
-        "evidence": {kind: _evidence(found) for kind, found in pair.evidence.items()},
-        "nearness_to_base": None if pair.nearness is None else _evidence(pair.nearness),
+        "evidence": {kind: asdict(found) for kind, found in pair.evidence.items()},
+        "nearness_to_base": None if pair.nearness is None else asdict(pair.nearness),
     }
-
-
-def _evidence(found: Evidence) -> dict[str, Any]:
-    return {**asdict(found.test), **_fields(found, "corrected_p", "best_corrected_p")}
 
 
 def _fields(one: object, *names: str) -> dict[str, Any]:

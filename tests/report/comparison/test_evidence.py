@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from compared_artifacts import CHUNKS, CONDITIONS, answers, ladder, measured, retrieval
+from compared_artifacts import (
+    CHUNKS,
+    CONDITIONS,
+    answers,
+    compared_ladder,
+    ladder,
+    measured,
+    retrieval,
+)
 
 from quantkit.core.errors import InputError
 from quantkit.report.comparison.comparison import (
@@ -15,35 +22,31 @@ from quantkit.report.comparison.comparison import (
     on_front,
     order,
     relation,
-    smallest_without_loss,
-    verdicts,
+    verdict,
 )
 from quantkit.report.comparison.evidence import (
     LEVEL,
     Evidence,
     Kind,
     Pair,
-    PairedTest,
     all_pairs,
     holm,
 )
 from quantkit.report.comparison.measured import Measured, names_of, paired_answers
 
 
-def judged(artifacts: list[Measured], reference: str) -> dict[str, tuple[str, str]]:
-    found = verdicts(artifacts, all_pairs(artifacts), reference)
-    return {verdict.name: (verdict.outcome, verdict.sentence) for verdict in found}
+def judged(artifacts: list[Measured], name: str) -> tuple[str, str]:
+    (found,) = [v for v in compared(artifacts, CONDITIONS).verdicts if v.name == name]
+    return found.outcome, found.sentence
 
 
 def test_a_ladder_is_put_in_order() -> None:
-    artifacts = ladder()
-    pairs = all_pairs(artifacts)
-    ordering = order(artifacts, pairs)
+    comparison = compared_ladder()
+    ordering, found = comparison.ordering, comparison.verdicts
     assert ordering.text in ("Q8 ≈ Q6 > Q4 > IQ1", "Q6 ≈ Q8 > Q4 > IQ1")
     assert ordering.neighbours[1].kinds == ("log-probability", "text")
     assert ordering.neighbours[2].kinds == ("hits", "log-probability", "text")
     assert ordering.beside == ()
-    found = verdicts(artifacts, pairs, "Q8")
     assert [verdict.outcome for verdict in found] == ["reference", "no loss", "worse", "worse"]
     assert found[1].sentence.startswith(
         f"no measurable loss against Q8 at n = 192 questions, {CHUNKS} chunks of text (hits p = "
@@ -52,7 +55,7 @@ def test_a_ladder_is_put_in_order() -> None:
     assert "(p = 0.00" in found[2].sentence
     assert "hits" not in found[2].sentence  # log-probability tells it before an answer flips
     assert "hits −192 of 192 answers (p < 0.0001)" in found[3].sentence
-    assert smallest_without_loss(artifacts, found) == "Q6"
+    assert comparison.smallest == "Q6"
     assert [verdict.without_loss for verdict in found] == [False, True, False, False]
 
 
@@ -60,12 +63,12 @@ def test_a_loss_may_be_certain_and_tiny() -> None:
     """Pairs show the smallest differences; the words say that they are small."""
     q8 = measured("Q8", 9, kld=0.0002, asked=answers(noise=0))
     near = measured("near", 8, kld=0.0003, asked=answers(0.004, noise=0), stream=1)
-    found = verdicts([q8, near], all_pairs([q8, near]), "Q8")
-    assert found[1].outcome == "worse"
-    assert found[1].sentence.startswith("worse than Q8: log-probability −0.00")
-    assert "; mean loss between 0.002" in found[1].sentence
-    assert "less than 1 %" not in found[1].sentence
-    assert smallest_without_loss([q8, near], found) is None
+    outcome, sentence = judged([q8, near], "near")
+    assert outcome == "worse"
+    assert sentence.startswith("worse than Q8: log-probability −0.00")
+    assert "; mean loss between 0.002" in sentence
+    assert "less than 1 %" not in sentence
+    assert compared([q8, near], CONDITIONS).smallest is None
 
 
 def test_a_text_lends_no_power_to_five_questions() -> None:
@@ -100,8 +103,8 @@ def test_hits_tell_nothing_where_the_reference_has_none() -> None:
 
 def test_intervals_hold_for_all_artifacts_together() -> None:
     q8, q6, *rest = ladder()
-    alone = all_pairs([q8, q6])[0].evidence["text"].test
-    among = all_pairs([q8, q6, *rest])[0].evidence["text"].test
+    alone = all_pairs([q8, q6])[0].evidence["text"]
+    among = all_pairs([q8, q6, *rest])[0].evidence["text"]
     assert alone.low is not None
     assert among.low is not None
     assert among.low < alone.low
@@ -111,11 +114,11 @@ def test_the_same_file_twice() -> None:
     one = measured("one", 5_000, kld=0.01, asked=answers())
     other = replace(one, name="other", size_bytes=4_000)
     (pair,) = all_pairs([one, other])
-    assert {kind: e.test.p for kind, e in pair.evidence.items()} == dict.fromkeys(
+    assert {kind: e.p for kind, e in pair.evidence.items()} == dict.fromkeys(
         ("hits", "log-probability", "text"), 1.0
     )
     assert relation([pair], "one", "other").sign == "≈"
-    outcome, sentence = judged([one, other], "one")["other"]
+    outcome, sentence = judged([one, other], "other")
     assert outcome == "same"
     assert sentence == (
         f"cannot be told from one: no difference at all at n = 192 questions, {CHUNKS} chunks of "
@@ -127,7 +130,7 @@ def test_better_is_said_too() -> None:
     worse = measured("large", 9_000, kld=0.1, text_loss=0.3, asked=answers(6.0, stream=1))
     better = measured("small", 2_000, kld=0.01, asked=answers(stream=2), stream=2)
     assert order([worse, better], all_pairs([worse, better])).text == "small > large"
-    outcome, sentence = judged([worse, better], "large")["small"]
+    outcome, sentence = judged([worse, better], "small")
     assert outcome == "better"
     assert sentence.startswith("better than large: hits +192 of 192 answers (p < 0.0001); log-")
     assert on_front([worse, better]) == {"small"}
@@ -142,7 +145,7 @@ def test_too_few_to_tell_anything() -> None:
         )
         for name, size, kld, loss in (("good", 9_000, 0.001, 0.0), ("bad", 2_000, 1.5, 6.0))
     ]
-    outcome, sentence = judged(pieces, "good")["bad"]
+    outcome, sentence = judged(pieces, "bad")
     assert outcome == "too few"
     assert sentence == (
         "nothing tells it from good at n = 1 question, 1 chunk of text, but too few questions to "
@@ -150,7 +153,7 @@ def test_too_few_to_tell_anything() -> None:
         "log-probability: were all lost, p = 1.00 at best; too few chunks to tell by text: were "
         "all lost, p = 1.00 at best"
     )
-    assert smallest_without_loss(pieces, verdicts(pieces, all_pairs(pieces), "good")) is None
+    assert compared(pieces, CONDITIONS).smallest is None
 
 
 def test_swapping_two_artifacts_turns_everything() -> None:
@@ -158,10 +161,10 @@ def test_swapping_two_artifacts_turns_everything() -> None:
     (one,), (other,) = all_pairs([q8, q4]), all_pairs([q4, q8])
     assert (other.first, other.second) == ("Q4", "Q8")
     for kind, evidence in one.evidence.items():
-        mine, others = evidence.test, other.evidence[kind].test
-        assert others.difference == pytest.approx(-mine.difference)
-        assert others.p == pytest.approx(mine.p, abs=2e-3)  # of other random changes of signs
-        assert (others.gained, others.lost) == (mine.lost, mine.gained)
+        turned = other.evidence[kind]
+        assert turned.difference == pytest.approx(-evidence.difference)
+        assert turned.p == pytest.approx(evidence.p, abs=2e-3)  # of other random changes of signs
+        assert (turned.gained, turned.lost) == (evidence.lost, evidence.gained)
     assert relation([one], "Q8", "Q4") == relation([other], "Q8", "Q4")
     assert one.nearness is not None
     assert one.nearness.vote == 1  # of divergence, more
@@ -173,9 +176,9 @@ def test_all_votes_share_one_error_rate() -> None:
     pairs = all_pairs(ladder())
     evidence = [found for pair in pairs for found in pair.evidence.values()]
     assert len(evidence) == 6 * 3
-    assert [e.corrected_p for e in evidence] == holm([e.test.p for e in evidence])
+    assert [e.corrected_p for e in evidence] == holm([e.p for e in evidence])
     near = [pair.nearness for pair in pairs]
-    assert [e.corrected_p for e in near if e] == holm([e.test.p for e in near if e])
+    assert [e.corrected_p for e in near if e] == holm([e.p for e in near if e])
     # the base is as near to itself as can be, by definition
     base = measured("base", 10_000_000, asked=answers())
     assert [pair.nearness for pair in all_pairs([base, ladder()[0]])] == [None]
@@ -184,9 +187,7 @@ def test_all_votes_share_one_error_rate() -> None:
 def pair(left: str, right: str, votes: dict[Kind, int]) -> Pair:
     """A pair whose evidence votes so for the right one."""
     evidence = {
-        kind: Evidence(PairedTest(9, 0, 0, float(vote), None, None, 0.5, 9, 0.001), 1e-3, 1e-3)
-        if vote
-        else Evidence(PairedTest(9, 1, 1, 0.0, None, None, 1.0, 9, 0.001), 1.0, 1e-3)
+        kind: Evidence(9, 1, 1, float(vote), None, None, 0.5, 9, 0.001, 1e-3 if vote else 1.0, 1e-3)
         for kind, vote in votes.items()
     }
     return Pair(left, right, evidence, None)
@@ -214,8 +215,7 @@ def test_evidence_that_disagrees() -> None:
     found = pair("A", "B", {"hits": -1, "text": 1})
     known = relation([found], "B", "A")
     assert known.text == "B ≷ A (text, hits)"
-    names = [measured("A", 2, kld=0.1), measured("B", 1, kld=0.1)]
-    mixed = verdicts(names, [found], "A")[1]
+    mixed = verdict("B", [found], "A")
     assert mixed.outcome == "mixed"
     assert mixed.sentence.startswith("worse than A: hits ")
     assert "; but better than A: text +1 nats a token (p = 0.0010)" in mixed.sentence
@@ -226,7 +226,7 @@ def test_without_questions_the_text_is_the_evidence() -> None:
     pairs = all_pairs(artifacts)
     assert all(set(found.evidence) == {"text"} for found in pairs)
     assert order(artifacts, pairs).text.endswith("> Q4 > IQ1")
-    assert "questions" not in judged(artifacts, "Q8")["Q6"][1]
+    assert "questions" not in judged(artifacts, "Q6")[1]
 
 
 def test_answers_pair_or_say_why_not() -> None:
@@ -313,9 +313,3 @@ def test_false_alarms_are_as_rare_as_promised() -> None:
         alarms += any(pair.votes(1) or pair.votes(-1) for pair in all_pairs(equal))
     assert alarms <= 4  # at 5 %, five or more of 20 have a chance of 0.3 %
     assert LEVEL == 0.05
-
-
-def test_every_pair_is_there_once() -> None:
-    names = [artifact.name for artifact in ladder()]
-    found = [(pair.first, pair.second) for pair in all_pairs(ladder())]
-    assert found == list(itertools.combinations(names, 2))

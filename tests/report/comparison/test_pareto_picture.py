@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from matplotlib.transforms import Bbox
@@ -15,7 +14,6 @@ from quantkit.report.comparison.pareto_picture import _name_points, _panel, _Poi
 def test_names_of_neighbours_do_not_cover_each_other() -> None:
     points = [_Point(f"a-model-of-120B-Q4_K_{i}", 4 + i / 50, 0.1 + i / 100, 0.0) for i in range(4)]
     figure = Figure(figsize=(5.8, 4.8), dpi=144)
-    FigureCanvasAgg(figure)
     axes = figure.subplots()
     _panel(axes, points, {points[0].name}, "GiB")
     _name_points(axes, points, {points[0].name})

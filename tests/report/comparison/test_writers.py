@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
+import html
 import io
 import json
 import math
 import re
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
@@ -47,34 +47,10 @@ def test_json_and_csv_agree() -> None:
     )
 
 
-class Page(HTMLParser):
-    """What a browser would do with a page."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.words: list[str] = []
-        self.loaded: list[str] = []
-        self.levels: set[str] = set()
-        self.open: list[str] = []
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        self.loaded += [v for n in ("src", "href") if (v := given.get(n)) and v[0] != "#"]
-        if "data-level" in given:
-            self.levels.add(given["data-level"] or "")
-        self.open.append(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        self.open.pop()
-
-    def handle_data(self, data: str) -> None:
-        if not {"script", "style"} & set(self.open[-1:]):
-            self.words.append(data)
-
-    @property
-    def text(self) -> str:
-        return " ".join(" ".join(self.words).split())
+def words_of(page: str) -> str:
+    """What a reader of a page sees."""
+    text = re.sub(r"<(script|style)\b.*?</\1>|<[^>]*>", " ", page, flags=re.DOTALL)
+    return " ".join(html.unescape(text).split())
 
 
 def test_the_page_stands_for_itself(tmp_path: Path) -> None:
@@ -87,27 +63,23 @@ def test_the_page_stands_for_itself(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
     assert [path.name for path in written] == names
     text = (tmp_path / "compare.html").read_text()
-    page = Page(text)
     assert sly not in text
-    assert len(page.loaded) == 1
-    assert page.loaded[0].startswith("data:image/png;base64,")
-    assert page.levels == {"Q8", "Q6", "Q4", f"IQ1{sly}"}
+    (loaded,) = re.findall(r'(?:src|href)="([^#"][^"]*)"', text)
+    assert loaded.startswith("data:image/png;base64,")
+    levels = {html.unescape(name) for name in re.findall(r'data-level="([^"]*)"', text)}
+    assert levels == {"Q8", "Q6", "Q4", f"IQ1{sly}"}
+    seen = words_of(text)
     for verdict in found.verdicts:
-        assert verdict.sentence in page.text
-    assert found.ordering.text in page.text
+        assert verdict.sentence in seen
+    assert found.ordering.text in seen
     assert text.count('class="heat"') == 4
-    assert page.text.count("better p") + page.text.count("worse p") == 2 * 5  # of 6 pairs
+    assert seen.count("better p") + seen.count("worse p") == 2 * 5  # of 6 pairs
     assert str(tmp_path) not in text
-    assert "bounds, 95 % each side" in page.text
-    assert (
-        "That holds for these haystacks and texts, with questions and chunks taken as" in page.text
-    )
-    assert "The rows of KLD are corrected among themselves" in page.text
-    assert "Speeds were measured once" in page.text
-    assert "less than 1 %" not in page.text
+    for words in ("95 % each side", "taken as independent", "corrected", "measured once"):
+        assert words in seen
 
 
-def test_a_table_for_a_model_gpu(tmp_path: Path) -> None:
+def test_a_table_for_a_model_card(tmp_path: Path) -> None:
     found = compared_ladder()
     write_comparison(found, tmp_path)
     text = (tmp_path / "compare.md").read_text()
@@ -126,11 +98,10 @@ def test_without_questions_nothing_speaks_of_them(tmp_path: Path) -> None:
     artifacts = [replace(artifact, retrieval=None) for artifact in ladder()]
     found = compared(artifacts, replace(CONDITIONS, context_tokens=()))
     write_comparison(found, tmp_path)
-    page = Page((tmp_path / "compare.html").read_text())
-    gpu = (tmp_path / "compare.md").read_text()
+    page = words_of((tmp_path / "compare.html").read_text())
+    card = (tmp_path / "compare.md").read_text()
     for words in ("needles", "Retrieval", "KV cache"):
-        assert words not in page.text
-        assert words not in gpu
+        assert words not in page + card
     assert json.loads((tmp_path / "compare.json").read_text())["retrieval"] is None
 
 
@@ -163,10 +134,10 @@ def test_a_broken_model_is_written_too(tmp_path: Path, capsys: pytest.CaptureFix
     facts = json.loads(json.dumps(comparison_facts(found), allow_nan=False))
     assert facts["artifacts"][3]["kld"]["perplexity_ratio"] is None
     assert facts["artifacts"][3]["kld"]["perplexity"] is None
-    assert "∞" in Page((tmp_path / "compare.html").read_text()).text
-    gpu = (tmp_path / "compare.md").read_text()
-    assert "| a\\|b |" in gpu
-    assert "∞ |" in gpu
+    assert "∞" in words_of((tmp_path / "compare.html").read_text())
+    card = (tmp_path / "compare.md").read_text()
+    assert "| a\\|b |" in card
+    assert "∞ |" in card
     print_comparison(Console(), found)
     printed = " ".join(capsys.readouterr().out.split())
     assert "∞" in printed
