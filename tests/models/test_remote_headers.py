@@ -178,7 +178,7 @@ def test_of_a_server_without_ranges_no_shard_comes_whole(
     rewrite_header(repository / long, lambda h: h.update(__metadata__={"notes": "x" * 300_000}))
     loopback.always = {name: Fault(ignore_range=True) for name in shards_of(repository)}
     for name in shards_of(repository):
-        loopback_hub.record(repository, name, {})  # hashed now, the client will not wait for it
+        loopback_hub.hashes(repository / name)  # hashed now, the client will not wait for it
     source = opened(loopback.address, cache)
     assert source.tensors == open_checkpoint(repository).tensors
     large = [s for s in loopback.served if (repository / s.name).stat().st_size > 64_000_000]

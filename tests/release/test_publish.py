@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from finished_builds import change_json, copied, divide, fail, rewrite
-from loopback_hub import GOOD_TOKEN, READ_TOKEN, Fault, LoopbackHub, Recorded, UploadFault, hub
+from loopback_hub import GOOD_TOKEN, READ_TOKEN, Fault, LoopbackHub, hub
 
 from quantkit.core.console import Console
 from quantkit.core.errors import EnvironmentFault, GateError, InputError, QuantkitError
@@ -141,7 +141,7 @@ def test_a_failed_level_is_published_with_its_failure(loopback: LoopbackHub, own
     fail(own, "Q4")
     with pytest.raises(GateError, match="Q4 failed its gate"):
         publish(own, levels=("Q4",))
-    assert not loopback.store or REPOSITORY not in loopback.store.repositories
+    assert REPOSITORY not in loopback.written
     publish(own, allow_failed=True)
     there = files_at(loopback)
     assert b"FAILED" in there["README.md"]
@@ -229,7 +229,7 @@ def test_private_is_of_new_repositories(loopback: LoopbackHub, own: Path) -> Non
 
 def test_somebody_s_commit_in_between_is_kept(loopback: LoopbackHub, own: Path) -> None:
     loopback.write(REPOSITORY, {"notes.txt": b"one", "README.md": b"---\nlicense: mit\n---\n"})
-    between = UploadFault(before=lambda: loopback.write(REPOSITORY, {"notes.txt": b"two"}))
+    between = Fault(before=lambda: loopback.write(REPOSITORY, {"notes.txt": b"two"}))
     loopback.upload_faults[COMMITS] = [between]
     assert publish(own).made
     there = files_at(loopback)
@@ -240,7 +240,7 @@ def test_somebody_s_commit_in_between_is_kept(loopback: LoopbackHub, own: Path) 
 
 
 def test_a_lost_answer_is_no_second_commit(loopback: LoopbackHub, own: Path) -> None:
-    loopback.upload_faults[COMMITS] = [UploadFault(500, "lost", afterwards=True)]
+    loopback.upload_faults[COMMITS] = [Fault(500, "lost", afterwards=True)]
     done = publish(own)
     commit = loopback.commit(REPOSITORY)
     assert commit is not None
@@ -248,8 +248,8 @@ def test_a_lost_answer_is_no_second_commit(loopback: LoopbackHub, own: Path) -> 
 
 
 def test_what_the_hub_recorded_is_compared(loopback: LoopbackHub, own: Path) -> None:
-    wrong = {"quantkit-demo-Q4.gguf": Recorded(hash=64 * "0")}
-    loopback.upload_faults[COMMITS] = [UploadFault(recorded=wrong)]
+    wrong = {"quantkit-demo-Q4.gguf": 64 * "0"}
+    loopback.upload_faults[COMMITS] = [Fault(recorded=wrong)]
     with pytest.raises(EnvironmentFault, match=r"quantkit-demo-Q4\.gguf"):
         publish(own)
 
@@ -258,7 +258,7 @@ def test_what_was_uploaded_before_a_failure_is_not_sent_again(
     loopback: LoopbackHub, own: Path
 ) -> None:
     for status, words in ((403, "no"), (400, "your push was rejected because of X")):
-        loopback.upload_faults[COMMITS] = [UploadFault(status, words)]
+        loopback.upload_faults[COMMITS] = [Fault(status, words)]
         with pytest.raises(InputError, match=f"{status}: {words}"):
             publish(own)
     assert files_at(loopback).keys() == {".gitattributes"}  # nothing is to be seen
@@ -345,7 +345,7 @@ def test_what_was_checked_is_what_is_sent(loopback: LoopbackHub, own: Path) -> N
     place = own / "levels" / "Q4" / "niah.jsonl"
     before = place.read_bytes()
     prepared = ready(own)
-    loopback.upload_faults["POST", "/preupload/"] = [UploadFault(before=lambda: flip(place))]
+    loopback.upload_faults["POST", "/preupload/"] = [Fault(before=lambda: flip(place))]
     assert send(prepared).made
     assert files_at(loopback)["levels/Q4/niah.jsonl"] == before
 
@@ -423,7 +423,7 @@ def test_metadata_that_the_hub_refuses_is_told_before_an_upload(
 
 
 def test_a_record_that_comes_late_is_waited_for(loopback: LoopbackHub, own: Path) -> None:
-    late = UploadFault(404, "Invalid rev id", "RevisionNotFound")
+    late = Fault(404, "Invalid rev id", "RevisionNotFound")
     loopback.upload_faults["GET", r"/revision/[0-9a-f]{40}"] = [late]
     assert publish(own).made
     loopback.upload_faults["GET", r"/revision/[0-9a-f]{40}"] = [late] * 9
@@ -432,7 +432,7 @@ def test_a_record_that_comes_late_is_waited_for(loopback: LoopbackHub, own: Path
 
 
 def test_what_was_to_be_private_is_never_public(loopback: LoopbackHub, own: Path) -> None:
-    first = UploadFault(before=lambda: loopback.write(REPOSITORY, {}))
+    first = Fault(before=lambda: loopback.write(REPOSITORY, {}))
     loopback.upload_faults["POST", "/repos/create"] = [first]
     with pytest.raises(InputError, match="public"):
         publish(own, private=True)
@@ -444,8 +444,8 @@ def test_a_hub_that_dies_at_the_end_is_told_as_what_failed(
 ) -> None:
     loopback.write(REPOSITORY, {})
     prepared = ready(own)
-    loopback.upload_faults[COMMITS] = [UploadFault(500, "out of order")] * 9
-    loopback.upload_faults["GET", ""] = [UploadFault(500)] * 99
+    loopback.upload_faults[COMMITS] = [Fault(500, "out of order")] * 9
+    loopback.upload_faults["GET", ""] = [Fault(500)] * 99
     with pytest.raises(EnvironmentFault, match="out of order"):
         send(prepared)
 
@@ -483,16 +483,16 @@ def test_what_is_no_branch_is_told_first(loopback: LoopbackHub, own: Path, branc
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (UploadFault(403, "Private repository storage limit reached"), "has no room for"),
-        (UploadFault(403, "Forbidden"), "refuses to let you write to"),
-        (UploadFault(401, "Invalid credentials in Authorization header"), "refuses your access t"),
+        (Fault(403, "Private repository storage limit reached"), "has no room for"),
+        (Fault(403, "Forbidden"), "refuses to let you write to"),
+        (Fault(401, "Invalid credentials in Authorization header"), "refuses your access t"),
     ],
 )
 def test_the_newer_storage_s_refusals_are_told_as_the_others(
     loopback: LoopbackHub,
     own: Path,
     monkeypatch: pytest.MonkeyPatch,
-    fault: UploadFault,
+    fault: Fault,
     words: str,
 ) -> None:
     """With Xet, which is the default, and asks for a token of its own."""
