@@ -54,7 +54,7 @@ def check_access(to: str, model: str, *, private: bool) -> None:
         EnvironmentFault: the Hub cannot be reached.
     """
     hub = Hub(purpose="look up")
-    writer = HubWriter(hub.connection)
+    writer = HubWriter(hub)
     repository = writable(writer.account(), repository_name(to, model))
     destination = look(hub, writer, repository, None)
     if private:

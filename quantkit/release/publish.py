@@ -108,8 +108,8 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     dry = " (dry run: nothing is changed)" if job.dry_run else ""
     console.heading(f"quantkit publish {job.folder} → {repository}{dry}")
     hub = Hub(purpose="look up")
-    writer = HubWriter(hub.connection, bars=console.interactive)
-    account = None if job.dry_run and not hub.connection.has_token else writer.account()
+    writer = HubWriter(hub, bars=console.interactive)
+    account = None if job.dry_run and not hub.token else writer.account()
     if account is not None:
         repository = writable(account, repository, propose=job.propose)
     title = f"{build.model} GGUF by quantkit"
@@ -130,7 +130,7 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     tensors = {name: infos for name, (_metadata, infos) in headers.items()}
     with asking(), console.stage("targets") as progress:
         fits = fits_of(metadata, tensors, targets_of(build.target), progress)
-    files = stage(build, levels, source, fits, name, hub.connection.endpoint)
+    files = stage(build, levels, source, fits, name, hub.endpoint)
     check_stage(build.folder, files)
     text = f"Levels: {', '.join(level.name for level in levels)}"
     sender = Sender(
@@ -154,7 +154,7 @@ def send(prepared: Prepared) -> Published:
     proposal = after.revision if after.revision.startswith(PROPOSALS) else None
     if made is not None:
         proposal = made.proposal or proposal
-    address = f"{prepared.sender.hub.connection.endpoint}/{after.repository}"
+    address = f"{prepared.sender.hub.endpoint}/{after.repository}"
     if proposal is not None:
         address += f"/discussions/{proposal.rpartition('/')[2]}"
     elif after.revision != MAIN:

@@ -12,9 +12,9 @@ from loopback_hub import GOOD_TOKEN, READ_TOKEN, Fault, LoopbackHub, hub
 
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.hub.connection import Connection
+from quantkit.hub.errors import ConflictError
 from quantkit.hub.writing import (
     UPLOADED_FIRST_BYTES,
-    ConflictError,
     HubWriter,
     LocalFile,
     Upload,
@@ -66,7 +66,9 @@ def files(folder: Path) -> list[LocalFile]:
 
 
 def upload(loopback: LoopbackHub, *, propose: bool = False) -> Upload:
-    return writer(loopback).upload(REPOSITORY, "main", propose=propose)
+    reader = connection(loopback)
+    HubWriter(reader)  # sets the client's timeout
+    return Upload(reader, REPOSITORY, "main", propose)
 
 
 def head(loopback: LoopbackHub) -> str:
