@@ -91,9 +91,7 @@ def write_receipt(
         relative = path.relative_to(folder).as_posix()
         records.append(Output(relative, stat.st_size, stat.st_mtime_ns, file_sha256(path)))
     receipt = Receipt(stage, plain_json(parts), tuple(records), seconds, plain_json(facts))
-    path = _receipt_path(folder, stage)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(asdict(receipt), indent=1) + "\n")
+    write_text(_receipt_path(folder, stage), json.dumps(asdict(receipt), indent=1) + "\n")
     return receipt
 
 

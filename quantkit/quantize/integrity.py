@@ -176,9 +176,8 @@ def _relative(
     difference: NDArray[np.float64], expected: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> float:
     """Weighted squared difference over the squared values; unweighted if all weights are 0."""
-    lost, whole = (float((np.square(x) * weights).sum()) for x in (difference, expected))
-    if whole == 0:
-        lost, whole = (float(np.square(x).sum()) for x in (difference, expected))
-    if whole == 0:
-        return 0.0 if lost == 0 else math.inf
-    return lost / whole
+    for by in (weights, np.ones_like(weights)):
+        lost, whole = (float((np.square(x) * by).sum()) for x in (difference, expected))
+        if whole != 0:
+            return lost / whole
+    return 0.0 if lost == 0 else math.inf
