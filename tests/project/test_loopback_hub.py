@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -378,29 +377,6 @@ def test_other_bytes_than_announced_are_refused(served: LoopbackHub) -> None:
     assert served.repository(REPO).object(oid(WEIGHTS)) is None
     assert httpx2.put(address, content=WEIGHTS).status_code == 200
     assert served.repository(REPO).object(oid(WEIGHTS)) is not None
-
-
-def test_commits_at_the_same_time_are_all_there(served: LoopbackHub) -> None:
-    api = created(served)
-
-    def work(number: int) -> None:
-        for i in range(3):
-            put(api, b"{}", f"{number}-{i}.json")
-
-    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert (served.commits_made, len(api.list_repo_files(REPO))) == (12, 13)
-
-
-def test_without_storage_there_is_nothing_to_write_to(release: Path) -> None:
-    with hub({REPO: release}) as served:
-        api = client(served)
-        for act in (lambda: api.create_branch(REPO, branch="v3"), lambda: put(api)):
-            with pytest.raises(HfHubHTTPError, match="405"):
-                act()
 
 
 def test_a_folder_is_written_over_without_a_change_to_it(release: Path, tmp_path: Path) -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
-from datetime import date
 from typing import Any
 
 import yaml
@@ -46,7 +45,7 @@ def front_matter(commit: Commit) -> object:
     if commit.large is None or not readme.is_file():
         return None
     match = _FRONT_MATTER.match(readme.read_text())
-    return _plain(yaml.safe_load(match[1])) if match else None
+    return yaml.safe_load(match[1]) if match else None
 
 
 def checked(text: str) -> tuple[list[str], list[str]]:
@@ -83,19 +82,11 @@ def _wrong_results(index: object) -> Iterator[str]:
             yield f'"model-index[{i}].name" is required'
         for j, result in enumerate(model.get("results", [])):
             place = f"model-index[{i}].results[{j}]"
-            for part, key in (("task", "type"), ("dataset", "type"), ("dataset", "name")):
-                if not isinstance(result.get(part, {}).get(key), str):
-                    yield f'"{place}.{part}.{key}" is required'
+            wanted = [("task", "type"), ("dataset", "type"), ("dataset", "name")]
+            parts = {part: result.get(part, {}) for part in ("task", "dataset")}
             for k, metric in enumerate(result.get("metrics", [])):
-                for key in ("type", "value"):
-                    if metric.get(key) is None:
-                        yield f'"{place}.metrics[{k}].{key}" is required'
-
-
-def _plain(value: object) -> object:
-    """A value as JSON has it: YAML knows dates."""
-    if isinstance(value, dict):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list):
-        return [_plain(item) for item in value]
-    return value.isoformat() if isinstance(value, date) else value
+                parts[f"metrics[{k}]"] = metric
+                wanted += [(f"metrics[{k}]", "type"), (f"metrics[{k}]", "value")]
+            for part, key in wanted:
+                if parts[part].get(key) is None:
+                    yield f'"{place}.{part}.{key}" is required'

@@ -244,15 +244,7 @@ class Requests(BaseHTTPRequestHandler):
         raise Refused(404 if account else 401, words, "RepoNotFound")
 
     def commit_at(self, repo: str, revision: str) -> Commit:
-        """The commit of a revision.
-
-        Raises:
-            Refused: there is none.
-        """
-        commit = self.hub.commit(repo, revision)
-        if commit is None:
-            raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
-        return commit
+        return self.hub.repository(repo).at(revision)
 
     def repository(self, repo: str) -> Repository:
         """A repository that can be written to.
@@ -277,7 +269,9 @@ class Requests(BaseHTTPRequestHandler):
 
     def _send(self, content: object, status: int, headers: Mapping[str, str]) -> None:
         self._drain()
-        body = content if isinstance(content, bytes) else json.dumps(content).encode()
+        body = content
+        if not isinstance(body, bytes):
+            body = json.dumps(content, default=str).encode()  # YAML knows dates
         self.send_response(status)
         for name, value in headers.items():
             if value:

@@ -136,10 +136,23 @@ class Repository:
 
     def revision(self, name: str) -> Commit | None:
         """The commit of a branch, a pull request's ref or a commit id."""
+        if name in self.branches:
+            return self.branches[name]
         if (num := name.removeprefix("refs/pr/")) != name:
             found = self.discussions.get(int(num)) if num.isdecimal() else None
             return found.head if found else None
         return self.branches.get(name.removeprefix("refs/heads/")) or self.commits.get(name)
+
+    def at(self, name: str) -> Commit:
+        """The same.
+
+        Raises:
+            Refused: there is none.
+        """
+        commit = self.revision(name)
+        if commit is None:
+            raise Refused(404, f"Invalid rev id: {name}", "RevisionNotFound")
+        return commit
 
     def object(self, oid: str) -> Path | None:
         """A large file by its SHA-256, wherever it is known from."""
@@ -182,10 +195,7 @@ class Repository:
                 raise Refused(409, f"Reference already exists: refs/heads/{name}")
             if name.startswith("refs/"):
                 raise Refused(400, f"Invalid reference for a branch: {name}")
-            commit = self.revision(start)
-            if commit is None:
-                raise Refused(404, f"Invalid rev id: {start}", "RevisionNotFound")
-            self.branches[name] = commit
+            self.branches[name] = self.at(start)
 
     def commit(
         self,
@@ -244,9 +254,6 @@ class Repository:
 
     def _apply(self, change: Change, folder: Path, large: set[str]) -> None:
         name, path = change.path, folder / change.path
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or {"..", ".git"} & set(parts):
-            raise Refused(400, f"Invalid path: {name}")
         if change.content is None and change.oid is None:
             if not (path.is_dir() if name.endswith("/") else path.is_file()):
                 raise Refused(404, "A file with this name doesn't exist", "EntryNotFound")

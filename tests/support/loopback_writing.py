@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ LARGE_BYTES = 10 << 20
 _OID = "(?P<oid>[0-9a-f]{64})"
 _MAY_NOT = "Forbidden: pass `create_pr=1` as a query parameter to create a Pull Request"
 _READ_TOKEN = "Forbidden: you must use a write token to upload to a repository."
-_NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}")
 
 
 class Writing(Requests):
@@ -38,8 +36,6 @@ class Writing(Requests):
             raise Refused(
                 403, f'You don\'t have the rights to create a {kind} under the namespace "{owner}"'
             )
-        if not _NAME.fullmatch(name) or "--" in name or ".." in name or name.endswith(".git"):
-            raise Refused(400, f"Invalid repo name: {name}")
         if existing := self.hub.spelled(repo):
             words = f"You already created this {kind} repo: {owner}/{name}"
             content = {"error": words, "url": f"{self.hub.address}/{existing}"}
@@ -157,7 +153,7 @@ class Writing(Requests):
         with repository.lock:
             self.commit_at(repo, parent if pull and parent else revision)
             if revision in repository.commits and not pull:
-                raise Refused(404, f"Invalid rev id: {revision}", "RevisionNotFound")
+                raise Refused(404, f"Not a branch: {revision}", "RevisionNotFound")
             commit = repository.commit(
                 revision, changes, *words, parent, pull=pull, recorded=self.fault.recorded
             )
