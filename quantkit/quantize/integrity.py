@@ -124,14 +124,11 @@ def _refused(artifact: Path, faults: Sequence[str]) -> GateError:
 def _metadata_faults(made: Metadata, wanted: Metadata) -> list[str]:
     faults = []
     for key, value in wanted.items():
-        there = made.get(key)
-        if there is None:
+        if key not in made:
             faults.append(f"its metadata has no {key}")
-        elif there.value != value.value:
+        elif (there := made[key].value) != value.value:
             short = len(str(value.value)) <= 40
-            faults.append(
-                f"its {key} " + (f"is {there.value}, not {value.value}" if short else "differs")
-            )
+            faults.append(f"its {key} {f'is {there}, not {value.value}' if short else 'differs'}")
     return faults
 
 

@@ -20,7 +20,7 @@ from quantkit.core.files import file_sha256
 from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_writer import lay_out
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.formats.tensors import MetaValue, TensorInfo
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.models.model import Model
 from quantkit.quantize import encode
@@ -53,18 +53,14 @@ def llama_cpp_quantize(
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), params) == 0
 
 
-def three_layers() -> tuple[Metadata, dict[str, np.ndarray]]:
-    """The tiny Llama with more matrices than there are types."""
-    metadata = llama_metadata() | {"llama.block_count": MetaValue("u32", 3)}
-    arrays: dict[str, np.ndarray] = {}
-    for layer in range(3):
-        for name, array in llama_arrays(seed=layer + 1).items():
-            arrays[name.replace("blk.0.", f"blk.{layer}.")] = array
-    return metadata, arrays
-
-
 def test_a_mixture_of_all_types_has_the_bytes_of_llama_quantize(tmp_path: Path) -> None:
-    source = GGUFSource(write_gguf(tmp_path / "f32.gguf", *three_layers()))
+    metadata = llama_metadata() | {"llama.block_count": MetaValue("u32", 3)}
+    arrays = {  # more matrices than there are types
+        name.replace("blk.0.", f"blk.{layer}."): array
+        for layer in range(3)
+        for name, array in llama_arrays(seed=layer + 1).items()
+    }
+    source = GGUFSource(write_gguf(tmp_path / "f32.gguf", metadata, arrays))
     matrices = [info for info in source.tensors if len(info.shape) == 2]
     importance = {i.name: importance_of(i.name, i.row_elements) for i in matrices}
     assert len(matrices) > len(STOCK_CANDIDATES) >= 18

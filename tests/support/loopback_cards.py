@@ -32,10 +32,9 @@ _ONE_OR_SEVERAL = {
         "[a-z]{2,3}(-[A-Za-z0-9]+)*|code|multilingual",
         'with value "{}" is not an ISO 639 code',
     ),
-    "tags": (".*", "must be a string or an array of strings"),
-    "datasets": (".*", "must be a string or an array of strings"),
-    "metrics": (".*", "must be a string or an array of strings"),
-}
+} | dict.fromkeys(
+    ("tags", "datasets", "metrics"), (".*", "must be a string or an array of strings")
+)
 """Key → pattern, and what is said of a value that is not like it."""
 
 

@@ -7,15 +7,13 @@ that comes after. Small ones come with it.
 from __future__ import annotations
 
 import base64
-import hashlib
 import json
 import uuid
-from pathlib import Path
 from typing import Any
 
 from loopback_cards import checked
 from loopback_requests import API, REPO, REVISION, Account, Requests, route
-from loopback_store import Change, Commit, Refused, attributed, is_large
+from loopback_store import Change, Commit, Refused, attributed, hashes, is_large
 
 LARGE_BYTES = 10 << 20
 _OID = "(?P<oid>[0-9a-f]{64})"
@@ -107,21 +105,20 @@ class Writing(Requests):
     def put(self, repo: str, oid: str, upload: str | None, part: str | None) -> None:
         repository = self.repository(repo)
         arrived = repository.incoming(oid, uuid.uuid4().hex)
-        md5 = hashlib.md5(usedforsecurity=False)
         try:
             with arrived.open("wb") as file:
                 for piece in self.body:
                     file.write(piece)
-                    md5.update(piece)
                     with self.hub.lock:
                         self.hub.received[oid] += len(piece)
+            etag, _ = hashes(arrived)
             if upload and part:
                 arrived.replace(repository.incoming(oid, upload, str(int(part))))
             else:
                 repository.keep(arrived, oid)
         finally:
             arrived.unlink(missing_ok=True)
-        self.answer(b"", headers={"ETag": f'"{md5.hexdigest()}"'})
+        self.answer(b"", headers={"ETag": f'"{etag}"'})
 
     @route("POST", rf"/api/complete_multipart/{REPO}/{_OID}/(?P<upload>\w+)")
     def complete(self, repo: str, oid: str, upload: str) -> None:
@@ -132,7 +129,7 @@ class Writing(Requests):
         if numbers != list(range(1, len(numbers) + 1)) or asked["oid"] != oid:
             raise Refused(400, "InvalidPartOrder")
         for part, path in zip(asked["parts"], parts, strict=True):
-            if not path.is_file() or part["etag"] != f'"{_md5(path)}"':
+            if not path.is_file() or part["etag"] != f'"{hashes(path)[0]}"':
                 raise Refused(400, "InvalidPart")
         with whole.open("wb") as file:
             for path in parts:
@@ -208,7 +205,3 @@ def _change(key: str, value: dict[str, Any]) -> Change:
     if key == "lfsFile":
         return Change(path, oid=value["oid"])
     return Change(path if key == "deletedFile" else path.rstrip("/") + "/")
-
-
-def _md5(path: Path) -> str:
-    return hashlib.md5(path.read_bytes(), usedforsecurity=False).hexdigest()
