@@ -19,7 +19,7 @@ from quantkit.models.choose import choose_local, model_files, open_source
 from quantkit.models.model import Model
 from quantkit.plan.allocation_file import fallback_text
 from quantkit.plan.type_choice import check_importance, choose_types
-from quantkit.quantize.quantize import PRESET_FILE_TYPES, artifact_metadata, artifact_names
+from quantkit.quantize.quantize import artifact_metadata, artifact_names, preset_file_type
 from quantkit.quantize.quantize import quantize as write_artifact
 from quantkit.study.run import check_imatrix
 
@@ -45,7 +45,7 @@ class Artifact:
     @property
     def file_type(self) -> int | None:
         """llama.cpp's number of the preset, `general.file_type`."""
-        return PRESET_FILE_TYPES.get(self.preset or "")
+        return preset_file_type(self.preset)
 
     @property
     def type_counts(self) -> dict[str, int]:

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
+from quantkit.core.progress import Progress
 from quantkit.core.units import seconds_text
 
 if TYPE_CHECKING:
@@ -30,8 +31,8 @@ def escape(text: str) -> str:
     return rich_escape(text)
 
 
-class StageView:
-    """The live bar of one stage; implements `progress.Progress`."""
+class StageView(Progress):
+    """The live bar of one stage."""
 
     def __init__(self, console: Console, name: str) -> None:
         self._console, self._name = console, name
@@ -117,18 +118,15 @@ class Console:
         """Print a sentence, wrapped at words in a terminal."""
         from rich.padding import Padding
 
-        words: RenderableType = f"  [dim]{escape(sentence)}[/]"
-        if self.interactive:
-            words = Padding(f"[dim]{escape(sentence)}[/]", (0, 0, 0, 2), expand=False)
-        self._print(words, wrap=self.interactive)
+        words = f"[dim]{escape(sentence)}[/]"
+        wrapped = Padding(words, (0, 0, 0, 2), expand=False)
+        self._print(wrapped if self.interactive else f"  {words}", wrap=self.interactive)
 
     def heading(self, text: str) -> None:
         self._print(f"[bold]{escape(text)}[/]")
 
     def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
         """A table whose first column is left-aligned and whose cells may carry rich markup."""
-        if self.quiet:
-            return
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 

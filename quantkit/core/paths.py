@@ -69,9 +69,6 @@ def haystack_text(path: Path | None = None) -> str:
 @functools.cache
 def sentences(path: Path | None = None) -> tuple[str, ...]:
     """The haystack's sentences in order, up to MAX_SENTENCE_CHARACTERS each."""
-    found = []
-    for paragraph in haystack_text(path).splitlines():
-        for sentence in _BOUNDARY.split(" ".join(paragraph.split())):
-            if 0 < len(sentence) <= MAX_SENTENCE_CHARACTERS:
-                found.append(sentence)
-    return tuple(found)
+    paragraphs = (" ".join(line.split()) for line in haystack_text(path).splitlines())
+    found = (sentence for paragraph in paragraphs for sentence in _BOUNDARY.split(paragraph))
+    return tuple(s for s in found if 0 < len(s) <= MAX_SENTENCE_CHARACTERS)

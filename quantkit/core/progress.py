@@ -3,45 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Any
 
 
-class Progress(Protocol):
-    """A watcher of one stage's work."""
+class Progress:
+    """A watcher of one stage's work, which by itself shows nothing."""
 
     def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
         """Work of `total` units begins; `unit` is `B` for bytes, else a plural noun.
 
         `done` of them were done by an earlier run and do not count for the rate.
         """
-        ...
 
     def advance(self, amount: float) -> None:
         """`amount` more units are done."""
-        ...
 
     def note(self, sentence: str) -> None:
         """A sentence for the person who watches."""
-        ...
 
 
-class Silent:
-    """Progress that is not shown."""
-
-    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
-        pass
-
-    def advance(self, amount: float) -> None:
-        pass
-
-    def note(self, sentence: str) -> None:
-        pass
+SILENT = Progress()
 
 
-SILENT = Silent()
-
-
-class Emitted:
+class Emitted(Progress):
     """Progress of a child process, as messages for `told_to` in its parent."""
 
     def __init__(self, emit: Callable[[tuple[str, Any]], None]) -> None:
@@ -71,9 +55,7 @@ def told_to(
         if kind == "start":
             done, total = value
             progress.start(total, unit, what, done=done)
-        elif kind == "note":
-            progress.note(value)
         else:
-            progress.advance(value)
+            getattr(progress, kind)(value)
 
     return on_message

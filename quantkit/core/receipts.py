@@ -91,9 +91,7 @@ def write_receipt(
         relative = path.relative_to(folder).as_posix()
         records.append(Output(relative, stat.st_size, stat.st_mtime_ns, file_sha256(path)))
     receipt = Receipt(stage, plain_json(parts), tuple(records), seconds, plain_json(facts))
-    path = _receipt_path(folder, stage)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, json.dumps(asdict(receipt), indent=1) + "\n")
+    write_text(_receipt_path(folder, stage), json.dumps(asdict(receipt), indent=1) + "\n")
     return receipt
 
 
@@ -107,11 +105,8 @@ def stale_reason(folder: Path, stage: str, parts: Mapping[str, Any]) -> str | No
         old, new = receipt.parts.get(name), now.get(name)
         if old != new:
             return _difference(name, old, new)
-    for output in receipt.outputs:
-        reason = _output_changed(folder / output.path, output)
-        if reason:
-            return reason
-    return None
+    changed = (_output_changed(folder / output.path, output) for output in receipt.outputs)
+    return next(filter(None, changed), None)
 
 
 def _difference(name: str, old: Any, new: Any) -> str:  # noqa: ANN401
@@ -119,8 +114,6 @@ def _difference(name: str, old: Any, new: Any) -> str:  # noqa: ANN401
         for key in sorted(old.keys() | new.keys()):
             if old.get(key) != new.get(key):
                 return _difference(f"{name}.{key}", old.get(key), new.get(key))
-    if isinstance(old, str) and isinstance(new, str) and len(old) == len(new) == 64:
-        return f"{name} has changed"
     before, after = json.dumps(old), json.dumps(new)
     if len(before) + len(after) > 80:
         return f"{name} has changed"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.core.files import plain_json, write_json
+from quantkit.core.files import plain_json, write_json, write_text
 
 ATTEMPTS = 3
 """At a lock, at once: one attempt fails where the holder removes the lock file meanwhile."""
@@ -41,10 +41,8 @@ def resumable(work: Path, parts: Mapping[str, Any]) -> Iterator[Path]:
             same = False
         if not same:
             for kept in work.iterdir():
-                if kept.is_dir():
-                    shutil.rmtree(kept)
-                elif kept.name != ".lock":
-                    kept.unlink()
+                if kept.name != ".lock":
+                    (shutil.rmtree if kept.is_dir() else Path.unlink)(kept)
             write_json(marker, plain_json(parts))
         yield work
         shutil.rmtree(work, ignore_errors=True)
@@ -108,15 +106,14 @@ class Journal:
     """
 
     def __init__(self, path: Path, purpose: str) -> None:
-        self._path, self._purpose = path, purpose
+        self.path, self._purpose = path, purpose
         text = path.read_text(encoding="utf-8") if path.exists() else ""
         whole = text[: text.rfind("\n") + 1].splitlines()
         self.lines: list[str] = whole[1:]
-        if whole and whole[0] == purpose:
-            if not text.endswith("\n"):
-                self._rewrite()
-        else:
+        if whole[:1] != [purpose]:
             self.forget()
+        elif not text.endswith("\n"):
+            self._rewrite()
 
     def forget(self) -> None:
         """Begin anew."""
@@ -126,13 +123,10 @@ class Journal:
     def append(self, *lines: str) -> None:
         """Add finished units; they are on disk when this returns."""
         self.lines += lines
-        with self._path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8") as file:
             file.write("".join(line + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())
 
     def _rewrite(self) -> None:
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        growing = self._path.with_name(self._path.name + ".new")
-        growing.write_text("\n".join([self._purpose, *self.lines, ""]), encoding="utf-8")
-        os.replace(growing, self._path)
+        write_text(self.path, "\n".join([self._purpose, *self.lines, ""]))

@@ -2,26 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 
 @dataclass(frozen=True)
 class CardScore:
-    """A measured figure; the Hub groups them by dataset and configuration.
+    """A measured figure, in the words of the client's `EvalResult`.
 
-    Attributes:
-        dataset, configuration, metric: identifiers; `dataset_name` and `metric_name` are shown.
-        details: how the figure was measured.
+    The Hub groups them by dataset type and configuration; the names are shown. `metric_args` say
+    how the figure was measured.
     """
 
-    dataset: str
+    dataset_type: str
     dataset_name: str
-    configuration: str
-    metric: str
+    dataset_config: str
+    metric_type: str
     metric_name: str
-    value: float
-    details: Mapping[str, int | float | str]
+    metric_value: float
+    metric_args: dict[str, int | float | str]
 
 
 @dataclass(frozen=True)
@@ -51,28 +50,14 @@ def readme_text(header: CardHeader, body: str) -> str:
     """The whole file: YAML between two lines of dashes, and `body`."""
     from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-    results = [
-        EvalResult(
-            task_type="text-generation",
-            dataset_type=score.dataset,
-            dataset_name=score.dataset_name,
-            dataset_config=score.configuration,
-            metric_type=score.metric,
-            metric_name=score.metric_name,
-            metric_value=score.value,
-            metric_args=dict(score.details),
-        )
-        for score in header.scores
-    ]
-    licences: str | list[str] | None = list(header.licences) or None
-    if len(header.licences) == 1:
-        licences = header.licences[0]
+    results = [EvalResult(task_type="text-generation", **asdict(score)) for score in header.scores]
+    licences: Any = header.licences[0] if len(header.licences) == 1 else list(header.licences)
     data = ModelCardData(
         base_model=header.base_model,
         base_model_relation=None if header.base_model is None else "quantized",
         language=list(header.languages) or None,
         library_name="gguf",
-        license=licences,  # type: ignore[arg-type]  # the Hub takes a list too
+        license=licences or None,  # the Hub takes a list too
         license_name=header.licence_name,
         license_link=header.licence_link,
         model_name=header.name,

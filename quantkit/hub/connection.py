@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, TypeVar
 
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.hub.errors import (
+    LOG_IN,
     Asked,
     Purpose,
     Refusal,
     RepositoryKind,
     failed,
-    no_address,
-    no_token,
     refusal_error,
 )
 
@@ -50,6 +49,7 @@ class Connection:
             none.
         timeout_s: longest silence of the server, seconds; HF_HUB_DOWNLOAD_TIMEOUT by default.
         delays_s: waits before each further attempt after one without any bytes.
+        purpose: named in errors.
 
     Raises:
         InputError: `endpoint` is not an address, or the token holds invalid characters.
@@ -61,6 +61,7 @@ class Connection:
         token: str | bool | None = None,
         timeout_s: float | None = None,
         delays_s: Sequence[float] = DELAYS_S,
+        purpose: Purpose = "download",
     ) -> None:
         for address in (os.environ.get("HF_ENDPOINT"), endpoint):
             _check_address(address)  # first: the client fails on importing it
@@ -74,22 +75,21 @@ class Connection:
         # the token is a secret: `without_token` takes it out of what others say
         self.endpoint = (endpoint or constants.ENDPOINT).rstrip("/")
         self.timeout_s = timeout_s or constants.HF_HUB_DOWNLOAD_TIMEOUT
-        self.delays_s = tuple(delays_s)
+        self.delays_s, self.purpose = tuple(delays_s), purpose
         try:
             headers = build_hf_headers(
                 token=token, library_name="quantkit", library_version=__version__
             )
         except ValueError:  # the file of the token is not text
-            raise no_token() from None
+            headers = {"authorization": "invalid token"}
         self.token = headers.get("authorization", "").removeprefix("Bearer ")
-        if self.token and not _TOKEN.fullmatch(self.token):
-            raise no_token()
+        if self.token and not _TOKEN.fullmatch(self.token):  # a secret, so it is not shown
+            raise InputError(
+                "your access token for the Hub holds characters that no token has, perhaps from "
+                f"copying: copy it again, then {LOG_IN}"
+            )
         # a Range of a compressed answer is not one of the file
         self.headers = headers | {"Accept-Encoding": "identity"}
-
-    @property
-    def has_token(self) -> bool:
-        return bool(self.token)
 
     def api(self) -> HfApi:
         """The client itself, with this address and token."""
@@ -101,11 +101,12 @@ class Connection:
         self,
         repository: str,
         revision: str | None,
-        purpose: Purpose,
         kind: RepositoryKind = "model",
+        purpose: Purpose | None = None,
     ) -> Asked:
         """A request as errors describe it."""
-        return Asked(self.endpoint, repository, revision, self.has_token, kind, purpose)
+        has_token, purpose = bool(self.token), purpose or self.purpose
+        return Asked(self.endpoint, repository, revision, has_token, kind, purpose)
 
     @contextmanager
     def explained(self, asked: Asked) -> Iterator[None]:
@@ -226,10 +227,14 @@ def _check_address(address: str | None) -> None:
         return
     try:
         url = httpx2.URL(address)
+        valid = url.scheme in ("http", "https") and bool(url.host)
     except httpx2.InvalidURL:
-        raise no_address(address) from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise no_address(address)
+        valid = False
+    if not valid:
+        raise InputError(
+            f"Invalid address of a hub {address!r}: expected one such as https://huggingface.co; "
+            "unset HF_ENDPOINT to use the default"
+        )
 
 
 def _asked_wait_s(headers: Mapping[str, str]) -> float:

@@ -68,8 +68,12 @@ class Record:
 
 def read_record(folder: Path) -> Record:
     """The record in `folder`; an empty one where nothing was downloaded."""
-    repositories, kept = set(), dict[str, Kept]()
-    for _, text in sorted(_journals(folder)):
+    texts, repositories, kept = [], set(), dict[str, Kept]()
+    for path in (folder / STATE).glob("*.journal"):
+        with suppress(FileNotFoundError):  # another run may remove some, if it holds the lock
+            written = path.read_text(encoding="utf-8", errors="replace")
+            texts.append((path.stat().st_mtime_ns, written))
+    for _, text in sorted(texts):
         first, *lines = text.splitlines() or [""]
         if not first:  # left by a crash of the machine
             continue
@@ -85,37 +89,28 @@ def read_record(folder: Path) -> Record:
     return Record(frozenset(repositories), kept)
 
 
-def _journals(folder: Path) -> Iterator[tuple[int, str]]:
-    """Time and text of each; another run may be removing some, if it holds the lock."""
-    for path in (folder / STATE).glob("*.journal"):
-        with suppress(FileNotFoundError):
-            yield path.stat().st_mtime_ns, path.read_text(encoding="utf-8", errors="replace")
-
-
 def is_whole(folder: Path, names: Iterable[str]) -> bool:
     """Whether all `names` lie in `folder` as they were verified."""
     kept = read_record(folder).kept
     return all(name in kept and kept[name].is_unchanged(folder) for name in names)
 
 
-class CommitJournal:
+class CommitJournal(Journal):
     """The journal of one commit, to add to; files that are in it are not added twice."""
 
     def __init__(self, folder: Path, repository: str, commit: str) -> None:
-        self._folder, self._path = folder, folder / STATE / f"{commit}.journal"
-        self._journal = Journal(self._path, f"{repository}@{commit}")
+        super().__init__(folder / STATE / f"{commit}.journal", f"{repository}@{commit}")
 
     def add(self, *files: Kept) -> None:
         """Record verified files; it is on the disk when this returns."""
-        lines = [json.dumps(asdict(kept)) for kept in files]
-        for line in lines:
-            if line not in self._journal.lines:
-                self._journal.append(line)
+        for line in (json.dumps(asdict(kept)) for kept in files):
+            if line not in self.lines:
+                self.append(line)
 
     def forget_others(self) -> None:
         """Remove the journals of earlier revisions: all their files are replaced or gone."""
-        for path in (self._folder / STATE).glob("*.journal"):
-            if path != self._path:
+        for path in self.path.parent.glob("*.journal"):
+            if path != self.path:
                 path.unlink()
 
 

@@ -14,11 +14,15 @@ Purpose = Literal["download", "look up", "publish"]
 _BAD_TOKEN = "Invalid credentials in Authorization header"
 _DISABLED = "Access to this resource is disabled."
 _NO_ROOM = re.compile(r"storage limit|quota|storage (?:is )?full|payment", re.IGNORECASE)
-_LOG_IN = "log in with 'hf auth login' or set HF_TOKEN"
+LOG_IN = "log in with 'hf auth login' or set HF_TOKEN"
 
 
 class NotThereError(InputError):
     """The repository or revision does not exist, or the token does not show it."""
+
+
+class ConflictError(EnvironmentFault):
+    """Somebody else committed since the repository was looked at."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +104,7 @@ def refusal_error(refusal: Refusal, asked: Asked) -> QuantkitError:
         return EnvironmentFault(
             f"{asked.endpoint} limits the rate of requests (429), and still did after all "
             f"attempts; run again in some minutes: {asked.kept}"
-            + ("" if asked.has_token else f"; for a higher limit, {_LOG_IN}")
+            + ("" if asked.has_token else f"; for a higher limit, {LOG_IN}")
         )
     if not refusal.is_hub and refusal.status < 500 and refusal.status not in (408, 416):
         return EnvironmentFault(
@@ -108,9 +112,52 @@ def refusal_error(refusal: Refusal, asked: Asked) -> QuantkitError:
             f"{refusal.address}, although each attempt asked the Hub for a new address; check "
             f"this machine's clock and its proxy, then run again: {asked.kept}"
         )
-    known = _write_error(refusal, asked) if asked.purpose == "publish" else None
-    words = f"HTTP {refusal.status}" + (f": {refusal.message}" if refusal.message else "")
-    return known or _hub_error(refusal, asked) or failed(words, asked)
+    if asked.purpose == "publish" and (known := _write_error(refusal, asked)) is not None:
+        return known
+    repository, page = asked.name, asked.page
+    if refusal.code == "GatedRepo":
+        return InputError(
+            f"{repository} is gated: accept its terms at {page}, "
+            + (
+                "with the account of your token; if you have, its owner may still have to agree"
+                if asked.has_token
+                else f"then {LOG_IN}"
+            )
+        )
+    if refusal.code == "RevisionNotFound":
+        return NotThereError(
+            f"{repository} has no revision {asked.revision!r}; its branches and tags are at "
+            f"{page}/tree/main"
+        )
+    if refusal.message == _DISABLED:
+        return InputError(f"the Hub has disabled {repository}; see {page}")
+    if refusal.status == 401 and refusal.message == _BAD_TOKEN:
+        return InputError(
+            "the Hub refuses your access token (401): it is wrong, expired or revoked; make a new "
+            f"one at {asked.endpoint}/settings/tokens, then {LOG_IN}"
+        )
+    if refusal.code == "RepoNotFound" or refusal.status == 401:
+        return NotThereError(
+            f"no {'repository' if asked.kind == 'model' else asked.kind} {asked.repository} for "
+            "you: check the name"
+            + (
+                "; if it is private, the account of your token needs access to it"
+                if asked.has_token
+                else f", or {LOG_IN} if it is private or gated"
+            )
+        )
+    if refusal.code == "EntryNotFound":
+        return EnvironmentFault(
+            f"{asked.endpoint} lists a file of {repository} that it does not have: "
+            f"{refusal.address}; run again later"
+        )
+    if refusal.status == 403:
+        return InputError(
+            f"the Hub refuses access to {repository} (403: {refusal.message or 'forbidden'}); "
+            f"check the permissions of your token at {asked.endpoint}/settings/tokens"
+        )
+    said = f": {refusal.message}" if refusal.message else ""
+    return failed(f"HTTP {refusal.status}{said}", asked)
 
 
 def _write_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
@@ -129,12 +176,17 @@ def _write_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
             return InputError(
                 f"the Hub refuses to let you write to {repository}{said}: the token needs write "
                 f"access to {repository.partition('/')[0]}, and its account a right to write "
-                f"there; see {asked.endpoint}/settings/tokens, then {_LOG_IN}"
+                f"there; see {asked.endpoint}/settings/tokens, then {LOG_IN}"
             )
         case 409:
             return EnvironmentFault(
                 f"the Hub is busy with another change to {repository}{said}; run again: "
                 f"{asked.kept}"
+            )
+        case 412:
+            return ConflictError(
+                f"somebody committed to {repository} during the upload; run again to see what has "
+                "changed: what was uploaded is kept"
             )
         case 400:
             return InputError(
@@ -152,73 +204,12 @@ def no_write_token(endpoint: str) -> InputError:
     """The error for publishing without a token."""
     return InputError(
         f"publishing takes an access token with write access, and there is none: make one at "
-        f"{endpoint}/settings/tokens, then {_LOG_IN}"
+        f"{endpoint}/settings/tokens, then {LOG_IN}"
     )
-
-
-def _hub_error(refusal: Refusal, asked: Asked) -> QuantkitError | None:
-    repository, page = asked.name, asked.page
-    if refusal.code == "GatedRepo":
-        return InputError(
-            f"{repository} is gated: accept its terms at {page}, "
-            + (
-                "with the account of your token; if you have, its owner may still have to agree"
-                if asked.has_token
-                else f"then {_LOG_IN}"
-            )
-        )
-    if refusal.code == "RevisionNotFound":
-        return NotThereError(
-            f"{repository} has no revision {asked.revision!r}; its branches and tags are at "
-            f"{page}/tree/main"
-        )
-    if refusal.message == _DISABLED:
-        return InputError(f"the Hub has disabled {repository}; see {page}")
-    if refusal.status == 401 and refusal.message == _BAD_TOKEN:
-        return InputError(
-            "the Hub refuses your access token (401): it is wrong, expired or revoked; make a new "
-            f"one at {asked.endpoint}/settings/tokens, then {_LOG_IN}"
-        )
-    if refusal.code == "RepoNotFound" or refusal.status == 401:
-        return NotThereError(
-            f"no {'repository' if asked.kind == 'model' else asked.kind} {asked.repository} for "
-            "you: check the name"
-            + (
-                "; if it is private, the account of your token needs access to it"
-                if asked.has_token
-                else f", or {_LOG_IN} if it is private or gated"
-            )
-        )
-    if refusal.code == "EntryNotFound":
-        return EnvironmentFault(
-            f"{asked.endpoint} lists a file of {repository} that it does not have: "
-            f"{refusal.address}; run again later"
-        )
-    if refusal.status == 403:
-        return InputError(
-            f"the Hub refuses access to {repository} (403: {refusal.message or 'forbidden'}); "
-            f"check the permissions of your token at {asked.endpoint}/settings/tokens"
-        )
-    return None
 
 
 def failed(words: str, asked: Asked) -> EnvironmentFault:
     """The error for a fault without a known cause."""
     return EnvironmentFault(
         f"{asked.doing} failed ({words}); check the network, then run again: {asked.kept}"
-    )
-
-
-def no_address(name: str) -> InputError:
-    return InputError(
-        f"Invalid address of a hub {name!r}: expected one such as https://huggingface.co; unset "
-        "HF_ENDPOINT to use the default"
-    )
-
-
-def no_token() -> InputError:
-    """The error for a token that cannot be sent; it is a secret, so it is not shown."""
-    return InputError(
-        "your access token for the Hub holds characters that no token has, perhaps from copying: "
-        f"copy it again, then {_LOG_IN}"
     )

@@ -8,20 +8,18 @@ of storage.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from quantkit.core.errors import EnvironmentFault
-from quantkit.hub.connection import DELAYS_S, Connection, ignore
-from quantkit.hub.errors import Asked, Purpose, RepositoryKind
+from quantkit.hub.connection import Connection, ignore
+from quantkit.hub.errors import Asked, RepositoryKind
 
 if TYPE_CHECKING:
     from huggingface_hub import DatasetInfo, ModelInfo
 
 
-REQUEST_BYTES = 16 << 30
-"""Limit of one request: the Hub's content network refuses answers above 50 GB."""
 COMMIT_TIMEOUT_S = 3.0
 """Longest silence of the server when an earlier answer will do."""
 
@@ -67,30 +65,16 @@ class Listing:
     private: bool = False
 
 
-class Hub:
+class Hub(Connection):
     """A client of the Hub at `endpoint`; safe to use from several threads.
 
-    Args:
-        endpoint, token, timeout_s, delays_s: as `Connection` takes them.
-        request_bytes: limit of one request.
-        purpose: named in errors.
-
-    Raises:
-        InputError: as `Connection`.
+    The methods raise InputError where there is no such repository or revision, or the Hub refuses,
+    and say what to do; EnvironmentFault where the network or the Hub failed. `on_wait` gets a
+    sentence with the reason and the length of each wait.
     """
 
-    def __init__(
-        self,
-        endpoint: str | None = None,
-        token: str | bool | None = None,
-        timeout_s: float | None = None,
-        delays_s: Sequence[float] = DELAYS_S,
-        request_bytes: int = REQUEST_BYTES,
-        purpose: Purpose = "download",
-    ) -> None:
-        self._purpose = purpose
-        self.connection = Connection(endpoint, token, timeout_s, delays_s)
-        self._request_bytes = request_bytes
+    request_bytes = 16 << 30
+    """Limit of one request: the Hub's content network refuses answers above 50 GB."""
 
     def listing(
         self,
@@ -99,16 +83,8 @@ class Hub:
         on_wait: Callable[[str], None] = ignore,
         kind: RepositoryKind = "model",
     ) -> Listing:
-        """The files of `repository` at `revision` (a branch, tag or commit; by default `main`).
-
-        Args:
-            on_wait: see `read`.
-
-        Raises:
-            InputError: no such repository or revision, or the Hub refuses; says what to do.
-            EnvironmentFault: the network or the Hub failed.
-        """
-        asked = self.connection.asked(repository, revision, self._purpose, kind)
+        """The files of `repository` at `revision` (a branch, tag or commit; by default `main`)."""
+        asked = self.asked(repository, revision, kind)
         info = self._described(asked, on_wait, files_metadata=True)
         found = []
         for sibling in info.siblings or ():
@@ -142,14 +118,9 @@ class Hub:
         """The commit of `revision` of a model now: one small request.
 
         Args:
-            on_wait: see `read`.
             at_once: try once, and for `COMMIT_TIMEOUT_S` at most: an earlier commit will do.
-
-        Raises:
-            InputError: no such repository or revision, or the Hub refuses; says what to do.
-            EnvironmentFault: the network or the Hub failed.
         """
-        asked = self.connection.asked(repository, revision, self._purpose)
+        asked = self.asked(repository, revision)
         info = self._described(asked, on_wait, at_once=at_once, expand=["sha"])
         return commit_of(info.sha, asked)
 
@@ -162,15 +133,12 @@ class Hub:
         **wanted: Any,  # noqa: ANN401 - the client's own arguments
     ) -> ModelInfo | DatasetInfo:
         """The Hub's record of a repository."""
-        api, timeout_s = self.connection.api(), self.connection.timeout_s
+        api = self.api()
         describe = api.dataset_info if asked.kind == "dataset" else api.model_info
-        if at_once:
-            timeout_s = min(timeout_s, COMMIT_TIMEOUT_S)
-        return self.connection.call(
+        wanted |= {"timeout": min(self.timeout_s, COMMIT_TIMEOUT_S) if at_once else self.timeout_s}
+        return self.call(
             asked,
-            lambda: describe(
-                asked.repository, revision=asked.revision, timeout=timeout_s, **wanted
-            ),
+            lambda: describe(asked.repository, revision=asked.revision, **wanted),
             on_wait,
             () if at_once else None,
         )
@@ -186,22 +154,13 @@ class Hub:
         """The bytes of `file` from position `start` to `stop`, by default its end, in pieces.
 
         A lost or stalled connection is resumed where it broke off.
-
-        Args:
-            on_wait: gets a sentence with the reason and the length of each wait.
-
-        Raises:
-            InputError: the repository is gated, or the token is refused; says what to do.
-            EnvironmentFault: no more bytes came after all attempts.
         """
         import httpx2
 
-        position, delays_s = start, iter(self.connection.delays_s)
+        position, delays_s = start, iter(self.delays_s)
         end = file.size_bytes if stop is None else min(stop, file.size_bytes)
-        asked = self.connection.asked(
-            listing.repository, listing.commit, self._purpose, listing.kind
-        )
-        with self.connection.explained(asked):
+        asked = self.asked(listing.repository, listing.commit, listing.kind)
+        with self.explained(asked):
             while position < end:
                 before = position
                 fault: Exception = OSError(f"byte {position} of {file.size_bytes} did not come")
@@ -210,37 +169,38 @@ class Hub:
                         position += len(piece)
                         yield piece
                 except (httpx2.HTTPError, OSError) as error:
-                    if not self.connection.is_transient(error):
+                    if not self.is_transient(error):
                         raise
                     fault = error
                 if position > before:
-                    delays_s = iter(self.connection.delays_s)
+                    delays_s = iter(self.delays_s)
                 else:
-                    self.connection.wait(
-                        fault, next(delays_s, None), lambda s: on_wait(f"{file.name}: {s}")
-                    )
+                    self.wait(fault, next(delays_s, None), lambda s: on_wait(f"{file.name}: {s}"))
 
     def _request(self, listing: Listing, file: HubFile, position: int, end: int) -> Iterator[bytes]:
         """The pieces of one answer, from `position` on and not beyond `end`."""
         from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
 
-        stop = min(position + self._request_bytes, end)
+        stop = min(position + self.request_bytes, end)
         url = hf_hub_url(
             listing.repository,
             file.name,
             repo_type=listing.kind,
             revision=listing.commit,
-            endpoint=self.connection.endpoint,
+            endpoint=self.endpoint,
         )
-        headers = self.connection.headers | {"Range": f"bytes={position}-{stop - 1}"}
-        answer = get_session().stream(
-            "GET", url, headers=headers, timeout=self.connection.timeout_s
-        )
+        headers = self.headers | {"Range": f"bytes={position}-{stop - 1}"}
+        answer = get_session().stream("GET", url, headers=headers, timeout=self.timeout_s)
         with answer as response:
             if response.status_code >= 400:
                 response.read()  # the error's words
             hf_raise_for_status(response)
-            skip = first_byte_offset(response.status_code, response.headers, position)
+            skip = position  # the server ignored Range
+            if response.status_code == 206:
+                begins = response.headers.get("Content-Range", "").removeprefix("bytes ")
+                if begins.partition("-")[0] != str(position):
+                    raise OSError(f"the server answers {begins!r} to a request from {position}")
+                skip = 0
             for received in response.iter_bytes():
                 piece = received[skip:][: stop - position]
                 skip = max(skip - len(received), 0)
@@ -289,20 +249,5 @@ def licence_of(card: object) -> str | None:
 
 def card_of(card: object) -> dict[str, object]:
     """The metadata of a README.md as plain values; empty if there is none."""
-    as_plain = getattr(card, "to_dict", None)
-    found = as_plain() if callable(as_plain) else None
+    found = card.to_dict() if hasattr(card, "to_dict") else None
     return found if isinstance(found, dict) else {}
-
-
-def first_byte_offset(status: int, headers: Mapping[str, str], position: int) -> int:
-    """Bytes of an answer before `position`: 0, unless the server ignored Range.
-
-    Raises:
-        OSError: the answer begins somewhere else.
-    """
-    if status != 206:
-        return position
-    begins = headers.get("Content-Range", "").removeprefix("bytes ").partition("-")[0]
-    if begins != str(position):
-        raise OSError(f"the server answers from byte {begins} to a request from byte {position}")
-    return 0

@@ -34,10 +34,6 @@ SILENCE_S = 300.0
 _Answer = TypeVar("_Answer")
 
 
-class ConflictError(EnvironmentFault):
-    """Somebody else committed since the repository was looked at."""
-
-
 @dataclass(frozen=True)
 class Account:
     """The account that a token belongs to.
@@ -108,21 +104,22 @@ class Committed:
     proposal: str | None
 
 
+@dataclass
 class Upload:
-    """Files on their way into one commit."""
+    """Files on their way into one commit to `revision`, or a pull request to it.
 
-    def __init__(
-        self,
-        connection: Connection,
-        repository: str,
-        revision: str,
-        *,
-        propose: bool,
-        on_wait: Callable[[str], None] = ignore,
-    ) -> None:
-        self._connection, self._repository, self._revision = connection, repository, revision
-        self._propose, self._on_wait = propose, on_wait
-        self._asked = connection.asked(repository, revision, "publish")
+    Attributes:
+        on_wait: gets a sentence with the reason and the length of each wait.
+    """
+
+    connection: Connection
+    repository: str
+    revision: str
+    propose: bool
+    on_wait: Callable[[str], None] = ignore
+
+    def __post_init__(self) -> None:
+        self._asked = self.connection.asked(self.repository, self.revision, purpose="publish")
         self._added: list[CommitOperationAdd] = []
 
     def send(self, files: Sequence[LocalFile]) -> None:
@@ -149,28 +146,27 @@ class Upload:
             return
         from huggingface_hub import get_session, hf_raise_for_status
 
-        revision = quote(self._revision, safe="")
         address = (
-            f"{self._connection.endpoint}/api/models/{self._repository}/xet-write-token/{revision}"
+            f"{self.connection.endpoint}/api/models/{self.repository}/xet-write-token/"
+            f"{quote(self.revision, safe='')}" + ("?create_pr=1" if self.propose else "")
         )
-        params = {"create_pr": "1"} if self._propose else {}
-        self._connection.call(
+        self.connection.call(
             self._asked,
             lambda: hf_raise_for_status(
-                get_session().get(address, headers=self._connection.headers, params=params)
+                get_session().get(address, headers=self.connection.headers)
             ),
-            self._on_wait,
+            self.on_wait,
         )
 
     def _send(self, file: LocalFile) -> None:
         added = _addition(file)
-        api = self._connection.api()
-        self._connection.call(
+        api = self.connection.api()
+        self.connection.call(
             self._asked,
             lambda: api.preupload_lfs_files(
-                self._repository, [added], revision=self._revision, create_pr=self._propose
+                self.repository, [added], revision=self.revision, create_pr=self.propose
             ),
-            self._on_wait,
+            self.on_wait,
         )
         # of what was really sent: hf_xet hashes while it reads
         if added.upload_info.is_hashed and added.upload_info.sha256.hex() != file.sha256:
@@ -189,37 +185,31 @@ class Upload:
             InputError: access is refused, or there is no room.
             EnvironmentFault: the network or the Hub failed; the commit may have been made.
         """
-        from huggingface_hub import CommitInfo, CommitOperationDelete
-        from huggingface_hub.errors import HfHubHTTPError
+        from huggingface_hub import CommitOperationDelete
 
         deleted = [CommitOperationDelete(name, is_folder=False) for name in removed]
-        api = self._connection.api()
-
-        def act() -> CommitInfo:
-            try:
-                return api.create_commit(
-                    self._repository,
-                    [*self._added, *deleted],
-                    commit_message=title,
-                    commit_description=text,
-                    revision=self._revision,
-                    create_pr=self._propose,
-                    parent_commit=parent,
-                )
-            except HfHubHTTPError as error:
-                if error.response.status_code == 412:
-                    raise ConflictError(
-                        f"somebody committed to {self._repository} during the upload; run again "
-                        "to see what has changed: what was uploaded is kept"
-                    ) from None
-                raise
-
-        made = self._connection.call(self._asked, act, delays_s=())
-        return Committed(made.oid, made.pr_revision if self._propose else None)
+        api = self.connection.api()
+        made = self.connection.call(
+            self._asked,
+            lambda: api.create_commit(
+                self.repository,
+                [*self._added, *deleted],
+                commit_message=title,
+                commit_description=text,
+                revision=self.revision,
+                create_pr=self.propose,
+                parent_commit=parent,
+            ),
+            delays_s=(),
+        )
+        return Committed(made.oid, made.pr_revision if self.propose else None)
 
 
 class HubWriter:
     """Changes repositories on the Hub, with the token of `connection`.
+
+    The methods raise InputError where the account may not, or has no room, and EnvironmentFault
+    where the network or the Hub failed.
 
     Args:
         bars: let huggingface_hub draw the progress of uploads.
@@ -231,67 +221,66 @@ class HubWriter:
 
         (enable_progress_bars if bars else disable_progress_bars)()
         set_client_factory(_client)
-        self._connection = connection
+        self._connection, self._api = connection, connection.api()
+
+    def _call(
+        self,
+        repository: str,
+        act: Callable[[], _Answer],
+        purpose: Purpose = "look up",
+        revision: str | None = None,
+    ) -> _Answer:
+        return self._connection.call(
+            self._connection.asked(repository, revision, purpose=purpose), act
+        )
 
     def account(self) -> Account:
-        """The account that the token belongs to.
-
-        Raises:
-            InputError: there is no token, or the Hub refuses it.
-            EnvironmentFault: the network or the Hub failed.
-        """
-        connection = self._connection
-        if not connection.has_token:
-            raise no_write_token(connection.endpoint)
-        found = self._call("your account", None, connection.api().whoami, "look up")
+        """The account that the token belongs to."""
+        endpoint = self._connection.endpoint
+        if not self._connection.token:
+            raise no_write_token(endpoint)
+        found = self._call("your account", self._api.whoami)
         try:
             organizations = tuple(str(one["name"]) for one in found.get("orgs") or ())
             role = ((found.get("auth") or {}).get("accessToken") or {}).get("role")
             return Account(str(found["name"]), organizations, role == "read")
         except (KeyError, TypeError, AttributeError):
             raise EnvironmentFault(
-                f"{connection.endpoint} does not say which account the token belongs to; check "
-                "HF_ENDPOINT"
+                f"{endpoint} does not say which account the token belongs to; check HF_ENDPOINT"
             ) from None
 
     def create(self, repository: str, *, private: bool) -> None:
-        """Create `repository` if it does not exist.
-
-        Raises:
-            InputError: the account may not, or has no room.
-            EnvironmentFault: the network or the Hub failed.
-        """
-        create = self._connection.api().create_repo
-        self._call(repository, None, lambda: create(repository, private=private, exist_ok=True))
+        """Create `repository` if it does not exist."""
+        create = self._api.create_repo
+        self._call(
+            repository, lambda: create(repository, private=private, exist_ok=True), "publish"
+        )
 
     def create_branch(self, repository: str, branch: str) -> None:
         """Create `branch` from `main` if it does not exist."""
-        create = self._connection.api().create_branch
-        self._call(repository, branch, lambda: create(repository, branch=branch, exist_ok=True))
+        create = self._api.create_branch
+        self._call(
+            repository, lambda: create(repository, branch=branch, exist_ok=True), "publish", branch
+        )
 
     def branches(self, repository: str) -> tuple[str, ...]:
         """Names of all branches."""
-        refs = self._connection.api().list_repo_refs
-        found = self._call(repository, None, lambda: refs(repository), "look up")
-        return tuple(ref.name for ref in found.branches)
+        refs = self._call(repository, lambda: self._api.list_repo_refs(repository))
+        return tuple(ref.name for ref in refs.branches)
 
     def proposal(self, repository: str, title: str, author: str) -> str | None:
         """The revision of the newest open pull request with this title by `author`; or None."""
-        discussions = self._connection.api().get_repo_discussions
-        found = self._call(
-            repository,
-            None,
-            lambda: list(
-                discussions(
-                    repository,
-                    author=author,
-                    discussion_type="pull_request",
-                    discussion_status="open",
-                )
-            ),
-            "look up",
-        )
-        numbers = [one.num for one in found if one.title == title]
+
+        def ask() -> list[int]:
+            found = self._api.get_repo_discussions(
+                repository,
+                author=author,
+                discussion_type="pull_request",
+                discussion_status="open",
+            )
+            return [one.num for one in found if one.title == title]
+
+        numbers = self._call(repository, ask)
         return f"refs/pr/{max(numbers)}" if numbers else None
 
     def check_card(self, repository: str, text: str) -> None:
@@ -299,7 +288,6 @@ class HubWriter:
 
         Raises:
             InputError: it does not; with the Hub's reasons.
-            EnvironmentFault: the network or the Hub failed.
         """
         from huggingface_hub import get_session, hf_raise_for_status
 
@@ -315,38 +303,13 @@ class HubWriter:
             errors = answer.json().get("errors") or [{"message": "it gives no reason"}]
             return [str(one.get("message")) for one in errors]
 
-        refused = self._call(repository, None, ask, "look up")
+        refused = self._call(repository, ask)
         if refused:
             reasons = self._connection.without_token("; ".join(refused))
             raise InputError(
                 f"the Hub does not accept the card's metadata: {reasons}; they come from the "
                 "source's own card: name another source with --base-model, or mend its card"
             )
-
-    def upload(
-        self,
-        repository: str,
-        revision: str,
-        *,
-        propose: bool,
-        on_wait: Callable[[str], None] = ignore,
-    ) -> Upload:
-        """Begin what will be one commit to `revision`, or a pull request to it.
-
-        Args:
-            on_wait: gets a sentence with the reason and the length of each wait.
-        """
-        return Upload(self._connection, repository, revision, propose=propose, on_wait=on_wait)
-
-    def _call(
-        self,
-        repository: str,
-        revision: str | None,
-        act: Callable[[], _Answer],
-        purpose: Purpose = "publish",
-    ) -> _Answer:
-        connection = self._connection
-        return connection.call(connection.asked(repository, revision, purpose), act)
 
 
 def _client() -> httpx2.Client:

@@ -130,15 +130,20 @@ def _encode_all(
     No worker waits for the end of a tensor or for the disk; this thread does. Every SYNC_BYTES or
     SYNC_SECONDS it syncs the file and journals the tensors that are finished.
     """
-    blocks = _Blocks(block for info in tensors for block in encoder.blocks(info))
+    blocks = (block for info in tensors for block in encoder.blocks(info))
+    taking, stopped = threading.Lock(), threading.Event()
     written = SimpleQueue[tuple[str, int] | None]()
+
+    def take() -> _Block | None:
+        with taking:
+            return None if stopped.is_set() else next(blocks, None)
 
     def work() -> None:
         try:
-            while (block := blocks.take()) is not None:
+            while (block := take()) is not None:
                 written.put((block.info.name, encoder.encode(block)))
         finally:
-            blocks.stop()  # all blocks are taken, or an error ends the run
+            stopped.set()  # all blocks are taken, or an error ends the run
             written.put(None)
 
     left = {info.name: tensor_size_bytes(info) for info in tensors}
@@ -173,23 +178,8 @@ def _encode_all(
             future.result()
         sync()
     finally:  # nothing may write after the file is closed
-        blocks.stop()
+        stopped.set()
         wait(running)
-
-
-class _Blocks:
-    """Hands out blocks to several threads, each once, until stopped."""
-
-    def __init__(self, blocks: Iterator[_Block]) -> None:
-        self._blocks, self._lock = blocks, threading.Lock()
-
-    def take(self) -> _Block | None:
-        with self._lock:
-            return next(self._blocks, None)
-
-    def stop(self) -> None:
-        with self._lock:
-            self._blocks = iter(())
 
 
 def row_blocks(info: TensorInfo, rows_bytes: int | None = None) -> Iterator[tuple[int, int, int]]:

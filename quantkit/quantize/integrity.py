@@ -124,14 +124,11 @@ def _refused(artifact: Path, faults: Sequence[str]) -> GateError:
 def _metadata_faults(made: Metadata, wanted: Metadata) -> list[str]:
     faults = []
     for key, value in wanted.items():
-        there = made.get(key)
-        if there is None:
+        if key not in made:
             faults.append(f"its metadata has no {key}")
-        elif there.value != value.value:
+        elif (there := made[key].value) != value.value:
             short = len(str(value.value)) <= 40
-            faults.append(
-                f"its {key} " + (f"is {there.value}, not {value.value}" if short else "differs")
-            )
+            faults.append(f"its {key} {f'is {there}, not {value.value}' if short else 'differs'}")
     return faults
 
 
@@ -176,9 +173,8 @@ def _relative(
     difference: NDArray[np.float64], expected: NDArray[np.float64], weights: NDArray[np.float64]
 ) -> float:
     """Weighted squared difference over the squared values; unweighted if all weights are 0."""
-    lost, whole = (float((np.square(x) * weights).sum()) for x in (difference, expected))
-    if whole == 0:
-        lost, whole = (float(np.square(x).sum()) for x in (difference, expected))
-    if whole == 0:
-        return 0.0 if lost == 0 else math.inf
-    return lost / whole
+    for by in (weights, np.ones_like(weights)):
+        lost, whole = (float((np.square(x) * by).sum()) for x in (difference, expected))
+        if whole != 0:
+            return lost / whole
+    return 0.0 if lost == 0 else math.inf

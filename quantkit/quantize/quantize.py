@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from quantkit.config.levels import PRESETS
 from quantkit.config.recipe import ConvertRecipe
 from quantkit.core.progress import SILENT, Progress
 from quantkit.formats.gguf_file import FinishedFile
@@ -17,16 +18,15 @@ from quantkit.models.model import Model
 from quantkit.quantize.encode import Importance, write_shards
 
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
-PRESET_FILE_TYPES = {
-    "Q4_0": 2, "Q4_1": 3, "Q8_0": 7, "Q5_0": 8, "Q5_1": 9, "Q2_K": 10, "Q3_K_S": 11, "Q3_K_M": 12,
-    "Q3_K_L": 13, "Q4_K_S": 14, "Q4_K_M": 15, "Q5_K_S": 16, "Q5_K_M": 17, "Q6_K": 18,
-    "IQ2_XXS": 19, "IQ2_XS": 20, "Q2_K_S": 21, "IQ3_XS": 22, "IQ3_XXS": 23, "IQ1_S": 24,
-    "IQ4_NL": 25, "IQ3_S": 26, "IQ3_M": 27, "IQ2_S": 28, "IQ2_M": 29, "IQ4_XS": 30, "IQ1_M": 31,
-    "MXFP4_MOE": 38,
-}  # fmt: skip
-"""llama_ftype of llama.h."""
 BASE_FILE_TYPES = {"BF16": 32, "Q8_0": 7}
-"""The same for the types of a converted file."""
+"""llama_ftype of llama.h for the types of a converted file."""
+
+
+def preset_file_type(preset: str | None) -> int | None:
+    """llama_ftype of a stock preset; None where it is none."""
+    import gguf
+
+    return int(gguf.LlamaFileType[f"MOSTLY_{preset}"]) if preset in PRESETS else None
 
 
 def artifact_metadata(
@@ -42,8 +42,8 @@ def artifact_metadata(
     """
     metadata = {k: v for k, v in source.items() if k != "general.file_type"}
     metadata["general.quantization_version"] = MetaValue("u32", QUANTIZATION_VERSION)
-    if preset is not None:
-        metadata["general.file_type"] = MetaValue("u32", PRESET_FILE_TYPES[preset])
+    if (file_type := preset_file_type(preset)) is not None:
+        metadata["general.file_type"] = MetaValue("u32", file_type)
     if imatrix is not None:
         metadata["quantize.imatrix.file"] = MetaValue("str", imatrix_file or "")
         datasets = " + ".join(imatrix.dataset_names)

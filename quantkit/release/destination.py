@@ -49,7 +49,7 @@ def check_access(to: str, model: str, *, private: bool) -> None:
         EnvironmentFault: the Hub cannot be reached.
     """
     hub = Hub(purpose="look up")
-    writer = HubWriter(hub.connection)
+    writer = HubWriter(hub)
     destination = look(hub, writer, writable(writer.account(), repository_name(to, model)), None)
     if private:
         destination.check_private()

@@ -98,8 +98,8 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     dry = " (dry run: nothing is changed)" if job.dry_run else ""
     console.heading(f"quantkit publish {job.folder} → {repository}{dry}")
     hub = Hub(purpose="look up")
-    writer = HubWriter(hub.connection, bars=console.interactive)
-    account = None if job.dry_run and not hub.connection.has_token else writer.account()
+    writer = HubWriter(hub, bars=console.interactive)
+    account = None if job.dry_run and not hub.token else writer.account()
     if account is not None:
         repository = writable(account, repository, propose=job.propose)
     title = f"{build.model} GGUF by quantkit"
@@ -120,7 +120,7 @@ def prepare(job: PublishJob, console: Console) -> Prepared:
     metadata = levels[0].artifact().metadata
     with asking(), console.stage("targets") as progress:
         fits = fits_of(metadata, tensors, targets_of(build.target), progress)
-    files = stage(build, levels, source, fits, name, hub.connection.endpoint)
+    files = stage(build, levels, source, fits, name, hub.endpoint)
     check_stage(build.folder, files)
     text = f"Levels: {', '.join(level.name for level in levels)}"
     sender = Sender(hub, writer, console, files, look_again, job.replace, job.private, title, text)
@@ -142,7 +142,7 @@ def send(prepared: Prepared) -> Published:
     proposal = None if made is None else made.proposal
     if after.revision.startswith(PROPOSALS):
         proposal = proposal or after.revision
-    address = f"{prepared.sender.hub.connection.endpoint}/{after.repository}"
+    address = f"{prepared.sender.hub.endpoint}/{after.repository}"
     if proposal is not None:
         address += f"/discussions/{proposal.rpartition('/')[2]}"
     elif after.revision != MAIN:

@@ -10,9 +10,9 @@ from hashlib import sha256
 
 from quantkit.core.console import Console
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
-from quantkit.hub.errors import NotThereError
+from quantkit.hub.errors import ConflictError, NotThereError
 from quantkit.hub.reading import Hub, HubFile, Listing
-from quantkit.hub.writing import Committed, ConflictError, HubWriter, LocalFile
+from quantkit.hub.writing import Committed, HubWriter, LocalFile, Upload
 from quantkit.release.destination import Destination
 from quantkit.release.layout import CARD, MANIFEST, SUMS, parse_sums
 
@@ -184,16 +184,16 @@ class Sender:
     def _commit(self, destination: Destination, changes: Changes) -> Committed:
         listing = destination.listing
         assert listing is not None
-        upload = self.writer.upload(
-            destination.repository, destination.revision, propose=destination.opens,
-            on_wait=self.console.note,
+        upload = Upload(
+            self.hub, destination.repository, destination.revision, destination.opens,
+            self.console.note,
         )  # fmt: skip
         upload.send(changes.sent)
         return upload.commit(changes.removed, listing.commit, self.title, self.text)
 
     def _recorded(self, repository: str, made: Committed) -> Listing:
         """The Hub's listing of the commit, which may take a moment."""
-        for delay_s in (*self.hub.connection.delays_s, None):
+        for delay_s in (*self.hub.delays_s, None):
             try:
                 return self.hub.listing(repository, made.proposal or made.commit)
             except NotThereError:

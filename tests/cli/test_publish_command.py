@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from finished_builds import fail
 from forked import PROGRAM, facts, printed, quantkit, start
-from loopback_hub import GOOD_TOKEN, READ_TOKEN, LoopbackHub, UploadFault, hub
+from loopback_hub import GOOD_TOKEN, READ_TOKEN, Fault, LoopbackHub, hub
 from small_recipes import write_recipe
 
 TO = "someone/quantkit-demo"
@@ -111,8 +111,7 @@ def test_what_a_person_sees(loopback: LoopbackHub, own: Path) -> None:
     assert shown.returncode == 0, shown.stderr
     for words in (REPOSITORY, "dry run", "apache-2.0", "public", "not published", "README.md"):
         assert words in shown.stdout
-    assert loopback.store is not None
-    assert not loopback.store.repositories
+    assert not loopback.written
     refused = quantkit("publish", own, "--to", "someone", "--levels", "Q8, Q4", env=env)
     assert refused.returncode == 1
     assert "1 of 4 multikey-4" in refused.stderr
@@ -203,7 +202,7 @@ def test_a_build_publishes_what_passed(loopback: LoopbackHub, tmp_path: Path) ->
         assert early.returncode == 2
         assert "token" in early.stderr
         assert not (tmp_path / "out").exists()  # told before hours of work
-    loopback.upload_faults["POST", "/commit/"] = [UploadFault(403, "not today")]
+    loopback.upload_faults["POST", "/commit/"] = [Fault(403, "not today")]
     failed = quantkit(*command, env=environment(loopback))
     assert failed.returncode == 2
     assert "not today" in failed.stderr

@@ -83,15 +83,6 @@ def test_work_is_kept_for_the_same_parts_only(tmp_path: Path) -> None:
     assert not work.exists()
 
 
-def test_second_build_in_a_folder_is_refused(tmp_path: Path) -> None:
-    with (
-        build_folder(tmp_path / "out"),
-        pytest.raises(InputError, match="another run"),
-        build_folder(tmp_path / "out"),
-    ):
-        pass
-
-
 def test_unwritable_folder_is_an_input_error() -> None:
     with pytest.raises(InputError, match="cannot write"), build_folder(Path("/proc/nope")):
         pass

@@ -46,7 +46,7 @@ def test_scores_of_one_question_stand_together() -> None:
     results = ModelCard(readme_text(HEADER, BODY)).data.eval_results
     assert results is not None
     assert [(r.dataset_config, r.metric_name, r.metric_value) for r in results] == [
-        (score.configuration, score.metric_name, score.value) for score in SCORES
+        (score.dataset_config, score.metric_name, score.metric_value) for score in SCORES
     ]
     assert results[0].metric_args == {"level": "Q4", "hits": 63, "trials": 64}
     assert {(r.task_type, r.verified, r.source_url) for r in results} == {

@@ -8,13 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from loopback_hub import GOOD_TOKEN, READ_TOKEN, LoopbackHub, UploadFault, hub
+from loopback_hub import GOOD_TOKEN, READ_TOKEN, Fault, LoopbackHub, hub
 
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.hub.connection import Connection
+from quantkit.hub.errors import ConflictError
 from quantkit.hub.writing import (
     UPLOADED_FIRST_BYTES,
-    ConflictError,
     HubWriter,
     LocalFile,
     Upload,
@@ -66,7 +66,9 @@ def files(folder: Path) -> list[LocalFile]:
 
 
 def upload(loopback: LoopbackHub, *, propose: bool = False) -> Upload:
-    return writer(loopback).upload(REPOSITORY, "main", propose=propose)
+    reader = connection(loopback)
+    HubWriter(reader)  # sets the client's timeout
+    return Upload(reader, REPOSITORY, "main", propose)
 
 
 def head(loopback: LoopbackHub) -> str:
@@ -100,7 +102,7 @@ def test_what_is_there_is_not_sent_again(loopback: LoopbackHub, tmp_path: Path) 
 
 def test_parts_that_fail_are_sent_again(loopback: LoopbackHub, tmp_path: Path) -> None:
     loopback.part_bytes = 400_000
-    loopback.upload_faults[PUT] = [UploadFault(), 503, UploadFault(cut_after=50_000), 500]
+    loopback.upload_faults[PUT] = [Fault(), 503, Fault(cut_after=50_000), 500]
     sent = files(tmp_path)[:1]
     doing = upload(loopback)
     doing.send(sent)
@@ -153,28 +155,28 @@ def test_somebody_s_commit_before_ours_is_a_conflict(loopback: LoopbackHub, tmp_
 @pytest.mark.parametrize(
     ("where", "fault", "kind", "words"),
     [
-        (BATCH, UploadFault(403, "Private repository storage limit reached, please upgrade"),
+        (BATCH, Fault(403, "Private repository storage limit reached, please upgrade"),
          InputError, r"storage limit reached.*settings/billing"),
-        (BATCH, UploadFault(402, "Payment required"), InputError, "Payment required"),
-        (COMMIT, UploadFault(403, "Forbidden: pass a token with write scope"), InputError,
+        (BATCH, Fault(402, "Payment required"), InputError, "Payment required"),
+        (COMMIT, Fault(403, "Forbidden: pass a token with write scope"), InputError,
          r"someone/model-GGUF \(403: Forbidden.*write access to someone"),
-        (COMMIT, UploadFault(401), InputError, "settings/tokens"),
-        (COMMIT, UploadFault(404, "Repository not found", "RepoNotFound"), InputError,
+        (COMMIT, Fault(401), InputError, "settings/tokens"),
+        (COMMIT, Fault(404, "Repository not found", "RepoNotFound"), InputError,
          "no repository someone/model-GGUF"),
-        (COMMIT, UploadFault(409, "Another commit is in progress"), EnvironmentFault,
+        (COMMIT, Fault(409, "Another commit is in progress"), EnvironmentFault,
          r"\(409: Another commit"),
-        (COMMIT, UploadFault(413, "Payload too large"), EnvironmentFault, "--levels"),
-        (COMMIT, UploadFault(429), EnvironmentFault, "429"),
-        (COMMIT, UploadFault(500, "Internal"), EnvironmentFault,
+        (COMMIT, Fault(413, "Payload too large"), EnvironmentFault, "--levels"),
+        (COMMIT, Fault(429), EnvironmentFault, "429"),
+        (COMMIT, Fault(500, "Internal"), EnvironmentFault,
          r"someone/model-GGUF .*\(HTTP 500"),
-        (COMMIT, UploadFault(cut_after=10), EnvironmentFault, "failed"),
+        (COMMIT, Fault(cut_after=10), EnvironmentFault, "failed"),
     ],
 )  # fmt: skip
 def test_each_refusal_is_told_in_its_own_words(
     loopback: LoopbackHub,
     tmp_path: Path,
     where: tuple[str, str],
-    fault: UploadFault,
+    fault: Fault,
     kind: type[QuantkitError],
     words: str,
 ) -> None:
@@ -204,6 +206,6 @@ def test_a_hub_that_says_nothing_is_not_waited_for_for_ever(
     close_session()
     doing = upload(loopback)
     doing.send(files(tmp_path))
-    loopback.upload_faults[COMMIT] = [UploadFault(stall_after=10)]
+    loopback.upload_faults[COMMIT] = [Fault(stall_after=10)]
     with pytest.raises(EnvironmentFault, match="timed out"):
         doing.commit([], head(loopback), "t", "")

@@ -11,7 +11,7 @@ from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import MeasureRecipe, Recipe
 from quantkit.config.target import GPUSpec, Target, load_target
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.core.progress import Silent
+from quantkit.core.progress import Progress
 from quantkit.core.units import GIB
 from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp import memory_plan as native_memory
@@ -57,7 +57,7 @@ def sizes(found: TargetBudgets) -> list[int | None]:
     return list(found.budgets.values())
 
 
-class Counted(Silent):
+class Counted(Progress):
     total = done = 0.0
 
     def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import itertools
 import os
 import signal
 import subprocess
@@ -146,9 +147,10 @@ def test_a_tensor_is_journalled_when_all_of_it_is_on_the_disk(
     [
         ("F16", 1e5), ("F16", np.nan), ("F16", -np.inf), ("BF16", 3.4e38), ("BF16", np.nan),
         ("BF16", np.inf), ("F32", np.nan), ("F32", np.inf),
+        *itertools.product(["Q8_0", "Q4_K", "Q5_1", "IQ4_NL", "IQ3_S"], [np.inf, np.nan, 1e38]),
     ],
 )  # fmt: skip
-def test_plain_types_take_no_weight_that_they_cannot_hold(
+def test_no_type_takes_a_weight_that_it_cannot_hold(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, value: float
 ) -> None:
     monkeypatch.setattr(encode, "ROWS_BYTES", 4096)

@@ -16,17 +16,16 @@ from watched import Killed, Recorder
 
 from quantkit.config.levels import PRESETS
 from quantkit.config.recipe import STOCK_CANDIDATES
-from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256
 from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_writer import lay_out
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.formats.tensors import MetaValue, TensorInfo
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.models.model import Model
 from quantkit.quantize import encode
 from quantkit.quantize.encode import write_shards
-from quantkit.quantize.quantize import PRESET_FILE_TYPES, quantize
+from quantkit.quantize.quantize import preset_file_type, quantize
 
 
 def importance_of(name: str, columns: int) -> np.ndarray:
@@ -54,18 +53,14 @@ def llama_cpp_quantize(
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), params) == 0
 
 
-def three_layers() -> tuple[Metadata, dict[str, np.ndarray]]:
-    """The tiny Llama with more matrices than there are types."""
-    metadata = llama_metadata() | {"llama.block_count": MetaValue("u32", 3)}
-    arrays: dict[str, np.ndarray] = {}
-    for layer in range(3):
-        for name, array in llama_arrays(seed=layer + 1).items():
-            arrays[name.replace("blk.0.", f"blk.{layer}.")] = array
-    return metadata, arrays
-
-
 def test_a_mixture_of_all_types_has_the_bytes_of_llama_quantize(tmp_path: Path) -> None:
-    source = GGUFSource(write_gguf(tmp_path / "f32.gguf", *three_layers()))
+    metadata = llama_metadata() | {"llama.block_count": MetaValue("u32", 3)}
+    arrays = {  # more matrices than there are types
+        name.replace("blk.0.", f"blk.{layer}."): array
+        for layer in range(3)
+        for name, array in llama_arrays(seed=layer + 1).items()
+    }
+    source = GGUFSource(write_gguf(tmp_path / "f32.gguf", metadata, arrays))
     matrices = [info for info in source.tensors if len(info.shape) == 2]
     importance = {i.name: importance_of(i.name, i.row_elements) for i in matrices}
     assert len(matrices) > len(STOCK_CANDIDATES) >= 18
@@ -99,25 +94,10 @@ def test_a_mixture_of_all_types_has_the_bytes_of_llama_quantize(tmp_path: Path) 
     assert logits.std() > 0.01
 
 
-@pytest.mark.parametrize("value", [np.inf, np.nan, 1e38])
-@pytest.mark.parametrize("kind", ["Q8_0", "Q4_K", "Q5_1", "IQ4_NL", "IQ3_S"])
-def test_weights_that_are_not_finite_are_refused_by_name(
-    tmp_path: Path, kind: str, value: float
-) -> None:
-    arrays = llama_arrays()
-    arrays["blk.0.ffn_up.weight"][300, 7] = value
-    source = GGUFSource(write_gguf(tmp_path / "f32.gguf", llama_metadata(), arrays))
-    types = {i.name: kind if len(i.shape) == 2 else "F32" for i in source.tensors}
-    work = tmp_path / "work"
-    with pytest.raises(InputError, match=rf"of blk\.0\.ffn_up\.weight are not finite as {kind}"):
-        quantize(source, Model.of("out", source), types, {}, tmp_path, work, workers=2)
-    assert not (tmp_path / "out.gguf").exists()
-
-
 def test_file_types_of_presets_are_those_of_llama_cpp() -> None:
-    assert PRESET_FILE_TYPES == {
-        name: getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}") for name in PRESETS
-    }
+    for name in PRESETS:
+        assert preset_file_type(name) == getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{name}")
+    assert preset_file_type("MOSTLY_BF16") is preset_file_type(None) is None
 
 
 def test_experts_use_their_own_importance_and_workers_do_not_matter(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from checkpoints import write_llama, write_nemotron
 from quantkit.config.recipe import MeasureRecipe
 from quantkit.config.target import GPUSpec, Target, known_targets, load_target
 from quantkit.core.errors import DoesNotFitError, EnvironmentFault, InputError
-from quantkit.core.progress import Silent
+from quantkit.core.progress import Progress
 from quantkit.core.units import GIB
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 from quantkit.llamacpp import memory_plan
@@ -161,7 +161,7 @@ def test_the_flagship_as_it_was_published() -> None:
     assert not exactly(metadata, q4, load_target("3x3090").changed(context_tokens=32_768))
 
 
-class Counted(Silent):
+class Counted(Progress):
     total = done = 0.0
 
     def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from finished_builds import change_json, divide, fail, flip, rewrite
-from loopback_hub import GOOD_TOKEN, READ_TOKEN, Fault, LoopbackHub, Recorded, UploadFault, hub
+from loopback_hub import GOOD_TOKEN, READ_TOKEN, Fault, LoopbackHub, hub
 
 from quantkit.core.console import Console
 from quantkit.core.errors import EnvironmentFault, GateError, InputError
@@ -124,7 +124,7 @@ def test_a_failed_level_is_published_with_its_failure(loopback: LoopbackHub, own
     fail(own, "Q4")
     with pytest.raises(GateError, match="Q4 failed its gate"):
         publish(own, levels=("Q4",))
-    assert not loopback.store or REPOSITORY not in loopback.store.repositories
+    assert REPOSITORY not in loopback.written
     publish(own, allow_failed=True)
     there = files_at(loopback)
     assert b"FAILED" in there["README.md"]
@@ -208,7 +208,7 @@ def test_private_is_of_new_repositories(loopback: LoopbackHub, own: Path) -> Non
     assert REPOSITORY in loopback.private
     assert not publish(own, private=True).made
     received = dict(loopback.received)
-    made = UploadFault(before=lambda: loopback.write("someone/late-GGUF", {}))  # by another
+    made = Fault(before=lambda: loopback.write("someone/late-GGUF", {}))  # by another
     loopback.upload_faults["POST", "/repos/create"] = [made]
     loopback.write("someone/open-GGUF", {})
     for name in ("open", "late"):
@@ -219,7 +219,7 @@ def test_private_is_of_new_repositories(loopback: LoopbackHub, own: Path) -> Non
 
 def test_somebody_s_commit_in_between_is_kept(loopback: LoopbackHub, own: Path) -> None:
     loopback.write(REPOSITORY, {"notes.txt": b"one", "README.md": b"---\nlicense: mit\n---\n"})
-    between = UploadFault(before=lambda: loopback.write(REPOSITORY, {"notes.txt": b"two"}))
+    between = Fault(before=lambda: loopback.write(REPOSITORY, {"notes.txt": b"two"}))
     loopback.upload_faults[COMMITS] = [between]
     assert publish(own).made
     there = files_at(loopback)
@@ -230,7 +230,7 @@ def test_somebody_s_commit_in_between_is_kept(loopback: LoopbackHub, own: Path) 
 
 
 def test_a_lost_answer_is_no_second_commit(loopback: LoopbackHub, own: Path) -> None:
-    loopback.upload_faults[COMMITS] = [UploadFault(500, "lost", afterwards=True)]
+    loopback.upload_faults[COMMITS] = [Fault(500, "lost", afterwards=True)]
     done = publish(own)
     commit = loopback.commit(REPOSITORY)
     assert commit is not None
@@ -238,15 +238,15 @@ def test_a_lost_answer_is_no_second_commit(loopback: LoopbackHub, own: Path) -> 
 
 
 def test_what_the_hub_recorded_is_compared(loopback: LoopbackHub, own: Path) -> None:
-    wrong = {"quantkit-demo-Q4.gguf": Recorded(hash=64 * "0")}
-    loopback.upload_faults[COMMITS] = [UploadFault(recorded=wrong)]
+    wrong = {"quantkit-demo-Q4.gguf": 64 * "0"}
+    loopback.upload_faults[COMMITS] = [Fault(recorded=wrong)]
     with pytest.raises(EnvironmentFault, match=r"quantkit-demo-Q4\.gguf"):
         publish(own)
 
 
 def test_what_was_uploaded_is_not_sent_again(loopback: LoopbackHub, own: Path) -> None:
     for status, words in ((403, "no"), (400, "your push was rejected because of X")):
-        loopback.upload_faults[COMMITS] = [UploadFault(status, words)]
+        loopback.upload_faults[COMMITS] = [Fault(status, words)]
         with pytest.raises(InputError, match=f"{status}: {words}"):
             publish(own)
     assert files_at(loopback).keys() == {".gitattributes"}  # nothing is to be seen
@@ -310,7 +310,7 @@ def test_what_was_checked_is_what_is_sent(loopback: LoopbackHub, own: Path) -> N
     place = own / "levels" / "Q4" / "niah.jsonl"
     before = place.read_bytes()
     prepared = ready(own)
-    loopback.upload_faults["POST", "/preupload/"] = [UploadFault(before=lambda: flip(place))]
+    loopback.upload_faults["POST", "/preupload/"] = [Fault(before=lambda: flip(place))]
     assert send(prepared).made
     assert files_at(loopback)["levels/Q4/niah.jsonl"] == before
 
@@ -380,7 +380,7 @@ def test_files_of_others(loopback: LoopbackHub, own: Path, name: str, content: b
 
 
 def test_a_record_that_comes_late_is_waited_for(loopback: LoopbackHub, own: Path) -> None:
-    late = UploadFault(404, "Invalid rev id", "RevisionNotFound")
+    late = Fault(404, "Invalid rev id", "RevisionNotFound")
     loopback.upload_faults["GET", r"/revision/[0-9a-f]{40}"] = [late]
     assert publish(own).made
     loopback.upload_faults["GET", r"/revision/[0-9a-f]{40}"] = [late] * 9
@@ -391,8 +391,8 @@ def test_a_record_that_comes_late_is_waited_for(loopback: LoopbackHub, own: Path
 def test_a_hub_that_dies_at_the_end_is_told(loopback: LoopbackHub, own: Path) -> None:
     loopback.write(REPOSITORY, {})
     prepared = ready(own)
-    loopback.upload_faults[COMMITS] = [UploadFault(500, "out of order")] * 9
-    loopback.upload_faults["GET", ""] = [UploadFault(500)] * 99
+    loopback.upload_faults[COMMITS] = [Fault(500, "out of order")] * 9
+    loopback.upload_faults["GET", ""] = [Fault(500)] * 99
     with pytest.raises(EnvironmentFault, match="out of order"):
         send(prepared)
 
@@ -425,16 +425,16 @@ def test_what_is_no_branch_is_told_first(loopback: LoopbackHub, own: Path, branc
 @pytest.mark.parametrize(
     ("fault", "words"),
     [
-        (UploadFault(403, "Private repository storage limit reached"), "has no room for"),
-        (UploadFault(403, "Forbidden"), "refuses to let you write to"),
-        (UploadFault(401, "Invalid credentials in Authorization header"), "refuses your access t"),
+        (Fault(403, "Private repository storage limit reached"), "has no room for"),
+        (Fault(403, "Forbidden"), "refuses to let you write to"),
+        (Fault(401, "Invalid credentials in Authorization header"), "refuses your access t"),
     ],
 )
 def test_the_newer_storage_s_refusals_are_told_as_the_others(
     loopback: LoopbackHub,
     own: Path,
     monkeypatch: pytest.MonkeyPatch,
-    fault: UploadFault,
+    fault: Fault,
     words: str,
 ) -> None:
     """With Xet, which is the default, and asks for a token of its own."""

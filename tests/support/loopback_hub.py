@@ -4,9 +4,8 @@ Two servers, as on the Hub: one for the API and small files, and one for large f
 first redirects, and which refuses an access token as signed addresses do. Files are served from
 disk, in pieces.
 
-With `storage` it can be written to as well (loopback_uploads.py), through huggingface_hub with
-HF_HUB_DISABLE_XET, or by the test itself with `write`. Files are served by loopback_files.py, what
-the API tells is in loopback_listings.py, and what is kept in loopback_store.py.
+With `storage` it can be written to as well, through huggingface_hub with HF_HUB_DISABLE_XET, or by
+the test itself with `write`.
 """
 
 from __future__ import annotations
@@ -20,25 +19,14 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from loopback_files import Fault, Files, Served
-from loopback_requests import Account, UploadFault
-from loopback_store import Change, Commit, Recorded, Repository, Store, is_large, record
-from loopback_uploads import Uploads
+from loopback_reading import Reading, Served
+from loopback_requests import Account, Fault
+from loopback_store import ATTRIBUTES, Change, Commit, Repository, hashes, is_large
+from loopback_writing import Writing
 from serving import serving
 
-__all__ = [
-    "COMMIT",
-    "GOOD_TOKEN",
-    "READ_TOKEN",
-    "Account",
-    "Fault",
-    "LoopbackHub",
-    "Recorded",
-    "UploadFault",
-    "commit_of",
-    "hub",
-    "record",
-]
+__all__ = ["COMMIT", "GOOD_TOKEN", "READ_TOKEN", "Account", "Fault", "LoopbackHub", "commit_of",
+           "hashes", "hub"]  # fmt: skip
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GOOD_TOKEN = "hf_good"
@@ -68,7 +56,8 @@ class LoopbackHub:
         echo_token: the refusals of the API repeat the token that came.
         claims: file name → size in the record, instead of its own.
         bytes_per_second: of each answer; None for all that the machine can do.
-        store: what can be written to; None: nothing.
+        storage: a folder for what is written; None: nothing can be.
+        written: OWNER/NAME → what can be written to.
         accounts: token → whose it is.
         gates: repository → "auto" or "manual", which its record says of it.
         part_bytes: large files beyond this size arrive in parts of it; None: in one.
@@ -93,12 +82,13 @@ class LoopbackHub:
     echo_token: bool = False
     claims: dict[str, int] = field(default_factory=dict)
     bytes_per_second: float | None = None
-    store: Store | None = None
+    storage: Path | None = None
+    written: dict[str, Repository] = field(default_factory=dict)
     accounts: dict[str, Account] = field(default_factory=_accounts)
     gates: dict[str, str] = field(default_factory=dict)
     part_bytes: int | None = None
     upload_bytes_per_second: float | None = None
-    upload_faults: dict[tuple[str, str], list[int | UploadFault]] = field(default_factory=dict)
+    upload_faults: dict[tuple[str, str], list[int | Fault]] = field(default_factory=dict)
     received: Counter[str] = field(default_factory=Counter)
     commits_made: int = 0
     requests: list[str] = field(default_factory=list)
@@ -121,12 +111,19 @@ class LoopbackHub:
 
     def repository(self, name: str) -> Repository:
         """A repository's branches, commits and pull requests."""
-        if self.store and name in self.store.repositories:
-            return self.store.repositories[name]
-        only_read = Repository(name, Path())
+        if name in self.written:
+            return self.written[name]
+        only_read = Repository(Path())
         for revision, folder in self.repos[name].items():
             only_read.adopt(revision, Commit(commit_of(revision), folder))
         return only_read
+
+    def create(self, name: str) -> None:
+        """A new repository with its first commit."""
+        assert self.storage is not None
+        repository = Repository(self.storage / name)
+        repository.commit("main", [Change(".gitattributes", ATTRIBUTES.encode())], "initial commit")
+        self.written[name] = repository
 
     def commit(self, name: str, revision: str = "main") -> Commit | None:
         """A revision's commit: its id, its folder with all files, what came before it."""
@@ -145,32 +142,41 @@ class LoopbackHub:
         Returns:
             The commit.
         """
-        assert self.store is not None
-        if name not in self.store.repositories:
-            self.store.create(name)
-        repository, changes = self.store.repositories[name], []
+        if name not in self.written:
+            self.create(name)
+        repository, changes = self.written[name], []
         for path, content in files.items():
-            if content is None:
-                changes.append(Change(path, deleted=True))
-            elif is_large(path):
-                changes.append(Change(path, oid=repository.add(content)))
+            if content is not None and is_large(path):
+                oid = hashlib.sha256(content).hexdigest()
+                arrived = repository.incoming(oid)
+                arrived.write_bytes(content)
+                repository.keep(arrived, oid)
+                changes.append(Change(path, oid=oid))
             else:
                 changes.append(Change(path, content))
         return repository.commit(ref, changes, title, author=author).id
 
-    def names_of_repositories(self) -> list[str]:
-        """Everything that is there."""
-        return [*self.repos, *(self.store.repositories if self.store else ())]
+    def spelled(self, name: str) -> str:
+        """A repository's name as it was made: the Hub takes capitals for small letters; or ""."""
+        there = [*self.repos, *self.written]
+        return next((known for known in there if known.lower() == name.lower()), "")
 
-    def next_upload_fault(self, method: str, address: str) -> UploadFault:
+    def next_fault(self, name: str) -> Fault:
+        """What goes wrong with the next answer with a file."""
+        with self.lock:
+            if self.faults.get(name):
+                return self.faults[name].pop(0)
+        return self.always.get(name, Fault())
+
+    def next_upload_fault(self, method: str, address: str) -> Fault:
         """What goes wrong with this request."""
         with self.lock:
             self.requests.append(f"{method} {address}")
             for (wanted, pattern), faults in self.upload_faults.items():
                 if faults and wanted == method and re.search(pattern, address):
                     fault = faults.pop(0)
-                    return UploadFault(fault) if isinstance(fault, int) else fault
-        return UploadFault()
+                    return Fault(fault) if isinstance(fault, int) else fault
+        return Fault()
 
 
 def commit_of(revision: str) -> str:
@@ -193,14 +199,12 @@ def hub(
             folders stay as they are.
     """
     named = {n: f if isinstance(f, dict) else {"main": f} for n, f in repos.items()}
-    served = LoopbackHub(named, **settings)  # type: ignore[arg-type]
+    served = LoopbackHub(named, storage=storage, **settings)  # type: ignore[arg-type]
     if storage is not None:
-        served.store = Store(storage)
         for name in named:
-            repository = served.repository(name)
-            repository.folder = storage / name
-            served.store.repositories[name] = repository
-    handler = type("Handler", (Uploads, Files), {"hub": served})
+            served.written[name] = served.repository(name)
+            served.written[name].folder = storage / name
+    handler = type("Handler", (Reading, Writing), {"hub": served})
     with serving(handler) as served.address, serving(handler) as served.large_address:
         try:
             yield served

@@ -20,7 +20,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -143,9 +143,8 @@ def find(*, again: bool = False) -> Finding:
         folder.mkdir(parents=True, exist_ok=True)
         found = make(SOURCE, compiler, library)
         if found.lasting:
-            facts = {"usable": found.usable, "finding": found.finding}
-            text = json.dumps({**facts, "compiler": _identity(compiler)})
-            record.write_text(text, encoding="utf-8")
+            facts = {**asdict(found), "compiler": _identity(compiler)}
+            record.write_text(json.dumps(facts), encoding="utf-8")
     except OSError as error:
         return Finding(False, f"compiled kernels cannot be stored in {folder}: {error.strerror}")
     return found
@@ -208,9 +207,8 @@ def make(source: Path, compiler: Sequence[str], library: Path) -> Finding:
         except EnvironmentFault as fault:
             return Finding(False, f"{fault}; compiler: {name}")
         if different:
-            reason = (
-                f"compiled kernels differ from ggml's in {', '.join(different)}; compiler: {name}"
-            )
+            types = ", ".join(different)
+            reason = f"compiled kernels differ from ggml's in {types}; compiler: {name}"
             return Finding(False, reason, lasting=True)
         os.replace(made, library)
     return Finding(True, f"compiled kernels agree with ggml's for {', '.join(KINDS)}", lasting=True)
@@ -232,14 +230,14 @@ def compare_in_child(path: Path, emit: object) -> list[str]:
 
 def differences(ours: Blocks, theirs: Blocks) -> list[str]:
     """The types of KINDS whose blocks differ for one of the `samples`."""
-    found = []
-    for name in KINDS:
-        kind = BY_NAME[name]
-        for rows, importance in samples(2 * kind.block_elements + 256):
-            if not np.array_equal(ours(kind, rows, importance), theirs(kind, rows, importance)):
-                found.append(name)
-                break
-    return found
+
+    def differs(kind: QuantType) -> bool:
+        return any(
+            not np.array_equal(ours(kind, *sample), theirs(kind, *sample))
+            for sample in samples(2 * kind.block_elements + 256)
+        )
+
+    return [name for name in KINDS if differs(BY_NAME[name])]
 
 
 def samples(width: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
@@ -270,10 +268,8 @@ def _library(folder: Path) -> Path:
     """Path of the library for this processor, ggml version and source."""
     from quantkit.llamacpp.selftest import machine_key
 
-    digest = hashlib.sha256()
-    for path in (SOURCE, SEARCH, Path(__file__)):  # the source and the comparison
-        digest.update(path.read_bytes())
-    source = digest.hexdigest()[:16]
+    made_of = (SOURCE, SEARCH, Path(__file__))  # the source and the comparison
+    source = hashlib.sha256(b"".join(path.read_bytes() for path in made_of)).hexdigest()[:16]
     return folder / f"simd-{machine_key()}-{source}.so"
 
 

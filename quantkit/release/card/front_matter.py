@@ -206,13 +206,13 @@ def _scores(results: Sequence[LevelResult]) -> Iterator[CardScore]:
         for score in level.retrieval.longest:
             length = score.context_tokens
             yield CardScore(
-                dataset="quantkit-needle-in-a-haystack",
+                dataset_type="quantkit-needle-in-a-haystack",
                 dataset_name=f"quantkit needle-in-a-haystack, {score.name}, {length:,} tokens",
-                configuration=f"{score.name}-{length}",
-                metric="accuracy",
+                dataset_config=f"{score.name}-{length}",
+                metric_type="accuracy",
                 metric_name=f"{level.name} hit rate",
-                value=round(score.hits / score.trials, 6),
-                details={
+                metric_value=round(score.hits / score.trials, 6),
+                metric_args={
                     "level": level.name,
                     "hits": score.hits,
                     "trials": score.trials,
@@ -223,13 +223,13 @@ def _scores(results: Sequence[LevelResult]) -> Iterator[CardScore]:
     for level in results:
         if level.kld is not None and math.isfinite(level.kld.mean):
             yield CardScore(
-                dataset="quantkit-held-out-text",
+                dataset_type="quantkit-held-out-text",
                 dataset_name=f"text outside the calibration, {level.kld.tokens:,} tokens",
-                configuration=f"{level.kld.tokens}-tokens",
-                metric="kl_divergence",
+                dataset_config=f"{level.kld.tokens}-tokens",
+                metric_type="kl_divergence",
                 metric_name=f"{level.name} mean KLD from the base model, nats",
-                value=float(f"{level.kld.mean:.6g}"),
-                details={"level": level.name, "tokens": level.kld.tokens},
+                metric_value=float(f"{level.kld.mean:.6g}"),
+                metric_args={"level": level.name, "tokens": level.kld.tokens},
             )
 
 

@@ -22,7 +22,7 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo, TensorSource
 from quantkit.quantize import kernels
 from quantkit.quantize.encode import ENCODED_ROWS_BYTES, Importance, encode_rows, row_blocks
-from quantkit.quantize.quantize import PRESET_FILE_TYPES, artifact_metadata
+from quantkit.quantize.quantize import artifact_metadata, preset_file_type
 from quantkit.release.verifying.checking import Artifact
 
 NEVER_MADE = frozenset({"I8", "I16", "I32", "I64", "F64"})
@@ -166,8 +166,8 @@ def metadata_faults(
     expected.pop("general.alignment", None)  # files have the default
     if not preset and FILE_TYPE in artifact:
         expected[FILE_TYPE] = artifact[FILE_TYPE]
-    elif preset and preset[0] in PRESET_FILE_TYPES:
-        expected[FILE_TYPE] = MetaValue("u32", PRESET_FILE_TYPES[preset[0]])
+    elif preset and (file_type := preset_file_type(preset[0])) is not None:
+        expected[FILE_TYPE] = MetaValue("u32", file_type)
     faults = []
     for key in dict.fromkeys((*expected, *artifact)):
         if key not in artifact:
