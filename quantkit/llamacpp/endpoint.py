@@ -10,10 +10,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
-from quantkit.core.progress import Progress
+from quantkit.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import httpx2
@@ -48,7 +48,7 @@ class Refused(InputError):
 
 
 class Endpoint:
-    """The address of a llama-server.
+    """The address of a llama-server, to be used in `with` where it is asked.
 
     Args:
         address: `http://HOST:PORT`, or https, with the server's --api-prefix if it has one.
@@ -61,7 +61,7 @@ class Endpoint:
         InputError: not the address of a server.
     """
 
-    def __init__(self, address: str, progress: Progress) -> None:
+    def __init__(self, address: str, progress: Progress = SILENT) -> None:
         self._host = _host(address)
         self.address = address.rstrip("/")
         self._progress = progress
@@ -78,17 +78,22 @@ class Endpoint:
     def _client(self) -> httpx2.Client:
         import httpx2
 
-        options: list[tuple[int, int, int]] = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-        for name, value in _KEEP_ALIVE.items():
-            if hasattr(socket, name):
-                options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+        options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+        options += [
+            (socket.IPPROTO_TCP, getattr(socket, name), value)
+            for name, value in _KEEP_ALIVE.items()
+            if hasattr(socket, name)
+        ]
         transport = httpx2.HTTPTransport(
             socket_options=options, limits=httpx2.Limits(keepalive_expiry=IDLE_SECONDS)
         )
         timeout = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
         return httpx2.Client(transport=transport, timeout=timeout, trust_env=False)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
         self._client.close()
 
     def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Answer:
