@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 
 from quantkit.core.errors import GateError
-from quantkit.llamacpp.llama import Context, Logits, Span, Tokens, Vocabulary
+from quantkit.llamacpp.llama import EVERY, Context, Logits, Span, Tokens, Vocabulary
 from quantkit.llamacpp.settings import Reply
 
 BASE, STEM, FIRST = 0, 1, 2
@@ -179,7 +179,7 @@ class PromptRunner:
         if sum(map(len, tails)) <= size:
             spans = [Span(slot, position, tail) for slot, tail in zip(slots, tails, strict=True)]
             self._advance(sum(map(len, tails)))
-            return [rows[0] for rows in context.decode_spans(spans)]
+            return [rows[0].copy() for rows in context.decode_spans(spans)]
         logits = []
         for slot, tail in zip(slots, tails, strict=True):
             long = (len(tail) - 1) // size * size
@@ -203,7 +203,7 @@ class PromptRunner:
         for at in range(0, len(candidates), self._slots.candidates):
             group = candidates[at : at + self._slots.candidates]
             spans = [
-                Span(begin + number, end, tokens[:-1], every=True)
+                Span(begin + number, end, tokens[:-1], EVERY)
                 for number, tokens in enumerate(group)
                 if len(tokens) > 1
             ]

@@ -82,15 +82,8 @@ def device_settings(threads: int) -> DeviceSettings:
         EnvironmentFault: llama.cpp cannot run a quantized model here at all.
     """
     tested = working_settings()
-    layers = -1 if run_isolated("quantkit.llamacpp.selftest:offloads_in_child", {}) else 0
+    layers = -1 if run_isolated("quantkit.llamacpp.llama:offloads_in_child", {}) else 0
     return DeviceSettings(threads, tested.use_extra_buffers, layers)
-
-
-def offloads_in_child(emit: Emit) -> bool:
-    """Body of a child process: whether this build of llama.cpp can use a GPU that is present."""
-    from quantkit.llamacpp.llama import offloads
-
-    return offloads()
 
 
 Probe = Callable[[Path, bool], NDArray[np.float32]]

@@ -92,7 +92,7 @@ def verify(entry: Entry, target: Target, where: Where, file: Path | None = None)
     planned, gpus = entry.placement, len(target.gpu_bytes)
     if where == "auto":  # this machine's GPUs, where llama.cpp sees as many
         here = len(nvidia_gpus()) == gpus
-        seen = here and run_isolated("quantkit.llamacpp.selftest:offloads_in_child", {})
+        seen = here and run_isolated("quantkit.llamacpp.llama:offloads_in_child", {})
         where = "present" if seen else "fake"
     if where == "rpc":
         # Servers on a CPU need no F16 copies of the KV cache, and do not pad rows, as CUDA does.

@@ -41,8 +41,7 @@ from quantkit.models.gguf_source import GGUFSource
 from quantkit.study.kld_statistics import PositionStatistics, blocks, compare
 
 if TYPE_CHECKING:
-    from quantkit.llamacpp.llama import Tokens
-    from quantkit.llamacpp.text_logits import ChunkLogits
+    from quantkit.llamacpp.llama import ChunkLogits, Tokens
 
 HAYSTACK_NAME = "the haystack"
 
@@ -102,11 +101,10 @@ def collect_in_child(
     emit: Emit,
 ) -> LogitsHeader:
     """Body of the child process of `collect_base_logits`."""
-    from quantkit.llamacpp.llama import Model
-    from quantkit.llamacpp.text_logits import ChunkLogits, first_tokens
+    from quantkit.llamacpp.llama import ChunkLogits, Model
 
     model, size = Model(base, devices), recipe.chunk_tokens
-    tokens = first_tokens(model.vocab, held_out_text(text), size * recipe.chunks)
+    tokens = model.vocab.first_tokens(held_out_text(text), size * recipe.chunks)
     count = len(tokens) // size
     if count == 0:
         raise InputError(
@@ -202,8 +200,7 @@ def compare_in_child(
     logits: Path, model_path: Path, cache: Path, purpose: str, devices: DeviceSettings, emit: Emit
 ) -> None:
     """Body of the child process of `measure_kld`: a line in `cache` for each chunk."""
-    from quantkit.llamacpp.llama import Model
-    from quantkit.llamacpp.text_logits import ChunkLogits
+    from quantkit.llamacpp.llama import ChunkLogits, Model
 
     base = LogitsFile(logits)
     header = base.header
