@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from quantkit.config.target import DRAFT_KV_TYPE, RunSettings
 from quantkit.core.errors import EnvironmentFault, InputError
@@ -23,6 +24,7 @@ from quantkit.formats.gguf_writer import single_file_layout, write_shape
 from quantkit.formats.tensors import Metadata, MetaValue, ModelHeader
 from quantkit.llamacpp.child import Child, Emit, NativeCrash, run_isolated
 from quantkit.llamacpp.devices import Devices, open_devices
+from quantkit.llamacpp.ggml import base_library, load
 
 NO_TENSOR = ctypes.c_char_p(b"no-tensor")
 """A pattern that no tensor's name matches."""
@@ -56,26 +58,20 @@ class Breakdown:
     host: DeviceMemory
 
 
+ModelT = TypeVar("ModelT", ModelHeader, Path)
+
+
 @dataclass(frozen=True)
-class Question:
-    """How much memory of `devices` does a model take? Its tokenizer, on no GPU, is left out.
+class Question(Generic[ModelT]):
+    """How much memory of `devices` does a model take?
 
     Attributes:
+        model: or the GGUF file with it. The tokenizer of a model, on no GPU, is left out.
         tensor_split: layers that each GPU gets, the output being the last.
         runs: the ways to run the model, one answer each.
     """
 
-    model: ModelHeader
-    devices: Devices
-    tensor_split: tuple[int, ...]
-    runs: tuple[RunSettings, ...]
-
-
-@dataclass(frozen=True)
-class FileQuestion:
-    """A `Question` about the model in a GGUF file."""
-
-    path: Path
+    model: ModelT
     devices: Devices
     tensor_split: tuple[int, ...]
     runs: tuple[RunSettings, ...]
@@ -89,7 +85,7 @@ _asked: Child | None = None
 """The process that answers within `asking`."""
 
 
-def ask_memory(questions: Sequence[Question]) -> list[list[Breakdown]]:
+def ask_memory(questions: Sequence[Question[ModelHeader]]) -> list[list[Breakdown]]:
     """The answers to each question, one for each way to run; all are asked in one process.
 
     Raises:
@@ -113,7 +109,7 @@ def ask_memory(questions: Sequence[Question]) -> list[list[Breakdown]]:
                 place.mkdir()
                 _, devices, split, _ = missing[0]
                 runs = tuple(key[3] for key in missing)
-                files.append(FileQuestion(write_shape(place, layout), devices, split, runs))
+                files.append(Question(write_shape(place, layout), devices, split, runs))
                 new += missing
         if files:
             found = [one for answer in ask_of_files(files) for one in answer]
@@ -121,7 +117,7 @@ def ask_memory(questions: Sequence[Question]) -> list[list[Breakdown]]:
     return [[_answers[key] for key in wanted] for wanted in keys]
 
 
-def ask_of_files(questions: Sequence[FileQuestion]) -> list[list[Breakdown]]:
+def ask_of_files(questions: Sequence[Question[Path]]) -> list[list[Breakdown]]:
     """The memory of the model in each file, for each way to run it.
 
     Raises:
@@ -173,7 +169,7 @@ def shape_metadata(model: ModelHeader) -> Metadata:
     return {"general.architecture": architecture, **kept, **no_tokenizer}
 
 
-def ask_in_child(questions: Sequence[FileQuestion], emit: Emit) -> list[list[Breakdown]]:
+def ask_in_child(questions: Sequence[Question[Path]], emit: Emit) -> list[list[Breakdown]]:
     from quantkit.llamacpp import llama
 
     llama.start_backend()
@@ -184,7 +180,7 @@ def ask_in_child(questions: Sequence[FileQuestion], emit: Emit) -> list[list[Bre
     return answers
 
 
-def _answer(question: FileQuestion, devices: Sequence[int]) -> list[Breakdown]:
+def _answer(question: Question[Path], devices: Sequence[int]) -> list[Breakdown]:
     """As a launched model sees them: GPUs without layers are hidden from llama.cpp.
 
     It would count them as stages of its pipeline, and hold the graph's inputs more than once even
@@ -196,11 +192,12 @@ def _answer(question: FileQuestion, devices: Sequence[int]) -> list[Breakdown]:
     found: dict[RunSettings, Breakdown] = {}
     for loaded in sorted({(run.pipeline, run.draft) for run in question.runs}):
         pipeline, draft = loaded
-        with _model(question.path, shown, split, pipeline, draft != "none") as model:
+        with _model(question.model, shown, split, pipeline, draft != "none") as model:
             for run in question.runs:
                 if (run.pipeline, run.draft) == loaded:
                     memory = _run_memory(model, run)
-                    gpus = [memory.pop(_buffer_type(gpu), DeviceMemory()) for gpu in shown]
+                    types = map(base_library().ggml_backend_dev_buffer_type, shown)
+                    gpus = [memory.pop(kind, DeviceMemory()) for kind in types]
                     by_gpu = dict(zip(used, gpus, strict=True))
                     found[run] = Breakdown(
                         tuple(by_gpu.get(at, DeviceMemory()) for at in range(len(devices))),
@@ -224,9 +221,7 @@ def _model(
     params.no_alloc = True
     params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
     params.load_mtp = drafts
-    shares = [0.0] * llama_cpp.llama_max_devices()
-    shares[: len(split)] = split
-    params.tensor_split = (ctypes.c_float * len(shares))(*shares)
+    params.tensor_split = llama.tensor_split(split)
     llama.forget_log()
     if not pipeline:
         # llama.cpp does not pipeline where tensors are overridden, be it none (llama-context.cpp)
@@ -291,26 +286,14 @@ def _context_memory(model: int, run: RunSettings, *, head: bool) -> dict[int, De
     return found
 
 
-def _buffer_type(device: int) -> int:
-    from quantkit.llamacpp.ggml import base_library
-
-    function = base_library().ggml_backend_dev_buffer_type
-    function.restype, function.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
-    return int(function(device))
-
-
 def used_memory(context: int) -> dict[str, DeviceMemory]:
     """Name of a buffer type (`CPU`, `CUDA0`, …) → what llama.cpp took there for a context.
 
     Weights that are mapped from their file count as `CPU`, where they would lie otherwise.
     """
-    from quantkit.llamacpp.ggml import base_library
-
-    name = base_library().ggml_backend_buft_name
-    name.restype, name.argtypes = ctypes.c_char_p, (ctypes.c_void_p,)
     found: dict[str, DeviceMemory] = {}
     for key, more in _read_breakdown(context).items():
-        where = name(key).decode().removesuffix("_Mapped")
+        where = base_library().ggml_backend_buft_name(key).decode().removesuffix("_Mapped")
         found[where] = found.get(where, DeviceMemory()) + more
     return found
 
@@ -325,8 +308,6 @@ def _read_breakdown(context: int) -> dict[int, DeviceMemory]:
     A libstdc++ map is a comparison, a header node and a count; a node is colour, parent, left and
     right, then the pair: here a pointer and three sizes (`llama_memory_breakdown_data`).
     """
-    from quantkit.llamacpp.ggml import load
-
     function = getattr(load("llama"), _BREAKDOWN, None)
     if function is None:
         raise EnvironmentFault(

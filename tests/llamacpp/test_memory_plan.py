@@ -29,7 +29,6 @@ from quantkit.llamacpp import memory_plan
 from quantkit.llamacpp.devices import DeviceKind, Devices
 from quantkit.llamacpp.memory_plan import (
     Breakdown,
-    FileQuestion,
     Question,
     ask_memory,
     ask_of_files,
@@ -238,7 +237,7 @@ def test_the_same_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     asked = []
     shape = small_shape(tmp_path, "cuda", run(2048))
 
-    def counted(questions: list[FileQuestion]) -> list[list[Breakdown]]:
+    def counted(questions: list[Question]) -> list[list[Breakdown]]:
         asked.append(len(questions))
         return ask_of_files(questions)
 
@@ -265,10 +264,10 @@ def test_a_file_is_asked_as_it_is(tmp_path: Path) -> None:
     ((by_shape,),) = ask_memory([shape])
     path = tmp_path / "m.gguf"
     convert(open_checkpoint(tmp_path / "llama"), ConvertRecipe(), path, tmp_path / "w", workers=1)
-    of_file = FileQuestion(path, shape.devices, shape.tensor_split, shape.runs)
+    of_file = Question(path, shape.devices, shape.tensor_split, shape.runs)
     assert ask_of_files([of_file]) == [[by_shape]]
     with pytest.raises(InputError, match="cannot plan this model"):
-        ask_of_files([replace(of_file, path=tmp_path / "missing.gguf")])
+        ask_of_files([replace(of_file, model=tmp_path / "missing.gguf")])
 
 
 def test_other_platforms_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
