@@ -23,23 +23,7 @@ _BETWEEN = -1
 """Not a token: separates the tokens of different texts in one answer of /tokenize."""
 _UNLIKELY = -1e30
 """The server writes the lowest float for the logarithm of 0."""
-_WANTED = (
-    "stop", "content", "tokens", "stop_type", "tokens_evaluated", "timings",
-    "completion_probabilities",
-)  # fmt: skip
-_GREEDY: Mapping[str, object] = {
-    "temperature": 0,
-    "samplers": ["temperature"],  # no penalty, whatever the server was started with
-    "logit_bias": [],
-    "ignore_eos": False,
-    "mirostat": 0,
-    "backend_sampling": False,  # would leave the probabilities of a few candidates only
-    "post_sampling_probs": False,  # but a softmax of the model's own logits, over all tokens
-    "n_cache_reuse": 0,  # would move chunks to new positions, which no fresh prefill does
-    "return_tokens": True,
-    "response_fields": _WANTED,  # not the whole prompt again
-    "id_slot": 0,  # the same for every question: it keeps the prefix
-}
+_WANTED = "stop content tokens stop_type tokens_evaluated timings completion_probabilities".split()
 
 Tokens = NDArray[np.int32]
 
@@ -269,12 +253,23 @@ def file_name(path: str) -> str:
 
 
 def _request(tokens: Tokens, limit: int, likeliest: int, reuse: bool) -> dict[str, object]:
+    """Of a greedy answer."""
     return {
-        **_GREEDY,
         "prompt": tokens.tolist(),
         "n_predict": limit,
         "n_probs": likeliest,
         "cache_prompt": reuse,
+        "temperature": 0,
+        "samplers": ["temperature"],  # no penalty, whatever the server was started with
+        "logit_bias": [],
+        "ignore_eos": False,
+        "mirostat": 0,
+        "backend_sampling": False,  # would leave the probabilities of a few candidates only
+        "post_sampling_probs": False,  # but a softmax of the model's own logits, over all tokens
+        "n_cache_reuse": 0,  # would move chunks to new positions, which no fresh prefill does
+        "return_tokens": True,
+        "response_fields": _WANTED,  # not the whole prompt again
+        "id_slot": 0,  # the same for every question: it keeps the prefix
     }
 
 
