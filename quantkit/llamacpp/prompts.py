@@ -198,8 +198,7 @@ class PromptRunner:
         if not candidates:
             return (), None
         context, begin = self._context, FIRST + self._slots.questions
-        found: list[float] = []
-        worst = 0
+        found, worst = list[float](), 0
         for at in range(0, len(candidates), self._slots.candidates):
             group = candidates[at : at + self._slots.candidates]
             spans = [
@@ -209,22 +208,17 @@ class PromptRunner:
             ]
             for span in spans:
                 context.fork(slot, span.sequence)
-            rest = {
-                span.sequence - begin: rows
-                for span, rows in zip(
-                    spans, context.decode_spans(spans) if spans else [], strict=True
-                )
-            }
-            for span in spans:
-                context.drop(span.sequence)
-            check_finite(list(rest.values()))
-            for number, tokens in enumerate(group):
-                rows = first[None]
-                if number in rest:
-                    rows = np.concatenate([rows, rest[number]])
+            rest = context.decode_spans(spans)
+            check_finite(rest)
+            following = iter(rest)
+            for tokens in group:
+                more = [next(following)] if len(tokens) > 1 else []
+                rows = np.concatenate([first[None], *more])
                 found.append(log_probability(rows, tokens))
                 if len(found) == 1:
                     worst = worst_rank(rows, tokens)
+            for span in spans:
+                context.drop(span.sequence)
         return tuple(found), worst
 
     def _greedy(
@@ -249,7 +243,7 @@ class PromptRunner:
                     at = ends[number] + len(tokens) - 1
                     spans.append(Span(slots[number], at, np.array([token], np.int32)))
                     numbers.append(number)
-            rows = self._context.decode_spans(spans) if spans else []
+            rows = self._context.decode_spans(spans)
             following = {n: int(row[0].argmax()) for n, row in zip(numbers, rows, strict=True)}
         return answers
 
