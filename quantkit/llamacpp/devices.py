@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -68,8 +68,7 @@ def free_memory() -> dict[str, int]:
     found, free, total = {}, ctypes.c_size_t(), ctypes.c_size_t()
     for device, kind in _registered().items():
         base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
-        is_gpu = kind in (GPU, INTEGRATED_GPU)
-        own = free.value if is_gpu else _available_memory()
+        own = free.value if kind in (GPU, INTEGRATED_GPU) else _available_memory()
         found[base.ggml_backend_dev_name(device).decode()] = own
     return found
 
@@ -127,21 +126,16 @@ def _rpc_devices(count: int) -> Iterator[tuple[int, ...]]:
             "CMAKE_ARGS=-DGGML_RPC=ON pip install --force-reinstall --no-cache-dir "
             "llama-cpp-python, or verify with --on fake, which needs no RPC"
         ) from None
-    servers: list[subprocess.Popen[bytes]] = []
+    servers, null = list[subprocess.Popen[bytes]](), subprocess.DEVNULL
     try:
         # ports that nothing listens on, all different because all are taken until the last is
-        with ExitStack() as taken:
-            sockets = [
-                taken.enter_context(socket.create_server((LOOPBACK, 0))) for _ in range(count)
-            ]
-            ports = [one.getsockname()[1] for one in sockets]
+        sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
+        ports = [one.getsockname()[1] for one in sockets]
+        for one in sockets:
+            one.close()
         for port in ports:
-            words = ["-m", "quantkit.llamacpp.devices", str(port), str(os.getpid())]
-            null = subprocess.DEVNULL
-            started = subprocess.Popen(
-                [sys.executable, *words], stdin=null, stdout=null, stderr=null
-            )
-            servers.append(started)
+            words = [sys.executable, "-m", "quantkit.llamacpp.devices", str(port), str(os.getpid())]
+            servers.append(subprocess.Popen(words, stdin=null, stdout=null, stderr=null))
         for port, server in zip(ports, servers, strict=True):
             _wait_for(port, server)
         yield tuple(_device(library, f"{LOOPBACK}:{port}") for port in ports)

@@ -131,11 +131,7 @@ class FakeGPUs:
         self._kept.append(buffer)
         return ctypes.addressof(buffer)
 
-    def _fill(
-        self,
-        functions: Any,  # noqa: ANN401 - a struct whose fields are known by name only
-        **bodies: Callable[..., Any],
-    ) -> None:
+    def _fill(self, functions: ctypes.Structure, **bodies: Callable[..., Any]) -> None:
         """Fill fields of `functions` with pointers to `bodies`, which are kept alive."""
         for name, body in bodies.items():
             function = ctypes.CFUNCTYPE(*_SIGNATURES[name])(_guarded(body))
@@ -169,7 +165,6 @@ class FakeGPUs:
             found.asynchronous = found.events = True
 
         device.registry = ctypes.addressof(self._registry)
-        this_backend, this_event = ctypes.addressof(backend), ctypes.addressof(event)
         self._fill(
             device.functions,
             get_name=lambda _d: name,
@@ -177,11 +172,11 @@ class FakeGPUs:
             get_memory=memory,
             get_type=lambda _d: GPU,
             get_props=properties,
-            init_backend=lambda _d, _params: this_backend,
+            init_backend=lambda _d, _params: ctypes.addressof(backend),
             get_buffer_type=lambda _d: buffer_type,
             supports_op=self._supports,
             supports_buft=lambda _d, other: other == buffer_type,
-            event_new=lambda _d: this_event,
+            event_new=lambda _d: ctypes.addressof(event),
             event_free=lambda _d, _e: None,
             event_synchronize=lambda _d, _e: None,
         )

@@ -43,7 +43,7 @@ GgmlTensor._fields_ = (
 
 
 class TypeTraits(ctypes.Structure):
-    """`struct ggml_type_traits` of ggml.h."""
+    """`struct ggml_type_traits` of ggml.h, up to its `to_float`."""
 
     _fields_ = (
         ("type_name", c_char_p),
@@ -52,7 +52,6 @@ class TypeTraits(ctypes.Structure):
         ("type_size", c_size_t),
         ("is_quantized", c_bool),
         ("to_float", c_void_p),
-        ("from_float_ref", c_void_p),
     )
 
 

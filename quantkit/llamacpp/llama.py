@@ -39,13 +39,10 @@ def _keep_log(level: int, text: bytes, _user: ctypes.c_void_p) -> None:
 
 
 def start_backend() -> None:
-    """Initialise llama.cpp and record its warnings and errors."""
+    """Initialise llama.cpp and record its warnings and errors from now on."""
+    _recent_log.clear()
     llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-
-
-def forget_log() -> None:
-    _recent_log.clear()
 
 
 def why() -> str:
@@ -55,7 +52,8 @@ def why() -> str:
 
 def tensor_split(shares: Sequence[float]) -> ctypes.Array[ctypes.c_float]:
     """`shares` of the devices in use as llama.cpp takes them: one for each that there could be."""
-    return (ctypes.c_float * llama_cpp.llama_max_devices())(*shares)
+    array: type[ctypes.Array[ctypes.c_float]] = ctypes.c_float * llama_cpp.llama_max_devices()
+    return array(*shares)
 
 
 class Model:
@@ -85,8 +83,7 @@ class Model:
         params.use_extra_bufts = devices.use_extra_buffers
         params.n_gpu_layers = devices.gpu_layers
         if devices.tensor_split:
-            self._tensor_split = tensor_split(devices.tensor_split)
-            params.tensor_split = self._tensor_split
+            self._tensor_split = params.tensor_split = tensor_split(devices.tensor_split)
         self.devices = devices
         self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
@@ -114,9 +111,9 @@ class Vocabulary:
     def __init__(self, handle: int) -> None:
         self._handle = handle
         self.size = int(llama_cpp.llama_vocab_n_tokens(handle))
-        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(handle))
         self.bos = int(llama_cpp.llama_vocab_bos(handle))
-        self.text_bos = self.bos if self.adds_bos and self.bos >= 0 else None
+        adds_bos = self.bos >= 0 and llama_cpp.llama_vocab_get_add_bos(handle)
+        self.text_bos = self.bos if adds_bos else None
         self.eos = int(llama_cpp.llama_vocab_eos(handle))
 
     def tokenize(self, text: str, *, parse_special: bool = True) -> Tokens:
@@ -194,6 +191,9 @@ EvalCallback = Callable[[int, bool], bool]
 class Context:
     """A context of a model: decodes tokens, forks and drops sequences.
 
+    Logits are F32. Those of several tokens have the shape (tokens, vocabulary) and are in
+    llama.cpp's own memory: valid until the next decode.
+
     Raises:
         EnvironmentFault: llama.cpp could not allocate it.
     """
@@ -237,15 +237,11 @@ class Context:
         counts[:] = 1  # each token belongs to one sequence
 
     def decode(self, tokens: Tokens, start: int, sequence: int = 0) -> Logits:
-        """Decode `tokens` at positions from `start` on in `sequence`.
-
-        Returns:
-            Logits of the last token, F32, shape (vocabulary,).
-        """
+        """Decode `tokens` at positions from `start` on; a copy of the last logits."""
         size = self.settings.batch_tokens
         last = (len(tokens) - 1) // size * size
         self.prefill(tokens[:last], start, sequence)
-        return self._decode([Span(sequence, start + last, tokens[last:])])[0].copy()
+        return self._decode([Span(sequence, start + last, tokens[last:])]).flatten()
 
     def prefill(self, tokens: Tokens, start: int, sequence: int = 0) -> None:
         """Decode `tokens` at positions from `start` on, without logits."""
@@ -258,24 +254,17 @@ class Context:
         llama_cpp.llama_synchronize(self.handle)
 
     def decode_spans(self, spans: Sequence[Span]) -> list[Logits]:
-        """Decode spans of different sequences in one batch.
-
-        Returns:
-            Logits of each span's wanted tokens, F32, shape (tokens, vocabulary), in llama.cpp's own
-            memory: valid until the next decode.
-        """
-        rows = self._decode(spans)
+        """Decode spans of different sequences in one batch: logits of each one's wanted tokens."""
+        if not spans:
+            return []
         counts = [len(span.tokens[span.wanted]) for span in spans]
-        return np.split(rows, np.cumsum(counts)[:-1])
+        return np.split(self._decode(spans), np.cumsum(counts)[:-1])
 
     def decode_together(self, chunks: Sequence[Tokens]) -> Logits:
-        """Decode `chunks` in one batch, each from position 0 in a sequence of its own.
-
-        The context must be empty.
+        """Decode `chunks` in one batch, each in a sequence of its own, in an empty context.
 
         Returns:
-            Logits of all tokens, shape (tokens, vocabulary), in llama.cpp's own memory: valid until
-            the next decode.
+            Logits of all tokens.
         """
         return self._decode([Span(n, 0, chunk, EVERY) for n, chunk in enumerate(chunks)])
 
@@ -283,8 +272,7 @@ class Context:
         """Decode `tokens` from position 0 on, a batch at a time, in an empty context.
 
         Yields:
-            Logits of the batch's positions that are in `positions`, if any, shape (positions,
-            vocabulary), in llama.cpp's own memory: valid until the next.
+            Logits of the batch's positions that are in `positions`, if any.
         """
         size = self.settings.batch_tokens
         for at in range(0, len(tokens), size):
@@ -382,7 +370,7 @@ class Context:
         llama_cpp.llama_free(self.handle)
 
 
-class ChunkLogits:
+class ChunkLogits(Context):
     """Runs chunks of `chunk_tokens` through a model, each from an empty context.
 
     Args:
@@ -391,18 +379,14 @@ class ChunkLogits:
 
     def __init__(self, model: Model, chunk_tokens: int, bos: int | None) -> None:
         batch = min(chunk_tokens, BATCH_TOKENS)
-        settings = ContextSettings(
-            chunk_tokens, batch_tokens=batch, ubatch_tokens=batch, all_outputs=True
-        )
-        self._context = Context(model, settings)
-        self._positions = scored_positions(chunk_tokens)
-        self._bos = bos
+        super().__init__(model, ContextSettings(chunk_tokens, batch, batch, all_outputs=True))
+        self._scored, self._bos = scored_positions(chunk_tokens), bos
 
     def of(self, chunk: Tokens) -> Iterator[tuple[range, Logits]]:
         """(indices among the scored positions, their logits), the logits valid until the next."""
-        self._context.clear()
+        self.clear()
         at = 0
-        for logits in self._context.logits_at(with_first(chunk, self._bos), self._positions):
+        for logits in self.logits_at(with_first(chunk, self._bos), self._scored):
             yield range(at, at + len(logits)), logits
             at += len(logits)
 

@@ -26,9 +26,7 @@ from quantkit.llamacpp.child import Child, Emit, NativeCrash, run_isolated
 from quantkit.llamacpp.devices import Devices, open_devices
 from quantkit.llamacpp.ggml import base_library, load
 
-NO_TENSOR = ctypes.c_char_p(b"no-tensor")
-"""A pattern that no tensor's name matches."""
-EMBEDDING = "token_embd.weight"
+NO_TENSOR = ctypes.c_char_p(b"no-tensor")  # a pattern that no tensor's name matches
 _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
 
 
@@ -118,12 +116,7 @@ def ask_memory(questions: Sequence[Question[ModelHeader]]) -> list[list[Breakdow
 
 
 def ask_of_files(questions: Sequence[Question[Path]]) -> list[list[Breakdown]]:
-    """The memory of the model in each file, for each way to run it.
-
-    Raises:
-        InputError: llama.cpp refuses a file.
-        EnvironmentFault: this machine or this llama.cpp cannot be asked.
-    """
+    """The memory of the model in each file, for each way to run it; errors as of `ask_memory`."""
     if sys.platform != "linux":
         raise EnvironmentFault(f"llama.cpp can be asked on Linux only, not on {sys.platform}")
     global _asked
@@ -162,9 +155,9 @@ def shape_metadata(model: ModelHeader) -> Metadata:
     architecture = model.metadata["general.architecture"]
     prefix = f"{architecture.value}."
     kept = {k: v for k, v in model.metadata.items() if k.startswith(prefix)}
-    rows = next((info.shape[0] for info in model.tensors if info.name == EMBEDDING), None)
-    if rows is not None:
-        kept[f"{prefix}vocab_size"] = MetaValue("u32", rows)
+    for info in model.tensors:
+        if info.name == "token_embd.weight":
+            kept[f"{prefix}vocab_size"] = MetaValue("u32", info.shape[0])
     no_tokenizer = {"tokenizer.ggml.model": MetaValue("str", "no_vocab")}
     return {"general.architecture": architecture, **kept, **no_tokenizer}
 
@@ -172,7 +165,7 @@ def shape_metadata(model: ModelHeader) -> Metadata:
 def ask_in_child(questions: Sequence[Question[Path]], emit: Emit) -> list[list[Breakdown]]:
     from quantkit.llamacpp import llama
 
-    llama.start_backend()
+    llama.start_backend()  # before its devices are looked for
     answers = []
     for question in questions:
         with open_devices(question.devices) as addresses:
@@ -190,19 +183,16 @@ def _answer(question: Question[Path], devices: Sequence[int]) -> list[Breakdown]
     shown = [devices[at] for at in used]
     split = [question.tensor_split[at] for at in used]
     found: dict[RunSettings, Breakdown] = {}
-    for loaded in sorted({(run.pipeline, run.draft) for run in question.runs}):
-        pipeline, draft = loaded
+    buffer_type = base_library().ggml_backend_dev_buffer_type
+    for pipeline, draft in sorted({(run.pipeline, run.draft) for run in question.runs}):
         with _model(question.model, shown, split, pipeline, draft != "none") as model:
             for run in question.runs:
-                if (run.pipeline, run.draft) == loaded:
-                    memory = _run_memory(model, run)
-                    types = map(base_library().ggml_backend_dev_buffer_type, shown)
-                    gpus = [memory.pop(kind, DeviceMemory()) for kind in types]
-                    by_gpu = dict(zip(used, gpus, strict=True))
-                    found[run] = Breakdown(
-                        tuple(by_gpu.get(at, DeviceMemory()) for at in range(len(devices))),
-                        sum(memory.values(), DeviceMemory()),
-                    )
+                if (run.pipeline, run.draft) == (pipeline, draft):
+                    memory, gpus = _run_memory(model, run), [DeviceMemory()] * len(devices)
+                    for at in used:
+                        gpus[at] = memory.pop(buffer_type(devices[at]), DeviceMemory())
+                    host = sum(memory.values(), DeviceMemory())
+                    found[run] = Breakdown(tuple(gpus), host)
     return [found[run] for run in question.runs]
 
 
@@ -214,6 +204,7 @@ def _model(
 
     from quantkit.llamacpp import llama
 
+    llama.start_backend()
     params = llama_cpp.llama_model_default_params()
     listed = (ctypes.c_void_p * (len(devices) + 1))(*devices, None)
     params.devices = ctypes.cast(listed, ctypes.c_void_p)
@@ -222,12 +213,9 @@ def _model(
     params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
     params.load_mtp = drafts
     params.tensor_split = llama.tensor_split(split)
-    llama.forget_log()
     if not pipeline:
         # llama.cpp does not pipeline where tensors are overridden, be it none (llama-context.cpp)
-        pairs = (ctypes.c_void_p * 4)(
-            ctypes.cast(NO_TENSOR, ctypes.c_void_p).value, devices[0], None, None
-        )
+        pairs = (ctypes.c_void_p * 4)(ctypes.cast(NO_TENSOR, ctypes.c_void_p).value, devices[0])
         params.tensor_buft_overrides = ctypes.cast(pairs, ctypes.c_void_p)
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     if not model:
