@@ -74,7 +74,8 @@ class Child:
             )
         finally:
             os.close(sending)
-        self._messages = open(receiving, "rb")
+        assert self._process.stdin is not None
+        self._calls, self._messages = self._process.stdin, open(receiving, "rb")
 
     def __enter__(self) -> Self:
         return self
@@ -86,11 +87,9 @@ class Child:
 
     def call(self, task: str, arguments: dict[str, Any], on_message: Emit = lambda _m: None) -> Any:  # noqa: ANN401
         """As `run_isolated`, in this process."""
-        stdin = self._process.stdin
-        assert stdin is not None
         try:
-            pickle.dump((task, arguments), stdin)
-            stdin.flush()
+            pickle.dump((task, arguments), self._calls)
+            self._calls.flush()
         except BrokenPipeError:
             pass  # it died before it read the call; see its exit code
         try:
@@ -119,8 +118,7 @@ class Child:
 
     def close(self) -> None:
         with suppress(BrokenPipeError):
-            if self._process.stdin is not None:
-                self._process.stdin.close()
+            self._calls.close()
         self._process.wait()
         self._messages.close()
         self._printed.close()

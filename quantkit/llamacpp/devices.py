@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -65,17 +65,10 @@ def free_memory() -> dict[str, int]:
     Of the computer's own memory what the system could give, its caches among it.
     """
     base = base_library()
-    base.ggml_backend_dev_name.restype = ctypes.c_char_p
-    base.ggml_backend_dev_name.argtypes = (ctypes.c_void_p,)
-    base.ggml_backend_dev_memory.restype = None
-    base.ggml_backend_dev_memory.argtypes = (
-        ctypes.c_void_p, ctypes.POINTER(ctypes.c_size_t), ctypes.POINTER(ctypes.c_size_t),
-    )  # fmt: skip
     found, free, total = {}, ctypes.c_size_t(), ctypes.c_size_t()
     for device, kind in _registered().items():
         base.ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
-        is_gpu = kind in (GPU, INTEGRATED_GPU)
-        own = free.value if is_gpu else _available_memory()
+        own = free.value if kind in (GPU, INTEGRATED_GPU) else _available_memory()
         found[base.ggml_backend_dev_name(device).decode()] = own
     return found
 
@@ -97,14 +90,12 @@ def _available_memory() -> int:
 
 def _registered() -> dict[int, int]:
     """Address of each device that llama.cpp sees here → its kind, in llama.cpp's order."""
-    registry, base = load("ggml"), base_library()
-    registry.ggml_backend_dev_count.restype = ctypes.c_size_t
-    registry.ggml_backend_dev_get.restype = ctypes.c_void_p
-    registry.ggml_backend_dev_get.argtypes = (ctypes.c_size_t,)
-    base.ggml_backend_dev_type.restype = ctypes.c_int
-    base.ggml_backend_dev_type.argtypes = (ctypes.c_void_p,)
-    found = [registry.ggml_backend_dev_get(i) for i in range(registry.ggml_backend_dev_count())]
-    return {device: base.ggml_backend_dev_type(device) for device in found}
+    library = load("ggml")
+    device, count = library.ggml_backend_dev_get, library.ggml_backend_dev_count
+    count.restype = ctypes.c_size_t
+    device.restype, device.argtypes = ctypes.c_void_p, (ctypes.c_size_t,)
+    found = [device(index) for index in range(count())]
+    return {one: base_library().ggml_backend_dev_type(one) for one in found}
 
 
 def _present(wanted: int) -> tuple[int, ...]:
@@ -135,21 +126,16 @@ def _rpc_devices(count: int) -> Iterator[tuple[int, ...]]:
             "CMAKE_ARGS=-DGGML_RPC=ON pip install --force-reinstall --no-cache-dir "
             "llama-cpp-python, or verify with --on fake, which needs no RPC"
         ) from None
-    servers: list[subprocess.Popen[bytes]] = []
+    servers, null = list[subprocess.Popen[bytes]](), subprocess.DEVNULL
     try:
         # ports that nothing listens on, all different because all are taken until the last is
-        with ExitStack() as taken:
-            sockets = [
-                taken.enter_context(socket.create_server((LOOPBACK, 0))) for _ in range(count)
-            ]
-            ports = [one.getsockname()[1] for one in sockets]
+        sockets = [socket.create_server((LOOPBACK, 0)) for _ in range(count)]
+        ports = [one.getsockname()[1] for one in sockets]
+        for one in sockets:
+            one.close()
         for port in ports:
-            words = ["-m", "quantkit.llamacpp.devices", str(port), str(os.getpid())]
-            null = subprocess.DEVNULL
-            started = subprocess.Popen(
-                [sys.executable, *words], stdin=null, stdout=null, stderr=null
-            )
-            servers.append(started)
+            words = [sys.executable, "-m", "quantkit.llamacpp.devices", str(port), str(os.getpid())]
+            servers.append(subprocess.Popen(words, stdin=null, stdout=null, stderr=null))
         for port, server in zip(ports, servers, strict=True):
             _wait_for(port, server)
         yield tuple(_device(library, f"{LOOPBACK}:{port}") for port in ports)
@@ -172,29 +158,22 @@ def _wait_for(port: int, server: subprocess.Popen[bytes]) -> None:
 
 
 def _device(library: ctypes.CDLL, endpoint: str) -> int:
-    base = base_library()
-    library.ggml_backend_rpc_add_server.restype = ctypes.c_void_p
-    library.ggml_backend_rpc_add_server.argtypes = (ctypes.c_char_p,)
-    base.ggml_backend_reg_dev_get.restype = ctypes.c_void_p
-    base.ggml_backend_reg_dev_get.argtypes = (ctypes.c_void_p, ctypes.c_size_t)
-    registry = library.ggml_backend_rpc_add_server(endpoint.encode())
+    add = library.ggml_backend_rpc_add_server
+    add.restype, add.argtypes = ctypes.c_void_p, (ctypes.c_char_p,)
+    registry = add(endpoint.encode())
     if not registry:
         raise EnvironmentFault(f"llama.cpp cannot reach its RPC server at {endpoint}")
-    return int(base.ggml_backend_reg_dev_get(registry, 0))
+    return int(base_library().ggml_backend_reg_dev_get(registry, 0))
 
 
 def _serve(port: int) -> None:
     """Body of a server's process: one device, the CPU."""
-    registry = load("ggml")
-    registry.ggml_backend_dev_by_type.restype = ctypes.c_void_p
-    registry.ggml_backend_dev_by_type.argtypes = (ctypes.c_int,)
-    cpu = registry.ggml_backend_dev_by_type(0)
-    devices = (ctypes.c_void_p * 1)(cpu)
-    start = load("ggml-rpc").ggml_backend_rpc_start_server
+    device_of = load("ggml").ggml_backend_dev_by_type
+    device_of.restype, device_of.argtypes = ctypes.c_void_p, (ctypes.c_int,)
+    devices = (ctypes.c_void_p * 1)(device_of(0))
+    start, size = load("ggml-rpc").ggml_backend_rpc_start_server, ctypes.c_size_t
     start.restype = None
-    start.argtypes = (
-        ctypes.c_char_p, ctypes.c_char_p, ctypes.c_size_t, ctypes.c_size_t, ctypes.c_void_p,
-    )  # fmt: skip
+    start.argtypes = (ctypes.c_char_p, ctypes.c_char_p, size, size, ctypes.c_void_p)
     start(f"{LOOPBACK}:{port}".encode(), None, 1, 1, ctypes.addressof(devices))
 
 

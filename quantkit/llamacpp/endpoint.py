@@ -8,12 +8,12 @@ import os
 import socket
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from ipaddress import ip_address
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Self
 
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
-from quantkit.core.progress import Progress
+from quantkit.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
     import httpx2
@@ -48,7 +48,7 @@ class Refused(InputError):
 
 
 class Endpoint:
-    """The address of a llama-server.
+    """The address of a llama-server, to be used in `with` where it is asked.
 
     Args:
         address: `http://HOST:PORT`, or https, with the server's --api-prefix if it has one.
@@ -61,7 +61,7 @@ class Endpoint:
         InputError: not the address of a server.
     """
 
-    def __init__(self, address: str, progress: Progress) -> None:
+    def __init__(self, address: str, progress: Progress = SILENT) -> None:
         self._host = _host(address)
         self.address = address.rstrip("/")
         self._progress = progress
@@ -78,17 +78,22 @@ class Endpoint:
     def _client(self) -> httpx2.Client:
         import httpx2
 
-        options: list[tuple[int, int, int]] = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
-        for name, value in _KEEP_ALIVE.items():
-            if hasattr(socket, name):
-                options.append((socket.IPPROTO_TCP, getattr(socket, name), value))
+        options = [(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)]
+        options += [
+            (socket.IPPROTO_TCP, getattr(socket, name), value)
+            for name, value in _KEEP_ALIVE.items()
+            if hasattr(socket, name)
+        ]
         transport = httpx2.HTTPTransport(
             socket_options=options, limits=httpx2.Limits(keepalive_expiry=IDLE_SECONDS)
         )
         timeout = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
         return httpx2.Client(transport=transport, timeout=timeout, trust_env=False)
 
-    def close(self) -> None:
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
         self._client.close()
 
     def ask(self, method: str, path: str, body: Mapping[str, object] | None = None) -> Answer:
@@ -136,18 +141,14 @@ class Endpoint:
 
         since: dict[bool, float] = {}
         while True:
-            response = None
             try:
-                response = self._sent(method, path, body)
-                if response.status_code == 200:
-                    yield response
-                    return
-                said = b"".join(self._pieces(response))
+                with closing(self._sent(method, path, body)) as response:
+                    if response.status_code == 200:
+                        yield response
+                        return
+                    said = b"".join(self._pieces(response))
             except httpx2.TransportError as error:
                 raise self.gone(str(error) or type(error).__name__) from None
-            finally:
-                if response is not None:
-                    response.close()
             if response.status_code != 503:
                 raise self._refusal(response.status_code, path, said)
             self._wait(since, _words(said))
@@ -214,11 +215,8 @@ class Endpoint:
         time.sleep(POLL_SECONDS)
 
     def _json(self, raw: bytes) -> Answer:
-        try:
-            got = json.loads(raw)
-        except (ValueError, RecursionError):
-            got = None
-        if not isinstance(got, dict):
+        got = _parsed(raw)
+        if got is None:
             raise self.stranger(f"its answer {raw[:60]!r} is not a JSON object")
         return got
 
@@ -230,7 +228,7 @@ class Endpoint:
             )
         if status in (404, 405):
             return self.stranger(f"it has no {path}")
-        error = _error(raw)
+        error = (_parsed(raw) or {}).get("error")
         if error is None:
             return self.stranger(f"{path} answers with status {status}")
         return self._refused(error)
@@ -259,16 +257,16 @@ def _host(address: str) -> str:
         url.raw_host.decode().encode("idna")
     except (httpx2.InvalidURL, UnicodeError):
         raise _no_address("host or port is not valid") from None
-    if url.scheme not in ("http", "https") or not url.host:
-        raise _no_address("http:// or the host is missing")
-    if url.port is not None and url.port > 65535:
-        raise _no_address("the port is above 65535")
-    if url.userinfo:
-        raise _no_address(f"is a user's name; put a key into {API_KEY_VARIABLE}")
-    if "?" in address or "#" in address:
-        raise _no_address("is a ? or a #, and what follows would not be sent")
-    if url.raw_path.decode() not in address + "/":
-        raise _no_address("the path has characters that must be escaped")
+    faults = {
+        "http:// or the host is missing": url.scheme not in ("http", "https") or not url.host,
+        "the port is above 65535": url.port is not None and url.port > 65535,
+        f"is a user's name; put a key into {API_KEY_VARIABLE}": url.userinfo,
+        "is a ? or a #, and what follows would not be sent": "?" in address or "#" in address,
+        "the path has characters that must be escaped": url.raw_path.decode() not in address + "/",
+    }
+    for why, wrong in faults.items():
+        if wrong:
+            raise _no_address(why)
     return url.host
 
 
@@ -276,16 +274,17 @@ def _no_address(why: str) -> InputError:
     return InputError(f"the address of a llama-server is http://HOST:PORT; in this one {why}")
 
 
-def _error(raw: bytes) -> object:
+def _parsed(raw: bytes) -> Answer | None:
     try:
-        return json.loads(raw)["error"]
-    except (ValueError, TypeError, KeyError, RecursionError):
+        got = json.loads(raw)
+    except (ValueError, RecursionError):
         return None
+    return got if isinstance(got, dict) else None
 
 
 def _words(raw: bytes) -> str:
     """The message of a refusal: that of its JSON, or the beginning of whatever it is."""
-    error = _error(raw)
+    error = (_parsed(raw) or {}).get("error")
     if isinstance(error, dict):
         error = error.get("message")
     text = raw.decode(errors="replace") if error is None else str(error)

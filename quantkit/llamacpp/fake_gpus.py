@@ -41,75 +41,45 @@ _Pointer = ctypes.c_void_p
 _Size = ctypes.c_size_t
 
 
-def _interface(name: str, functions: str) -> type[ctypes.Structure]:
-    fields = [(function, _Pointer) for function in functions.split()]
-    return type(name, (ctypes.Structure,), {"_fields_": fields})
+def _struct(pointers: str = "", **others: Any) -> type[ctypes.Structure]:  # noqa: ANN401
+    """A struct of pointers of these names and then of `others`, in which None is a pointer."""
+    fields = dict.fromkeys(pointers.split()) | others
+    listed = [(name, kind or _Pointer) for name, kind in fields.items()]
+    return type("_Struct", (ctypes.Structure,), {"_fields_": listed})
 
 
-_BufferTypeFunctions = _interface(
-    "_BufferTypeFunctions",
-    "get_name alloc_buffer get_alignment get_max_size get_alloc_size is_host",
+_BufferTypeFunctions = _struct(
+    "get_name alloc_buffer get_alignment get_max_size get_alloc_size is_host"
 )
-_BufferFunctions = _interface(
-    "_BufferFunctions",
+_BufferFunctions = _struct(
     "free_buffer get_base init_tensor memset_tensor set_tensor get_tensor set_tensor_2d "
-    "get_tensor_2d cpy_tensor clear reset",
+    "get_tensor_2d cpy_tensor clear reset"
 )
-_BackendFunctions = _interface(
-    "_BackendFunctions",
+_BackendFunctions = _struct(
     "get_name free set_tensor_async get_tensor_async set_tensor_2d_async get_tensor_2d_async "
     "cpy_tensor_async synchronize graph_plan_create graph_plan_free graph_plan_update "
-    "graph_plan_compute graph_compute event_record event_wait graph_optimize",
+    "graph_plan_compute graph_compute event_record event_wait graph_optimize"
 )
-_DeviceFunctions = _interface(
-    "_DeviceFunctions",
+_DeviceFunctions = _struct(
     "get_name get_description get_memory get_type get_props init_backend get_buffer_type "
     "get_host_buffer_type buffer_from_host_ptr supports_op supports_buft offload_op event_new "
-    "event_free event_synchronize",
+    "event_free event_synchronize"
 )
-_RegistryFunctions = _interface(
-    "_RegistryFunctions", "get_name get_device_count get_device get_proc_address"
+_RegistryFunctions = _struct("get_name get_device_count get_device get_proc_address")
+_BufferType = _struct(functions=_BufferTypeFunctions, device=None, context=None)
+_Backend = _struct(guid=None, functions=_BackendFunctions, device=None, context=None)
+_Device = _struct(functions=_DeviceFunctions, registry=None, context=None)
+_Registry = _struct(api_version=ctypes.c_int, functions=_RegistryFunctions, context=None)
+_Event = _struct("device context")
+_ABILITIES = ("asynchronous", "host_buffer", "buffer_from_host_ptr", "events")
+_Properties = _struct(
+    "name description",
+    memory_free=_Size,
+    memory_total=_Size,
+    type=ctypes.c_int,
+    device_id=None,
+    **dict.fromkeys(_ABILITIES, ctypes.c_bool),
 )
-
-
-class _BufferType(ctypes.Structure):
-    _fields_ = (("functions", _BufferTypeFunctions), ("device", _Pointer), ("context", _Pointer))
-
-
-class _Backend(ctypes.Structure):
-    _fields_ = (
-        ("guid", _Pointer), ("functions", _BackendFunctions), ("device", _Pointer),
-        ("context", _Pointer),
-    )  # fmt: skip
-
-
-class _Device(ctypes.Structure):
-    _fields_ = (("functions", _DeviceFunctions), ("registry", _Pointer), ("context", _Pointer))
-
-
-class _Registry(ctypes.Structure):
-    _fields_ = (
-        ("api_version", ctypes.c_int), ("functions", _RegistryFunctions), ("context", _Pointer),
-    )  # fmt: skip
-
-
-class _Event(ctypes.Structure):
-    _fields_ = (("device", _Pointer), ("context", _Pointer))
-
-
-class _Abilities(ctypes.Structure):
-    _fields_ = tuple(
-        (name, ctypes.c_bool)
-        for name in ("asynchronous", "host_buffer", "buffer_from_host_ptr", "events")
-    )
-
-
-class _Properties(ctypes.Structure):
-    _fields_ = (
-        ("name", ctypes.c_char_p), ("description", ctypes.c_char_p), ("memory_free", _Size),
-        ("memory_total", _Size), ("type", ctypes.c_int), ("device_id", ctypes.c_char_p),
-        ("abilities", _Abilities),
-    )  # fmt: skip
 
 
 _SIGNATURES: dict[str, tuple[Any, ...]] = {
@@ -161,11 +131,7 @@ class FakeGPUs:
         self._kept.append(buffer)
         return ctypes.addressof(buffer)
 
-    def _fill(
-        self,
-        functions: Any,  # noqa: ANN401 - a struct whose fields are known by name only
-        **bodies: Callable[..., Any],
-    ) -> None:
+    def _fill(self, functions: ctypes.Structure, **bodies: Callable[..., Any]) -> None:
         """Fill fields of `functions` with pointers to `bodies`, which are kept alive."""
         for name, body in bodies.items():
             function = ctypes.CFUNCTYPE(*_SIGNATURES[name])(_guarded(body))
@@ -191,16 +157,14 @@ class FakeGPUs:
             _Size.from_address(free).value = _Size.from_address(total).value = size
 
         def properties(_device: int, out: int) -> None:
-            found = _Properties.from_address(out)
             ctypes.memset(out, 0, ctypes.sizeof(_Properties))
-            pointers = (_Pointer * 2).from_address(out)
-            pointers[0] = pointers[1] = name
+            found = _Properties.from_address(out)
+            found.name = found.description = name
             found.memory_free = found.memory_total = size
             found.type = GPU
-            found.abilities.asynchronous = found.abilities.events = True
+            found.asynchronous = found.events = True
 
         device.registry = ctypes.addressof(self._registry)
-        this_backend, this_event = ctypes.addressof(backend), ctypes.addressof(event)
         self._fill(
             device.functions,
             get_name=lambda _d: name,
@@ -208,11 +172,11 @@ class FakeGPUs:
             get_memory=memory,
             get_type=lambda _d: GPU,
             get_props=properties,
-            init_backend=lambda _d, _params: this_backend,
+            init_backend=lambda _d, _params: ctypes.addressof(backend),
             get_buffer_type=lambda _d: buffer_type,
             supports_op=self._supports,
             supports_buft=lambda _d, other: other == buffer_type,
-            event_new=lambda _d: this_event,
+            event_new=lambda _d: ctypes.addressof(event),
             event_free=lambda _d, _e: None,
             event_synchronize=lambda _d, _e: None,
         )

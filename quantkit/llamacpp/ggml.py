@@ -10,7 +10,7 @@ import functools
 import importlib.metadata
 import importlib.util
 import os
-from ctypes import c_bool, c_char, c_char_p, c_int, c_int32, c_int64, c_size_t, c_void_p
+from ctypes import POINTER, c_bool, c_char, c_char_p, c_int, c_int32, c_int64, c_size_t, c_void_p
 from pathlib import Path
 
 import numpy as np
@@ -34,8 +34,8 @@ GgmlTensor._fields_ = (
     ("op", c_int),
     ("op_params", c_int32 * 16),
     ("flags", c_int32),
-    ("src", ctypes.POINTER(GgmlTensor) * 10),
-    ("view_src", ctypes.POINTER(GgmlTensor)),
+    ("src", POINTER(GgmlTensor) * 10),
+    ("view_src", POINTER(GgmlTensor)),
     ("view_offs", c_size_t),
     ("data", c_void_p),
     ("name", c_char * 64),
@@ -43,7 +43,7 @@ GgmlTensor._fields_ = (
 
 
 class TypeTraits(ctypes.Structure):
-    """`struct ggml_type_traits` of ggml.h."""
+    """`struct ggml_type_traits` of ggml.h, up to its `to_float`."""
 
     _fields_ = (
         ("type_name", c_char_p),
@@ -52,7 +52,6 @@ class TypeTraits(ctypes.Structure):
         ("type_size", c_size_t),
         ("is_quantized", c_bool),
         ("to_float", c_void_p),
-        ("from_float_ref", c_void_p),
     )
 
 
@@ -62,7 +61,7 @@ _SIGNATURES = {
     "nelements": (c_int64, c_void_p),
     "row_size": (c_size_t, c_int, c_int64),
     "is_quantized": (c_bool, c_int),
-    "get_type_traits": (ctypes.POINTER(TypeTraits), c_int),
+    "get_type_traits": (POINTER(TypeTraits), c_int),
     "validate_row_data": (c_bool, c_int, c_void_p, c_size_t),
     "quantize_init": (None, c_int),
     "quantize_chunk": (
@@ -71,6 +70,12 @@ _SIGNATURES = {
     "backend_buffer_is_host": (c_bool, c_void_p),
     "backend_tensor_get": (None, c_void_p, c_void_p, c_size_t, c_size_t),
     "backend_tensor_set": (None, c_void_p, c_void_p, c_size_t, c_size_t),
+    "backend_buft_name": (c_char_p, c_void_p),
+    "backend_dev_buffer_type": (c_void_p, c_void_p),
+    "backend_dev_memory": (None, c_void_p, POINTER(c_size_t), POINTER(c_size_t)),
+    "backend_dev_name": (c_char_p, c_void_p),
+    "backend_dev_type": (c_int, c_void_p),
+    "backend_reg_dev_get": (c_void_p, c_void_p, c_size_t),
 }  # fmt: skip
 """Function of libggml-base, without `ggml_` → result and arguments."""
 

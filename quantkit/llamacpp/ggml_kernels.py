@@ -47,12 +47,6 @@ def quantize(
         raise ValueError(f"{kind.name} needs an importance matrix")
     if importance is not None and importance.shape != (n_columns,):
         raise ValueError(f"importance has shape {importance.shape}, the row {n_columns}")
-    if kind.name == "F32":
-        return rows.astype("<f4").view(np.uint8)
-    if kind.name == "F16":
-        return rows.astype("<f2").view(np.uint8)
-    if kind.name == "BF16":
-        return _to_bf16(rows)
     source = np.ascontiguousarray(rows, dtype=np.float32)
     weights = None if importance is None else np.ascontiguousarray(importance, dtype=np.float32)
     return (blocks or ggml_blocks)(kind, source, weights)
@@ -61,7 +55,7 @@ def quantize(
 def ggml_blocks(
     kind: QuantType, rows: NDArray[np.float32], importance: NDArray[np.float32] | None
 ) -> NDArray[np.uint8]:
-    """`ggml_quantize_chunk` of contiguous rows of whole blocks."""
+    """`ggml_quantize_chunk` of contiguous rows of whole blocks, or of floats of any length."""
     n_rows, n_columns = rows.shape
     out = np.empty((n_rows, kind.size_bytes(n_columns)), np.uint8)
     written = base_library().ggml_quantize_chunk(
@@ -84,24 +78,11 @@ def is_finite(kind: QuantType, raw: NDArray[np.uint8]) -> bool:
     return bool(base_library().ggml_validate_row_data(kind.ggml_id, flat.ctypes.data, flat.nbytes))
 
 
-def _to_bf16(rows: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Round to nearest even, with quiet NaN, as `ggml_compute_fp32_to_bf16`."""
-    bits = np.ascontiguousarray(rows, dtype="<f4").view(np.uint32)
-    rounded = (bits + (0x7FFF + ((bits >> 16) & 1))) >> 16
-    nan = (bits & 0x7FFFFFFF) > 0x7F800000
-    return np.where(nan, (bits >> 16) | 64, rounded).astype("<u2").view(np.uint8)
-
-
 def dequantize(kind: QuantType, raw: NDArray[np.uint8], row_elements: int) -> NDArray[np.float32]:
     """Decode `raw` bytes of type `kind` to F32 of shape (rows, `row_elements`)."""
     flat = np.ascontiguousarray(raw).reshape(-1)
     if kind.name == "F32":
         return flat.view("<f4").astype(np.float32).reshape(-1, row_elements)
-    if kind.name == "F16":
-        return flat.view("<f2").astype(np.float32).reshape(-1, row_elements)
-    if kind.name == "BF16":
-        wide: NDArray[np.uint32] = np.left_shift(flat.view("<u2"), 16, dtype=np.uint32)
-        return wide.view(np.float32).reshape(-1, row_elements)
     elements = flat.size // kind.block_bytes * kind.block_elements
     out = np.empty(elements, np.float32)
     traits = base_library().ggml_get_type_traits(kind.ggml_id).contents

@@ -17,9 +17,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.formats.logits_file import scored_positions
+from quantkit.llamacpp.child import Emit
 from quantkit.llamacpp.settings import ContextSettings, DeviceSettings
 
 LOG_LINES = 12
+BATCH_TOKENS = 512
+"""Of `ChunkLogits`; limits the logits in memory: 256 MiB with a vocabulary of 131072."""
 KV_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "f32": 0}
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
@@ -35,18 +39,21 @@ def _keep_log(level: int, text: bytes, _user: ctypes.c_void_p) -> None:
 
 
 def start_backend() -> None:
-    """Initialise llama.cpp and record its warnings and errors."""
+    """Initialise llama.cpp and record its warnings and errors from now on."""
+    _recent_log.clear()
     llama_cpp.llama_log_set(_keep_log, ctypes.c_void_p(0))
     llama_cpp.llama_backend_init()
-
-
-def forget_log() -> None:
-    _recent_log.clear()
 
 
 def why() -> str:
     """The last recorded log lines, for error messages."""
     return "; ".join(_recent_log) or "no reason in its log"
+
+
+def tensor_split(shares: Sequence[float]) -> ctypes.Array[ctypes.c_float]:
+    """`shares` of the devices in use as llama.cpp takes them: one for each that there could be."""
+    array: type[ctypes.Array[ctypes.c_float]] = ctypes.c_float * llama_cpp.llama_max_devices()
+    return array(*shares)
 
 
 class Model:
@@ -76,10 +83,7 @@ class Model:
         params.use_extra_bufts = devices.use_extra_buffers
         params.n_gpu_layers = devices.gpu_layers
         if devices.tensor_split:
-            shares = [0.0] * llama_cpp.llama_max_devices()
-            shares[: len(devices.tensor_split)] = devices.tensor_split
-            self._tensor_split = (ctypes.c_float * len(shares))(*shares)
-            params.tensor_split = self._tensor_split
+            self._tensor_split = params.tensor_split = tensor_split(devices.tensor_split)
         self.devices = devices
         self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
@@ -107,9 +111,9 @@ class Vocabulary:
     def __init__(self, handle: int) -> None:
         self._handle = handle
         self.size = int(llama_cpp.llama_vocab_n_tokens(handle))
-        self.adds_bos = bool(llama_cpp.llama_vocab_get_add_bos(handle))
         self.bos = int(llama_cpp.llama_vocab_bos(handle))
-        self.text_bos = self.bos if self.adds_bos and self.bos >= 0 else None
+        adds_bos = self.bos >= 0 and llama_cpp.llama_vocab_get_add_bos(handle)
+        self.text_bos = self.bos if adds_bos else None
         self.eos = int(llama_cpp.llama_vocab_eos(handle))
 
     def tokenize(self, text: str, *, parse_special: bool = True) -> Tokens:
@@ -132,6 +136,16 @@ class Vocabulary:
         bos = [] if self.text_bos is None else [self.text_bos]
         return np.concatenate([np.array(bos, np.int32), tokens])
 
+    def first_tokens(self, text: str, count: int) -> Tokens:
+        """The first `count` tokens of `text`, with BOS before them as llama-perplexity has it."""
+        # A long text need not be tokenized to its end: a prefix gives the same tokens, except for
+        # the last ones at the cut.
+        for characters in (16 * count, len(text)):
+            tokens = self.prepend_bos(self.tokenize(text[:characters], parse_special=False))
+            if len(tokens) >= count + 64:
+                break
+        return tokens[:count]
+
     def text(self, tokens: Sequence[int], visible: Sequence[int] = ()) -> str:
         """The text of `tokens` without special tokens, except those in `visible`."""
         pieces = []
@@ -153,18 +167,21 @@ class Vocabulary:
         return bool(llama_cpp.llama_vocab_is_eog(self._handle, token))
 
 
+NONE, LAST, EVERY = slice(0), slice(-1, None), slice(None)
+
+
 class Span(NamedTuple):
     """Tokens of one sequence, decoded in a batch with others.
 
     Attributes:
         start: position of the first.
-        every: whether logits of all tokens are wanted, or only of the last.
+        wanted: those whose logits are computed.
     """
 
     sequence: int
     start: int
     tokens: Tokens
-    every: bool = False
+    wanted: slice = LAST
 
 
 EvalCallback = Callable[[int, bool], bool]
@@ -173,6 +190,9 @@ EvalCallback = Callable[[int, bool], bool]
 
 class Context:
     """A context of a model: decodes tokens, forks and drops sequences.
+
+    Logits are F32. Those of several tokens have the shape (tokens, vocabulary) and are in
+    llama.cpp's own memory: valid until the next decode.
 
     Raises:
         EnvironmentFault: llama.cpp could not allocate it.
@@ -209,99 +229,84 @@ class Context:
                 "use a shorter context, a smaller KV cache type or more memory"
             )
         self._memory = llama_cpp.llama_get_memory(self.handle)
-        self._batch = llama_cpp.llama_batch_init(settings.batch_tokens, 0, 1)
+        batch = self._batch = llama_cpp.llama_batch_init(settings.batch_tokens, 0, 1)
+        fields = (batch.token, batch.pos, batch.logits, batch.n_seq_id)
+        self._tokens, self._positions, self._outputs, counts = (
+            np.ctypeslib.as_array(field, shape=(settings.batch_tokens,)) for field in fields
+        )
+        counts[:] = 1  # each token belongs to one sequence
 
     def decode(self, tokens: Tokens, start: int, sequence: int = 0) -> Logits:
-        """Decode `tokens` at positions from `start` on in `sequence`.
-
-        Returns:
-            Logits of the last token, F32, shape (vocabulary,).
-        """
-        self._decode_batches(tokens, start, sequence, last=True)
-        raw = llama_cpp.llama_get_logits_ith(self.handle, -1)
-        return np.ctypeslib.as_array(raw, shape=(self._vocab_size,)).copy()
+        """Decode `tokens` at positions from `start` on; a copy of the last logits."""
+        size = self.settings.batch_tokens
+        last = (len(tokens) - 1) // size * size
+        self.prefill(tokens[:last], start, sequence)
+        return self._decode([Span(sequence, start + last, tokens[last:])]).flatten()
 
     def prefill(self, tokens: Tokens, start: int, sequence: int = 0) -> None:
         """Decode `tokens` at positions from `start` on, without logits."""
-        self._decode_batches(tokens, start, sequence, last=False)
-
-    def _decode_batches(self, tokens: Tokens, start: int, sequence: int, *, last: bool) -> None:
         size = self.settings.batch_tokens
         for at in range(0, len(tokens), size):
-            piece = tokens[at : at + size]
-            ends = at + len(piece) == len(tokens)
-            self._fill(piece, start + at, sequence, every=False, last=last and ends)
-            self._run(f"{len(piece)} tokens at position {start + at}")
+            self._decode([Span(sequence, start + at, tokens[at : at + size], NONE)])
 
     def wait(self) -> None:
         """Wait until the device has finished; for timing."""
         llama_cpp.llama_synchronize(self.handle)
 
     def decode_spans(self, spans: Sequence[Span]) -> list[Logits]:
-        """Decode spans of different sequences in one batch, which must be large enough.
+        """Decode spans of different sequences in one batch: logits of each one's wanted tokens."""
+        if not spans:
+            return []
+        counts = [len(span.tokens[span.wanted]) for span in spans]
+        return np.split(self._decode(spans), np.cumsum(counts)[:-1])
+
+    def decode_together(self, chunks: Sequence[Tokens]) -> Logits:
+        """Decode `chunks` in one batch, each in a sequence of its own, in an empty context.
 
         Returns:
-            Logits of each span, F32, shape (tokens, vocabulary) of one with `every`, else
-            (1, vocabulary).
+            Logits of all tokens.
         """
-        at = 0
-        for sequence, start, tokens, every in spans:
-            self._fill(tokens, start, sequence, every=every, last=True, at=at)
-            at += len(tokens)
-        self._run(f"{len(spans)} sequences side by side, {at} tokens")
-        wanted = [len(span.tokens) if span.every else 1 for span in spans]
-        rows = self._logits(sum(wanted))
-        return [part.copy() for part in np.split(rows, np.cumsum(wanted)[:-1])]
-
-    def decode_together(self, chunks: Sequence[Tokens]) -> None:
-        """Decode `chunks` in one batch, each from position 0 in a sequence of its own.
-
-        Every position is computed to the end; logits are not copied. The context must be empty, and
-        `batch_tokens` large enough for all chunks.
-        """
-        at = 0
-        for sequence, chunk in enumerate(chunks):
-            self._fill(chunk, 0, sequence, every=True, last=False, at=at)
-            at += len(chunk)
-        self._run(f"{len(chunks)} chunks of {len(chunks[0])} tokens")
+        return self._decode([Span(n, 0, chunk, EVERY) for n, chunk in enumerate(chunks)])
 
     def logits_at(self, tokens: Tokens, positions: range) -> Iterator[Logits]:
         """Decode `tokens` from position 0 on, a batch at a time, in an empty context.
 
         Yields:
-            Logits of the batch's positions that are in `positions`, if any, shape (positions,
-            vocabulary), in llama.cpp's own memory: valid until the next.
+            Logits of the batch's positions that are in `positions`, if any.
         """
         size = self.settings.batch_tokens
         for at in range(0, len(tokens), size):
-            piece = tokens[at : at + size]
-            stop = at + len(piece)
-            wanted = range(max(at, positions.start), min(stop, positions.stop))
-            self._fill(piece, at, 0, every=False, last=False)
-            outputs = np.ctypeslib.as_array(self._batch.logits, shape=(len(piece),))
-            outputs[[position - at for position in wanted]] = 1
-            self._run(f"{len(piece)} tokens at position {at}")
-            if wanted:
-                yield self._logits(len(wanted))
+            wanted = slice(max(positions.start - at, 0), max(positions.stop - at, 0))
+            rows = self._decode([Span(0, at, tokens[at : at + size], wanted)])
+            if len(rows):
+                yield rows
 
-    def all_logits(self) -> Logits:
-        """Logits of all positions of the last batch, shape (tokens, vocabulary).
-
-        In llama.cpp's own memory: valid until the next decode.
-        """
-        return self._logits(self._batch.n_tokens)
-
-    def _logits(self, rows: int) -> Logits:
-        raw = llama_cpp.llama_get_logits(self.handle)
-        return np.ctypeslib.as_array(raw, shape=(rows, self._vocab_size))
-
-    def _run(self, what: str) -> None:
+    def _decode(self, spans: Sequence[Span]) -> Logits:
+        """Decode `spans` in one batch, which must be large enough: logits of the wanted tokens."""
+        stop = 0
+        for sequence, start, tokens, wanted in spans:
+            at, stop = stop, stop + len(tokens)
+            self._tokens[at:stop] = tokens
+            self._positions[at:stop] = np.arange(start, start + len(tokens))
+            self._outputs[at:stop] = 0
+            self._outputs[at:stop][wanted] = 1
+            for index in range(at, stop):
+                self._batch.seq_id[index][0] = sequence
+        self._batch.n_tokens = stop
         status = llama_cpp.llama_decode(self.handle, self._batch)
         if self._failure is not None:
             raise self._failure
         if status != 0:
             reason = "no room in the context" if status == 1 else why()
-            raise EnvironmentFault(f"llama.cpp failed to decode {what} (status {status}: {reason})")
+            raise EnvironmentFault(
+                f"llama.cpp failed to decode {stop} tokens of {len(spans)} sequences at position "
+                f"{spans[0].start} (status {status}: {reason})"
+            )
+        rows = int(self._outputs[:stop].sum())
+        if not rows:
+            return np.empty((0, self._vocab_size), np.float32)
+        logits = llama_cpp.llama_get_logits(self.handle)
+        return np.ctypeslib.as_array(logits, shape=(rows, self._vocab_size))
 
     def _guarded(self, on_tensor: EvalCallback) -> Callable[[int, bool, object], bool]:
         """`on_tensor`, whose exceptions `decode` raises: ctypes would only print them."""
@@ -314,22 +319,6 @@ class Context:
                 return False
 
         return callback
-
-    def _fill(
-        self, piece: Tokens, start: int, sequence: int, *, every: bool, last: bool, at: int = 0
-    ) -> None:
-        """Put `piece` into the batch from index `at` on; the batch ends with it."""
-        batch, stop = self._batch, at + len(piece)
-        batch.n_tokens = stop
-        np.ctypeslib.as_array(batch.token, shape=(stop,))[at:] = piece
-        np.ctypeslib.as_array(batch.pos, shape=(stop,))[at:] = np.arange(start, start + len(piece))
-        np.ctypeslib.as_array(batch.n_seq_id, shape=(stop,))[at:] = 1
-        outputs = np.ctypeslib.as_array(batch.logits, shape=(stop,))
-        outputs[at:] = 1 if every else 0
-        if last:
-            outputs[-1] = 1
-        for index in range(at, stop):
-            batch.seq_id[index][0] = sequence
 
     def fork(self, source: int, target: int) -> None:
         """Copy the state of sequence `source` to `target`, recurrent state included."""
@@ -381,7 +370,28 @@ class Context:
         llama_cpp.llama_free(self.handle)
 
 
-def offloads() -> bool:
-    """Whether this build of llama.cpp can use a GPU that is present."""
+class ChunkLogits(Context):
+    """Runs chunks of `chunk_tokens` through a model, each from an empty context.
+
+    Args:
+        bos: replaces each chunk's first token, unless None.
+    """
+
+    def __init__(self, model: Model, chunk_tokens: int, bos: int | None) -> None:
+        batch = min(chunk_tokens, BATCH_TOKENS)
+        super().__init__(model, ContextSettings(chunk_tokens, batch, batch, all_outputs=True))
+        self._scored, self._bos = scored_positions(chunk_tokens), bos
+
+    def of(self, chunk: Tokens) -> Iterator[tuple[range, Logits]]:
+        """(indices among the scored positions, their logits), the logits valid until the next."""
+        self.clear()
+        at = 0
+        for logits in self.logits_at(with_first(chunk, self._bos), self._scored):
+            yield range(at, at + len(logits)), logits
+            at += len(logits)
+
+
+def offloads_in_child(emit: Emit) -> bool:
+    """Body of a child process: whether this build of llama.cpp can use a GPU that is present."""
     start_backend()
     return bool(llama_cpp.llama_supports_gpu_offload())

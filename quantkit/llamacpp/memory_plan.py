@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Generic, TypeVar
 
 from quantkit.config.target import DRAFT_KV_TYPE, RunSettings
 from quantkit.core.errors import EnvironmentFault, InputError
@@ -23,10 +24,9 @@ from quantkit.formats.gguf_writer import single_file_layout, write_shape
 from quantkit.formats.tensors import Metadata, MetaValue, ModelHeader
 from quantkit.llamacpp.child import Child, Emit, NativeCrash, run_isolated
 from quantkit.llamacpp.devices import Devices, open_devices
+from quantkit.llamacpp.ggml import base_library, load
 
-NO_TENSOR = ctypes.c_char_p(b"no-tensor")
-"""A pattern that no tensor's name matches."""
-EMBEDDING = "token_embd.weight"
+NO_TENSOR = ctypes.c_char_p(b"no-tensor")  # a pattern that no tensor's name matches
 _BREAKDOWN = "_Z26llama_get_memory_breakdownPK13llama_context"
 
 
@@ -56,26 +56,20 @@ class Breakdown:
     host: DeviceMemory
 
 
+ModelT = TypeVar("ModelT", ModelHeader, Path)
+
+
 @dataclass(frozen=True)
-class Question:
-    """How much memory of `devices` does a model take? Its tokenizer, on no GPU, is left out.
+class Question(Generic[ModelT]):
+    """How much memory of `devices` does a model take?
 
     Attributes:
+        model: or the GGUF file with it. The tokenizer of a model, on no GPU, is left out.
         tensor_split: layers that each GPU gets, the output being the last.
         runs: the ways to run the model, one answer each.
     """
 
-    model: ModelHeader
-    devices: Devices
-    tensor_split: tuple[int, ...]
-    runs: tuple[RunSettings, ...]
-
-
-@dataclass(frozen=True)
-class FileQuestion:
-    """A `Question` about the model in a GGUF file."""
-
-    path: Path
+    model: ModelT
     devices: Devices
     tensor_split: tuple[int, ...]
     runs: tuple[RunSettings, ...]
@@ -89,7 +83,7 @@ _asked: Child | None = None
 """The process that answers within `asking`."""
 
 
-def ask_memory(questions: Sequence[Question]) -> list[list[Breakdown]]:
+def ask_memory(questions: Sequence[Question[ModelHeader]]) -> list[list[Breakdown]]:
     """The answers to each question, one for each way to run; all are asked in one process.
 
     Raises:
@@ -113,7 +107,7 @@ def ask_memory(questions: Sequence[Question]) -> list[list[Breakdown]]:
                 place.mkdir()
                 _, devices, split, _ = missing[0]
                 runs = tuple(key[3] for key in missing)
-                files.append(FileQuestion(write_shape(place, layout), devices, split, runs))
+                files.append(Question(write_shape(place, layout), devices, split, runs))
                 new += missing
         if files:
             found = [one for answer in ask_of_files(files) for one in answer]
@@ -121,13 +115,8 @@ def ask_memory(questions: Sequence[Question]) -> list[list[Breakdown]]:
     return [[_answers[key] for key in wanted] for wanted in keys]
 
 
-def ask_of_files(questions: Sequence[FileQuestion]) -> list[list[Breakdown]]:
-    """The memory of the model in each file, for each way to run it.
-
-    Raises:
-        InputError: llama.cpp refuses a file.
-        EnvironmentFault: this machine or this llama.cpp cannot be asked.
-    """
+def ask_of_files(questions: Sequence[Question[Path]]) -> list[list[Breakdown]]:
+    """The memory of the model in each file, for each way to run it; errors as of `ask_memory`."""
     if sys.platform != "linux":
         raise EnvironmentFault(f"llama.cpp can be asked on Linux only, not on {sys.platform}")
     global _asked
@@ -166,17 +155,17 @@ def shape_metadata(model: ModelHeader) -> Metadata:
     architecture = model.metadata["general.architecture"]
     prefix = f"{architecture.value}."
     kept = {k: v for k, v in model.metadata.items() if k.startswith(prefix)}
-    rows = next((info.shape[0] for info in model.tensors if info.name == EMBEDDING), None)
-    if rows is not None:
-        kept[f"{prefix}vocab_size"] = MetaValue("u32", rows)
+    for info in model.tensors:
+        if info.name == "token_embd.weight":
+            kept[f"{prefix}vocab_size"] = MetaValue("u32", info.shape[0])
     no_tokenizer = {"tokenizer.ggml.model": MetaValue("str", "no_vocab")}
     return {"general.architecture": architecture, **kept, **no_tokenizer}
 
 
-def ask_in_child(questions: Sequence[FileQuestion], emit: Emit) -> list[list[Breakdown]]:
+def ask_in_child(questions: Sequence[Question[Path]], emit: Emit) -> list[list[Breakdown]]:
     from quantkit.llamacpp import llama
 
-    llama.start_backend()
+    llama.start_backend()  # before its devices are looked for
     answers = []
     for question in questions:
         with open_devices(question.devices) as addresses:
@@ -184,7 +173,7 @@ def ask_in_child(questions: Sequence[FileQuestion], emit: Emit) -> list[list[Bre
     return answers
 
 
-def _answer(question: FileQuestion, devices: Sequence[int]) -> list[Breakdown]:
+def _answer(question: Question[Path], devices: Sequence[int]) -> list[Breakdown]:
     """As a launched model sees them: GPUs without layers are hidden from llama.cpp.
 
     It would count them as stages of its pipeline, and hold the graph's inputs more than once even
@@ -194,18 +183,16 @@ def _answer(question: FileQuestion, devices: Sequence[int]) -> list[Breakdown]:
     shown = [devices[at] for at in used]
     split = [question.tensor_split[at] for at in used]
     found: dict[RunSettings, Breakdown] = {}
-    for loaded in sorted({(run.pipeline, run.draft) for run in question.runs}):
-        pipeline, draft = loaded
-        with _model(question.path, shown, split, pipeline, draft != "none") as model:
+    buffer_type = base_library().ggml_backend_dev_buffer_type
+    for pipeline, draft in sorted({(run.pipeline, run.draft) for run in question.runs}):
+        with _model(question.model, shown, split, pipeline, draft != "none") as model:
             for run in question.runs:
-                if (run.pipeline, run.draft) == loaded:
-                    memory = _run_memory(model, run)
-                    gpus = [memory.pop(_buffer_type(gpu), DeviceMemory()) for gpu in shown]
-                    by_gpu = dict(zip(used, gpus, strict=True))
-                    found[run] = Breakdown(
-                        tuple(by_gpu.get(at, DeviceMemory()) for at in range(len(devices))),
-                        sum(memory.values(), DeviceMemory()),
-                    )
+                if (run.pipeline, run.draft) == (pipeline, draft):
+                    memory, gpus = _run_memory(model, run), [DeviceMemory()] * len(devices)
+                    for at in used:
+                        gpus[at] = memory.pop(buffer_type(devices[at]), DeviceMemory())
+                    host = sum(memory.values(), DeviceMemory())
+                    found[run] = Breakdown(tuple(gpus), host)
     return [found[run] for run in question.runs]
 
 
@@ -217,6 +204,7 @@ def _model(
 
     from quantkit.llamacpp import llama
 
+    llama.start_backend()
     params = llama_cpp.llama_model_default_params()
     listed = (ctypes.c_void_p * (len(devices) + 1))(*devices, None)
     params.devices = ctypes.cast(listed, ctypes.c_void_p)
@@ -224,15 +212,10 @@ def _model(
     params.no_alloc = True
     params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
     params.load_mtp = drafts
-    shares = [0.0] * llama_cpp.llama_max_devices()
-    shares[: len(split)] = split
-    params.tensor_split = (ctypes.c_float * len(shares))(*shares)
-    llama.forget_log()
+    params.tensor_split = llama.tensor_split(split)
     if not pipeline:
         # llama.cpp does not pipeline where tensors are overridden, be it none (llama-context.cpp)
-        pairs = (ctypes.c_void_p * 4)(
-            ctypes.cast(NO_TENSOR, ctypes.c_void_p).value, devices[0], None, None
-        )
+        pairs = (ctypes.c_void_p * 4)(ctypes.cast(NO_TENSOR, ctypes.c_void_p).value, devices[0])
         params.tensor_buft_overrides = ctypes.cast(pairs, ctypes.c_void_p)
     model = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
     if not model:
@@ -291,26 +274,14 @@ def _context_memory(model: int, run: RunSettings, *, head: bool) -> dict[int, De
     return found
 
 
-def _buffer_type(device: int) -> int:
-    from quantkit.llamacpp.ggml import base_library
-
-    function = base_library().ggml_backend_dev_buffer_type
-    function.restype, function.argtypes = ctypes.c_void_p, (ctypes.c_void_p,)
-    return int(function(device))
-
-
 def used_memory(context: int) -> dict[str, DeviceMemory]:
     """Name of a buffer type (`CPU`, `CUDA0`, …) → what llama.cpp took there for a context.
 
     Weights that are mapped from their file count as `CPU`, where they would lie otherwise.
     """
-    from quantkit.llamacpp.ggml import base_library
-
-    name = base_library().ggml_backend_buft_name
-    name.restype, name.argtypes = ctypes.c_char_p, (ctypes.c_void_p,)
     found: dict[str, DeviceMemory] = {}
     for key, more in _read_breakdown(context).items():
-        where = name(key).decode().removesuffix("_Mapped")
+        where = base_library().ggml_backend_buft_name(key).decode().removesuffix("_Mapped")
         found[where] = found.get(where, DeviceMemory()) + more
     return found
 
@@ -325,8 +296,6 @@ def _read_breakdown(context: int) -> dict[int, DeviceMemory]:
     A libstdc++ map is a comparison, a header node and a count; a node is colour, parent, left and
     right, then the pair: here a pointer and three sizes (`llama_memory_breakdown_data`).
     """
-    from quantkit.llamacpp.ggml import load
-
     function = getattr(load("llama"), _BREAKDOWN, None)
     if function is None:
         raise EnvironmentFault(

@@ -15,7 +15,7 @@ from typing import Self
 import numpy as np
 
 from quantkit.core.errors import GateError
-from quantkit.llamacpp.llama import Context, Logits, Span, Tokens, Vocabulary
+from quantkit.llamacpp.llama import EVERY, Context, Logits, Span, Tokens, Vocabulary
 from quantkit.llamacpp.settings import Reply
 
 BASE, STEM, FIRST = 0, 1, 2
@@ -179,7 +179,7 @@ class PromptRunner:
         if sum(map(len, tails)) <= size:
             spans = [Span(slot, position, tail) for slot, tail in zip(slots, tails, strict=True)]
             self._advance(sum(map(len, tails)))
-            return [rows[0] for rows in context.decode_spans(spans)]
+            return [rows[0].copy() for rows in context.decode_spans(spans)]
         logits = []
         for slot, tail in zip(slots, tails, strict=True):
             long = (len(tail) - 1) // size * size
@@ -198,33 +198,27 @@ class PromptRunner:
         if not candidates:
             return (), None
         context, begin = self._context, FIRST + self._slots.questions
-        found: list[float] = []
-        worst = 0
+        found, worst = list[float](), 0
         for at in range(0, len(candidates), self._slots.candidates):
             group = candidates[at : at + self._slots.candidates]
             spans = [
-                Span(begin + number, end, tokens[:-1], every=True)
+                Span(begin + number, end, tokens[:-1], EVERY)
                 for number, tokens in enumerate(group)
                 if len(tokens) > 1
             ]
             for span in spans:
                 context.fork(slot, span.sequence)
-            rest = {
-                span.sequence - begin: rows
-                for span, rows in zip(
-                    spans, context.decode_spans(spans) if spans else [], strict=True
-                )
-            }
-            for span in spans:
-                context.drop(span.sequence)
-            check_finite(list(rest.values()))
-            for number, tokens in enumerate(group):
-                rows = first[None]
-                if number in rest:
-                    rows = np.concatenate([rows, rest[number]])
+            rest = context.decode_spans(spans)
+            check_finite(rest)
+            following = iter(rest)
+            for tokens in group:
+                more = [next(following)] if len(tokens) > 1 else []
+                rows = np.concatenate([first[None], *more])
                 found.append(log_probability(rows, tokens))
                 if len(found) == 1:
                     worst = worst_rank(rows, tokens)
+            for span in spans:
+                context.drop(span.sequence)
         return tuple(found), worst
 
     def _greedy(
@@ -249,7 +243,7 @@ class PromptRunner:
                     at = ends[number] + len(tokens) - 1
                     spans.append(Span(slots[number], at, np.array([token], np.int32)))
                     numbers.append(number)
-            rows = self._context.decode_spans(spans) if spans else []
+            rows = self._context.decode_spans(spans)
             following = {n: int(row[0].argmax()) for n, row in zip(numbers, rows, strict=True)}
         return answers
 

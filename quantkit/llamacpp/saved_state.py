@@ -44,16 +44,15 @@ class SavedState:
 
     def position(self, at_most: int) -> int:
         """Length of the saved prefix in tokens according to its description; 0 for none."""
-        about = self._read()
-        return 0 if about is None or about["tokens"] > at_most else int(about["tokens"])
+        return int(self._read(at_most).get("tokens", 0))
 
     def load(self, context: Context, tokens: Tokens) -> tuple[int, dict[str, Any]]:
         """Read the saved state into sequence 0 if it is of a prefix of `tokens`: (length, facts).
 
         The context must be empty; if nothing fits it stays empty, and the result is (0, {}).
         """
-        about = self._read()
-        if about is None or about["tokens"] > len(tokens):
+        about = self._read(len(tokens))
+        if not about:
             return 0, {}
         found = context.load(0, self._state, len(tokens))
         if found is None or not np.array_equal(found, tokens[: len(found)]):
@@ -61,13 +60,14 @@ class SavedState:
             return 0, {}
         return len(found), about["facts"]
 
-    def _read(self) -> dict[str, Any] | None:
+    def _read(self, at_most: int) -> dict[str, Any]:
+        """The description of a saved prefix of at most so many tokens; empty without one."""
         try:
             about: dict[str, Any] = json.loads(self._about.read_text(encoding="utf-8"))
             same = about["key"] == self._key and about["bytes"] == self._state.stat().st_size
-            return about if same and about["tokens"] >= 0 and "facts" in about else None
+            return about if same and 0 <= about["tokens"] <= at_most and "facts" in about else {}
         except (OSError, ValueError, KeyError, TypeError):
-            return None
+            return {}
 
     def save(self, context: Context, tokens: Tokens, facts: dict[str, Any]) -> None:
         """Save sequence 0, the state after `tokens`, if it is time; `load` returns `facts`.

@@ -13,6 +13,7 @@ import json
 import platform
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -57,53 +58,40 @@ class SelfTest:
 
 
 def working_settings(cache: Path | None = None) -> SelfTest:
-    """The settings that work on this machine, from the cache or tried now.
-
-    Raises:
-        EnvironmentFault: not even the plain setting runs a quantized model.
-    """
+    """The settings that work on this machine, from the cache or from `run_selftest`."""
     path = (cache or cache_folder()) / f"selftest-{machine_key()}.json"
     try:
         return SelfTest(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):
         result = run_selftest()
-    try:
+    with suppress(OSError):  # with a read-only home the test runs each time
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(asdict(result)))
-    except OSError:
-        pass  # with a read-only home the test runs each time
     return result
 
 
 def device_settings(threads: int) -> DeviceSettings:
-    """The settings that work on this machine, with all layers on GPUs if there are any.
-
-    Raises:
-        EnvironmentFault: llama.cpp cannot run a quantized model here at all.
-    """
+    """`working_settings` on this machine, with all layers on GPUs if there are any."""
     tested = working_settings()
-    layers = -1 if run_isolated("quantkit.llamacpp.selftest:offloads_in_child", {}) else 0
+    layers = -1 if run_isolated("quantkit.llamacpp.llama:offloads_in_child", {}) else 0
     return DeviceSettings(threads, tested.use_extra_buffers, layers)
 
 
-def offloads_in_child(emit: Emit) -> bool:
-    """Body of a child process: whether this build of llama.cpp can use a GPU that is present."""
-    from quantkit.llamacpp.llama import offloads
-
-    return offloads()
-
-
-Probe = Callable[[Path, bool], NDArray[np.float32]]
-"""(model file, use_extra_buffers) → logits; raises NativeCrash."""
+def _logits(model: Path, use_extra_buffers: bool) -> NDArray[np.float32]:
+    arguments = {"path": model, "use_extra_buffers": use_extra_buffers}
+    result: NDArray[np.float32] = run_isolated("quantkit.llamacpp.selftest:decode_once", arguments)
+    return result
 
 
-def run_selftest(probe: Probe | None = None) -> SelfTest:
+def run_selftest(probe: Callable[[Path, bool], NDArray[np.float32]] = _logits) -> SelfTest:
     """Try the plain and the fast setting now, each in a child process.
+
+    Args:
+        probe: (model file, use_extra_buffers) → logits; raises NativeCrash.
 
     Raises:
         EnvironmentFault: not even the plain setting runs a quantized model.
     """
-    probe = probe or _logits
     with tempfile.TemporaryDirectory() as folder:
         model = Path(folder) / "selftest.gguf"
         write_tiny_model(model)
@@ -122,14 +110,6 @@ def run_selftest(probe: Probe | None = None) -> SelfTest:
     if not difference <= TOLERANCE:  # also when it is NaN
         return SelfTest(False, f"repacked kernels differ by {difference:.1%}; plain ones are used")
     return SelfTest(True, f"repacked kernels agree with plain ones (difference {difference:.1%})")
-
-
-def _logits(model: Path, use_extra_buffers: bool) -> NDArray[np.float32]:
-    result: NDArray[np.float32] = run_isolated(
-        "quantkit.llamacpp.selftest:decode_once",
-        {"path": model, "use_extra_buffers": use_extra_buffers},
-    )
-    return result
 
 
 def decode_once(path: Path, use_extra_buffers: bool, emit: Emit) -> NDArray[np.float32]:
@@ -175,10 +155,8 @@ def write_tiny_model(path: Path) -> None:
 def machine_key() -> str:
     """Hash of the CPU and the library version."""
     flags = ""
-    try:
+    with suppress(OSError):  # elsewhere than on Linux
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         flags = "\n".join(sorted({x for x in lines if x.startswith(("model name", "flags"))}))
-    except OSError:
-        pass  # not Linux
     parts = (library_version(), platform.platform(), platform.processor(), flags)
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]

@@ -10,13 +10,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
-from quantkit.core.progress import SILENT, Progress
 from quantkit.llamacpp.endpoint import Endpoint
 
 PING_SECONDS = 15
@@ -24,23 +23,7 @@ _BETWEEN = -1
 """Not a token: separates the tokens of different texts in one answer of /tokenize."""
 _UNLIKELY = -1e30
 """The server writes the lowest float for the logarithm of 0."""
-_WANTED = (
-    "stop", "content", "tokens", "stop_type", "tokens_evaluated", "timings",
-    "completion_probabilities",
-)  # fmt: skip
-_GREEDY: Mapping[str, object] = {
-    "temperature": 0,
-    "samplers": ["temperature"],  # no penalty, whatever the server was started with
-    "logit_bias": [],
-    "ignore_eos": False,
-    "mirostat": 0,
-    "backend_sampling": False,  # would leave the probabilities of a few candidates only
-    "post_sampling_probs": False,  # but a softmax of the model's own logits, over all tokens
-    "n_cache_reuse": 0,  # would move chunks to new positions, which no fresh prefill does
-    "return_tokens": True,
-    "response_fields": _WANTED,  # not the whole prompt again
-    "id_slot": 0,  # the same for every question: it keeps the prefix
-}
+_WANTED = "stop content tokens stop_type tokens_evaluated timings completion_probabilities".split()
 
 Tokens = NDArray[np.int32]
 
@@ -115,18 +98,8 @@ class Completion:
     decode_seconds: float
 
 
-class LlamaServer:
-    """A running llama-server, to be used in `with`; arguments and errors are `Endpoint`'s."""
-
-    def __init__(self, endpoint: str, progress: Progress = SILENT) -> None:
-        self._endpoint = Endpoint(endpoint, progress)
-        self.address, self.loopback = self._endpoint.address, self._endpoint.loopback
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_error: object) -> None:
-        self._endpoint.close()
+class LlamaServer(Endpoint):
+    """A running llama-server."""
 
     def props(self) -> Props:
         """What /props and /v1/models say.
@@ -134,7 +107,7 @@ class LlamaServer:
         Raises:
             InputError: no llama-server, or a router of several models.
         """
-        got = self._endpoint.ask("GET", "/props")
+        got = self.ask("GET", "/props")
         if got.get("role") == "router":
             raise InputError(
                 f"{self.address} is a router of several models; start llama-server with -m FILE "
@@ -143,9 +116,9 @@ class LlamaServer:
         settings = got.get("default_generation_settings")
         context = settings.get("n_ctx") if isinstance(settings, dict) else None
         if not isinstance(context, int) or context < 1:
-            raise self._endpoint.stranger("/props names no n_ctx")
+            raise self.stranger("/props names no n_ctx")
         path = str(got.get("model_path") or "")
-        listed = self._endpoint.ask("GET", "/v1/models").get("data")
+        listed = self.ask("GET", "/v1/models").get("data")
         try:
             size = int(listed[0]["meta"]["size"])  # type: ignore[index]
         except (TypeError, LookupError, ValueError):
@@ -171,7 +144,7 @@ class LlamaServer:
         tokens = self._tokens({"content": content, "parse_special": True})
         ends = np.flatnonzero(tokens == _BETWEEN)
         if len(ends) != len(texts) or len(tokens) != (ends[-1] + 1 if len(ends) else 0):
-            raise self._endpoint.stranger("/tokenize does not take several texts")
+            raise self.stranger("/tokenize does not take several texts")
         begins = [0, *(ends + 1)]
         return tuple(tokens[a:b] for a, b in zip(begins, ends, strict=False))
 
@@ -183,11 +156,11 @@ class LlamaServer:
         return int(begun[0]) if len(begun) > len(plain) else None
 
     def _tokens(self, body: Mapping[str, object]) -> Tokens:
-        got = self._endpoint.ask("POST", "/tokenize", body)
+        got = self.ask("POST", "/tokenize", body)
         try:
             return np.asarray(got["tokens"], np.int32)
         except (KeyError, TypeError, ValueError, OverflowError):
-            raise self._endpoint.stranger("/tokenize gives no tokens") from None
+            raise self.stranger("/tokenize gives no tokens") from None
 
     def prefill(
         self,
@@ -210,7 +183,7 @@ class LlamaServer:
             "sse_ping_interval": PING_SECONDS,
         }
         last, probabilities = None, list[Mapping[str, Any]]()
-        for event in self._endpoint.events("/completion", body):
+        for event in self.events("/completion", body):
             if event.get("stop"):
                 last = event
             probabilities += event.get("completion_probabilities", ())
@@ -219,7 +192,7 @@ class LlamaServer:
             if left > 0:
                 on_share((done.get("processed", 0) - done.get("cache", 0)) / left)
         if last is None:
-            raise self._endpoint.gone("the answer ended before it was complete")
+            raise self.gone("the answer ended before it was complete")
         on_share(1.0)
         return self._completion({**last, "completion_probabilities": probabilities}, len(tokens))
 
@@ -250,7 +223,7 @@ class LlamaServer:
             body["grammar"] = "root ::= " + " ".join(f"<[{token}]>" for token in forced)
         if kept:
             body["preserved_tokens"] = list(kept)
-        return self._completion(self._endpoint.ask("POST", "/completion", body), len(tokens))
+        return self._completion(self.ask("POST", "/completion", body), len(tokens))
 
     def _completion(self, got: Mapping[str, Any], prompt_tokens: int) -> Completion:
         try:
@@ -266,9 +239,9 @@ class LlamaServer:
                 decode_seconds=float(timings["predicted_ms"]) / 1000,
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise self._endpoint.stranger(f"/completion gives no valid {error}") from None
+            raise self.stranger(f"/completion gives no valid {error}") from None
         if evaluated != prompt_tokens:
-            raise self._endpoint.stranger(
+            raise self.stranger(
                 f"/completion made {evaluated} tokens of a prompt of {prompt_tokens} token ids"
             )
         return completion
@@ -280,12 +253,23 @@ def file_name(path: str) -> str:
 
 
 def _request(tokens: Tokens, limit: int, likeliest: int, reuse: bool) -> dict[str, object]:
+    """Of a greedy answer."""
     return {
-        **_GREEDY,
         "prompt": tokens.tolist(),
         "n_predict": limit,
         "n_probs": likeliest,
         "cache_prompt": reuse,
+        "temperature": 0,
+        "samplers": ["temperature"],  # no penalty, whatever the server was started with
+        "logit_bias": [],
+        "ignore_eos": False,
+        "mirostat": 0,
+        "backend_sampling": False,  # would leave the probabilities of a few candidates only
+        "post_sampling_probs": False,  # but a softmax of the model's own logits, over all tokens
+        "n_cache_reuse": 0,  # would move chunks to new positions, which no fresh prefill does
+        "return_tokens": True,
+        "response_fields": _WANTED,  # not the whole prompt again
+        "id_slot": 0,  # the same for every question: it keeps the prefix
     }
 
 

@@ -52,14 +52,7 @@ class ContextSettings:
 def parallel_sequences(sequences: int, tokens: int) -> ContextSettings:
     """A context for independent sequences of `tokens` each, decoded in one batch, all positions."""
     batch = sequences * tokens
-    return ContextSettings(
-        batch,
-        batch_tokens=batch,
-        ubatch_tokens=batch,
-        sequences=sequences,
-        shared_cells=False,
-        all_outputs=True,
-    )
+    return ContextSettings(batch, batch, batch, sequences, shared_cells=False, all_outputs=True)
 
 
 @dataclass(frozen=True)

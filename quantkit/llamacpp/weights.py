@@ -8,7 +8,7 @@ the CPU) appears once for each.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from quantkit.core.errors import EnvironmentFault
 from quantkit.llamacpp.ggml import GgmlTensor, base_library, op_number, weight_name
 from quantkit.llamacpp.llama import Context, Model
-from quantkit.llamacpp.settings import ContextSettings
+from quantkit.llamacpp.settings import parallel_sequences
 
 FINDING_TOKENS = 32
 
@@ -29,11 +29,10 @@ class LoadedWeights:
     """
 
     def __init__(self, model: Model, names: Collection[str]) -> None:
-        self._at: dict[str, set[int]] = {}
-        size = FINDING_TOKENS
-        settings = ContextSettings(size, batch_tokens=size, ubatch_tokens=size, all_outputs=True)
-        context = Context(model, settings, self._finder(frozenset(names)))
-        context.decode_together([np.zeros(size, np.int32)])
+        self._wanted, self._at = frozenset(names), dict[str, set[int]]()
+        self._operations = {op_number(name) for name in (b"MUL_MAT", b"MUL_MAT_ID", b"GET_ROWS")}
+        context = Context(model, parallel_sequences(1, FINDING_TOKENS), self._look)
+        context.decode_together([np.zeros(FINDING_TOKENS, np.int32)])
         context.close()
         if not self._at:
             raise EnvironmentFault(
@@ -55,16 +54,11 @@ class LoadedWeights:
                 raise ValueError(f"{name} has {size} bytes, not {at + raw.nbytes}")
             library.ggml_backend_tensor_set(address, raw.ctypes.data, at, raw.nbytes)
 
-    def _finder(self, names: frozenset[str]) -> Callable[[int, bool], bool]:
-        operations = {op_number(name) for name in (b"MUL_MAT", b"MUL_MAT_ID", b"GET_ROWS")}
-
-        def look(address: int, ask: bool) -> bool:
-            tensor = GgmlTensor.from_address(address)
-            if tensor.op in operations:
-                weight = tensor.src[0].contents
-                name = weight_name(weight.name)
-                if name in names and not weight.view_src:
-                    self._at.setdefault(name, set()).add(ctypes.addressof(weight))
-            return not ask
-
-        return look
+    def _look(self, address: int, ask: bool) -> bool:
+        tensor = GgmlTensor.from_address(address)
+        if tensor.op in self._operations:
+            weight = tensor.src[0].contents
+            name = weight_name(weight.name)
+            if name in self._wanted and not weight.view_src:
+                self._at.setdefault(name, set()).add(ctypes.addressof(weight))
+        return not ask

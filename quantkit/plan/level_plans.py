@@ -9,7 +9,7 @@ from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import MeasureRecipe, Recipe
 from quantkit.core.errors import DoesNotFitError
 from quantkit.core.units import gib_text
-from quantkit.formats.tensors import TensorInfo
+from quantkit.formats.tensors import ModelHeader, TensorInfo
 from quantkit.llamacpp.devices import Devices
 from quantkit.llamacpp.memory_plan import Question, ask_memory
 from quantkit.llamacpp.presets import StockTypes, ask_preset
@@ -112,7 +112,9 @@ def place_exactly(model: Model, types: Mapping[str, str], memory: GPUMemory) -> 
     return placement
 
 
-def exact_question(placement: Placement, model: Model, types: Mapping[str, str]) -> Question:
+def exact_question(
+    placement: Placement, model: Model, types: Mapping[str, str]
+) -> Question[ModelHeader]:
     """The question what llama.cpp takes of the GPUs for exactly this placement."""
     devices = Devices("cuda", tuple(gpu.capacity_bytes for gpu in placement.gpus))
     split, runs = placement.tensor_split, (placement.run,)

@@ -11,13 +11,7 @@ from quantkit.config.target import Target
 from quantkit.core.errors import InputError
 from quantkit.llamacpp.child import run_isolated
 from quantkit.llamacpp.devices import DeviceKind, Devices
-from quantkit.llamacpp.memory_plan import (
-    Breakdown,
-    FileQuestion,
-    Question,
-    ask_memory,
-    ask_of_files,
-)
+from quantkit.llamacpp.memory_plan import Breakdown, Question, ask_memory, ask_of_files
 from quantkit.plan.machine import nvidia_gpus
 from quantkit.plan.plan import Entry
 
@@ -92,7 +86,7 @@ def verify(entry: Entry, target: Target, where: Where, file: Path | None = None)
     planned, gpus = entry.placement, len(target.gpu_bytes)
     if where == "auto":  # this machine's GPUs, where llama.cpp sees as many
         here = len(nvidia_gpus()) == gpus
-        seen = here and run_isolated("quantkit.llamacpp.selftest:offloads_in_child", {})
+        seen = here and run_isolated("quantkit.llamacpp.llama:offloads_in_child", {})
         where = "present" if seen else "fake"
     if where == "rpc":
         # Servers on a CPU need no F16 copies of the KV cache, and do not pad rows, as CUDA does.
@@ -111,7 +105,7 @@ def verify(entry: Entry, target: Target, where: Where, file: Path | None = None)
 def _ask(entry: Entry, devices: Devices, file: Path | None) -> Breakdown:
     split, runs = entry.placement.tensor_split, (entry.placement.run,)
     if file is not None:
-        ((answer,),) = ask_of_files([FileQuestion(file, devices, split, runs)])
+        ((answer,),) = ask_of_files([Question(file, devices, split, runs)])
     else:
         model = entry.model.quantized(entry.types)
         ((answer,),) = ask_memory([Question(model, devices, split, runs)])

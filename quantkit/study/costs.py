@@ -311,8 +311,7 @@ class _Meter:
         """Logits of one batch of chunks after the other, each valid until the next."""
         for at in range(0, len(self._chunks), self._sequences):
             self._context.clear()
-            self._context.decode_together(self._chunks[at : at + self._sequences])
-            yield self._context.all_logits()
+            yield self._context.decode_together(self._chunks[at : at + self._sequences])
 
     def kld(self) -> NDArray[np.float64]:
         """KLD of every position, nats."""

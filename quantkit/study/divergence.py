@@ -43,7 +43,7 @@ from quantkit.study.calibration.texts import whole_chunks
 from quantkit.study.kld_statistics import F64, PositionStatistics, blocks, compare
 
 if TYPE_CHECKING:
-    from quantkit.llamacpp.text_logits import ChunkLogits
+    from quantkit.llamacpp.llama import ChunkLogits
 
 HAYSTACK_NAME = "the haystack"
 T = TypeVar("T")
@@ -105,11 +105,10 @@ def collect_in_child(
     emit: Emit,
 ) -> LogitsHeader:
     """Body of the child process of `collect_base_logits`."""
-    from quantkit.llamacpp.llama import Model
-    from quantkit.llamacpp.text_logits import ChunkLogits, first_tokens
+    from quantkit.llamacpp.llama import ChunkLogits, Model
 
     model, size = Model(base, devices), recipe.chunk_tokens
-    tokens = first_tokens(model.vocab, held_out_text(text), size * recipe.chunks)
+    tokens = model.vocab.first_tokens(held_out_text(text), size * recipe.chunks)
     advice = "give a longer text or shorter chunks"
     chunks = whole_chunks(tokens, size, "the held-out text", advice)
     if len(chunks) < recipe.chunks:
@@ -200,8 +199,7 @@ def compare_in_child(
     logits: Path, model_path: Path, cache: Path, purpose: str, devices: DeviceSettings, emit: Emit
 ) -> None:
     """Body of the child process of `measure_kld`: a line in `cache` for each chunk."""
-    from quantkit.llamacpp.llama import Model
-    from quantkit.llamacpp.text_logits import ChunkLogits
+    from quantkit.llamacpp.llama import ChunkLogits, Model
 
     base = LogitsFile(logits)
     header = base.header

@@ -1,4 +1,7 @@
-"""The child process: results, messages, errors, and deaths of every kind."""
+"""The child process: results, messages, errors, and deaths of every kind.
+
+The child imports this module for its tasks.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +14,54 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from waiting import wait_until
 
 from quantkit.core.errors import InputError
-from quantkit.llamacpp.child import NativeCrash, run_isolated
+from quantkit.llamacpp.child import Emit, NativeCrash, run_isolated
 
-TASKS = "child_tasks"
+TASKS = "test_child"
+
+
+def double(value: int, emit: Emit) -> int:
+    emit("half way")
+    return 2 * value
+
+
+def refuse(emit: Emit) -> None:
+    raise InputError("refused, as it should")
+
+
+def crash(number: int, emit: Emit) -> None:
+    sys.stderr.write("last words\n")
+    sys.stderr.flush()
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
+
+
+def bug(emit: Emit) -> float:
+    return 1 / 0
+
+
+def vanish(emit: Emit) -> None:
+    os._exit(0)
+
+
+def chatter(emit: Emit) -> str:
+    for _ in range(4):
+        sys.stderr.write("x" * 100_000)
+        os.write(1, b"y" * 100_000)
+    return "done"
+
+
+def linger(mark: str, emit: Emit) -> None:
+    Path(mark + ".new").write_text(str(os.getpid()))
+    os.replace(mark + ".new", mark)
+    time.sleep(60)
 
 
 @pytest.fixture(autouse=True)
 def _importable(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parent))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(Path(__file__).parent), *sys.path]))
 
 
 def test_result_and_messages() -> None:
@@ -29,25 +70,23 @@ def test_result_and_messages() -> None:
     assert seen == ["half way"]
 
 
-def test_our_errors_cross_over() -> None:
-    with pytest.raises(InputError, match="refused"):
-        run_isolated(f"{TASKS}:refuse", {})
+@pytest.mark.parametrize(
+    ("task", "error", "word"),
+    [
+        ("refuse", InputError, "refused"),  # our errors cross over
+        ("bug", RuntimeError, "ZeroDivisionError"),  # a bug keeps its traceback
+        ("vanish", NativeCrash, "without"),
+    ],
+)
+def test_a_failure_is_raised_here(task: str, error: type[Exception], word: str) -> None:
+    with pytest.raises(error, match=word):
+        run_isolated(f"{TASKS}:{task}", {})
 
 
 @pytest.mark.parametrize("number", [signal.SIGILL, signal.SIGSEGV, signal.SIGABRT])
 def test_a_crash_becomes_a_sentence(number: signal.Signals) -> None:
     with pytest.raises(NativeCrash, match=f"{number.name}.*last words"):
         run_isolated(f"{TASKS}:crash", {"number": int(number)})
-
-
-def test_a_bug_keeps_its_traceback() -> None:
-    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
-        run_isolated(f"{TASKS}:bug", {})
-
-
-def test_silence_is_a_crash() -> None:
-    with pytest.raises(NativeCrash, match="without"):
-        run_isolated(f"{TASKS}:vanish", {})
 
 
 def test_much_output_does_not_block() -> None:
@@ -62,17 +101,12 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
     try:
-        deadline = time.monotonic() + 30
-        while not mark.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
+        wait_until(mark.exists)
         child = int(mark.read_text())
     finally:
         parent.kill()
         parent.wait()
-    deadline = time.monotonic() + 10
-    while _alive(child) and time.monotonic() < deadline:
-        time.sleep(0.05)
-    assert not _alive(child)
+    wait_until(lambda: not _alive(child))
 
 
 def _alive(pid: int) -> bool:

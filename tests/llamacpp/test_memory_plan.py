@@ -27,13 +27,7 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import MetaValue, TensorInfo
 from quantkit.llamacpp import memory_plan
 from quantkit.llamacpp.devices import DeviceKind, Devices
-from quantkit.llamacpp.memory_plan import (
-    Breakdown,
-    FileQuestion,
-    Question,
-    ask_memory,
-    ask_of_files,
-)
+from quantkit.llamacpp.memory_plan import Breakdown, Question, ask_memory, ask_of_files
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.geometry import geometry_of
 from quantkit.models.model import Model
@@ -74,20 +68,16 @@ def flagship_shape(kind: DeviceKind, split: tuple[int, ...], *runs: RunSettings)
 def small_shape(
     folder: Path, kind: DeviceKind, *runs: RunSettings, gpus: int = 1, name: str = "llama"
 ) -> Question:
+    """A small Llama, a hybrid ("nemotron"), or one with a prediction head ("predicting")."""
+    path = folder / name
     if name == "llama":
-        source = open_checkpoint(write_llama(folder / name, head_dim=HEAD, intermediate_size=96))
+        write_llama(path, head_dim=HEAD, intermediate_size=96)
+    elif name == "nemotron":
+        write_nemotron(path)
     else:
-        source = open_checkpoint(write_nemotron(folder / name))
-    split = even_counts(len(geometry_of(source.metadata).layers) + 1, gpus)
-    return Question(Model.of("small", source), Devices(kind, (GIB,) * gpus), split, runs)
-
-
-def predicting_shape(folder: Path, kind: DeviceKind, *runs: RunSettings, gpus: int = 1) -> Question:
-    """A small hybrid with a prediction head."""
-    arrays = with_prediction_head(nemotron_arrays(NEMOTRON))
-    config = NEMOTRON | {"num_nextn_predict_layers": 1}
-    path = write_checkpoint(folder / "predicting", config, arrays)
-    source = open_checkpoint(path, keep_prediction=True)
+        config = NEMOTRON | {"num_nextn_predict_layers": 1}
+        write_checkpoint(path, config, with_prediction_head(nemotron_arrays(NEMOTRON)))
+    source = open_checkpoint(path, keep_prediction=name == "predicting")
     split = even_counts(len(geometry_of(source.metadata).layers) + 1, gpus)
     return Question(Model.of("small", source), Devices(kind, (GIB,) * gpus), split, runs)
 
@@ -116,39 +106,28 @@ def test_the_flagship_as_four_rpc_servers_have_it() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("split", [(23, 22, 22, 22), (40, 30, 10, 9), (50, 39)])
+@pytest.mark.parametrize("split", [(23, 22, 22, 22), (40, 30, 10, 9), (50, 39), None])
 def test_fake_gpus_say_what_rpc_servers_say(
-    split: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+    split: tuple[int, ...] | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Of the flagship, and of a small model whose prediction layers draft."""
     tools = os.environ.get("QUANTKIT_LLAMA_TOOLS")
     if not tools or not (Path(tools) / "libggml-rpc.so").exists():
         pytest.skip("llama.cpp with RPC is not built; 'make slow' builds it")
-    (here,) = ask_memory([flagship_shape("plain", split, *USES, UNPIPED)])
+    if split is None:
+        uses = [run(65_536, kv, 512, sequences=2, draft="mtp") for kv in ("f16", "bf16")]
+        shape = small_shape(tmp_path, "plain", *uses, gpus=2, name="predicting")
+    else:
+        shape = flagship_shape("plain", split, *USES, UNPIPED)
+    (here,) = ask_memory([shape])
     monkeypatch.setenv("LLAMA_CPP_LIB_PATH", tools)
-    (there,) = ask_memory([flagship_shape("rpc", split, *USES, UNPIPED)])
+    (there,) = ask_memory([replace(shape, devices=Devices("rpc", shape.devices.capacities))])
     assert here == there
 
 
-@pytest.mark.slow
-def test_rpc_servers_say_the_same_where_prediction_layers_draft(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    tools = os.environ.get("QUANTKIT_LLAMA_TOOLS")
-    if not tools or not (Path(tools) / "libggml-rpc.so").exists():
-        pytest.skip("llama.cpp with RPC is not built; 'make slow' builds it")
-    uses = [run(65_536, kv, 512, sequences=2, draft="mtp") for kv in ("f16", "bf16")]
-    (here,) = ask_memory([predicting_shape(tmp_path, "plain", *uses, gpus=2)])
-    monkeypatch.setenv("LLAMA_CPP_LIB_PATH", tools)
-    (there,) = ask_memory([predicting_shape(tmp_path, "rpc", *uses, gpus=2)])
-    assert here == there
-
-
-def test_a_build_without_rpc_says_how_to_get_it(tmp_path: Path) -> None:
+def test_devices_that_are_not_there(tmp_path: Path) -> None:
     with pytest.raises(EnvironmentFault, match=r"without its RPC backend.*--on fake"):
         ask_memory([small_shape(tmp_path, "rpc", PUBLISHED)])
-
-
-def test_no_gpu_is_present_where_none_is(tmp_path: Path) -> None:
     if "CUDA" in os.environ.get("CMAKE_ARGS", ""):
         pytest.skip("this llama.cpp sees GPUs")
     with pytest.raises(EnvironmentFault, match=r"1 GPUs, but llama\.cpp sees 0 here"):
@@ -180,19 +159,21 @@ def test_rows_of_quantized_tensors_are_padded_on_cuda(tmp_path: Path) -> None:
         assert (0 < grown <= most) if padded else grown <= 128 * len(types)
 
 
-def test_several_gpus_hold_four_copies_of_the_mask(tmp_path: Path) -> None:
+def test_several_gpus_hold_four_copies_of_the_mask_unless_they_wait(tmp_path: Path) -> None:
     tokens, batch = 1 << 20, 64
-    use = run(tokens, "f16", batch)
-    (one,), (two,) = ask_memory(
-        [
-            small_shape(tmp_path, "cuda", use),
-            small_shape(tmp_path, "cuda", use, gpus=2),
-        ]
-    )
-    mask = 2 * tokens * batch
-    assert one.gpus[0].compute == pytest.approx(mask, rel=0.05)
-    for gpu in two.gpus:
+    use, mask = run(tokens, "f16", batch), 2 * tokens * batch
+    uses = (use, use.model_copy(update={"pipeline": False}), use)
+    one, two = small_shape(tmp_path, "cuda", use), small_shape(tmp_path, "cuda", *uses, gpus=2)
+    beside = replace(two, tensor_split=(0, sum(two.tensor_split)), runs=(use,))
+    (alone,), (piped, waiting, again), (unused,) = ask_memory([one, two, beside])
+    assert alone.gpus[0].compute == pytest.approx(mask, rel=0.05)
+    assert piped == again
+    for gpu, other in zip(piped.gpus, waiting.gpus, strict=True):
         assert gpu.compute == pytest.approx(4 * mask, rel=0.05)
+        assert other.compute == pytest.approx(mask, rel=0.05)
+        assert (gpu.weights, gpu.context) == (other.weights, other.context)
+    # a GPU without layers is no stage of a pipeline
+    assert unused.gpus == (memory_plan.DeviceMemory(0, 0, 0), alone.gpus[0])
 
 
 def test_each_sequence_keeps_a_state_of_its_own(tmp_path: Path) -> None:
@@ -207,7 +188,7 @@ def test_each_sequence_keeps_a_state_of_its_own(tmp_path: Path) -> None:
 def test_prediction_layers_draft_in_a_context_of_their_own(tmp_path: Path) -> None:
     """Loaded only if they do; the state is then kept once more for each of 3 drafted tokens."""
     uses = tuple(run(65_536, sequences=8, draft=draft) for draft in ("none", "mtp"))
-    shape = predicting_shape(tmp_path, "plain", *uses)
+    shape = small_shape(tmp_path, "plain", *uses, name="predicting")
     ((none, three),) = ask_memory([shape])
     geometry = geometry_of(shape.model.metadata)
     (head,) = geometry.prediction
@@ -219,14 +200,11 @@ def test_prediction_layers_draft_in_a_context_of_their_own(tmp_path: Path) -> No
     )
     assert three.gpus[0].context - none.gpus[0].context == cache + 3 * states
     own = [i for i in shape.model.tensors if i.name.startswith("blk.4.")]
-    weights = sum(memory_bytes(info) for info in own)
+    sizes = (BY_NAME[info.type_name].size_bytes(info.elements) for info in own)
+    weights = sum(-(-size // 32) * 32 for size in sizes)
     assert three.gpus[0].weights - none.gpus[0].weights == weights > 0
     mask = 2 * 65_536 * 64
     assert three.gpus[0].compute - none.gpus[0].compute == pytest.approx(mask, rel=0.2)
-
-
-def memory_bytes(info: TensorInfo) -> int:
-    return -(-BY_NAME[info.type_name].size_bytes(info.elements) // 32) * 32
 
 
 def test_models_without_prediction_layers_have_no_context_for_them(tmp_path: Path) -> None:
@@ -238,7 +216,7 @@ def test_the_same_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     asked = []
     shape = small_shape(tmp_path, "cuda", run(2048))
 
-    def counted(questions: list[FileQuestion]) -> list[list[Breakdown]]:
+    def counted(questions: list[Question]) -> list[list[Breakdown]]:
         asked.append(len(questions))
         return ask_of_files(questions)
 
@@ -265,10 +243,10 @@ def test_a_file_is_asked_as_it_is(tmp_path: Path) -> None:
     ((by_shape,),) = ask_memory([shape])
     path = tmp_path / "m.gguf"
     convert(open_checkpoint(tmp_path / "llama"), ConvertRecipe(), path, tmp_path / "w", workers=1)
-    of_file = FileQuestion(path, shape.devices, shape.tensor_split, shape.runs)
+    of_file = Question(path, shape.devices, shape.tensor_split, shape.runs)
     assert ask_of_files([of_file]) == [[by_shape]]
     with pytest.raises(InputError, match="cannot plan this model"):
-        ask_of_files([replace(of_file, path=tmp_path / "missing.gguf")])
+        ask_of_files([replace(of_file, model=tmp_path / "missing.gguf")])
 
 
 def test_other_platforms_are_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -293,22 +271,3 @@ def test_the_tokenizer_is_left_out_and_counted() -> None:
         "llama.vocab_size": MetaValue("u32", 3),
         "tokenizer.ggml.model": MetaValue("str", "no_vocab"),
     }
-
-
-def test_without_pipeline_the_mask_is_held_once(tmp_path: Path) -> None:
-    tokens, batch = 1 << 20, 64
-    use = run(tokens, "f16", batch)
-    uses = (use, use.model_copy(update={"pipeline": False}), use)
-    ((piped, waiting, again),) = ask_memory([small_shape(tmp_path, "cuda", *uses, gpus=2)])
-    assert piped == again
-    for gpu, other in zip(piped.gpus, waiting.gpus, strict=True):
-        assert gpu.compute == pytest.approx(4 * 2 * tokens * batch, rel=0.05)
-        assert other.compute == pytest.approx(2 * tokens * batch, rel=0.05)
-        assert (gpu.weights, gpu.context) == (other.weights, other.context)
-
-
-def test_gpus_without_layers_are_no_pipeline_stages(tmp_path: Path) -> None:
-    use = run(1 << 20)
-    one, two = small_shape(tmp_path, "cuda", use), small_shape(tmp_path, "cuda", use, gpus=2)
-    (alone,), (beside,) = ask_memory([one, replace(two, tensor_split=(0, sum(two.tensor_split)))])
-    assert beside.gpus == (memory_plan.DeviceMemory(0, 0, 0), alone.gpus[0])

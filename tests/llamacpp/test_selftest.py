@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,16 @@ from quantkit.core.errors import EnvironmentFault
 from quantkit.llamacpp.child import NativeCrash
 from quantkit.llamacpp.selftest import SelfTest, run_selftest, working_settings
 
+Answer = NDArray[np.float32] | Exception
 LOGITS = np.linspace(-1, 1, 16, dtype=np.float32)
 
 
-def probe_of(plain: object, fast: object) -> object:
+def probe_of(plain: Answer, fast: Answer) -> Callable[[Path, bool], NDArray[np.float32]]:
     def probe(model: Path, use_extra_buffers: bool) -> NDArray[np.float32]:
         assert model.stat().st_size > 100_000
         answer = fast if use_extra_buffers else plain
         if isinstance(answer, Exception):
             raise answer
-        assert isinstance(answer, np.ndarray)
         return answer
 
     return probe
@@ -34,16 +35,16 @@ CRASH = NativeCrash("ended by SIGILL")
     ("wrong", "word"),
     [(CRASH, "SIGILL"), (LOGITS * 2, "differ"), (LOGITS * np.float32("nan"), "differ")],
 )
-def test_a_crash_or_wrong_numbers_choose_the_plain_kernels(wrong: object, word: str) -> None:
-    found = run_selftest(probe_of(LOGITS, wrong))  # type: ignore[arg-type]
+def test_a_crash_or_wrong_numbers_choose_the_plain_kernels(wrong: Answer, word: str) -> None:
+    found = run_selftest(probe_of(LOGITS, wrong))
     assert not found.use_extra_buffers
     assert word in found.finding
-    assert run_selftest(probe_of(LOGITS, LOGITS)).use_extra_buffers  # type: ignore[arg-type]
+    assert run_selftest(probe_of(LOGITS, LOGITS)).use_extra_buffers
 
 
 def test_a_machine_that_runs_nothing_is_named() -> None:
     with pytest.raises(EnvironmentFault, match="SIGILL"):
-        run_selftest(probe_of(CRASH, CRASH))  # type: ignore[arg-type]
+        run_selftest(probe_of(CRASH, CRASH))
 
 
 def test_this_machine_and_its_cache(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from demo_artifacts import WANTS_BOS, write_demo
 from loopback_llama_server import Faults, LoopbackServer, llama_server
+from watched import Recorder
 
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.progress import SILENT, Progress
@@ -19,20 +21,6 @@ from quantkit.llamacpp.endpoint import API_KEY_VARIABLE, Endpoint, Refused
 from quantkit.llamacpp.server import LlamaServer, Props, file_name
 
 CONTEXT_TOKENS = 512
-
-
-class Notes:
-    """Progress that remembers what it was told."""
-
-    def __init__(self) -> None:
-        self.sentences: list[str] = []
-
-    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None: ...
-
-    def advance(self, amount: float) -> None: ...
-
-    def note(self, sentence: str) -> None:
-        self.sentences.append(sentence)
 
 
 @pytest.fixture(scope="module")
@@ -79,14 +67,7 @@ def test_many_texts_are_tokenized_in_one_request(server: LlamaServer, side: Loop
     texts = ["", "one", "<|im_start|>user\n", "two\n\nlines", "", "Ünïcode 🙂", "trailing "]
     found = server.tokenize(*texts)
     assert side.paths == ["/tokenize"]
-    alone = [
-        side.child.call(
-            "loopback_llama_server:tokenize",
-            {"content": text, "add_special": False, "parse_special": True},
-        )
-        for text in texts
-    ]
-    assert [tokens.tolist() for tokens in found] == alone
+    assert [tokens.tolist() for tokens in found] == [side.slot.tokenize(text) for text in texts]
     assert len(found[0]) == 0 < len(found[1])
     assert server.tokenize() == ()
 
@@ -96,8 +77,7 @@ def test_first_token(server: LlamaServer, tmp_path: Path) -> None:
     with llama_server(write_demo(tmp_path / "bos.gguf", changes=WANTS_BOS), 256) as other:
         with LlamaServer(other.address) as client:
             first = client.first_token()
-        content = {"content": "x", "add_special": True, "parse_special": True}
-        assert first == other.child.call("loopback_llama_server:tokenize", content)[0]
+        assert first == other.slot.tokenize("x", add_special=True)[0]
 
 
 def test_a_prefix_is_prefilled_once(server: LlamaServer, side: LoopbackServer) -> None:
@@ -174,12 +154,18 @@ def test_connections_are_used_again(
     assert len(side.paths) == 8
 
 
-def test_waits_for_a_model_that_is_being_loaded(side: LoopbackServer) -> None:
-    notes = Notes()
+def test_waits_for_a_model_that_is_being_loaded(
+    side: LoopbackServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = Recorder()
     side.faults = Faults(loading=3)
     assert props_of(side.address, notes).context_tokens == CONTEXT_TOKENS
-    assert len(notes.sentences) == 1
-    assert "is loading its model (Loading model)" in notes.sentences[0]
+    (note,) = notes.notes
+    assert "is loading its model (Loading model)" in note
+    monkeypatch.setattr(endpoint, "LOADING_SECONDS", 0.05)
+    side.faults = Faults(loading=1000)
+    with pytest.raises(EnvironmentFault, match="loading its model for 0 minutes"):
+        props_of(side.address)
 
 
 @pytest.mark.parametrize(
@@ -194,10 +180,10 @@ def test_waits_for_a_model_that_is_being_loaded(side: LoopbackServer) -> None:
 def test_other_reasons_to_wait(
     side: LoopbackServer, monkeypatch: pytest.MonkeyPatch, said: bytes, words: str
 ) -> None:
-    notes = Notes()
+    notes = Recorder()
     side.faults = Faults(unavailable=(2, said))
     assert props_of(side.address, notes).context_tokens == CONTEXT_TOKENS
-    (note,) = notes.sentences
+    (note,) = notes.notes
     assert f"is not available {words}" in note
     assert len(note) < 400
     monkeypatch.setattr(endpoint, "UNAVAILABLE_SECONDS", 0.05)
@@ -212,20 +198,13 @@ def test_a_proxy_waits_for_a_server_that_loads(
 ) -> None:
     """The short wait is for what is not the loading of a model, which takes longer."""
     monkeypatch.setattr(endpoint, "UNAVAILABLE_SECONDS", 0.05)
-    notes = Notes()
+    notes = Recorder()
     side.faults = Faults(unavailable=(1, b"Bad Gateway"), loading=20)
     assert props_of(side.address, notes).context_tokens == CONTEXT_TOKENS
-    assert [("loading" in s, "Bad Gateway" in s) for s in notes.sentences] == [
-        (True, False),
-        (False, True),
-    ]
-
-
-def test_loading_without_an_end(side: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(endpoint, "LOADING_SECONDS", 0.05)
-    side.faults = Faults(loading=1000)
-    with pytest.raises(EnvironmentFault, match="loading its model for 0 minutes"):
-        props_of(side.address)
+    loading, gateway = notes.notes
+    assert "loading" in loading
+    assert "loading" not in gateway
+    assert "Bad Gateway" in gateway
 
 
 def test_key(side: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -249,11 +228,6 @@ def test_proxies_are_not_used(server: LlamaServer, monkeypatch: pytest.MonkeyPat
     assert server.props().slots == 1
 
 
-def test_nobody_answers() -> None:
-    with pytest.raises(EnvironmentFault, match="cannot be reached"):
-        props_of(f"http://127.0.0.1:{closed_port()}")
-
-
 @pytest.mark.parametrize(
     "address",
     ["127.0.0.1:8080", "ftp://127.0.0.1", "http://", "http://me:secret@127.0.0.1:8080",
@@ -268,35 +242,22 @@ def test_what_is_no_address(address: str) -> None:
     assert "cret" not in str(given.value)
 
 
-@pytest.mark.parametrize(
-    ("address", "loopback"),
-    [
-        ("http://[::1]", True),
-        ("https://[::1]/", True),
-        ("http://[fe80::7]:8080/api", False),
-        ("http://localhost", True),
-        ("http://127.8.0.1:0", True),
-        ("https://b\u00fccher.example", False),
-        ("http://localhost.example", False),
-    ],
-)
-def test_whether_an_address_is_this_machine(address: str, loopback: bool) -> None:
-    found = Endpoint(address, SILENT)
-    assert (found.address, found.loopback) == (address.rstrip("/"), loopback)
+def test_whether_an_address_is_this_machine() -> None:
+    here = ("http://[::1]", "https://[::1]/", "http://localhost", "http://127.8.0.1:0")
+    others = (
+        "http://[fe80::7]:8080/api",
+        "https://b\u00fccher.example",
+        "http://localhost.example",
+    )
+    for address in (*here, *others):
+        found = Endpoint(address)
+        assert (found.address, found.loopback) == (address.rstrip("/"), address in here)
 
 
-def test_an_ipv6_address_without_a_port() -> None:
-    with (
-        LlamaServer("http://[::1]") as server,
-        pytest.raises(EnvironmentFault, match=r"http://\[::1\] cannot be reached"),
-    ):
-        server.props()
-
-
-def test_a_redirect_is_not_followed(side: LoopbackServer) -> None:
-    side.faults = Faults(redirect="http://example.invalid/")
-    with pytest.raises(InputError, match="302"):
-        props_of(side.address)
+def test_nobody_answers() -> None:
+    for address in (f"http://127.0.0.1:{closed_port()}", "http://[::1]"):
+        with pytest.raises(EnvironmentFault, match=rf"{re.escape(address)} cannot be reached"):
+            props_of(address)
 
 
 def test_an_answer_without_an_end(side: LoopbackServer, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -309,6 +270,7 @@ def test_an_answer_without_an_end(side: LoopbackServer, monkeypatch: pytest.Monk
 @pytest.mark.parametrize(
     ("faults", "props", "message"),
     [
+        (Faults(redirect="http://example.invalid/"), {}, "302"),  # is not followed
         (Faults(missing=frozenset({"/props"})), {}, "/props"),
         (Faults(malformed=frozenset({"/props"})), {}, "<html>"),
         (Faults(), {"default_generation_settings": None}, "n_ctx"),
@@ -323,23 +285,22 @@ def test_other_servers(
         props_of(side.address)
 
 
-def test_a_server_that_takes_texts_only(server: LlamaServer, side: LoopbackServer) -> None:
-    tokens = prompt(server)[:40]
-    side.faults = Faults(texts_only=True)
-    with pytest.raises(InputError, match="tokens of a prompt of 40 token ids"):
-        server.complete(tokens, 2)
-
-
-def test_refusals(server: LlamaServer, side: LoopbackServer) -> None:
-    long = np.full(CONTEXT_TOKENS, 40, np.int32)
-    with pytest.raises(Refused, match=r"512 tokens.*-c"):
-        server.complete(long, 2)
-    side.faults = Faults(no_token_grammars=True)
-    with pytest.raises(Refused, match="failed to parse grammar"):
-        server.complete(long[:9], 2, forced=[40])
-    side.faults = Faults(fail="Compute error.")
-    with pytest.raises(EnvironmentFault, match="Compute error"):
-        server.complete(long[:9], 2)
+@pytest.mark.parametrize(
+    ("faults", "tokens", "error", "message"),
+    [
+        (Faults(), CONTEXT_TOKENS, Refused, r"512 tokens.*-c"),
+        (Faults(no_token_grammars=True), 9, Refused, "failed to parse grammar"),
+        (Faults(fail="Compute error."), 9, EnvironmentFault, "Compute error"),
+        (Faults(texts_only=True), 40, InputError, "tokens of a prompt of 40 token ids"),
+    ],
+)
+def test_refusals(
+    server: LlamaServer, side: LoopbackServer, faults: Faults, tokens: int,
+    error: type[Exception], message: str,
+) -> None:  # fmt: skip
+    side.faults = faults
+    with pytest.raises(error, match=message):
+        server.complete(np.full(tokens, 40, np.int32), 2, forced=[40])
 
 
 def test_a_server_that_stops(server: LlamaServer, side: LoopbackServer) -> None:

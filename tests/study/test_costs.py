@@ -76,8 +76,7 @@ def logits_of(model: Path, tokens: np.ndarray) -> np.ndarray:
     count, size = tokens.shape
     loaded = Model(model, DEVICES)
     context = Context(loaded, parallel_sequences(count, size))
-    context.decode_together(list(tokens))
-    logits = context.all_logits().copy()
+    logits = context.decode_together(list(tokens)).copy()
     context.close()
     loaded.close()
     return logits

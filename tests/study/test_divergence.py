@@ -25,9 +25,8 @@ from quantkit.core.paths import haystack_text
 from quantkit.core.progress import told_to
 from quantkit.formats.logits_file import LogitsFile, decode_rows
 from quantkit.formats.tensors import MetaValue
-from quantkit.llamacpp import text_logits
-from quantkit.llamacpp.llama import Model
-from quantkit.llamacpp.text_logits import ChunkLogits, first_tokens
+from quantkit.llamacpp import llama
+from quantkit.llamacpp.llama import ChunkLogits, Model
 from quantkit.study import divergence
 from quantkit.study.divergence import collect_base_logits, measure_kld
 from quantkit.study.kld_statistics import KLDStatistics, PositionStatistics, compare
@@ -140,7 +139,7 @@ def test_the_base_is_no_distance_from_itself(folder: Path, tmp_path: Path) -> No
     assert found.same_top == 1.0
     assert abs(found.ln_ratio) < 1e-7
     model = Model(folder / "demo.gguf", CPU)
-    tokens = first_tokens(model.vocab, (folder / "text.txt").read_text(), 128)
+    tokens = model.vocab.first_tokens((folder / "text.txt").read_text(), 128)
     runner = ChunkLogits(model, 128, None)
     first, again = ([z.copy() for _, z in runner.of(tokens)] for _ in range(2))
     assert [z.shape for z in first] == [(63, model.vocab.size)]
@@ -171,7 +170,7 @@ def test_batches_of_a_chunk_change_nothing(
     recipe = DivergenceRecipe(chunks=2, chunk_tokens=300)
     found = []
     for batch in (512, 70):
-        monkeypatch.setattr(text_logits, "BATCH_TOKENS", batch)
+        monkeypatch.setattr(llama, "BATCH_TOKENS", batch)
         out, kept = tmp_path / f"{batch}.logits", tmp_path / f"{batch}.jsonl"
         divergence.collect_in_child(
             folder / "demo.gguf", recipe, folder / "text.txt", out, CPU, lambda _: None

@@ -125,14 +125,8 @@ def rtx_3090(number: int, **other: object) -> Device:
 
 
 def rtx_4090(number: int, **other: object) -> Device:
-    facts: dict[str, Any] = {
-        "total_mib": 24564,
-        "driver_mib": 487,
-        "capability": (8, 9),
-        "cores": 128 * 128,
-    }
-    uuid = f"GPU-4090000{number}-bb"
-    return Device("NVIDIA GeForce RTX 4090", uuid, f"4{number}", **(facts | other))
+    facts = dict(total_mib=24564, driver_mib=487, capability=(8, 9), cores=128 * 128) | other
+    return Device("NVIDIA GeForce RTX 4090", f"GPU-4090000{number}-bb", f"4{number}", **facts)
 
 
 def gb10() -> Device:
