@@ -137,7 +137,7 @@ def _imported(path: Path, build: StudyContext, out: Path, progress: Progress) ->
         chunks=found.chunks,
         tokens=found.chunks * found.chunk_tokens,
         weights=len(found.entries),
-        unseen_experts=len(coverage_of(found).unseen),
+        unseen_experts=coverage_of(found.entries).missed(1),
         sources=tuple(SourceRead(name) for name in found.dataset_names),
         ready=path.name,
     )
