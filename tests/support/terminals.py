@@ -15,7 +15,7 @@ def written_in_terminal(command: Sequence[str], columns: int) -> str:
     """What a program that must succeed writes to a terminal, with its control characters."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
-    environment = os.environ | {"TERM": "xterm", "NO_COLOR": "1"}
+    environment = os.environ | {"TERM": "xterm", "NO_COLOR": "1", "COLUMNS": str(columns)}
     process = subprocess.Popen(
         command, stdin=subprocess.DEVNULL, stdout=theirs, stderr=theirs, env=environment
     )
