@@ -12,7 +12,7 @@ from typer import Option
 from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import InputError, QuantkitError
-from quantkit.core.units import GIB, gb_text, gib_text
+from quantkit.core.units import GIB, gib_text
 
 if TYPE_CHECKING:
     from quantkit.config.recipe import Recipe
@@ -108,26 +108,25 @@ def _published(folder: Path, to: str, private: bool, console: Console) -> dict[s
 
 
 def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:
-    """A row of three lines for each level, so that 80 columns hold every figure."""
+    """A row of two lines for each level, so that 80 columns hold every figure."""
     columns = (
-        "level\n[dim]gate[/]", "size", "fullest GPU", "KLD\n[dim]99.9 %[/]",
-        "same top\n[dim]perplexity[/]", "retrieval\n[dim]proven[/]",
+        "level\n[dim]gate[/]", "size\n[dim]bits a weight[/]", "GPU\n[dim]fullest[/]",
+        "KLD\n[dim]99.9 %[/]", "same top\n[dim]PPL[/]", "retrieval\n[dim]tokens[/]",
     )  # fmt: skip
     rows = []
     for r in results:
-        gate, verdict = r.retrieval.gated[0], r.verdict.replace(", ", ",\n")
+        gate = r.retrieval.gated[0]
         color = "green" if r.passed else "yellow" if r.baseline else "bold red"
         fullest = max(r.placed.placement.gpus, key=lambda gpu: gpu.total_bytes)
         rows.append(
             (
-                f"{r.name}\n[{color}]{verdict}[/]",
-                f"{gib_text(r.size_bytes)}\n[dim]{gb_text(r.size_bytes)}[/]\n"
-                f"{r.bits_per_weight:.2f} bits/w",
-                f"{fullest.total_bytes / GIB:.1f} GiB\n"
-                f"[dim]of {fullest.capacity_bytes / GIB:g} GiB[/]",
+                f"{r.name}{' [dim]baseline[/]' if r.baseline else ''}\n"
+                f"[{color}]{r.verdict.partition(',')[0]}[/]",
+                f"{gib_text(r.size_bytes)}\n[dim]{r.bits_per_weight:.2f}[/]",
+                f"{fullest.total_bytes / GIB:.1f} GiB\n[dim]of {fullest.capacity_bytes / GIB:g}[/]",
                 *_divergence_cells(r.kld),
-                f"{gate.hits}/{gate.trials}\n[dim]at {gate.context_tokens:,}[/]\n"
-                f"≥ {gate.lower_bound:.1%}",
+                f"{gate.hits}/{gate.trials} ≥ {gate.lower_bound:.1%}\n"
+                f"[dim]{gate.context_tokens:,}[/]",
             )
         )
     console.table(columns, rows)
