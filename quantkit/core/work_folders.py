@@ -103,16 +103,18 @@ class Journal:
     """Lines that are appended and fsynced, below a first line with their purpose.
 
     Lines of another `purpose` are discarded, and so is a line that was incomplete at a kill.
+    A line is ended by "\\n" and nothing else, and has no meaning but its own: names can be lines.
     """
 
     def __init__(self, path: Path, purpose: str) -> None:
         self.path, self._purpose = path, purpose
-        text = path.read_text(encoding="utf-8") if path.exists() else ""
-        whole = text[: text.rfind("\n") + 1].splitlines()
+        # a kill may have cut the last line within a character
+        text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+        *whole, cut = text.split("\n")
         self.lines: list[str] = whole[1:]
         if whole[:1] != [purpose]:
             self.forget()
-        elif not text.endswith("\n"):
+        elif cut:
             self._rewrite()
 
     def forget(self) -> None:
@@ -122,8 +124,10 @@ class Journal:
 
     def append(self, *lines: str) -> None:
         """Add finished units; they are on disk when this returns."""
+        if any("\n" in line for line in lines):
+            raise ValueError(f"more than a line: {lines!r}")
         self.lines += lines
-        with self.path.open("a", encoding="utf-8") as file:
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
             file.write("".join(line + "\n" for line in lines))
             file.flush()
             os.fsync(file.fileno())

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import cast
 
 from quantkit.core.errors import InputError
+from quantkit.core.units import shown
 from quantkit.formats.tensor_types import BY_ID, BY_NAME
 from quantkit.formats.tensors import Metadata, MetaKind, MetaValue, TensorInfo
 
@@ -99,9 +100,19 @@ class _Cursor:
             raise self.fail(f"{what} has {value} items (limit {limit})")
         return value
 
-    def text(self, limit: int | None = None) -> str:
-        size = self.count(1, "a string", limit)
-        return self.take(size).decode("utf-8", errors="surrogateescape")
+    def text(self) -> str:
+        """A value; bytes that are not UTF-8 are kept as they are, and written again."""
+        return self.take(self.count(1, "a string")).decode("utf-8", errors="surrogateescape")
+
+    def name_of(self, what: str) -> str:
+        """The name of a key or a tensor: printable text, so it can be in a message or a journal."""
+        found = self.take(self.count(1, f"the name of {what}", MAX_NAME_BYTES))
+        name = found.decode("utf-8", errors="surrogateescape")
+        if not name.isprintable():
+            raise self.fail(
+                f"the name of {what}, {shown(name)}, is not printable UTF-8 text; it ends"
+            )
+        return name
 
     def texts(self, count: int) -> tuple[str, ...]:
         """`count` strings, in one loop without calls: a vocabulary has hundreds of thousands."""
@@ -161,7 +172,7 @@ def parse_header(buffer: mmap.mmap | bytes, name: str, size_bytes: int | None = 
     metadata_count = cursor.count(12, "the metadata table", MAX_ENTRIES)
     metadata: Metadata = {}
     for _ in range(metadata_count):
-        key = cursor.text(MAX_NAME_BYTES)
+        key = cursor.name_of("a key")
         metadata[key] = cursor.value()
     infos = [_tensor(cursor) for _ in range(tensor_count)]
     alignment = metadata.get("general.alignment", MetaValue("u32", DEFAULT_ALIGNMENT)).value
@@ -205,7 +216,7 @@ def read_header(read: Callable[[int, int], bytes], size_bytes: int, name: str) -
 
 
 def _tensor(cursor: _Cursor) -> tuple[TensorInfo, int]:
-    name = cursor.text(MAX_NAME_BYTES)
+    name = cursor.name_of("a tensor")
     n_dims = cursor.number("I")
     if not 1 <= n_dims <= MAX_DIMENSIONS:
         raise cursor.fail(f"tensor {name} has {n_dims} dimensions")

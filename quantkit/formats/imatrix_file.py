@@ -196,8 +196,10 @@ def _read_gguf(path: Path, rows: Mapping[str, int]) -> Imatrix:
 
 
 def _strings(file: GGUFFile, key: str) -> tuple[str, ...]:
+    """Texts; what is not UTF-8 in them, as in a path of another system, is replaced."""
     value = file.metadata.get(key, MetaValue("str", ())).value
-    return tuple(map(str, value)) if isinstance(value, tuple) else ()
+    texts = map(str, value) if isinstance(value, tuple) else ()
+    return tuple(t.encode("utf-8", "surrogateescape").decode("utf-8", "replace") for t in texts)
 
 
 def _integer(file: GGUFFile, key: str) -> int:

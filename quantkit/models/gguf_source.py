@@ -14,6 +14,9 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.llamacpp.ggml_kernels import dequantize
 
+_READ_AS_TEXT = {"general.architecture", "tokenizer.chat_template"}
+"""Other texts are only copied, whatever their bytes are."""
+
 
 class GGUFSource:
     """TensorSource over a GGUF file or its shards; quantized tensors are dequantized on read."""
@@ -26,6 +29,11 @@ class GGUFSource:
         }
         if "general.architecture" not in self.metadata:
             raise InputError(f"{path} has no general.architecture: it is not a model")
+        for key in _READ_AS_TEXT & self.metadata.keys():
+            try:
+                str(self.metadata[key].value).encode()
+            except UnicodeEncodeError:
+                raise InputError(f"{key} of {path} is not UTF-8 text; convert it again") from None
         self._file_of = {name: file for file in files for name in file.stored}
         self.tensors: Sequence[TensorInfo] = tuple(
             at.info for file in files for at in file.stored.values()

@@ -30,7 +30,6 @@ from quantkit.llamacpp import ggml_kernels
 from quantkit.quantize import kernels
 from quantkit.quantize.kernels import simd
 
-END = "(end of shard)"
 ROWS_BYTES = 16 << 20
 """Limit for the rows that one worker holds at a time, as F32."""
 ENCODED_ROWS_BYTES = 1 << 20
@@ -95,13 +94,11 @@ def write_shards(
     with ThreadPoolExecutor(workers) as pool:
         for layout, journal in zip(layouts, journals, strict=True):
             path, growing = folder / layout.file_name, work / layout.file_name
-            if END not in journal.lines:
+            if growing.exists() or not _is_whole(layout, journal):  # else it is published
                 with open_shard(growing, layout) as writer:
                     left = [info for info in layout.tensors if info.name not in done]
                     encoder = _Encoder(writer, source, importance, stored_types, reusable)
                     _encode_all(encoder, left, journal, progress, pool, workers)
-                    journal.append(END)
-            if growing.exists():
                 publish(growing, path)
             paths.append(path)
     return paths
@@ -111,10 +108,16 @@ def _journal(layout: ShardLayout, folder: Path, work: Path) -> Journal:
     """The tensors of a shard that an earlier run finished; none if their file is gone."""
     growing = work / layout.file_name
     journal = Journal(work / f"{layout.file_name}.journal", layout.digest)
-    whole = growing.exists() and growing.stat().st_size == layout.size_bytes
-    if not whole and not (END in journal.lines and (folder / layout.file_name).exists()):
+    kept = growing.exists() and growing.stat().st_size == layout.size_bytes
+    if not kept and not (_is_whole(layout, journal) and (folder / layout.file_name).exists()):
         journal.forget()
     return journal
+
+
+def _is_whole(layout: ShardLayout, journal: Journal) -> bool:
+    """Whether all tensors of a shard are finished; no line says so, since any may be a name."""
+    names = {info.name for info in layout.tensors}
+    return bool(names) and names.issubset(journal.lines)
 
 
 def _encode_all(

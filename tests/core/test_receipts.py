@@ -13,7 +13,7 @@ import pytest
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import atomic
 from quantkit.core.receipts import stale_reason, write_receipt
-from quantkit.core.work_folders import build_folder, resumable
+from quantkit.core.work_folders import Journal, build_folder, resumable
 
 PARTS = {
     "stage version": 1,
@@ -130,3 +130,15 @@ def test_a_file_system_without_locks_is_told(
     monkeypatch.setattr("fcntl.flock", flock)
     with pytest.raises(EnvironmentFault, match="not implemented"), build_folder(tmp_path):
         pass
+
+
+def test_any_name_is_one_line_of_a_journal(tmp_path: Path) -> None:
+    path, names = tmp_path / "j", ["a\u2028b", "c\rd", "\x85", "", "ü"]
+    Journal(path, "p").append(*names)
+    assert Journal(path, "p").lines == names
+    with pytest.raises(ValueError, match="line"):
+        Journal(path, "p").append("e\nf")
+    path.write_bytes(path.read_bytes()[:-2])  # a kill within the ü
+    assert Journal(path, "p").lines == names[:-1]
+    assert Journal(path, "p").lines == names[:-1]
+    assert Journal(path, "q").lines == []

@@ -106,6 +106,7 @@ def name(text: str) -> bytes:
 
 
 HUGE = (1 << 63) - 1
+ONE = struct.pack("<IQIQ", 1, 1, 0, 0) + b"\0" * 64  # the rest of a table of one F32, and data
 HOSTILE = {
     "empty": b"",
     "magic": crafted(magic=b"GGML"),
@@ -124,6 +125,9 @@ HOSTILE = {
     "blocks": crafted(tensors=1, table=name("t") + struct.pack("<IQIQ", 1, 33, 8, 0)),
     "overflow": crafted(tensors=1, table=name("t") + struct.pack("<IQQIQ", 2, 2**40, 2**40, 0, 0)),
     "no data": crafted(tensors=1, table=name("t") + struct.pack("<IQIQ", 1, 4096, 0, 0)),
+    "key not UTF-8": crafted(n_keys=1, keys=struct.pack("<Q", 1) + b"\xff" + name("v")),
+    "name not UTF-8": crafted(tensors=1, table=struct.pack("<Q", 1) + b"\xff" + ONE),
+    "name of two lines": crafted(tensors=1, table=name("a\nb") + ONE),
     "offset": crafted(tensors=1, table=name("t") + struct.pack("<IQIQ", 1, 1, 0, HUGE)),
 }  # fmt: skip
 
@@ -137,8 +141,20 @@ def test_a_folder_is_no_file(tmp_path: Path) -> None:
 def test_hostile_files_get_one_sentence(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "h.gguf"
     path.write_bytes(HOSTILE[kind])
-    with pytest.raises(InputError, match=r"h\.gguf"):
+    with pytest.raises(InputError, match=r"h\.gguf") as refused:
         GGUFFile(path)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize("key", ["general.architecture", "tokenizer.chat_template"])
+def test_a_text_that_is_read_must_be_one(key: str, tmp_path: Path) -> None:
+    """Other values are copied with the bytes that they have."""
+    odd = MetaValue("str", "caf\udce9")
+    path = write_gguf(tmp_path / "m.gguf", llama_metadata() | {"general.author": odd}, {})
+    assert GGUFSource(path).metadata["general.author"] == odd
+    path = write_gguf(tmp_path / "n.gguf", llama_metadata() | {key: odd}, {})
+    with pytest.raises(InputError, match=key):
+        GGUFSource(path)
 
 
 @given(cut=st.integers(0, 4000), flip=st.integers(0, 4000), value=st.integers(0, 255))

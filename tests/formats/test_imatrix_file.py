@@ -114,6 +114,16 @@ def written(path: Path, sums: list[list[float]], counts: list[list[float]] | Non
     return path
 
 
+def test_names_that_are_not_utf8(tmp_path: Path) -> None:
+    """Of a text, as the path of another system: it is only shown. Of a weight: refused."""
+    path = tmp_path / "i.gguf"
+    write_imatrix(path, dataclasses.replace(example(), datasets=("caf\udce9.txt",)))
+    assert read_imatrix(path).datasets == ("caf\ufffd.txt",)
+    path.write_bytes(path.read_bytes().replace(b"blk.0.attn_q", b"blk.0.attn_\xff"))
+    with pytest.raises(InputError):
+        read_imatrix(path)
+
+
 @pytest.mark.parametrize("sums", [[[2, 4]], [[2, 4], [6, 8]]])  # a matrix, and a whole stack
 def test_one_count_stays_one(sums: list[list[float]], tmp_path: Path) -> None:
     entry = read_imatrix(written(tmp_path / "i.gguf", sums, [[2]])).entries["w"]

@@ -143,3 +143,21 @@ def test_a_killed_run_resumes_and_a_lost_file_is_made_again(
     (tmp_path / "m.gguf").unlink()  # what the journal lists is gone
     (path,) = write_shards(tmp_path, tmp_path, layouts, source, {}, SILENT, 2)
     assert file_sha256(path) == file_sha256(reference)
+
+
+def test_no_name_of_a_tensor_ends_a_resumed_shard(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even what the journal once had as its last line."""
+    monkeypatch.setattr(encode, "SYNC_BYTES", 0)  # every tensor is journalled at once
+    first = np.arange(512, dtype=np.float32).reshape(2, 256)
+    arrays = {"(end of shard)": first} | llama_arrays()
+    source = GGUFSource(write_gguf(tmp_path / "s.gguf", llama_metadata(), arrays))
+    layouts, work = lay_out("m", source.metadata, source.tensors), tmp_path / "work"
+    (whole,) = write_shards(tmp_path / "a", work, layouts, source, {}, SILENT, 1)
+    killed = tmp_path / "killed"
+    with pytest.raises(Killed):
+        write_shards(tmp_path / "b", killed, layouts, source, {}, Recorder(kill_after=3), 1)
+    assert "(end of shard)" in (killed / "m.gguf.journal").read_text()
+    (path,) = write_shards(tmp_path / "b", killed, layouts, source, {}, SILENT, 1)
+    assert path.read_bytes() == whole.read_bytes()
