@@ -62,6 +62,7 @@ def convert(
     from quantkit.core.files import check_writable, identity
     from quantkit.core.threads import worker_count
     from quantkit.core.work_folders import resumable, work_folder
+    from quantkit.formats.gguf_writer import check_stem
     from quantkit.models.choose import choose_local, model_files, open_source
     from quantkit.quantize.quantize import convert as run
 
@@ -71,6 +72,7 @@ def convert(
     choice, path = choose_local(model)
     source = open_source(choice, keep_prediction=mtp == "keep")
     files = model_files(choice, path)
+    check_stem(out.stem)
     check_writable(out, files)
     recipe = ConvertRecipe.model_validate({"base_type": base_type, "mtp": mtp})
     parts = {"files": identity(files), **recipe.model_dump(mode="json")}

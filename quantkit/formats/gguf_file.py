@@ -11,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
+from quantkit.core.units import shown
 from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.gguf_header import parse_header
 from quantkit.formats.tensors import TensorInfo
 
-_SHARD_NAME = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf$")
+SHARD_NAME = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
+SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
+"""What each shard says: its number from 0, and the files and tensors of the whole model."""
 
 
 class GGUFFile:
@@ -49,22 +52,56 @@ class GGUFFile:
 
 
 def shard_paths(path: Path) -> list[Path]:
-    """All shards of the model whose first (or only) file is `path`.
+    """All shards of the model whose first (or only) file is `path`, by their names.
 
     Raises:
         InputError: a shard is missing, or `path` is not the first one.
     """
-    match = _SHARD_NAME.match(path.name)
+    match = SHARD_NAME.fullmatch(path.name)
     if match is None:
         return [path]
-    count = int(match["count"])
-    if int(match["number"]) != 1:
-        raise InputError(f"{path} is shard {int(match['number'])}; give the first one (00001)")
+    number, count = int(match["number"]), int(match["count"])
+    if number != 1 or not count:
+        raise InputError(f"{path} is named as shard {number} of {count}; give the first (00001)")
     paths = [path.with_name(f"{match['stem']}-{n + 1:05}-of-{count:05}.gguf") for n in range(count)]
     missing = [p.name for p in paths if not p.exists()]
     if missing:
-        raise InputError(f"{path} has {count} shards, {len(missing)} missing: {', '.join(missing)}")
+        some = ", ".join(missing[:3]) + ", …" * (len(missing) > 3)
+        raise InputError(f"{path} has {count} shards, {len(missing)} missing: {some}")
     return paths
+
+
+def open_shards(path: Path) -> list[GGUFFile]:
+    """The files of the model whose first (or only) file is `path`, checked to be all of it.
+
+    What the files say of each other decides, as in llama.cpp (`llama-model-loader.cpp`); a file
+    that llama-gguf-split merged has a `split.count` of 0.
+
+    Raises:
+        InputError: a file is broken or missing, is a shard under another name, or belongs to
+            another model.
+    """
+    files = [GGUFFile(one) for one in shard_paths(path)]
+    count, tensors = len(files), sum(len(file.stored) for file in files)
+    holder: dict[str, GGUFFile] = {}
+    for number, file in enumerate(files):
+        for key, wanted in zip(SPLIT_KEYS, (number, count, tensors), strict=True):
+            found = file.metadata[key].value if key in file.metadata else None
+            may_be = (wanted,) if count > 1 else (wanted, None, 0 if key == "split.count" else None)
+            if found not in may_be:
+                named = f"file {number + 1} of {count}" if count > 1 else "a whole model"
+                raise InputError(
+                    f"{file.path} is {named} by its name, with {tensors} tensors in all, but its "
+                    f"{key} is {shown(str(found))}; give the first shard, beside the others and "
+                    "named as it was made, …-00001-of-0000N.gguf"
+                )
+        for name in file.stored:
+            if (other := holder.setdefault(name, file)) is not file:
+                raise InputError(
+                    f"tensor {name} is in {other.path} and in {file.path.name}; the shards do not "
+                    "belong together: download or convert them again"
+                )
+    return files
 
 
 @dataclass(frozen=True)

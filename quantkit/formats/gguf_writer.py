@@ -18,12 +18,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.formats.gguf_file import ReusableTensor
+from quantkit.core.errors import InputError
+from quantkit.formats.gguf_file import SHARD_NAME, SPLIT_KEYS, ReusableTensor
 from quantkit.formats.gguf_header import ARRAY_KIND, DEFAULT_ALIGNMENT, FORMATS, KINDS, MAGIC
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.formats.tensors import Metadata, MetaKind, MetaValue, TensorInfo
 
 MAX_SHARD_BYTES = 50 * 10**9  # huggingface_hub's plain-HTTP upload refuses larger files
+_SPLIT_KINDS: tuple[MetaKind, ...] = ("u16", "u16", "i32")
 
 _pack_length = struct.Struct("<Q").pack
 
@@ -91,6 +93,15 @@ class ShardLayout:
         return hashlib.sha256(self.header).hexdigest()
 
 
+def check_stem(stem: str) -> None:
+    """Raise InputError if `stem.gguf` is the name of a shard: it would be read as a part only."""
+    if SHARD_NAME.fullmatch(f"{stem}.gguf"):
+        raise InputError(
+            f"{stem}.gguf is the name of one shard of several; choose a name that does not end in "
+            "-0000N-of-0000N"
+        )
+
+
 def lay_out(
     stem: str,
     metadata: Metadata,
@@ -101,7 +112,11 @@ def lay_out(
 
     A single shard is `stem.gguf`; several are `stem-00001-of-0000N.gguf`, as in llama.cpp. A tensor
     larger than the limit gets a shard of its own.
+
+    Raises:
+        InputError: `stem.gguf` is the name of a shard already.
     """
+    check_stem(stem)
     groups: list[list[TensorInfo]] = [[]]
     filled = 0
     for info in tensors:
@@ -118,9 +133,9 @@ def lay_out(
         name = f"{stem}.gguf"
         if len(groups) > 1:
             name = f"{stem}-{number + 1:05}-of-{len(groups):05}.gguf"
-            keys["split.no"] = MetaValue("u16", number)
-            keys["split.count"] = MetaValue("u16", len(groups))
-            keys["split.tensors.count"] = MetaValue("i32", len(tensors))
+            values = (number, len(groups), len(tensors))
+            for key, kind, value in zip(SPLIT_KEYS, _SPLIT_KINDS, values, strict=True):
+                keys[key] = MetaValue(kind, value)
         header = _header(keys, group)
         offsets, at = {}, len(header)
         for info in group:

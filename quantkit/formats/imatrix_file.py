@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
-from quantkit.formats.gguf_file import GGUFFile
+from quantkit.formats.gguf_file import GGUFFile, open_shards
 from quantkit.formats.gguf_header import MAGIC
 from quantkit.formats.gguf_writer import write_gguf
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
@@ -155,7 +155,9 @@ def read_imatrix(path: Path, rows: Mapping[str, int] | None = None) -> Imatrix:
 
 
 def _read_gguf(path: Path, rows: Mapping[str, int]) -> Imatrix:
-    file = GGUFFile(path)
+    file, *more = open_shards(path)
+    if more:
+        raise InputError(f"{path} is the first of {len(more) + 1} files; an imatrix is one file")
     kind = file.metadata.get("general.type")
     if kind is None or kind.value != "imatrix":
         raise InputError(

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
-from quantkit.formats.gguf_file import GGUFFile, shard_paths
+from quantkit.formats.gguf_file import SPLIT_KEYS, open_shards
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.llamacpp.ggml_kernels import dequantize
@@ -22,10 +22,10 @@ class GGUFSource:
     """TensorSource over a GGUF file or its shards; quantized tensors are dequantized on read."""
 
     def __init__(self, path: Path) -> None:
-        self.paths = shard_paths(path)
-        files = [GGUFFile(p) for p in self.paths]
+        files = open_shards(path)
+        self.paths = [file.path for file in files]
         self.metadata: Metadata = {
-            key: value for key, value in files[0].metadata.items() if not key.startswith("split.")
+            key: value for key, value in files[0].metadata.items() if key not in SPLIT_KEYS
         }
         if "general.architecture" not in self.metadata:
             raise InputError(f"{path} has no general.architecture: it is not a model")

@@ -14,6 +14,7 @@ from quantkit.core.files import atomic, check_writable, content_id, identity
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.units import seconds_text
 from quantkit.core.work_folders import resumable, work_folder
+from quantkit.formats.gguf_writer import check_stem
 from quantkit.formats.imatrix_file import (
     LARGEST_IMPORTANCE,
     Imatrix,
@@ -48,6 +49,7 @@ def collect_file(
     """
     source = GGUFSource(model)  # says what is wrong with the file before llama.cpp loads it
     texts = [path for found in local_sources(recipe) for path in found.files]
+    check_stem(out.stem)
     check_writable(out, [*source.paths, *texts])
     devices = device_settings(workers)
     parts = {

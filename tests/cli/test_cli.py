@@ -47,6 +47,16 @@ def test_a_forked_command_does_what_a_new_interpreter_does(tmp_path: Path) -> No
         )  # fmt: skip
 
 
+SHARD = "x-00001-of-00002.gguf"
+"""The name of one shard, which no file of a whole model may have."""
+
+
+def test_an_imatrix_is_not_named_as_a_shard(tmp_path: Path) -> None:
+    write_llama(tmp_path / "m.gguf")
+    assert SHARD in refused("imatrix", "m.gguf", "--out", SHARD, cwd=tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["m.gguf"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -61,6 +71,8 @@ def test_a_forked_command_does_what_a_new_interpreter_does(tmp_path: Path) -> No
         (("imatrix", "junk.gguf"), ("junk.gguf",)),
         (("imatrix", "--show", "junk.gguf"), ("junk.gguf",)),
         (("imatrix",), ("--show",)),
+        (("convert", "--model", "demo", "--out", SHARD), (SHARD,)),
+        (("quantize", "--model", "demo", "--types", "Q8_0", "--out", SHARD), (SHARD,)),
     ],
 )
 def test_bad_input_is_refused_by_its_name(

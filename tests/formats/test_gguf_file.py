@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from contextlib import nullcontext
 from pathlib import Path
 
 import gguf
@@ -10,12 +11,13 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import llama_arrays, llama_metadata, write_gguf, write_llama
+from models import CPU, llama_arrays, llama_metadata, write_gguf, write_llama
 
 from quantkit.core.errors import InputError
-from quantkit.formats.gguf_file import GGUFFile, shard_paths
+from quantkit.formats.gguf_file import SPLIT_KEYS, GGUFFile, shard_paths
 from quantkit.formats.gguf_writer import lay_out, open_shard
-from quantkit.formats.tensors import MetaValue, TensorInfo
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
+from quantkit.llamacpp.llama import Model
 from quantkit.models.gguf_source import GGUFSource
 
 
@@ -94,6 +96,78 @@ def test_shards_are_named_and_numbered_as_llama_cpp_does(tmp_path: Path) -> None
         shard_paths(tmp_path / layouts[0].file_name)
     with pytest.raises(InputError, match="00001"):
         shard_paths(tmp_path / layouts[2].file_name)
+
+
+def split(no: int, count: int, tensors: int) -> Metadata:
+    """What a shard says of itself."""
+    values = zip(SPLIT_KEYS, (no, count, tensors), strict=True)
+    return {key: MetaValue("i32" if "tensors" in key else "u16", v) for key, v in values}
+
+
+Files = dict[str, tuple[Metadata, slice]]
+"""Name → what the file says of itself, and which of the 12 tensors it has."""
+A, B = "m-00001-of-00002.gguf", "m-00002-of-00002.gguf"
+HEAD, TAIL, ALL = slice(7), slice(7, 12), slice(12)
+WHOLE: dict[str, Files] = {
+    "one file": {"m.gguf": ({}, ALL)},
+    "two shards": {A: (split(0, 2, 12), HEAD), B: (split(1, 2, 12), TAIL)},
+    "merged by llama-gguf-split": {"m.gguf": (split(0, 0, 12), ALL)},
+    "one shard of one": {"m-00001-of-00001.gguf": (split(0, 1, 12), ALL)},
+    "one shard under another name": {"m.gguf": (split(0, 1, 12), ALL)},
+}
+PARTS: dict[str, Files] = {
+    "the first renamed": {"m.gguf": (split(0, 2, 12), HEAD)},
+    "the second renamed": {"m.gguf": (split(1, 2, 12), TAIL)},
+    "the second is the first": {A: (split(0, 2, 12), HEAD), B: (split(0, 2, 12), TAIL)},
+    "swapped": {A: (split(1, 2, 12), TAIL), B: (split(0, 2, 12), HEAD)},
+    "of three": {A: (split(0, 3, 12), HEAD), B: (split(1, 3, 12), TAIL)},
+    "too few tensors": {A: (split(0, 2, 12), HEAD), B: (split(1, 2, 12), slice(8, 12))},
+    "a tensor twice": {A: (split(0, 2, 13), HEAD), B: (split(1, 2, 13), slice(6, 12))},
+}
+SAYS_NOTHING: dict[str, Files] = {  # of these llama.cpp reads the first file only
+    "shards by name alone": {A: ({}, HEAD), B: ({}, TAIL)},
+    "one file named as a shard": {A: ({}, ALL), B: (split(1, 2, 12), TAIL)},
+    "tensors removed": {"m.gguf": (split(0, 0, 12), HEAD)},
+    "a count that is none": {"m.gguf": ({"split.count": MetaValue("str", "2")}, ALL)},
+}
+
+
+def written(folder: Path, files: Files) -> Path:
+    """The first of the files."""
+    arrays = list(llama_arrays().items())
+    for number, (file, (says, part)) in enumerate(files.items()):
+        keys = says if number else llama_metadata() | says
+        write_gguf(folder / "x.gguf", keys, dict(arrays[part])).rename(folder / file)
+    return folder / next(iter(files))
+
+
+@pytest.mark.parametrize("kind", [*WHOLE, *PARTS])
+def test_a_model_is_whole_where_llama_cpp_says_so(kind: str, tmp_path: Path) -> None:
+    path = written(tmp_path, (WHOLE | PARTS)[kind])
+    refused = nullcontext() if kind in WHOLE else pytest.raises(InputError)
+    with refused:
+        assert len(GGUFSource(path).tensors) == 12
+    with refused:
+        Model(path, CPU, weightless=True).close()
+
+
+@pytest.mark.parametrize("kind", SAYS_NOTHING)
+def test_names_and_metadata_that_disagree(kind: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        GGUFSource(written(tmp_path, SAYS_NOTHING[kind]))
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00000.gguf", "m-00000-of-00002.gguf"])
+def test_numbers_that_no_shard_has(name: str, tmp_path: Path) -> None:
+    with pytest.raises(InputError):
+        shard_paths(write_llama(tmp_path / "x.gguf").rename(tmp_path / name))
+
+
+@pytest.mark.parametrize("size", [1024, 1 << 40])
+def test_no_file_is_laid_out_under_the_name_of_a_shard(size: int) -> None:
+    infos = [TensorInfo(f"t{i}.weight", (4, 32), "F32") for i in range(5)]
+    with pytest.raises(InputError, match="m-00001-of-00002"):
+        lay_out("m-00001-of-00002", llama_metadata(), infos, max_shard_bytes=size)
 
 
 def crafted(*, magic: bytes = b"GGUF", version: int = 3, tensors: int = 0, keys: bytes = b"",

@@ -102,9 +102,14 @@ def test_both_forms_of_one_run_read_equal() -> None:
         assert ((again.tokens > 0) == (entry.tokens > 0)).all(), name
 
 
-def written(path: Path, sums: list[list[float]], counts: list[list[float]] | None) -> Path:
+def written(
+    path: Path,
+    sums: list[list[float]],
+    counts: list[list[float]] | None,
+    more: Metadata | None = None,
+) -> Path:
     """An imatrix with tensors of just these shapes."""
-    metadata: Metadata = {"general.type": MetaValue("str", "imatrix")}
+    metadata: Metadata = {"general.type": MetaValue("str", "imatrix"), **(more or {})}
     arrays = {"w.in_sum2": np.array(sums, "<f4")}
     if counts is not None:
         arrays["w.counts"] = np.array(counts, "<f4")
@@ -130,6 +135,14 @@ def test_one_count_stays_one(sums: list[list[float]], tmp_path: Path) -> None:
     assert entry.importance().tolist() == [[1, 2], [3, 4]][: len(sums)]
     assert (entry.counts.tolist(), entry.tokens.tolist()) == ([2], [2] * len(sums))
     assert entry.unseen == 0
+
+
+def test_a_part_of_an_imatrix_is_none(tmp_path: Path) -> None:
+    part: Metadata = {"split.no": MetaValue("u16", 0), "split.count": MetaValue("u16", 2)}
+    path = written(tmp_path / "i.gguf", [[2, 4]], [[2]], part)
+    for name in ("i.gguf", "i-00001-of-00002.gguf"):
+        with pytest.raises(InputError, match=name):
+            read_imatrix(path.replace(tmp_path / name))
 
 
 NAN = float("nan")

@@ -5,7 +5,6 @@ Headers are compared with themselves, each other and allocation.json; no weights
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -16,6 +15,7 @@ from quantkit.core.documents import JsonDocument
 from quantkit.core.errors import InputError
 from quantkit.core.progress import Progress
 from quantkit.core.units import printable, shown
+from quantkit.formats.gguf_file import SHARD_NAME, SPLIT_KEYS
 from quantkit.formats.gguf_header import GGUFHeader, StoredAt
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 from quantkit.models.model import Model
@@ -34,8 +34,6 @@ MOST_HELD_ITEMS = 8_000_000
 """Values kept of all headers, some 60 bytes each; a vocabulary has about a million."""
 ENTRY_ITEMS = 20
 """Held items that a tensor or a key counts for; an array's item counts for one."""
-SPLIT_KEYS = ("split.no", "split.count", "split.tensors.count")
-_SHARD = re.compile(r"(?P<stem>.+)-(?P<number>[0-9]{5})-of-(?P<count>[0-9]{5})\.gguf")
 
 Outcome = tuple[str, str | None, Mapping[str, Any]]
 """What a check returns: `compared`, `agrees` and `facts` of `Check`."""
@@ -208,7 +206,7 @@ def shard_faults(level: str, artifact: Artifact) -> list[str]:
         for name, count in counts.items()
         if count > 1
     ]
-    shard = _SHARD.fullmatch(files[0])
+    shard = SHARD_NAME.fullmatch(files[0])
     if len(files) == 1 and shard is None:
         here = [key for key in SPLIT_KEYS if key in artifact.headers[files[0]].metadata]
         return [*faults, *(f"{files[0]}: has {key}, but is no shard" for key in here)]
