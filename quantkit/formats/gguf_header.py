@@ -1,8 +1,8 @@
 """Strict parser of GGUF headers, from a mapped file or from the first bytes of a remote one.
 
 Written for hostile input: every count and length is checked against the file's size before anything
-is allocated, and the totals are limited. Layout: ggml's `docs/gguf.md`, version 3 (and 2, which has
-the same layout).
+is allocated. The totals are limited too, for a sparse file is as large as it likes and takes no
+disk. Layout: ggml's `docs/gguf.md`, version 3 (and 2, which has the same layout).
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ FORMATS: dict[str, str] = {
     "bool": "?", "u64": "Q", "i64": "q", "f64": "d",
 }  # fmt: skip
 FIRST_BYTES = 64 << 10  # of a remote file: more than a header without a vocabulary has
-MAX_BYTES = 64 << 20  # of a remote header; a vocabulary of 250,000 tokens takes about 10 MB
+MAX_BYTES = 64 << 20  # of a header; a vocabulary of 250,000 tokens takes about 10 MB
 MAX_ITEMS = 4_000_000  # of all arrays: more than a vocabulary of a million tokens has
 MAX_ENTRIES = 100_000  # keys, and tensors: each takes a kilobyte in memory
 _LENGTH = struct.Struct("<Q")
@@ -82,6 +82,11 @@ class _Cursor:
     def take(self, size: int) -> bytes:
         if size < 0 or self.at + size > self.size_bytes:
             raise self.fail(f"needs {size} more bytes, has {self.size_bytes - self.at}")
+        if self.at + size > MAX_BYTES:
+            raise InputError(
+                f"{self.name} has a header of {self.at + size} bytes or more (limit {MAX_BYTES}); "
+                "download or convert it again"
+            )
         if self.at + size > len(self.buffer):
             raise _Incomplete(self.at + size)
         chunk = self.buffer[self.at : self.at + size]
@@ -116,7 +121,8 @@ class _Cursor:
 
     def texts(self, count: int) -> tuple[str, ...]:
         """`count` strings, in one loop without calls: a vocabulary has hundreds of thousands."""
-        buffer, unpack, end = self.buffer, _LENGTH.unpack_from, len(self.buffer)
+        buffer, unpack = self.buffer, _LENGTH.unpack_from
+        end = min(len(buffer), MAX_BYTES)
         found, at = [], self.at
         for _ in range(count):
             begin = at + _LENGTH.size
@@ -159,7 +165,8 @@ def parse_header(buffer: mmap.mmap | bytes, name: str, size_bytes: int | None = 
         size_bytes: of the whole file, if `buffer` is only its beginning.
 
     Raises:
-        InputError: it is not GGUF, truncated, inconsistent, or over `MAX_ITEMS` or `MAX_ENTRIES`.
+        InputError: it is not GGUF, truncated, inconsistent, or over a limit: `MAX_BYTES`,
+            `MAX_ITEMS`, `MAX_ENTRIES`.
         _Incomplete: the header does not end in `buffer`.
     """
     cursor = _Cursor(buffer, len(buffer) if size_bytes is None else size_bytes, name)
@@ -199,18 +206,13 @@ def read_header(read: Callable[[int, int], bytes], size_bytes: int, name: str) -
     """The header of a remote file, with few calls of `read(start, stop)` for its bytes.
 
     Raises:
-        InputError: see `parse_header`; or the header is longer than `MAX_BYTES`.
+        InputError: see `parse_header`.
     """
     content = read(0, min(FIRST_BYTES, size_bytes))
     while True:
         try:
             return parse_header(content, name, size_bytes)
         except _Incomplete as incomplete:
-            if incomplete.needed > MAX_BYTES:
-                raise InputError(
-                    f"{name} has a header of {incomplete.needed} bytes or more (limit "
-                    f"{MAX_BYTES}); download the file to read it"
-                ) from None
             stop = min(max(incomplete.needed, 4 * len(content)), MAX_BYTES, size_bytes)
             content += read(len(content), stop)
 

@@ -22,6 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
+from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.gguf_file import GGUFFile, open_shards
 from quantkit.formats.gguf_header import MAGIC
 from quantkit.formats.gguf_writer import write_gguf
@@ -32,6 +33,8 @@ UNKNOWN = "quantkit.imatrix.unknown"
 """quantkit's own key in files converted from a `.dat`: says that counts were assumed."""
 LARGEST_IMPORTANCE = 1e18
 """Limit for a mean squared activation: some of ggml's quantizers abort on larger ones."""
+MAX_BYTES = 4 << 30
+"""Of a file, whose sums are all in memory; the flagship's have 0.3 GB."""
 LEGACY_CHUNK_TOKENS = 512
 """llama-imatrix's default, assumed for a `.dat`, which does not store it."""
 _SMALLEST_LEGACY_ENTRY_BYTES = 4 + 1 + 4 + 4 + 4
@@ -142,15 +145,18 @@ def read_imatrix(path: Path, rows: Mapping[str, int] | None = None) -> Imatrix:
     `.dat`; without them such a stack is one matrix.
 
     Raises:
-        InputError: not an imatrix, or inconsistent in itself or with `rows`.
+        InputError: not an imatrix, over `MAX_BYTES`, or inconsistent in itself or with `rows`.
     """
     try:
+        size = path.stat().st_size
         with path.open("rb") as file:
             magic = file.read(len(MAGIC))
     except OSError as error:
         raise InputError(
             f"cannot read {path}: {error.strerror}; give the path of an imatrix"
         ) from None
+    if size > MAX_BYTES:
+        raise InputError(f"{path} has {size} bytes, an imatrix at most {MAX_BYTES}; give another")
     return _read_gguf(path, rows or {}) if magic == MAGIC else _read_legacy(path, rows or {})
 
 
@@ -213,7 +219,8 @@ class _LegacyCursor:
     """Reads values of a `.dat`; every length is checked against the file's size first."""
 
     def __init__(self, path: Path) -> None:
-        self.content, self.path, self.at = path.read_bytes(), path, 0
+        self.content = FileBytes(path).map() if path.stat().st_size else b""
+        self.path, self.at = path, 0
 
     def fail(self, what: str) -> InputError:
         return InputError(

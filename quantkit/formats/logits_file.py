@@ -29,11 +29,18 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
 from quantkit.formats.file_bytes import FileBytes
+from quantkit.formats.gguf_header import MAX_ITEMS
 from quantkit.formats.tensors import Metadata
 
 MAGIC, VERSION = b"QKLOGITS", 1
 FLOOR_NATS = 40.0
 STEPS = 65535
+MAX_HEADER_BYTES = 1 << 20
+"""Of the JSON, which has names, hashes and counts."""
+MAX_VOCABULARY = MAX_ITEMS
+"""No GGUF that is read has more tokens."""
+MAX_TOKENS = 1 << 26
+"""Of all chunks, which are in memory together; their rows take a thousand times as much disk."""
 VOCABULARY_KEYS = ("model", "pre", "tokens", "merges")
 _START = struct.Struct("<8sII")
 
@@ -187,13 +194,10 @@ class LogitsFile:
         if version != VERSION:
             raise InputError(f"{path} has format version {version}; supported is {VERSION}")
         try:
-            length_here = min(length, size - _START.size)
-            found = json.loads(self._bytes.read(_START.size, length_here).tobytes())
-            self.header = header = LogitsHeader(**found)
-            counts = (header.vocabulary_size, header.chunks, header.kept_tokens)
-            if min(counts) < 1 or header.chunk_tokens < 4:
-                raise ValueError(counts)
-        except (ValueError, TypeError):
+            if length > min(MAX_HEADER_BYTES, size - _START.size):
+                raise ValueError(length)
+            self.header = header = _parse(self._bytes.read(_START.size, length).tobytes())
+        except ValueError:
             raise self._broken("its header is invalid") from None
         self._row_type = header.row_type
         tokens_at = _START.size + length
@@ -215,6 +219,25 @@ class LogitsFile:
         size = self._row_type.itemsize
         raw = self._bytes.read(self._rows_at + first * size, (stop - start) * size)
         return raw.view(self._row_type)
+
+
+def _parse(text: bytes) -> LogitsHeader:
+    """The header in `text`; ValueError if it is none, or a count is beyond the limits."""
+    from pydantic import TypeAdapter
+
+    found = TypeAdapter(LogitsHeader).validate_json(text, strict=True)
+    tokens = found.chunks * found.chunk_tokens
+    for value, least, most in (
+        (found.vocabulary_size, 1, MAX_VOCABULARY),
+        (found.kept_tokens, 1, found.vocabulary_size),
+        (found.bos or 0, 0, found.vocabulary_size - 1),
+        (found.chunks, 1, MAX_TOKENS),
+        (found.chunk_tokens, 4, MAX_TOKENS),
+        (tokens, 4, MAX_TOKENS),
+    ):
+        if not least <= value <= most:
+            raise ValueError(value)
+    return found
 
 
 def next_tokens(chunk: Tokens) -> Tokens:

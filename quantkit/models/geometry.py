@@ -14,6 +14,9 @@ from quantkit.core.errors import InputError
 from quantkit.formats.tensor_types import quant_type
 from quantkit.formats.tensors import Metadata
 
+MAX_LAYERS = 512
+"""LLAMA_MAX_LAYERS of llama.cpp's `llama-hparams.h`: it loads no model that has more."""
+
 # Which layers are recurrent, by architecture; in all others none is.
 _WITHOUT_KV_HEADS = (
     "bailingmoe3 glm5-next granitehybrid jamba kimi-k3 kimi-linear lfm2 lfm2moe plamo2".split()
@@ -108,11 +111,16 @@ def geometry_of(metadata: Metadata) -> ModelGeometry:
     Layers of a prediction head (MTP) keep nothing: llama.cpp's main context does not run them.
 
     Raises:
-        InputError: a key that every model has is missing or not a number, or the model keeps a
-            recurrent state and it is not known in which layers.
+        InputError: a key that every model has is missing or not a number, there are more than
+            `MAX_LAYERS`, or the model keeps a recurrent state and it is not known in which layers.
     """
     read = _Reader(metadata)
     count = read.one("block_count")
+    if count > MAX_LAYERS:
+        raise InputError(
+            f"{read.architecture}.block_count is {count}, and llama.cpp loads at most {MAX_LAYERS} "
+            "layers; convert the model again"
+        )
     heads = read.each("attention.head_count", count)
     kv_heads = read.each("attention.head_count_kv", count, heads)
     embedding = read.one("embedding_length")

@@ -190,6 +190,8 @@ def row_blocks(info: TensorInfo, rows_bytes: int | None = None) -> Iterator[tupl
 
     `rows_bytes`, by default ROWS_BYTES, limits the size of a block as F32.
     """
+    if not info.elements:  # llama.cpp reads such tensors too
+        return
     matrix_rows = info.rows // info.matrices
     step = max(1, (rows_bytes or ROWS_BYTES) // (4 * info.row_elements))
     for matrix in range(info.matrices):

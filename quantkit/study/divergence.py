@@ -183,9 +183,11 @@ def measure_kld(
     found = vocabulary_id(source.metadata)
     check_vocabulary(model.name, found, base.header.model, base.header.vocabulary)
     purpose = json.dumps([asdict(base.header), identity([logits, *source.paths])])
-    done = Journal(cache, purpose).lines
-    progress.start(base.header.chunks, "chunks", "KLD", done=len(done))
-    if len(done) < base.header.chunks:
+    journal = Journal(cache, purpose)
+    if not _are_of(base.header, journal.lines):
+        journal.forget()
+    progress.start(base.header.chunks, "chunks", "KLD", done=len(journal.lines))
+    if len(journal.lines) < base.header.chunks:
         arguments = {"logits": logits, "model_path": model, "cache": cache, "purpose": purpose}
         run_isolated(
             "quantkit.study.divergence:compare_in_child",
@@ -229,13 +231,25 @@ def compare_in_child(
             emit(1)
 
 
+def _values(lines: list[str]) -> list[F64]:
+    """KLD, NLL and same top of each finished chunk, shape (3, rows)."""
+    names = ("kld", "nll", "same_top")
+    chunks = map(json.loads, lines)
+    return [np.array([chunk[name] for name in names], np.float64) for chunk in chunks]
+
+
+def _are_of(header: LogitsHeader, lines: list[str]) -> bool:
+    """Whether the cached `lines` are whole and of no more chunks than there are."""
+    try:
+        shapes = {values.shape for values in _values(lines)}
+    except (ValueError, LookupError, TypeError, ArithmeticError):  # damaged
+        return False
+    return shapes <= {(3, header.rows)} and len(lines) <= header.chunks
+
+
 def read_statistics(base: LogitsFile, lines: list[str]) -> PositionStatistics:
     """The values in the cached `lines` of finished chunks, with the base's."""
-    chunks = [json.loads(line) for line in lines]
-    kld, nll, top = (
-        np.concatenate([np.asarray(chunk[name]) for chunk in chunks])
-        for name in ("kld", "nll", "same_top")
-    )
+    kld, nll, top = np.concatenate(_values(lines), axis=1)
     rows = base.header.rows
-    base_nll = [base.read_rows(index, 0, rows)["nll"] for index in range(len(chunks))]
+    base_nll = [base.read_rows(index, 0, rows)["nll"] for index in range(len(lines))]
     return PositionStatistics(kld, nll, np.concatenate(base_nll), top.astype(bool))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -92,6 +93,20 @@ def test_a_header_that_claims_to_be_huge_is_not_fetched(with_vocabulary: Path) -
     with pytest.raises(InputError, match=r"10737\d+ bytes.*67108864"):
         far.header()
     assert far.asked[-1][1] < gguf_header.MAX_BYTES
+
+
+@pytest.mark.parametrize("in_array", [False, True])
+def test_a_string_of_a_sparse_file_is_not_read(tmp_path: Path, in_array: bool) -> None:
+    """The file could hold it, and no disk is needed for that."""
+    value = MetaValue("str", ("first", "", "last") if in_array else "first")
+    path = write_gguf(tmp_path / "m.gguf", llama_metadata() | {"k": value}, {})
+    content = bytearray(path.read_bytes())
+    at = content.index(b"first") - 8
+    content[at : at + 8] = (20 << 30).to_bytes(8, "little")
+    path.write_bytes(content)
+    os.truncate(path, 40 << 30)
+    with pytest.raises(InputError, match=str(gguf_header.MAX_BYTES)):
+        GGUFFile(path)
 
 
 def test_arrays_and_tables_beyond_the_limits_are_refused_unread(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 import struct
 from pathlib import Path
@@ -15,7 +16,13 @@ from places import DATA
 
 from quantkit.core.errors import InputError
 from quantkit.formats.gguf_writer import write_gguf
-from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
+from quantkit.formats.imatrix_file import (
+    MAX_BYTES,
+    Imatrix,
+    ImatrixEntry,
+    read_imatrix,
+    write_imatrix,
+)
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 
 REFERENCES = DATA / "imatrix"
@@ -143,6 +150,15 @@ def test_a_part_of_an_imatrix_is_none(tmp_path: Path) -> None:
     for name in ("i.gguf", "i-00001-of-00002.gguf"):
         with pytest.raises(InputError, match=name):
             read_imatrix(path.replace(tmp_path / name))
+
+
+@pytest.mark.parametrize("start", [b"GGUF\x03\0\0\0", struct.pack("<ii", 1, 1) + b"w"])
+def test_a_sparse_file_is_not_read(start: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "i"
+    path.write_bytes(start)
+    os.truncate(path, MAX_BYTES + 1)
+    with pytest.raises(InputError, match=str(MAX_BYTES)):
+        read_imatrix(path)
 
 
 NAN = float("nan")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -176,6 +177,40 @@ def test_files_that_are_not_whole_are_refused(tmp_path: Path) -> None:
         LogitsFile(tmp_path / "none")
     absurd = replace(found, vocabulary_size=-5)
     path.write_bytes(absurd.start_bytes(np.zeros((3, 16), np.int32)))
+    with pytest.raises(InputError, match="header"):
+        LogitsFile(path)
+
+
+@pytest.mark.parametrize(
+    "counts",
+    [
+        {"vocabulary_size": 1 << 31}, {"vocabulary_size": 10**30}, {"vocabulary_size": 0},
+        {"kept_tokens": 1 << 31}, {"kept_tokens": 302}, {"kept_tokens": 0},
+        {"chunks": 10**12}, {"chunks": 10**30}, {"chunks": 0}, {"chunks": -3}, {"chunks": True},
+        {"chunk_tokens": 10**30}, {"chunk_tokens": 3}, {"chunk_tokens": 16.0},
+        {"chunk_tokens": "16"}, {"chunks": 1 << 20, "chunk_tokens": 1 << 20},
+        {"bos": 301}, {"bos": -1}, {"bos": 10**30}, {"model": 7}, {"vocabulary": {"pre": 7}},
+    ],
+)  # fmt: skip
+def test_counts_beyond_all_limits_are_refused_unread(
+    counts: dict[str, object], tmp_path: Path
+) -> None:
+    """Also of a sparse file, which is as large as its header says."""
+    path = tmp_path / "base.logits"
+    _, found = write(path)
+    path.write_bytes(replace(found, **counts).start_bytes(np.zeros((3, 16), np.int32)))  # type: ignore[arg-type]
+    for size in (path.stat().st_size, 1 << 40):
+        os.truncate(path, size)
+        with pytest.raises(InputError, match="header"):
+            LogitsFile(path)
+
+
+def test_a_header_s_own_length_is_limited(tmp_path: Path) -> None:
+    path = tmp_path / "base.logits"
+    write(path)
+    content = path.read_bytes()
+    path.write_bytes(content[:12] + b"\xff" * 4 + content[16:])
+    os.truncate(path, 1 << 40)
     with pytest.raises(InputError, match="header"):
         LogitsFile(path)
 

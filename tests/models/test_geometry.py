@@ -30,6 +30,7 @@ from quantkit.models.geometry import (
     _CHAINS_PREDICTIONS,
     _PREDICTS,
     _ROLLS_BACK,
+    MAX_LAYERS,
     ModelGeometry,
     geometry_of,
 )
@@ -218,8 +219,16 @@ def test_a_prediction_head_in_a_file_of_its_own_is_a_model() -> None:
     [
         ("newmodel", {}, "newmodel keeps a recurrent state"),
         ("qwen35", {"full_attention_interval": 0}, "full_attention_interval is 0"),
+        ("llama", {"block_count": 513}, "513.*512"),
+        ("llama", {"block_count": 10**12}, "block_count"),
+        ("llama", {"block_count": (4, 10**12)}, "block_count"),
     ],
 )
 def test_refused_metadata(architecture: str, values: dict[str, int], words: str) -> None:
+    """Before anything is made for each of the layers."""
     with pytest.raises(InputError, match=words):
         geometry_of(_metadata(architecture, **MAMBA, **values))
+
+
+def test_as_many_layers_as_llama_cpp_loads() -> None:
+    assert len(geometry_of(_metadata("llama", block_count=MAX_LAYERS)).layers) == MAX_LAYERS

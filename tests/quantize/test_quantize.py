@@ -18,7 +18,7 @@ from quantkit.config.levels import PRESETS
 from quantkit.config.recipe import STOCK_CANDIDATES
 from quantkit.core.files import file_sha256
 from quantkit.core.progress import SILENT
-from quantkit.formats.gguf_writer import lay_out
+from quantkit.formats.gguf_writer import lay_out, open_shard
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import MetaValue, TensorInfo
 from quantkit.models.gguf_source import GGUFSource
@@ -161,3 +161,14 @@ def test_no_name_of_a_tensor_ends_a_resumed_shard(
     assert "(end of shard)" in (killed / "m.gguf.journal").read_text()
     (path,) = write_shards(tmp_path / "b", killed, layouts, source, {}, SILENT, 1)
     assert path.read_bytes() == whole.read_bytes()
+
+
+@pytest.mark.parametrize("shape", [(0, 4, 256), (4, 0, 256), (0, 256), (0,), (3, 0)])
+def test_a_tensor_without_elements_is_kept(shape: tuple[int, ...], tmp_path: Path) -> None:
+    infos = [TensorInfo("none.weight", shape, "F32"), TensorInfo("one.weight", (1, 32), "F32")]
+    (layout,) = lay_out("m", llama_metadata(), infos)
+    with open_shard(tmp_path / "m.gguf", layout) as writer:
+        writer.write("one.weight", np.ones(128, np.uint8))
+    source, out = GGUFSource(tmp_path / "m.gguf"), tmp_path / "out"
+    (path,) = write_shards(out, tmp_path / "work", [layout], source, {}, SILENT, 2)
+    assert path.read_bytes() == (tmp_path / "m.gguf").read_bytes()

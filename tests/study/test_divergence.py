@@ -237,6 +237,16 @@ def test_a_finished_artifact_is_not_run_again(
     again = measure_kld(logits, model, kept, CPU)
     assert kept.read_bytes() == content
     np.testing.assert_array_equal(again.kld, found.kld)
+    first, one, two = content.splitlines(keepends=True)
+    for damaged in (
+        [one, two, two], [one, one[:50] + b"\n"], [one, b"\0" * 60 + b"\n"], [b"{}\n", two],
+        [one, b"3\n"], [two.replace(b'"nll": [', b'"nll": [1, ')], [one.replace(b"[", b"[[1],", 1)],
+        [one.replace(b'"same_top": [', b'"same_top": [1' + b"0" * 400 + b", ")],
+    ):  # fmt: skip
+        kept.write_bytes(b"".join([first, *damaged]))
+        with pytest.raises(AssertionError, match="run again"):
+            measure_kld(logits, model, kept, CPU)
+        assert kept.read_bytes() == first
     with pytest.raises(AssertionError, match="run again"):  # another artifact
         measure_kld(logits, folder / "demo-q4.gguf", kept, CPU)
 

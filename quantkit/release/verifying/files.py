@@ -17,6 +17,7 @@ from pathlib import Path
 from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256
 from quantkit.core.units import shown
+from quantkit.formats import imatrix_file
 from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.gguf_header import GGUFHeader, read_header
 from quantkit.hub.downloads import FileDigest, wrong_twice
@@ -25,8 +26,6 @@ from quantkit.models.remote import read_small
 
 MOST_SMALL_BYTES = 64 << 20
 """Of a file that is read as a whole: JSON, SHA256SUMS, answers."""
-MOST_IMATRIX_BYTES = 4 << 30
-"""The flagship's importance matrix has 0.3 GB."""
 SKIPPED_FOLDERS = frozenset({".git", ".cache", ".quantkit"})
 """What git, the Hub's client and quantkit keep beside what they bring."""
 SKIPPED_FILES = frozenset({".gitattributes", ".gitignore", ".lock"})
@@ -143,7 +142,7 @@ class FolderFiles(ReleaseFiles):
 
     @contextmanager
     def path(self, name: str) -> Iterator[Path]:
-        self.check_size(name, MOST_IMATRIX_BYTES)
+        self.check_size(name, imatrix_file.MAX_BYTES)
         yield self._folder / name
 
 
@@ -198,7 +197,7 @@ class HubFiles(ReleaseFiles):
         Raises:
             EnvironmentFault: it arrived wrong twice.
         """
-        self.check_size(name, MOST_IMATRIX_BYTES)
+        self.check_size(name, imatrix_file.MAX_BYTES)
         with tempfile.TemporaryDirectory(prefix="quantkit-verify-") as folder:
             path = Path(folder) / "file.gguf"
             for _attempt in range(2):
