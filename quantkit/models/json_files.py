@@ -8,12 +8,17 @@ from typing import Any
 
 from quantkit.core.errors import InputError
 
+MAX_BYTES = 1 << 28
+"""The largest tokenizer.json has some 40 MB."""
+
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """The JSON object in `path`; an empty one where an optional file is absent."""
+    """The JSON object in `path`, of at most `MAX_BYTES`; empty where an optional file is absent."""
     if optional and not path.is_file():
         return {}
     try:
+        if (size := path.stat().st_size) > MAX_BYTES:
+            raise InputError(f"{path} has {size} bytes (limit {MAX_BYTES}); download it again")
         content = path.read_bytes()
     except OSError as error:
         raise InputError(

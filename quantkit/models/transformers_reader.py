@@ -17,10 +17,8 @@ from typing import Any
 
 from quantkit.core.errors import InputError
 from quantkit.models.families.base import Config
+from quantkit.models.geometry import MAX_LAYERS
 from quantkit.models.json_files import read_json
-
-MAX_LAYERS = 512
-"""LLAMA_MAX_LAYERS of llama.cpp; transformers makes a list of this length, so checked before."""
 
 SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "mask", "cls")
 
@@ -38,7 +36,7 @@ def config_with_defaults(raw: Config) -> dict[str, Any]:
     Raises:
         InputError: the model has more layers than llama.cpp can load.
     """
-    layers = raw.get("num_hidden_layers")
+    layers = raw.get("num_hidden_layers")  # transformers makes a list of this length
     if type(layers) is int and layers > MAX_LAYERS:
         raise InputError(
             f"config.json: num_hidden_layers is {layers}, but llama.cpp loads at most {MAX_LAYERS} "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import getpass
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,7 @@ def _weights(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
         (lambda f: (f / "config.json").write_bytes(b"\xff"), "not valid JSON"),
+        (lambda f: os.truncate(f / "config.json", 20 << 30), "limit 268435456"),
         (lambda f: _config(f, architectures=["GPT5"]), "'GPT5'.*NemotronHForCausalLM.*file.gguf"),
         (lambda f: _config(f, architectures="absent"), "architecture None"),
         (lambda f: _config(f, hidden_size="absent"), r"promises \[320, 4096\]"),

@@ -28,6 +28,10 @@ PREDICTION_LAYERS = "num_nextn_predict_layers"
 _F32_NAMES = ("_norm.weight", ".ffn_gate_inp.weight", ".ssm_conv1d.weight")
 
 
+RowOrder = Callable[[], NDArray[np.intp]]
+"""Makes `TensorRule.row_order`, as large as config.json says."""
+
+
 @dataclass(frozen=True)
 class TensorRule:
     """How one GGUF tensor is made from the checkpoint's tensors.
@@ -95,7 +99,7 @@ class Rules:
         shape: tuple[int, ...],
         *,
         stored_shape: tuple[int, ...] | None = None,
-        row_order: NDArray[np.intp] | None = None,
+        row_order: RowOrder | None = None,
         values: Callable[[NDArray[np.float32]], NDArray[np.float32]] | None = None,
     ) -> None:
         """One GGUF tensor `name` of row-major `shape`.
@@ -129,7 +133,8 @@ class Rules:
             )
         self._used.update(parts)
         info = TensorInfo(name, shape, base_type(name, shape))
-        self._rules.append(TensorRule(info, parts, row_order, values))
+        order = None if row_order is None else row_order()  # the file has as many rows
+        self._rules.append(TensorRule(info, parts, order, values))
 
     def add_norm(self, name: str, part: str, width: int) -> None:
         """The weights of a norm without bias."""
@@ -140,7 +145,7 @@ class Rules:
         name: str,
         part: str,
         shape: tuple[int, int],
-        row_order: NDArray[np.intp] | None = None,
+        row_order: RowOrder | None = None,
     ) -> None:
         """A matrix, and its bias where the checkpoint has one."""
         self.add(f"{name}.weight", f"{part}.weight", shape, row_order=row_order)

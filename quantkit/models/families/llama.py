@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -157,7 +157,7 @@ def add_attention(
     """
     for letter, heads in (("q", sizes.heads), ("k", sizes.kv_heads), ("v", sizes.kv_heads)):
         turned = interleaved and letter != "v"
-        order = rotary_row_order(heads, sizes.head_dim) if turned else None
+        order = partial(rotary_row_order, heads, sizes.head_dim) if turned else None
         shape = (heads * sizes.head_dim, sizes.hidden)
         rules.add_linear(f"{block}attn_{letter}", f"{attention}{letter}_proj", shape, order)
     shape = (sizes.hidden, sizes.heads * sizes.head_dim)
@@ -175,7 +175,7 @@ def add_gate_and_up(
             part,
             shape,
             stored_shape=(*experts, 2 * inner, hidden),
-            row_order=_half_rows(math.prod(experts), inner, second=name == "up"),
+            row_order=partial(_half_rows, math.prod(experts), inner, second=name == "up"),
         )
 
 

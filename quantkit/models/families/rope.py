@@ -19,6 +19,7 @@ def rotary_row_order(heads: int, head_dim: int) -> NDArray[np.intp]:
     transformers rotates element i of a head with element i + head_dim / 2, ggml's "norm" rope
     rotates neighbours: within each head the two halves are interleaved.
     """
+    refuse_if(head_dim % 2 > 0, f"heads of {head_dim} elements cannot be rotated: an odd number")
     rows = np.arange(heads * head_dim, dtype=np.intp)
     return rows.reshape(heads, 2, head_dim // 2).swapaxes(1, 2).reshape(-1)
 
@@ -57,6 +58,8 @@ def add_rope_factors(rules: Rules, config: Config, head_dim: int) -> None:
     """`rope_freqs.weight` where the scaling is llama3's: a factor for each frequency."""
     rope = _rope(config)
     if _rope_type(rope) == "llama3":
+        largest = max((max(tensor.shape, default=0) for tensor in rules.stored.values()), default=0)
+        refuse_if(head_dim > largest, f"head_dim is {head_dim}, and no tensor has so many rows")
         rules.add_constant("rope_freqs.weight", llama3_frequency_factors(rope, head_dim))
 
 

@@ -11,6 +11,7 @@ from checkpoints import LLAMA, LLAMA3_ROPE, llama_arrays, write_checkpoint, writ
 
 from quantkit.core.errors import InputError
 from quantkit.models.checkpoint import open_checkpoint
+from quantkit.models.families.base import StoredTensor
 from quantkit.models.families.llama import Llama
 from quantkit.models.families.rope import llama3_frequency_factors
 
@@ -93,3 +94,23 @@ def test_linear_and_yarn_scaling_are_metadata() -> None:
 def test_heads_that_do_not_divide_the_width_are_refused() -> None:
     with pytest.raises(InputError, match="32 does not divide into 5 heads"):
         Llama().metadata(LLAMA | {"num_attention_heads": 5})
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"num_attention_heads": 1 << 30, "head_dim": 1 << 30},
+        {"num_key_value_heads": 1 << 30, "head_dim": 1 << 30},
+        {"rope_parameters": LLAMA3_ROPE, "head_dim": (1 << 31) - 1},
+        {"vocab_size": 1 << 30},
+    ],
+)
+def test_nothing_is_made_for_counts_that_the_weights_lack(changes: dict[str, Any]) -> None:
+    stored = {name: StoredTensor(a.shape, "BF16") for name, a in llama_arrays(LLAMA).items()}
+    with pytest.raises(InputError):
+        Llama().rules(LLAMA | changes, stored)
+
+
+def test_heads_of_an_odd_size_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="odd"):
+        open_checkpoint(write_llama(tmp_path / "m", head_dim=9))
