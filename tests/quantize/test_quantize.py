@@ -18,7 +18,7 @@ from quantkit.config.levels import PRESETS
 from quantkit.config.recipe import STOCK_CANDIDATES
 from quantkit.core.files import file_sha256
 from quantkit.core.progress import SILENT
-from quantkit.formats.gguf_writer import lay_out, open_shard
+from quantkit.formats.gguf_writer import ShardWriter, lay_out, open_shard
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import MetaValue, TensorInfo
 from quantkit.models.gguf_source import GGUFSource
@@ -155,10 +155,19 @@ def test_no_name_of_a_tensor_ends_a_resumed_shard(
     source = GGUFSource(write_gguf(tmp_path / "s.gguf", llama_metadata(), arrays))
     layouts, work = lay_out("m", source.metadata, source.tensors), tmp_path / "work"
     (whole,) = write_shards(tmp_path / "a", work, layouts, source, {}, SILENT, 1)
-    killed = tmp_path / "killed"
-    with pytest.raises(Killed):
-        write_shards(tmp_path / "b", killed, layouts, source, {}, Recorder(kill_after=3), 1)
-    assert "(end of shard)" in (killed / "m.gguf.journal").read_text()
+    killed, write, written = tmp_path / "killed", ShardWriter.write, list[str]()
+
+    def three_writes(self: ShardWriter, name: str, data: np.ndarray, at: int = 0) -> None:
+        if len(written) == 3:
+            raise Killed
+        written.append(name)
+        write(self, name, data, at)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ShardWriter, "write", three_writes)
+        with pytest.raises(Killed):
+            write_shards(tmp_path / "b", killed, layouts, source, {}, SILENT, 1)
+    assert (killed / "m.gguf.journal").read_text().splitlines()[1:] == written
     (path,) = write_shards(tmp_path / "b", killed, layouts, source, {}, SILENT, 1)
     assert path.read_bytes() == whole.read_bytes()
 
