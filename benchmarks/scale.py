@@ -70,7 +70,7 @@ def _layer_row(folder: Path, letter: str, kind: str, workers: int) -> str:
     out.unlink()
     work = folder / "quantized"
     work.mkdir()
-    quantized = run([sys.executable, "-c", _QUANTIZE, model, work, str(workers)])
+    quantized = run([sys.executable, "-P", "-c", _QUANTIZE, model, work, str(workers)])
     shutil.rmtree(work)
     shutil.rmtree(model)
     costs = (f"{r.seconds:.1f} s, {r.peak_bytes / 1e6:.0f} MB" for r in (converted, quantized))

@@ -33,7 +33,8 @@ def check_command(model: Path, out: Path, lengths: Sequence[int], more: Sequence
     """`quantkit niah` at these lengths."""
     contexts = [word for length in lengths for word in ("--context", str(length))]
     entry = "from quantkit.cli.app import main; main()"
-    return [sys.executable, "-c", entry, "niah", str(model), "--out", str(out), *contexts, *more]
+    program = [sys.executable, "-P", "-c", entry]
+    return [*program, "niah", str(model), "--out", str(out), *contexts, *more]
 
 
 def run_and_kill(command: Sequence[str], out: Path, kill_at: int, log: Path) -> int:

@@ -28,8 +28,9 @@ def main() -> None:
     target = Path(sys.argv[1])
     package = f"llama-cpp-python=={version('llama-cpp-python')}"
     with tempfile.TemporaryDirectory() as scratch:
-        command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
-        command += ["--no-deps", "--no-binary", "llama-cpp-python", "-d", scratch, package]
+        command = [sys.executable, "-P", "-m", "pip", "download", "-q", "--no-deps"]
+        command += ["--disable-pip-version-check", "--no-binary", "llama-cpp-python"]
+        command += ["-d", scratch, package]
         subprocess.run(command, check=True)
         (archive,) = Path(scratch).glob("*.tar.gz")
         with tarfile.open(archive) as source:

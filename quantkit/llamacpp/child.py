@@ -1,6 +1,6 @@
 """Runs native code in a child process, so that a crash becomes an exception here.
 
-The child is `python -m quantkit.llamacpp.child`: it reads pickled calls from its standard input,
+The child is `python -P -m quantkit.llamacpp.child`: it reads pickled calls from its standard input,
 writes pickled messages to a pipe of its own (llama.cpp may print to the standard streams), and dies
 with its parent. A task is named `module:function` and called with keyword arguments and an `emit`
 callable for progress.
@@ -22,10 +22,13 @@ from io import FileIO
 from typing import Any, Self
 
 from quantkit.core.errors import MACHINE_ERRORS, EnvironmentFault, QuantkitError
+from quantkit.core.import_path import without_empty_entries
 
 Emit = Callable[[Any], None]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STDERR_KEPT_BYTES = 4000
+PYTHON = (sys.executable, "-P")
+"""Starts a process of this Python: with -P it imports nothing from the current folder."""
 SPINS = "4000"
 """How often OpenMP's threads look at a barrier before they sleep, where GOMP_SPINCOUNT is unset.
 
@@ -67,12 +70,12 @@ class Child:
         arguments = [str(sending), str(os.getpid()), *preload]
         try:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "quantkit.llamacpp.child", *arguments],
+                [*PYTHON, "-m", "quantkit.llamacpp.child", *arguments],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=self._printed,
                 pass_fds=(sending,),
-                env=_environment(),
+                env=child_environment(),
             )
         finally:
             os.close(sending)
@@ -126,9 +129,16 @@ class Child:
         self._printed.close()
 
 
-def _environment() -> dict[str, str]:
-    """The child's: with GGML_NO_BACKTRACE the last line that it prints is the failed assertion."""
-    return {"GOMP_SPINCOUNT": SPINS, **os.environ, "GGML_NO_BACKTRACE": "1"}
+def child_environment() -> dict[str, str]:
+    """The environment of a child.
+
+    With GGML_NO_BACKTRACE the last line that it prints is the failed assertion.
+    """
+    own = {
+        "GGML_NO_BACKTRACE": "1",
+        "PYTHONPATH": without_empty_entries(os.environ.get("PYTHONPATH", "")),
+    }
+    return {"GOMP_SPINCOUNT": SPINS, **os.environ, **own}
 
 
 def die_with_parent(parent: int) -> None:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Literal
 
 from quantkit.core.errors import EnvironmentFault
-from quantkit.llamacpp.child import die_with_parent
+from quantkit.llamacpp.child import PYTHON, child_environment, die_with_parent
 from quantkit.llamacpp.fake_gpus import GPU, FakeGPUs
 from quantkit.llamacpp.ggml import base_library, load
 
@@ -134,8 +134,12 @@ def _rpc_devices(count: int) -> Iterator[tuple[int, ...]]:
         for one in sockets:
             one.close()
         for port in ports:
-            words = [sys.executable, "-m", "quantkit.llamacpp.devices", str(port), str(os.getpid())]
-            servers.append(subprocess.Popen(words, stdin=null, stdout=null, stderr=null))
+            words = [*PYTHON, "-m", "quantkit.llamacpp.devices", str(port), str(os.getpid())]
+            servers.append(
+                subprocess.Popen(
+                    words, stdin=null, stdout=null, stderr=null, env=child_environment()
+                )
+            )
         for port, server in zip(ports, servers, strict=True):
             _wait_for(port, server)
         yield tuple(_device(library, f"{LOOPBACK}:{port}") for port in ports)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import chdir, contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -28,12 +30,26 @@ WIDTH, ROW_HEIGHT, FRAME_HEIGHT = 9.6, 0.46, 0.85
 """Inches: of the picture, of a row, and of a panel beside its rows."""
 
 
+@contextmanager
+def plain_matplotlib() -> Iterator[None]:
+    """Draw with matplotlib as it ships, whatever its user has set.
+
+    As it is imported it reads a file `matplotlibrc` of the current folder, which may be anybody's.
+    """
+    with chdir("/") if "matplotlib" not in sys.modules else nullcontext():
+        import matplotlib
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        yield
+
+
 def save_png(figure: Figure, out: Path) -> None:
     """Write `figure` to `out`; the same figure gives the same bytes."""
     with atomic(out) as partial:
         figure.savefig(partial, format="png", metadata={"Software": None})  # else it has versions
 
 
+@plain_matplotlib()
 def draw_heatmap(answers: Sequence[Answer], title: str, out: Path) -> None:
     """Write a PNG of the main task, one row a context length, one column a tenth of the depth.
 
@@ -111,6 +127,7 @@ UNSEEN_COLOR = "#1c2430"
 FEW_LAYERS = 12
 
 
+@plain_matplotlib()
 def draw_coverage(imatrix: Imatrix, title: str, path: Path) -> None:
     """Write a PNG: a row for each layer with experts, a column for each expert, log scale."""
     from matplotlib.colors import LinearSegmentedColormap, LogNorm
@@ -190,6 +207,7 @@ _COLOURS = ("#1b6ca8", "#d1495b", "#3a7d44", "#8f5a9e", "#c77d0a")
 _MARKS = ("o", "s", "^", "D", "v")
 
 
+@plain_matplotlib()
 def draw_what_if(
     cells: Sequence[WhatIfCell],
     levels: Sequence[tuple[int, str]],

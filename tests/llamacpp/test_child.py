@@ -109,6 +109,18 @@ def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
     wait_until(lambda: not _alive(child))
 
 
+@pytest.mark.parametrize("python_path", ["", os.pathsep], ids=["plain", "empty entry"])
+def test_files_of_the_current_folder_do_not_run(
+    python_path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("ctypes", "numpy", "pickle", "tempfile", "quantkit"):
+        (tmp_path / f"{name}.py").write_text(f"open('RAN', 'a').write('{name} ')\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.environ["PYTHONPATH"] + python_path)
+    assert run_isolated(f"{TASKS}:double", {"value": 21}) == 42
+    assert not Path("RAN").exists()
+
+
 def _alive(pid: int) -> bool:
     try:
         os.kill(pid, 0)

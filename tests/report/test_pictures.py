@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import matplotlib
 import numpy as np
 import pytest
 from finished_levels import answer, answers_of
@@ -46,6 +50,26 @@ def test_the_same_answers_give_the_same_bytes(tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         draw_heatmap(answers_of(0.2), "a title", tmp_path / name)
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+
+
+def test_settings_of_the_current_folder_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "matplotlibrc").write_bytes(b"figure.facecolor: red\nsavefig.dpi: \xff\n")
+    code = (
+        "from pathlib import Path; from finished_levels import answers_of;"
+        "from quantkit.report.pictures import draw_heatmap;"
+        "draw_heatmap(answers_of(0.2), 'a title', Path('there.png'))"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(
+        [sys.executable, "-P", "-c", code], cwd=tmp_path, env=environment, capture_output=True
+    )
+    assert done.returncode == 0, done.stderr
+    with matplotlib.rc_context({"figure.facecolor": "red"}):
+        draw_heatmap(answers_of(0.2), "a title", tmp_path / "here.png")
+    assert (tmp_path / "here.png").read_bytes() == (tmp_path / "there.png").read_bytes()
+    plain = drawn(tmp_path / "plain.png", answers_of(0.2))
+    assert share_of(plain, "#ff0000") == 0
+    assert (tmp_path / "plain.png").read_bytes() == (tmp_path / "here.png").read_bytes()
 
 
 def test_only_the_main_task_is_drawn(tmp_path: Path) -> None:

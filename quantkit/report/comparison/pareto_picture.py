@@ -12,7 +12,7 @@ import numpy as np
 
 from quantkit.core.units import unit_of
 from quantkit.report.comparison.measured import Measured
-from quantkit.report.pictures import save_png
+from quantkit.report.pictures import plain_matplotlib, save_png
 from quantkit.study.kld_statistics import standard_error
 
 if TYPE_CHECKING:
@@ -39,6 +39,7 @@ class _Point:
     error: float
 
 
+@plain_matplotlib()
 def draw_pareto(
     artifacts: Sequence[Measured], front: Collection[str], title: str, out: Path
 ) -> None:
