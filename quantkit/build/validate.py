@@ -13,7 +13,7 @@ from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.console import Console
 from quantkit.core.documents import validated
 from quantkit.core.errors import GateError, InputError
-from quantkit.core.files import check_writable, content_id, identity
+from quantkit.core.files import check_writable, chosen_folder, content_id, identity
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.threads import worker_count
 from quantkit.core.work_folders import resumable
@@ -136,7 +136,7 @@ def validate(
                 device_settings(worker_count(workers)), recipe.kv_type or "q8_0", fresh=fresh
             )
             parts |= {"model": identity(files), "fresh": fresh}
-        folder = Path(out or ("server-niah" if served else f"{path.stem}-niah"))
+        folder = chosen_folder(out, "server-niah" if served else f"{path.stem}-niah")
         answers = folder / "niah.jsonl"
         check_writable(answers, files)
         with resumable(folder / ".work", parts) as work:

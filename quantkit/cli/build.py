@@ -45,12 +45,13 @@ def build(
     from quantkit.api import build as run
     from quantkit.build.run import check_gate
     from quantkit.config.recipe import recipe_for
+    from quantkit.core.files import chosen_folder
     from quantkit.models.choose import choose_model
     from quantkit.plan.targets import choose_target
 
     gpus, chosen = choose_target(target), recipe_for(model, recipe, levels)
     name = choose_model(model).name
-    folder = out or Path("build") / f"{name}-{gpus.name}"
+    folder = chosen_folder(out, Path("build") / f"{name}-{gpus.name}")
     _check_publishing(publish, private, name, chosen)
     console = Console(quiet=quiet or as_json)
     results = run(

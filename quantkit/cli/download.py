@@ -28,6 +28,7 @@ def download(
     as_json: options.Json = False,
 ) -> None:
     from quantkit.config.recipe import recipe_for
+    from quantkit.core.files import chosen_folder
     from quantkit.core.paths import HubAddress
     from quantkit.hub.reading import Hub
     from quantkit.models.download import download as run
@@ -36,7 +37,7 @@ def download(
 
     address = HubAddress.parse(repository)
     repository = address.repository
-    folder = out or Path(repository.rpartition("/")[2] or "model")
+    folder = chosen_folder(out, repository.rpartition("/")[2] or "model")
     console, hub = Console(quiet=quiet or as_json), Hub()
     with console.stage("look up") as progress:
         remote = look_up(hub, repository, address.revision, folder, progress)

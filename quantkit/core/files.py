@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,11 +39,9 @@ def check_writable(out: Path, inputs: Sequence[Path] = (), option: str = "--out"
         raise InputError(f"{out} is a folder; give the name of the file to write")
     if out.resolve() in {path.resolve() for path in inputs}:
         raise InputError(f"{out} is an input of this command and would be overwritten")
-    probe = out.parent / f".{out.name}.probe"
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=out.parent).close()
     except OSError as error:
         raise InputError(f"cannot write {out}: {error.strerror}; choose another {option}") from None
 
@@ -71,11 +70,55 @@ def identity(paths: Sequence[Path]) -> dict[str, list[int]]:
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
 
 
+def is_inner_path(name: str) -> bool:
+    """Whether `name`, which a file says, is a path that stays in the folder it is joined to."""
+    return "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
+
+
+def refuse_link(path: Path) -> None:
+    """See that `path`, a name that quantkit chose, is no link to elsewhere.
+
+    A link may come with somebody's repository, and what is written or deleted would be elsewhere.
+
+    Raises:
+        InputError: it is one.
+    """
+    if path.is_symlink():
+        raise InputError(
+            f"{path} is a link to {os.readlink(path)}, where quantkit would write and delete; "
+            "delete the link, or choose another place with --out"
+        )
+
+
+def chosen_folder(given: str | Path | None, own: str | Path) -> Path:
+    """The folder that a person gave, which may be a link, or quantkit's `own` name for it.
+
+    Raises:
+        InputError: the latter is a link.
+    """
+    if given is None:
+        refuse_link(Path(own))
+    return Path(own if given is None else given)
+
+
+def refuse_links_in(folder: Path, *, files: bool = True) -> None:
+    """As `refuse_link`, of each folder in `folder` and, with `files`, of each file."""
+    for place, folders, names in os.walk(folder):
+        for name in (*folders, *(names if files else ())):
+            refuse_link(Path(place, name))
+
+
 @contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """Yield a partial path to write to; on success it is fsynced and becomes `path`."""
+def atomic(path: Path, *, executable: bool = False) -> Iterator[Path]:
+    """Yield a new, empty, partial file to write to; on success it is fsynced and becomes `path`.
+
+    Nothing is written through a link, neither at `path` nor where the partial file is made.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
+    partial.unlink(missing_ok=True)
+    mode = 0o777 if executable else 0o666  # less the umask
+    os.close(os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode))
     yield partial
     publish(partial, path)
 

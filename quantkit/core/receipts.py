@@ -14,7 +14,7 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
-from quantkit.core.files import file_sha256, plain_json, write_text
+from quantkit.core.files import file_sha256, is_inner_path, plain_json, write_text
 
 
 @dataclass(frozen=True)
@@ -56,11 +56,12 @@ def _receipt_path(folder: Path, stage: str) -> Path:
 
 
 def read_receipt(folder: Path, stage: str) -> Receipt | None:
-    """The receipt of `stage`, or None if it is missing or damaged."""
+    """The receipt of `stage`, or None if it is missing, damaged, or of files outside `folder`."""
     try:
-        return _RECEIPT.validate_python(json.loads(_receipt_path(folder, stage).read_bytes()))
+        found = _RECEIPT.validate_python(json.loads(_receipt_path(folder, stage).read_bytes()))
     except (OSError, ValueError):
         return None
+    return found if all(is_inner_path(output.path) for output in found.outputs) else None
 
 
 def finished_receipts(folder: Path, prefix: str) -> list[Receipt]:

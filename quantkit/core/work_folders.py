@@ -10,7 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.core.files import plain_json, write_json, write_text
+from quantkit.core.files import (
+    plain_json,
+    refuse_link,
+    refuse_links_in,
+    write_json,
+    write_text,
+)
 
 ATTEMPTS = 3
 """At a lock, at once: one attempt fails where the holder removes the lock file meanwhile."""
@@ -28,13 +34,16 @@ def resumable(work: Path, parts: Mapping[str, Any]) -> Iterator[Path]:
     It is removed when the block ends without an error.
 
     Raises:
-        InputError: another run is using it.
+        InputError: another run is using it, or it is a link or holds one.
         EnvironmentFault: the file system does not support locks.
     """
     import shutil
 
+    refuse_link(work)
+
     marker = work / "parts.json"
     with _locked(work / ".lock", f"another run is writing what {work} is for; wait for it"):
+        refuse_links_in(work)
         try:
             same = json.loads(marker.read_text(encoding="utf-8")) == plain_json(parts)
         except (OSError, ValueError):
@@ -53,7 +62,7 @@ def _locked(path: Path, refusal: str) -> Iterator[None]:
     """Hold the lock file `path`, which the block may remove; its folder is created.
 
     Raises:
-        InputError: another process holds it; says `refusal`.
+        InputError: another process holds it; says `refusal`. Or it is a link.
         EnvironmentFault: the file system does not support locks.
         OSError: the file cannot be created.
     """
@@ -62,6 +71,7 @@ def _locked(path: Path, refusal: str) -> Iterator[None]:
     lock = FileLock(path, timeout=0, fallback_to_soft=False)
     for _ in range(ATTEMPTS):
         path.parent.mkdir(parents=True, exist_ok=True)
+        refuse_link(path)
         with suppress(FileNotFoundError):
             path.touch()
         try:
@@ -86,11 +96,14 @@ def build_folder(path: Path, advice: str = "choose another with --out") -> Itera
         advice: the next step if it cannot be used.
 
     Raises:
-        InputError: it cannot be created or written, or another build is using it.
+        InputError: it cannot be created or written, another build is using it, or a folder in it
+            is a link.
         EnvironmentFault: the file system does not support locks.
     """
     try:
         path.mkdir(parents=True, exist_ok=True)
+        refuse_links_in(path, files=False)
+        refuse_link(path / ".lock")
         (path / ".lock").touch()
     except OSError as error:
         raise InputError(f"cannot write to the folder {path}: {error.strerror}; {advice}") from None
@@ -108,8 +121,9 @@ class Journal:
 
     def __init__(self, path: Path, purpose: str) -> None:
         self.path, self._purpose = path, purpose
-        # a kill may have cut the last line within a character
-        text = path.read_bytes().decode("utf-8", "replace") if path.exists() else ""
+        # a link is replaced; a kill may have cut the last line within a character
+        found = path.exists() and not path.is_symlink()
+        text = path.read_bytes().decode("utf-8", "replace") if found else ""
         *whole, cut = text.split("\n")
         self.lines: list[str] = whole[1:]
         if whole[:1] != [purpose]:

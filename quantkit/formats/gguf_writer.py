@@ -175,7 +175,7 @@ def _write_at(descriptor: int, view: memoryview, offset: int) -> None:
 @contextmanager
 def open_shard(path: Path, layout: ShardLayout) -> Iterator[ShardWriter]:
     """Create or continue the file at `path` for `layout`."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
     try:
         if os.fstat(descriptor).st_size != layout.size_bytes:
             os.ftruncate(descriptor, 0)

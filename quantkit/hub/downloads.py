@@ -12,8 +12,10 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from quantkit.core.errors import EnvironmentFault
-from quantkit.core.files import HASH_CHUNK_BYTES
+from quantkit.core.files import HASH_CHUNK_BYTES, is_inner_path
 from quantkit.core.work_folders import Journal
 from quantkit.hub.reading import HubFile, Listing
 
@@ -53,6 +55,9 @@ class Kept:
         return (stat.st_size, stat.st_mtime_ns) == (self.size_bytes, self.modified_ns)
 
 
+_KEPT = TypeAdapter(Kept)
+
+
 @dataclass(frozen=True)
 class Record:
     """All that the journals of a folder say.
@@ -80,9 +85,11 @@ def read_record(folder: Path) -> Record:
         repositories.add(first.partition("@")[0])
         for line in lines:
             try:
-                found = Kept(**json.loads(line))
-            except (ValueError, TypeError):  # the line that was being written at a kill
+                found = _KEPT.validate_json(line, strict=True)
+            except ValueError:  # the line that was being written at a kill
                 continue
+            if not is_inner_path(found.name) or found.name.startswith(f"{STATE}/"):
+                continue  # a name that no download has
             known = kept.get(found.name)
             if known is None or found.is_unchanged(folder) or not known.is_unchanged(folder):
                 kept[found.name] = found

@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import EnvironmentFault
+from quantkit.core.files import write_json
 from quantkit.core.paths import cache_folder
 from quantkit.formats.gguf_writer import write_gguf
 from quantkit.formats.tensor_types import quant_type
@@ -65,8 +66,7 @@ def working_settings(cache: Path | None = None) -> SelfTest:
     except (OSError, ValueError, TypeError):
         result = run_selftest()
     with suppress(OSError):  # with a read-only home the test runs each time
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(result)))
+        write_json(path, asdict(result))
     return result
 
 

@@ -13,7 +13,7 @@ from itertools import chain, count
 from pathlib import Path
 
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.core.files import publish
+from quantkit.core.files import publish, refuse_link, refuse_links_in
 from quantkit.core.progress import Progress
 from quantkit.core.threads import run_all
 from quantkit.core.units import bytes_text
@@ -74,10 +74,11 @@ def download(
         progress: counts bytes, with those that are here already.
 
     Raises:
-        InputError: `folder` holds files that are not of this repository or is being written by
-            another run, or access was refused.
+        InputError: `folder` holds files that are not of this repository, or links in place of
+            folders; it is being written by another run; or access was refused.
         EnvironmentFault: network, disk, or content that is wrong twice.
     """
+    _refuse_links(remote, folder)
     _checked_survey(remote, folder)  # before the folder is created
     with build_folder(folder / STATE):
         found = _checked_survey(remote, folder)
@@ -101,6 +102,16 @@ def download(
                     path.rmdir()
     files = tuple(sorted(job.verified, key=lambda kept: kept.name))
     return Downloaded(remote.listing.repository, remote.listing.commit, files, job.fetched_bytes)
+
+
+def _refuse_links(remote: RemoteFiles, folder: Path) -> None:
+    """See that all that is written and deleted in `folder` is in it."""
+    refuse_link(folder / STATE)
+    refuse_links_in(folder / STATE)
+    for name in {*(file.name for file in remote.files), *read_record(folder).kept}:
+        for parent in Path(name).parents:
+            if parent != Path("."):
+                refuse_link(folder / parent)
 
 
 def _checked_survey(remote: RemoteFiles, folder: Path) -> Survey:

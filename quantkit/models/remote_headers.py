@@ -21,7 +21,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.core.files import atomic, write_json
+from quantkit.core.files import atomic, is_inner_path, write_json
 from quantkit.core.paths import cache_folder
 from quantkit.core.progress import Progress
 from quantkit.core.threads import run_all
@@ -152,11 +152,13 @@ def _cached(place: Path, commit: str | None) -> RemoteHeaders | None:
     folder = place / (commit or "none")
     try:
         record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        if not all(map(is_inner_path, [*record["files"], *record["shards"]])):
+            return None
         sizes = {name: (folder / name).stat().st_size for name in record["files"]}
         if (record["version"], record["files"]) != (_VERSION, sizes):
             return None
         return RemoteHeaders(record["repository"], folder.name, folder, record["shards"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -91,9 +91,8 @@ def stage(
             path.parent.mkdir(parents=True, exist_ok=True)
             path.symlink_to(os.path.relpath(build.folder / output.path, path.parent))
         for name, content in made.items():
-            with atomic(folder / name) as partial:
+            with atomic(folder / name, executable=name.endswith(PROGRAMS)) as partial:
                 partial.write_bytes(content)
-                partial.chmod(0o755 if name.endswith(PROGRAMS) else 0o644)
     except OSError as error:
         raise EnvironmentFault(
             f"cannot write {error.filename or folder}: {error.strerror}; free some space or move "

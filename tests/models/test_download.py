@@ -33,7 +33,14 @@ from quantkit.hub.downloads import STATE, CommitJournal, is_whole, read_record
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.llamacpp.presets import ask_preset
 from quantkit.models.download import Downloaded, download
-from quantkit.models.local_copy import HEADER_BYTES, SpaceNeeded, check_space, space_needed, survey
+from quantkit.models.local_copy import (
+    HEADER_BYTES,
+    SpaceNeeded,
+    check_space,
+    partial_path,
+    space_needed,
+    survey,
+)
 from quantkit.models.model import Model
 from quantkit.models.remote import RemoteCheckpoint, look_up, wanted_files
 from quantkit.quantize.quantize import artifact_bytes
@@ -577,6 +584,28 @@ def test_what_is_no_file_is_not_replaced(case: Case, name: str, folder: bool) ->
         path.symlink_to("/nowhere")
     case.refused(f"{name} is not the file that someone/demo has")
     assert path.is_dir() if folder else path.is_symlink()
+
+
+@pytest.mark.parametrize("kind", ["state", "partial", "journal", "templates"])
+def test_links_to_elsewhere_are_refused(case: Case, kind: str, tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.mkdir()
+    (outside / "letter.txt").write_text("precious")
+    file = next(file for file in case.look_up().files if file.name == SHARDS[0])
+    state = case.out / STATE
+    link, target = {
+        "state": (state, outside),
+        "partial": (partial_path(case.out, file), outside / "letter.txt"),
+        "journal": (state / f"{COMMIT}.journal", outside / "letter.txt"),
+        "templates": (case.out / "additional_chat_templates", outside),
+    }[kind]
+    link.parent.mkdir(parents=True, exist_ok=True)
+    link.symlink_to(target)
+    with pytest.raises(InputError):
+        case.fetch()
+    assert os.listdir(outside) == ["letter.txt"]
+    assert (outside / "letter.txt").read_text() == "precious"
+    assert link.is_symlink()
 
 
 @pytest.mark.parametrize(

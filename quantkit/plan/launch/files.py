@@ -308,8 +308,6 @@ def launch_texts(launch: Launch) -> dict[str, str]:
 def write_launch_files(launch: Launch, folder: Path) -> tuple[Path, ...]:
     texts = launch_texts(launch)
     for name, text in texts.items():
-        with atomic(folder / name) as partial:
+        with atomic(folder / name, executable=name in PROGRAMS) as partial:
             partial.write_text(text, encoding="utf-8")
-            if name in PROGRAMS:
-                partial.chmod(0o755)
     return tuple(folder / name for name in texts)

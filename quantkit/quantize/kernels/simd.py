@@ -27,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import EnvironmentFault
+from quantkit.core.files import write_json
 from quantkit.core.paths import cache_folder
 from quantkit.formats.tensor_types import BY_NAME, QuantType
 from quantkit.llamacpp.ggml_kernels import Blocks
@@ -144,7 +145,7 @@ def find(*, again: bool = False) -> Finding:
         found = make(SOURCE, compiler, library)
         if found.lasting:
             facts = {**asdict(found), "compiler": _identity(compiler)}
-            record.write_text(json.dumps(facts), encoding="utf-8")
+            write_json(record, facts)
     except OSError as error:
         return Finding(False, f"compiled kernels cannot be stored in {folder}: {error.strerror}")
     return found

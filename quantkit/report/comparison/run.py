@@ -20,7 +20,13 @@ from quantkit.config.recipe import DivergenceRecipe, RetrievalRecipe
 from quantkit.core.console import Console
 from quantkit.core.documents import validated
 from quantkit.core.errors import InputError
-from quantkit.core.files import content_id, identity, write_text
+from quantkit.core.files import (
+    chosen_folder,
+    content_id,
+    identity,
+    refuse_links_in,
+    write_text,
+)
 from quantkit.core.paths import haystack_text
 from quantkit.core.threads import worker_count
 from quantkit.core.units import bytes_text
@@ -113,9 +119,10 @@ def compare(
     held_out_text(kld_text)
     if base is None:
         console.note(f"no --base: KLD is measured from {base_path.name}, the largest file")
-    folder = Path(f"{base_path.stem}-compare" if out is None else out)
+    folder = chosen_folder(out, f"{base_path.stem}-compare")
     kept = folder / "kept"
     with build_folder(folder):
+        refuse_links_in(kept)
         measuring = Kept(kept, device_settings(worker_count(workers)), console)
         logits = measuring.base_logits(measured_from.paths, divergence, kld_text)
         found = _measured(files, measured_from, logits, recipe, needle_text, measuring)
