@@ -295,7 +295,7 @@ class Pipeline:
             self.console.note(f"{stage.name} runs again: {reason}")
         began = time.monotonic()
         work = self.folder / ".work" / stage.name.replace(":", ".")
-        with resumable(work, parts), self.console.stage(stage.name) as progress:
+        with resumable(work, parts), self.console.stage(stage.name, self.folder) as progress:
             done = stage.run(work, progress)
             facts = {**done.facts, "detail": done.detail}
             seconds = time.monotonic() - began

@@ -116,7 +116,7 @@ def quantize(
         "llama-cpp-python": library_version(),
     }
     importance = {name: entry.importance() for name, entry in entries.items()}
-    with resumable(work_folder(out), parts) as work, console.stage("quantize") as progress:
+    with resumable(work_folder(out), parts) as work, console.stage("quantize", out) as progress:
         paths = write_artifact(
             source, artifact, chosen.types, importance, out.parent, work,
             worker_count(workers), progress,

@@ -126,7 +126,8 @@ def validate(
         "llama-cpp-python": library_version(),
     }
     address, integrity, server = "", None, None
-    with console.stage("niah") as progress:
+    folder = chosen_folder(out, "server-niah" if served else f"{path.stem}-niah")
+    with console.stage("niah", folder) as progress:
         if served:
             address = Endpoint(str(model), SILENT).address  # without the password that it may have
             parts["endpoint"] = address
@@ -136,7 +137,6 @@ def validate(
                 device_settings(worker_count(workers)), recipe.kv_type or "q8_0", fresh=fresh
             )
             parts |= {"model": identity(files), "fresh": fresh}
-        folder = chosen_folder(out, "server-niah" if served else f"{path.stem}-niah")
         answers = folder / "niah.jsonl"
         check_writable(answers, files)
         with resumable(folder / ".work", parts) as work:

@@ -47,7 +47,7 @@ def download(
     console.heading(f"quantkit download {repository} at {remote.listing.commit[:12]} → {folder}")
     _show_sizes(console, remote, found, recipe)
     began = time.monotonic()
-    with console.stage("download") as progress:
+    with console.stage("download", folder) as progress:
         done = run(remote, hub, folder, progress)
     if as_json:
         files = {f.name: {"size_bytes": f.size_bytes, "sha256": f.sha256} for f in done.files}

@@ -77,6 +77,6 @@ def convert(
     recipe = ConvertRecipe.model_validate({"base_type": base_type, "mtp": mtp})
     parts = {"files": identity(files), **recipe.model_dump(mode="json")}
     console = Console(quiet=quiet)
-    with resumable(work_folder(out), parts) as work, console.stage("convert") as progress:
+    with resumable(work_folder(out), parts) as work, console.stage("convert", out) as progress:
         run(source, recipe, out, work, worker_count(workers), progress)
     console.line(f"{out}: {bytes_text(out.stat().st_size)}")

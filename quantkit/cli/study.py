@@ -66,7 +66,7 @@ def imatrix(
     chosen = recipe_for("default", recipe, calibration=calibration).imatrix
     chosen = chosen.model_copy(update=given)
     console = Console(quiet=quiet or as_json)
-    with console.stage("imatrix") as progress:
+    with console.stage("imatrix", out) as progress:
         facts = collect_file(model, out, chosen, worker_count(workers), progress)
     if as_json:
         console.json(facts.model_dump(mode="json"))
@@ -103,7 +103,7 @@ def measure(
     given = options.given(cost_chunks=cost_chunks, sample_rows=sample_rows)
     rules = chosen.measure.model_copy(update=given)
     console = Console(quiet=quiet or as_json)
-    with console.stage("measure") as progress:
+    with console.stage("measure", out) as progress:
         found = measure_file(
             model, imatrix, out, rules, chosen.imatrix, worker_count(workers), progress,
             inputs=() if recipe is None else (Path(recipe),),

@@ -10,8 +10,11 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from quantkit.core.disk import FULL, disk_full
+from quantkit.core.errors import DiskFullError
 from quantkit.core.progress import Progress
 from quantkit.core.units import seconds_text
 
@@ -37,15 +40,20 @@ class StageView(Progress):
     def __init__(self, console: Console, name: str) -> None:
         self._console, self._name = console, name
         self._bar: Bar | None = None
+        self.left_bytes: float | None = None
+        """Still to be done, where that is counted in bytes."""
 
     def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
         self.close()
+        self.left_bytes = total - done if unit == "B" else None
         if self._console.interactive:
             from quantkit.core.bars import Bar
 
             self._bar = Bar(f"{self._name} {what}".strip(), total, unit, done)
 
     def advance(self, amount: float) -> None:
+        if self.left_bytes is not None:
+            self.left_bytes -= amount
         if self._bar is not None:
             self._bar.update(amount)
 
@@ -92,11 +100,27 @@ class Console:
             self._out.print(content, markup=markup, soft_wrap=not wrap)
 
     @contextmanager
-    def stage(self, name: str) -> Iterator[StageView]:
-        """A stage's live line while the block runs."""
+    def stage(self, name: str, place: Path | None = None) -> Iterator[StageView]:
+        """A stage's live line while the block runs.
+
+        Args:
+            place: the file that it writes, or the folder.
+
+        Raises:
+            DiskFullError: for an OSError of a full disk.
+        """
         view = StageView(self, name)
         try:
             yield view
+        except DiskFullError as error:
+            if place is None or error.stage is not None:
+                raise
+            raise disk_full(name, place, error.needed_bytes) from None
+        except OSError as error:
+            if place is None or error.errno not in FULL:
+                raise
+            left = view.left_bytes
+            raise disk_full(name, place, None if left is None else int(left)) from error
         finally:
             view.close()
 

@@ -4,7 +4,8 @@
     ├── InputError           2  a wrong argument, a broken or unsupported file
     │   └── DoesNotFitError  2  the model cannot be made to fit the target
     ├── GateError            1  an artifact was built but failed its release gate
-    └── EnvironmentFault     3  this machine: a missing library, a full disk, a native crash
+    └── EnvironmentFault     3  this machine: a missing library, a native crash
+        └── DiskFullError    3  a disk has too little room
 
 A message names the value, the limit and the next step, in one paragraph without a traceback.
 Anything else that escapes is a bug and keeps its traceback.
@@ -46,3 +47,18 @@ class EnvironmentFault(QuantkitError):
     """A fault of this machine: library, disk, memory, or a crash in native code."""
 
     exit_code = 3
+
+
+class DiskFullError(EnvironmentFault):
+    """A disk has too little room.
+
+    Attributes:
+        stage: what was being done; None until `Console.stage` says it.
+        needed_bytes: still to be written; None where that is not known.
+    """
+
+    def __init__(
+        self, message: str, *, stage: str | None = None, needed_bytes: int | None = None
+    ) -> None:
+        super().__init__(message)
+        self.stage, self.needed_bytes = stage, needed_bytes

@@ -21,6 +21,7 @@ from contextlib import suppress
 from io import FileIO
 from typing import Any, Self
 
+from quantkit.core.disk import FULL
 from quantkit.core.errors import MACHINE_ERRORS, EnvironmentFault, QuantkitError
 from quantkit.core.import_path import without_empty_entries
 
@@ -52,6 +53,7 @@ def run_isolated(task: str, arguments: dict[str, Any], on_message: Emit = lambda
     Raises:
         NativeCrash: the child died; the message names the signal.
         QuantkitError: raised by the task.
+        OSError: the disk is full.
     """
     with Child() as child:
         return child.call(task, arguments, on_message)
@@ -178,6 +180,9 @@ def _run(task: str, arguments: dict[str, Any], channel: FileIO) -> None:
     except OSError as error:
         if error.errno not in MACHINE_ERRORS:
             raise
+        if error.errno in FULL:  # the parent knows for what, and where
+            send("error", error)
+            return
         send("error", EnvironmentFault(f"{error.strerror}: {error.filename or 'while writing'}"))
     else:
         send("result", result)

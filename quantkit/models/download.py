@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from itertools import chain, count
 from pathlib import Path
 
-from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.disk import FULL, free_bytes, taken_bytes
+from quantkit.core.errors import DiskFullError, EnvironmentFault, InputError
 from quantkit.core.files import publish, refuse_link, refuse_links_in
 from quantkit.core.progress import Progress
 from quantkit.core.threads import run_all
@@ -33,7 +34,6 @@ from quantkit.models.local_copy import (
     SpaceNeeded,
     Survey,
     check_space,
-    free_bytes,
     is_brought,
     is_outdated,
     not_ours,
@@ -186,7 +186,20 @@ class _Job:
                 if found is not None:
                     raise wrong_twice(file, found)
         except OSError as error:
+            if error.errno in FULL:
+                raise self._disk_full(file, error) from None
             raise _disk_fault(doing, path, error) from None
+
+    def _disk_full(self, file: HubFile, error: OSError) -> DiskFullError:
+        left = max(file.size_bytes - taken_bytes(partial_path(self._folder, file)), 0)
+        free = bytes_text(free_bytes(self._folder))
+        return DiskFullError(
+            f"download: cannot write {self._folder / file.name}: {error.strerror}; "
+            f"{bytes_text(left)} of this file are still needed, {free} free on its disk: make "
+            "room, then run again: finished files are kept",
+            stage="download",
+            needed_bytes=left,
+        )
 
     def _set_aside(self, path: Path, why: str) -> None:
         endings = chain([".changed"], (f".changed-{number}" for number in count(2)))
@@ -260,8 +273,6 @@ class _Job:
 
 def _disk_fault(doing: str, path: Path, error: OSError) -> EnvironmentFault:
     match error.errno:
-        case errno.ENOSPC | errno.EDQUOT:
-            advice = f"{bytes_text(free_bytes(path))} free on its disk: make room"
         case errno.EACCES | errno.EPERM | errno.EROFS:
             advice = "check its permissions"
         case errno.EISDIR | errno.ENOTDIR | errno.EEXIST:

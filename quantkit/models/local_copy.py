@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-import shutil
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import Recipe
+from quantkit.core.disk import free_bytes
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.units import bytes_text
 from quantkit.formats.logits_file import scored_positions
@@ -198,9 +198,3 @@ def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str =
         f"are needed ({words}), {bytes_text(missing)} more; make room, or choose a folder on "
         f"another disk with {chosen_with}"
     )
-
-
-def free_bytes(folder: Path) -> int:
-    """Free space of the disk that holds `folder`, or will hold it."""
-    places = (folder.absolute(), *folder.absolute().parents)
-    return shutil.disk_usage(next(place for place in places if place.exists())).free

@@ -17,6 +17,7 @@ from queue import SimpleQueue
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.core.disk import check_room
 from quantkit.core.errors import InputError
 from quantkit.core.files import publish
 from quantkit.core.progress import Progress
@@ -68,6 +69,7 @@ def write_shards(
 
     Raises:
         InputError: a weight is not finite, or too large for its type.
+        DiskFullError: the files have no room.
     """
     stored_types = {info.name: info.type_name for info in source.tensors}
     wanted = [info for layout in layouts for info in layout.tensors]
@@ -79,6 +81,12 @@ def write_shards(
         progress.note(f"using ggml's own kernels for {', '.join(sorted(slower))}: {found.finding}")
     journals = [_journal(layout, folder, work) for layout in layouts]
     done = {name for journal in journals for name in journal.lines}
+    unfinished = (
+        (work / layout.file_name, layout.size_bytes)
+        for layout, journal in zip(layouts, journals, strict=True)
+        if END not in journal.lines
+    )
+    check_room(unfinished, work)
     sizes = {info.name: tensor_size_bytes(info) for info in wanted}
     before = sum(size for name, size in sizes.items() if name in done)
     progress.start(sum(sizes.values()), "B", done=before)

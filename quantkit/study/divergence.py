@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.config.recipe import DivergenceRecipe
+from quantkit.core.disk import check_room
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import identity, publish
 from quantkit.core.paths import haystack_text
@@ -120,7 +121,9 @@ def collect_in_child(
     header = header_of(base.name, name, vocabulary, vocab.size, vocab.text_bos, chunks)
     journal = Journal(growing.with_suffix(".logits.journal"), json.dumps(asdict(header)))
     start, row_bytes = header.start_bytes(chunks), header.row_type.itemsize
-    written = len(start) + len(journal.lines) * header.rows * row_bytes
+    chunk_bytes = header.rows * row_bytes
+    check_room([(growing, len(start) + len(chunks) * chunk_bytes)], growing.parent)
+    written = len(start) + len(journal.lines) * chunk_bytes
     if not growing.exists() or growing.stat().st_size < written:
         journal.forget()
         growing.write_bytes(start)

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from quantkit.config.recipe import ImatrixRecipe
+from quantkit.core.disk import check_room
 from quantkit.core.documents import JsonDocument
 from quantkit.core.errors import EnvironmentFault
 from quantkit.core.files import atomic, file_sha256
@@ -281,5 +282,7 @@ class _State:
         for name, entry in sums.items():
             arrays[name + "/squares"] = entry.squares
             arrays[name + "/counts"] = entry.counts
+        size = sum(array.nbytes for array in arrays.values())
         with atomic(self._path) as partial, partial.open("wb") as file:
+            check_room([(partial, size)], self._path.parent)
             np.savez(file, **arrays)

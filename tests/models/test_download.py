@@ -25,7 +25,7 @@ from watched import Watched
 
 from quantkit.config.levels import PRESETS
 from quantkit.config.recipe import Recipe
-from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.errors import DiskFullError, EnvironmentFault, InputError
 from quantkit.core.files import file_sha256, publish
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.units import GIB
@@ -727,7 +727,7 @@ def test_leftovers_of_other_revisions_count_as_free(case: Case) -> None:
 @pytest.mark.parametrize(
     ("number", "words"),
     [
-        (errno.ENOSPC, r"No space left on device; .* free on its disk: make room, then run again"),
+        (errno.ENOSPC, r"No space left on device; .* needed, .*: make room, then run again"),
         (errno.EDQUOT, "make room, then run again"),
         (errno.EACCES, "Permission denied; check its permissions, then run again"),
         (errno.EISDIR, "move it away, then run again"),
@@ -741,8 +741,11 @@ def test_a_fault_of_the_disk_is_called_by_its_name(
         raise OSError(number, os.strerror(number), str(path))
 
     monkeypatch.setattr("quantkit.models.download.publish", fail)
-    with pytest.raises(EnvironmentFault, match=f"cannot write .*{words}: finished files are kept"):
+    words = f"cannot write .*{words}: finished files are kept"
+    with pytest.raises(EnvironmentFault, match=words) as found:
         case.fetch()
+    full = number in (errno.ENOSPC, errno.EDQUOT)
+    assert isinstance(found.value, DiskFullError) == full
 
 
 def test_a_token_is_used(case: Case) -> None:

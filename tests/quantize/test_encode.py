@@ -19,7 +19,7 @@ from checkpoints import write_nemotron
 from models import llama_arrays, llama_metadata, write_gguf
 from numpy.typing import NDArray
 
-from quantkit.core.errors import InputError
+from quantkit.core.errors import DiskFullError, InputError
 from quantkit.core.files import file_sha256
 from quantkit.core.progress import SILENT
 from quantkit.core.work_folders import Journal
@@ -178,6 +178,19 @@ def test_what_is_stored_in_the_wanted_type_stays_a_copy(tmp_path: Path) -> None:
     (path,) = write_shards(tmp_path, work, layouts, source, {}, SILENT, workers=1)
     copied = GGUFSource(path).read_rows(name, 0, 512)
     assert np.array_equal(copied, arrays[name], equal_nan=True)
+
+
+def test_room_is_looked_for_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = GGUFSource(write_gguf(tmp_path / "s.gguf", llama_metadata(), llama_arrays()))
+    layouts = lay_out("m", source.metadata, source.tensors)
+    monkeypatch.setattr("quantkit.core.disk.free_bytes", lambda folder: layouts[0].size_bytes - 1)
+    work = tmp_path / "work"
+    with pytest.raises(DiskFullError) as found:
+        write_shards(tmp_path, work, layouts, source, {}, SILENT, workers=1)
+    assert found.value.needed_bytes == layouts[0].size_bytes
+    assert not (work / layouts[0].file_name).exists()
 
 
 def test_nothing_writes_any_more_after_an_error(

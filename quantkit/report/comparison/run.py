@@ -276,7 +276,7 @@ class Kept:
             self.console.skipped(name, f"up to date ({size})")
             return logits
         growing.mkdir(parents=True, exist_ok=True)
-        with self.console.stage(name) as progress:
+        with self.console.stage(name, self.folder.parent) as progress:
             header = collect_base_logits(
                 base[0], recipe, text, logits, growing, self.devices, progress
             )
@@ -289,7 +289,7 @@ class Kept:
         """An artifact's probabilities at every position, beside the base's."""
         began = time.monotonic()
         kept = logits.parent / f"{_kept_name(artifact)}.jsonl"
-        with self.console.stage(name) as progress:
+        with self.console.stage(name, self.folder.parent) as progress:
             found = measure_kld(logits, artifact, kept, self.devices, progress)
         mean = kld_text(float(found.kld.mean()))
         self.console.done(name, f"KLD {mean}", time.monotonic() - began)
@@ -327,7 +327,8 @@ class Kept:
                 return found
         began = time.monotonic()
         settings = CheckSettings(self.devices, kv_type)
-        with resumable(folder / ".work", parts) as work, self.console.stage(name) as progress:
+        stage = self.console.stage(name, self.folder.parent)
+        with resumable(folder / ".work", parts) as work, stage as progress:
             found = check_retrieval(artifact, recipe, settings, answers, work, haystack, progress)
             write_text(result, found.model_dump_json())
         self.console.done(name, f"retrieval {_hits_text(found)}", time.monotonic() - began)
