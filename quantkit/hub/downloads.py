@@ -88,7 +88,8 @@ def read_record(folder: Path) -> Record:
                 found = _KEPT.validate_json(line, strict=True)
             except ValueError:  # the line that was being written at a kill
                 continue
-            if not is_inner_path(found.name) or found.name.startswith(f"{STATE}/"):
+            hidden = any(part.startswith(".") for part in found.name.split("/"))
+            if hidden or not is_inner_path(found.name):
                 continue  # a name that no download has
             known = kept.get(found.name)
             if known is None or found.is_unchanged(folder) or not known.is_unchanged(folder):
@@ -178,6 +179,8 @@ class RemoteFiles:
         contents: files that were read already, verified.
         foreign: patterns of names that would be read as part of it where they lie in its folder,
             so that none may be there that it does not have.
+        removable: patterns of names that a download writes, so that a file of an earlier revision
+            may be removed: a journal may be anybody's.
         chosen_with: the option or variable that chooses the folder, for messages.
     """
 
@@ -185,6 +188,7 @@ class RemoteFiles:
     files: tuple[HubFile, ...]
     contents: Mapping[str, bytes] = field(default_factory=dict)
     foreign: tuple[str, ...] = ()
+    removable: tuple[str, ...] = ("*",)
     chosen_with: str = "--out"
 
     @property

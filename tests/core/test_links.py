@@ -140,7 +140,10 @@ def test_names_that_a_file_says_stay_inside(name: str, own: Path) -> None:
 
 @pytest.mark.parametrize(
     "change",
-    [*({"name": name} for name in (*UNSAFE, f"{STATE}/a.journal", 5)), {"size_bytes": "7"}],
+    [
+        *({"name": name} for name in (*UNSAFE, f"{STATE}/a.journal", ".eslintrc.json", 5)),
+        {"size_bytes": "7"},
+    ],
 )
 def test_records_of_a_download_are_checked(change: dict[str, object], own: Path) -> None:
     kept = {"name": "a.json", "identity": "git:0", "sha256": "0", "size_bytes": 7}

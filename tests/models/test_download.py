@@ -29,7 +29,7 @@ from quantkit.core.errors import DiskFullError, EnvironmentFault, InputError
 from quantkit.core.files import file_sha256, publish
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.units import GIB
-from quantkit.hub.downloads import STATE, CommitJournal, is_whole, read_record
+from quantkit.hub.downloads import STATE, CommitJournal, Kept, is_whole, read_record
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.llamacpp.presets import ask_preset
 from quantkit.models.download import Downloaded, download
@@ -710,6 +710,23 @@ def test_of_several_records_the_one_that_agrees_with_the_file_counts(case: Case)
     assert not case.hub.served
     assert not case.watched.notes
     assert not list(case.out.glob("*.changed"))
+
+
+@pytest.mark.parametrize(
+    ("name", "removed"),
+    [("notes.txt", False), ("photos/config.json", False), (".env", False), ("old.json", True)],
+)
+def test_only_what_a_download_writes_is_removed(case: Case, name: str, removed: bool) -> None:
+    """A journal may come with somebody's folder, and say that a person's file was downloaded."""
+    path = case.out / name
+    path.parent.mkdir(parents=True)
+    path.write_text("a person's")
+    stat = path.stat()
+    kept = Kept(name, "git:0", "0", stat.st_size, stat.st_mtime_ns, brought=True)
+    (case.out / STATE).mkdir()
+    journal = f"{REPO}@{'0' * 40}\n{json.dumps(dataclasses.asdict(kept))}\n"
+    (case.out / STATE / f"{'0' * 40}.journal").write_text(journal)
+    assert survey(case.look_up(), case.out).removed == ((path,) if removed else ())
 
 
 def test_leftovers_of_other_revisions_count_as_free(case: Case) -> None:
