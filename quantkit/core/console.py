@@ -119,8 +119,8 @@ class Console:
         except OSError as error:
             if place is None or error.errno not in FULL:
                 raise
-            left = view.left_bytes
-            raise disk_full(name, place, None if left is None else int(left)) from error
+            left = int(view.left_bytes or 0) or None
+            raise disk_full(name, place, left) from error
         finally:
             view.close()
 
