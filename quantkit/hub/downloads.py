@@ -180,7 +180,7 @@ class RemoteFiles:
         foreign: patterns of names that would be read as part of it where they lie in its folder,
             so that none may be there that it does not have.
         removable: patterns of names that a download writes, so that a file of an earlier revision
-            may be removed: a journal may be anybody's.
+            may be removed: a journal may be anybody's. None: any name in the folder.
         chosen_with: the option or variable that chooses the folder, for messages.
     """
 
@@ -188,7 +188,7 @@ class RemoteFiles:
     files: tuple[HubFile, ...]
     contents: Mapping[str, bytes] = field(default_factory=dict)
     foreign: tuple[str, ...] = ()
-    removable: tuple[str, ...] = ("*",)
+    removable: tuple[str, ...] | None = None
     chosen_with: str = "--out"
 
     @property

@@ -51,7 +51,8 @@ def survey(remote: RemoteFiles, folder: Path) -> Survey:
         )
     listed = {file.name for file in listing.files}
     ours = {name for name, k in record.kept.items() if k.brought and k.is_unchanged(folder)}
-    obsolete = {name for name in ours - listed if matches(name, remote.removable)}
+    patterns = remote.removable
+    obsolete = {n for n in ours - listed if patterns is None or matches(n, patterns)}
     places = (folder, folder / "additional_chat_templates")
     paths = chain.from_iterable(place.iterdir() for place in places if place.is_dir())
     names = {path.relative_to(folder).as_posix() for path in paths}

@@ -48,7 +48,7 @@ class RemoteCheckpoint(RemoteFiles):
 
     config: Mapping[str, Any]
     foreign: tuple[str, ...] = READ_BY_CONVERSION
-    removable: tuple[str, ...] = ("*.safetensors", *BESIDE_WEIGHTS)
+    removable: tuple[str, ...] | None = ("*.safetensors", *BESIDE_WEIGHTS)
 
     @property
     def elements(self) -> int:
