@@ -29,7 +29,7 @@ QUANTKIT_LLAMA_TOOLS ?= $(CURDIR)/$(TOOLS_BUILD)/bin
 QUANTKIT_TORCH_PYTHON ?= $(CURDIR)/$(ORACLE_VENV)/bin/python
 export QUANTKIT_LLAMA_CPP QUANTKIT_LLAMA_TOOLS QUANTKIT_TORCH_PYTHON
 
-.PHONY: demo test check format slow bench oracle oracle-tools clean
+.PHONY: demo test check format slow bench oracle oracle-tools clean clean-demo
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("quantkit needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -98,5 +98,10 @@ slow: $(STAMP) $(ORACLE_STAMP) $(TOOLS_STAMP)
 bench: $(STAMP) $(ORACLE_STAMP) $(TOOLS_STAMP)
 	PYTHONPATH=scripts "$(BIN)/python" benchmarks/run.py $(ONLY)
 
+# Only what was set up here: build/ is where people keep their artifacts, and DEMO_OUT may be anywhere.
 clean:
-	rm -rf "$(VENV)" "$(ORACLE)" "$(READERS)/node_modules" build
+	rm -rf "$(VENV)" "$(ORACLE)" "$(READERS)/node_modules"
+	@if test -e build; then echo "kept: build, which holds artifacts; 'make clean-demo' removes build/demo"; fi
+
+clean-demo:
+	rm -rf build/demo
