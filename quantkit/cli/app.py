@@ -8,19 +8,27 @@ from __future__ import annotations
 
 import importlib
 import io
+import os
 import sys
 from collections import UserDict
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import TYPE_CHECKING, Annotated, Any, TextIO, cast
 
 import typer
 from typer.core import TyperCommand, TyperGroup
 
-from quantkit.core.errors import MACHINE_ERRORS, EnvironmentFault, QuantkitError
+from quantkit.core.console import Console, EscapedStream
+from quantkit.core.errors import EnvironmentFault, QuantkitError, as_fault
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter
 
 INTERRUPTED = 130  # what typer exits with on ctrl-C
+CLOSED = (
+    "standard output was closed before everything was printed; let the program that reads it read "
+    "to the end, or write to a file"
+)
 
 COMMANDS = {
     "build": ("build", "Quantize a model for a target, check the results, and report."),
@@ -44,6 +52,15 @@ COMMANDS = {
 """Name of each command, which is that of its function → the function's module, and its help."""
 
 
+@contextmanager
+def _closed_pipe() -> Iterator[None]:
+    """Make a closed pipe, for which typer would exit with 1, a fault of the environment."""
+    try:
+        yield
+    except BrokenPipeError as error:
+        raise EnvironmentFault(CLOSED) from error
+
+
 class _Commands(UserDict[str, Any]):
     """`COMMANDS` as commands, each imported when it is looked up."""
 
@@ -59,6 +76,14 @@ class _Group(TyperGroup):
     def __init__(self, **attributes: Any) -> None:  # noqa: ANN401 - Typer's own
         super().__init__(**attributes)
         self.commands = _Commands(COMMANDS)
+
+    def make_context(self, *given: Any, **extra: Any) -> Context:  # noqa: ANN401 - Typer's own
+        with _closed_pipe():
+            return super().make_context(*given, **extra)
+
+    def invoke(self, ctx: Context) -> Any:  # noqa: ANN401 - Typer's own
+        with _closed_pipe():
+            return super().invoke(ctx)
 
     def format_commands(self, ctx: Context, formatter: HelpFormatter) -> None:
         """List the commands without importing them."""
@@ -96,25 +121,62 @@ def _root(
 
 def main() -> None:
     """Entry point: our own errors become one line and an exit code, bugs keep their traceback."""
+    try:
+        _open_streams()
+        try:
+            app()
+        except SystemExit as stop:
+            if stop.code == INTERRUPTED:
+                sys.stderr.write("stopped; run the same command again to resume\n")
+            sys.stdout.flush()  # at the exit of the interpreter an error would be none of ours
+            raise
+    except Exception as error:
+        fault = EnvironmentFault(CLOSED) if isinstance(error, BrokenPipeError) else as_fault(error)
+        if fault is None:
+            raise
+        _fail(fault)
+
+
+def _open_streams() -> None:
+    """Make the standard streams safe to print to.
+
+    Raises:
+        EnvironmentFault: standard output is closed.
+    """
+    closed = [number for number in (0, 1, 2) if not _is_open(number)]
+    for number in closed:  # a file of ours would get the number, and what others print in it
+        null = os.open(os.devnull, os.O_RDWR)
+        assert null == number
+    sys.stdout = sys.stdout or open(os.devnull, "w")
+    sys.stderr = sys.stderr or open(os.devnull, "w")
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # some terminals cannot print "→" or "✓"
+    if not isinstance(sys.stderr, EscapedStream):
+        sys.stderr = cast(TextIO, EscapedStream(sys.stderr))
+    if 1 in closed:
+        raise EnvironmentFault(CLOSED)
+
+
+def _is_open(descriptor: int) -> bool:
     try:
-        app()
-    except QuantkitError as error:
-        _fail(error)
-    except OSError as error:
-        if error.errno not in MACHINE_ERRORS:
-            raise
-        _fail(EnvironmentFault(f"{error.strerror}: {error.filename or 'while writing'}"))
-    except SystemExit as stop:
-        if stop.code == INTERRUPTED:
-            sys.stderr.write("stopped; run the same command again to resume\n")
-        raise
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
 
 
 def _fail(error: QuantkitError) -> None:
-    from quantkit.core.console import Console
-
-    Console().error(str(error))
+    try:
+        sys.stdout.flush()
+    except OSError:  # what is left would be written again at the exit, and fail again
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
+    with suppress(OSError):
+        try:
+            Console().error(str(error))
+        except (OSError, ImportError, MemoryError):  # no file or memory left to load rich
+            sys.stderr.write(f"error: {error}\n")
+        sys.stderr.flush()
     sys.exit(error.exit_code)

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Option
 
 from quantkit.cli import options
-from quantkit.core.console import Console
+from quantkit.core.console import Console, marked
 from quantkit.core.errors import InputError, QuantkitError
 from quantkit.core.units import GIB, gib_text
 
 if TYPE_CHECKING:
     from quantkit.config.recipe import Recipe
+    from quantkit.core.console import Cell
     from quantkit.report.results import LevelResult
     from quantkit.study.kld_statistics import KLDStatistics
 
@@ -121,25 +122,37 @@ def _closing_table(console: Console, results: Sequence[LevelResult]) -> None:
         fullest = max(r.placed.placement.gpus, key=lambda gpu: gpu.total_bytes)
         rows.append(
             (
-                f"{r.name}{' [dim]baseline[/]' if r.baseline else ''}\n"
-                f"[{color}]{r.verdict.partition(',')[0]}[/]",
-                f"{gib_text(r.size_bytes)}\n[dim]{r.bits_per_weight:.2f}[/]",
-                f"{fullest.total_bytes / GIB:.1f} GiB\n[dim]of {fullest.capacity_bytes / GIB:g}[/]",
+                marked(
+                    f"{{}}[dim]{{}}[/]\n[{color}]{{}}[/]",
+                    r.name,
+                    " baseline" if r.baseline else "",
+                    r.verdict.partition(",")[0],
+                ),
+                _two_lines(gib_text(r.size_bytes), f"{r.bits_per_weight:.2f}"),
+                _two_lines(
+                    f"{fullest.total_bytes / GIB:.1f} GiB", f"of {fullest.capacity_bytes / GIB:g}"
+                ),
                 *_divergence_cells(r.kld),
-                f"{gate.hits}/{gate.trials} ≥ {gate.lower_bound:.1%}\n"
-                f"[dim]{gate.context_tokens:,}[/]",
+                _two_lines(
+                    f"{gate.hits}/{gate.trials} ≥ {gate.lower_bound:.1%}",
+                    f"{gate.context_tokens:,}",
+                ),
             )
         )
     console.table(columns, rows)
 
 
-def _divergence_cells(kld: KLDStatistics | None) -> tuple[str, str]:
+def _divergence_cells(kld: KLDStatistics | None) -> tuple[Cell, Cell]:
     """Mean and 99.9th percentile; share of the same top token and ratio of the perplexities."""
     from quantkit.study.kld_statistics import kld_text
 
     if kld is None:
         return "–", "–"
     return (
-        f"{kld_text(kld.mean)}\n[dim]{kld_text(kld.p999)}[/]",
-        f"{kld.same_top:.1%}\n[dim]× {kld.perplexity_ratio:.3f}[/]",
+        _two_lines(kld_text(kld.mean), kld_text(kld.p999)),
+        _two_lines(f"{kld.same_top:.1%}", f"× {kld.perplexity_ratio:.3f}"),
     )
+
+
+def _two_lines(first: str, second: str) -> Cell:
+    return marked("{}\n[dim]{}[/]", first, second)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantkit.core.console import Console
+from quantkit.core.console import Console, marked
 from quantkit.core.errors import InputError
 from quantkit.core.files import check_writable
 from quantkit.core.units import MIB, bytes_text, gb_text, gib_text, tokens_text, unit_of
@@ -18,6 +18,9 @@ from quantkit.plan.plan import Entry, ModelPlan
 from quantkit.plan.verify import Verification, Where, verify
 from quantkit.plan.what_if import level_sizes, sweep
 from quantkit.report.pictures import draw_what_if
+
+if TYPE_CHECKING:
+    from quantkit.core.console import Cell
 
 WIDEST_NAME = 16
 """Characters of a GPU's name in a table."""
@@ -66,7 +69,7 @@ def _show_entry(entry: Entry, console: Console) -> dict[str, Any]:
     unit, scale = unit_of(gpu.weights_bytes for gpu in placement.gpus)
     digits = 2 if unit == "GiB" else 1
     bar = min(16, console.width - BESIDE_BAR) if console.width > BESIDE_BAR + 4 else 0
-    rows = [
+    rows: list[Sequence[Cell]] = [
         (
             f"{index} {_short(gpu.name)}",
             str(gpu.layers),
@@ -156,15 +159,15 @@ def show_what_if(found: ModelPlan, picture: Path | None, console: Console) -> li
     unit, scale = unit_of(c.largest.total_bytes if c.largest is not None else 0 for c in cells)
     rows = []
     for tokens in sorted({cell.context_tokens for cell in cells}):
-        row = [tokens_text(tokens)]
+        row: list[Cell] = [tokens_text(tokens)]
         for kind in kinds:
             cell = by_place[tokens, kind]
             if cell.largest is None:
-                row.append("[red]nothing[/]")
+                row.append(marked("[red]nothing[/]"))
                 continue
             size = cell.largest.total_bytes
-            level = f" [bold]{cell.level}[/]" if cell.level else ""
-            row.append(f"{size / scale:,.2f}  {8 * size / model.elements:.2f}{level}")
+            figures = f"{size / scale:,.2f}  {8 * size / model.elements:.2f}"
+            row.append(marked("{} [bold]{}[/]", figures, cell.level) if cell.level else figures)
         rows.append([*row, ""])
     console.line("")
     console.heading(
@@ -241,9 +244,9 @@ def _verified(found: ModelPlan, entry: Entry, where: Where, console: Console) ->
     }
 
 
-def _verified_row(gpu: int, found: Verification) -> Sequence[str]:
+def _verified_row(gpu: int, found: Verification) -> Sequence[Cell]:
     ours = [one for one in found.compared if one.gpu == gpu]
     cells = [f"{one.planned / MIB:,.1f} / {one.found / MIB:,.1f}" for one in ours]
     worst = max(one.difference for one in ours)
     colour = "green" if all(one.agrees for one in ours) else "red"
-    return (str(gpu), *cells, f"[{colour}]{worst:.2%}[/]")
+    return (str(gpu), *cells, marked(f"[{colour}]{{}}[/]", f"{worst:.2%}"))

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from quantkit.cli import options
-from quantkit.core.console import Console
+from quantkit.core.console import Console, marked
 from quantkit.core.errors import InputError
 from quantkit.core.units import bytes_text, gb_text, gib_text
 
 if TYPE_CHECKING:
+    from quantkit.core.console import Cell
     from quantkit.release.card.front_matter import SourceCard
     from quantkit.release.publish import Prepared, Published, PublishJob
 
@@ -155,7 +156,7 @@ def _licence_words(source: SourceCard) -> str:
 
 
 def _levels_table(prepared: Prepared, console: Console) -> None:
-    rows = []
+    rows: list[Sequence[Cell]] = []
     for level in prepared.levels:
         result, files = level.result, list(level.files)
         gate = result.retrieval.gated[0]
@@ -164,16 +165,23 @@ def _levels_table(prepared: Prepared, console: Console) -> None:
         rows.append(
             (
                 result.name,
-                f"{gib_text(result.size_bytes)}\n[dim]{gb_text(result.size_bytes)}[/]",
+                marked("{}\n[dim]{}[/]", gib_text(result.size_bytes), gb_text(result.size_bytes)),
                 f"{gate.hits}/{gate.trials} at {gate.context_tokens:,}",
                 f"≥ {gate.lower_bound:.1%}",
-                f"[{color}]{result.verdict}[/]",
+                marked(f"[{color}]{{}}[/]", result.verdict),
                 name,
             )
         )
     published = {level.name for level in prepared.levels}
     rows += [
-        (f"[dim]{level.name}[/]", "", "", "", level.result.verdict, "[dim]not published[/]")
+        (
+            marked("[dim]{}[/]", level.name),
+            "",
+            "",
+            "",
+            level.result.verdict,
+            marked("[dim]not published[/]"),
+        )
         for level in prepared.build.levels
         if level.name not in published
     ]

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 from typer import Argument, Option
 
 from quantkit.cli import options
-from quantkit.core.console import Console, escape
+from quantkit.core.console import Console
 from quantkit.core.errors import InputError
 
 if TYPE_CHECKING:
@@ -124,7 +124,7 @@ def _show_costs(console: Console, found: Sensitivity) -> None:
     dearest = found.dearest()
     middle = dearest[len(dearest) // 2][1]
     rows = [
-        (escape(name), kld_text(cost), f"{cost / middle:.3g} ×" if middle > 0 else "–")
+        (name, kld_text(cost), f"{cost / middle:.3g} ×" if middle > 0 else "–")
         for name, cost in dearest[:SHOWN]
     ]
     console.table(("most sensitive tensors", "KLD of 1 % error", "of the median"), rows)

@@ -5,9 +5,9 @@ from __future__ import annotations
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from quantkit.core.console import Console, escape
+from quantkit.core.console import Console, marked
 from quantkit.core.units import gb_text, gib_text, tokens_text
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.models.gguf_source import GGUFSource
@@ -33,6 +33,9 @@ from quantkit.study.imatrix_coverage import (
 )
 from quantkit.study.kld_statistics import kld_text
 
+if TYPE_CHECKING:
+    from quantkit.core.console import Cell
+
 NAME_COLUMNS = 20
 """Of a file's name in the table, which then fits a terminal of 100 columns."""
 TEXT_COLUMNS = 96
@@ -42,15 +45,16 @@ COMPARED_COLUMNS = (
 )  # fmt: skip
 
 
-def _name(a: Measured) -> str:
-    return escape(textwrap.fill(a.name, NAME_COLUMNS))
+def _name(a: Measured) -> Cell:
+    lines = textwrap.wrap(a.name, NAME_COLUMNS)
+    return marked("\n".join(["{}"] * len(lines)), *lines)
 
 
-def _compared_row(a: Measured, largest: int) -> list[str]:
+def _compared_row(a: Measured, largest: int) -> list[Cell]:
     """The cells of `COMPARED_COLUMNS`; all but two have a second, dim line."""
     of = a.divergence
     size, *figures = (
-        f"{first}\n[dim]{second}[/]"
+        marked("{}\n[dim]{}[/]", first, second)
         for first, second in (
             (gib_text(a.size_bytes, largest), gb_text(a.size_bytes, largest)),
             (kld_text(of.mean), f"± {kld_text(of.mean_error, of=of.mean)}"),
@@ -103,7 +107,7 @@ def print_comparison(console: Console, found: Comparison) -> None:
     console.line("")
 
 
-def _retrieval_rows(found: Comparison) -> list[list[str]]:
+def _retrieval_rows(found: Comparison) -> list[list[Cell]]:
     rows = []
     for artifact in found.artifacts:
         rungs = {rung.context_tokens: rung for rung in artifact.rungs}
@@ -125,7 +129,7 @@ def _retrieval_rows(found: Comparison) -> list[list[str]]:
 
 def _text(console: Console, text: str, indent: str = "") -> None:
     filled = textwrap.fill(text, TEXT_COLUMNS, subsequent_indent=indent, break_on_hyphens=False)
-    console.line(filled)
+    console.line(*filled.splitlines())
 
 
 def print_retrieval(console: Console, found: Retrieval, *, served: bool) -> None:
@@ -226,8 +230,8 @@ def _show_layers(console: Console, found: Imatrix, coverage: Coverage) -> None:
     for layer in coverage.layers:
         weight, share = top[layer.name]
         tokens = f"{layer.tokens:,}" if exact and layer.tokens is not None else "–"
-        cells = [escape(layer.name), str(layer.weights), tokens, *_expert_cells(layer, exact)]
-        rows.append((*cells, f"{100 * share:3.0f} % {escape(weight)}"))
+        cells = [layer.name, str(layer.weights), tokens, *_expert_cells(layer, exact)]
+        rows.append((*cells, f"{100 * share:3.0f} % {weight}"))
     columns = (
         "layer", "weights", "tokens", "experts", f"≥ {ENOUGH}", "least", "median", "most",
         "top 1 %",
@@ -242,8 +246,9 @@ def _show_layers(console: Console, found: Imatrix, coverage: Coverage) -> None:
 
 def _show_experts(console: Console, coverage: Coverage, exact: bool) -> None:
     if coverage.unseen:
-        listed = textwrap.wrap(unseen_text(coverage.unseen), 86)
-        console.line("Unseen:  " + f"\n{' ' * 9}".join(listed))
+        words = unseen_text(coverage.unseen)
+        listed = textwrap.wrap(words, 95, initial_indent="Unseen:  ", subsequent_indent=" " * 9)
+        console.line(*listed)
     rarest = coverage.rarest()
     if exact and rarest is not None and rarest[2] < ENOUGH:
         where, expert, count = rarest
@@ -259,16 +264,16 @@ def _show_experts(console: Console, coverage: Coverage, exact: bool) -> None:
     console.line(f"Experts: {words}")
 
 
-def _expert_cells(layer: LayerCoverage, exact: bool) -> list[str]:
+def _expert_cells(layer: LayerCoverage, exact: bool) -> list[Cell]:
     """Seen, share with enough tokens, least, median and most tokens of a layer's experts."""
     experts = sorted(layer.experts)
     if not experts:
         return [""] * 5
     seen = f"{len(experts) - len(layer.unseen)}/{len(experts)}"
-    cells = [f"[bold red]{seen}[/]" if layer.unseen else seen]
+    cells: list[Cell] = [marked("[bold red]{}[/]", seen) if layer.unseen else seen]
     if not exact:
         return [*cells, *[""] * 4]
     enough = layer.share(ENOUGH)
-    cells.append(f"[yellow]{percent_text(enough)}[/]" if enough < 1 else "100 %")
+    cells.append(marked("[yellow]{}[/]", percent_text(enough)) if enough < 1 else "100 %")
     middle = (experts[(len(experts) - 1) // 2] + experts[len(experts) // 2]) / 2
     return [*cells, f"{experts[0]:,}", f"{middle:,.0f}", f"{experts[-1]:,}"]

@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 from typer import Option
 
 from quantkit.cli import options
-from quantkit.core.console import Console
+from quantkit.core.console import Console, marked
 from quantkit.core.errors import InputError
 from quantkit.core.units import GIB, tokens_text, unit_of
 
 if TYPE_CHECKING:
     from quantkit.config.target import Target
+    from quantkit.core.console import Cell
     from quantkit.models.model import Model
     from quantkit.plan.what_if import TargetBudgets
 
@@ -109,10 +110,10 @@ def _show(model: Model, found: Sequence[TargetBudgets], console: Console) -> Non
     sizes = [size for one in found for size in one.budgets.values() if size is not None]
     word, unit = unit_of(sizes or [GIB])
 
-    def cell(size: int | None) -> str:
+    def cell(size: int | None) -> Cell:
         if size is None:
             return "-"
-        return f"{size / unit:.2f} [dim]{8 * size / model.elements:.2f}[/]"
+        return marked("{} [dim]{}[/]", f"{size / unit:.2f}", f"{8 * size / model.elements:.2f}")
 
     rows = [
         (one.target.name, *map(cell, one.budgets.values()), one.target.kv_type) for one in found

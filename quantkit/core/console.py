@@ -2,36 +2,94 @@
 
 Plain lines when the output is not a terminal, only errors when quiet. The only importer of rich;
 tqdm draws the bars (bars.py).
+
+Names and sentences may come from a file's metadata, a repository or a server. Here, where all text
+passes, control characters are written as codes, so that none reaches the terminal, and what is too
+long is cut. Text is never read as rich's markup; `marked` makes what has colours.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
+from io import TextIOBase
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from quantkit.core.disk import FULL, disk_full
 from quantkit.core.errors import DiskFullError
 from quantkit.core.progress import Progress
-from quantkit.core.units import seconds_text
+from quantkit.core.units import printable, seconds_text, shown
 
 if TYPE_CHECKING:
     from rich.console import JustifyMethod, RenderableType
+    from rich.text import Text
 
     from quantkit.core.bars import Bar
+
+    Cell = str | Text
 
 PLAIN_WIDTH = 132
 """Columns of tables that go to a file or a pipe."""
 
 
-def escape(text: str) -> str:
-    """`text` without markup of rich."""
-    from rich.markup import escape as rich_escape
+MOST_MESSAGE = 4000
+"""Characters of a message or a line; a command of llama.cpp has up to a thousand."""
+MOST_CELL = 256
+"""Characters of a cell, which hold the name of any file."""
 
-    return rich_escape(text)
+
+def message_text(text: str) -> str:
+    """`text` as it may be printed: one line; of a long one the begin, and the end with advice."""
+    if len(text) > MOST_MESSAGE:
+        text = f"{text[: MOST_MESSAGE // 2]}…{text[-MOST_MESSAGE // 4 :]}"
+    plain = printable(text)
+    if len(plain) > MOST_MESSAGE:  # codes are longer than what they stand for
+        plain = f"{plain[: MOST_MESSAGE // 2]}…{plain[-MOST_MESSAGE // 4 :]}"
+    return plain
+
+
+def marked(form: str, *values: object) -> Text:
+    """A cell with rich's markup: `form` with `values`, which are plain text, in its braces."""
+    from rich.markup import escape
+    from rich.text import Text
+
+    plain = (escape(shown(str(value), MOST_CELL)) for value in values)
+    return Text.from_markup(form.format(*plain), emoji=False)
+
+
+class EscapedStream(TextIOBase):
+    """Standard error for what others print there: parsers of options, warnings, tracebacks.
+
+    Args:
+        plain: the stream below, for text that holds no control characters but its own colours.
+    """
+
+    def __init__(self, plain: TextIO) -> None:
+        self.plain = plain
+
+    @property
+    def encoding(self) -> str:  # type: ignore[override]
+        return self.plain.encoding
+
+    def write(self, text: str, /) -> int:
+        self.plain.write("\n".join(message_text(line) for line in text.split("\n")))
+        return len(text)
+
+    def flush(self) -> None:
+        self.plain.flush()
+
+    def writable(self) -> bool:
+        return True
+
+    def isatty(self) -> bool:
+        return self.plain.isatty()
+
+    def fileno(self) -> int:
+        return self.plain.fileno()
 
 
 class StageView(Progress):
@@ -49,7 +107,7 @@ class StageView(Progress):
         if self._console.interactive:
             from quantkit.core.bars import Bar
 
-            self._bar = Bar(f"{self._name} {what}".strip(), total, unit, done)
+            self._bar = Bar(shown(f"{self._name} {what}".strip()), total, unit, done)
 
     def advance(self, amount: float) -> None:
         if self.left_bytes is not None:
@@ -73,11 +131,16 @@ class Console:
     def __init__(self, *, quiet: bool = False) -> None:
         from rich.console import Console as RichConsole
 
+        class Output(RichConsole):
+            def on_broken_pipe(self) -> None:
+                raise  # rich would exit as if a gate had failed
+
         self.quiet = quiet
-        self._out = RichConsole(highlight=False, soft_wrap=True)
+        self._out = Output(highlight=False, soft_wrap=True, emoji=False)
         if not self._out.is_terminal:
             self._out.width = PLAIN_WIDTH
-        self._error = RichConsole(stderr=True, highlight=False)
+        below = sys.stderr.plain if isinstance(sys.stderr, EscapedStream) else None
+        self._error = Output(file=below, stderr=True, highlight=False, emoji=False)
         # one line for programs, words for people
         self._error.soft_wrap = not self._error.is_terminal
 
@@ -125,32 +188,37 @@ class Console:
             view.close()
 
     def done(self, name: str, detail: str, seconds: float) -> None:
-        self._line("[green]✓[/]", escape(name), escape(detail), seconds_text(seconds))
+        self._line("[green]✓[/]", name, detail, seconds_text(seconds))
 
     def failed(self, name: str, detail: str, seconds: float) -> None:
         """A step that found a fault."""
-        self._line("[red]✗[/]", escape(name), escape(detail), seconds_text(seconds))
+        self._line("[red]✗[/]", name, detail, seconds_text(seconds))
 
     def skipped(self, name: str, reason: str) -> None:
-        words = f"[dim]skipped: {escape(reason)}[/]"
-        self._line("[dim]·[/]", f"[dim]{escape(name):<18}[/]", words, "")
+        words = f"[dim]skipped: {_escaped(reason)}[/]"
+        self._print(f"[dim]· {_escaped(name):<18}[/] {words}")
 
     def _line(self, mark: str, name: str, detail: str, end: str) -> None:
-        self._print(f"{mark} {name:<18} {detail}" + (f"  [dim]{end}[/]" if end else ""))
+        self._print(f"{mark} {_escaped(name):<18} {_escaped(detail)}  [dim]{end}[/]")
 
     def note(self, sentence: str) -> None:
         """Print a sentence, wrapped at words in a terminal."""
         from rich.padding import Padding
 
-        words = f"[dim]{escape(sentence)}[/]"
+        words = f"[dim]{_escaped(sentence)}[/]"
         wrapped = Padding(words, (0, 0, 0, 2), expand=False)
         self._print(wrapped if self.interactive else f"  {words}", wrap=self.interactive)
 
     def heading(self, text: str) -> None:
-        self._print(f"[bold]{escape(text)}[/]")
+        self._print(f"[bold]{_escaped(text)}[/]")
 
-    def table(self, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-        """A table whose first column is left-aligned and whose cells may carry rich markup."""
+    def table(self, columns: Sequence[str], rows: Sequence[Sequence[Cell]]) -> None:
+        """A table whose first column is left-aligned.
+
+        Args:
+            columns: quantkit's own words, which may carry rich's markup.
+            rows: a cell is plain text of one line, or `marked`.
+        """
         from rich.box import SIMPLE_HEAD
         from rich.table import Table
 
@@ -160,22 +228,45 @@ class Console:
             justify: JustifyMethod = "left" if index == 0 or last else "right"
             table.add_column(column, justify=justify, no_wrap=not last, overflow="fold")
         for row in rows:
-            table.add_row(*row)
+            table.add_row(*(marked("{}", cell) if isinstance(cell, str) else cell for cell in row))
         self._print(table)
 
-    def bar(self, share: float, width: int = 16) -> str:
+    def bar(self, share: float, width: int = 16) -> Text:
         """A bar of `width` characters with its percentage, for a table cell."""
         full = min(round(share * width), width)
         color = "red" if share > 1 else "yellow" if share > 0.95 else "green"
-        return f"[{color}]{'█' * full}[/][dim]{'░' * (width - full)}[/] {share:>4.0%}"
+        return marked(
+            f"[{color}]{'█' * full}[/][dim]{'░' * (width - full)}[/] {{}}", f"{share:>4.0%}"
+        )
 
-    def line(self, text: str) -> None:
-        """One plain line, unless quiet."""
-        self._print(text, markup=False)
+    def line(self, *lines: str) -> None:
+        """Plain lines, unless quiet."""
+        for text in lines:
+            self._print(message_text(text), markup=False)
 
     def json(self, value: Any) -> None:  # noqa: ANN401
-        """Facts that were asked for; printed even when quiet."""
-        sys.stdout.write(json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+        """Facts that were asked for; printed even when quiet.
+
+        In ASCII, which holds no control character that a terminal knows. JSON has no infinities,
+        so they are null.
+        """
+        sys.stdout.write(json.dumps(_finite(value), indent=1, allow_nan=False) + "\n")
 
     def error(self, message: str) -> None:
-        self._error.print(f"[bold red]error:[/] {escape(message)}")
+        self._error.print(f"[bold red]error:[/] {_escaped(message)}")
+
+
+def _escaped(text: str) -> str:
+    """`text` as a part of a line with markup."""
+    from rich.markup import escape
+
+    return escape(message_text(text))
+
+
+def _finite(value: Any) -> Any:  # noqa: ANN401 - any JSON
+    """`value` with null for what is infinite or not a number."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

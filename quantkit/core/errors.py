@@ -15,10 +15,22 @@ from __future__ import annotations
 
 import errno
 
-MACHINE_ERRORS = frozenset(
-    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EACCES, errno.ENOMEM, errno.EMFILE}
-)
-"""OSErrors that are faults of the machine and not bugs: disk full, read-only, no memory."""
+_MACHINE = frozenset(
+    {
+        errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EREMOTEIO, errno.ESTALE,
+        errno.ETIMEDOUT, errno.ENOMEM, errno.EMFILE, errno.ENFILE, errno.EAGAIN, errno.ENOLCK,
+        errno.ENOBUFS, errno.EPIPE,
+    }
+)  # fmt: skip
+"""Faults of the machine whatever path a person gave: disk, limits, memory, a network's disk."""
+
+MACHINE_ERRORS = _MACHINE | {
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ETXTBSY,
+}  # fmt: skip
+"""OSErrors that are faults of the machine and not bugs where nothing else caught them."""
+
+_MISNAMED = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR})
+"""OSErrors of a path that no machine could open so."""
 
 
 class QuantkitError(Exception):
@@ -62,3 +74,34 @@ class DiskFullError(EnvironmentFault):
     ) -> None:
         super().__init__(message)
         self.stage, self.needed_bytes = stage, needed_bytes
+
+
+def as_fault(error: BaseException) -> QuantkitError | None:
+    """`error` as one of ours; None where it is a bug, which keeps its traceback.
+
+    An InputError that a reader or writer raised because the machine failed is an EnvironmentFault:
+    no other file would help.
+    """
+    if isinstance(error, QuantkitError):
+        below = error.__cause__ or error.__context__
+        failed = isinstance(below, OSError) and below.errno in _MACHINE
+        return EnvironmentFault(str(error)) if failed and isinstance(error, InputError) else error
+    if isinstance(error, MemoryError):
+        return EnvironmentFault(
+            f"out of memory ({error or 'an allocation failed'}); end other programs, or allow "
+            "this one more, then run again"
+        )
+    if isinstance(error, OSError):
+        named = error.filename or "while reading or writing"
+        if error.errno in MACHINE_ERRORS:
+            return EnvironmentFault(f"{error.strerror}: {named}")
+        if error.errno in _MISNAMED:
+            return InputError(f"{error.strerror}: {named}; give another path")
+    # What Python itself says, which has no class of its own.
+    if isinstance(error, ImportError) and "shared object" in str(error):
+        return EnvironmentFault(f"a library cannot be loaded: {error}")
+    if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
+        return EnvironmentFault(f"{error}: raise the limit of processes (ulimit -u)")
+    if isinstance(error, ValueError) and "embedded null" in str(error):
+        return InputError("the path of a file has a NUL character in it; give another path")
+    return None

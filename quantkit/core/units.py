@@ -60,12 +60,22 @@ def tokens_text(tokens: int) -> str:
 MOST_CHARACTERS = 120
 
 
-def shown(name: str) -> str:
-    """`name` in at most `MOST_CHARACTERS` characters, without control characters."""
-    plain = printable(name[:MOST_CHARACTERS])
-    return plain if len(name) <= MOST_CHARACTERS else plain + "…"
+def shown(name: str, most: int = MOST_CHARACTERS) -> str:
+    """`name` in at most `most` characters, without control characters."""
+    plain = printable(name[:most])
+    return plain if len(name) <= most else plain + "…"
 
 
 def printable(text: str) -> str:
-    """`text` with control characters and half surrogates written as their codes."""
-    return "".join(c if c.isprintable() else f"\\u{ord(c):04x}" for c in text)
+    """`text` with control characters and half surrogates written as their codes.
+
+    What `str.isprintable` refuses: C0 and C1 controls with ESC and CSI among them, line ends,
+    directions of writing, and what has no width.
+    """
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else _code(ord(c)) for c in text)
+
+
+def _code(point: int) -> str:
+    return f"\\u{point:04x}" if point <= 0xFFFF else f"\\U{point:08x}"

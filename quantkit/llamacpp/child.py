@@ -16,13 +16,14 @@ import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import FileIO
 from typing import Any, Self
 
 from quantkit.core.disk import FULL
-from quantkit.core.errors import MACHINE_ERRORS, EnvironmentFault, QuantkitError
+from quantkit.core.errors import EnvironmentFault, as_fault
 from quantkit.core.import_path import without_empty_entries
 
 Emit = Callable[[Any], None]
@@ -30,6 +31,8 @@ PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STDERR_KEPT_BYTES = 4000
 PYTHON = (sys.executable, "-P")
 """Starts a process of this Python: with -P it imports nothing from the current folder."""
+DEATH_SECONDS = 10
+"""What a child that is dying within a message gets to end; it may write a core file."""
 SPINS = "4000"
 """How often OpenMP's threads look at a barrier before they sleep, where GOMP_SPINCOUNT is unset.
 
@@ -99,26 +102,41 @@ class Child:
             self._calls.flush()
         except BrokenPipeError:
             pass  # it died before it read the call; see its exit code
-        try:
-            while True:
-                kind, payload = pickle.load(self._messages)
-                if kind == "result":
-                    return payload
-                if kind == "error":
-                    raise payload
-                on_message(payload)
-        except EOFError:
-            code = self._process.wait()
+        while (message := self._received()) is not None:
+            kind, payload = message
+            if kind == "result":
+                return payload
+            if kind == "error":
+                raise payload
+            if kind == "bug":
+                raise RuntimeError(f"{task} failed in its child process:\n{payload}")
+            on_message(payload)
+        code = self._process.wait()
         self._printed.seek(0)
         tail = self._printed.read()[-STDERR_KEPT_BYTES:].decode(errors="replace").strip()
-        if code > 0:  # a bug in the task: keep its traceback
-            raise RuntimeError(f"{task} failed in its child process:\n{tail}")
-        how = signal.Signals(-code).name if code < 0 else "without a result"
+        how = f"without a result, exit code {code}" if code >= 0 else signal.Signals(-code).name
         raise NativeCrash(
             f"native code in {task.split(':')[-1]} ended by {how} "
             f"({tail.splitlines()[-1] if tail else 'it printed nothing'}); "
             "run 'quantkit doctor' to see which settings work on this machine"
         )
+
+    def _received(self) -> tuple[str, Any] | None:
+        """The next message; None where the child died before it was whole."""
+        try:
+            message: tuple[str, Any] = pickle.load(self._messages)
+            return message
+        except EOFError:
+            return None
+        except Exception:
+            # A message that is cut short raises whatever its remains mean to pickle.
+            try:
+                self._process.wait(DEATH_SECONDS)
+            except subprocess.TimeoutExpired:
+                pass
+            else:
+                return None
+            raise  # a bug: the message was whole
 
     def end(self) -> None:
         self._process.kill()
@@ -175,17 +193,16 @@ def _run(task: str, arguments: dict[str, Any], channel: FileIO) -> None:
         result = getattr(importlib.import_module(module), function)(
             **arguments, emit=lambda message: send("message", message)
         )
-    except QuantkitError as error:
-        send("error", error)
-    except OSError as error:
-        if error.errno not in MACHINE_ERRORS:
-            raise
-        if error.errno in FULL:  # the parent knows for what, and where
-            send("error", error)
-            return
-        send("error", EnvironmentFault(f"{error.strerror}: {error.filename or 'while writing'}"))
-    else:
         send("result", result)
+    except Exception as error:  # noqa: BLE001 - sent to the parent, which raises it
+        if isinstance(error, OSError) and error.errno in FULL:
+            send("error", error)  # the parent knows for what, and where
+            return
+        fault = as_fault(error)
+        if fault is None:  # a bug: its traceback goes with it
+            send("bug", traceback.format_exc())
+        else:
+            send("error", fault)
 
 
 if __name__ == "__main__":

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from quantkit.core.errors import InputError
+from quantkit.core.errors import EnvironmentFault, InputError, as_fault
 from quantkit.models.families.base import Config
 from quantkit.models.geometry import MAX_LAYERS
 from quantkit.models.json_files import read_json
@@ -125,7 +125,8 @@ def load_tokenizer(
             loaded = _loaded(_opened(folder, config, pieces), options)
     except BaseException as error:
         # A panic of the tokenizers library derives from BaseException alone.
-        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+        panic = isinstance(error, Exception) or type(error).__name__ == "PanicException"
+        if not panic or isinstance(as_fault(error), EnvironmentFault):
             raise
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(

@@ -5,7 +5,9 @@ The child imports this module for its tasks.
 
 from __future__ import annotations
 
+import errno
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -13,10 +15,12 @@ import time
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from waiting import wait_until
 
-from quantkit.core.errors import InputError
+from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.llamacpp import child
 from quantkit.llamacpp.child import Emit, NativeCrash, run_isolated
 
 TASKS = "test_child"
@@ -40,6 +44,35 @@ def crash(number: int, emit: Emit) -> None:
 
 def bug(emit: Emit) -> float:
     return 1 / 0
+
+
+def half_a_message(kept: int, number: int, emit: Emit) -> None:
+    """The child's death within a message, after `kept` bytes of it."""
+    message = pickle.dumps(("result", {"x" * 50: [1.5, b"y" * 200]}))
+    os.write(int(sys.argv[1]), message[:kept])
+    os.kill(os.getpid(), number)
+    os._exit(1)
+
+
+def misfortune(number: int, emit: Emit) -> None:
+    raise OSError(number, os.strerror(number))
+
+
+def no_memory(emit: Emit) -> None:
+    np.empty(1 << 55, np.uint8)
+
+
+def unreadable_result(emit: Emit) -> Unreadable:
+    return Unreadable()
+
+
+class Unreadable:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return int, ("not a number",)
+
+
+def leave(emit: Emit) -> None:
+    os._exit(1)
 
 
 def vanish(emit: Emit) -> None:
@@ -76,6 +109,8 @@ def test_result_and_messages() -> None:
         ("refuse", InputError, "refused"),  # our errors cross over
         ("bug", RuntimeError, "ZeroDivisionError"),  # a bug keeps its traceback
         ("vanish", NativeCrash, "without"),
+        ("leave", NativeCrash, "without"),  # as native code does that calls exit()
+        ("no_memory", EnvironmentFault, "memory"),
     ],
 )
 def test_a_failure_is_raised_here(task: str, error: type[Exception], word: str) -> None:
@@ -87,6 +122,28 @@ def test_a_failure_is_raised_here(task: str, error: type[Exception], word: str) 
 def test_a_crash_becomes_a_sentence(number: signal.Signals) -> None:
     with pytest.raises(NativeCrash, match=f"{number.name}.*last words"):
         run_isolated(f"{TASKS}:crash", {"number": int(number)})
+
+
+@pytest.mark.parametrize("number", [0, int(signal.SIGKILL)])  # 0: none is sent
+@pytest.mark.parametrize("kept", [1, 3, 10, 13, 30, 100, 250])
+def test_a_death_within_a_message(kept: int, number: int) -> None:
+    with pytest.raises(NativeCrash):
+        run_isolated(f"{TASKS}:half_a_message", {"kept": kept, "number": number})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["EFBIG", "ENFILE", "EMFILE", "ESTALE", "EIO", "ENOSPC", "EDQUOT", "ENOMEM", "EAGAIN", "EROFS"],
+)
+def test_a_fault_of_the_machine_crosses_over(name: str) -> None:
+    with pytest.raises(EnvironmentFault):
+        run_isolated(f"{TASKS}:misfortune", {"number": getattr(errno, name)})
+
+
+def test_a_whole_message_that_cannot_be_read_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(child, "DEATH_SECONDS", 0.1)
+    with pytest.raises(ValueError, match="not a number"):
+        run_isolated(f"{TASKS}:unreadable_result", {})
 
 
 def test_much_output_does_not_block() -> None:
