@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any, ClassVar, Self, TypeVar
 
@@ -10,10 +9,14 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from quantkit.core.errors import InputError
 from quantkit.core.files import write_text
+from quantkit.core.parsing import (
+    MOST_JSON_BYTES,
+    MOST_YAML_BYTES,
+    bounded_json,
+    bounded_yaml,
+    read_bounded,
+)
 from quantkit.core.units import shown
-
-MOST_DIGITS = 19
-"""Of a whole number: JSON allows thousands, which no float holds and no message should print."""
 
 
 class Record(BaseModel):
@@ -52,11 +55,7 @@ class JsonDocument(Record):
         Raises:
             InputError: it cannot be read, is damaged, or has another version.
         """
-        try:
-            content = path.read_bytes()
-        except OSError as error:
-            raise InputError(f"cannot read {path}: {error.strerror}") from None
-        return cls.parse(content, str(path))
+        return cls.parse(read_bounded(path, MOST_JSON_BYTES), str(path))
 
     @classmethod
     def parse(cls, content: bytes, name: str) -> Self:
@@ -90,28 +89,13 @@ def first_problem(error: ValidationError) -> str:
     return f"{place}: {first['msg']}{more}"
 
 
-def bounded_json(content: bytes, name: str) -> Any:  # noqa: ANN401 - any JSON
-    """The value in `content`, which errors call `name`.
-
-    Raises:
-        InputError: it is not JSON, or a whole number has more than `MOST_DIGITS` digits.
-    """
-    try:
-        return json.loads(content, parse_int=_bounded)
-    except (ValueError, RecursionError) as reason:
-        raise InputError(f"{name} is not valid JSON: {reason}") from None
-
-
-def _bounded(digits: str) -> int:
-    if len(digits.lstrip("-")) > MOST_DIGITS:
-        raise ValueError(f"a whole number of more than {MOST_DIGITS} digits")
-    return int(digits)
-
-
 class Strict(BaseModel):
-    """A section of a file: frozen, and an unknown field is a mistake that is named."""
+    """A section of a file: frozen, and an unknown field is a mistake that is named.
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    Numbers are finite: pydantic would read the text "inf" as one that is larger than any limit.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
@@ -123,14 +107,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file cannot be read, is not YAML, or is not a mapping.
     """
-    import yaml
-
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from None
+    content = bounded_yaml(read_bounded(path, MOST_YAML_BYTES), str(path))
     if not isinstance(content, dict):
         raise InputError(f"{path} must hold a mapping of fields, not {type(content).__name__}")
     return content

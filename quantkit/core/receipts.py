@@ -14,7 +14,9 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256, is_inner_path, plain_json, write_text
+from quantkit.core.parsing import bounded_json
 
 
 @dataclass(frozen=True)
@@ -58,8 +60,9 @@ def _receipt_path(folder: Path, stage: str) -> Path:
 def read_receipt(folder: Path, stage: str) -> Receipt | None:
     """The receipt of `stage`, or None if it is missing, damaged, or of files outside `folder`."""
     try:
-        found = _RECEIPT.validate_python(json.loads(_receipt_path(folder, stage).read_bytes()))
-    except (OSError, ValueError):
+        content = _receipt_path(folder, stage).read_bytes()
+        found = _RECEIPT.validate_python(bounded_json(content, stage))
+    except (OSError, InputError, ValueError):
         return None
     return found if all(is_inner_path(output.path) for output in found.outputs) else None
 

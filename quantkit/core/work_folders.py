@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -17,6 +16,7 @@ from quantkit.core.files import (
     write_json,
     write_text,
 )
+from quantkit.core.parsing import bounded_json
 
 ATTEMPTS = 3
 """At a lock, at once: one attempt fails where the holder removes the lock file meanwhile."""
@@ -45,8 +45,8 @@ def resumable(work: Path, parts: Mapping[str, Any]) -> Iterator[Path]:
     with _locked(work / ".lock", f"another run is writing what {work} is for; wait for it"):
         refuse_links_in(work)
         try:
-            same = json.loads(marker.read_text(encoding="utf-8")) == plain_json(parts)
-        except (OSError, ValueError):
+            same = bounded_json(marker.read_bytes(), str(marker)) == plain_json(parts)
+        except (OSError, InputError):
             same = False
         if not same:
             for kept in work.iterdir():
@@ -130,6 +130,15 @@ class Journal:
             self.forget()
         elif cut:
             self._rewrite()
+
+    def values(self) -> list[Any]:
+        """What the lines hold, as JSON.
+
+        Raises:
+            InputError: one is damaged.
+        """
+        advice = f"delete {self.path} to begin anew"
+        return [bounded_json(line, f"a line of {self.path}", advice) for line in self.lines]
 
     def forget(self) -> None:
         """Begin anew."""

@@ -8,7 +8,6 @@ The library checks all of that but does not return positions, which reading by r
 from __future__ import annotations
 
 import itertools
-import json
 import math
 import re
 from collections.abc import Iterable, Mapping
@@ -19,6 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
+from quantkit.core.parsing import MOST_JSON_BYTES, bounded_json, read_bounded
+from quantkit.core.units import shown
 from quantkit.formats.file_bytes import FileBytes
 
 MAX_HEADER_BYTES = 100_000_000
@@ -33,6 +34,7 @@ _WITHOUT_DATA = "file not fully covered"
 (`read_metadata` in safetensors' tensor.rs)."""
 _PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
 _INDEX = "model.safetensors.index.json"
+_PLAIN_NAME = re.compile(r"(?!\.\.?\Z)[^/\0]+")
 
 
 class SafetensorsEntry(NamedTuple):
@@ -86,7 +88,7 @@ def parse_header(
         except SafetensorError as error:
             if not str(error).endswith(_WITHOUT_DATA):
                 raise
-        described = json.loads(start[LENGTH_BYTES:data_start])
+        described = bounded_json(start[LENGTH_BYTES:data_start], f"the header of {where}", advice)
         described.pop("__metadata__", None)
         end = data_start + max((t["data_offsets"][1] for t in described.values()), default=0)
         if end != size_bytes:
@@ -276,14 +278,15 @@ def _read_index(path: Path) -> dict[str, str] | None:
     index = path / _INDEX
     if not index.is_file():
         return None
-    try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise InputError(f"{index} is no index of shards ({error!r}); download it again") from error
+    content = read_bounded(index, MOST_JSON_BYTES, "download it again")
+    found = bounded_json(content, str(index), "download it again", foreign=True)
+    weight_map = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
         raise InputError(f"{index}: weight_map is empty or no object; download it again")
     for name, shard in weight_map.items():
         # A name with a folder in it could make us read any file of this machine.
-        if not isinstance(shard, str) or "/" in shard or shard in ("", "..", "."):
-            raise InputError(f"{index}: {name} is in {shard!r}, which is no plain file name")
+        if not isinstance(shard, str) or not _PLAIN_NAME.fullmatch(shard):
+            raise InputError(
+                f"{index}: {shown(name)} is in {shown(str(shard))!r}, which is no plain file name"
+            )
     return weight_map

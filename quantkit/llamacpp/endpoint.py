@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 import os
 import socket
 import time
@@ -13,6 +12,7 @@ from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self
 
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
+from quantkit.core.parsing import bounded_json
 from quantkit.core.progress import SILENT, Progress
 
 if TYPE_CHECKING:
@@ -276,8 +276,8 @@ def _no_address(why: str) -> InputError:
 
 def _parsed(raw: bytes) -> Answer | None:
     try:
-        got = json.loads(raw)
-    except (ValueError, RecursionError):
+        got = bounded_json(raw, "the answer", foreign=True)
+    except InputError:
         return None
     return got if isinstance(got, dict) else None
 

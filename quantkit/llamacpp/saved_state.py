@@ -8,7 +8,6 @@ with the requested ones.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from quantkit.core.errors import EnvironmentFault
+from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import publish, write_json
+from quantkit.core.parsing import bounded_json
 from quantkit.llamacpp.llama import Context, Tokens
 
 SAVED_SHARE = 0.02
@@ -63,10 +63,10 @@ class SavedState:
     def _read(self, at_most: int) -> dict[str, Any]:
         """The description of a saved prefix of at most so many tokens; empty without one."""
         try:
-            about: dict[str, Any] = json.loads(self._about.read_text(encoding="utf-8"))
+            about: dict[str, Any] = bounded_json(self._about.read_bytes(), str(self._about))
             same = about["key"] == self._key and about["bytes"] == self._state.stat().st_size
             return about if same and 0 <= about["tokens"] <= at_most and "facts" in about else {}
-        except (OSError, ValueError, KeyError, TypeError):
+        except (OSError, InputError, LookupError, TypeError):
             return {}
 
     def save(self, context: Context, tokens: Tokens, facts: dict[str, Any]) -> None:

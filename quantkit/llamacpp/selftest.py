@@ -9,7 +9,6 @@ result is cached for this machine and library version.
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 import tempfile
 from collections.abc import Callable
@@ -20,8 +19,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.core.errors import EnvironmentFault
+from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import write_json
+from quantkit.core.parsing import bounded_json
 from quantkit.core.paths import cache_folder
 from quantkit.formats.gguf_writer import write_gguf
 from quantkit.formats.tensor_types import quant_type
@@ -62,8 +62,8 @@ def working_settings(cache: Path | None = None) -> SelfTest:
     """The settings that work on this machine, from the cache or from `run_selftest`."""
     path = (cache or cache_folder()) / f"selftest-{machine_key()}.json"
     try:
-        return SelfTest(**json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):
+        return SelfTest(**bounded_json(path.read_bytes(), str(path)))
+    except (OSError, InputError, TypeError):
         result = run_selftest()
     with suppress(OSError):  # with a read-only home the test runs each time
         write_json(path, asdict(result))

@@ -7,9 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantkit.core.errors import InputError
+from quantkit.core.parsing import bounded_yaml, read_bounded
 from quantkit.formats.tensors import Metadata, MetaKind, TensorInfo
 from quantkit.models.families.base import meta
 from quantkit.models.json_files import read_json
+
+MOST_CARD_BYTES = 16 << 20
+"""Of README.md, of which only the front matter is parsed."""
 
 
 def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | None) -> Metadata:
@@ -22,26 +26,27 @@ def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | No
         name: the model's; by default the folder's or the model card's.
     """
     import gguf
-    import yaml
 
     generation = read_json(folder / "generation_config.json", optional=True)
     total = sum(info.elements for info in tensors)
     # "." has no name of its own; resolve() would take the name of what a link points to.
     folder = Path(os.path.abspath(folder))
+    _check_card(folder / "README.md")
     try:
         known = gguf.Metadata.load(None, folder, name, total)
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        known.name = known.name or folder.name
+        if known.sampling_penalty_repeat is None:  # gguf 0.19 does not know this spelling yet.
+            known.sampling_penalty_repeat = generation.get("repetition_penalty")
+        known.size_label = known.size_label or _size_label(tensors)
+        writer = gguf.GGUFWriter(path=None, arch="")
+        writer.add_type(gguf.GGUFType.MODEL)
+        known.set_gguf_meta_model(writer)
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        # It takes every field of a card to have its usual kind.
         raise InputError(
-            f"the front matter of {folder / 'README.md'} is not valid YAML ({error}); "
-            "repair or remove it"
+            f"gguf cannot read the front matter of {folder / 'README.md'} ({error!r}); repair or "
+            "remove it"
         ) from error
-    known.name = known.name or folder.name
-    if known.sampling_penalty_repeat is None:  # gguf 0.19 does not know this spelling yet.
-        known.sampling_penalty_repeat = generation.get("repetition_penalty")
-    known.size_label = known.size_label or _size_label(tensors)
-    writer = gguf.GGUFWriter(path=None, arch="")
-    writer.add_type(gguf.GGUFType.MODEL)
-    known.set_gguf_meta_model(writer)
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     result: Metadata = {}
     for key, stored in writer.kv_data[0].items():
@@ -56,6 +61,23 @@ def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | No
         result[key] = meta(kind, value)
     result.pop("general.architecture", None)  # the family sets it
     return result
+
+
+def _check_card(path: Path) -> None:
+    """Check the front matter that gguf would load without limits.
+
+    Raises:
+        InputError: it is not YAML, or too much of it.
+    """
+    if not path.is_file():
+        return
+    lines = read_bounded(path, MOST_CARD_BYTES).decode(errors="replace").splitlines()
+    if lines[:1] != ["---"]:
+        return
+    end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
+    # as gguf does, which cards with tabs need
+    text = "\n".join(lines[1:end]).replace("\t", "  ")
+    bounded_yaml(text, f"the front matter of {path}", strict=False)
 
 
 def _size_label(tensors: Sequence[TensorInfo]) -> str:

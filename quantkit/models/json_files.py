@@ -7,32 +7,38 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import InputError
-
-MAX_BYTES = 1 << 28
-"""The largest tokenizer.json has some 40 MB."""
+from quantkit.core.parsing import MOST_JSON_BYTES, bounded_json, read_bounded
 
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
-    """The JSON object in `path`, of at most `MAX_BYTES`; empty where an optional file is absent."""
+    """The JSON object in `path`; an empty one where an optional file is absent.
+
+    Raises:
+        InputError: it cannot be read, or holds none.
+    """
     if optional and not path.is_file():
         return {}
-    try:
-        if (size := path.stat().st_size) > MAX_BYTES:
-            raise InputError(f"{path} has {size} bytes (limit {MAX_BYTES}); download it again")
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(
-            f"{path} cannot be read ({error.strerror}); is this the folder of a checkpoint?"
-        ) from error
+    content = read_bounded(path, MOST_JSON_BYTES, "is this the folder of a checkpoint?")
     return parse_json(content, str(path))
 
 
 def parse_json(content: bytes, where: str, advice: str = "download it again") -> dict[str, Any]:
-    """The JSON object in `content` of the file `where`; `advice` is for a broken one."""
-    try:
-        value = json.loads(content.decode())
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{where} is not valid JSON ({error}); {advice}") from error
+    """The JSON object in `content` of the file `where`; `advice` is for a broken one.
+
+    Raises:
+        InputError: it is none, or has text that UTF-8 cannot have.
+    """
+    value = bounded_json(content, where, advice, foreign=True)
     if not isinstance(value, dict):
         raise InputError(f"{where} holds no JSON object; {advice}")
+    if b"\\ud" in content.lower() and _half_surrogate(value):
+        raise InputError(f"{where} has half of a surrogate pair in a text; {advice}")
     return value
+
+
+def _half_surrogate(value: object) -> bool:
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return True
+    return False

@@ -12,7 +12,6 @@ request for the branch's commit, and needs none if the Hub cannot be reached:
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping
@@ -22,6 +21,7 @@ from urllib.parse import quote
 
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import atomic, is_inner_path, write_json
+from quantkit.core.parsing import bounded_json
 from quantkit.core.paths import cache_folder
 from quantkit.core.progress import Progress
 from quantkit.core.threads import run_all
@@ -141,9 +141,9 @@ def fetch_headers(
 def _commit_in(noted: Path) -> str | None:
     """The commit that a revision had at the last request, if it is cached."""
     try:
-        commit = json.loads(noted.read_text(encoding="utf-8"))["commit"]
+        commit = bounded_json(noted.read_bytes(), str(noted))["commit"]
         return commit if is_commit(commit) else None
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, InputError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 
@@ -151,14 +151,14 @@ def _cached(place: Path, commit: str | None) -> RemoteHeaders | None:
     """The cached files of a commit; None if they are not complete."""
     folder = place / (commit or "none")
     try:
-        record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+        record = bounded_json((folder / _RECORD).read_bytes(), _RECORD)
         if not all(map(is_inner_path, [*record["files"], *record["shards"]])):
             return None
         sizes = {name: (folder / name).stat().st_size for name in record["files"]}
         if (record["version"], record["files"]) != (_VERSION, sizes):
             return None
         return RemoteHeaders(record["repository"], folder.name, folder, record["shards"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (OSError, InputError, ValueError, LookupError, TypeError, AttributeError):
         return None
 
 

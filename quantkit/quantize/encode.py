@@ -84,7 +84,7 @@ def write_shards(
     unfinished = (
         (work / layout.file_name, layout.size_bytes)
         for layout, journal in zip(layouts, journals, strict=True)
-        if END not in journal.lines
+        if not _is_whole(layout, journal)
     )
     check_room(unfinished, work)
     sizes = {info.name: tensor_size_bytes(info) for info in wanted}

@@ -6,7 +6,6 @@ import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.progress import Progress
@@ -52,8 +51,7 @@ class Answers:
         self.journal, self.recipe = journal, recipe
         self._answers = dict[tuple[int, int, str, int], Answer]()
         self._costs = dict[tuple[int, int], Cost]()
-        for line in journal.lines:
-            entry: dict[str, Any] = json.loads(line)
+        for entry in journal.values():
             if fields := entry.get("answer"):
                 answer = Answer(**{**fields, "values": tuple(fields["values"])})
                 self._answers[answer.place] = answer

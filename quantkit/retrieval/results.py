@@ -13,8 +13,9 @@ from typing import Literal
 from pydantic import Field, TypeAdapter, ValidationError
 
 from quantkit.config.recipe import RetrievalRecipe
-from quantkit.core.documents import JsonDocument, Record, bounded_json, first_problem
+from quantkit.core.documents import JsonDocument, Record, first_problem
 from quantkit.core.errors import InputError
+from quantkit.core.parsing import bounded_json
 from quantkit.quantize.integrity import Integrity
 from quantkit.retrieval.statistics import CONFIDENCE, hit_rate_bounds
 from quantkit.study.kld_statistics import KLDStatistics

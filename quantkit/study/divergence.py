@@ -21,6 +21,7 @@ from quantkit.config.recipe import DivergenceRecipe
 from quantkit.core.disk import check_room
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import identity, publish
+from quantkit.core.parsing import bounded_json
 from quantkit.core.paths import haystack_text
 from quantkit.core.progress import SILENT, Progress, told_to
 from quantkit.core.work_folders import Journal
@@ -237,7 +238,7 @@ def compare_in_child(
 def _values(lines: list[str]) -> list[F64]:
     """KLD, NLL and same top of each finished chunk, shape (3, rows)."""
     names = ("kld", "nll", "same_top")
-    chunks = map(json.loads, lines)
+    chunks = [bounded_json(line, "a line of the cached KLD") for line in lines]
     return [np.array([chunk[name] for name in names], np.float64) for chunk in chunks]
 
 
@@ -245,7 +246,7 @@ def _are_of(header: LogitsHeader, lines: list[str]) -> bool:
     """Whether the cached `lines` are whole and of no more chunks than there are."""
     try:
         shapes = {values.shape for values in _values(lines)}
-    except (ValueError, LookupError, TypeError, ArithmeticError):  # damaged
+    except (InputError, ValueError, LookupError, TypeError, ArithmeticError):  # damaged
         return False
     return shapes <= {(3, header.rows)} and len(lines) <= header.chunks
 

@@ -200,7 +200,7 @@ def measure_errors(
     sampling = ("candidates", "sample_rows", "sample_experts", "seed")
     purpose = json.dumps(recipe.model_dump(mode="json", include=set(sampling)))
     journal = Journal(work / "errors.jsonl", purpose)
-    entries = (TensorErrors(**json.loads(line)) for line in journal.lines)
+    entries = (TensorErrors(**entry) for entry in journal.values())
     done = {entry.name: entry for entry in entries}
     for kind in {BY_NAME[name] for name in recipe.candidates}:
         kernels.prepare(kind)

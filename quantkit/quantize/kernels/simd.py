@@ -12,7 +12,6 @@ from __future__ import annotations
 import ctypes
 import functools
 import hashlib
-import json
 import os
 import shlex
 import shutil
@@ -26,8 +25,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.core.errors import EnvironmentFault
+from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import write_json
+from quantkit.core.parsing import bounded_json
 from quantkit.core.paths import cache_folder
 from quantkit.formats.tensor_types import BY_NAME, QuantType
 from quantkit.llamacpp.ggml_kernels import Blocks
@@ -170,10 +170,10 @@ def _identity(compiler: Sequence[str]) -> list[str | int]:
 def _recorded(record: Path, compiler: Sequence[str] | None) -> Finding | None:
     """The recorded finding; a negative one only if it was made with this compiler."""
     try:
-        facts = json.loads(record.read_text(encoding="utf-8"))
+        facts = bounded_json(record.read_bytes(), str(record))
         found = Finding(facts["usable"], facts["finding"], lasting=True)
         same = compiler is not None and facts["compiler"] == _identity(compiler)
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, InputError, TypeError, KeyError):
         return None
     return found if found.usable or same else None
 

@@ -97,7 +97,7 @@ def check_served(
         )
         answers = Answers(Journal(work / "answers.jsonl", purpose), recipe)
         ask_all(Served(server, answers, progress), prompts, answers, progress)
-    tests = tests_of(answers.journal.lines)
+    tests = tests_of(answers.journal)
     planned = answers.result(prompts, AS_SERVED, max(one.difference for one in tests))
     one_pass = planned.prefill_tokens + planned.question_tokens
     names = ("prefill_tokens", "question_tokens")
@@ -152,9 +152,9 @@ class Tested:
     likeliest: Likeliest
 
 
-def tests_of(lines: Sequence[str]) -> list[Tested]:
+def tests_of(journal: Journal) -> list[Tested]:
     """A journal's self-tests, each of the same prompt."""
-    found = [entry[TESTED] for entry in map(json.loads, lines) if TESTED in entry]
+    found = [entry[TESTED] for entry in journal.values() if TESTED in entry]
     return [Tested(**{**one, "likeliest": tuple(map(tuple, one["likeliest"]))}) for one in found]
 
 
@@ -253,7 +253,7 @@ class Served(Respondent):
             f"keeps a prefix; one prefill a question would take "
             f"{sum(one.classic_tokens for one in prompts):,}"
         )
-        branch, kept = prompts[0].branches[0], tests_of(self._answers.journal.lines)
+        branch, kept = prompts[0].branches[0], tests_of(self._answers.journal)
         server, prompt = self._server, _prompt(prompts[0], branch)
         head, tail = np.split(prompt, [max(branch.leaves_at, len(prompt) - TEST_TAIL)])
         few, many = TEST_LIKELIEST

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from quantkit.core.errors import InputError
+from quantkit.core.parsing import bounded_json
 from quantkit.models.chat_template import Message
 
 ROW_ENDINGS = (".jsonl", ".parquet")
@@ -77,10 +78,7 @@ def _json_rows(path: Path) -> Iterator[Row]:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                try:
-                    row = json.loads(line)
-                except (ValueError, RecursionError) as error:
-                    raise InputError(f"{path}, line {number} is not JSON: {error}") from None
+                row = bounded_json(line, f"{path}, line {number}", foreign=True)
                 columns = list(row) if isinstance(row, dict) else []
                 yield parse_row(row, f"{path}, line {number}", columns)
     except (OSError, UnicodeDecodeError) as error:
@@ -138,10 +136,7 @@ def _message(item: object, where: str) -> Message:
 def _tools(value: object, where: str) -> list[Any] | None:
     """Definitions of tools; many datasets store them as JSON text."""
     if isinstance(value, str) and value.strip():
-        try:
-            value = json.loads(value)
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: its tools are not JSON: {error}") from None
+        value = bounded_json(value, f"{where}: its tools", foreign=True)
     if not value:
         return None
     if not isinstance(value, list):
