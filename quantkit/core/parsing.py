@@ -52,14 +52,14 @@ def read_bounded(path: Path, most_bytes: int, advice: str = "") -> bytes:
 
 
 def bounded_json(
-    content: bytes | str, name: str, advice: str = "", *, foreign: bool = False
+    content: bytes | str, name: str, advice: str = "", *, foreign: bool = False, nan: bool = True
 ) -> Any:  # noqa: ANN401 - any JSON
     """The value in `content`, which errors call `name`.
 
     Args:
         advice: what to do with a broken one.
-        foreign: not written by quantkit: NaN is refused (infinities are what transformers writes),
-            and whole numbers may have FLOAT_DIGITS digits.
+        foreign: not written by quantkit: whole numbers may have FLOAT_DIGITS digits.
+        nan: allow NaN, as rows of datasets have it; infinities are what transformers writes.
 
     Raises:
         InputError: it is not JSON in UTF-8, is nested too deeply, has a key twice in one object,
@@ -76,7 +76,7 @@ def bounded_json(
         return int(text)
 
     def constant(word: str) -> float:
-        if foreign and word == "NaN":
+        if not nan and word == "NaN":
             raise ValueError("NaN is not a number")
         return float(word)
 

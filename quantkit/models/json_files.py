@@ -28,7 +28,7 @@ def parse_json(content: bytes, where: str, advice: str = "download it again") ->
     Raises:
         InputError: it is none, or has text that UTF-8 cannot have.
     """
-    value = bounded_json(content, where, advice, foreign=True)
+    value = bounded_json(content, where, advice, foreign=True, nan=False)
     if not isinstance(value, dict):
         raise InputError(f"{where} holds no JSON object; {advice}")
     if b"\\ud" in content.lower() and _half_surrogate(value):
