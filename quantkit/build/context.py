@@ -111,7 +111,8 @@ class StudyContext:
     @functools.cached_property
     def source(self) -> TensorSource:
         keep = self.job.recipe.convert.mtp == "keep"
-        return open_source(self.choice, self.checkpoint, keep_prediction=keep)
+        note = self.pipeline.console.note
+        return open_source(self.choice, self.checkpoint, keep_prediction=keep, note=note)
 
     @functools.cached_property
     def devices(self) -> DeviceSettings:

@@ -81,7 +81,7 @@ def quantize(
     if out.suffix != ".gguf":
         raise InputError(f"--out names a GGUF file, so it ends in .gguf; {out} does not")
     choice, path = choose_local(str(model))
-    source = open_source(choice, keep_prediction=keep_prediction)
+    source = open_source(choice, keep_prediction=keep_prediction, note=console.note)
     ready = None if imatrix is None else check_imatrix(Path(imatrix), source.tensors)
     found = None if ready is None else ready.imatrix
     entries = {} if found is None else found.entries

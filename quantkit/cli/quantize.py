@@ -70,13 +70,13 @@ def convert(
         raise InputError(f"--type is BF16 or Q8_0, not {base_type!r}")
     options.check_mtp(mtp)
     choice, path = choose_local(model)
-    source = open_source(choice, keep_prediction=mtp == "keep")
+    console = Console(quiet=quiet)
+    source = open_source(choice, keep_prediction=mtp == "keep", note=console.note)
     files = model_files(choice, path)
     check_stem(out.stem)
     check_writable(out, files)
     recipe = ConvertRecipe.model_validate({"base_type": base_type, "mtp": mtp})
     parts = {"files": identity(files), **recipe.model_dump(mode="json")}
-    console = Console(quiet=quiet)
     with resumable(work_folder(out), parts) as work, console.stage("convert", out) as progress:
         run(source, recipe, out, work, worker_count(workers), progress)
     console.line(f"{out}: {bytes_text(out.stat().st_size)}")

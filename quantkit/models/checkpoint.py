@@ -20,7 +20,8 @@ from quantkit.formats.safetensors_files import (
 )
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.models.families.base import Config, StoredTensor, TensorRule, without_prediction
-from quantkit.models.families.registry import family_and_config
+from quantkit.models.families.config_keys import check_biases
+from quantkit.models.families.registry import described
 from quantkit.models.general_metadata import general_metadata
 from quantkit.models.json_files import read_json
 from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
@@ -77,13 +78,15 @@ def open_checkpoint(
         raise InputError(f"{folder} is no folder; give a folder with a checkpoint, or a GGUF file")
     raw: Config = read_json(folder / "config.json")
     raw = raw if keep_prediction else without_prediction(raw)
-    family, config = family_and_config(raw, str(folder / "config.json"))
+    found = described(raw, str(folder / "config.json"))
+    family, config = found.family, found.config
     files = SafetensorsFolder(folder, shards)
     tied = _is_tied(files) if config.get("tie_word_embeddings") else True
     if tied is False:
         config = {**config, "tie_word_embeddings": False}
-    described = functools.cache(StoredTensor)  # thousands of experts share one description
-    stored = {name: described(entry.shape, entry.dtype) for name, entry in files.entries.items()}
+    same = functools.cache(StoredTensor)  # thousands of experts share one description
+    stored = {name: same(entry.shape, entry.dtype) for name, entry in files.entries.items()}
+    check_biases(config, stored)
     architecture = family.metadata(config)  # first: it refuses configurations
     rules = family.rules(config, stored)
     if on_shape is not None:
@@ -92,7 +95,13 @@ def open_checkpoint(
     # Readers expect the architecture first.
     metadata = {"general.architecture": architecture["general.architecture"]} | general
     metadata |= architecture | tokenizer_metadata(folder, config)
-    return CheckpointSource(files, rules, metadata, () if tied is not None else (_BELIEVED,))
+    notes = [_BELIEVED] if tied is None else []
+    if found.unknown:
+        notes.append(
+            f"config.json has keys that transformers does not know for this architecture: "
+            f"{', '.join(found.unknown)}; they count for nothing here"
+        )
+    return CheckpointSource(files, rules, metadata, notes)
 
 
 def _is_tied(files: SafetensorsFolder) -> bool | None:
@@ -123,7 +132,8 @@ class CheckpointSource:
     """Implements `TensorSource`; made by `open_checkpoint`.
 
     Attributes:
-        notes: assumptions that only the weights could confirm, in sentences.
+        notes: assumptions that only the weights could confirm, and what counts for nothing, in
+            sentences.
     """
 
     def __init__(

@@ -106,11 +106,13 @@ def open_source(
     *,
     keep_prediction: bool = False,
     on_shape: OnShape | None = None,
+    note: Callable[[str], object] = SILENT.note,
 ) -> TensorSource:
     """The tensors of a model on this disk.
 
     Args:
         downloaded: where a repository was downloaded to.
+        note: gets the sentences of a checkpoint's `notes`.
         keep_prediction, on_shape: of a checkpoint, as `open_checkpoint` takes them.
 
     Raises:
@@ -124,7 +126,10 @@ def open_source(
         return GGUFSource(path)
     from quantkit.models.checkpoint import open_checkpoint
 
-    return open_checkpoint(path, choice.name, keep_prediction=keep_prediction, on_shape=on_shape)
+    source = open_checkpoint(path, choice.name, keep_prediction=keep_prediction, on_shape=on_shape)
+    for sentence in source.notes:
+        note(sentence)
+    return source
 
 
 def open_shapes(
@@ -148,7 +153,9 @@ def open_shapes(
         InputError, EnvironmentFault: as `fetch_headers` and `open_checkpoint`.
     """
     if choice.repository is None:
-        return open_source(choice, keep_prediction=keep_prediction, on_shape=on_shape)
+        return open_source(
+            choice, keep_prediction=keep_prediction, on_shape=on_shape, note=progress.note
+        )
     from quantkit.models.checkpoint import open_checkpoint
     from quantkit.models.remote_headers import fetch_headers
 

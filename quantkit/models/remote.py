@@ -14,7 +14,7 @@ from quantkit.core.progress import SILENT, Progress
 from quantkit.hub.downloads import FileDigest, RemoteFiles, wrong_twice
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.models.families.base import without_prediction
-from quantkit.models.families.registry import family_and_config
+from quantkit.models.families.registry import described
 from quantkit.models.json_files import parse_json
 
 CONFIG = "config.json"
@@ -132,8 +132,8 @@ def look_up(
     contents = {CONFIG: read_small(hub, listing, listed[CONFIG], folder)}
     advice = "choose another revision"
     raw = parse_json(contents[CONFIG], f"{repository}: {CONFIG}", advice)
-    family, config = family_and_config(raw, f"{repository}: {CONFIG}")
-    family.metadata(without_prediction(config))
+    found = described(raw, f"{repository}: {CONFIG}")
+    found.family.metadata(without_prediction(found.config))
     shards = None
     if INDEX in listed:
         contents[INDEX] = read_small(hub, listing, listed[INDEX], folder)
@@ -143,7 +143,7 @@ def look_up(
             raise InputError(f"{repository}: {INDEX} names no shards; choose another revision")
         shards = {str(shard) for shard in weight_map.values()}
     files = wanted_files(listing, shards)
-    return RemoteCheckpoint(listing=listing, files=files, config=config, contents=contents)
+    return RemoteCheckpoint(listing=listing, files=files, config=found.config, contents=contents)
 
 
 def read_small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -> bytes:

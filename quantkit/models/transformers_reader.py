@@ -42,24 +42,47 @@ def config_with_defaults(raw: Config) -> dict[str, Any]:
             f"config.json: num_hidden_layers is {layers}, but llama.cpp loads at most {MAX_LAYERS} "
             "layers; is it the checkpoint's own?"
         )
+    passed = {k: v for k, v in with_infinity(raw).items() if k not in _NOT_PASSED}
     with _quiet():
-        from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-        kind, passed = raw.get("model_type"), {k: v for k, v in raw.items() if k not in _NOT_PASSED}
         try:
-            if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) != raw["architectures"][0]:
-                return dict(raw)
-            # Infinity as transformers writes it into config.json
-            passed = json.loads(
-                json.dumps(passed),
-                object_hook=lambda v: float(v["__float__"]) if v.keys() == {"__float__"} else v,
-            )
-            full: dict[str, Any] = CONFIG_MAPPING[kind].from_dict(passed).to_dict()
+            full: dict[str, Any] = _config_class(raw).from_dict(passed).to_dict()
         except Exception:  # noqa: BLE001 transformers raises exceptions of any kind
-            return dict(raw)
+            return with_infinity(raw)
     known = {k: v for k, v in full.items() if k != "_name_or_path" and not k.endswith("_token_id")}
-    return {**raw, **known}
+    return {**with_infinity(raw), **known}
+
+
+def config_defaults(raw: Config) -> dict[str, Any]:
+    """What transformers takes for each key that a config.json of this model type leaves out.
+
+    Empty where config.json alone counts, as in `config_with_defaults`.
+    """
+    with _quiet():
+        try:
+            defaults: dict[str, Any] = _config_class(raw)().to_dict()
+        except Exception:  # noqa: BLE001 as above
+            return {}
+    return with_infinity(defaults)
+
+
+def with_infinity(raw: Config) -> dict[str, Any]:
+    """A copy of plain JSON values, with infinity as transformers writes it into config.json."""
+    copy: dict[str, Any] = json.loads(
+        json.dumps(raw),
+        object_hook=lambda v: float(v["__float__"]) if v.keys() == {"__float__"} else v,
+    )
+    return copy
+
+
+def _config_class(raw: Config) -> Any:  # noqa: ANN401
+    """The class of the configuration; raises exceptions of any kind where there is none."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    kind = raw["model_type"]
+    if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind] != raw["architectures"][0]:
+        raise ValueError(kind)
+    return CONFIG_MAPPING[kind]
 
 
 @dataclass(frozen=True)

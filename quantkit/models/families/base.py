@@ -21,6 +21,12 @@ Keys = dict[str, str | bool | int | float | list[int]]
 """Metadata without the architecture's prefix; `with_prefix` gives each value its GGUF type."""
 _KINDS: dict[type, MetaKind] = {str: "str", bool: "bool", int: "u32", float: "f32", list: "i32"}
 
+DECODER_FIXED: Mapping[str, tuple[object, ...]] = {
+    "hidden_act": ("silu", "swish"),  # two names for one function
+    "is_causal": (True,),  # false in models that embed
+}
+"""`Family.fixed` of decoders with a gated feed-forward network."""
+
 PREDICTION_LAYERS = "num_nextn_predict_layers"
 """config.json's key for multi-token prediction (MTP) layers; `without_prediction` sets it to 0."""
 
@@ -66,6 +72,14 @@ class Family(Protocol):
     @property
     def architectures(self) -> tuple[str, ...]:
         """Values of config.json's `architectures[0]` that this family converts."""
+
+    @property
+    def reads(self) -> frozenset[str]:
+        """Keys of config.json that it reads or checks, or that its graph does not depend on."""
+
+    @property
+    def fixed(self) -> Mapping[str, tuple[object, ...]]:
+        """Keys with the only values that llama.cpp computes; the usual one first."""
 
     def metadata(self, config: Config) -> Metadata:
         """Architecture metadata (`general.architecture`, `{arch}.*`), without the tokenizer.
@@ -186,16 +200,6 @@ def refuse_if(wrong: bool, message: str) -> None:
     """Refuse config.json with `message` if it is `wrong`."""
     if wrong:
         raise InputError(f"config.json: {message}")
-
-
-def check_activation(config: Config, key: str = "hidden_act", computed: str = "silu") -> None:
-    """Refuse another activation than the one that llama.cpp computes whatever the file says."""
-    given = config.get(key)
-    refuse_if(
-        given not in (None, computed) and (given, computed) != ("swish", "silu"),
-        f"{key} is {given!r}, but llama.cpp computes this architecture with {computed!r} only: "
-        "the GGUF would be another model",
-    )
 
 
 def layer_kinds(given: object, known: Mapping[str, str], keys: str) -> tuple[str, ...]:

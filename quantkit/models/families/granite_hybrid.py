@@ -7,16 +7,17 @@ but where llama.cpp could not run what the converter writes: see `GraniteHybrid.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import (
+    DECODER_FIXED,
     Config,
     Rules,
     StoredTensor,
     TensorRule,
-    check_activation,
     config_float,
     config_int,
     layer_kinds,
@@ -24,6 +25,7 @@ from quantkit.models.families.base import (
     with_prefix,
 )
 from quantkit.models.families.llama import (
+    DECODER_READS,
     DecoderSizes,
     add_attention,
     add_gate_and_up,
@@ -54,6 +56,20 @@ class GraniteHybrid:
     """GraniteMoeHybridForCausalLM, also with all layers attention, and also without experts."""
 
     architectures = ("GraniteMoeHybridForCausalLM",)
+    reads = (
+        DECODER_READS
+        | _SCALES.keys()
+        | {
+            "layer_types", "layers_block_type", "shared_intermediate_size", "num_local_experts",
+            "num_experts_per_tok", "position_embedding_type", "mamba_n_heads", "mamba_d_head",
+            "mamba_d_state", "mamba_n_groups", "mamba_d_conv", "mamba_expand", "mamba_conv_bias",
+            "mamba_proj_bias",
+        }
+    )  # fmt: skip
+    fixed: Mapping[str, tuple[object, ...]] = DECODER_FIXED | {
+        "normalization_function": ("rmsnorm",),
+        "time_step_limit": ([0.0, math.inf],),  # llama.cpp's scan clamps no time step
+    }
 
     def metadata(self, config: Config) -> Metadata:
         """What llama.cpp's converter writes, but for four kinds of models that it gets wrong.
@@ -196,7 +212,6 @@ def granite_sizes(config: Config) -> GraniteSizes:
 
 def _check(config: Config, sizes: GraniteSizes) -> None:
     """Refuse what llama.cpp cannot load, or would compute otherwise than transformers."""
-    check_activation(config)
     refuse_if(
         sizes.experts_used > sizes.experts,
         f"num_experts_per_tok is {sizes.experts_used}, but there are only {sizes.experts} experts "

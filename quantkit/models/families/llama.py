@@ -16,23 +16,31 @@ from numpy.typing import NDArray
 
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import (
+    DECODER_FIXED,
     Config,
     Keys,
     Rules,
     StoredTensor,
     TensorRule,
-    check_activation,
     config_float,
     config_int,
     refuse_if,
     with_prefix,
 )
 from quantkit.models.families.rope import (
+    ROPE_READS,
     add_rope_factors,
     check_no_unread_rope,
     rope_keys,
     rotary_row_order,
 )
+
+DECODER_READS = ROPE_READS | {
+    "vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
+    "num_key_value_heads", "head_dim", "max_position_embeddings", "rms_norm_eps",
+    "tie_word_embeddings", "attention_bias", "mlp_bias",
+}  # fmt: skip
+"""`Family.reads` of what `decoder_sizes`, `decoder_keys`, `add_output` and `check_biases` read."""
 
 
 class Llama:
@@ -45,10 +53,12 @@ class Llama:
 
     architectures: tuple[str, ...] = ("LlamaForCausalLM", "MistralForCausalLM")
     norm_rope = True
+    reads = DECODER_READS | {"sliding_window"}
+    fixed = DECODER_FIXED
 
     def metadata(self, config: Config) -> Metadata:
-        check_activation(config)
         check_no_unread_rope(config, reads_factors=True)
+        _check_window(config)
         sizes = decoder_sizes(config)
         own: Keys = {"vocab_size": sizes.vocabulary, "rope.dimension_count": sizes.head_dim}
         return with_prefix("llama", decoder_keys(config) | own)
@@ -76,6 +86,24 @@ class Llama:
         for name in ("gate", "up", "down"):
             shape = (hidden, inner) if name == "down" else (inner, hidden)
             rules.add_linear(f"{block}ffn_{name}", f"{mlp}{name}_proj", shape)
+
+
+_MISTRAL_WINDOW = 4096
+"""Of Mistral 7B v0.1 and its fine-tunes, and what transformers takes where the key is absent.
+llama.cpp runs them without a window, and that is how they are used; README.md says so."""
+
+
+def _check_window(config: Config) -> None:
+    """Refuse other windows: llama.cpp attends to all tokens in this architecture."""
+    window, context = config.get("sliding_window"), config_int(config, "max_position_embeddings")
+    if window is None or window == _MISTRAL_WINDOW:
+        return
+    refuse_if(
+        config_int(config, "sliding_window") < context,
+        f"sliding_window is {window}, so all layers attend to {window} of {context} tokens, but "
+        "llama.cpp attends to all of them in this architecture; set sliding_window to null to "
+        f"accept that, or max_position_embeddings to {window}",
+    )
 
 
 @dataclass(frozen=True)

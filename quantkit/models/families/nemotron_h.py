@@ -7,6 +7,7 @@ with the multi-token prediction head (`mtp.*`) and without.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -19,7 +20,6 @@ from quantkit.models.families.base import (
     Rules,
     StoredTensor,
     TensorRule,
-    check_activation,
     config_float,
     config_int,
     layer_kinds,
@@ -34,18 +34,53 @@ from quantkit.models.families.mamba2 import (
     add_mamba2,
     mamba2_keys,
 )
+from quantkit.models.families.rope import ROPE_READS
 
 _EPSILONS = ("layer_norm_epsilon", "layer_norm_eps", "norm_eps", "rms_norm_eps")
+
+_TIME_STEP_MIN = 0.001
 
 
 class NemotronH:
     """NemotronHForCausalLM in both spellings of its layers."""
 
     architectures = ("NemotronHForCausalLM",)
+    reads = frozenset((
+        *_EPSILONS, PREDICTION_LAYERS,
+        "vocab_size", "hidden_size", "intermediate_size", "num_attention_heads",
+        "num_key_value_heads", "head_dim", "attention_head_dim", "max_position_embeddings",
+        "tie_word_embeddings", "attention_bias", "mlp_bias", "hybrid_override_pattern",
+        "layers_block_type", "layer_types", "mtp_hybrid_override_pattern", "mtp_layers_block_type",
+        "mamba_num_heads", "mamba_head_dim", "ssm_state_size", "n_groups", "mamba_n_groups",
+        "conv_kernel", "mamba_d_conv", "n_routed_experts", "num_local_experts",
+        "num_experts_per_tok", "moe_intermediate_size", "moe_latent_size", "n_shared_experts",
+        "moe_shared_expert_intermediate_size", "norm_topk_prob", "routed_scaling_factor",
+        "n_group", "topk_group",
+        # Nothing is rotated, and the layers are counted by their kinds.
+        *ROPE_READS, "partial_rotary_factor", "num_hidden_layers",
+        # Other names of sizes above, and products of them that neither side reads.
+        "expand", "mamba_expand", "num_query_groups", "time_step_rank",
+        # Time steps: the smallest is checked; the others are for starting values, or other names.
+        "time_step_min", "time_step_max", "time_step_floor", "mamba_dt_min", "mamba_dt_max",
+        "mamba_dt_init_floor", "mamba_dt_limit", "mamba_conv_bias",
+    ))  # fmt: skip
+    fixed: Mapping[str, tuple[object, ...]] = {
+        "is_causal": (True,),
+        "mlp_hidden_act": ("relu2",),
+        "mamba_hidden_act": ("silu", "swish"),
+        "use_conv_bias": (True,),
+        "use_bias": (False,),
+        "mamba_proj_bias": (False,),
+        "time_step_limit": ([0.0, math.inf],),  # llama.cpp's scan clamps no time step
+    }
 
     def metadata(self, config: Config) -> Metadata:
-        check_activation(config, "mlp_hidden_act", "relu2")
-        check_activation(config, "mamba_hidden_act")
+        shortest = config.get("time_step_min")
+        refuse_if(
+            isinstance(shortest, int | float) and shortest > _TIME_STEP_MIN,
+            f"time_step_min is {shortest}, and transformers makes no time step shorter; llama.cpp "
+            f"does, which changes nothing up to the usual {_TIME_STEP_MIN} only",
+        )
         g = nemotron_sizes(config)
         sizes, hidden = g.decoder, g.decoder.hidden
         arch = "nemotron_h_moe" if g.is_moe else "nemotron_h"

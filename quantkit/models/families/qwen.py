@@ -7,17 +7,18 @@ from collections.abc import Mapping, Sequence
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import (
+    DECODER_FIXED,
     Config,
     Keys,
     Rules,
     StoredTensor,
     TensorRule,
-    check_activation,
     config_int,
     refuse_if,
     with_prefix,
 )
 from quantkit.models.families.llama import (
+    DECODER_READS,
     DecoderSizes,
     Llama,
     add_gate_and_up,
@@ -34,6 +35,10 @@ class Qwen2(Llama):
     """Qwen2ForCausalLM: like Llama, but with biases on query, key and value and rows in place."""
 
     architectures = ("Qwen2ForCausalLM",)
+    reads = DECODER_READS | {
+        "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
+    }  # fmt: skip
+    fixed: Mapping[str, tuple[object, ...]] = DECODER_FIXED | {"qkv_bias": (True,)}
     norm_rope = False
 
     def metadata(self, config: Config) -> Metadata:
@@ -55,6 +60,8 @@ class Qwen3(Qwen2):
     """Qwen3ForCausalLM: query and key are normalised per head, biases are rare."""
 
     architectures = ("Qwen3ForCausalLM",)
+    reads = Qwen2.reads | {"qkv_bias"}
+    fixed = DECODER_FIXED | {"use_qk_norm": (True,)}
 
     def metadata(self, config: Config) -> Metadata:
         _check_config(config, _sliding_layers(config))
@@ -72,6 +79,10 @@ class Qwen3Moe(Qwen3):
     """Qwen3MoeForCausalLM, with one tensor for each expert or all of a layer's in one."""
 
     architectures = ("Qwen3MoeForCausalLM",)
+    reads = Qwen3.reads | {
+        "num_experts", "num_local_experts", "num_experts_per_tok", "moe_intermediate_size",
+        "norm_topk_prob", "decoder_sparse_step", "mlp_only_layers",
+    }  # fmt: skip
 
     def metadata(self, config: Config) -> Metadata:
         # Where a window is used here, it is used in every layer.
@@ -128,12 +139,6 @@ def _sliding_layers(config: Config) -> Sequence[int]:
 
 def _check_config(config: Config, sliding: Sequence[int]) -> None:
     """Refuse what llama.cpp's Qwen graphs would not compute, although its converter takes it."""
-    check_activation(config)
-    refuse_if(
-        config.get("is_causal") is False,
-        "is_causal is false, so this is an embedding model; quantkit builds models that generate "
-        "text: convert it with llama.cpp",
-    )
     origin = str(config.get("_name_or_path") or "")
     refuse_if(
         "qwen3-reranker" in origin.lower(),

@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 from quantkit.core.errors import InputError
 from quantkit.models.families.base import Config, Family
+from quantkit.models.families.config_keys import unread_keys
 from quantkit.models.families.granite_hybrid import GraniteHybrid
 from quantkit.models.families.llama import Llama
 from quantkit.models.families.nemotron_h import NemotronH
 from quantkit.models.families.qwen import Qwen2, Qwen3, Qwen3Moe
-from quantkit.models.transformers_reader import config_with_defaults
+from quantkit.models.transformers_reader import (
+    config_defaults,
+    config_with_defaults,
+    with_infinity,
+)
 
 FAMILIES: tuple[Family, ...] = (NemotronH(), GraniteHybrid(), Llama(), Qwen2(), Qwen3(), Qwen3Moe())
 
@@ -27,11 +34,27 @@ def family_for(config: Config) -> Family:
     )
 
 
-def family_and_config(raw: Config, where: str) -> tuple[Family, Config]:
-    """The family of the configuration `raw`, and `raw` with the defaults of transformers.
+@dataclass(frozen=True)
+class Described:
+    """What a config.json says.
+
+    Attributes:
+        family: of the architecture that it names.
+        config: with the defaults of transformers.
+        unknown: keys that neither quantkit nor transformers knows, and that count for nothing.
+    """
+
+    family: Family
+    config: Config
+    unknown: tuple[str, ...]
+
+
+def described(raw: Config, where: str) -> Described:
+    """The configuration `raw`, of which every key is read, harmless, or known to nobody.
 
     Raises:
-        InputError: as `family_for` and `config_with_defaults`, or the checkpoint is quantized.
+        InputError: as `family_for`, `config_with_defaults` and `unread_keys`, or the checkpoint is
+            quantized.
     """
     family, config = family_for(raw), config_with_defaults(raw)
     if config.get("quantization_config"):
@@ -39,4 +62,5 @@ def family_and_config(raw: Config, where: str) -> tuple[Family, Config]:
             f"{where} describes a quantized checkpoint (quantization_config); only BF16, F16 and "
             "F32 are converted: use the model's BF16 release"
         )
-    return family, config
+    unknown = unread_keys(family, with_infinity(raw), config, config_defaults(raw))
+    return Described(family, config, unknown)

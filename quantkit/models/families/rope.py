@@ -12,6 +12,17 @@ from numpy.typing import NDArray
 from quantkit.core.errors import InputError
 from quantkit.models.families.base import Config, Keys, Rules, config_float, config_int, refuse_if
 
+ROPE_READS = frozenset(
+    ("rope_theta", "rope_scaling", "rope_parameters", "original_max_position_embeddings")
+)
+"""`Family.reads` of the rotary embedding; transformers puts all of them into `rope_parameters`."""
+_PARAMETERS = frozenset((
+    "rope_type", "type", "rope_theta", "factor", "original_max_position_embeddings", "finetuned",
+    "low_freq_factor", "high_freq_factor", "beta_fast", "beta_slow", "attention_factor",
+    "attn_factor", "extrapolation_factor", "truncate", "mscale", "mscale_all_dim", "mrope_section",
+))  # fmt: skip
+_WHOLE_HEAD = ("partial_rotary_factor", 1.0)
+
 
 def rotary_row_order(heads: int, head_dim: int) -> NDArray[np.intp]:
     """Source row of each row of a query or key matrix in llama.cpp's rotary layout.
@@ -28,6 +39,12 @@ def rope_keys(config: Config) -> Keys:
     """`rope.freq_base` and `rope.scaling.*`."""
     rope = _rope(config)
     keys: Keys = {}
+    for key, value in rope.items():
+        refuse_if(
+            key not in _PARAMETERS and value is not None and (key, value) != _WHOLE_HEAD,
+            f"the rope parameters have {key} {value!r}, which llama.cpp does not read for this "
+            "architecture: remove it if the model does not depend on it",
+        )
     if rope.get("rope_theta") is not None:
         keys["rope.freq_base"] = config_float(rope, "rope_theta")
     kind = _rope_type(rope)

@@ -216,7 +216,6 @@ def test_a_vocabulary_is_not_padded_beyond_its_embeddings(tmp_path: Path) -> Non
     ("change", "message"),
     [
         ({"mamba_expand": 4, "mamba_d_head": 32}, r"mamba_expand is 4.*expansion factor of 2"),
-        ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"mamba_proj_bias": True}, "mamba_proj_bias is set"),
         ({"mamba_conv_bias": False}, "mamba_conv_bias is false"),
         ({"mamba_d_head": 8}, "mamba_d_head is 8, but .* is 16"),

@@ -41,7 +41,8 @@ def test_biases_are_permuted_like_their_matrix(tmp_path: Path) -> None:
         for letter, width in (("q", 32), ("k", 16), ("v", 16)):
             bias = np.arange(width, dtype=np.float32)
             arrays[f"model.layers.{index}.self_attn.{letter}_proj.bias"] = bias
-    source = open_checkpoint(write_checkpoint(tmp_path / "m", LLAMA, arrays))
+    biased = LLAMA | {"attention_bias": True}
+    source = open_checkpoint(write_checkpoint(tmp_path / "m", biased, arrays))
     assert source.read_rows("blk.0.attn_k.bias", 0, 1).tolist() == [
         [0, 4, 1, 5, 2, 6, 3, 7, 8, 12, 9, 13, 10, 14, 11, 15]
     ]
