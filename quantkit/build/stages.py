@@ -14,6 +14,7 @@ from quantkit.core.progress import Progress
 from quantkit.core.units import bytes_text
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile, SourceFile
 from quantkit.models.download import download
+from quantkit.models.end_tokens import stop_texts
 from quantkit.plan import level_plans
 from quantkit.plan.allocation_file import AllocationFile
 from quantkit.plan.launch.files import write_launch_files
@@ -238,6 +239,7 @@ def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:
             artifact.geometry.architecture,
             placement.trained_context_tokens,
             target.devices,
+            stops=stop_texts(artifact.metadata),
         )
         out = build.folder(plan) / PLACEMENT_FILE
         started = write_launch_files(launch, build.folder(plan))

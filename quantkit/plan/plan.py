@@ -18,6 +18,7 @@ from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.llamacpp.memory_plan import ask_memory, asking
 from quantkit.llamacpp.presets import Fallback, StockTypes
 from quantkit.models.choose import ModelChoice, choose_model, open_shapes
+from quantkit.models.end_tokens import stop_texts
 from quantkit.models.model import Model
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.alternatives import larger_batches, ways_out
@@ -176,7 +177,15 @@ def _entry(
     stock: StockTypes | None,
 ) -> Entry:
     first, family = artifact_names(model, types)[0], model.geometry.architecture
-    launch = Launch(placement, first, model.name, family, gguf_context_tokens, target.devices)
+    launch = Launch(
+        placement,
+        first,
+        model.name,
+        family,
+        gguf_context_tokens,
+        target.devices,
+        stops=stop_texts(model.metadata),
+    )
     fallbacks = {} if stock is None else stock.fallbacks
     return Entry(name, model, types, artifact_bytes(model, types), launch, fallbacks)
 

@@ -15,6 +15,7 @@ from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import atomic, file_sha256
 from quantkit.hub.writing import LocalFile, local_file
 from quantkit.models.choose import imatrix_name
+from quantkit.models.end_tokens import stop_texts, unread_stop_texts
 from quantkit.models.geometry import geometry_of
 from quantkit.plan.launch.files import PROGRAMS, launch_texts
 from quantkit.plan.launch.settings import Launch
@@ -139,6 +140,7 @@ def _texts(
             for level in levels
         },
     )
+    first = levels[0].artifact().metadata
     card = CardFacts(
         repository=repository,
         model=build.model,
@@ -155,6 +157,8 @@ def _texts(
         versions=build.versions,
         imatrix_file=imatrix,
         endpoint=endpoint,
+        stops=stop_texts(first),
+        unread_stops=unread_stop_texts(first),
         is_demo=build.is_demo,
         source_files=tuple(build.source_files),
         licence_files=tuple(output.path.rpartition("/")[2] for output in build.licences),
@@ -172,7 +176,8 @@ def _texts(
 def _launch_files(build: Build, level: BuiltLevel) -> dict[str, str]:
     """Launch files that find the level's artifact in the release."""
     folder = evidence_folder(level.name)
-    geometry = geometry_of(level.artifact().metadata)
+    metadata = level.artifact().metadata
+    geometry = geometry_of(metadata)
     launch = Launch(  # without devices: UUIDs are the builder's own
         level.result.placed.placement,
         level.names[0].rpartition("/")[2],
@@ -180,6 +185,7 @@ def _launch_files(build: Build, level: BuiltLevel) -> dict[str, str]:
         geometry.architecture,
         geometry.trained_context_tokens,
         model_folder=model_folder(level.names),
+        stops=stop_texts(metadata),
     )
     return {f"{folder}/{name}": text for name, text in launch_texts(launch).items()}
 

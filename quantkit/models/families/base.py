@@ -21,7 +21,10 @@ Keys = dict[str, str | bool | int | float | list[int]]
 """Metadata without the architecture's prefix; `with_prefix` gives each value its GGUF type."""
 _KINDS: dict[type, MetaKind] = {str: "str", bool: "bool", int: "u32", float: "f32", list: "i32"}
 
-DECODER_FIXED: Mapping[str, tuple[object, ...]] = {
+Fixed = Mapping[str, tuple[object, ...]]
+"""Keys of config.json with the only values that llama.cpp computes; the usual one first."""
+
+DECODER_FIXED: Fixed = {
     "hidden_act": ("silu", "swish"),  # two names for one function
     "is_causal": (True,),  # false in models that embed
 }
@@ -78,8 +81,8 @@ class Family(Protocol):
         """Keys of config.json that it reads or checks, or that its graph does not depend on."""
 
     @property
-    def fixed(self) -> Mapping[str, tuple[object, ...]]:
-        """Keys with the only values that llama.cpp computes; the usual one first."""
+    def fixed(self) -> Fixed:
+        """Keys that may have one of these values only, whatever the rest of the file says."""
 
     def metadata(self, config: Config) -> Metadata:
         """Architecture metadata (`general.architecture`, `{arch}.*`), without the tokenizer.

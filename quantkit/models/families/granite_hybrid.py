@@ -7,7 +7,6 @@ but where llama.cpp could not run what the converter writes: see `GraniteHybrid.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -38,6 +37,7 @@ from quantkit.models.families.mamba2 import (
     UNROTATED_CONTEXT_LENGTH,
     Mamba2Sizes,
     add_mamba2,
+    check_time_steps,
     mamba2_keys,
 )
 from quantkit.models.families.rope import add_rope_factors
@@ -63,12 +63,12 @@ class GraniteHybrid:
             "layer_types", "layers_block_type", "shared_intermediate_size", "num_local_experts",
             "num_experts_per_tok", "position_embedding_type", "mamba_n_heads", "mamba_d_head",
             "mamba_d_state", "mamba_n_groups", "mamba_d_conv", "mamba_expand", "mamba_conv_bias",
-            "mamba_proj_bias",
+            "mamba_proj_bias", "time_step_limit", "time_step_min",
         }
     )  # fmt: skip
-    fixed: Mapping[str, tuple[object, ...]] = DECODER_FIXED | {
+    fixed: Mapping[str, tuple[object, ...]] = {
+        **DECODER_FIXED,
         "normalization_function": ("rmsnorm",),
-        "time_step_limit": ([0.0, math.inf],),  # llama.cpp's scan clamps no time step
     }
 
     def metadata(self, config: Config) -> Metadata:
@@ -228,6 +228,7 @@ def _check(config: Config, sizes: GraniteSizes) -> None:
 
 
 def _check_hybrid(config: Config, sizes: GraniteSizes) -> None:
+    check_time_steps(config)
     layers, mamba = sizes.layers, sizes.mamba
     expansion = config_int(config, "mamba_expand")
     inner = expansion * sizes.decoder.hidden

@@ -18,6 +18,7 @@ from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import (
     DECODER_FIXED,
     Config,
+    Fixed,
     Keys,
     Rules,
     StoredTensor,
@@ -54,7 +55,7 @@ class Llama:
     architectures: tuple[str, ...] = ("LlamaForCausalLM", "MistralForCausalLM")
     norm_rope = True
     reads = DECODER_READS | {"sliding_window"}
-    fixed = DECODER_FIXED
+    fixed: Fixed = DECODER_FIXED
 
     def metadata(self, config: Config) -> Metadata:
         check_no_unread_rope(config, reads_factors=True)

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from quantkit.models.families.base import Keys, Rules, refuse_if
+from quantkit.core.errors import InputError
+from quantkit.models.families.base import Config, Keys, Rules, refuse_if
 
 HYBRID_KINDS = {
     "mamba": "mamba",
@@ -21,6 +22,9 @@ UNROTATED_CONTEXT_LENGTH = 1 << 20
 """What the GGUF says where nothing is rotated, whatever config.json does, as llama.cpp's converter
 writes it: no position limits such a model. llama-server would cap a slot at the 262144 of
 Nemotron-3-Super's `max_position_embeddings`, though it was trained to 1M."""
+
+_SHORTEST_STEP = 0.001
+_LONGEST_STEP = 1e6
 
 
 @dataclass(frozen=True)
@@ -42,6 +46,28 @@ class Mamba2Sizes:
     def conv_channels(self) -> int:
         """x, B and C go through the convolution together."""
         return self.inner + 2 * self.groups * self.state
+
+
+def check_time_steps(config: Config) -> None:
+    """Refuse bounds of the time steps that change a model: llama.cpp's scan has none.
+
+    The usual lower bound of NVIDIA's models, 0.001, counts as none, as in all use of llama.cpp.
+    """
+    match config.get("time_step_limit"):
+        case None:
+            low, high = 0.0, _LONGEST_STEP
+        case [int() | float() as low, int() | float() as high]:
+            pass
+        case limit:
+            raise InputError(f"config.json: time_step_limit is {limit!r}, expected two numbers")
+    shortest = config.get("time_step_min")
+    if isinstance(shortest, int | float):
+        low = max(low, shortest)
+    refuse_if(
+        low > _SHORTEST_STEP or high < _LONGEST_STEP,
+        f"time_step_limit and time_step_min keep time steps between {low} and {high}, but "
+        "llama.cpp computes Mamba-2 without bounds: the GGUF would be another model",
+    )
 
 
 def mamba2_keys(sizes: Mamba2Sizes) -> Keys:

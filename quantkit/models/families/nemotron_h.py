@@ -7,7 +7,6 @@ with the multi-token prediction head (`mtp.*`) and without.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -32,13 +31,12 @@ from quantkit.models.families.mamba2 import (
     UNROTATED_CONTEXT_LENGTH,
     Mamba2Sizes,
     add_mamba2,
+    check_time_steps,
     mamba2_keys,
 )
 from quantkit.models.families.rope import ROPE_READS
 
 _EPSILONS = ("layer_norm_epsilon", "layer_norm_eps", "norm_eps", "rms_norm_eps")
-
-_TIME_STEP_MIN = 0.001
 
 
 class NemotronH:
@@ -60,9 +58,9 @@ class NemotronH:
         *ROPE_READS, "partial_rotary_factor", "num_hidden_layers",
         # Other names of sizes above, and products of them that neither side reads.
         "expand", "mamba_expand", "num_query_groups", "time_step_rank",
-        # Time steps: the smallest is checked; the others are for starting values, or other names.
-        "time_step_min", "time_step_max", "time_step_floor", "mamba_dt_min", "mamba_dt_max",
-        "mamba_dt_init_floor", "mamba_dt_limit", "mamba_conv_bias",
+        # `check_time_steps`; the others are for starting values, or other names of the same.
+        "time_step_limit", "time_step_min", "time_step_max", "time_step_floor", "mamba_dt_min",
+        "mamba_dt_max", "mamba_dt_init_floor", "mamba_dt_limit", "mamba_conv_bias",
     ))  # fmt: skip
     fixed: Mapping[str, tuple[object, ...]] = {
         "is_causal": (True,),
@@ -71,16 +69,10 @@ class NemotronH:
         "use_conv_bias": (True,),
         "use_bias": (False,),
         "mamba_proj_bias": (False,),
-        "time_step_limit": ([0.0, math.inf],),  # llama.cpp's scan clamps no time step
     }
 
     def metadata(self, config: Config) -> Metadata:
-        shortest = config.get("time_step_min")
-        refuse_if(
-            isinstance(shortest, int | float) and shortest > _TIME_STEP_MIN,
-            f"time_step_min is {shortest}, and transformers makes no time step shorter; llama.cpp "
-            f"does, which changes nothing up to the usual {_TIME_STEP_MIN} only",
-        )
+        check_time_steps(config)
         g = nemotron_sizes(config)
         sizes, hidden = g.decoder, g.decoder.hidden
         arch = "nemotron_h_moe" if g.is_moe else "nemotron_h"

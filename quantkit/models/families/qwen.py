@@ -38,7 +38,7 @@ class Qwen2(Llama):
     reads = DECODER_READS | {
         "sliding_window", "use_sliding_window", "max_window_layers", "layer_types",
     }  # fmt: skip
-    fixed: Mapping[str, tuple[object, ...]] = DECODER_FIXED | {"qkv_bias": (True,)}
+    fixed: Mapping[str, tuple[object, ...]] = {**DECODER_FIXED, "qkv_bias": (True,)}
     norm_rope = False
 
     def metadata(self, config: Config) -> Metadata:
@@ -61,7 +61,7 @@ class Qwen3(Qwen2):
 
     architectures = ("Qwen3ForCausalLM",)
     reads = Qwen2.reads | {"qkv_bias"}
-    fixed = DECODER_FIXED | {"use_qk_norm": (True,)}
+    fixed: Mapping[str, tuple[object, ...]] = {**DECODER_FIXED, "use_qk_norm": (True,)}
 
     def metadata(self, config: Config) -> Metadata:
         _check_config(config, _sliding_layers(config))

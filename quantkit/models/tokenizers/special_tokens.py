@@ -12,8 +12,10 @@ from pathlib import Path
 
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
+from quantkit.models.end_tokens import ALL_ENDS, ENDS_BY_TEXT, EOM, EOS, EOT
 from quantkit.models.families.base import Config, meta
 from quantkit.models.json_files import read_json
+from quantkit.models.tokenizers.token_types import TokenType
 from quantkit.models.transformers_reader import LoadedTokenizer
 
 _ID_KEYS = {
@@ -33,12 +35,17 @@ def special_token_metadata(
     """`tokenizer.ggml.*_token_id`, `add_*_token` and `tokenizer.chat_template*`.
 
     Args:
-        folder: the checkpoint, for a chat_template.json.
+        folder: the checkpoint, for chat_template.json, and generation_config.json, whose
+            `eos_token_id` goes before that of config.json, as in transformers.
         config: config.json, whose `*_token_id` are used where the tokenizer names no token: of a
             list the first, and -1 means none.
         rows: of the embedding; ids must be below.
     """
     adds = _added_by_post_processor(tokenizer)
+    generation = read_json(folder / "generation_config.json", optional=True)
+    ends = _ids(generation.get("eos_token_id"), rows) or _ids(config.get("eos_token_id"), rows)
+    if config.get("eos_token_id") in (None, -1, []) and ends:
+        config = {**config, "eos_token_id": ends}
     result: Metadata = {}
     for kind, key in _ID_KEYS.items():
         declared = tokenizer.options.get(f"add_{kind}_token")
@@ -47,6 +54,8 @@ def special_token_metadata(
         token_id = _token_id(kind, config, tokenizer, rows)
         if token_id is not None:
             result[f"tokenizer.ggml.{key}"] = meta("u32", token_id)
+    if EOS in result:
+        result |= _further_ends(result[EOS].value, ends, tokenizer)
     for kind in _ADD_KINDS:
         if kind in adds:
             result[f"tokenizer.ggml.add_{kind}_token"] = meta("bool", adds[kind])
@@ -58,8 +67,8 @@ def _token_id(kind: str, config: Config, tokenizer: LoadedTokenizer, rows: int) 
     if named is not None and named < rows:
         return named
     given = config.get(f"{kind}_token_id")
-    if isinstance(given, list) and given:
-        given = given[0]
+    if isinstance(given, list):
+        given = next((i for i in given if type(i) is int and i >= 0), None)
     if type(given) is not int or given < 0:
         return None
     if given >= rows:
@@ -68,6 +77,27 @@ def _token_id(kind: str, config: Config, tokenizer: LoadedTokenizer, rows: int) 
             "check config.json and tokenizer_config.json"
         )
     return given
+
+
+def _ids(given: object, rows: int) -> list[int]:
+    """The ids that can be generated: one, or a list of them."""
+    ids = given if isinstance(given, list) else [given]
+    return [i for i in ids if type(i) is int and 0 <= i < rows]
+
+
+def _further_ends(eos: object, ends: Sequence[int], tokenizer: LoadedTokenizer) -> Metadata:
+    """Keys for the ids beside EOS at which generation ends.
+
+    llama.cpp knows some by their text, and reads the keys of two more.
+    """
+    further = [i for i in dict.fromkeys(ends) if i != eos]
+    if not further or not isinstance(eos, int):
+        return {}
+    texts = {i: text for text, i in tokenizer.ids.items()}
+    texts |= {i: token.decoded for i, token in tokenizer.added.items()}
+    silent = [i for i in further if texts.get(i) not in ENDS_BY_TEXT]
+    keys = {key: meta("u32", i) for key, i in zip((EOT, EOM), silent, strict=False)}
+    return keys | {ALL_ENDS: meta("i32", [eos, *further])}
 
 
 def _added_by_post_processor(tokenizer: LoadedTokenizer) -> dict[str, bool]:
@@ -122,6 +152,22 @@ def _special(item: object) -> str | None:
             return text
         case _:
             return None
+
+
+def harmless_eos(metadata: Metadata) -> Metadata:
+    """An EOS for a model that names none, where llama.cpp would end at an ordinary token.
+
+    Without the key it takes token 11, or 2 of a SentencePiece model.
+    """
+    kinds, tokens = (metadata[f"tokenizer.ggml.{k}"].value for k in ("token_type", "tokens"))
+    assert isinstance(kinds, tuple)
+    assert isinstance(tokens, tuple)
+    default = 11 if metadata["tokenizer.ggml.model"].value == "gpt2" else 2
+    control = [i for i, kind in enumerate(kinds) if kind == TokenType.CONTROL]
+    if EOS in metadata or default in control or not control:
+        return {}
+    known = (i for i in control if tokens[i] in ENDS_BY_TEXT)
+    return {EOS: meta("u32", next(known, control[0]))}
 
 
 def _chat_templates(folder: Path, tokenizer: LoadedTokenizer) -> Metadata:

@@ -11,7 +11,7 @@ from quantkit.models.families.base import Config, config_int, meta
 from quantkit.models.tokenizers.byte_fallback_bpe import byte_fallback_metadata
 from quantkit.models.tokenizers.pre_tokenizers import pre_tokenizer_name
 from quantkit.models.tokenizers.sentencepiece import sentencepiece_metadata
-from quantkit.models.tokenizers.special_tokens import special_token_metadata
+from quantkit.models.tokenizers.special_tokens import harmless_eos, special_token_metadata
 from quantkit.models.tokenizers.token_types import (
     TokenType,
     converted,
@@ -48,6 +48,7 @@ def tokenizer_metadata(folder: Path, config: Config) -> Metadata:
         # The one key that llama.cpp's converter lacks: a tokenizer that says nothing of BOS adds
         # none, but llama.cpp would for tekken, llama-bpe and "llama" where the key is absent.
         result.setdefault("tokenizer.ggml.add_bos_token", meta("bool", False))
+    result |= harmless_eos(result)
     if config.get("model_type") in _LLAMAS:
         adds_space = tokenizer.options.get("add_prefix_space")
         if isinstance(adds_space, bool):

@@ -115,8 +115,16 @@ def modelfile(launch: Launch) -> str:
         f"PARAMETER num_gpu {ALL_LAYERS}",
         "# Ollama uses num_batch for both the logical and the physical batch.",
         f"PARAMETER num_batch {launch.run.ubatch_tokens}",
+        *(f"PARAMETER stop {_stop(text)}" for text in launch.stops if _stop(text)),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _stop(text: str) -> str:
+    """The text as Ollama's parser reads it; empty where it would read another."""
+    if not text.isprintable() or text != text.strip() or text.endswith('"'):
+        return ""
+    return f'"""{text}"""' if '"' in text else f'"{text}"'
 
 
 def server_environment(launch: Launch) -> dict[str, str]:

@@ -26,6 +26,8 @@ class Launch:
         devices: each GPU's number in nvidia-smi, or its UUID; none: their numbers here.
         model_folder: where the model lies, from the folder that holds what starts it: `.`, or
             names of folders and `..` between slashes.
+        stops: texts at which generation ends, where the file has several; those that cannot be
+            written are left out.
 
     Raises:
         InputError: a name that cannot be written.
@@ -38,6 +40,7 @@ class Launch:
     gguf_context_tokens: int
     devices: tuple[str, ...] = ()
     model_folder: str = "."
+    stops: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         _check_text("the GGUF file's name", self.model_file)

@@ -37,6 +37,8 @@ class CardFacts:
         endpoint: of the Hub that the links lead to.
         licence_files: the source's licence and notices, which are published too.
         source_files: names of the source's files, as checkpoint.json has them.
+        stops, unread_stops: texts at which generation ends, where there are several, and those at
+            which llama.cpp does not end.
         is_demo: the source is the model that ships with quantkit.
     """
 
@@ -57,6 +59,8 @@ class CardFacts:
     endpoint: str = "https://huggingface.co"
     licence_files: tuple[str, ...] = ()
     source_files: tuple[str, ...] = ()
+    stops: tuple[str, ...] = ()
+    unread_stops: tuple[str, ...] = ()
     is_demo: bool = False
 
     @property

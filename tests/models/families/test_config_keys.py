@@ -136,6 +136,7 @@ def test_a_key_that_changes_the_model_is_refused_by_name(
         (LLAMA, {"temperature": 0.6, "do_sample": True, "id2label": {"0": "a"}}),
         (LLAMA, {"is_causal": True, "embedding_multiplier": 1, "alibi": False}),
         (MISTRAL, {"sliding_window": 8192}),
+        (NEMOTRON, {"time_step_limit": [0.0, 1e9]}),
         (NEMOTRON, {"time_step_min": 0.0001, "time_step_limit": [0.0, {"__float__": "Infinity"}]}),
     ],
 )

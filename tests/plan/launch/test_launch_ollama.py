@@ -73,6 +73,14 @@ def test_the_flagship() -> None:
         assert comment(text, f"{name}=") == f"{name}={value}"
 
 
+def test_generation_ends_at_every_stop_that_can_be_written() -> None:
+    stops = ("<|im_end|>", 'a"b', "two words", "a\nb", 'ends"', " ")
+    text = modelfile(launched(FLAGSHIP, stops=stops))
+    written = [line for line in text.splitlines() if line.startswith("PARAMETER stop ")]
+    values = [line.removeprefix("PARAMETER stop ") for line in written]
+    assert values == ['"<|im_end|>"', '"""a"b"""', '"two words"']
+
+
 @pytest.mark.parametrize("folder", [".", "../../Q4"])
 @pytest.mark.parametrize("name", AWKWARD)
 def test_shards_are_merged_first(name: str, folder: str) -> None:

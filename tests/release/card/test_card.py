@@ -178,6 +178,16 @@ def test_commands_of_each_level(tmp_path: Path) -> None:
         assert [["llama-server", "-hf", f"{REPOSITORY}:{name}", *options]] in found
 
 
+def test_the_tokens_at_which_generation_ends(tmp_path: Path) -> None:
+    facts = card_facts([card_level(tmp_path, "Q4")])
+    assert "Generation ends" not in card_text(facts)
+    several = replace(facts, stops=("<|im_end|>", "<|call|>", "a`b"), unread_stops=("a`b",))
+    card = card_text(several)
+    line = next(line for line in card.splitlines() if line.startswith("Generation ends"))
+    for text in ("im_end", "call", "<code>a", "--special"):
+        assert text in line
+
+
 def test_a_command_keeps_its_choice_of_gpus(tmp_path: Path) -> None:
     level = card_level(tmp_path, "Q4")
     chosen = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=2,3 llama-server -m x.gguf -c 8"
