@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -161,6 +161,23 @@ def load_tokenizer(
     # Not the post-processor that transformers made up: llama.cpp's converter reads the file's.
     post = read_json(stored, optional=True).get("post_processor")
     return replace(loaded, definition={**loaded.definition, "post_processor": post})
+
+
+def can_be_a_word(definition: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether a byte-level token can be all of a word that the pre-tokenizer cuts out of a text."""
+    from tokenizers import Tokenizer, decoders
+
+    parts: dict[str, Any] = dict.fromkeys(("normalizer", "post_processor", "decoder"))
+    parts |= {"version": "1.0", "added_tokens": [], "pre_tokenizer": definition["pre_tokenizer"]}
+    parts["model"] = {"type": "BPE", "vocab": {}, "merges": []}
+    splitter = Tokenizer.from_str(json.dumps(parts)).pre_tokenizer
+    decoder = decoders.ByteLevel()
+
+    def is_one(token: str) -> bool:
+        text = decoder.decode([token])  # U+FFFD for a part of a character, which is no word
+        return [word for word, _ in splitter.pre_tokenize_str(text)] == [token]
+
+    return is_one
 
 
 def _opened(folder: Path, config: Config, pieces: Mapping[str, int] | None) -> Any:  # noqa: ANN401

@@ -117,7 +117,7 @@ def _refuse_merging(ranks: Ranks, model: Mapping[str, Any], added: Set[str]) -> 
         raise InputError(f"tokenizer.json merges byte tokens, which llama.cpp does not: {_NEXT}")
     if model.get("ignore_merges"):
         words = (text for text in model["vocab"] if text not in added and text not in _BYTES)
-        lost = unreachable(words, ranks)
+        lost = next(unreachable(words, ranks), None)
         if lost is not None:
             raise InputError(
                 f"tokenizer.json has ignore_merges, and no merges lead to the token {lost!r}; "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import pairwise
 
 Ranks = Mapping[tuple[str, str], int]
@@ -29,9 +29,9 @@ def merged(text: str, ranks: Ranks) -> tuple[list[str], int]:
     return symbols, last
 
 
-def unreachable(tokens: Iterable[str], ranks: Ranks) -> str | None:
-    """A token that the merges of its own characters do not lead to, None without any.
+def unreachable(tokens: Iterable[str], ranks: Ranks) -> Iterator[str]:
+    """The tokens that the merges of their own characters do not lead to.
 
     Without any, `ignore_merges` changes nothing.
     """
-    return next((token for token in tokens if len(merged(token, ranks)[0]) > 1), None)
+    return (token for token in tokens if len(merged(token, ranks)[0]) > 1)

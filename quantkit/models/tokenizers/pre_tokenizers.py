@@ -21,6 +21,7 @@ from typing import Any
 
 from quantkit.core.errors import InputError
 from quantkit.models.tokenizers.merges import merge_ranks, unreachable
+from quantkit.models.transformers_reader import can_be_a_word
 
 # The steps of a splitting: an expression whose matches are words, or one of these, which are no
 # expressions: every digit alone, bytes as characters, the same after GPT-2's own expression.
@@ -81,10 +82,11 @@ def pre_tokenizer_name(definition: Mapping[str, Any]) -> str:
     if ignores_merges in names:
         return names[ignores_merges]
     (name,) = names.values()
-    # Added tokens are found before text is split into words.
+    # Added tokens are found before text is split into words, and the flag is about whole words.
     added = {token["content"] for token in definition.get("added_tokens") or ()}
     words = (text for text in model["vocab"] if text not in added)
-    lost = unreachable(words, merge_ranks(model["merges"]))
+    candidates = list(unreachable(words, merge_ranks(model["merges"])))
+    lost = next(filter(can_be_a_word(definition), candidates), None) if candidates else None
     if lost is not None:
         raise InputError(
             f"tokenizer.json has ignore_merges {str(ignores_merges).lower()}, but llama.cpp's "

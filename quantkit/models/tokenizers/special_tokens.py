@@ -57,8 +57,9 @@ def special_token_metadata(
     if EOS in result:
         result |= _further_ends(result[EOS].value, ends, tokenizer)
     for kind in _ADD_KINDS:
-        if kind in adds:
-            result[f"tokenizer.ggml.add_{kind}_token"] = meta("bool", adds[kind])
+        if kind in adds:  # without an id llama.cpp would add an ordinary token, 11 for example
+            added = adds[kind] and f"tokenizer.ggml.{_ID_KEYS[kind]}" in result
+            result[f"tokenizer.ggml.add_{kind}_token"] = meta("bool", added)
     return result | _chat_templates(folder, tokenizer)
 
 

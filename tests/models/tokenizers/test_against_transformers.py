@@ -29,6 +29,23 @@ SPREAD: dict[str, dict[str, Any]] = {
         "special_tokens_map.json": {"additional_special_tokens": ["<|tool|>", "the"]},
     },
     "a named token that is not in added_tokens": {"tokenizer_config.json": {"pad_token": "the"}},
+    "special tokens in the vocabulary alone": {
+        "tokenizer.json": byte_level_tokenizer() | {"added_tokens": []},
+        "tokenizer_config.json": {"bos_token": "<s>"},
+    },
+    "a file that renames a token of another": {
+        "tokenizer.json": byte_level_tokenizer(added_token(264, "<|reserved|>")),
+        "tokenizer_config.json": {"added_tokens_decoder": {"264": TOOL}},
+    },
+    "special tokens as objects": {
+        "special_tokens_map.json": {"bos_token": TOOL | {"content": "<s>"}, "pad_token": "<new>"},
+    },
+    "a token without a row": {
+        "tokenizer.json": byte_level_tokenizer(
+            *(added_token(264 + i, f"<{i}>") for i in range(60))
+        ),
+        "tokenizer_config.json": {"bos_token": "<58>", "add_bos_token": True},
+    },
     "extra tokens": {"tokenizer_config.json": {"extra_special_tokens": ["<|tool|>"]}},
     "a newer chat_template.jinja": {"chat_template.jinja": "{{ messages }}"},
     "vocab.json and merges.txt": {
@@ -56,13 +73,15 @@ def test_tokens_and_template_are_those_of_transformers(tmp_path: Path, kind: str
     values = {key.removeprefix("tokenizer."): value.value for key, value in metadata.items()}
     tokens = values["ggml.tokens"]
     assert isinstance(tokens, tuple)
-    assert {text: tokens.index(text) for text in theirs["added"]} == theirs["added"]
+    with_row = {text: i for text, i in theirs["added"].items() if i < LLAMA["vocab_size"]}
+    assert {text: tokens.index(text) for text in with_row} == with_row
     assert values["chat_template"] == theirs["template"]
     for name in ("bos", "eos", "padding"):
-        if theirs[name] is not None:
+        if theirs[name] is not None and theirs[name] < LLAMA["vocab_size"]:
             assert values[f"ggml.{name}_token_id"] == theirs[name]
     encoder = Encoder(metadata, tmp_path)
-    assert encoder.encode(theirs["text"], False) == theirs["ids"]
+    for add_special in (False, True):  # no tokenizer here puts anything before a text
+        assert encoder.encode(theirs["text"], add_special) == theirs["ids"]
     encoder.close()
 
 
@@ -73,7 +92,7 @@ def _auto_tokenizer(folder: Path) -> dict[str, Any]:
         from transformers import AutoTokenizer
         t = AutoTokenizer.from_pretrained(sys.argv[1], local_files_only=True)
         added = t.get_added_vocab()
-        text = "the ".join(["a", *added, "b"])
+        text = "the ".join(["a", *(x for x, i in added.items() if i < 320), "b"])
         ids = t.encode(text, add_special_tokens=False)
         names = {"bos": t.bos_token_id, "eos": t.eos_token_id, "padding": t.pad_token_id}
         print(json.dumps(names | dict(added=added, text=text, ids=ids, template=t.chat_template)))

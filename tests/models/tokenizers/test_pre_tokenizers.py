@@ -29,7 +29,7 @@ def _split(regex: str, behavior: str = "Isolated", invert: bool = False) -> dict
     return {"type": "Split", "pattern": pattern, "behavior": behavior, "invert": invert}
 
 
-BYTES = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": False}
+BYTES = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 GPT2 = BYTES | {"use_regex": True}
 DIGITS = {"type": "Digits", "individual_digits": True}
 
@@ -87,3 +87,9 @@ def test_the_other_ignore_merges_is_taken_where_it_changes_nothing(
         pre_tokenizer_name(lost)
     lost["added_tokens"] = [{"id": 3, "content": "ba"}]  # Cut out of the text before.
     assert pre_tokenizer_name(lost) == name
+
+
+def test_a_token_that_is_no_word_is_looked_for_by_nobody() -> None:
+    """`<s>` is cut in two before merges begin, so `ignore_merges` has nothing to ignore."""
+    specials = {"vocab": {"a": 0, "b": 1, "ab": 2, "<s>": 3}, "merges": [["a", "b"]]}
+    assert pre_tokenizer_name(_pre(_split(TEKKEN), BYTES, **specials)) == "tekken"
