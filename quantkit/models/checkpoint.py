@@ -25,6 +25,7 @@ from quantkit.models.families.registry import described
 from quantkit.models.general_metadata import general_metadata
 from quantkit.models.json_files import read_json
 from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
+from quantkit.models.transformers_reader import config_defaults
 
 _EMBEDDINGS = ("model.embed_tokens.weight", "backbone.embeddings.weight", "model.embeddings.weight")
 _OUTPUT = "lm_head.weight"
@@ -86,7 +87,7 @@ def open_checkpoint(
         config = {**config, "tie_word_embeddings": False}
     same = functools.cache(StoredTensor)  # thousands of experts share one description
     stored = {name: same(entry.shape, entry.dtype) for name, entry in files.entries.items()}
-    check_biases(config, stored)
+    check_biases(config, config_defaults(raw), stored)
     architecture = family.metadata(config)  # first: it refuses configurations
     rules = family.rules(config, stored)
     if on_shape is not None:

@@ -64,15 +64,16 @@ CHANGES: Mapping[str, tuple[object, ...]] = {
     "rope_interleave": (), "no_rope_layers": (), "no_rope_layer_interval": (), "alibi": (),
     "position_embedding_type": ("rope", "rotary"), "use_mrope": (), "use_scaled_rope": (),
     # the feed-forward network
-    "hidden_activation": ("silu", "swish"), "activation_function": ("silu", "swish"),
+    "hidden_activation": ("silu", "swish"), "activation_function": ("silu", "swish", "swiglu"),
     "mlp_bias": (), "num_local_experts": (1,), "num_experts": (1,), "n_routed_experts": (1,),
     "n_shared_experts": (), "shared_expert_intermediate_size": (), "first_k_dense_replace": (),
     "swiglu_limit": (), "parallel_residual": (), "use_parallel_residual": (),
     # scales, norms, and layers more or less
     "final_logit_softcapping": (), "logit_scale": (1.0,), "logits_scaling": (1.0,),
     "embedding_multiplier": (1.0,), "residual_multiplier": (1.0,), "scale_emb": (1.0,),
-    "scale_depth": (), "dim_model_base": (), "normalize_embedding": (), "norm_type": ("rmsnorm",),
-    "normalization_function": ("rmsnorm",), "add_unit_offset": (), "post_norm": (),
+    "scale_depth": (), "dim_model_base": (), "normalize_embedding": (), "add_unit_offset": (),
+    "post_norm": (), "norm_type": ("rmsnorm", "rms_norm", "RMSNorm"),
+    "normalization_function": ("rmsnorm",),
     "num_nextn_predict_layers": (), "draft_vocab_size": (), "adapter_token_ids": (),
 }  # fmt: skip
 """Keys of other architectures, or of code beside a checkpoint, that change what is computed, each
@@ -109,10 +110,16 @@ def unread_keys(family: Family, raw: Config, config: Config, defaults: Config) -
         if key in defaults:
             refuse_if(value != defaults[key], _refusal(key, value, f"not {defaults[key]!r}"))
         elif key in CHANGES:
-            refuse_if(bool(value) and value not in CHANGES[key], _refusal(key, value, "set"))
+            neutral = not value or value in CHANGES[key] or _is_full_attention(value)
+            refuse_if(not neutral, _refusal(key, value, "set"))
         else:
             unknown.append(key)
     return tuple(unknown)
+
+
+def _is_full_attention(value: object) -> bool:
+    """Whether it is `layer_types` of a model whose layers are all of the usual kind."""
+    return isinstance(value, list) and all(kind == "full_attention" for kind in value)
 
 
 def is_harmless(key: str) -> bool:
@@ -128,15 +135,16 @@ def _refusal(key: str, value: object, state: str) -> str:
     )
 
 
-def check_biases(config: Config, stored: Mapping[str, StoredTensor]) -> None:
+def check_biases(config: Config, defaults: Config, stored: Mapping[str, StoredTensor]) -> None:
     """Refuse biases that are stored but that config.json switches off.
 
-    transformers leaves them out then, llama.cpp adds whatever the GGUF has.
+    transformers leaves them out then, llama.cpp adds whatever the GGUF has. Where transformers
+    does not know the key, it decides nothing: query, key and value of Qwen2 always have biases.
     """
     for key, endings in _BIASES.items():
         first = next((name for name in stored if name.endswith(endings)), None)
         refuse_if(
-            config.get(key) is False and first is not None,
+            key in defaults and config.get(key) is False and first is not None,
             f"{key} is false, but the checkpoint has {first}, which llama.cpp would add; set "
             f"{key} to true if the model was trained with biases",
         )

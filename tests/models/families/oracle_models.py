@@ -243,6 +243,7 @@ def like_llama_2(folder: Path, config: dict[str, Any]) -> None:
     (folder / "tokenizer_config.json").write_text(json.dumps(options), encoding="utf-8")
     (folder / "added_tokens.json").write_text('{"<extra>": 440}', encoding="utf-8")
     config["eos_token_id"] = 2  # as the tokenizer says
+    (folder / "generation_config.json").unlink()  # which says 4
 
 
 def post_process(folder: Path, more: list[dict[str, Any]]) -> None:

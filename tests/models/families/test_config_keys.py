@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from checkpoints import LLAMA, NEMOTRON, llama_arrays, write_checkpoint, write_llama
 from granite_checkpoints import GRANITE
-from qwen_checkpoints import QWEN2, QWEN3, QWEN3_MOE
+from qwen_checkpoints import QWEN2, QWEN3, QWEN3_MOE, write_qwen
 
 from quantkit.core.errors import InputError
 from quantkit.core.paths import DEMO_MODEL
@@ -133,6 +133,7 @@ def test_a_key_that_changes_the_model_is_refused_by_name(
         (LLAMA, {"hidden_act": "swish"}),
         (LLAMA, {"pretraining_tp": 2, "attention_dropout": 0.1, "initializer_range": 0.5}),
         (LLAMA, {"partial_rotary_factor": 1.0, "sliding_window": None, "n_shared_experts": 0}),
+        (MISTRAL, {"layer_types": ["full_attention"] * 2, "norm_type": "rms_norm"}),
         (LLAMA, {"temperature": 0.6, "do_sample": True, "id2label": {"0": "a"}}),
         (LLAMA, {"is_causal": True, "embedding_multiplier": 1, "alibi": False}),
         (MISTRAL, {"sliding_window": 8192}),
@@ -178,3 +179,8 @@ def test_stored_biases_that_are_switched_off_are_refused(
     with pytest.raises(InputError, match=key):
         open_checkpoint(write_checkpoint(tmp_path / "m", LLAMA, arrays))
     open_checkpoint(write_checkpoint(tmp_path / "n", LLAMA | {key: True}, arrays))
+
+
+def test_qwen2_has_its_biases_whatever_a_key_of_others_says(tmp_path: Path) -> None:
+    source = open_checkpoint(write_qwen(tmp_path / "m", QWEN2, attention_bias=False))
+    assert "blk.0.attn_q.bias" in [tensor.name for tensor in source.tensors]
