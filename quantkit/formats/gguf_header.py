@@ -16,6 +16,7 @@ from typing import cast
 
 from quantkit.core.errors import InputError
 from quantkit.core.units import shown
+from quantkit.formats.stand_ins import STAND_IN_BYTES, stand_in
 from quantkit.formats.tensor_types import BY_ID, BY_NAME
 from quantkit.formats.tensors import Metadata, MetaKind, MetaValue, TensorInfo
 
@@ -171,7 +172,11 @@ def parse_header(buffer: mmap.mmap | bytes, name: str, size_bytes: int | None = 
     """
     cursor = _Cursor(buffer, len(buffer) if size_bytes is None else size_bytes, name)
     if cursor.take(min(4, cursor.size_bytes)) != MAGIC:
-        raise InputError(f"{name} is not a GGUF file: it does not begin with 'GGUF'")
+        found = stand_in(bytes(buffer[:STAND_IN_BYTES]))
+        raise InputError(
+            f"{name} is not a GGUF file: it does not begin with 'GGUF'"
+            + (f", but is {found}" if found else "")
+        )
     version = cursor.number("I")
     if version not in (2, 3):
         raise cursor.fail(f"version {version} (supported are 2 and 3, little-endian)")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,6 +21,7 @@ from quantkit.core.errors import InputError
 from quantkit.core.parsing import MOST_JSON_BYTES, bounded_json, read_bounded
 from quantkit.core.units import shown
 from quantkit.formats.file_bytes import FileBytes
+from quantkit.formats.stand_ins import STAND_IN_BYTES, refuse_stand_in
 
 MAX_HEADER_BYTES = 100_000_000
 """The library's own limit; the flagship's largest header is below 1 MB."""
@@ -32,8 +33,17 @@ CONVERTIBLE = tuple(DTYPE_BYTES)
 _WITHOUT_DATA = "file not fully covered"
 """End of the library's refusal of a right header whose data is missing: the last of its checks
 (`read_metadata` in safetensors' tensor.rs)."""
-_PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
-_INDEX = "model.safetensors.index.json"
+PICKLE_SUFFIXES = (".bin", ".pt", ".pth", ".ckpt")
+WHOLE = "model.safetensors"
+"""The name of weights in one file."""
+INDEX = "model.safetensors.index.json"
+"""Which tensor is in which shard."""
+_VARIANT = re.compile(
+    r"(?:^model(?:-\d+-of-\d+)?\.\w+|\.(?:b?fp?|int|nf)\d+\w*)(?:-\d+-of-\d+)?\.safetensors$"
+)
+"""The same weights once more in another precision (`variant` in transformers and diffusers):
+model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors
+"""
 _PLAIN_NAME = re.compile(r"(?!\.\.?\Z)[^/\0]+")
 
 
@@ -125,7 +135,9 @@ class SafetensorsFile:
         except OSError as error:
             raise InputError(f"{path} cannot be read: {error.strerror}") from error
         size = self._bytes.size_bytes
-        length = header_bytes(self._bytes.read(0, min(size, LENGTH_BYTES)).tobytes())
+        start = self._bytes.read(0, min(size, STAND_IN_BYTES)).tobytes()
+        refuse_stand_in(start, str(path))
+        length = header_bytes(start)
         stop = LENGTH_BYTES + (length if length <= MAX_HEADER_BYTES else 0)
         start = self._bytes.read(0, min(size, stop)).tobytes()
         self.entries = parse_header(start, size, str(path), "download it again")
@@ -198,17 +210,19 @@ def as_f32(raw: NDArray[np.uint8], dtype: str) -> NDArray[np.float32]:
 class SafetensorsFolder:
     """All tensors of a checkpoint folder, or of a single file, or of the `files` given, by name.
 
+    Attributes:
+        absent: tensors that the index names and no file holds. As in transformers, the index says
+            which files there are and not what is in them.
+
     Raises:
-        InputError: there is no safetensors file, a shard or tensor that the index names is
-            missing, or a file is broken.
+        InputError: there is no safetensors file, a shard that the index names is missing, or a
+            file is broken.
     """
 
     def __init__(self, path: Path, files: Iterable[SafetensorsFile] | None = None) -> None:
         self._file_of: dict[str, SafetensorsFile] = {}
-        listed = _read_index(path)
-        if files is None:
-            files = map(SafetensorsFile, _shard_paths(path, listed))
-        for file in files:
+        found = [*map(SafetensorsFile, weight_paths(path))] if files is None else [*files]
+        for file in found:
             twice = self._file_of.keys() & file.entries.keys()
             if twice:
                 name = min(twice)
@@ -217,18 +231,9 @@ class SafetensorsFolder:
                     "remove the files that do not belong to this checkpoint"
                 )
             self._file_of |= dict.fromkeys(file.entries, file)
-        if listed is not None:
-            self._check_against_index(path, listed)
-
-    def _check_against_index(self, folder: Path, listed: Mapping[str, str]) -> None:
-        for name in (*listed, *self._file_of):
-            said, file = listed.get(name, "no file"), self._file_of.get(name)
-            found = "no file" if file is None else file.name
-            if found != said:
-                raise InputError(
-                    f"{folder / _INDEX} says that tensor {name} is in {said}, "
-                    f"but it is in {found}; download the checkpoint again"
-                )
+        is_whole = any(file.name == WHOLE for file in found)
+        listed = {} if is_whole else _read_index(path) or {}
+        self.absent = frozenset(listed.keys() - self._file_of.keys())
 
     @property
     def entries(self) -> dict[str, SafetensorsEntry]:
@@ -240,45 +245,84 @@ class SafetensorsFolder:
         return self._file_of[name]
 
 
-def _shard_paths(path: Path, listed: Mapping[str, str] | None) -> list[Path]:
+def weight_names(names: Iterable[str], shards: Iterable[str] | None) -> list[str]:
+    """Which of a folder's or a repository's `names` hold the weights, as transformers chooses.
+
+    A whole model.safetensors goes before an index, and variants (model.fp16.safetensors) are never
+    taken. Without both, all model*.safetensors are, or else whatever there is.
+
+    Args:
+        shards: the files that the index names; None without an index. Whether `names` has them is
+            not checked.
+    """
+    found = sorted(n for n in names if n.endswith(".safetensors") and not _VARIANT.search(n))
+    if WHOLE in found:
+        return [WHOLE]
+    if shards is not None:
+        return sorted(set(shards))
+    # Mistral's folders hold the same weights a second time as consolidated*.safetensors.
+    return [name for name in found if name.startswith("model")] or found
+
+
+def weight_paths(path: Path) -> list[Path]:
+    """The files that hold the weights of the checkpoint in `path`, or `path` if it is one.
+
+    Raises:
+        InputError: there are none, or some are missing.
+    """
     if path.is_file():
         return [path]
     if not path.is_dir():
         raise InputError(f"{path} does not exist; give a folder with a checkpoint")
-    if listed is not None:
-        shards = [path / name for name in sorted(set(listed.values()))]
-        missing = [shard.name for shard in shards if not shard.is_file()]
+    names = sorted(found.name for found in path.iterdir())
+    listed = None if (path / WHOLE).is_file() else _read_index(path)
+    shards = None if listed is None else set(listed.values())
+    found = [path / name for name in weight_names(names, shards)]
+    if shards is not None:
+        missing = [shard.name for shard in found if not shard.is_file()]
         if missing:
             raise InputError(
-                f"{path}: {len(missing)} of {len(shards)} shards are missing, the first is "
+                f"{path}: {len(missing)} of {len(found)} shards are missing, the first is "
                 f"{missing[0]}; finish the download"
             )
-        return shards
-    found = sorted(path.glob("*.safetensors"))
-    # Mistral's folders hold the same weights a second time as consolidated*.safetensors.
-    found = [shard for shard in found if shard.name.startswith("model")] or found
-    if found:
-        # Without an index the shards' names, -00002-of-00004, still say how many there must be.
-        totals = {m[1] for s in found if (m := re.search(r"-\d+-of-(\d+)\.safetensors$", s.name))}
-        if len(totals) == 1 and len(found) < (expected := int(totals.pop())):
-            raise InputError(
-                f"{path}: {len(found)} of {expected} shards are here; finish the download"
-            )
-        return found
-    pickles = sorted(p.name for p in path.iterdir() if p.suffix in _PICKLE_SUFFIXES)
-    if pickles:
-        raise InputError(
-            f"{path} holds {pickles[0]} but no *.safetensors; pickle files run code when they are "
-            "read, so only safetensors are: use a revision of the model that has them"
+    elif not found:
+        raise no_weights(str(path), names)
+    # Without an index the shards' names, -00002-of-00004, still say how many there must be.
+    totals = {m[1] for s in found if (m := re.search(r"-\d+-of-(\d+)\.safetensors$", s.name))}
+    if shards is None and len(totals) == 1 and len(found) < (expected := int(totals.pop())):
+        raise InputError(f"{path}: {len(found)} of {expected} shards are here; finish the download")
+    return found
+
+
+def no_weights(where: str, names: Iterable[str]) -> InputError:
+    """The error for a folder or repository of which none of the files `names` is read."""
+    names = sorted(names)
+    variant = next((name for name in names if _VARIANT.search(name)), None)
+    pickle = next((name for name in names if name.endswith(PICKLE_SUFFIXES)), None)
+    if variant is not None:
+        return InputError(
+            f"{where} has only {variant}, a variant of weights that it does not have, and variants "
+            "are not read, as in transformers: choose a revision with the weights themselves, or "
+            "rename it, without what stands before .safetensors, if it is all that you have"
         )
-    raise InputError(f"{path} holds no *.safetensors file; is the download complete?")
+    if pickle is not None:
+        return InputError(
+            f"{where} has no *.safetensors, only {pickle}: pickle files run code when they are "
+            "read, so only safetensors are: use a revision or a conversion of the model that has "
+            "them"
+        )
+    return InputError(
+        f"{where} holds no *.safetensors file; choose the repository of the model's original "
+        "weights, or finish its download"
+    )
 
 
 def _read_index(path: Path) -> dict[str, str] | None:
-    index = path / _INDEX
+    index = path / INDEX
     if not index.is_file():
         return None
     content = read_bounded(index, MOST_JSON_BYTES, "download it again")
+    refuse_stand_in(content, str(index))
     found = bounded_json(content, str(index), "download it again", foreign=True)
     weight_map = found.get("weight_map") if isinstance(found, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:

@@ -19,9 +19,15 @@ from quantkit.formats.safetensors_files import (
     as_f32,
 )
 from quantkit.formats.tensors import Metadata, TensorInfo
-from quantkit.models.families.base import Config, StoredTensor, TensorRule, without_prediction
+from quantkit.models.families.base import (
+    ABSENT,
+    Config,
+    StoredTensor,
+    TensorRule,
+    without_prediction,
+)
 from quantkit.models.families.config_keys import check_biases
-from quantkit.models.families.registry import described
+from quantkit.models.families.registry import check_not_quantized, described
 from quantkit.models.general_metadata import general_metadata
 from quantkit.models.json_files import read_json
 from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
@@ -79,15 +85,19 @@ def open_checkpoint(
         raise InputError(f"{folder} is no folder; give a folder with a checkpoint, or a GGUF file")
     raw: Config = read_json(folder / "config.json")
     raw = raw if keep_prediction else without_prediction(raw)
-    found = described(raw, str(folder / "config.json"))
+    found = described(raw)
     family, config = found.family, found.config
     files = SafetensorsFolder(folder, shards)
+    entries = files.entries
+    dtypes = {entry.dtype for entry in entries.values()}
+    check_not_quantized(config, str(folder / "config.json"), dtypes)
     tied = _is_tied(files) if config.get("tie_word_embeddings") else True
     if tied is False:
         config = {**config, "tie_word_embeddings": False}
     same = functools.cache(StoredTensor)  # thousands of experts share one description
-    stored = {name: same(entry.shape, entry.dtype) for name, entry in files.entries.items()}
+    stored = {name: same(entry.shape, entry.dtype) for name, entry in entries.items()}
     check_biases(config, config_defaults(raw), stored)
+    stored |= dict.fromkeys(files.absent, ABSENT)
     architecture = family.metadata(config)  # first: it refuses configurations
     rules = family.rules(config, stored)
     if on_shape is not None:

@@ -11,14 +11,15 @@ from typing import TYPE_CHECKING, Literal
 from quantkit.core.errors import InputError
 from quantkit.core.paths import DEMO_MODEL, HubAddress
 from quantkit.core.progress import SILENT, Progress
+from quantkit.formats.safetensors_files import weight_paths
 from quantkit.formats.tensors import TensorSource
 from quantkit.hub.reading import Hub
 
 if TYPE_CHECKING:
     from quantkit.models.checkpoint import OnShape
 
-CHECKPOINT_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".md")
-"""Files that a GGUF is made from; the model card gives names and licence."""
+BESIDE_WEIGHTS = (".json", ".jinja", ".model", ".md")
+"""Files that a GGUF is made from beside the weights; the model card gives names and licence."""
 
 _REPOSITORY = re.compile(r"^[\w.-]+/[\w.-]+(@[\w./-]+)?$")
 
@@ -97,7 +98,8 @@ def model_files(choice: ModelChoice, path: Path) -> list[Path]:
 
         return shard_paths(path)
     found = [*path.iterdir(), *path.glob("additional_chat_templates/*")]
-    return sorted(p for p in found if p.is_file() and p.suffix in CHECKPOINT_SUFFIXES)
+    beside = (p for p in found if p.is_file() and p.suffix in BESIDE_WEIGHTS)
+    return sorted((*beside, *weight_paths(path)))
 
 
 def open_source(

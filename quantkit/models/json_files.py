@@ -8,6 +8,7 @@ from typing import Any
 
 from quantkit.core.errors import InputError
 from quantkit.core.parsing import MOST_JSON_BYTES, bounded_json, read_bounded
+from quantkit.formats.stand_ins import refuse_stand_in
 
 
 def read_json(path: Path, *, optional: bool = False) -> dict[str, Any]:
@@ -28,6 +29,7 @@ def parse_json(content: bytes, where: str, advice: str = "download it again") ->
     Raises:
         InputError: it is none, or has text that UTF-8 cannot have.
     """
+    refuse_stand_in(content, where)
     value = bounded_json(content, where, advice, foreign=True, nan=False)
     if not isinstance(value, dict):
         raise InputError(f"{where} holds no JSON object; {advice}")

@@ -11,14 +11,14 @@ from typing import Any
 
 from quantkit.core.errors import InputError
 from quantkit.core.progress import SILENT, Progress
+from quantkit.formats.safetensors_files import INDEX, WHOLE, no_weights, weight_names
 from quantkit.hub.downloads import FileDigest, RemoteFiles, wrong_twice
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.models.families.base import without_prediction
-from quantkit.models.families.registry import described
+from quantkit.models.families.registry import check_not_quantized, described
 from quantkit.models.json_files import parse_json
 
 CONFIG = "config.json"
-INDEX = "model.safetensors.index.json"
 BESIDE_WEIGHTS = (
     "*.json", "tokenizer.model", "merges.txt", "*.jinja", "additional_chat_templates/*.jinja",
     "LICENSE*", "LICENCE*", "NOTICE*", "README.md",
@@ -30,7 +30,6 @@ READ_BY_CONVERSION = (
     "chat_template.json", "chat_template.jinja", "additional_chat_templates/*.jinja", "README.md",
 )  # fmt: skip
 """Files that count as part of the model if they are in its folder."""
-PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 SMALL_BYTES = 256 << 20
 """Size limit of config.json and the index, which are read into memory."""
 _SAFE_NAME = re.compile(r"(additional_chat_templates/)?(?!\.)[^/\\\x00-\x1f\x7f]+")
@@ -74,34 +73,21 @@ def wanted_files(listing: Listing, shards: Iterable[str] | None) -> tuple[HubFil
         InputError: no safetensors, or a shard of the index is not in the repository.
     """
     files = {file.name: file for file in listing.files if _SAFE_NAME.fullmatch(file.name)}
-    weights = sorted(n for n in files if "/" not in n and n.endswith(".safetensors"))
+    weights = weight_names((name for name in files if "/" not in name), shards)
     if not weights:
-        pickles = [f.name for f in listing.files if any(fnmatchcase(f.name, p) for p in PICKLES)]
+        raise no_weights(listing.repository, (file.name for file in listing.files))
+    missing = [name for name in weights if name not in files]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise InputError(
-            f"{listing.repository} has no *.safetensors"
-            + (
-                f", only {pickles[0]}: pickle files run code when they are read, so they are not "
-                "downloaded; choose a revision or a conversion of the model with safetensors"
-                if pickles
-                else "; choose the repository of the model's original weights"
-            )
+            f"{listing.repository}: {INDEX} names {missing[0]!r}{more}, which the repository "
+            "does not have; its upload is unfinished or broken: choose another revision"
         )
-    if shards is None:
-        # Mistral's repositories hold the same weights a second time as consolidated*.safetensors.
-        weights = [name for name in weights if name.startswith("model")] or weights
-    else:
-        missing = sorted(set(shards) - set(weights))
-        if missing:
-            more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-            raise InputError(
-                f"{listing.repository}: {INDEX} names {missing[0]!r}{more}, which the repository "
-                "does not have; its upload is unfinished or broken: choose another revision"
-            )
-        weights = sorted(set(shards))
     beside = [
         name
         for name in files
-        if matches(name, BESIDE_WEIGHTS) and (name == INDEX or not name.endswith(".index.json"))
+        if matches(name, BESIDE_WEIGHTS)
+        and (".index." not in name or (name == INDEX and weights != [WHOLE]))
     ]
     beside.sort(key=lambda name: (name != CONFIG, name))
     return tuple(files[name] for name in (*beside, *weights))
@@ -132,10 +118,11 @@ def look_up(
     contents = {CONFIG: read_small(hub, listing, listed[CONFIG], folder)}
     advice = "choose another revision"
     raw = parse_json(contents[CONFIG], f"{repository}: {CONFIG}", advice)
-    found = described(raw, f"{repository}: {CONFIG}")
+    found = described(raw)
+    check_not_quantized(found.config, f"{repository}: {CONFIG}")
     found.family.metadata(without_prediction(found.config))
     shards = None
-    if INDEX in listed:
+    if INDEX in listed and WHOLE not in listed:
         contents[INDEX] = read_small(hub, listing, listed[INDEX], folder)
         index = parse_json(contents[INDEX], f"{repository}: {INDEX}", advice)
         weight_map = index.get("weight_map")

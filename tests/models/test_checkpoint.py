@@ -222,6 +222,80 @@ def test_a_broken_checkpoint_is_refused(
         open_checkpoint(folder)
 
 
+def _index(folder: Path, *more: str) -> None:
+    names = [*llama_arrays(LLAMA), *more]
+    file = "model-00001-of-00001.safetensors"
+    (folder / "model.safetensors").rename(folder / file)
+    index = {"metadata": {}, "weight_map": dict.fromkeys(names, file)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def test_what_only_the_index_names_is_an_error_where_the_model_needs_it(tmp_path: Path) -> None:
+    """A tied output and buffers are left out of the files, and transformers misses nothing."""
+    _index(write_llama(tmp_path / "tied"), "lm_head.weight", "model.layers.0.rotary_emb.inv_freq")
+    tied = open_checkpoint(tmp_path / "tied")
+    assert "output.weight" not in {info.name for info in tied.tensors}
+    for number, name in enumerate(("layers.0.self_attn.q_proj.bias", "layers.1.mlp.up_proj.bias")):
+        folder = write_llama(tmp_path / str(number))
+        _index(folder, f"model.{name}")
+        with pytest.raises(InputError, match=name):
+            open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("prefix", ["_orig_mod.model.", "model.language_model.", "module.model."])
+def test_another_prefix_is_named(tmp_path: Path, prefix: str) -> None:
+    arrays = {k.replace("model.", prefix): v for k, v in llama_arrays(LLAMA).items()}
+    with pytest.raises(InputError, match=f"'{prefix}'"):
+        open_checkpoint(write_checkpoint(tmp_path / "m", LLAMA, arrays))
+
+
+def test_a_missing_tensor_is_no_matter_of_prefixes(tmp_path: Path) -> None:
+    arrays = llama_arrays(LLAMA)
+    arrays["mtp.layers.1.mlp.up_proj.weight"] = arrays.pop("model.layers.1.mlp.up_proj.weight")
+    with pytest.raises(InputError, match="is every shard there"):
+        open_checkpoint(write_checkpoint(tmp_path / "m", LLAMA, arrays))
+
+
+def test_quantization_is_told_from_an_entry_that_was_left_over(tmp_path: Path) -> None:
+    folder = write_llama(tmp_path / "m", quantization_config={"quant_method": "fp8"})
+    with pytest.raises(InputError, match=r"BF16: .*remove quantization_config"):
+        open_checkpoint(folder)
+    path = folder / "model.safetensors"
+    path.write_bytes(path.read_bytes().replace(b'"BF16"', b'"I16" ', 1))
+    with pytest.raises(InputError, match="BF16 release"):
+        open_checkpoint(folder)
+
+
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 17209961\n"
+JSON_FILES = (
+    "config.json", "tokenizer.json", "tokenizer_config.json", "generation_config.json",
+    "special_tokens_map.json", "model.safetensors.index.json",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", [*JSON_FILES, "tokenizer.model", "model-00001-of-00001.safetensors"]
+)
+def test_a_pointer_or_a_page_in_the_place_of_a_file_is_named(tmp_path: Path, name: str) -> None:
+    folder = write_llama(tmp_path / "m")
+    _index(folder)
+    for content, word in ((LFS, "git-lfs"), (b"\n<!DOCTYPE html><html>", "web page")):
+        (folder / name).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{name} is a {word}"):
+            open_checkpoint(folder)
+
+
+@pytest.mark.parametrize("name", JSON_FILES)
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_mark_of_windows_before_json_is_named(tmp_path: Path, name: str, encoding: str) -> None:
+    folder = write_llama(tmp_path / "m")
+    _index(folder)
+    path = folder / name
+    path.write_bytes((path.read_text() if path.exists() else "{}").encode(encoding))
+    with pytest.raises(InputError, match=rf"{name} begins with .*UTF-8"):
+        open_checkpoint(folder)
+
+
 def test_a_file_is_no_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="is no folder"):
         open_checkpoint(tmp_path / "model.gguf")

@@ -286,6 +286,30 @@ def test_names_from_the_hub_stay_in_the_folder() -> None:
     assert [file.name for file in found] == ["config.json", "m.safetensors"]
 
 
+@pytest.mark.parametrize("whole", [True, False])
+def test_the_weights_that_transformers_takes_and_no_variants(case: Case, whole: bool) -> None:
+    """A whole file goes before an index, which may be stale; variants are the weights again."""
+    taken = ["model.safetensors"] if whole else SHARDS
+    variants = ["model.fp16.safetensors", "model-00001-of-00003.fp16.safetensors"]
+    for name in (*taken, *variants, "model.safetensors.index.fp16.json"):
+        (case.repository / name).write_bytes(os.urandom(MIB))
+    if whole:
+        (case.repository / INDEX).write_text('{"weight_map": {"a": "lost.safetensors"}}')
+    else:
+        (case.repository / INDEX).unlink()
+    case.fetch()
+    assert sorted(path.name for path in case.out.glob("*.safetensors")) == taken
+    assert not list(case.out.glob("*.index*.json"))
+
+
+def test_variants_alone_are_refused(case: Case) -> None:
+    for name in (*SHARDS, INDEX):
+        (case.repository / name).unlink()
+    (case.repository / "consolidated.safetensors").unlink()
+    (case.repository / "model.fp16.safetensors").write_bytes(os.urandom(MIB))
+    case.refused("model.fp16.safetensors, a variant")
+
+
 # ---- faults on the way
 
 

@@ -69,6 +69,13 @@ class StoredTensor:
     dtype: str
 
 
+ABSENT = StoredTensor((), "absent")
+"""A tensor that the checkpoint's index names and no file holds: an error only where it is needed.
+
+Optional tensors, biases for example, are needed where the index names them.
+"""
+
+
 class Family(Protocol):
     """One model architecture; a newcomer adds one file with these and lists it in `registry`."""
 
@@ -101,6 +108,16 @@ def without_prediction(config: Config) -> Config:
     return {**config, PREDICTION_LAYERS: 0} if config.get(PREDICTION_LAYERS) else config
 
 
+_WRAPPERS = {
+    "_orig_mod.": "torch.compile adds that; save the model that was compiled, model._orig_mod",
+    "module.": "DataParallel adds that; save the model inside of it, model.module",
+    "base_model.": "PEFT adds that; save the model that merge_and_unload() returns",
+    "language_model.": "it is the language model in a multimodal checkpoint; save that one alone "
+    "(model.language_model), or convert it with llama.cpp and give the GGUF to --model",
+}
+"""Part of a prefix of tensors' names → where it comes from, and what to do."""
+
+
 class Rules:
     """Collects the rules of one checkpoint and checks each against what is `stored`."""
 
@@ -128,10 +145,12 @@ class Rules:
         expected = stored_shape or (shape if isinstance(part, str) else shape[1:])
         for source in parts:
             found = self.stored.get(source)
-            if found is None:
+            if found is None or found is ABSENT:
+                why = "its index names it, but no file holds it: download it again"
+                if found is None:
+                    why = self._other_names(source) or "is every shard there?"
                 raise InputError(
-                    f"the checkpoint has no tensor {source}, which {name} is made from; "
-                    "is every shard there?"
+                    f"the checkpoint has no tensor {source}, which {name} is made from; {why}"
                 )
             if found.dtype not in CONVERTIBLE:
                 raise InputError(
@@ -180,13 +199,33 @@ class Rules:
 
     def finish(self) -> list[TensorRule]:
         """All rules; a stored tensor that was neither used nor dropped raises InputError."""
-        unused = [name for name in self.stored if name not in self._used]
+        unused = [
+            name
+            for name, tensor in self.stored.items()
+            if name not in self._used and tensor is not ABSENT
+        ]
         if unused:
             raise InputError(
                 f"{len(unused)} tensors of the checkpoint are unknown to its architecture, the "
                 f"first is {unused[0]}; convert it with llama.cpp and give the GGUF to --model"
             )
         return self._rules
+
+    def _other_names(self, source: str) -> str:
+        """A sentence on a checkpoint whose names begin otherwise than that of `source`, or ""."""
+        root, _, tail = source.partition(".")
+        if "." not in tail or any(name.startswith(f"{root}.layers.") for name in self.stored):
+            return ""
+        alike = (name for name in self.stored if f".{name}".endswith(f".{tail}"))
+        found = next(alike, None)
+        if found is None:
+            return ""
+        prefix = found.removesuffix(tail)
+        why = next((text for part, text in _WRAPPERS.items() if part in prefix), "")
+        return (
+            f"it has {found} instead, so its names begin with {prefix!r} and not with '{root}.': "
+            + (why or "save it again with the names of transformers")
+        )
 
 
 def base_type(name: str, shape: tuple[int, ...]) -> str:

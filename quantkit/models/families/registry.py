@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from quantkit.core.errors import InputError
+from quantkit.formats.safetensors_files import CONVERTIBLE
 from quantkit.models.families.base import Config, Family
 from quantkit.models.families.config_keys import unread_keys
 from quantkit.models.families.granite_hybrid import GraniteHybrid
@@ -49,18 +51,41 @@ class Described:
     unknown: tuple[str, ...]
 
 
-def described(raw: Config, where: str) -> Described:
+def described(raw: Config) -> Described:
     """The configuration `raw`, of which every key is read, harmless, or known to nobody.
 
     Raises:
-        InputError: as `family_for`, `config_with_defaults` and `unread_keys`, or the checkpoint is
-            quantized.
+        InputError: as `family_for`, `config_with_defaults` and `unread_keys`.
     """
     family, config = family_for(raw), config_with_defaults(raw)
-    if config.get("quantization_config"):
-        raise InputError(
-            f"{where} describes a quantized checkpoint (quantization_config); only BF16, F16 and "
-            "F32 are converted: use the model's BF16 release"
-        )
     unknown = unread_keys(family, with_infinity(raw), config, config_defaults(raw))
     return Described(family, config, unknown)
+
+
+def check_not_quantized(config: Config, where: str, dtypes: Collection[str] | None = None) -> None:
+    """Refuse a configuration that describes quantized weights.
+
+    Args:
+        where: the file, for the message.
+        dtypes: of the weights; None where they are not here.
+    """
+    given = config.get("quantization_config")
+    if not given:
+        return
+    method = given.get("quant_method") if isinstance(given, dict) else given
+    says = f"{where} describes a quantized checkpoint (quantization_config: {str(method)[:50]})"
+    if dtypes is not None and set(dtypes) <= set(CONVERTIBLE):
+        raise InputError(
+            f"{says}, but its weights are {' and '.join(sorted(set(dtypes)))}: the entry is left "
+            "over from before they were dequantized; remove quantization_config from the file"
+        )
+    left_over = (
+        ""
+        if dtypes is not None
+        else "; if its weights are BF16 all the same, download it with 'hf download', remove the "
+        "entry and give the folder"
+    )
+    raise InputError(
+        f"{says}; only {', '.join(CONVERTIBLE)} are converted: use the model's BF16 release"
+        f"{left_over}"
+    )

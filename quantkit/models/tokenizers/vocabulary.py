@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from quantkit.core.errors import InputError
+from quantkit.formats.stand_ins import STAND_IN_BYTES, refuse_stand_in
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import Config, config_int, meta
 from quantkit.models.tokenizers.byte_fallback_bpe import byte_fallback_metadata
@@ -20,6 +21,11 @@ from quantkit.models.tokenizers.token_types import (
 )
 from quantkit.models.transformers_reader import LoadedTokenizer, load_tokenizer
 
+_FILES = (
+    "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
+    "special_tokens_map.json", "tokenizer_config.json", "chat_template.jinja",
+)  # fmt: skip
+"""Read by transformers, which says of none what is wrong with it."""
 # llama.cpp's converter writes two more keys for Llama and Mistral than for any other family.
 _LLAMAS = ("llama", "mistral")
 
@@ -34,6 +40,10 @@ def tokenizer_metadata(folder: Path, config: Config) -> Metadata:
         InputError: there is no tokenizer that is understood, or it does not fit the vocabulary.
     """
     rows = config_int(config, "vocab_size")
+    for path in folder.iterdir():
+        if path.name in _FILES and path.is_file():
+            with path.open("rb") as file:
+                refuse_stand_in(file.read(STAND_IN_BYTES), str(path))
     if (folder / "tokenizer.model").is_file() and config.get("model_type") != "nemotron_h":
         result, tokenizer = sentencepiece_metadata(folder, config, rows)
         result |= special_token_metadata(folder, config, tokenizer, rows)

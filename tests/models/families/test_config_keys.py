@@ -58,14 +58,14 @@ def _configs() -> Iterator[dict[str, Any]]:
 
 @pytest.mark.parametrize("config", [*_configs()], ids=lambda c: f"{c['model_type']}-{len(c)}")
 def test_real_configurations_open_and_nothing_is_unknown(config: dict[str, Any]) -> None:
-    found = described(config, "config.json")
+    found = described(config)
     assert found.unknown == ()
     found.family.metadata(found.config)
 
 
 def test_what_a_family_asks_for_is_in_its_list() -> None:
     for config in _configs():
-        found = described(config, "config.json")
+        found = described(config)
         recorded = Recorded(found.config)
         found.family.metadata(recorded)
         known = found.family.reads | found.family.fixed.keys()
@@ -148,7 +148,7 @@ def test_a_key_that_changes_nothing_is_accepted(
 
 
 def _metadata(config: Mapping[str, Any]) -> object:
-    found = described(config, "config.json")
+    found = described(config)
     return found.family.metadata(found.config)
 
 
