@@ -235,8 +235,9 @@ def _recipe_for(model: str, given: str | Path | None) -> Recipe:
                 f"no recipe {chosen!r}: give a YAML file, or one of {', '.join(shipped)}"
             )
         return load_recipe(shipped.get(chosen, Path(chosen)))
+    address = HubAddress.of_cached(Path(model).expanduser()) or HubAddress.parse(model)
     for path in shipped.values():
         recipe = load_recipe(path)
-        if recipe.model is not None and recipe.model == HubAddress.parse(model).repository:
+        if recipe.model is not None and recipe.model == address.repository:
             return recipe
     return load_recipe(shipped["default"])

@@ -45,6 +45,52 @@ class HubAddress:
         repository, _, revision = text.partition("@")
         return HubAddress(repository, revision or None)
 
+    @staticmethod
+    def of_cached(path: Path) -> HubAddress | None:
+        """The model whose folder in the Hub's cache `path` is, or a snapshot in it; else None.
+
+        The cache is that of huggingface_hub: models--OWNER--NAME/snapshots/COMMIT.
+        """
+        for place in (Path(os.path.abspath(path)), path.resolve()):
+            inside = place.parent.name == _SNAPSHOTS
+            folder = place.parent.parent if inside else place
+            kind, *names = folder.name.split("--")
+            if kind == "models" and names and all(names):
+                return HubAddress("/".join(names), place.name if inside else None)
+        return None
+
+    @property
+    def name(self) -> str:
+        """The repository's name without its owner."""
+        return self.repository.rpartition("/")[2]
+
+
+_SNAPSHOTS = "snapshots"
+
+
+def cached_snapshot(folder: Path) -> Path:
+    """The files of a model: of its folder in the Hub's cache those of `main`, else `folder` itself.
+
+    Raises:
+        InputError: the cache has several commits of the model, and none of them is known as `main`.
+    """
+    snapshots = folder / _SNAPSHOTS
+    if HubAddress.of_cached(folder) is None or not snapshots.is_dir():
+        return folder
+    there = sorted(path for path in snapshots.iterdir() if path.is_dir())
+    try:
+        main = snapshots / (folder / "refs" / "main").read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError):
+        main = snapshots
+    if main in there:
+        return main
+    if len(there) == 1:
+        return there[0]
+    raise InputError(
+        f"{folder} has {len(there)} snapshots, and none of them is known as main; "
+        + (f"give one of them, {there[0]} for example" if there else "download the model again")
+    )
+
 
 _BOUNDARY = re.compile(r"(?<=[.!?])[\"')\]]*\s+(?=[\"'(\[]?[A-Z])")
 MAX_SENTENCE_CHARACTERS = 600

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from quantkit.core.errors import InputError
-from quantkit.core.paths import DEMO_MODEL, HubAddress
+from quantkit.core.paths import DEMO_MODEL, HubAddress, cached_snapshot
 from quantkit.core.progress import SILENT, Progress
 from quantkit.formats.safetensors_files import weight_paths
 from quantkit.formats.tensors import TensorSource
@@ -55,13 +55,15 @@ def choose_model(model: str) -> ModelChoice:
         return ModelChoice(model, "checkpoint", "quantkit-demo", DEMO_MODEL)
     path = Path(model).expanduser()
     if path.is_dir():
-        return ModelChoice(model, "checkpoint", artifact_name(path.resolve().name), path)
+        cached = HubAddress.of_cached(path)
+        name = path.resolve().name if cached is None else cached.name
+        return ModelChoice(model, "checkpoint", artifact_name(name), cached_snapshot(path))
     if path.is_file():
         stem = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem)
         return ModelChoice(model, "gguf", artifact_name(stem), path)
     if _REPOSITORY.match(model) and path.suffix != ".gguf" and not path.parent.is_dir():
         address = HubAddress.parse(model)
-        name = artifact_name(address.repository.partition("/")[2])
+        name = artifact_name(address.name)
         return ModelChoice(model, "repository", name, None, address.repository, address.revision)
     raise InputError(
         f"no model at {model}: give a folder with config.json and safetensors files, a GGUF file, "

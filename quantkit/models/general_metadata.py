@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from quantkit.core.errors import InputError
 from quantkit.core.parsing import bounded_yaml, read_bounded
+from quantkit.core.paths import HubAddress
 from quantkit.formats.tensors import Metadata, MetaKind, TensorInfo
 from quantkit.models.families.base import meta
 from quantkit.models.json_files import read_json
 
 MOST_CARD_BYTES = 16 << 20
 """Of README.md, of which only the front matter is parsed."""
+CHECKPOINT = "checkpoint"
+"""The folder of a downloaded checkpoint; the metadata may have its name."""
+_ORIGINS = (
+    "base_model", "base_models", "base_model_sources", "datasets", "dataset", "dataset_sources",
+)  # fmt: skip
+"""Keys of a model card whose values are repositories."""
+_ORIGIN = re.compile(r"(?:https?|ssh)://.+|(?![.~/])[^/\\]+(?:/[^/\\]+)?")
+"""An address, a name, or OWNER/NAME."""
+_ABSOLUTE = re.compile(r"/|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\|file:")
 
 
 def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | None) -> Metadata:
     """What gguf derives from README.md, generation_config.json and the folder's name.
 
-    Only the folder's name is used, never its path.
+    Only the folder's name is used, never its path, and no path that the model card holds.
 
     Args:
         tensors: the GGUF's, whose sizes give `general.size_label`.
@@ -29,12 +41,25 @@ def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | No
 
     generation = read_json(folder / "generation_config.json", optional=True)
     total = sum(info.elements for info in tensors)
+    cached = HubAddress.of_cached(folder)
     # "." has no name of its own; resolve() would take the name of what a link points to.
     folder = Path(os.path.abspath(folder))
     _check_card(folder / "README.md")
+    named = folder
+    if cached is not None:  # the folder is named after a commit
+        name, named = name or cached.name, Path(CHECKPOINT)
     try:
-        known = gguf.Metadata.load(None, folder, name, total)
-        known.name = known.name or folder.name
+        known = gguf.Metadata.load(None, folder, name, total)  # for what the model samples with
+        sampling = {k: v for k, v in vars(known).items() if k.startswith("sampling_")}
+        origin = read_json(folder / "config.json").get("_name_or_path")
+        known = gguf.Metadata.apply_metadata_heuristic(
+            gguf.Metadata(name=name, **sampling),
+            without_paths(gguf.Metadata.load_model_card(folder)),
+            {"_name_or_path": origin} if is_origin(origin) else {},
+            named,
+            total,
+        )
+        known.name = known.name or named.name
         if known.sampling_penalty_repeat is None:  # gguf 0.19 does not know this spelling yet.
             known.sampling_penalty_repeat = generation.get("repetition_penalty")
         known.size_label = known.size_label or _size_label(tensors)
@@ -78,6 +103,35 @@ def _check_card(path: Path) -> None:
     # as gguf does, which cards with tabs need
     text = "\n".join(lines[1:end]).replace("\t", "  ")
     bounded_yaml(text, f"the front matter of {path}", strict=False)
+
+
+def without_paths(card: Mapping[str, Any]) -> dict[str, Any]:
+    """A model card's metadata without the paths of anybody's machine.
+
+    Trainers write the folder that they started from as `base_model`.
+    """
+    found = {}
+    for key, value in card.items():
+        fits = is_origin if key in _ORIGINS else _is_public
+        if isinstance(value, Mapping):
+            value = without_paths(value) or None
+        elif isinstance(value, list):
+            kept = [without_paths(v) if isinstance(v, Mapping) else v for v in value]
+            value = [v for v in kept if (v if isinstance(v, Mapping) else fits(v))] or None
+        elif not fits(value):
+            value = None
+        if value is not None:
+            found[key] = value
+    return found
+
+
+def is_origin(value: object) -> bool:
+    """Whether it names a repository, a name or an address, and no folder."""
+    return isinstance(value, str) and _ORIGIN.fullmatch(value) is not None
+
+
+def _is_public(value: object) -> bool:
+    return not isinstance(value, str) or _ABSOLUTE.match(value) is None
 
 
 def _size_label(tensors: Sequence[TensorInfo]) -> str:

@@ -25,10 +25,12 @@ from checkpoints import (
 from hypothesis import given
 from hypothesis import strategies as st
 
+from quantkit.config.recipe import recipe_for
 from quantkit.core.errors import InputError
 from quantkit.formats.tensor_types import quant_type
 from quantkit.llamacpp.ggml_kernels import quantize
 from quantkit.models.checkpoint import CheckpointSource, open_checkpoint
+from quantkit.models.choose import choose_model, open_source
 
 
 @pytest.fixture(scope="module")
@@ -160,6 +162,80 @@ def test_no_path_and_no_user_name_gets_into_the_metadata(
     assert getpass.getuser() not in values
     assert open_checkpoint(Path()).metadata["general.name"].value == "M"
     assert open_checkpoint(Path(), "Given").metadata["general.name"].value == "Given"
+
+
+@pytest.mark.parametrize(
+    "where",
+    [
+        "/home/somebody/base", "~/runs/somebody", "./somebody", "../somebody/base", "a/somebody/7b",
+        "C:\\Users\\somebody", "\\\\host\\somebody", "file:///home/somebody", "from /home/somebody",
+    ],
+)  # fmt: skip
+def test_no_path_of_others_gets_into_the_metadata(tmp_path: Path, where: str) -> None:
+    folder = write_llama(tmp_path / "m", _name_or_path=where)
+    card = {
+        "base_model": where,
+        "datasets": [where, "acme/texts"],
+        "tags": ["a", "/home/somebody"],
+        "model_description": "/home/somebody/notes",
+        "license_link": "./LICENSE",
+    }
+    for value in (where, [where, "acme/Base-7B"], [{"name": "/home/somebody", "url": "https://a"}]):
+        (folder / "README.md").write_text(f"---\n{json.dumps(card | {'base_model': value})}\n---\n")
+        metadata = open_checkpoint(folder).metadata
+        assert "somebody" not in str(metadata)
+        assert metadata["general.dataset.0.repo_url"].value == "https://huggingface.co/acme/texts"
+        assert metadata["general.license.link"].value == "./LICENSE"
+        count = metadata.get("general.base_model.count")
+        assert (count and count.value) == (None if value is where else 1)
+
+
+def _cached(hub: Path, repository: str, sha: str) -> Path:
+    """A snapshot in the Hub's cache: links to blobs."""
+    folder = hub / f"models--{repository.replace('/', '--')}"
+    snapshot = folder / "snapshots" / sha
+    snapshot.mkdir(parents=True)
+    (folder / "blobs").mkdir(exist_ok=True)
+    source = write_llama(folder / f"source of {sha}")
+    for number, file in enumerate(sorted(source.iterdir())):
+        blob = folder / "blobs" / f"{sha}{number}"
+        file.rename(blob)
+        (snapshot / file.name).symlink_to(f"../../blobs/{blob.name}")
+    return snapshot
+
+
+def test_a_snapshot_of_the_hubs_cache_is_named_after_its_repository(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sha, other = "9f" * 20, "0a" * 20
+    snapshot = _cached(tmp_path, "acme/Tiny-Chat-BF16", sha)
+    folder, link = snapshot.parents[1], tmp_path / "link"
+    link.symlink_to(snapshot)
+    monkeypatch.chdir(snapshot)
+    for place in (snapshot, folder, link, Path(), folder.joinpath("..", folder.name)):
+        choice = choose_model(str(place))
+        assert choice.name == "Tiny-Chat"
+        assert choice.path is not None
+        assert choice.path.resolve() == snapshot
+        metadata = open_source(choice).metadata
+        assert metadata["general.name"].value == "Tiny-Chat"
+        assert sha not in str(metadata)
+    alone = open_checkpoint(snapshot).metadata
+    assert alone["general.name"].value == "Tiny-Chat-BF16"
+    assert sha not in str(alone)
+    _cached(tmp_path, "acme/Tiny-Chat-BF16", other)
+    with pytest.raises(InputError, match=other):
+        choose_model(str(folder))
+    (folder / "refs").mkdir()
+    for commit in (sha, other):
+        (folder / "refs" / "main").write_text(commit)
+        assert choose_model(str(folder)).path == folder / "snapshots" / commit
+
+
+def test_a_snapshot_of_the_hubs_cache_gets_the_recipe_of_its_repository(tmp_path: Path) -> None:
+    model = "nvidia/NVIDIA-Nemotron-3-Super-120B-A12B-BF16"
+    snapshot = _cached(tmp_path, model, "9f" * 20)
+    assert recipe_for(snapshot).model == recipe_for(snapshot.parents[1]).model == model
 
 
 def _config(folder: Path, **changes: object) -> None:
