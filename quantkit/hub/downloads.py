@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
@@ -159,6 +160,22 @@ def pieces(path: Path) -> Iterator[bytes]:
         with path.open("rb") as file:
             while piece := file.read(HASH_CHUNK_BYTES):
                 yield piece
+
+
+def cached_file(listing: Listing, file: HubFile) -> Path | None:
+    """The file in huggingface_hub's own cache, of the listing's commit and the right size.
+
+    Its content is not verified. The cache is the client's: HF_HUB_CACHE, or `hub` in HF_HOME.
+    """
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(
+        listing.repository, file.name, revision=listing.commit, repo_type=listing.kind
+    )
+    if not isinstance(found, str) or not os.access(found, os.R_OK):
+        return None
+    path = Path(found).absolute()
+    return path if path.is_file() and path.stat().st_size == file.size_bytes else None
 
 
 def wrong_twice(file: HubFile, found: str) -> EnvironmentFault:

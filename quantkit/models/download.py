@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 import threading
 import time
 from collections.abc import Sequence
@@ -25,6 +26,7 @@ from quantkit.hub.downloads import (
     FileDigest,
     Kept,
     RemoteFiles,
+    cached_file,
     pieces,
     read_record,
     wrong_twice,
@@ -35,6 +37,7 @@ from quantkit.models.local_copy import (
     Survey,
     check_space,
     is_brought,
+    is_lost,
     is_outdated,
     not_ours,
     partial_path,
@@ -67,7 +70,8 @@ def download(
 
     A second run resumes: finished files stay, and unfinished ones continue where they ended. Files
     of an earlier revision that quantkit downloaded are removed or replaced if nobody changed them;
-    a changed one is moved to `NAME.changed`. No other file is deleted.
+    a changed one is moved to `NAME.changed`. No other file is deleted. What huggingface_hub's
+    cache has of the commit is not fetched: weights become links into it.
 
     Args:
         folder: created if it does not exist. A second run at the same time is refused.
@@ -96,6 +100,11 @@ def download(
         # Files that are here come first: one that is not ours ends the run early.
         run_all(job.bring, (*found.present, *found.missing), workers, job.stop)
         job.journal.forget_others()
+        if job.linked_bytes:
+            progress.note(
+                f"{bytes_text(job.linked_bytes)} of weights were in the Hub's cache already: "
+                f"{folder} has links to them, and needs the cache"
+            )
         for path in sorted((folder / STATE).rglob("*"), reverse=True):  # contents before folders
             if path.is_dir():
                 with suppress(OSError):  # not empty
@@ -167,6 +176,7 @@ class _Job:
         self.stop = self._progress.stop
         self.verified = [*kept]
         self.fetched_bytes = 0
+        self.linked_bytes = 0
 
     def bring(self, file: HubFile) -> None:
         """Make sure that `file` is in the folder, complete and with the right hash."""
@@ -180,6 +190,8 @@ class _Job:
                     raise not_ours(path, self._remote)
                 self._set_aside(path, "was changed here")
             doing = "write"
+            if self._take_cached(file):
+                return
             if self._fetch(file) is not None:
                 self._progress.note(f"{file.name} arrived with a wrong hash and is fetched again")
                 found = self._fetch(file)
@@ -221,6 +233,36 @@ class _Job:
             self._advance(-digest.size_bytes)
         return digest.is_right
 
+    def _take_cached(self, file: HubFile) -> bool:
+        """Whether the Hub's cache has the file, with the right hash: it is not fetched then.
+
+        Weights stay there, and get a link; small files, which a person may edit, are copied.
+        """
+        cached = cached_file(self._remote.listing, file)
+        if cached is None:
+            return False
+        digest = FileDigest(file)
+        for piece in pieces(cached):
+            digest.update(piece)
+            self._advance(len(piece))
+        if not digest.is_right:
+            self._advance(-digest.size_bytes)
+            return False
+        partial = partial_path(self._folder, file)
+        ready = partial.with_suffix(".ready.partial")  # never appended to, as `partial` is
+        ready.parent.mkdir(parents=True, exist_ok=True)
+        ready.unlink(missing_ok=True)
+        if file.name.endswith(".safetensors"):
+            ready.symlink_to(cached)
+            with self._progress.lock:
+                self.linked_bytes += file.size_bytes
+        else:
+            shutil.copyfile(cached, ready)
+        self._keep(file, digest, ready, brought=True)
+        self._publish(ready, self._folder / file.name)
+        partial.unlink(missing_ok=True)
+        return True
+
     def _fetch(self, file: HubFile) -> str | None:
         """Fetch the rest of `file`; None if its hash is right, else the hash of what arrived."""
         partial, path = partial_path(self._folder, file), self._folder / file.name
@@ -251,7 +293,9 @@ class _Job:
     def _publish(self, partial: Path, path: Path) -> None:
         """Move a finished file to its place. A file that a person put there meanwhile is kept."""
         known = self._recorded.get(path.relative_to(self._folder).as_posix())
-        ours = known is not None and known.brought and known.is_unchanged(self._folder)
+        ours = is_brought(known) and (
+            is_lost(path) or (known is not None and known.is_unchanged(self._folder))
+        )
         if os.path.lexists(path) and not ours:
             self._set_aside(path, "appeared here meanwhile")
         publish(partial, path)

@@ -14,7 +14,7 @@ from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.units import bytes_text
 from quantkit.formats.logits_file import scored_positions
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.hub.downloads import STATE, Kept, RemoteFiles, read_record
+from quantkit.hub.downloads import STATE, Kept, RemoteFiles, cached_file, read_record
 from quantkit.hub.reading import HubFile
 from quantkit.models.remote import matches
 
@@ -28,7 +28,7 @@ class Survey:
         present: here, but not hashed yet.
         missing: to be fetched, completely or from the end of a partial file.
         removed: ours, of earlier revisions: unchanged files, and unfinished ones.
-        fetch_bytes: to be fetched, if all of `present` has the right hash.
+        fetch_bytes: to be fetched, if all of `present` and of the Hub's cache has the right hash.
         free_bytes: free on the disk, plus the size of `removed`.
     """
 
@@ -79,7 +79,9 @@ def survey(remote: RemoteFiles, folder: Path) -> Survey:
             raise not_ours(path, remote)
     partials = {partial_path(folder, file): file for file in remote.files}
     fetch = sum(
-        f.size_bytes - min(_size(p), f.size_bytes) for p, f in partials.items() if f in missing
+        f.size_bytes - min(_size(p), f.size_bytes)
+        for p, f in partials.items()
+        if f in missing and cached_file(listing, f) is None
     )
     leftovers = (p for p in (folder / STATE).rglob("*.partial") if p not in partials)
     removed = (*(folder / name for name in sorted(obsolete)), *leftovers)
@@ -93,10 +95,17 @@ def is_brought(known: Kept | None) -> bool:
 
 
 def is_outdated(known: Kept | None, file: HubFile, folder: Path) -> bool:
-    """Whether the file here is ours, unchanged, and of an earlier revision."""
-    if known is None or not known.brought or known.identity == file.identity:
+    """Whether the file here is ours, and unchanged of an earlier revision, or a link to nothing."""
+    if known is None or not known.brought:
         return False
-    return known.is_unchanged(folder)
+    if is_lost(folder / file.name):
+        return True
+    return known.identity != file.identity and known.is_unchanged(folder)
+
+
+def is_lost(path: Path) -> bool:
+    """Whether it is a link to a file that is gone: the Hub's cache was emptied."""
+    return path.is_symlink() and not path.exists()
 
 
 def not_ours(path: Path, remote: RemoteFiles) -> InputError:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Any
 from quantkit.core.errors import InputError
 from quantkit.core.progress import SILENT, Progress
 from quantkit.formats.safetensors_files import INDEX, WHOLE, no_weights, weight_names
-from quantkit.hub.downloads import FileDigest, RemoteFiles, wrong_twice
+from quantkit.hub.downloads import FileDigest, RemoteFiles, cached_file, wrong_twice
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.models.families.base import without_prediction
 from quantkit.models.families.registry import check_not_quantized, described
@@ -134,17 +135,20 @@ def look_up(
 
 
 def read_small(hub: Hub, listing: Listing, file: HubFile, folder: Path | None) -> bytes:
-    """The verified content of a small file, read from `folder` if its hash is right there."""
+    """The verified content of a small file.
+
+    From `folder` or the Hub's cache if it is there with the right hash, and else from the Hub.
+    """
     if file.size_bytes > SMALL_BYTES:
         raise InputError(
             f"{listing.repository}: {file.name} has {file.size_bytes} bytes, {SMALL_BYTES} are the "
             "limit; choose the repository of a whole model"
         )
-    try:
-        here = [(folder / file.name).read_bytes()] if folder is not None else []
-    except OSError:
-        here = []
-    for source in (here, hub.read(listing, file), hub.read(listing, file)):
+    here = []
+    for path in (folder and folder / file.name, cached_file(listing, file)):
+        with suppress(OSError):
+            here += [[path.read_bytes()]] if path is not None else []
+    for source in (*here, hub.read(listing, file), hub.read(listing, file)):
         digest, content = FileDigest(file), bytearray()
         for piece in source:
             digest.update(piece)

@@ -33,6 +33,7 @@ from quantkit.formats.safetensors_files import (
     header_bytes,
     parse_header,
 )
+from quantkit.hub.downloads import cached_file
 from quantkit.hub.reading import Hub, HubFile, Listing, is_commit
 from quantkit.models.download import ThreadsProgress
 from quantkit.models.remote import READ_BY_CONVERSION, look_up, matches, read_small
@@ -208,10 +209,19 @@ def _place(name: str) -> str:
     return f"headers/{name}.header" if name.endswith(_WEIGHTS) else f"{_CHECKPOINT}/{name}"
 
 
+def _first_bytes(path: Path) -> bytes:
+    """A file as far as its header goes."""
+    with path.open("rb") as file:
+        start = file.read(LENGTH_BYTES)
+        return start + file.read(min(header_bytes(start), MAX_HEADER_BYTES))
+
+
 def _header(
     hub: Hub, listing: Listing, file: HubFile, path: Path, reports: ThreadsProgress
 ) -> bytes:
-    """The first bytes of a shard, to the end of its header; those in `path` if they are correct.
+    """The first bytes of a shard, to the end of its header.
+
+    Those in `path` or in the Hub's cache are taken if they are correct.
 
     A header has no hash of its own, but it must account for every byte of its file, whose size the
     Hub records. A wrong one is fetched a second time.
@@ -220,7 +230,8 @@ def _header(
     def read(start: int, stop: int) -> bytes:
         return b"".join(hub.read(listing, file, start, reports.note_of_wait, stop))
 
-    here = [path.read_bytes()] if path.is_file() else []
+    places = (path, cached_file(listing, file))
+    here = [_first_bytes(place) for place in places if place is not None and place.is_file()]
     for known in (*here, None, None):
         content = read(0, FIRST_BYTES) if known is None else known
         # A length beyond the format or the file is not fetched; the parser refuses it.

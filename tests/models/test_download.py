@@ -310,6 +310,70 @@ def test_variants_alone_are_refused(case: Case) -> None:
     case.refused("model.fp16.safetensors, a variant")
 
 
+# ---- what the Hub's own cache has
+
+
+@pytest.fixture
+def cached(case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A snapshot that huggingface_hub itself downloaded into its cache."""
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    address = case.hub.address
+    snapshot = Path(huggingface_hub.snapshot_download(REPO, endpoint=address, token=False))
+    assert snapshot == tmp_path / "hub" / "models--someone--demo" / "snapshots" / COMMIT
+    case.hub.served.clear()
+    return snapshot
+
+
+def test_what_the_hubs_cache_has_is_not_fetched(case: Case, cached: Path) -> None:
+    done = case.fetch()
+    assert case.hub.served == []
+    assert case.here == case.wanted
+    assert done.fetched_bytes == 0
+    assert done.size_bytes == case.watched.done == case.watched.total
+    assert {f.name: f.sha256 for f in done.files} == case.wanted
+    assert [(case.out / name).readlink() for name in SHARDS] == [cached / name for name in SHARDS]
+    assert not (case.out / "config.json").is_symlink()
+    assert any("Hub's cache" in note for note in case.watched.notes)
+    again = case.fetch()
+    assert (again.files, case.hub.served) == (done.files, [])
+    assert survey(case.look_up(), case.out).fetch_bytes == 0
+
+
+def test_of_a_part_in_the_hubs_cache_only_the_rest_is_fetched(case: Case, cached: Path) -> None:
+    (cached / SHARDS[1]).unlink()
+    remote = case.look_up()
+    assert survey(remote, case.out).fetch_bytes == (case.repository / SHARDS[1]).stat().st_size
+    case.fetch()
+    assert case.hub.names() == [SHARDS[1]]
+    assert case.here == case.wanted
+
+
+def test_the_hubs_cache_is_verified_and_of_the_right_commit(case: Case, cached: Path) -> None:
+    blob = (cached / SHARDS[0]).resolve()
+    blob.write_bytes(bytes(blob.stat().st_size))
+    (cached / "config.json").resolve().write_bytes(b"{}")
+    case.fetch()
+    assert sorted(case.hub.names()) == ["config.json", SHARDS[0]]
+    assert case.here == case.wanted
+    newer = case.newer_revision()
+    (newer / SHARDS[2]).write_bytes(os.urandom(MIB))
+    shutil.rmtree(case.out)
+    case.fetch("v2")
+    assert sorted(case.hub.names()) == sorted(wanted(newer))
+    assert case.here == wanted(newer)
+
+
+def test_a_cache_that_was_emptied_is_replaced_by_a_download(case: Case, cached: Path) -> None:
+    case.fetch()
+    shutil.rmtree(cached.parents[1])
+    assert not is_whole(case.out, SHARDS)
+    case.fetch()
+    assert sorted(case.hub.names()) == SHARDS
+    assert case.here == case.wanted  # and nothing was set aside
+
+
 # ---- faults on the way
 
 

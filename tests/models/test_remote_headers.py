@@ -269,6 +269,24 @@ def test_an_index_of_other_shards_is_told(case: Case) -> None:
         case.open()
 
 
+def test_what_the_hubs_cache_has_is_read_there(
+    case: Case, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    snapshot = huggingface_hub.snapshot_download(REPO, endpoint=case.hub.address, token=False)
+    names = {info.name for info in case.open().tensors}
+    assert case.hub.served == []
+    assert names == {info.name for info in open_shapes(choose_model(snapshot)).tensors}
+    for path in (case.shards[0], "tokenizer.json"):
+        blob = (Path(snapshot) / path).resolve()
+        blob.write_bytes(bytes(blob.stat().st_size))
+    shutil.rmtree(case.cache)
+    assert names == {info.name for info in case.open().tensors}
+    assert set(case.hub.names()) == {case.shards[0], "tokenizer.json"}
+
+
 @pytest.mark.parametrize(("revision", "words"), [(None, "gated"), ("v9", "no revision 'v9'")])
 def test_a_refusal_leaves_no_record(case: Case, revision: str | None, words: str) -> None:
     case.hub.gated = set() if revision else {REPO}
