@@ -93,6 +93,7 @@ def build(
     calibration: str | Sequence[str] | None = None,
     imatrix: str | Path | None = None,
     haystack: str | Path | None = None,
+    for_release: bool = False,
     workers: int | None = None,
     quiet: bool = True,
 ) -> tuple[LevelResult, ...]:
@@ -105,6 +106,8 @@ def build(
         out: folder to build in.
         calibration, imatrix, workers: as `study` takes them.
         haystack: text to hide the needles in; None: the one that ships.
+        for_release: refuse at once a model whose metadata would reveal this machine, which
+            `quantkit publish` refuses after the build.
 
     Returns:
         A result for each level; paths in it are relative to `out`.
@@ -122,6 +125,7 @@ def build(
         _ready(imatrix, calibration),
         target=choose_target(target),
         haystack=None if haystack is None else Path(haystack),
+        for_release=for_release,
     )
     return tuple(run_build(job, Console(quiet=quiet)))
 

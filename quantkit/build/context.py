@@ -76,10 +76,12 @@ class Job(StudyJob):
 
     Attributes:
         haystack: text of the retrieval check; None: the one that ships.
+        for_release: it will be published: a model that cannot be is refused at once.
     """
 
     target: Target = field(kw_only=True)
     haystack: Path | None = field(default=None, kw_only=True)
+    for_release: bool = field(default=False, kw_only=True)
 
 
 class StudyContext:

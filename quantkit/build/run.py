@@ -8,13 +8,14 @@ from dataclasses import replace
 from quantkit.build import stages
 from quantkit.build.context import BuildContext, Job, StudyContext, StudyJob
 from quantkit.core.console import Console
-from quantkit.core.errors import GateError
+from quantkit.core.errors import GateError, InputError
 from quantkit.core.paths import haystack_text
 from quantkit.core.receipts import forget_receipt, read_receipt
 from quantkit.core.work_folders import build_folder
 from quantkit.formats.imatrix_file import read_imatrix
+from quantkit.formats.tensors import TensorSource
 from quantkit.llamacpp.memory_plan import asking
-from quantkit.models.choose import open_shapes
+from quantkit.models.choose import imatrix_name, open_shapes
 from quantkit.models.families.base import without_prediction
 from quantkit.models.families.registry import family_for
 from quantkit.models.geometry import geometry_of
@@ -23,6 +24,8 @@ from quantkit.models.model import Model
 from quantkit.plan import level_plans
 from quantkit.plan.gpu_memory import gpu_memory
 from quantkit.plan.llama_memory import gpu_memories
+from quantkit.quantize.quantize import artifact_metadata
+from quantkit.release.privacy import find_in_metadata, this_machine, words_of
 from quantkit.report.results import LevelResult, read_level
 from quantkit.retrieval import gate
 from quantkit.retrieval.run.check import check_prompts
@@ -103,6 +106,7 @@ def _preflight(context: BuildContext) -> None:
     """Check the input before the folder is made and before any work."""
     if context.choice.kind != "repository":
         _ = context.levels
+        _preflight_privacy(context, context.source)
     _preflight_texts(context)
     if context.job.haystack is not None:
         haystack_text(context.job.haystack)
@@ -120,6 +124,27 @@ def _preflight_texts(context: StudyContext) -> None:
         read_imatrix(ready)  # compared with the model once its tensors are known
     elif ready is not None:
         check_imatrix(ready, context.source.tensors)
+
+
+def _preflight_privacy(context: BuildContext, source: TensorSource) -> None:
+    """See whether the model's own metadata would reveal this machine, as every artifact's then.
+
+    Raises:
+        InputError: it would, and the build is for a release.
+    """
+    ready = context.job.imatrix
+    imatrix = None if ready is None else read_imatrix(ready)
+    metadata = artifact_metadata(source.metadata, imatrix, imatrix_name(context.choice.name))
+    found = find_in_metadata(metadata, this_machine(context.job.out))
+    if not found:
+        return
+    sentence = (
+        f"the model would reveal this machine or its user: {words_of(found)}; change that in its "
+        "files before it is published: 'quantkit publish' will refuse the build"
+    )
+    if context.job.for_release:
+        raise InputError(sentence)
+    context.pipeline.console.note(sentence)
 
 
 def _preflight_prompts(context: BuildContext) -> None:
@@ -161,6 +186,7 @@ def _preflight_repository(context: BuildContext) -> None:
         listing = remote.listing
         pinned = replace(context.choice, repository=listing.repository, revision=listing.commit)
         source = open_shapes(pinned, progress, lambda: context.hub, keep_prediction=keep)
+    _preflight_privacy(context, source)
     model = Model.of(context.choice.name, source)
     (memory,), _ = gpu_memories(model, [job.target])
     level_plans.plan_levels(job.recipe, model, memory)

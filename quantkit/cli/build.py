@@ -57,7 +57,7 @@ def build(
     console = Console(quiet=quiet or as_json)
     results = run(
         model, gpus, folder, recipe=chosen, calibration=calibration, imatrix=imatrix,
-        haystack=haystack, workers=workers, quiet=console.quiet,
+        haystack=haystack, for_release=publish is not None, workers=workers, quiet=console.quiet,
     )  # fmt: skip
     _show(console, folder, results)
     facts: dict[str, object] = {"folder": str(folder), "levels": [r.facts() for r in results]}

@@ -13,8 +13,9 @@ import os
 import pwd
 import re
 import socket
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from pathlib import Path
 from urllib.parse import quote
 
@@ -22,6 +23,7 @@ import quantkit
 from quantkit.core.errors import InputError
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.gguf_header import MAGIC
+from quantkit.formats.tensors import Metadata
 from quantkit.hub.connection import known_tokens
 
 A_TOKEN = "an access token"
@@ -109,10 +111,29 @@ def find_private(files: Mapping[str, Path], private: Private) -> list[Finding]:
     Raises:
         InputError: a file cannot be read.
     """
+    texts = ((name, chain([("its name", name)], _texts(path))) for name, path in files.items())
+    return _found(texts, private)
+
+
+def find_in_metadata(metadata: Metadata, private: Private) -> list[Finding]:
+    """What must not be published in the metadata of a model: each word once."""
+    return _found([("the model's metadata", _texts_of_metadata(metadata))], private)
+
+
+def words_of(found: Sequence[Finding]) -> str:
+    """The first findings, for a message."""
+    more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
+    return "; ".join(f"{one.file}, {one.where}: {one.what}" for one in found[:3]) + more
+
+
+def _found(
+    texts: Iterable[tuple[str, Iterable[tuple[str, str]]]], private: Private
+) -> list[Finding]:
+    """`texts`: of each file its name, and (where, text) as `_texts` gives them."""
     search = _Search(private)
     found: dict[tuple[str, str], Finding] = {}
-    for name, path in files.items():
-        for where, text in (("its name", name), *_texts(path)):
+    for name, parts in texts:
+        for where, text in parts:
             for offset, what in search.matches(where, text):
                 place = where or f"line {text.count(chr(10), 0, offset) + 1}"
                 finding = Finding(search.shown(name), search.shown(place), what)
@@ -219,7 +240,7 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
         with path.open("rb") as file:
             head = file.read(len(_PNG))
         if head.startswith(MAGIC):
-            yield from _metadata_of_gguf(path)
+            yield from _texts_of_metadata(GGUFFile(path).metadata)
         elif head == _PNG:
             yield from _metadata_of_png(path)
         else:
@@ -229,8 +250,8 @@ def _texts(path: Path) -> Iterator[tuple[str, str]]:
         raise InputError(f"cannot read {path}: {error.strerror or error}") from None
 
 
-def _metadata_of_gguf(path: Path) -> Iterator[tuple[str, str]]:
-    for key, stored in GGUFFile(path).metadata.items():
+def _texts_of_metadata(metadata: Metadata) -> Iterator[tuple[str, str]]:
+    for key, stored in metadata.items():
         yield f"the key {key}", key
         if stored.kind == "str":
             values = stored.value if isinstance(stored.value, tuple) else (stored.value,)

@@ -45,7 +45,7 @@ from quantkit.release.layout import (
     parse_sums,
     sums_text,
 )
-from quantkit.release.privacy import find_private, this_machine
+from quantkit.release.privacy import find_private, this_machine, words_of
 from quantkit.report.report import coverage_values, report_page
 from quantkit.report.results import CALIBRATION, report_facts
 from quantkit.study.imatrix import Calibration
@@ -232,9 +232,7 @@ def check_stage(build: Path, files: Sequence[LocalFile]) -> None:
     """
     found = find_private({file.name: file.path for file in files}, this_machine(build))
     if found:
-        more = f"; and {len(found) - 3} more" if len(found) > 3 else ""
-        shown = "; ".join(f"{one.file}, {one.where}: {one.what}" for one in found[:3])
         raise InputError(
             f"nothing was published, because the release would reveal this machine or its user: "
-            f"{shown}{more}; build again with names that may be published"
+            f"{words_of(found)}; build again with names that may be published"
         )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from finished_builds import fail
 from forked import PROGRAM, facts, printed, quantkit, start
 from loopback_hub import GOOD_TOKEN, READ_TOKEN, Fault, LoopbackHub, hub
 from small_recipes import write_recipe
+
+from quantkit.core.paths import DEMO_MODEL
 
 TO = "someone/quantkit-demo"
 REPOSITORY = f"{TO}-GGUF"
@@ -193,6 +196,27 @@ def test_what_a_build_that_publishes_refuses_first(loopback: LoopbackHub, tmp_pa
         assert early.returncode == 2
         assert words in early.stderr
         assert not (tmp_path / "out").exists()
+
+
+def test_a_path_of_this_machine_in_a_model_is_told_before_the_build(
+    loopback: LoopbackHub, tmp_path: Path
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "out"
+    shutil.copytree(DEMO_MODEL, model)
+    with (model / "chat_template.jinja").open("a") as template:
+        template.write(f"{{# {out}/notes #}}")
+    impossible = {"context_tokens": [384], "needles": 1, "minimum_lower_bound": 0.9}
+    recipe = quick_recipe(tmp_path, retrieval=impossible)  # ends before the first stage
+    command = ("build", "--target", "1x3090", "--model", model, "--recipe", recipe, "--out", out)
+    env = environment(loopback)
+    for more in ((), ("--publish", "someone")):
+        early = quantkit(*command, *more, env=env)
+        assert early.returncode == 2
+        told = "".join((early.stdout + early.stderr).split())
+        assert "tokenizer.chat_template" in told
+        assert f"{out}/notes" in told
+        assert ("90.0%" in told) is not bool(more)  # it would go on, or it ends
+        assert not out.exists()
 
 
 def test_a_build_publishes_what_passed(loopback: LoopbackHub, tmp_path: Path) -> None:
