@@ -38,7 +38,7 @@ def stand_in(start: bytes) -> str | None:
             "a git-lfs pointer, and the file itself was not fetched: run 'git lfs pull' in its "
             "folder, or download the model with 'quantkit download'"
         )
-    if start.lstrip()[:STAND_IN_BYTES].lower().startswith(_PAGES):
+    if start[:STAND_IN_BYTES].lstrip().lower().startswith(_PAGES):
         return (
             "a web page that was saved in the file's place: download it again, with 'quantkit "
             "download', or from an address with /resolve/ instead of /blob/"

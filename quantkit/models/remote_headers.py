@@ -44,7 +44,7 @@ WORKERS = 8
 """Files at a time."""
 _WEIGHTS = ".safetensors"
 _RECORD = "headers.json"
-_VERSION = 1
+_VERSION = 2
 """Version of the record; after an increase cached headers are fetched again."""
 _CHECKPOINT = "checkpoint"
 """The folder's name may enter the metadata, so it is the one that builds use."""

@@ -78,6 +78,7 @@ def test_errors_name_the_true_size(with_vocabulary: Path) -> None:
         (content, len(content) - 5000, str(len(content) - 5000)),
         (content, 1_000_000, r"byte \d+ of 1000000"),
         (b"<html>" + content, None, "'GGUF'"),
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0", None, "git-lfs"),
         (b"", None, "GGUF"),
     ):
         with pytest.raises(InputError, match=rf"far\.gguf.*{words}"):

@@ -165,7 +165,7 @@ def _check_tensors(stored: Mapping[str, StoredTensor]) -> None:
             "an encoder without an output, an embedding model for example; quantkit builds models "
             "that generate text: convert it with llama.cpp"
         )
-    for name in stored:
+    for name in (name for name in stored if name.startswith("model.layers.")):
         if name.endswith(".bias") and not name.endswith(_READ_BIASES):
             raise InputError(
                 f"the checkpoint has the bias {name}, but llama.cpp's Qwen models have biases on "

@@ -95,6 +95,14 @@ def test_qwen3_may_have_the_biases_that_llama_cpp_reads(tmp_path: Path) -> None:
         open_checkpoint(write_checkpoint(tmp_path / "n", biased, arrays))
 
 
+def test_a_multimodal_checkpoint_is_told_by_its_prefix(tmp_path: Path) -> None:
+    prefix = "model.language_model."
+    arrays = {k.replace("model.", prefix): v for k, v in qwen_arrays(QWEN2).items()}
+    arrays["model.visual.blocks.0.attn.qkv.bias"] = random_values(0, 32)
+    with pytest.raises(InputError, match=f"'{prefix}'"):
+        open_checkpoint(write_checkpoint(tmp_path / "m", QWEN2, arrays))
+
+
 def test_experts_are_stacked(tmp_path: Path) -> None:
     source = open_checkpoint(write_qwen(tmp_path / "m", QWEN3_MOE, shards=3))
     assert list(block_of(source, 1))[-5:] == [
