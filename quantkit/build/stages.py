@@ -203,7 +203,9 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         if plan.stock is not None:
             check_importance(TypeChoice(plan.stock.types, plan.stock), build.importance)
         costs, (memory, _) = build.sensitivity.tensor_costs(), build.gpu_memory
-        found = level_plans.fit_exactly(plan, build.artifact(plan), costs, memory).allocation
+        found = level_plans.fit_exactly(
+            plan, build.artifact(plan), costs, memory, progress=level_plans.searching(progress)
+        ).allocation
         out = build.folder(plan) / "allocation.json"
         content = AllocationFile.of(found, build.source.tensors, build.sensitivity)
         content.write(out)

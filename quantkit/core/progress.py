@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
+
+LATE_SECONDS = 3.0
+"""What takes longer is told of, even if it mostly takes no time."""
 
 
 class Progress:
@@ -23,6 +27,43 @@ class Progress:
 
 
 SILENT = Progress()
+
+
+class Late(Progress):
+    """Tells `progress` of work only once it has taken LATE_SECONDS, with a sentence that says why.
+
+    Several works may start one after the other; their time counts together.
+    """
+
+    def __init__(
+        self, progress: Progress, sentence: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._progress, self._sentence, self._clock = progress, sentence, clock
+        self._begun = clock()
+        self._seconds, self._shown, self._said = 0.0, False, False
+        self._work: tuple[float, str, str] = (0.0, "", "")
+        self._done = 0.0
+
+    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
+        self._work, self._done, self._shown = (total, unit, what), done, False
+        self._begun = self._clock()
+
+    def advance(self, amount: float) -> None:
+        self._done += amount
+        if self._shown:
+            self._progress.advance(amount)
+            return
+        now = self._clock()
+        self._seconds, self._begun = self._seconds + now - self._begun, now
+        if self._seconds >= LATE_SECONDS:
+            self._progress.start(*self._work, done=self._done)
+            self._shown = True
+            if not self._said:
+                self.note(self._sentence)
+                self._said = True
+
+    def note(self, sentence: str) -> None:
+        self._progress.note(sentence)
 
 
 class Emitted(Progress):

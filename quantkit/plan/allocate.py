@@ -14,17 +14,21 @@ import numpy as np
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.core.errors import DoesNotFitError
+from quantkit.core.progress import SILENT, Progress
 from quantkit.core.units import gib_text
 from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.presets import StockTypes
 from quantkit.plan.allowed_types import Costs, allowed_types, ruled_out, undominated
 from quantkit.plan.gpu_memory import GPUMemory, layers_of, padded_bytes
 from quantkit.plan.solver import (
+    SEARCH,
+    WORK,
     Choices,
     GPUs,
     Ints,
     Limits,
     Solution,
+    Work,
     fill,
     fill_gpus,
     solve,
@@ -62,6 +66,7 @@ def allocate(
     level: LevelRecipe,
     memory: GPUMemory | None = None,
     gap: float = 0.0,
+    progress: Progress = SILENT,
 ) -> Allocation:
     """Choose the types that minimise the summed cost within `budget_bytes`, and on the GPUs.
 
@@ -74,6 +79,7 @@ def allocate(
         overhead_bytes: header and metadata of the file.
         memory: of the GPUs that must hold the layers; none: only the budget counts.
         gap: good enough is what no other choice undercuts by more than this share.
+        progress: of the work that the search may do; most do less.
 
     Raises:
         DoesNotFitError: even the smallest types exceed the budget, or the GPUs; says by how much.
@@ -85,9 +91,10 @@ def allocate(
     if problem.free:
         choices, gpus, room = problem.choices, problem.gpus, problem.room
         if gpus is None:
-            solution = solve(choices, Limits.of_all(choices, room), gap)
+            progress.start(WORK, *SEARCH)
+            solution = solve(choices, Limits.of_all(choices, room), gap, Work(WORK, progress))
         else:
-            solution = solve_on_gpus(choices, gpus, room, gap)
+            solution = solve_on_gpus(choices, gpus, room, gap, progress)
         limits, chosen = problem.filled(_found(solution))
         types |= problem.larger_for_nothing(limits, chosen)
         cost = choices.total(chosen)

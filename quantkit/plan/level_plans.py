@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import MeasureRecipe, Recipe
 from quantkit.core.errors import DoesNotFitError
+from quantkit.core.progress import SILENT, Late, Progress
 from quantkit.core.units import gib_text
 from quantkit.formats.tensors import ModelHeader, TensorInfo
 from quantkit.llamacpp.devices import Devices
@@ -52,7 +53,23 @@ def target_budget(memory: GPUMemory, host_bytes: int = 0) -> int:
     return left if fixed is None else min(fixed, left)
 
 
-def fit(plan: LevelPlan, model: Model, costs: Costs, memory: GPUMemory, gap: float = 0.0) -> Fit:
+def searching(progress: Progress) -> Progress:
+    """For the searches of a command, which mostly take no time."""
+    return Late(
+        progress,
+        "choosing types takes long where many tensors cost nearly the same; the search ends after "
+        "a fixed number of steps with the best that it has found",
+    )
+
+
+def fit(
+    plan: LevelPlan,
+    model: Model,
+    costs: Costs,
+    memory: GPUMemory,
+    gap: float = 0.0,
+    progress: Progress = SILENT,
+) -> Fit:
     """Allocate such that the level's budget and every GPU are kept, and place it.
 
     Args:
@@ -68,7 +85,9 @@ def fit(plan: LevelPlan, model: Model, costs: Costs, memory: GPUMemory, gap: flo
     else:
         smallest = smallest_types(tensors, costs, plan.recipe)
         check_fits(place(tensors, smallest, memory), memory.target.name)
-        found = allocate(tensors, costs, plan.budget_bytes, overhead, plan.recipe, memory, gap)
+        found = allocate(
+            tensors, costs, plan.budget_bytes, overhead, plan.recipe, memory, gap, progress
+        )
     total = artifact_bytes(model, found.types)
     placement = place(tensors, found.types, memory)
     check_fits(placement, memory.target.name)
@@ -76,7 +95,12 @@ def fit(plan: LevelPlan, model: Model, costs: Costs, memory: GPUMemory, gap: flo
 
 
 def fit_exactly(
-    plan: LevelPlan, model: Model, costs: Costs, memory: GPUMemory, gap: float = 0.0
+    plan: LevelPlan,
+    model: Model,
+    costs: Costs,
+    memory: GPUMemory,
+    gap: float = 0.0,
+    progress: Progress = SILENT,
 ) -> Fit:
     """`fit`, with compute buffers that llama.cpp plans for exactly the cut that was found.
 
@@ -85,7 +109,7 @@ def fit_exactly(
     """
     assumed = memory
     for _ in range(ATTEMPTS):
-        found = fit(plan, model, costs, assumed, gap)
+        found = fit(plan, model, costs, assumed, gap, progress)
         placement = place_exactly(model, found.allocation.types, memory)
         if placement.fits:
             break

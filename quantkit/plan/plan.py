@@ -12,7 +12,7 @@ from quantkit.config.recipe import Recipe, recipe_for
 from quantkit.config.target import Target
 from quantkit.core.console import Console
 from quantkit.core.errors import DoesNotFitError, InputError, QuantkitError
-from quantkit.core.progress import Progress
+from quantkit.core.progress import SILENT, Progress
 from quantkit.formats.gguf_file import shard_paths
 from quantkit.formats.tensors import Metadata, TensorInfo
 from quantkit.llamacpp.memory_plan import ask_memory, asking
@@ -32,6 +32,7 @@ from quantkit.plan.level_plans import (
     nominal_costs,
     place_exactly,
     plan_levels,
+    searching,
 )
 from quantkit.plan.llama_memory import gpu_memories
 from quantkit.plan.placement import Placement, check_fits
@@ -88,6 +89,7 @@ def plan_recipe(
     model: Model,
     gguf_context_tokens: int,
     costs: Costs | None = None,
+    progress: Progress = SILENT,
 ) -> Plan:
     """The levels of a recipe on a target.
 
@@ -108,7 +110,7 @@ def plan_recipe(
     found = []
     for level in levels:
         named = model.named(f"{model.name}-{level.recipe.name}")
-        fitted = fit(level, named, costs, memory, NOMINAL_GAP)
+        fitted = fit(level, named, costs, memory, NOMINAL_GAP, progress)
         found.append((level, named, fitted))
     ask_memory(  # of all in one process; the answers are cached
         [
@@ -121,7 +123,7 @@ def plan_recipe(
     for level, named, fitted in found:
         placement = place_exactly(named, fitted.allocation.types, memory)
         if not placement.fits:
-            fitted = fit_exactly(level, named, costs, memory, NOMINAL_GAP)
+            fitted = fit_exactly(level, named, costs, memory, NOMINAL_GAP, progress)
             placement = fitted.placement
         types, name = fitted.allocation.types, level.recipe.name
         entries.append(
@@ -289,7 +291,7 @@ def plan(
         elif file is not None:
             made = _plan_of_file(file, gpus, planned, said, costs)
         else:
-            made = plan_recipe(rules, gpus, planned, said, costs)
+            made = plan_recipe(rules, gpus, planned, said, costs, searching(progress))
     return ModelPlan(choice.name, planned, said, rules, costs, made, file)
 
 

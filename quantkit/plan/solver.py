@@ -6,9 +6,12 @@ or be GPUs that take contiguous layers in order, and then where to cut is part o
 
 A linear relaxation gives a bound, prices of the limits, and what each choice costs at them beyond
 the cheapest of its item. A dynamic program then lists the ways to choose that cost little beyond
-the bound; the cheapest of them that fits is the optimum. Its work is limited by counts and not by
-seconds: the same input gives the same result. Where the limit is met, the bound says how far from
-the optimum the result may be.
+the bound; the cheapest of them that fits is the optimum.
+
+Every search ends, whatever the costs: its work is limited by counts, and not by seconds, so the
+same input gives the same result. Where the limit is met, the best that was found is the result, and
+the bound says how far from the optimum it may be. Items of equal cost are what meets it: no bound
+tells their many ways to choose apart.
 
 At a price of the total, what a GPU costs depends on its own layers alone. So a dynamic program over
 the cuts bounds all ways to cut from below: first by the relaxations of all runs of layers, then by
@@ -28,20 +31,25 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.core.progress import SILENT, Progress
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
 UNLIMITED = 1 << 62
 WORK, PER_JOIN = 6_000_000, 500
-"""Pairs of states that one search may join, about a second; each join counts as PER_JOIN more."""
+"""Pairs of states that one search may join, about a second; each join counts as PER_JOIN more, and
+a relaxation as PER_JOIN and its choices."""
+SEARCH = ("steps", "choosing types")
+"""What progress calls the work."""
 PAIRS = 1 << 21
 """Pairs that one pass over a group may join; decides how many states it keeps at once."""
 KEPT = 1024
 """States of a group, and of groups together, that are kept."""
-FIRST_REACH, FURTHER = 1 / 64, 4
-"""A pass first looks only so near to the bound, as a share of what is open; then further."""
+REACHES = (1 / 64, 1 / 16, 1 / 4, 1.0)
+"""How near to the bound the passes look, as a share of what is open before the first."""
 MOST_CUTS = 16
-"""Ways to cut the layers that are solved."""
+"""Ways to cut the layers that are solved, and that are tried at once before."""
 PRICES = 256
 """Prices for which every run of layers is relaxed at once."""
 ROUNDING = 1e-13
@@ -187,7 +195,13 @@ def fill(choices: Choices, limits: Limits, chosen: Ints) -> Ints:
 class Work:
     """What a search may still do, in pairs of states; with none it takes the relaxation, filled."""
 
-    left: int = WORK
+    left: int
+    progress: Progress = SILENT
+
+    def spend(self, pairs: int) -> None:
+        """So many pairs are joined now."""
+        self.left -= pairs
+        self.progress.advance(pairs)
 
 
 @dataclass(frozen=True)
@@ -244,20 +258,20 @@ class _Node(abc.ABC):
         of = np.array([number for _, number, _ in steps], np.int64)
         rise = np.array([size * min(rate, self.slack_price) for rate, _, size in steps])
         widths = np.array([size for _, _, size in steps], np.int64)
+        first_size = [int(part.size[:1].sum()) for part in parts]
+        first_cost = [float(part.cost[:1].sum()) for part in parts]
         least = math.fsum(part.least for part in parts)
         dropped = [part.dropped + least - part.least for part in parts]
         size, cost = np.zeros(1, np.int64), np.zeros(1)
         chosen = np.zeros((1, 0), np.int64)
         for number, part in enumerate(parts, 1):
-            work.left -= len(size) * len(part.size) + PER_JOIN
+            work.spend(len(size) * len(part.size) + PER_JOIN + len(steps))
             sizes = (size[:, None] + part.size).ravel()
             costs = (cost[:, None] + part.cost).ravel()
             left = self.room - sizes
-            later, after = of >= number, parts[number:]
-            needed = np.cumsum([sum(p.size[:1].sum() for p in after), *widths[later], FAR])
-            rest = np.cumsum(
-                [sum(p.cost[:1].sum() for p in after), *rise[later], self.slack_price * FAR]
-            )
+            later = of >= number
+            needed = np.cumsum(np.r_[sum(first_size[number:]), widths[later], FAR])
+            rest = np.cumsum(np.r_[sum(first_cost[number:]), rise[later], self.slack_price * FAR])
             lowest = costs + np.interp(left, needed, rest)
             at = np.flatnonzero((left >= needed[0]) & (lowest <= most))
             own_cost = costs[at] - self.price * sizes[at]
@@ -284,12 +298,14 @@ class _Node(abc.ABC):
 
     def settle(self, work: Work) -> None:
         """Find `least`, and choices that cost it."""
-        least, reach = self.least, FIRST_REACH * (self.cost - self.least)
-        while self.cost > least and work.left > 0:
+        least, open_cost = self.least, self.cost - self.least
+        for share in REACHES:
+            if self.cost <= least or work.left <= 0:
+                break
+            reach = min(share * open_cost, self.cost - least)
             dropped = self.states((least + reach) * (1 + TIE), work).dropped
             if min(dropped, self.cost) <= least + reach:
                 break
-            reach = min(FURTHER * reach, self.cost - least)
 
 
 class _Group(_Node):
@@ -357,7 +373,7 @@ def solve(
     """
     if not limits.hold(choices, choices.smallest):
         return None
-    work = work or Work()
+    work = work or Work(WORK)
     insides = [(limits.group == n, limits.groups[n]) for n in np.unique(limits.group).tolist()]
 
     def relaxed(price: float) -> list[_Group]:
@@ -484,6 +500,7 @@ class _Cuts:
         runs = {(room, start, end) for room, start, end in runs if start < end}
         for room, start, end in sorted(runs):
             inside = (self.gpus.layer >= start) & (self.gpus.layer < end)
+            work.spend(PER_JOIN + len(self.choices.item))
             group = _Group(self.choices, inside, room - int(self.kept[start, end]), self.price)
             group.settle(work)
             known = float(self.tables[room][start, end])
@@ -494,22 +511,28 @@ class _Cuts:
     def ways(self) -> Iterator[tuple[float, tuple[int, ...]]]:
         """All ways to cut, as the layers where GPUs begin and end; the lowest bound first.
 
-        Bounds are rounded down, so that among many that differ by rounding the first is found at
-        once.
+        Each takes a step for each GPU and no search: a beginning is completed in the cheapest way,
+        and all others that leave that way wait with their bounds. Bounds are rounded down, so that
+        those that differ by rounding are equal.
         """
         rest = self.rest()
         unit = TIE * abs(float(rest[0][0]) + self.constant) or 1.0
         heap: list[tuple[int, int, float, tuple[int, ...]]] = [(0, 0, 0.0, (0,))]
         while heap:
             bound, depth, cost, ends = heapq.heappop(heap)
-            if -depth == len(self.gpus.room):
+            for gpu in range(-depth, len(self.gpus.room)):
+                costs = cost + self.tables[self.gpus.room[gpu]][ends[-1]]
+                bounds = np.floor((costs + rest[gpu + 1] + self.constant) / unit)
+                order = np.lexsort((costs, bounds))
+                best, *others = order[np.isfinite(bounds[order])].tolist() or [-1]
+                if best < 0:  # no way to cut holds the layers
+                    break
+                for end in others:
+                    entry = (int(bounds[end]), -gpu - 1, float(costs[end]), (*ends, end))
+                    heapq.heappush(heap, entry)
+                bound, cost, ends = int(bounds[best]), float(costs[best]), (*ends, best)
+            else:
                 yield bound * unit, ends
-                continue
-            costs = cost + self.tables[self.gpus.room[-depth]][ends[-1]]
-            bounds = np.floor((costs + rest[1 - depth] + self.constant) / unit)
-            for end in np.flatnonzero(np.isfinite(bounds)).tolist():
-                entry = (int(bounds[end]), depth - 1, float(costs[end]), (*ends, end))
-                heapq.heappush(heap, entry)
 
 
 def _of_runs(values: NDArray[Any]) -> NDArray[Any]:
@@ -526,26 +549,31 @@ def fill_gpus(choices: Choices, gpus: GPUs, total: int) -> Solution | None:
     """
     found: Solution | None = None
     chosen = choices.smallest
-    while better := solve(choices, gpus.cut_for(choices, chosen, total), work=Work(0)):
-        if found is not None and better.cost >= found.cost:
+    for _ in range(MOST_CUTS):
+        better = solve(choices, gpus.cut_for(choices, chosen, total), work=Work(0))
+        if better is None or (found is not None and better.cost >= found.cost):
             break
         found, chosen = better, better.chosen
     return found
 
 
-def solve_on_gpus(choices: Choices, gpus: GPUs, total: int, gap: float = 0.0) -> Solution | None:
+def solve_on_gpus(
+    choices: Choices, gpus: GPUs, total: int, gap: float = 0.0, progress: Progress = SILENT
+) -> Solution | None:
     """The least cost of all ways to cut the layers; None where the GPUs do not hold them.
 
     Args:
         gap: as for `solve`.
+        progress: of the work that a search may do; most do less.
     """
     best = fill_gpus(choices, gpus, total)
-    together = solve(choices, Limits.of_all(choices, total), gap)
+    progress.start(2 * WORK, *SEARCH)
+    together = solve(choices, Limits.of_all(choices, total), gap, Work(WORK, progress))
     if best is None or together is None:
         return None
     if gpus.cut_for(choices, together.chosen, total).hold(choices, together.chosen):
         return together  # the GPUs do not bind
-    cuts, work = _Cuts(choices, gpus, total), Work()
+    cuts, work = _Cuts(choices, gpus, total), Work(WORK, progress)
     proven, done = math.inf, set[tuple[int, ...]]()
     while True:
         ways = ((max(low, together.bound), ends) for low, ends in cuts.ways() if ends not in done)

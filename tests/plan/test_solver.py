@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import heapq
+import itertools
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +22,7 @@ from knapsack_problems import (
     problems,
 )
 
+from quantkit.core.progress import Progress
 from quantkit.plan import solver
 from quantkit.plan.solver import (
     UNLIMITED,
@@ -35,9 +39,7 @@ from quantkit.plan.solver import (
 )
 
 ROUNDING = 1e-12
-SHORT = {
-    "PAIRS": 16, "KEPT": 3, "MOST_CUTS": 2, "PRICES": 3, "Work": lambda left=4000: Work(left),
-}  # fmt: skip
+SHORT = {"PAIRS": 16, "KEPT": 3, "MOST_CUTS": 2, "PRICES": 3, "WORK": 4000}
 """Limits of the search that even small problems meet."""
 
 
@@ -226,29 +228,65 @@ HARD = {
 }
 
 
+class Counted(Progress):
+    """Adds up the work that searches report."""
+
+    def __init__(self) -> None:
+        self.most, self.done = 0.0, 0.0
+
+    def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
+        self.most += total
+
+    def advance(self, amount: float) -> None:
+        assert amount > 0
+        self.done += amount
+
+
 @pytest.mark.parametrize("gpus", [0, 2, 8])
 @pytest.mark.parametrize("name", HARD)
-def test_hard_problems_end(name: str, gpus: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_hard_problems_end(name: str, gpus: int) -> None:
     """Counted in pairs of states, of which a second has millions."""
-    works: list[Work] = []
-
-    def noted(left: int = WORK) -> Work:
-        if left:
-            works.append(Work(left))
-        return works[-1] if left else Work(0)
-
-    monkeypatch.setattr(solver, "Work", noted)
+    counted = Counted()
     choices = Choices.of(HARD[name])
     count = len(choices.smallest)
     room = int(sum(choices.size[(choices.first[:-1] + choices.first[1:]) // 2])) + 1
-    found = solve(choices, Limits.of_all(choices, room))
+    found = solve(choices, Limits.of_all(choices, room), work=Work(WORK, counted))
+    counted.most += WORK
     if gpus:
         rooms = (RANDOM.uniform(0.9, 1.1, gpus) * room / gpus + 100).astype(np.int64)
         placed = GPUs(np.arange(count) // 4, (5,) * (count // 4 + 1), tuple(rooms.tolist()))
-        found = solve_on_gpus(choices, placed, int(0.97 * room))
+        found = solve_on_gpus(choices, placed, int(0.97 * room), progress=counted)
     if found is not None:
         assert found.cost == choices.total(found.chosen)
         assert found.bound <= found.cost
     assert (found is None) == (bool(gpus) and name in ("one is huge", "no costs"))
-    assert sum(WORK - work.left for work in works) < WORK * (len(works) + 0.5)
-    assert len([work for work in works if work.left < WORK]) <= 3
+    assert counted.done < 1.2 * counted.most  # the last join of a search may be a large one
+
+
+def equal_on_gpus(seed: int, gpus: int, layers: int) -> tuple[Choices, GPUs, int]:
+    """Items whose ways to be cut have all nearly the same bound."""
+    costs = np.sort(np.random.default_rng(seed).uniform(0, 1, 20))[::-1].tolist()
+    sizes = [100 + 37 * step for step in range(20)]
+    choices = Choices.of([list(zip(sizes, costs, strict=True))] * (2 * layers))
+    room = int(450 * 2 * layers / gpus * 1.3)
+    placed = GPUs(np.repeat(np.arange(layers), 2), (0,) * layers, (room,) * gpus)
+    return choices, placed, 420 * 2 * layers
+
+
+@pytest.mark.parametrize("seed", [4, 7, 8])
+def test_ways_to_cut_are_found_without_a_search(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A way leaves the others that branch from it in the heap, and takes none back."""
+    choices, gpus, total = equal_on_gpus(seed, 8, 88)
+    pop, taken = heapq.heappop, 0
+
+    def noted(heap: list[Any]) -> Any:  # noqa: ANN401
+        nonlocal taken
+        taken += 1
+        assert taken <= 20
+        return pop(heap)
+
+    monkeypatch.setattr(solver.heapq, "heappop", noted)
+    ways = itertools.islice(solver._Cuts(choices, gpus, total).ways(), 20)
+    bounds, ends = zip(*ways, strict=True)
+    assert len(set(ends)) == 20
+    assert np.all(np.diff(bounds) >= -2 * solver.TIE * bounds[0])
