@@ -68,7 +68,9 @@ def quantize(
     Args:
         types: an allocation.json, a preset such as "Q4_K_M", or tensor → type, as a plan has them.
         out: the GGUF file; a large one becomes several shards beside it.
-        imatrix: importance matrix, GGUF or legacy .dat.
+        imatrix: importance matrix, GGUF or legacy .dat. A preset that is named takes it as
+            llama-quantize does, and gives its bytes; other types as builds do, which weigh columns
+            that no activation reached too.
         keep_prediction: of a checkpoint, keep the multi-token prediction layers.
         workers: CPU threads; None: one for each core.
 
@@ -113,9 +115,13 @@ def quantize(
         "files": identity(files),
         "types": dict(chosen.types),
         "imatrix": None if imatrix is None else content_id(Path(imatrix)),
+        "importance": "as llama-quantize's" if chosen.is_named else "as a build's",
         "llama-cpp-python": library_version(),
     }
-    importance = {name: entry.importance() for name, entry in entries.items()}
+    importance = {
+        name: entry.means() if chosen.is_named else entry.importance()
+        for name, entry in entries.items()
+    }
     with resumable(work_folder(out), parts) as work, console.stage("quantize", out) as progress:
         paths = write_artifact(
             source, artifact, chosen.types, importance, out.parent, work,

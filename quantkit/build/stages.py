@@ -177,7 +177,7 @@ def measure_stage(build: StudyContext) -> Stage:
         settings["calibration"] = calibration.model_dump(mode="json")
         settings["files"] = _texts(calibration)
         needs = tuple(dict.fromkeys((*needs, build.base_stage)))
-    return Stage("measure", 3, needs, settings, True, run)
+    return Stage("measure", 4, needs, settings, True, run)
 
 
 def logits_stage(build: BuildContext) -> Stage:
@@ -278,7 +278,7 @@ def quantize_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         return Done(tuple(files), detail, {"size_bytes": size})
 
     needs = ("checkpoint", "imatrix", f"allocate:{plan.recipe.name}")
-    stage = Stage(f"quantize:{plan.recipe.name}", 2, needs, {}, True, run)
+    stage = Stage(f"quantize:{plan.recipe.name}", 3, needs, {}, True, run)
     return stage
 
 

@@ -35,6 +35,8 @@ LARGEST_IMPORTANCE = 1e18
 """Limit for a mean squared activation: some of ggml's quantizers abort on larger ones."""
 MAX_BYTES = 4 << 30
 """Of a file, whose sums are all in memory; the flagship's have 0.3 GB."""
+SMALLEST_IMPORTANCE = 1e-18
+"""Columns below count as without: products of two are 0 in F32, and so is a column of zeros."""
 LEGACY_CHUNK_TOKENS = 512
 """llama-imatrix's default, assumed for a `.dat`, which does not store it."""
 _SMALLEST_LEGACY_ENTRY_BYTES = 4 + 1 + 4 + 4 + 4
@@ -58,17 +60,40 @@ class ImatrixEntry:
         """Activations seen by each matrix, shape (matrices,)."""
         return np.broadcast_to(self.counts, len(self.sums))
 
-    def importance(self) -> NDArray[np.float32]:
-        """Mean squared activation, shape (matrices, row elements).
+    def means(self) -> NDArray[np.float32]:
+        """Mean squared activation, shape (matrices, row elements), as llama-quantize takes it.
 
-        An expert that no token reached gets the mean of the others, instead of llama.cpp's flat 1.
+        An expert that no token reached has a flat 1.
         """
         tokens = self.tokens
         seen = tokens > 0
         mean = np.ones_like(self.sums)
         mean[seen] = self.sums[seen] / tokens[seen, None]
-        if seen.any() and not seen.all():
-            mean[~seen] = mean[seen].mean(axis=0)
+        return mean
+
+    def importance(self) -> NDArray[np.float32]:
+        """`means`, none of them 0, for the quantizers and for the errors that they are judged by.
+
+        ggml's quantizers write zeros where a whole block has no importance, and anything in the
+        columns that have none: weights of an expert that one token reached, of which other inputs
+        need all columns. So a matrix with such columns, an expert without tokens above all, is
+        taken to have seen one token more, which is the mean of all matrices; and these together
+        one more, which is the mean of all columns. Other matrices keep their `means` bit for bit.
+        """
+        mean, tokens = self.means(), self.tokens.astype(np.float64)
+        low = (mean < SMALLEST_IMPORTANCE).any(axis=1) | (tokens <= 0)
+        if not low.any():
+            return mean
+        sums = self.sums * (tokens > 0)[:, None]
+        total, reached = sums.sum(axis=0, dtype=np.float64), float(tokens.sum())
+        flat = float(total.mean()) / max(reached, 1.0)
+        if flat < SMALLEST_IMPORTANCE:  # nothing is known of any column
+            return np.ones_like(mean)
+        prior = (total + flat) / (reached + 1)
+        if len(mean) == 1:
+            mean[:] = prior
+        else:
+            mean[low] = (sums[low] + prior) / (tokens[low, None] + 1)
         return mean
 
     @property

@@ -22,10 +22,14 @@ _PLAIN = ("F32", "F16", "BF16")
 
 @dataclass(frozen=True)
 class TypeChoice:
-    """Types by tensor name, and the preset that they are of; None where it is none's."""
+    """Types by tensor name, and the preset that they are of; None where it is none's.
+
+    `is_named`: the preset was named, and not recognised in a file.
+    """
 
     types: Mapping[str, str]
     stock: StockTypes | None
+    is_named: bool = False
 
     @property
     def preset(self) -> str | None:
@@ -69,7 +73,7 @@ def choose_types(
             f"{', '.join(PRESETS)}"
         )
     stock = ask_preset(model, preset, has_imatrix=has_imatrix)
-    return TypeChoice(stock.types, stock)
+    return TypeChoice(stock.types, stock, is_named=True)
 
 
 def check_types(where: str, types: Mapping[str, str], tensors: Sequence[TensorInfo]) -> None:

@@ -72,7 +72,10 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random statistics of every weight, of experts each their own."""
+    """Random statistics of every weight, of experts each their own.
+
+    One expert has no tokens, and the first columns of all weights have no activations.
+    """
     path = tmp_path_factory.mktemp("imatrix") / "demo.imatrix.gguf"
     random = np.random.default_rng(3)
     entries = {
@@ -83,6 +86,10 @@ def imatrix(tmp_path_factory: pytest.TempPathFactory) -> Path:
         for info in SOURCE.tensors
         if is_quantizable(info)
     }
+    for entry in entries.values():
+        entry.sums[:, :40] = 0
+        if len(entry.counts) > 1:
+            entry.sums[3], entry.counts[3] = 0, 0
     write_imatrix(path, Imatrix(entries, 512, 7, ("some.txt",)))
     return path
 
@@ -103,7 +110,15 @@ def llama_quantize(base: Path, out: Path, preset: str, imatrix: Path | None) -> 
     params.nthread = 2
     if imatrix is not None:
         found = read_imatrix(imatrix)
-        arrays = found.importance()
+        arrays = {  # load_imatrix of the same file
+            name: np.divide(
+                entry.sums,
+                entry.tokens[:, None],
+                out=np.ones_like(entry.sums),
+                where=entry.tokens[:, None] > 0,
+            )
+            for name, entry in found.entries.items()
+        }
         entries = (llama_cpp.llama_model_imatrix_data * (len(arrays) + 1))()
         for entry, (name, values) in zip(entries, arrays.items(), strict=False):
             entry.name, entry.size = name.encode(), values.size

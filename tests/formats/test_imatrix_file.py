@@ -18,6 +18,7 @@ from quantkit.core.errors import InputError
 from quantkit.formats.gguf_writer import write_gguf
 from quantkit.formats.imatrix_file import (
     MAX_BYTES,
+    SMALLEST_IMPORTANCE,
     Imatrix,
     ImatrixEntry,
     read_imatrix,
@@ -77,12 +78,29 @@ def test_names_of_datasets_have_no_folders(stored: str, name: str) -> None:
     assert dataclasses.replace(example(), datasets=(stored,)).dataset_names == (name,)
 
 
-def test_unseen_expert_gets_the_mean_of_the_others() -> None:
+def test_unseen_expert_gets_the_mean_of_all_tokens() -> None:
     entry = example().entries["blk.0.ffn_up_exps.weight"]
     importance = entry.importance()
     assert entry.unseen == 1
-    assert np.allclose(importance[0], entry.sums[0] / 2)
-    assert np.allclose(importance[1], (importance[0] + importance[2]) / 2)
+    assert np.array_equal(importance[2], entry.sums[2] / 4)
+    tokens = float(entry.counts.sum())
+    total = entry.sums[[0, 2]].sum(axis=0)
+    assert np.allclose(importance[1], (total + total.mean() / tokens) / (tokens + 1))
+    assert (entry.means()[1] == 1).all()  # llama-quantize's
+
+
+def test_columns_without_activations_have_the_mean_of_one_token() -> None:
+    stack = ImatrixEntry(np.array([[0, 8], [40, 0], [2, 6]], "f4"), np.array([1, 4, 2], "f4"))
+    prior = (np.array([42, 14]) + 4) / 8  # 56 of 7 tokens in 2 columns are 4 each
+    expected = [prior / 2 + [0, 4], (prior + [40, 0]) / 5, [1, 3]]
+    assert np.allclose(stack.importance(), expected)
+    assert np.array_equal(stack.importance()[2], stack.means()[2])
+    dense = ImatrixEntry(np.array([[0, 30]], "f4"), np.array([2], "f4"))
+    assert np.allclose(dense.importance(), [[7.5 / 3, 37.5 / 3]])
+    for sums, counts in (([[0, 0]], [3]), ([[0, 0]], [0]), ([[0, 0], [0, 0]], [0, 5])):
+        nothing = ImatrixEntry(np.array(sums, "f4"), np.array(counts, "f4"))
+        assert (nothing.importance() == 1).all()
+    assert (stack.importance() >= SMALLEST_IMPORTANCE).all()
 
 
 @pytest.mark.parametrize("name", [REFERENCE, "demo-4x512.bos.imatrix.gguf"])
@@ -105,7 +123,7 @@ def test_both_forms_of_one_run_read_equal() -> None:
     assert not old.counts_are_exact
     for name, entry in new.entries.items():
         again = old.entries[name]
-        assert np.allclose(again.importance(), entry.importance(), rtol=1e-6, atol=0), name
+        assert np.allclose(again.means(), entry.means(), rtol=1e-6, atol=0), name
         assert ((again.tokens > 0) == (entry.tokens > 0)).all(), name
 
 
@@ -225,7 +243,7 @@ def test_means_are_exact_and_unseen_experts_known_from_the_rows(tmp_path: Path) 
     assert found.entries["blk.0.attn_q.weight"].importance().tolist() == [[1, 2, 3, 4]]
     stack = found.entries[STACK]
     assert stack.counts.tolist() == [1024, 0, 1024]
-    assert stack.importance().tolist() == [[2, 4], [1.5, 3.5], [1, 3]]
+    assert np.allclose(stack.importance(), [[2, 4], [1.5, 3.5], [1, 3]], rtol=1e-3)
     assert len(found.unknown) == 2
 
 

@@ -24,8 +24,11 @@ from quantkit.core.files import file_sha256
 from quantkit.core.progress import SILENT
 from quantkit.core.work_folders import Journal
 from quantkit.formats.gguf_writer import ShardWriter, lay_out, tensor_size_bytes
+from quantkit.formats.imatrix_file import ImatrixEntry
+from quantkit.formats.tensor_types import quant_type
+from quantkit.llamacpp import ggml_kernels
 from quantkit.models.gguf_source import GGUFSource
-from quantkit.quantize import encode
+from quantkit.quantize import encode, kernels
 from quantkit.quantize.encode import write_shards
 
 # `quantkit convert` in small blocks, journalled at once and with a pause: to be killed between.
@@ -220,3 +223,20 @@ def test_nothing_writes_any_more_after_an_error(
         write_shards(tmp_path, work, layouts, source, {}, SILENT, workers=4)
     assert not late
     assert set(os.listdir("/proc/self/fd")) == open_descriptors
+
+
+@pytest.mark.parametrize("expert", [0, 1, 2])
+@pytest.mark.parametrize("name", ["Q4_0", "IQ4_NL", "Q4_K", "Q6_K", "IQ3_XXS", "Q2_K"])
+def test_no_weight_is_erased_for_want_of_activations(name: str, expert: int) -> None:
+    """An expert that one token reached in few columns, one with many tokens, and one with none."""
+    kind, random = quant_type(name), np.random.default_rng(0)
+    rows = random.standard_normal((8, 512), np.float32)
+    sums = random.uniform(0.1, 9, (3, 512)).astype(np.float32)
+    sums[0, :256] = sums[0, 300:] = sums[2] = 0
+    importance = ImatrixEntry(sums, np.array([1, 500, 0], np.float32)).importance()
+    kernels.prepare(kind)
+    errors = []
+    for column in (importance[expert], np.ones(512, np.float32)):
+        restored = ggml_kernels.dequantize(kind, kernels.quantize(kind, rows, column), 512)
+        errors.append(float(np.square(rows - restored).sum()))
+    assert errors[0] < 1.5 * errors[1]
