@@ -92,7 +92,7 @@ def test_unseen_expert_gets_the_mean_of_all_tokens() -> None:
 def test_columns_without_activations_have_the_mean_of_one_token() -> None:
     stack = ImatrixEntry(np.array([[0, 8], [40, 0], [2, 6]], "f4"), np.array([1, 4, 2], "f4"))
     prior = (np.array([42, 14]) + 4) / 8  # 56 of 7 tokens in 2 columns are 4 each
-    expected = [prior / 2 + [0, 4], (prior + [40, 0]) / 5, [1, 3]]
+    expected = [prior / 2 + [0, 4], np.add(prior, [40, 0]) / 5, [1, 3]]
     assert np.allclose(stack.importance(), expected)
     assert np.array_equal(stack.importance()[2], stack.means()[2])
     dense = ImatrixEntry(np.array([[0, 30]], "f4"), np.array([2], "f4"))
