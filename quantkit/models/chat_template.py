@@ -1,25 +1,34 @@
-"""A model's own chat template (Jinja), rendered as transformers renders it."""
+"""A model's own chat template (Jinja), rendered as transformers renders it, in a child process."""
 
 from __future__ import annotations
 
-import json
-import re
-from datetime import datetime
-from typing import Any, NoReturn
+import weakref
+from typing import Any, Self
 
 from quantkit.core.errors import InputError
+from quantkit.llamacpp.child import Child, NativeCrash
+from quantkit.models.chat_rendering import CPU_SECONDS, PRELOAD
 
 Message = dict[str, Any]
 
 
 class ChatTemplate:
-    """The template of one model, with the texts of its BOS and EOS tokens."""
+    """The template of one model, with the texts of its BOS and EOS tokens.
+
+    One process renders all conversations. It begins with the first and ends with this object, or
+    with `close`.
+    """
 
     def __init__(self, template: str, bos: str = "", eos: str = "") -> None:
-        # `generation` only marks the text that training counts
-        template = re.sub(r"\{%(-?)\s*generation\s*(-?)%\}", r"{%\1 if true \2%}", template)
-        template = re.sub(r"\{%(-?)\s*endgeneration\s*(-?)%\}", r"{%\1 endif \2%}", template)
         self._template, self._bos, self._eos = template, bos, eos
+        self._child: Child | None = None
+        self._stopped = ""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self.close()
 
     def render(
         self,
@@ -29,38 +38,44 @@ class ChatTemplate:
         add_generation_prompt: bool = False,
         thinking: bool = False,
     ) -> str:
-        """The text of `messages`; a template that fails or refuses them raises InputError."""
-        from jinja2 import TemplateError
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
+        """The text of `messages`.
 
-        def raise_exception(message: str) -> NoReturn:
-            raise TemplateError(message)
-
-        def strftime_now(pattern: str) -> str:
-            return datetime(2026, 1, 1).strftime(pattern)  # a fixed day keeps tokens repeatable
-
-        def tojson(value: object, indent: int | None = None, **_: object) -> str:
-            return json.dumps(value, ensure_ascii=False, indent=indent)
-
-        # the environment that transformers uses for chat templates
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols]
-        )
-        environment.filters["tojson"] = tojson
-        environment.globals.update(raise_exception=raise_exception, strftime_now=strftime_now)
+        Raises:
+            InputError: the template fails, refuses them, or exceeds a limit of `chat_rendering`.
+                One that ended its process is not tried again.
+        """
+        if self._stopped:
+            raise InputError(self._stopped)
+        names = {
+            "messages": messages,
+            "tools": tools,
+            "add_generation_prompt": add_generation_prompt,
+            "enable_thinking": thinking,
+            "bos_token": self._bos,
+            "eos_token": self._eos,
+        }
+        if self._child is None:
+            self._child = Child(PRELOAD)
+            self._end = weakref.finalize(self, _end, self._child)
+        task = "quantkit.models.chat_rendering:render"
         try:
-            return environment.from_string(self._template).render(
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-                enable_thinking=thinking,
-                bos_token=self._bos,
-                eos_token=self._eos,
+            text: str = self._child.call(task, {"template": self._template, "names": names})
+        except NativeCrash:
+            self._stopped = (
+                f"the model's chat template fails: it computes for more than {CPU_SECONDS} s, or "
+                "breaks the process that renders it; use a model with another template"
             )
-        except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-            if tools is None:  # some templates want a list, be it empty
-                return self.render(
-                    messages, [], add_generation_prompt=add_generation_prompt, thinking=thinking
-                )
-            raise InputError(f"the model's chat template fails: {error}") from None
+            self.close()
+            raise InputError(self._stopped) from None
+        return text
+
+    def close(self) -> None:
+        """End the process; another `render` begins one."""
+        if self._child is not None:
+            self._child = None
+            self._end()
+
+
+def _end(child: Child) -> None:
+    child.end()
+    child.close()

@@ -58,9 +58,8 @@ def frame_of(
     content = f"{INSTRUCTION}\n\n{_HAYSTACK_MARK}\n\n{_QUESTION_MARK}"
     if template is not None:
         message = {"role": "user", "content": content}
-        rendered = ChatTemplate(template, bos, eos).render(
-            [message], add_generation_prompt=True, thinking=thinking
-        )
+        with ChatTemplate(template, bos, eos) as chat:
+            rendered = chat.render([message], add_generation_prompt=True, thinking=thinking)
     elif thinking:
         raise InputError(
             "the model has no chat template, so it cannot be asked to think; leave thinking out"

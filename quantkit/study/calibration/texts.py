@@ -123,12 +123,12 @@ def model_calibration(
     recipe: ImatrixRecipe, sources: Sequence[CalibrationSource], model: Model, emit: Emit
 ) -> CalibrationTokens:
     """`calibration_tokens` of a loaded model; notes for the user are emitted."""
-    template, vocab, render = model.chat_template(), model.vocab, None
-    if template is not None:
-        bos, eos = vocab.token_text(vocab.bos), vocab.token_text(vocab.eos)
-        render = ChatTemplate(template, bos, eos).render
+    template, vocab = model.chat_template(), model.vocab
+    bos, eos = vocab.token_text(vocab.bos), vocab.token_text(vocab.eos)
     plain = functools.partial(vocab.tokenize, parse_special=False)
-    calibration = calibration_tokens(recipe, sources, Tokenizer(plain, vocab.tokenize, render))
+    with ChatTemplate(template or "", bos, eos) as chat:
+        render = None if template is None else chat.render
+        calibration = calibration_tokens(recipe, sources, Tokenizer(plain, vocab.tokenize, render))
     for sentence in calibration.notes:
         emit(("note", sentence))
     return calibration
