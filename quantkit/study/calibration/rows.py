@@ -57,6 +57,13 @@ def parse_row(row: object, where: str, columns: Sequence[str]) -> Row:
 
     `where` and `columns`, all that the row has, are for the InputError about other rows.
     """
+    try:
+        return _parsed(row, where, columns)
+    except RecursionError:
+        raise InputError(f"{where} is nested too deeply; leave it out") from None
+
+
+def _parsed(row: object, where: str, columns: Sequence[str]) -> Row:
     if isinstance(row, list):
         return Conversation(_messages(row, where))
     if isinstance(row, dict):

@@ -204,6 +204,18 @@ def test_the_same_rows_give_the_same_tokens_in_both_formats(tmp_path: Path) -> N
     assert found["jsonl"].endswith("text 0\n\ntext 1\n\ntext 2\n\n")
 
 
+def test_rows_that_are_nested_too_deeply_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    for depth in (100, 700, 5000, 200_000):
+        nested = "[" * depth + "]" * depth
+        path.write_text(f'{{"messages": [{{"role": "user", "content": {nested}}}]}}\n')
+        if depth == 100:
+            assert len(list(read_rows(path))) == 1
+            continue
+        with pytest.raises(InputError):
+            list(read_rows(path))
+
+
 CHATML = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
 
 
