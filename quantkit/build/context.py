@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,8 @@ from numpy.typing import NDArray
 from quantkit.config.recipe import Recipe, RetrievalRecipe
 from quantkit.config.target import Target
 from quantkit.core.console import Console
-from quantkit.core.errors import InputError
+from quantkit.core.errors import InputError, QuantkitError
+from quantkit.core.files import content_id, identity
 from quantkit.core.progress import Progress
 from quantkit.core.receipts import (
     Receipt,
@@ -88,9 +90,11 @@ class StudyContext:
     """A job and what the stages of a study read, each read once; nothing here writes."""
 
     def __init__(self, job: StudyJob, console: Console) -> None:
-        self.job, self.pipeline = job, Pipeline(job.out, console)
+        self.job, self.pipeline = job, Pipeline(job.out, console, self.check_source)
         self.choice = job.model
         self._remote: RemoteCheckpoint | None = None
+        local = job.model.kind != "repository"
+        self._identities = self.identities() if local else dict[str, list[int]]()
 
     @functools.cached_property
     def checkpoint(self) -> Path:
@@ -147,6 +151,44 @@ class StudyContext:
     def files(self) -> list[Path]:
         """The model's files that the build depends on."""
         return model_files(self.choice, self.checkpoint)
+
+    def named_files(self) -> dict[str, Path]:
+        """`files` by their names in checkpoint.json: with the folder where one has its own."""
+        inside = self.choice.kind != "gguf"
+        return {
+            path.relative_to(self.checkpoint).as_posix() if inside else path.name: path
+            for path in self.files()
+        }
+
+    def identities(self) -> dict[str, list[int]]:
+        """Size and modification time of the model's files, by their names."""
+        return {name: identity([path])[path.name] for name, path in self.named_files().items()}
+
+    def check_source(self) -> None:
+        """See that the model's files are those that checkpoint.json describes.
+
+        Tensors are read from them until the last level is checked, hours after they were hashed.
+        A file is hashed again only where its modification time is another one.
+
+        Raises:
+            InputError: one was changed or removed since the build began.
+        """
+        paths, now = self.named_files(), self.identities()
+        known = self._identities or now  # a repository's were verified just now
+        for name, file in CheckpointFile.read(self.job.out / CHECKPOINT_FILE).files.items():
+            if name not in now:
+                why = "it is gone"
+            elif now[name][0] != file.size_bytes:
+                why = f"it has {now[name][0]:,} bytes instead of {file.size_bytes:,}"
+            elif now[name] != known.get(name) and content_id(paths[name]) != file.sha256:
+                why = "its content has another hash"
+            else:
+                continue
+            raise InputError(
+                f"{name} of the model was changed during the build, {why}: what was made from it "
+                "since would not be of one model; leave the files as they are and build again"
+            )
+        self._identities = now
 
     def is_whole(self) -> bool:
         """Whether a repository's files are still as they were downloaded."""
@@ -265,10 +307,15 @@ class Stage:
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Runs stages in a build folder."""
+    """Runs stages in a build folder.
+
+    Attributes:
+        check_source: raises where the model's files are no longer those of checkpoint.json.
+    """
 
     folder: Path
     console: Console
+    check_source: Callable[[], None]
 
     def receipt(self, stage: str) -> Receipt:
         """The receipt of a stage that has run."""
@@ -287,7 +334,15 @@ class Pipeline:
         return parts
 
     def run(self, stage: Stage) -> None:
-        """Run `stage` unless its receipt still holds."""
+        """Run `stage` unless its receipt still holds.
+
+        The model's files are compared before and after: a receipt says what the stage read.
+
+        Raises:
+            InputError: they were changed since the build began.
+        """
+        if stage.needs:
+            self.check_source()
         parts = self.parts(stage)
         reason = stale_reason(self.folder, stage.name, parts)
         if reason is None:
@@ -299,8 +354,21 @@ class Pipeline:
         began = time.monotonic()
         work = self.folder / ".work" / stage.name.replace(":", ".")
         with resumable(work, parts), self.console.stage(stage.name, self.folder) as progress:
-            done = stage.run(work, progress)
+            try:
+                done = stage.run(work, progress)
+            except QuantkitError:  # what a file that changes gives may be refused for other reasons
+                if stage.needs:
+                    self._check_source_of(work)
+                raise
+            self._check_source_of(work)
             facts = {**done.facts, "detail": done.detail}
             seconds = time.monotonic() - began
             write_receipt(self.folder, stage.name, parts, done.outputs, seconds, facts)
         self.console.done(stage.name, done.detail, seconds)
+
+    def _check_source_of(self, work: Path) -> None:
+        try:
+            self.check_source()
+        except InputError:
+            shutil.rmtree(work, ignore_errors=True)  # its finished units are of two models
+            raise

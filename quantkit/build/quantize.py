@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -127,6 +128,15 @@ def quantize(
             source, artifact, chosen.types, importance, out.parent, work,
             worker_count(workers), progress,
         )  # fmt: skip
+        changed = [name for name, was in parts["files"].items() if identity(files).get(name) != was]
+        if changed:
+            shutil.rmtree(work, ignore_errors=True)
+            for written in paths:
+                written.unlink()
+            raise InputError(
+                f"{changed[0]} was changed while it was quantized, so what was written would not be "
+                "of one model, and is removed; leave the file as it is and run this again"
+            )
     size = sum(path.stat().st_size for path in paths)
     bits = 8 * size / artifact.elements
     return Artifact(tuple(paths), size, bits, chosen.types, chosen.preset, fallbacks)

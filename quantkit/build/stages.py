@@ -8,7 +8,7 @@ from typing import Any
 
 from quantkit.build.context import BuildContext, Done, Stage, StudyContext
 from quantkit.config.recipe import ImatrixRecipe
-from quantkit.core.files import content_id, file_sha256, identity
+from quantkit.core.files import content_id, file_sha256
 from quantkit.core.paths import HAYSTACK
 from quantkit.core.progress import Progress
 from quantkit.core.units import bytes_text
@@ -58,9 +58,7 @@ def checkpoint_stage(build: StudyContext) -> Stage:
         "mtp": build.job.recipe.convert.mtp,  # decides which tensors the model has
     }
     if choice.kind != "repository":
-        settings["files"] = {
-            _name(build, path): identity([path])[path.name] for path in build.files()
-        }
+        settings["files"] = build.identities()
 
     def run(work: Path, progress: Progress) -> Done:
         commit, files = None, dict[str, SourceFile]()
@@ -71,11 +69,12 @@ def checkpoint_stage(build: StudyContext) -> Stage:
             for file in found.files:
                 files[file.name] = SourceFile(size_bytes=file.size_bytes, sha256=file.sha256)
         else:
-            sizes = {path: path.stat().st_size for path in build.files()}
+            paths = build.named_files()
+            sizes = {name: path.stat().st_size for name, path in paths.items()}
             progress.start(sum(sizes.values()), "B")
-            for path, size in sizes.items():
+            for name, path in paths.items():
                 sha256 = file_sha256(path, progress.advance)
-                files[_name(build, path)] = SourceFile(size_bytes=size, sha256=sha256)
+                files[name] = SourceFile(size_bytes=sizes[name], sha256=sha256)
         total = sum(file.size_bytes for file in files.values())
         CheckpointFile(model=settings["model"], commit=commit, files=files).write(out)
         detail = (
@@ -85,12 +84,6 @@ def checkpoint_stage(build: StudyContext) -> Stage:
         return Done((out,), detail, {"parameters": build.model.elements, "size_bytes": total})
 
     return Stage("checkpoint", 1, (), settings, False, run)
-
-
-def _name(build: StudyContext, path: Path) -> str:
-    """A file's name in checkpoint.json: with its folder where it is not the checkpoint's own."""
-    inside = build.choice.kind != "gguf"
-    return path.relative_to(build.checkpoint).as_posix() if inside else path.name
 
 
 def convert_stage(build: StudyContext) -> Stage:

@@ -48,9 +48,9 @@ def mixture(*kinds: str) -> dict[str, str]:
 class Build:
     """A build whose levels' types are given, up to their artifacts."""
 
-    def __init__(self, out: Path, imatrix: Path) -> None:
+    def __init__(self, out: Path, imatrix: Path, model: str = "demo") -> None:
         recipe = Recipe(name="r", levels=tuple(LevelRecipe(name=name) for name in ("A", "B", "C")))
-        job = Job(choose_model("demo"), recipe, out, 2, imatrix, target=load_target("4x3090"))
+        job = Job(choose_model(model), recipe, out, 2, imatrix, target=load_target("4x3090"))
         self.context = BuildContext(job, Console())
         self.plans = {plan.recipe.name: plan for plan in self.context.levels[0]}
         self.context.pipeline.run(checkpoint_stage(self.context))
