@@ -134,7 +134,7 @@ def quantize(
             for written in paths:
                 written.unlink()
             raise InputError(
-                f"{changed[0]} was changed while it was quantized, so what was written would not be "
+                f"{changed[0]} was changed while it was quantized, so what was written is not "
                 "of one model, and is removed; leave the file as it is and run this again"
             )
     size = sum(path.stat().st_size for path in paths)
