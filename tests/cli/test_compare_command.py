@@ -168,12 +168,11 @@ def test_without_a_base_the_largest_is_the_reference(models: Path, tmp_path: Pat
     ratio = small["kld"]["perplexity"] / facts["base_perplexity"]
     assert small["kld"]["perplexity_ratio"] == pytest.approx(ratio)
     (pair,) = facts["pairs"]
-    assert pair["nearness_to_base"] is None
-    assert list(pair["evidence"]) == ["text"]
-    assert pair["evidence"]["text"]["units"] == 4
-    # four chunks can at best have 2 / 2^4, which is no evidence
-    assert small["verdict"]["outcome"] == "too few"
-    assert "p = 0.12 at best" in small["verdict"]["sentence"]
+    assert list(pair["evidence"]) == ["KLD", "same top", "text"]
+    assert {found["units"] for found in pair["evidence"].values()} == {4}
+    # four chunks are few, and enough for what is clear
+    assert pair["evidence"]["KLD"]["corrected_p"] < 0.05
+    assert small["verdict"]["outcome"] == "worse"
 
 
 def test_a_text_of_ones_own(models: Path, tmp_path: Path) -> None:

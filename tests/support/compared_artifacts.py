@@ -127,7 +127,7 @@ def ladder() -> list[Measured]:
     """Q8 and Q6 that nothing tells apart, Q4 a little worse, and a broken IQ1."""
     return [
         measured("Q8", 6_700_000, kld=0.0002, asked=answers(stream=1), stream=1),
-        measured("Q6", 5_500_000, kld=0.001, asked=answers(stream=2), stream=2),
+        measured("Q6", 5_500_000, kld=0.0002, asked=answers(stream=2), stream=2),
         measured(
             "Q4", 4_000_000, kld=0.02, text_loss=0.002, asked=answers(0.1, stream=3), stream=3
         ),

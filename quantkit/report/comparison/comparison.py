@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from quantkit.report.comparison.evidence import Evidence, Kind, Pair, all_pairs, p_text
+from quantkit.report.comparison.evidence import OF_TEXT, Evidence, Kind, Pair, all_pairs, p_text
 from quantkit.report.comparison.measured import Measured
 
 
@@ -164,8 +164,8 @@ def relation(pairs: Sequence[Pair], left: str, right: str) -> Relation:
 def order(artifacts: Sequence[Measured], pairs: Sequence[Pair]) -> Ordering:
     """Rank by the number of artifacts that each is better than, minus those that it is worse than.
 
-    Ties are broken by the mean log-probability of right answers, then by hits, then by the mean
-    log-probability of the text's tokens.
+    Ties are broken by the divergence from the base, then by the mean log-probability of right
+    answers, then by hits.
     """
     names = [artifact.name for artifact in artifacts]
     wins = dict.fromkeys(names, 0)
@@ -176,8 +176,8 @@ def order(artifacts: Sequence[Measured], pairs: Sequence[Pair]) -> Ordering:
 
     def quality(artifact: Measured) -> tuple[float, ...]:
         known = artifact.log_probability
-        text = -float(artifact.positions.nll.mean())
-        return wins[artifact.name], 0.0 if known is None else known, artifact.hits or 0, text
+        answered = 0.0 if known is None else known
+        return wins[artifact.name], -artifact.divergence.mean, answered, artifact.hits or 0
 
     ranked = [artifact.name for artifact in sorted(artifacts, key=quality, reverse=True)]
     neighbours = [relation(pairs, a, b) for a, b in itertools.pairwise(ranked)]
@@ -202,6 +202,8 @@ SHORT: dict[Outcome, str] = {
 }
 
 UNITS: dict[Kind, str] = {
+    "KLD": "nats a token",
+    "same top": "% of tokens",
     "hits": "answers",
     "log-probability": "nats an answer",
     "text": "nats a token",
@@ -246,6 +248,13 @@ def verdict(name: str, pairs: Sequence[Pair], reference: str) -> Verdict:
             if kinds
         ]
         sentence = "; but ".join(parts)
+        silent = [
+            f"{kind} {p_text(e.corrected_p)}"
+            for kind, e in pair.evidence.items()
+            if e.could_tell and not e.vote
+        ]
+        if silent:
+            sentence += f"; no difference told by {', '.join(silent)}"
         if pair.unable and not worse:
             sentence += f"; {_too_few(pair)}"
     elif pair.unable:
@@ -271,10 +280,12 @@ def _too_few(pair: Pair) -> str:
         if kind == "hits" and not evidence.can_lose:
             reasons.append(f"hits tell nothing, because {pair.first} has none")
             continue
-        units = "chunks" if kind == "text" else "questions"
-        lost = f"all {evidence.can_lose} hits" if kind == "hits" else "all"
         best = p_text(evidence.best_corrected_p)
-        reasons.append(f"too few {units} to tell by {kind}: were {lost} lost, {best} at best")
+        if kind in OF_TEXT:
+            reasons.append(f"too few chunks to tell by {kind}: {best} for a clear loss")
+            continue
+        lost = f"all {evidence.can_lose} hits" if kind == "hits" else "all"
+        reasons.append(f"too few questions to tell by {kind}: were {lost} lost, {best} at best")
     return "; ".join(reasons)
 
 
@@ -292,8 +303,10 @@ def _counted(number: int, what: str) -> str:
 
 
 def difference_text(kind: Kind, evidence: Evidence, *, unit: bool = True) -> str:
-    """`−12 of 384 answers`, `−0.31 nats an answer`, `−0.012 nats a token`; or the number alone."""
-    if kind == "hits":
+    """`−12 of 384 answers`, `−0.31 nats an answer`, `−7.1 % of tokens`; or the number alone."""
+    if kind == "same top":
+        value, of = _signed(100 * evidence.difference, ".3g"), UNITS[kind]
+    elif kind == "hits":
         value, of = _signed(evidence.gained - evidence.lost, ".0f"), f"of {evidence.units} answers"
     else:
         value, of = _signed(evidence.difference, ".3g"), UNITS[kind]
@@ -313,7 +326,8 @@ def _interval(pair: Pair) -> str:
         return ""
     least, most = (f"{0.0 - loss:.2g}".replace("-", "−") for loss in (found.high, found.low))
     return (
-        f"; mean loss between {least} and {most} {UNITS[kind]} (95 %, for all artifacts together)"
+        f"; mean loss of log-probability between {least} and {most} {UNITS[kind]} (95 %, for all "
+        "artifacts together)"
     )
 
 

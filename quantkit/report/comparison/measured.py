@@ -9,9 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from quantkit.core.errors import InputError
 from quantkit.retrieval.results import MAIN_TASKS, Answer, Retrieval, Rung, TaskScore
 from quantkit.study.kld_statistics import KLDStatistics, PositionStatistics
@@ -77,13 +74,6 @@ class Measured:
     def lengths(self) -> tuple[tuple[TaskScore, Rung], ...]:
         """The main task's score and the cost of each context, the shortest first."""
         return tuple(zip(self.main_scores, self.rungs, strict=True))
-
-    def chunk_means(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        """Means of each chunk's `values`, which has one for each position.
-
-        Positions of a chunk share its words and are not independent; chunks are taken to be.
-        """
-        return np.asarray(values.reshape(self.chunks, -1).mean(axis=1))
 
 
 def fine_nats_text(nats: float | None) -> str:

@@ -18,7 +18,7 @@ from quantkit.report.comparison.comparison import (
     units_text,
 )
 from quantkit.report.comparison.evidence import CONFIDENCE as INTERVAL_CONFIDENCE
-from quantkit.report.comparison.evidence import LEVEL, Evidence, Kind, Pair, p_text
+from quantkit.report.comparison.evidence import LEVEL, Pair, p_text
 from quantkit.report.comparison.measured import (
     Measured,
     fine_nats_text,
@@ -96,15 +96,15 @@ def _cell(found: Comparison, left: str, right: str) -> dict[str, str]:
 
 
 def _test_rows(pair: Pair) -> list[dict[str, Any]]:
-    tests: list[tuple[str, Kind, Evidence]] = [(kind, kind, e) for kind, e in pair.evidence.items()]
-    if pair.nearness is not None:
-        tests.append(("KLD (no vote)", "text", pair.nearness))
     rows = []
-    for test, kind, found in tests:
-        interval = "" if found.low is None else f"{found.low:+.3g} … {found.high:+.3g}"
+    for kind, found in pair.evidence.items():
+        interval = ""
+        if found.low is not None and found.high is not None:
+            scale = 100 if kind == "same top" else 1
+            interval = f"{scale * found.low:+.3g} … {scale * found.high:+.3g}"
         rows.append(
             {
-                "test": test,
+                "test": f"{kind}, %" if kind == "same top" else kind,
                 "found": found,
                 "difference": difference_text(kind, found, unit=False),
                 "interval": interval.replace("-", "−"),
@@ -231,7 +231,6 @@ def _pair(pair: Pair) -> dict[str, Any]:
     return {
         **_fields(pair, "first", "second"),
         "evidence": {kind: asdict(found) for kind, found in pair.evidence.items()},
-        "nearness_to_base": None if pair.nearness is None else asdict(pair.nearness),
     }
 
 

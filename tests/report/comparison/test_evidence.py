@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from compared_artifacts import (
     CHUNKS,
@@ -25,7 +26,9 @@ from quantkit.report.comparison.comparison import (
     verdict,
 )
 from quantkit.report.comparison.evidence import (
+    KINDS,
     LEVEL,
+    OF_TEXT,
     Evidence,
     Kind,
     Pair,
@@ -44,19 +47,51 @@ def test_a_ladder_is_put_in_order() -> None:
     comparison = compared_ladder()
     ordering, found = comparison.ordering, comparison.verdicts
     assert ordering.text in ("Q8 ≈ Q6 > Q4 > IQ1", "Q6 ≈ Q8 > Q4 > IQ1")
-    assert ordering.neighbours[1].kinds == ("log-probability", "text")
-    assert ordering.neighbours[2].kinds == ("hits", "log-probability", "text")
+    assert ordering.neighbours[1].kinds == ("KLD", "log-probability", "text")
+    assert ordering.neighbours[2].kinds == KINDS
     assert ordering.beside == ()
     assert [verdict.outcome for verdict in found] == ["reference", "no loss", "worse", "worse"]
     assert found[1].sentence.startswith(
-        f"no measurable loss against Q8 at n = 192 questions, {CHUNKS} chunks of text (hits p = "
+        f"no measurable loss against Q8 at n = 192 questions, {CHUNKS} chunks of text (KLD p = "
     )
-    assert "worse than Q8: log-probability −0.0" in found[2].sentence
-    assert "(p = 0.00" in found[2].sentence
-    assert "hits" not in found[2].sentence  # log-probability tells it before an answer flips
+    assert found[2].sentence.startswith("worse than Q8: KLD +0.0")
+    assert "; log-probability −0.0" in found[2].sentence
+    # log-probability tells it before an answer flips
+    assert "hits" not in relation(comparison.pairs, "Q8", "Q4").kinds
     assert "hits −192 of 192 answers (p < 0.0001)" in found[3].sentence
     assert comparison.smallest == "Q6"
     assert [verdict.without_loss for verdict in found] == [False, True, False, False]
+
+
+def test_divergences_on_eight_chunks_tell_artifacts_apart() -> None:
+    """As they are told of Q4_K_M and Q3_K_M, and of two that differ by noise alone."""
+    q4, q3, twin = (
+        replace(measured(name, size, kld=kld, stream=stream), chunks=8)
+        for name, size, kld, stream in (
+            ("Q4", 4, 0.034, 1),
+            ("Q3", 3, 0.137, 2),
+            ("Q4b", 4, 0.034, 3),
+        )
+    )
+    (found,) = all_pairs([q4, q3])
+    assert found.votes(-1) == ("KLD", "same top")
+    assert relation([found], "Q4", "Q3").sign == ">"
+    outcome, sentence = judged([q4, q3], "Q3")
+    assert outcome == "worse"
+    assert sentence.startswith("worse than Q4: KLD +0.09")
+    assert relation(all_pairs([q4, twin]), "Q4", "Q4b").sign == "≈"
+    # and against the base among them both are worse, in an order that agrees
+    base = replace(measured("base", 9), chunks=8)
+    everything = compared([base, q4, q3], CONDITIONS)
+    assert everything.ordering.text == "base > Q4 > Q3"
+    assert everything.smallest is None
+
+
+def test_a_copy_of_the_base_differs_by_rounding_alone() -> None:
+    base, copy = measured("base", 9), measured("copy", 8)
+    rounded = replace(copy.positions, kld=np.full_like(copy.positions.kld, 5e-8))
+    copy = replace(copy, positions=rounded, is_base=False)
+    assert judged([base, copy], "copy")[0] == "same"
 
 
 def test_a_loss_may_be_certain_and_tiny() -> None:
@@ -65,8 +100,9 @@ def test_a_loss_may_be_certain_and_tiny() -> None:
     near = measured("near", 8, kld=0.0003, asked=answers(0.004, noise=0), stream=1)
     outcome, sentence = judged([q8, near], "near")
     assert outcome == "worse"
-    assert sentence.startswith("worse than Q8: log-probability −0.00")
-    assert "; mean loss between 0.002" in sentence
+    assert sentence.startswith("worse than Q8: KLD +7.36e-05 nats a token")
+    assert "; log-probability −0.00" in sentence
+    assert "; mean loss of log-probability between 0.002" in sentence
     assert "less than 1 %" not in sentence
     assert compared([q8, near], CONDITIONS).smallest is None
 
@@ -82,7 +118,7 @@ def test_a_text_lends_no_power_to_five_questions() -> None:
     assert [verdict.outcome for verdict in found.verdicts] == ["reference", "too few", "too few"]
     assert found.smallest is None
     sentence = found.verdicts[2].sentence
-    assert "too few questions to tell by hits: were all 5 hits lost, p = 0.56 at best" in sentence
+    assert "too few questions to tell by hits: were all 5 hits lost, p = 0.94 at best" in sentence
     assert "no measurable loss" not in sentence
 
 
@@ -114,9 +150,7 @@ def test_the_same_file_twice() -> None:
     one = measured("one", 5_000, kld=0.01, asked=answers())
     other = replace(one, name="other", size_bytes=4_000)
     (pair,) = all_pairs([one, other])
-    assert {kind: e.p for kind, e in pair.evidence.items()} == dict.fromkeys(
-        ("hits", "log-probability", "text"), 1.0
-    )
+    assert {kind: e.p for kind, e in pair.evidence.items()} == dict.fromkeys(KINDS, 1.0)
     assert relation([pair], "one", "other").sign == "≈"
     outcome, sentence = judged([one, other], "other")
     assert outcome == "same"
@@ -132,7 +166,8 @@ def test_better_is_said_too() -> None:
     assert order([worse, better], all_pairs([worse, better])).text == "small > large"
     outcome, sentence = judged([worse, better], "small")
     assert outcome == "better"
-    assert sentence.startswith("better than large: hits +192 of 192 answers (p < 0.0001); log-")
+    assert sentence.startswith("better than large: KLD −0.1")
+    assert "; hits +192 of 192 answers (p < 0.0001); log-" in sentence
     assert on_front([worse, better]) == {"small"}
 
 
@@ -148,10 +183,11 @@ def test_too_few_to_tell_anything() -> None:
     outcome, sentence = judged(pieces, "bad")
     assert outcome == "too few"
     assert sentence == (
-        "nothing tells it from good at n = 1 question, 1 chunk of text, but too few questions to "
-        "tell by hits: were all 1 hits lost, p = 1.00 at best; too few questions to tell by "
-        "log-probability: were all lost, p = 1.00 at best; too few chunks to tell by text: were "
-        "all lost, p = 1.00 at best"
+        "nothing tells it from good at n = 1 question, 1 chunk of text, but too few chunks to tell "
+        "by KLD: p = 1.00 for a clear loss; too few chunks to tell by same top: p = 1.00 for a "
+        "clear loss; too few questions to tell by hits: were all 1 hits lost, p = 1.00 at best; "
+        "too few questions to tell by log-probability: were all lost, p = 1.00 at best; too few "
+        "chunks to tell by text: p = 1.00 for a clear loss"
     )
     assert compared(pieces, CONDITIONS).smallest is None
 
@@ -166,31 +202,25 @@ def test_swapping_two_artifacts_turns_everything() -> None:
         assert turned.p == pytest.approx(evidence.p, abs=2e-3)  # of other random changes of signs
         assert (turned.gained, turned.lost) == (evidence.lost, evidence.gained)
     assert relation([one], "Q8", "Q4") == relation([other], "Q8", "Q4")
-    assert one.nearness is not None
-    assert one.nearness.vote == 1  # of divergence, more
-    assert other.nearness is not None
-    assert other.nearness.vote == -1
+    assert (one.evidence["KLD"].vote, other.evidence["KLD"].vote) == (-1, 1)  # less is better
 
 
 def test_all_votes_share_one_error_rate() -> None:
     pairs = all_pairs(ladder())
     evidence = [found for pair in pairs for found in pair.evidence.values()]
-    assert len(evidence) == 6 * 3
+    assert len(evidence) == 6 * len(KINDS)
     assert [e.corrected_p for e in evidence] == holm([e.p for e in evidence])
-    near = [pair.nearness for pair in pairs]
-    assert [e.corrected_p for e in near if e] == holm([e.p for e in near if e])
-    # the base is as near to itself as can be, by definition
-    base = measured("base", 10_000_000, asked=answers())
-    assert [pair.nearness for pair in all_pairs([base, ladder()[0]])] == [None]
 
 
 def pair(left: str, right: str, votes: dict[Kind, int]) -> Pair:
     """A pair whose evidence votes so for the right one."""
     evidence = {
-        kind: Evidence(9, 1, 1, float(vote), None, None, 0.5, 9, 0.001, 1e-3 if vote else 1.0, 1e-3)
+        kind: Evidence(
+            9, 1, 1, float(vote), None, None, 0.5, 9, 0.001, False, 1e-3 if vote else 1.0, 1e-3
+        )
         for kind, vote in votes.items()
     }
-    return Pair(left, right, evidence, None)
+    return Pair(left, right, evidence)
 
 
 def test_what_cannot_be_told_apart_is_not_transitive() -> None:
@@ -224,7 +254,7 @@ def test_evidence_that_disagrees() -> None:
 def test_without_questions_the_text_is_the_evidence() -> None:
     artifacts = [replace(artifact, retrieval=None) for artifact in ladder()]
     pairs = all_pairs(artifacts)
-    assert all(set(found.evidence) == {"text"} for found in pairs)
+    assert all(set(found.evidence) == OF_TEXT for found in pairs)
     assert order(artifacts, pairs).text.endswith("> Q4 > IQ1")
     assert "questions" not in judged(artifacts, "Q6")[1]
 

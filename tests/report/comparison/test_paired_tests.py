@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import ttest_rel
 
-from quantkit.report.comparison.evidence import holm, mcnemar, p_text, permutation
+from quantkit.report.comparison.evidence import chunk_means, holm, mcnemar, p_text, permutation
 
 # Darwin's maize, heights of crossed less self-fertilized plants in eighths of an inch, with which
 # Fisher introduced the permutation test (The Design of Experiments, 1935, section 21)
@@ -51,6 +51,36 @@ def test_permutation_is_fishers() -> None:
 def test_a_single_unit_says_nothing() -> None:
     found = permutation(np.zeros(1), np.ones(1))
     assert (found.units, found.p, found.best_p, found.low) == (1, 1.0, 1.0, None)
+
+
+def test_chunk_means() -> None:
+    found = chunk_means(np.zeros(15), MAIZE, 15)  # Fisher's own t of it is 2.148
+    assert found.p == pytest.approx(ttest_rel(MAIZE, np.zeros(15)).pvalue)
+    assert (found.units, found.gained, found.lost) == (15, 13, 2)
+    # a chunk's positions count as one unit, whatever is copied in it
+    again = chunk_means(np.zeros(60), np.repeat(MAIZE, 4), 15)
+    assert (again.p, again.low) == (pytest.approx(found.p), pytest.approx(found.low))
+    # counts that agree by chance in two chunks are no certainty
+    flips = np.zeros(510)
+    flips[[3, 300]] = 1
+    assert chunk_means(np.zeros(510), flips, 2).p > 0.3
+    assert chunk_means(np.zeros(4), np.ones(4), 1).p == 1
+    assert chunk_means(np.zeros(4), np.full(4, 5e-8), 2).p == 1
+    less = chunk_means(np.zeros(800), np.ones(800), 8, less_is_better=True)
+    assert (less.difference, less.p) == (1, 0)
+
+
+def test_chunk_means_of_equal_artifacts_are_rarely_told_apart() -> None:
+    """ADR 18 in small: chunks that are harder for one artifact, and tests that know and do not."""
+    random = np.random.default_rng(5)
+    alarms = {8: 0, 8 * 15: 0}
+    for _ in range(300):
+        hard = random.lognormal(0, 0.4, (2, 8, 1))
+        one, other = (hard * random.lognormal(0, 0.8, (2, 8, 255))).reshape(2, -1)
+        for units in alarms:
+            alarms[units] += chunk_means(one, other, units).p <= 0.05
+    assert alarms[8] <= 30  # of 15 expected at most; 31 have a chance of 1 in 10,000
+    assert alarms[8 * 15] > 100
 
 
 @given(
