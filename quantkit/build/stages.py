@@ -365,4 +365,4 @@ def report_stage(
         "recipe": job.recipe.model_dump(mode="json"),
         "target": job.target.model_dump(mode="json"),
     }
-    return Stage("report", 11, ("imatrix", "measure", *needs), settings, True, run)
+    return Stage("report", 12, ("imatrix", "measure", *needs), settings, True, run)

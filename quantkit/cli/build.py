@@ -93,6 +93,8 @@ def _show(console: Console, folder: Path, results: Sequence[LevelResult]) -> Non
         path = shlex.quote(str(folder / best.files[0]))
         command = best.command.replace(Path(best.files[0]).name, path, 1)
         console.line(f"Run it:  {command}")
+        if best.unchecked is not None:
+            console.line(best.unchecked)
 
 
 def _published(folder: Path, to: str, private: bool, console: Console) -> dict[str, object]:

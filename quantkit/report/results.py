@@ -61,6 +61,27 @@ class LevelResult:
         return self.placed.command
 
     @property
+    def unchecked(self) -> str | None:
+        """A sentence on how the check's settings differ from the command's; None: they do not.
+
+        A check at a longer context than the command's shows what the command can do.
+        """
+        run, found = self.placed.placement.run, self.retrieval
+        differences = []
+        if found.kv_type != run.kv_type:
+            differences.append(f"with the KV cache in {found.kv_type} instead of {run.kv_type}")
+        if found.context_tokens < run.context_tokens:
+            differences.append(
+                f"up to {found.context_tokens:,} tokens instead of {run.context_tokens:,}"
+            )
+        if not differences:
+            return None
+        return (
+            f"Retrieval was checked {' and '.join(differences)}: the command as it stands was not "
+            "checked."
+        )
+
+    @property
     def retrieval(self) -> Retrieval:
         return self.validation.niah
 
@@ -86,7 +107,7 @@ class LevelResult:
         found = self.validation.model_dump(mode="json")
         plain = (
             "name", "baseline", "passed", "verdict", "files", "size_bytes", "bits_per_weight",
-            "context_tokens", "command", "heatmap", "answers",
+            "context_tokens", "command", "unchecked", "heatmap", "answers",
         )  # fmt: skip
         gpus = self.placed.placement.gpus
         return {name: getattr(self, name) for name in plain} | {

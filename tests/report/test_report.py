@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from finished_levels import KEYS, PROBES, answer, answers_of, finish_level, report_facts
 
-from quantkit.cli.build import _closing_table
+from quantkit.cli.build import _closing_table, _show
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.console import Console
 from quantkit.core.units import tokens_text
@@ -170,6 +170,32 @@ def test_a_level_without_kld_or_log_probabilities(tmp_path: Path) -> None:
     assert "None" not in page + gpu
     assert "llama-perplexity" not in page + gpu
     assert '<span class="mean">–</span>' in page
+
+
+def test_a_command_that_was_not_checked_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    level = finish_level(tmp_path, "Q4", answers_of(0.0))
+    assert level.unchecked is None
+    assert level.facts()["unchecked"] is None
+    # checked as the demo is, with an F16 cache and not at all lengths
+    answers = [a for a in answers_of(0.0) if a.context_tokens <= 32768]
+    other = finish_level(tmp_path, "Q6", answers)
+    niah = other.retrieval.model_copy(update={"kv_type": "f16"})
+    other = replace(other, validation=other.validation.model_copy(update={"niah": niah}))
+    assert other.unchecked is not None
+    for words in ("f16", "q8_0", "32,768", "516,096"):
+        assert words in other.unchecked
+    for path in write_report(report_facts([other]), tmp_path):
+        text = path.read_text(encoding="utf-8")
+        assert text.count(other.unchecked) == 1
+    _show(Console(), tmp_path, [other])
+    assert other.unchecked in capsys.readouterr().out
+    # the check at a longer context than the command's has seen what the command does
+    run = level.placed.placement.run.model_copy(update={"context_tokens": 8192})
+    placement = level.placed.placement.model_copy(update={"run": run})
+    placed = level.placed.model_copy(update={"placement": placement})
+    assert replace(level, placed=placed).unchecked is None
 
 
 def test_the_closing_table_has_80_columns(

@@ -188,6 +188,16 @@ def test_the_tokens_at_which_generation_ends(tmp_path: Path) -> None:
         assert text in line
 
 
+def test_a_command_that_was_not_checked_says_so(tmp_path: Path) -> None:
+    levels = [card_level(tmp_path, "Q6"), card_level(tmp_path, "Q4")]
+    result = levels[1].result
+    niah = result.retrieval.model_copy(update={"kv_type": "f16"})
+    result = replace(result, validation=result.validation.model_copy(update={"niah": niah}))
+    assert result.unchecked is not None
+    card = card_text(card_facts([levels[0], replace(levels[1], result=result)]))
+    assert card.count(result.unchecked) == 1
+
+
 def test_a_command_keeps_its_choice_of_gpus(tmp_path: Path) -> None:
     level = card_level(tmp_path, "Q4")
     chosen = "CUDA_DEVICE_ORDER=PCI_BUS_ID CUDA_VISIBLE_DEVICES=2,3 llama-server -m x.gguf -c 8"
