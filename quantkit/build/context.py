@@ -217,7 +217,7 @@ class BuildContext(StudyContext):
         """Planned once: llama.cpp is asked for each preset in a process of its own."""
         memory, why = self.gpu_memory
         plans, notes = level_plans.plan_levels(self.job.recipe, self.model, memory)
-        return plans, [*notes, why] if why else notes
+        return plans, [*notes, *(sentence for sentence in (memory.cut_text, why) if sentence)]
 
     def artifact(self, plan: LevelPlan) -> Model:
         """A level's artifact with all that is known of it before its types."""

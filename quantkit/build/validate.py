@@ -22,6 +22,7 @@ from quantkit.llamacpp.ggml import library_version
 from quantkit.llamacpp.selftest import device_settings
 from quantkit.models.choose import choose_local, open_source
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.models.model import check_context
 from quantkit.quantize.integrity import Integrity, check_artifact
 from quantkit.report.pictures import draw_heatmap
 from quantkit.retrieval.gate import check_gate_is_possible, gate_words
@@ -83,6 +84,7 @@ def validate(
     source: str | Path | None = None,
     haystack: str | Path | None = None,
     fresh: bool = False,
+    beyond_training: bool = False,
     workers: int | None = None,
     quiet: bool = True,
     **fields: object,
@@ -99,12 +101,14 @@ def validate(
         source: of a file, the model that it was made from: its weights are compared first.
         haystack: text to hide the needles in; None: the one that ships.
         fresh: prefill the whole prompt for each question, and use no forks.
+        beyond_training: of a file, ask at lengths that it was not trained for, too.
         workers: CPU threads; None: one for each core.
         fields: fields of `retrieval` where that is not given, as in context_tokens=(8192,).
 
     Raises:
-        InputError: a broken file, no server, settings that cannot be met, or too little text.
-        GateError: the weights are not those of `source`, or the file is not made for the context.
+        InputError: a broken file, no server, settings that cannot be met, a context that the file
+            was not trained for, or too little text.
+        GateError: the weights are not those of `source`.
         EnvironmentFault: no memory for the context, or native code failed.
     """
     recipe = retrieval or validated(RetrievalRecipe, fields, Path("settings"))
@@ -114,11 +118,15 @@ def validate(
     text = None if haystack is None else Path(haystack)
     console, path = Console(quiet=quiet), Path(model)
     served = str(model).lower().startswith(("http://", "https://"))
-    for option, given in (("--fresh", fresh), ("--source", source is not None)):
+    needs_file = {
+        "--fresh": fresh, "--source": source is not None, "--beyond-training": beyond_training
+    }  # fmt: skip
+    for option, given in needs_file.items():
         if served and given:
             raise InputError(f"{option} needs the file itself; it cannot be used with a server")
     # says what is wrong with the file before any work
-    files = () if served else GGUFSource(path).paths
+    file = None if served else GGUFSource(path)
+    files = () if file is None else file.paths
     console.note(gate_words(recipe))
     parts: dict[str, Any] = {
         "recipe": recipe.model_dump(mode="json"),
@@ -133,9 +141,12 @@ def validate(
             parts["endpoint"] = address
         else:
             integrity = None if source is None else _compared(path, str(source), progress)
+            if file is not None:  # what is not the source's is said first
+                _check_trained(file, recipe, beyond_training=beyond_training)
             settings = CheckSettings(
-                device_settings(worker_count(workers)), recipe.kv_type or "q8_0", fresh=fresh
-            )
+                device_settings(worker_count(workers)), recipe.kv_type or "q8_0", fresh=fresh,
+                beyond_training=beyond_training,
+            )  # fmt: skip
             parts |= {"model": identity(files), "fresh": fresh}
         answers = folder / "niah.jsonl"
         check_writable(answers, files)
@@ -152,6 +163,18 @@ def validate(
             draw_heatmap(found.answers, f"{title}, {found.name}", folder / "heatmap.png")
             validation.write(folder / "validation.json")
     return Validated(name, folder, validation)
+
+
+def _check_trained(file: GGUFSource, recipe: RetrievalRecipe, *, beyond_training: bool) -> None:
+    """Raise InputError where a length is longer than the file's own context_length."""
+    found = file.metadata.get(f"{file.metadata['general.architecture'].value}.context_length")
+    if found is not None and isinstance(found.value, int):
+        check_context(
+            file.paths[0].name,
+            max(recipe.context_tokens),
+            found.value,
+            beyond_training=beyond_training,
+        )
 
 
 def _compared(model: Path, source: str, progress: Progress) -> Integrity:

@@ -32,6 +32,7 @@ def niah(
             min=256, help="Context length, in tokens. May be repeated. Default: 8192 and 32768."
         ),
     ] = None,
+    beyond_training: options.BeyondTraining = False,
     needles: Annotated[
         int, Option(min=1, max=400, help="Number of questions at each context length.")
     ] = 64,
@@ -125,7 +126,7 @@ def niah(
     console, began = Console(quiet=quiet or as_json), time.monotonic()
     found = validate(
         asked[0], out, retrieval=recipe, source=source, haystack=haystack, fresh=fresh,
-        workers=workers, quiet=console.quiet,
+        beyond_training=beyond_training, workers=workers, quiet=console.quiet,
     )  # fmt: skip
     if as_json:
         console.json(found.validation.model_dump(mode="json"))

@@ -67,6 +67,14 @@ Haystack = Annotated[
     Path | None, Option(help="Text file to hide the needles in. Default: the one that ships.")
 ]
 KV = Annotated[str, Option(help="Type of the KV cache: f16, bf16, q8_0, q5_1, q5_0, q4_1 or q4_0.")]
+BeyondTraining = Annotated[
+    bool,
+    Option(
+        "--beyond-training",
+        help="Allow a --context that is longer than the model was trained for. No RoPE scaling is "
+        "set.",
+    ),
+]
 MTP = Annotated[
     str, Option(help="Whether to keep the multi-token prediction layers: drop or keep.")
 ]

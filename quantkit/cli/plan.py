@@ -31,10 +31,11 @@ def plan(
         int | None,
         Option(
             min=1,
-            help="Context length, in tokens; it may exceed the one in the model's metadata. "
-            "Default: the target's.",
+            help="Context length, in tokens. Default: the target's, as far as the model was "
+            "trained for it.",
         ),
     ] = None,
+    beyond_training: options.BeyondTraining = False,
     kv: Annotated[
         str | None, Option(help="Type of the KV cache: f16, q8_0, … Default: the target's.")
     ] = None,
@@ -104,7 +105,7 @@ def plan(
             model, target, recipe=recipe, levels=levels, types=types, quiet=as_json,
             context_tokens=context, kv_type=kv, ubatch_tokens=ubatch, sequences=sequences,
             weight_budget_gib=_budget(budget), pipeline=False if no_pipeline else None,
-            draft=draft,
+            draft=draft, beyond_training=beyond_training,
         )  # fmt: skip
         facts = plan_table.show_plan(found, console)
         if what_if or picture is not None:

@@ -41,7 +41,7 @@ def show_plan(found: ModelPlan, console: Console) -> dict[str, Any]:
     if found.model.geometry.trained_context_tokens > said:
         console.note(
             f"--context is {target.context_tokens:,} tokens, the model's metadata says {said:,}: "
-            "the commands override it"
+            "the commands override it, and set no RoPE scaling"
         )
     facts: dict[str, Any] = {"model": found.name, "target": target.name}
     facts["levels"] = [_show_entry(entry, console) for entry in found.entries]

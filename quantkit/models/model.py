@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata, MetaValue, ModelHeader, TensorInfo
 from quantkit.models.geometry import ModelGeometry, geometry_of
 
@@ -51,3 +52,20 @@ class Model:
             return self
         key = f"{self.geometry.architecture}.context_length"
         return replace(self, metadata={**self.metadata, key: MetaValue("u32", context_tokens)})
+
+
+def check_context(
+    name: str, context_tokens: int, trained_context_tokens: int, *, beyond_training: bool
+) -> None:
+    """Refuse a context that the model was not trained for, unless that is meant.
+
+    Raises:
+        InputError: it is longer, and not `beyond_training`.
+    """
+    if context_tokens > trained_context_tokens and not beyond_training:
+        raise InputError(
+            f"--context is {context_tokens:,} tokens, and {name} was trained for "
+            f"{trained_context_tokens:,}: answers beyond that are not to be trusted, and no RoPE "
+            "scaling is set; give a shorter --context, or --beyond-training where the model is "
+            "known to hold"
+        )

@@ -70,6 +70,17 @@ class GPUMemory:
         return self.target.run.within(self.trained_context_tokens)
 
     @property
+    def cut_text(self) -> str | None:
+        """That the target's context is longer than the model was trained for, if it is."""
+        asked, trained = self.target.context_tokens, self.trained_context_tokens
+        if asked <= trained:
+            return None
+        return (
+            f"{self.target.name} has a context of {asked:,} tokens, and the model was trained for "
+            f"{trained:,}: it is planned and started with {trained:,}"
+        )
+
+    @property
     def rooms(self) -> tuple[int, ...]:
         """What each GPU has for layers: its memory without reserve and compute buffer."""
         parts = zip(self.capacity, self.reserve, strict=True)

@@ -19,7 +19,7 @@ from quantkit.llamacpp.memory_plan import ask_memory, asking
 from quantkit.llamacpp.presets import Fallback, StockTypes
 from quantkit.models.choose import ModelChoice, choose_model, open_shapes
 from quantkit.models.end_tokens import stop_texts
-from quantkit.models.model import Model
+from quantkit.models.model import Model, check_context
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.alternatives import larger_batches, ways_out
 from quantkit.plan.gpu_memory import GPUMemory, padded_bytes
@@ -166,7 +166,7 @@ def _memory(model: Model, target: Target) -> tuple[GPUMemory, list[str]]:
     longest = target.changed(context_tokens=model.geometry.trained_context_tokens)
     asked = [target, longest, *larger_batches(target)[:1]]
     (memory, *_), why = gpu_memories(model, asked)
-    return memory, [why] if why else []
+    return memory, [sentence for sentence in (memory.cut_text, why) if sentence]
 
 
 def _entry(
@@ -251,6 +251,7 @@ def plan(
     levels: str | Iterable[str] | None = None,
     types: str | Path | Mapping[str, str] | None = None,
     study: Study | None = None,
+    beyond_training: bool = False,
     quiet: bool = True,
     **changes: float | str | None,
 ) -> ModelPlan:
@@ -264,11 +265,14 @@ def plan(
             and `levels` is planned with the types that it has.
         types: plan one artifact: an allocation.json, a preset, or tensor → type.
         study: chooses types by measured costs; without it costs are nominal.
+        beyond_training: allow a context_tokens in `changes` that is longer than the model was
+            trained for. That of a target is cut.
         changes: fields of the target with other values, as in context_tokens=32768, kv_type="f16".
 
     Raises:
         DoesNotFitError: nothing fits; says what would.
-        InputError: no such model, target, recipe or level, or llama.cpp refuses the model.
+        InputError: no such model, target, recipe or level, a context that the model was not
+            trained for, or llama.cpp refuses the model.
         EnvironmentFault: the network, the Hub or native code failed.
     """
     if types is not None and levels is not None:
@@ -280,6 +284,7 @@ def plan(
     with asking(), Console(quiet=quiet).stage("headers") as progress:
         planned, said = _opened(choice, rules, gpus, progress)
         if context is not None:
+            check_context(choice.name, int(context), said, beyond_training=beyond_training)
             planned = planned.with_context(int(context))
         if study is None:
             costs: Costs = nominal_costs(planned, rules.measure)

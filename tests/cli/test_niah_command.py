@@ -12,6 +12,7 @@ from demo_artifacts import write_demo
 from forked import facts, printed, quantkit
 from small_haystack import small_haystack
 
+from quantkit.build.validate import validate
 from quantkit.cli.niah import probes_of
 from quantkit.core.errors import InputError
 
@@ -71,12 +72,23 @@ def test_broken_files_fail_the_gate(model: Path, tmp_path: Path) -> None:
     for arguments, words in (
         ((broken, "--source", "demo"), "experts 0, 1 of blk.3.ffn_down_exps.weight"),
         ((short, "--source", "demo"), "context_length is 512"),
-        ((short,), "512"),
     ):
         failed = niah(*arguments, *SMALL, cwd=tmp_path)
         assert failed.returncode == 1, failed.stderr
         assert words in failed.stderr
         assert not (tmp_path / f"{arguments[0].stem}-niah" / "validation.json").exists()
+
+
+def test_a_context_beyond_training_is_asked_for(model: Path, tmp_path: Path) -> None:
+    short = with_context_length(model, tmp_path / "short.gguf", 512)
+    with pytest.raises(InputError, match="512"):
+        validate(short, tmp_path / "r", context_tokens=(1024,))
+    assert niah(short, *SMALL, cwd=tmp_path).returncode == 2
+    assert not (tmp_path / "short-niah").exists()
+    done = niah(short, *SMALL, "--beyond-training", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "short-niah" / "validation.json").read_text())
+    assert found["niah"]["scores"][0]["context_tokens"] == 1024
 
 
 def test_wrong_input_is_told_before_any_work(model: Path, tmp_path: Path) -> None:

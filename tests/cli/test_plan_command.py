@@ -22,9 +22,11 @@ from loopback_hub import hub
 from small_recipes import write_recipe
 from terminals import written_in_terminal
 
+from quantkit.core.errors import InputError
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.units import MIB
 from quantkit.models.choose import choose_model, open_source
+from quantkit.plan.plan import plan as plan_model
 
 CONFIG = make_shape.model_config("nemotron-3-super", mtp=False)
 DEMO = ("--model", "demo", "--recipe", "demo")
@@ -219,7 +221,10 @@ def test_a_context_longer_than_the_metadata_says(tmp_path: Path) -> None:
     folder = write_checkpoint(tmp_path / "m", config, nemotron_arrays(config))
     long = 2 << 20
     given = ("--model", folder, "--target", "1x3090", "--levels", "8")
-    text = told(*given, "--context", long)
+    assert "--beyond-training" in refused("plan", *given, "--context", long)
+    with pytest.raises(InputError):
+        plan_model(folder, "1x3090", levels="8", context_tokens=long)
+    text = told(*given, "--context", long, "--beyond-training")
     assert f"--context is {long:,} tokens" in text
     command = next(line for line in text.splitlines() if line.startswith("Run it:"))
     assert f"-c {long} " in command

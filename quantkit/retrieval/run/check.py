@@ -26,6 +26,7 @@ class CheckSettings:
         kv_type: of the KV cache.
         ubatch_tokens: of a physical batch.
         fresh: ask each question after a prefill of its own, as if forks were not exact.
+        beyond_training: ask at lengths that the file's own context_length does not reach.
         save_seconds: least time between two saves of the prefill; 0 saves after every batch.
     """
 
@@ -33,6 +34,7 @@ class CheckSettings:
     kv_type: str
     ubatch_tokens: int = 512
     fresh: bool = False
+    beyond_training: bool = False
     save_seconds: float = 60.0
 
 

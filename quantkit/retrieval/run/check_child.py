@@ -66,7 +66,9 @@ def ask_in_child(
     progress = Emitted(emit)
     shape = Model(model_path, settings.devices, weightless=True)
     longest, trained = max(recipe.context_tokens), shape.trained_context_tokens
-    if longest > trained:  # llama-server would serve less than was planned
+    if (
+        longest > trained and not settings.beyond_training
+    ):  # llama-server would serve less than was planned
         raise GateError(
             f"{model_path.name} has a context_length of {trained} tokens in its metadata, and "
             f"is to be checked at {longest}: llama-server would cut its context there; make it "
