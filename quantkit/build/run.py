@@ -28,7 +28,7 @@ from quantkit.quantize.quantize import artifact_metadata
 from quantkit.release.privacy import find_in_metadata, this_machine, words_of
 from quantkit.report.results import LevelResult, read_level
 from quantkit.retrieval import gate
-from quantkit.retrieval.run.check import check_prompts
+from quantkit.retrieval.run.check import CheckSettings, rehearse_check
 from quantkit.study.calibration.sources import local_sources
 from quantkit.study.run import check_imatrix
 from quantkit.study.sensitivity import Sensitivity, Study
@@ -78,7 +78,7 @@ def build(job: Job, console: Console) -> list[LevelResult]:
             console.note(sentence)
         if context.choice.kind != "gguf":
             pipeline.run(stages.convert_stage(context))
-        _preflight_prompts(context)
+        _preflight_check(context)
         pipeline.run(stages.imatrix_stage(context))
         pipeline.run(stages.measure_stage(context))
         if job.recipe.divergence.chunks:
@@ -147,17 +147,20 @@ def _preflight_privacy(context: BuildContext, source: TensorSource) -> None:
     context.pipeline.console.note(sentence)
 
 
-def _preflight_prompts(context: BuildContext) -> None:
-    """See that the check's prompts can be made with the model's tokenizer, before the long stages.
+def _preflight_check(context: BuildContext) -> None:
+    """Rehearse the check on the base, which has the artifacts' shape, before the long stages.
 
     Raises:
         InputError: a context is too short for what is to be hidden in it, or the haystack is.
+        EnvironmentFault: the check would find no memory, or ask for what llama.cpp cannot do.
     """
     if read_receipt(context.job.out, "imatrix") is not None:  # an earlier run checked it
         return
-    recipe, _ = context.retrieval
-    with context.pipeline.console.stage("prompts"):
-        check_prompts(context.base, recipe, context.devices, context.job.haystack)
+    job, (recipe, _) = context.job, context.retrieval
+    kv_type = recipe.kv_type or job.target.kv_type
+    settings = CheckSettings(context.devices, kv_type, job.target.ubatch_tokens)
+    with context.pipeline.console.stage("rehearse"):
+        rehearse_check(context.base, recipe, settings, job.haystack)
 
 
 def _preflight_repository(context: BuildContext) -> None:

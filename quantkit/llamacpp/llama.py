@@ -91,6 +91,7 @@ class Model:
         self.vocab = Vocabulary(llama_cpp.llama_model_get_vocab(self.handle))
         self.trained_context_tokens = int(llama_cpp.llama_model_n_ctx_train(self.handle))
         self.size_bytes = int(llama_cpp.llama_model_size(self.handle))
+        self.window_tokens = int(llama_cpp.llama_model_n_swa(self.handle))  # 0: no sliding window
 
     def chat_template(self) -> str | None:
         raw = llama_cpp.llama_model_chat_template(self.handle, None)
@@ -209,7 +210,8 @@ class Context:
         params.n_seq_max = settings.sequences
         params.n_rs_seq = 0  # rolling back a whole ubatch returned success with wrong logits
         params.kv_unified = settings.shared_cells
-        params.swa_full = False  # as in llama-server and in the plan
+        params.swa_full = settings.forks
+        params.op_offload = model.devices.gpu_layers != 0  # else it copies weights to a GPU
         params.n_threads = params.n_threads_batch = model.devices.threads
         params.type_k = params.type_v = KV_TYPES[settings.kv_type]
         if settings.kv_type not in ("f16", "bf16", "f32"):
@@ -221,7 +223,7 @@ class Context:
             self._callback = llama_cpp.ggml_backend_sched_eval_callback(self._guarded(on_tensor))
             params.cb_eval = self._callback
         self.settings = settings
-        self._vocab_size = model.vocab.size
+        self.model = model
         self.handle = llama_cpp.llama_init_from_model(model.handle, params)
         if not self.handle:
             raise EnvironmentFault(
@@ -304,9 +306,9 @@ class Context:
             )
         rows = int(self._outputs[:stop].sum())
         if not rows:
-            return np.empty((0, self._vocab_size), np.float32)
+            return np.empty((0, self.model.vocab.size), np.float32)
         logits = llama_cpp.llama_get_logits(self.handle)
-        return np.ctypeslib.as_array(logits, shape=(rows, self._vocab_size))
+        return np.ctypeslib.as_array(logits, shape=(rows, self.model.vocab.size))
 
     def _guarded(self, on_tensor: EvalCallback) -> Callable[[int, bool, object], bool]:
         """`on_tensor`, whose exceptions `decode` raises: ctypes would only print them."""

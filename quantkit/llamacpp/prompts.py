@@ -20,6 +20,7 @@ from quantkit.llamacpp.settings import Reply
 
 BASE, STEM, FIRST = 0, 1, 2
 TEST_TOKENS = 96
+"""Of the self-test's prefix, beyond a sliding window if the model has one."""
 TEST_TAIL = 12
 RATE_TOKENS = 12
 """Tokens decoded one by one to measure the speed."""
@@ -294,10 +295,12 @@ class ForkTest:
 
 
 def try_forks(context: Context, vocab: Vocabulary, slots: Slots) -> ForkTest:
-    """Compare random prompts on forks with a fresh decode of each; empties `context`."""
+    """Compare random prompts on forks with fresh decodes; empties `context`."""
     rng = np.random.default_rng(1)
-    head = rng.integers(0, vocab.size, TEST_TOKENS, dtype=np.int32)
     sizes = [TEST_TAIL + number % 3 for number in range(slots.questions)]
+    room = context.settings.context_tokens - TEST_TOKENS - sum(sizes)
+    window = min(context.model.window_tokens, max(room, 0))
+    head = rng.integers(0, vocab.size, TEST_TOKENS + window, dtype=np.int32)
     tails = [rng.integers(0, vocab.size, size, dtype=np.int32) for size in sizes]
     context.clear()
     context.prefill(head, 0)
@@ -308,15 +311,18 @@ def try_forks(context: Context, vocab: Vocabulary, slots: Slots) -> ForkTest:
         together = runner._open(BASE, len(head), places, tails)
         for place in places:
             context.drop(place)
-    fresh = []
-    for tail in tails:
+    # a window makes the head long: the first and the last alone are decoded afresh
+    fresh = dict[int, Logits]()
+    for number in {0, len(tails) - 1}:
         context.clear()
         context.prefill(head, 0)
-        fresh.append(context.decode(tail, len(head)))
+        fresh[number] = context.decode(tails[number], len(head))
     context.clear()
-    check_finite([*fresh, *alone, *together])
+    check_finite([*fresh.values(), *alone, *together])
+    expected = [fresh.get(number, logits) for number, logits in enumerate(alone)]
     return ForkTest(
-        max(map(relative_difference, alone, fresh)), max(map(relative_difference, together, fresh))
+        max(map(relative_difference, alone, expected)),
+        max(map(relative_difference, together, expected)),
     )
 
 

@@ -48,6 +48,16 @@ class ContextSettings:
     outputs: int = 1
     all_outputs: bool = False
 
+    @property
+    def forks(self) -> bool:
+        """Whether sequences may be forked, so that a sliding window needs a cache of all tokens.
+
+        A fork shares all cells of its prefix, those behind the window too, and llama.cpp puts new
+        tokens only into cells of one sequence (llama_kv_cache::find_slot): a cache of the window's
+        size is full of the prefix.
+        """
+        return self.shared_cells and self.sequences > 1
+
 
 def parallel_sequences(sequences: int, tokens: int) -> ContextSettings:
     """A context for independent sequences of `tokens` each, decoded in one batch, all positions."""

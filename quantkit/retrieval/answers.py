@@ -100,7 +100,7 @@ class Answers:
         self,
         prompts: Sequence[Prompts],
         kv_type: str,
-        fork_difference: float,
+        fork_difference: float | None,
         *,
         forked: bool = False,
         memory: tuple[DeviceUse, ...] = (),

@@ -149,7 +149,8 @@ class Retrieval(Record):
         scores: by task, in the order of the recipe, then by length.
         forked: whether questions were asked on forks, or each after a prefill of its own.
         fork_difference: of the self-test: largest relative logit difference between a fork and a
-            fresh decode; for a server a difference of log-probabilities, in nats.
+            fresh decode; for a server a difference of log-probabilities, in nats; None if nothing
+            was forked.
         prefill_tokens: haystack tokens, each decoded once; for a server those that it prefilled.
         question_tokens: of the questions' own parts.
         classic_tokens: tokens to decode with one prefill for each question.
@@ -163,7 +164,7 @@ class Retrieval(Record):
     scores: tuple[TaskScore, ...] = Field(min_length=1)
     rungs: tuple[Rung, ...]
     forked: bool
-    fork_difference: float
+    fork_difference: float | None
     prefill_tokens: int
     question_tokens: int
     classic_tokens: int

@@ -38,17 +38,20 @@ class CheckSettings:
     save_seconds: float = 60.0
 
 
-def check_prompts(
-    model: Path, recipe: RetrievalRecipe, devices: DeviceSettings, haystack: Path | None
+def rehearse_check(
+    model: Path, recipe: RetrievalRecipe, settings: CheckSettings, haystack: Path | None
 ) -> None:
-    """Make the first seed's prompts with the tokenizer in `model`, whose weights are not read.
+    """Go through the first seed's check of `model`, a file of the right shape, without computing.
+
+    The prompts are made with its tokenizer, and its memory is used at full length, forks included.
 
     Raises:
         InputError: a context is too short for what is hidden in it, or the haystack is.
+        EnvironmentFault: no memory for the context, or llama.cpp cannot do what the check needs.
     """
     run_isolated(
-        "quantkit.retrieval.run.check_child:try_prompts_in_child",
-        {"model_path": model, "recipe": recipe, "devices": devices, "haystack": haystack},
+        "quantkit.retrieval.run.rehearsal:rehearse_in_child",
+        {"model_path": model, "recipe": recipe, "settings": settings, "haystack": haystack},
     )
 
 

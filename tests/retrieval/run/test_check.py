@@ -25,7 +25,7 @@ from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.choose import choose_model, open_source
 from quantkit.quantize.integrity import check_artifact
 from quantkit.retrieval.results import Answer, Retrieval
-from quantkit.retrieval.run import check, check_child
+from quantkit.retrieval.run import check, check_child, check_memory
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
 
 DEVICES = DeviceSettings(threads=2, use_extra_buffers=False, gpu_layers=0)
@@ -246,10 +246,10 @@ def test_forks_that_are_not_exact_are_told_and_not_used(
 def test_no_memory_is_told_before_the_weights_are_read(
     model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(check_child, "free_memory", lambda: {"CPU": 1 << 20})
+    monkeypatch.setattr(check_memory, "free_memory", lambda: {"CPU": 1 << 20})
     with pytest.raises(EnvironmentFault, match=r"1\.0 MiB"):
         checked(model, tmp_path, forks=8)
-    monkeypatch.setattr(check_child, "free_memory", lambda: {"CPU": 15 << 20})
+    monkeypatch.setattr(check_memory, "free_memory", lambda: {"CPU": 15 << 20})
     watched = Tokens()
     checked(model, tmp_path, progress=watched, forks=8)
     (note,) = [note for note in watched.notes if "memory holds" in note]
