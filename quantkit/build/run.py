@@ -159,8 +159,8 @@ def _preflight_check(context: BuildContext) -> None:
     job, (recipe, _) = context.job, context.retrieval
     kv_type = recipe.kv_type or job.target.kv_type
     settings = CheckSettings(context.devices, kv_type, job.target.ubatch_tokens)
-    with context.pipeline.console.stage("rehearse"):
-        rehearse_check(context.base, recipe, settings, job.haystack)
+    with context.pipeline.console.stage("rehearse") as progress:
+        rehearse_check(context.base, recipe, settings, job.haystack, progress)
 
 
 def _preflight_repository(context: BuildContext) -> None:

@@ -19,15 +19,24 @@ from checkpoints import (
     write_llama,
     write_nemotron,
 )
+from memory_kinds import WINDOW, write_kind
+from models import CPU
 
 from quantkit.config.recipe import ConvertRecipe
 from quantkit.config.target import RunSettings
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import MetaValue, TensorInfo
-from quantkit.llamacpp import memory_plan
+from quantkit.llamacpp import llama, memory_plan
 from quantkit.llamacpp.devices import DeviceKind, Devices
-from quantkit.llamacpp.memory_plan import Breakdown, Question, ask_memory, ask_of_files
+from quantkit.llamacpp.memory_plan import (
+    Breakdown,
+    Question,
+    ask_memory,
+    ask_of_files,
+    used_memory,
+)
+from quantkit.llamacpp.settings import ContextSettings
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.geometry import geometry_of
 from quantkit.models.model import Model
@@ -183,6 +192,25 @@ def test_each_sequence_keeps_a_state_of_its_own(tmp_path: Path) -> None:
     layers = geometry_of(open_checkpoint(tmp_path / "nemotron").metadata).layers
     kv = sum(layer.context_bytes(1024, "f16", 0) for layer in layers)
     assert three - kv == pytest.approx(3 * (one - kv), rel=0.01)
+
+
+def test_windows_are_small_in_a_server_and_whole_where_they_are_forked(tmp_path: Path) -> None:
+    path = write_kind(tmp_path / "mixed.gguf", "mixed")
+    tokens, row = 8192, 2 * 2 * 32  # keys and values of one head, F16
+    question = Question(path, Devices("cuda", FOUR[:1]), (8,), (run(tokens),))
+    ((served,),) = ask_of_files([question])
+    window = -(-(WINDOW + 64) // 256) * 256  # and the physical batch
+    assert served.gpus[0].context == row * (tokens + 6 * window)
+    sizes = ContextSettings(tokens, ubatch_tokens=64)
+    shape = llama.Model(path, CPU, weightless=True)
+    for settings, cells in (
+        (sizes, 7 * tokens),
+        (replace(sizes, sequences=1), tokens + 6 * window),
+    ):
+        context = llama.Context(shape, settings)
+        assert used_memory(context.handle)["CPU"].context == row * cells
+        context.close()
+    shape.close()
 
 
 def test_prediction_layers_draft_in_a_context_of_their_own(tmp_path: Path) -> None:

@@ -39,7 +39,11 @@ class CheckSettings:
 
 
 def rehearse_check(
-    model: Path, recipe: RetrievalRecipe, settings: CheckSettings, haystack: Path | None
+    model: Path,
+    recipe: RetrievalRecipe,
+    settings: CheckSettings,
+    haystack: Path | None,
+    progress: Progress = SILENT,
 ) -> None:
     """Go through the first seed's check of `model`, a file of the right shape, without computing.
 
@@ -52,6 +56,7 @@ def rehearse_check(
     run_isolated(
         "quantkit.retrieval.run.rehearsal:rehearse_in_child",
         {"model_path": model, "recipe": recipe, "settings": settings, "haystack": haystack},
+        told_to(progress, "tokens"),
     )
 
 

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from quantkit.config.recipe import RetrievalRecipe
+from quantkit.core.progress import Emitted, Progress
 from quantkit.llamacpp.child import Emit
 from quantkit.llamacpp.llama import Context, Model, Vocabulary
 from quantkit.llamacpp.prompts import PromptRunner, Slots
@@ -43,7 +44,7 @@ def rehearse_in_child(
     shape.close()
     model = Model(model_path, here)
     context = Uncomputed(model, planned.sizes, _token(model.vocab))
-    rehearse(context, model.vocab, planned.slots, prompts)
+    rehearse(context, model.vocab, planned.slots, prompts, Emitted(emit))
     context.close()
     model.close()
 
@@ -53,18 +54,28 @@ def _token(vocab: Vocabulary) -> int:
     return next(token for token in range(vocab.size) if not vocab.is_end(token))
 
 
-def rehearse(context: Context, vocab: Vocabulary, slots: Slots | None, prompts: Prompts) -> None:
+def rehearse(
+    context: Context, vocab: Vocabulary, slots: Slots | None, prompts: Prompts, progress: Progress
+) -> None:
     """Decode the stream, and at each length as many of its longest questions as fit `slots`."""
+
+    def prefill(start: int, stop: int) -> None:
+        size = context.settings.batch_tokens
+        for at in range(start, stop, size):
+            tokens = prompts.stream[at : min(at + size, stop)]
+            context.prefill(tokens, at)
+            progress.advance(len(tokens))
+
+    longest = max(prompts.branches, key=lambda branch: branch.prompt_tokens)
+    progress.start(longest.leaves_at, "tokens")
     if slots is None:
-        longest = max(prompts.branches, key=lambda branch: branch.prompt_tokens)
-        context.prefill(prompts.stream[: longest.leaves_at], 0)
-        PromptRunner(context, vocab, Slots(1, 0)).ask_without_fork(
-            longest.leaves_at, asked(longest)
-        )
+        prefill(0, longest.leaves_at)
+        runner = PromptRunner(context, vocab, Slots(1, 0))
+        runner.ask_without_fork(longest.leaves_at, asked(longest))
         return
     runner, position = PromptRunner(context, vocab, slots), 0
     for (leaves_at, _), rung in itertools.groupby(prompts.branches, key=lambda b: b.rung):
-        context.prefill(prompts.stream[position:leaves_at], position)
+        prefill(position, leaves_at)
         position = leaves_at
         group = sorted(rung, key=lambda b: len(b.tokens))[-slots.questions :]
         runner.probe(leaves_at, group[-1].tokens)

@@ -28,7 +28,7 @@ SETTINGS = CheckSettings(CPU, "f16", 256)
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    def called(task: str, arguments: dict[str, Any], on_message: Emit = lambda _m: None) -> Any:  # noqa: ANN401
+    def called(task: str, arguments: dict[str, Any], on_message: Emit) -> Any:  # noqa: ANN401
         module, name = task.split(":")
         found = {one.__name__: one for one in (check_child, rehearsal)}[module]
         return getattr(found, name)(**arguments, emit=on_message)
