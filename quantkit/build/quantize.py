@@ -112,8 +112,9 @@ def quantize(
     console.note(f"{label}: {', '.join(f'{count} × {kind}' for kind, count in counts)}")
     if fallbacks:
         console.note(fallback_text(fallbacks))
+    before = identity(files)
     parts = {
-        "files": identity(files),
+        "files": before,
         "types": dict(chosen.types),
         "imatrix": None if imatrix is None else content_id(Path(imatrix)),
         "importance": "as llama-quantize's" if chosen.is_named else "as a build's",
@@ -128,7 +129,7 @@ def quantize(
             source, artifact, chosen.types, importance, out.parent, work,
             worker_count(workers), progress,
         )  # fmt: skip
-        changed = [name for name, was in parts["files"].items() if identity(files).get(name) != was]
+        changed = [name for name, was in before.items() if identity(files).get(name) != was]
         if changed:
             shutil.rmtree(work, ignore_errors=True)
             for written in paths:

@@ -91,7 +91,8 @@ def forks_text(found: Retrieval) -> str:
 
 def worst_fork(found: Retrieval) -> float:
     """The largest difference that a fork has shown."""
-    return max(one.fork_difference or 0.0 for one in (found, *found.rungs))
+    shown = [found.fork_difference, *(rung.fork_difference for rung in found.rungs)]
+    return max(difference or 0.0 for difference in shown)
 
 
 def rate_text(per_second: float | None) -> str:

@@ -153,7 +153,8 @@ def _pair(first: Measured, second: Measured, resamples: int, confidence: float) 
         if a.log_probability is not None and b.log_probability is not None
     ]
     if known:
-        found = permutation(*np.array(known, np.float64).T, resamples, confidence)
+        first_known, second_known = np.array(known, np.float64).T
+        found = permutation(first_known, second_known, resamples, confidence)
         evidence["log-probability"] = found
     evidence["text"] = chunk_means(-mine.nll, -others.nll, chunks, confidence)
     return Pair(first.name, second.name, evidence)
