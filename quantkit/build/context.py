@@ -93,8 +93,14 @@ class StudyContext:
         self.job, self.pipeline = job, Pipeline(job.out, console, self.check_source)
         self.choice = job.model
         self._remote: RemoteCheckpoint | None = None
-        local = job.model.kind != "repository"
-        self._identities = self.identities() if local else dict[str, list[int]]()
+        self._identities: dict[str, list[int]] = {}
+        if job.model.kind == "repository":
+            return
+        try:
+            self._identities = self.identities()
+        except InputError:
+            _ = self.source  # says first what more files would not help, as the architecture
+            raise
 
     @functools.cached_property
     def checkpoint(self) -> Path:

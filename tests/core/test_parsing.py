@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import math
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -233,7 +234,7 @@ class TestNamesAndTheMachine:
             raise OSError(getattr(errno, name), "fault", "file")
 
         monkeypatch.setattr(Path, "open", fail)
-        monkeypatch.setattr(Path, "touch", fail)
+        monkeypatch.setattr(tempfile, "TemporaryFile", fail)
         for use in (read_yaml, read_json, content_id, check_writable):
             with pytest.raises(InputError) as caught:
                 use(tmp_path / "a")

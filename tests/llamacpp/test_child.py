@@ -133,11 +133,19 @@ def test_a_death_within_a_message(kept: int, number: int) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["EFBIG", "ENFILE", "EMFILE", "ESTALE", "EIO", "ENOSPC", "EDQUOT", "ENOMEM", "EAGAIN", "EROFS"],
+    ["EFBIG", "ENFILE", "EMFILE", "ESTALE", "EIO", "ENOMEM", "EAGAIN", "EROFS"],
 )
 def test_a_fault_of_the_machine_crosses_over(name: str) -> None:
     with pytest.raises(EnvironmentFault):
         run_isolated(f"{TASKS}:misfortune", {"number": getattr(errno, name)})
+
+
+@pytest.mark.parametrize("name", ["ENOSPC", "EDQUOT"])
+def test_a_full_disk_crosses_over_as_it_is(name: str) -> None:
+    """The parent says for which stage, and what can be deleted."""
+    with pytest.raises(OSError) as caught:  # noqa: PT011 - the number says which
+        run_isolated(f"{TASKS}:misfortune", {"number": getattr(errno, name)})
+    assert caught.value.errno == getattr(errno, name)
 
 
 def test_a_whole_message_that_cannot_be_read_is_a_bug(monkeypatch: pytest.MonkeyPatch) -> None:

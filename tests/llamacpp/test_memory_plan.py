@@ -201,7 +201,7 @@ def test_windows_are_small_in_a_server_and_whole_where_they_are_forked(tmp_path:
     ((served,),) = ask_of_files([question])
     window = -(-(WINDOW + 64) // 256) * 256  # and the physical batch
     assert served.gpus[0].context == row * (tokens + 6 * window)
-    sizes = ContextSettings(tokens, ubatch_tokens=64)
+    sizes = ContextSettings(tokens, ubatch_tokens=64, sequences=2)
     shape = llama.Model(path, CPU, weightless=True)
     for settings, cells in (
         (sizes, 7 * tokens),

@@ -253,11 +253,11 @@ def _weights(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda f: (f / "config.json").unlink(), "config.json cannot be read.*a checkpoint"),
+        (lambda f: (f / "config.json").unlink(), "config.json.*a checkpoint"),
         (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
         (lambda f: (f / "config.json").write_bytes(b"\xff"), "not valid JSON"),
-        (lambda f: os.truncate(f / "config.json", 20 << 30), "limit 268435456"),
+        (lambda f: os.truncate(f / "config.json", 20 << 30), "config.json.*268,435,456"),
         (lambda f: _config(f, architectures=["GPT5"]), "'GPT5'.*NemotronHForCausalLM.*file.gguf"),
         (lambda f: _config(f, architectures="absent"), "architecture None"),
         (lambda f: _config(f, hidden_size="absent"), r"promises \[320, 4096\]"),

@@ -129,7 +129,7 @@ def test_presets_are_taken_in_any_case_and_by_llama_quantize_s_aliases() -> None
     stock = ask_preset(OF_LLAMA, "Q4_K_M", has_imatrix=True)
     for word in ("q4_k_m", "Q4_k"):
         found = chosen(word)
-        assert found == TypeChoice(stock.types, stock), word
+        assert found == TypeChoice(stock.types, stock, is_named=True), word
         assert found.preset == "Q4_K_M"
     assert set(ALIASES.values()) <= set(PRESETS)
     assert not set(ALIASES) & set(PRESETS)

@@ -79,7 +79,7 @@ def test_scripts_find_the_model_of_a_release(shards: bool, script: str, tmp_path
     file = "demo-Q4-00001-of-00002.gguf" if shards else "demo-Q4.gguf"
     there = release / "Q4" / file if shards else release / file
     there.parent.mkdir(parents=True)
-    write_llama(there)
+    write_llama(there.with_name("whole.gguf")).rename(there)
     evidence = release / "levels" / "Q4"
     evidence.mkdir(parents=True)
     elsewhere.mkdir()

@@ -118,7 +118,7 @@ def test_half_a_character_can_be_encoded(tmp_path: Path) -> None:
         ({"messages": [3]}, "message with neither"),
         ({"messages": [{"content": "x"}]}, "'content'$"),
         ({"conversations": [{"from": "bot", "value": "x"}]}, "'bot'.*human, user"),
-        ({"messages": TALK, "tools": "{"}, "tools are not JSON"),
+        ({"messages": TALK, "tools": "{"}, "tools.* not valid JSON"),
         ({"messages": TALK, "tools": "3"}, "tools are int"),
         ({str(n): n for n in range(30)}, r"'18', '19' and 10 more$"),
     ],
@@ -206,10 +206,10 @@ def test_the_same_rows_give_the_same_tokens_in_both_formats(tmp_path: Path) -> N
 
 def test_rows_that_are_nested_too_deeply_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
-    for depth in (100, 700, 5000, 200_000):
+    for depth in (90, 700, 5000, 200_000):
         nested = "[" * depth + "]" * depth
         path.write_text(f'{{"messages": [{{"role": "user", "content": {nested}}}]}}\n')
-        if depth == 100:
+        if depth == 90:
             assert len(list(read_rows(path))) == 1
             continue
         with pytest.raises(InputError):
