@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from make_shape import gguf_tensors, model_config
+from quantkit.study.candidates import admissible, is_quantizable
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import STOCK_CANDIDATES
@@ -25,7 +26,6 @@ from quantkit.models.geometry import geometry_of
 from quantkit.plan.allocate import Allocation, allocate
 from quantkit.plan.gpu_memory import EMBEDDING, GPUMemory, gpu_memory, padded_bytes
 from quantkit.plan.level_plans import target_budget
-from quantkit.study.candidates import admissible, is_quantizable
 
 CONFIG = model_config("nemotron-3-super", mtp=False)
 TYPES = (*STOCK_CANDIDATES, "NVFP4")

@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 from fetch_smollm2 import fetch, rough_copy
 from processes import run
+from quantkit.study.candidates import is_quantizable
 
 from quantkit.config.recipe import recipe_for
 from quantkit.formats.gguf_file import FinishedFile
@@ -34,7 +35,6 @@ from quantkit.models.gguf_source import GGUFSource
 from quantkit.models.model import Model
 from quantkit.quantize.quantize import artifact_metadata, quantize
 from quantkit.study.calibration.sources import resolve_sources
-from quantkit.study.candidates import is_quantizable
 from quantkit.study.imatrix import collect_imatrix
 
 RUNS = 5

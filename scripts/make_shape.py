@@ -43,8 +43,8 @@ from quantkit.models.families.registry import family_for
 from quantkit.models.general_metadata import general_metadata
 from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
 from quantkit.plan.allocation_file import AllocationFile
+from quantkit.quantize.candidates import admissible, is_quantizable
 from quantkit.quantize.encode import write_shards
-from quantkit.study.candidates import admissible, is_quantizable
 
 Fill = Literal["zeros", "random"]
 Shapes = dict[str, tuple[int, ...]]

@@ -20,8 +20,8 @@ from quantkit.plan.allowed_types import Costs, allowed_types, smallest_bytes, sm
 from quantkit.plan.gpu_memory import HOST, GPUMemory, layers_of, padded_bytes
 from quantkit.plan.placement import Placement, check_fits, place
 from quantkit.plan.type_choice import TypeChoice, check_importance
+from quantkit.quantize.candidates import admissible, is_quantizable
 from quantkit.quantize.quantize import artifact_bytes, overhead_bytes
-from quantkit.study.candidates import admissible, is_quantizable
 
 ATTEMPTS = 8
 """Placements that are tried until one has no larger compute buffers than were assumed."""

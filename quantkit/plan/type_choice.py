@@ -12,7 +12,7 @@ from quantkit.formats.tensor_types import BY_NAME, quant_type
 from quantkit.formats.tensors import ModelHeader, TensorInfo
 from quantkit.llamacpp.presets import StockTypes, ask_preset
 from quantkit.plan.allocation_file import AllocationFile
-from quantkit.study.candidates import is_quantizable
+from quantkit.quantize.candidates import is_quantizable
 
 ALIASES = {"Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 """llama-quantize's own."""

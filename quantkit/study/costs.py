@@ -31,8 +31,8 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.llamacpp.child import Emit, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings, parallel_sequences
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.quantize.candidates import nearest_type
 from quantkit.study.calibration.texts import CalibrationSource, model_calibration, whole_chunks
-from quantkit.study.candidates import nearest_type
 from quantkit.study.errors import kernel_speeds
 from quantkit.study.exchange import Exchange
 from quantkit.study.kld_statistics import BaseDistribution

@@ -25,8 +25,8 @@ from quantkit.formats.tensor_types import BY_NAME, QuantType
 from quantkit.formats.tensors import TensorInfo, TensorSource
 from quantkit.llamacpp import ggml_kernels
 from quantkit.quantize import kernels
+from quantkit.quantize.candidates import admissible, is_quantizable
 from quantkit.quantize.encode import Importance, row_blocks
-from quantkit.study.candidates import admissible, is_quantizable
 
 SPEED_ROWS, SPEED_ELEMENTS = 8, 2048
 LARGEST_WEIGHT = 1000.0

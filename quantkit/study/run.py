@@ -26,10 +26,10 @@ from quantkit.llamacpp.ggml import library_version
 from quantkit.llamacpp.selftest import device_settings
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.quantize.candidates import is_quantizable
 from quantkit.quantize.encode import Importance
 from quantkit.study.calibration.sources import local_sources, resolve_sources
 from quantkit.study.calibration.texts import CalibrationSource
-from quantkit.study.candidates import is_quantizable
 from quantkit.study.costs import CostInputs, CostJob, MeasuredCosts, measure_costs
 from quantkit.study.errors import measure_errors, seconds_of_errors
 from quantkit.study.imatrix import Calibration, collect_imatrix

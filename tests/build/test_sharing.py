@@ -20,7 +20,7 @@ from quantkit.core.progress import Progress
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.models.choose import choose_model, open_source
 from quantkit.plan.level_plans import LevelPlan
-from quantkit.study.candidates import is_quantizable
+from quantkit.quantize.candidates import is_quantizable
 
 SOURCE = open_source(choose_model("demo"))
 WEIGHTS = [info for info in SOURCE.tensors if is_quantizable(info)]

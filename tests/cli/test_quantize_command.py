@@ -25,8 +25,8 @@ from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, w
 from quantkit.formats.tensors import MetaValue
 from quantkit.models.choose import choose_model, open_source
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.quantize.candidates import is_quantizable
 from quantkit.quantize.encode import write_shards
-from quantkit.study.candidates import is_quantizable
 
 SOURCE = open_source(choose_model("demo"))
 

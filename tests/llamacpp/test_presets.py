@@ -18,8 +18,8 @@ from quantkit.formats.gguf_writer import lay_out
 from quantkit.llamacpp.presets import Fallback, ask_preset
 from quantkit.models.choose import choose_model, open_source
 from quantkit.models.model import Model
+from quantkit.quantize.candidates import is_quantizable
 from quantkit.quantize.encode import write_shards
-from quantkit.study.candidates import is_quantizable
 
 SOURCE = open_source(choose_model("demo"))
 

@@ -23,7 +23,7 @@ from quantkit.models.geometry import geometry_of
 from quantkit.plan.allocate import Allocation, allocate, allocate_preset
 from quantkit.plan.gpu_memory import ComputeBuffers, GPUMemory, gpu_memory, padded_bytes
 from quantkit.plan.placement import place
-from quantkit.study.candidates import admissible, is_quantizable
+from quantkit.quantize.candidates import admissible, is_quantizable
 
 TYPES = ("Q8_0", "Q5_0", "Q4_0", "IQ4_NL", "MXFP4")
 LEVEL = LevelRecipe(name="level")

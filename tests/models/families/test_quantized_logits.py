@@ -15,8 +15,8 @@ from quantkit.config.recipe import STOCK_CANDIDATES
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.models.model import Model
+from quantkit.quantize.candidates import is_quantizable
 from quantkit.quantize.quantize import artifact_metadata, quantize
-from quantkit.study.candidates import is_quantizable
 
 pytestmark = needs_oracle
 

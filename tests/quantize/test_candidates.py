@@ -7,7 +7,7 @@ import pytest
 from quantkit.config.recipe import STOCK_CANDIDATES
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo
-from quantkit.study.candidates import admissible, is_quantizable, nearest_type
+from quantkit.quantize.candidates import admissible, is_quantizable, nearest_type
 
 EMBEDDING = TensorInfo("token_embd.weight", (64, 256), "BF16")
 EXPERTS = TensorInfo("blk.1.ffn_down_exps.weight", (8, 256, 288), "BF16")
