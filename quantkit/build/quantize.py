@@ -105,7 +105,7 @@ def quantize(
     if stored:
         console.note(
             f"{model} is quantized already, {len(stored)} of its tensors: what that lost is not "
-            "brought back; quantize the BF16 model where you can"
+            "brought back; quantize the unquantized model where you can"
         )
     label = chosen.preset or ("types" if isinstance(given, Mapping) else given)
     counts = Counter(chosen.types.values()).most_common()

@@ -180,7 +180,12 @@ def _preflight_repository(context: BuildContext) -> None:
     limit = level_plans.target_budget(gpu_memory(geometry, job.target))
     found = survey(remote, context.checkpoint)
     needed = space_needed(
-        found.fetch_bytes, remote.elements, geometry.vocabulary, job.recipe, limit
+        found.fetch_bytes,
+        remote.elements,
+        remote.element_bytes,
+        geometry.vocabulary,
+        job.recipe,
+        limit,
     )
     # What an earlier build left counts for nothing: it goes only when its successor is whole.
     check_space(needed, found.free_bytes, job.out)

@@ -12,6 +12,7 @@ from quantkit.core.files import content_id, file_sha256
 from quantkit.core.paths import HAYSTACK
 from quantkit.core.progress import Progress
 from quantkit.core.units import bytes_text
+from quantkit.formats.tensors import main_type
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile, SourceFile
 from quantkit.models.download import download
 from quantkit.models.end_tokens import stop_texts
@@ -24,7 +25,7 @@ from quantkit.plan.level_plans import LevelPlan
 from quantkit.plan.placement import PLACEMENT_FILE, PlacementFile, check_fits
 from quantkit.plan.type_choice import TypeChoice, check_importance
 from quantkit.quantize.integrity import check_artifact
-from quantkit.quantize.quantize import artifact_names, convert, quantize
+from quantkit.quantize.quantize import artifact_names, base_tensors, convert, quantize
 from quantkit.report.pictures import draw_coverage, draw_heatmap
 from quantkit.report.report import COVERAGE_PICTURE, write_report
 from quantkit.report.results import (
@@ -92,10 +93,10 @@ def convert_stage(build: StudyContext) -> Stage:
 
     def run(work: Path, progress: Progress) -> Done:
         out = convert(build.source, recipe, build.base, work, build.job.workers, progress)
-        size = out.stat().st_size
-        return Done((out,), f"{recipe.base_type}, {bytes_text(size)}", {"size_bytes": size})
+        size, kind = out.stat().st_size, main_type(base_tensors(build.source.tensors, recipe))
+        return Done((out,), f"{kind}, {bytes_text(size)}", {"size_bytes": size})
 
-    return Stage("convert", 1, ("checkpoint",), recipe.model_dump(mode="json"), False, run)
+    return Stage("convert", 2, ("checkpoint",), recipe.model_dump(mode="json"), False, run)
 
 
 def imatrix_stage(build: StudyContext) -> Stage:
@@ -216,7 +217,7 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         "target": target.model_dump(mode="json", exclude={"description"}),
     }
     needs = ("checkpoint", "imatrix", "measure")
-    return Stage(f"allocate:{plan.recipe.name}", 4, needs, settings, True, run)
+    return Stage(f"allocate:{plan.recipe.name}", 5, needs, settings, True, run)
 
 
 def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:

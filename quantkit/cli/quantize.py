@@ -52,13 +52,20 @@ def convert(
     model: options.LocalModel,
     out: options.OutFile,
     base_type: Annotated[
-        str, Option("--type", help="Type of the weight matrices: BF16 or Q8_0.")
-    ] = "BF16",
+        str,
+        Option(
+            "--type",
+            help="Type of the weight matrices: BF16, F16, F32, Q8_0, or 'source' for the model's "
+            "own.",
+        ),
+    ] = "source",
     mtp: options.MTP = "drop",
     workers: options.Workers = None,
     quiet: options.Quiet = False,
 ) -> None:
-    from quantkit.config.recipe import ConvertRecipe
+    from typing import get_args
+
+    from quantkit.config.recipe import BaseType, ConvertRecipe
     from quantkit.core.files import check_writable, identity
     from quantkit.core.threads import worker_count
     from quantkit.core.work_folders import resumable, work_folder
@@ -66,8 +73,8 @@ def convert(
     from quantkit.models.choose import choose_local, model_files, open_source
     from quantkit.quantize.quantize import convert as run
 
-    if base_type not in ("BF16", "Q8_0"):
-        raise InputError(f"--type is BF16 or Q8_0, not {base_type!r}")
+    if base_type not in get_args(BaseType):
+        raise InputError(f"--type is one of {', '.join(get_args(BaseType))}, not {base_type!r}")
     options.check_mtp(mtp)
     choice, path = choose_local(model)
     console = Console(quiet=quiet)

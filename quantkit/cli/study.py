@@ -74,7 +74,7 @@ def imatrix(
 
 
 def measure(
-    model: Annotated[Path, Argument(help="GGUF file to measure, in BF16 or Q8_0.")],
+    model: Annotated[Path, Argument(help="GGUF file to measure: unquantized, or in Q8_0.")],
     imatrix: Annotated[
         Path, Option(help="Importance matrix of the model: a GGUF or a legacy .dat file.")
     ],

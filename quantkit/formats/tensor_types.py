@@ -81,6 +81,8 @@ _TABLE = (
 )
 BY_NAME = {t.name: t for t in _TABLE}
 BY_ID = {t.ggml_id: t for t in _TABLE}
+FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
+"""llama_ftype of llama.h, `general.file_type`, for the main types of converted files."""
 
 
 def quant_type(name: str) -> QuantType:

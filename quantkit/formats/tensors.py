@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, Protocol
@@ -61,6 +62,14 @@ class TensorInfo:
     def matrices(self) -> int:
         """Stacked matrices: the number of experts of a 3-D tensor, else 1."""
         return self.shape[0] if len(self.shape) == 3 else 1
+
+
+def main_type(tensors: Sequence[TensorInfo]) -> str:
+    """The type that most weights are stored in, after which llama.cpp names a file's type."""
+    weights = Counter[str]()
+    for info in tensors:
+        weights[info.type_name] += info.elements
+    return weights.most_common(1)[0][0]
 
 
 class ModelHeader(Protocol):

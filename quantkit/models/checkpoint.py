@@ -18,12 +18,14 @@ from quantkit.formats.safetensors_files import (
     SafetensorsFolder,
     as_f32,
 )
-from quantkit.formats.tensors import Metadata, TensorInfo
+from quantkit.formats.tensor_types import FILE_TYPES
+from quantkit.formats.tensors import Metadata, TensorInfo, main_type
 from quantkit.models.families.base import (
     ABSENT,
     Config,
     StoredTensor,
     TensorRule,
+    meta,
     without_prediction,
 )
 from quantkit.models.families.config_keys import check_biases
@@ -100,9 +102,11 @@ def open_checkpoint(
     stored |= dict.fromkeys(files.absent, ABSENT)
     architecture = family.metadata(config)  # first: it refuses configurations
     rules = family.rules(config, stored)
+    tensors = [rule.info for rule in rules]
+    architecture["general.file_type"] = meta("u32", FILE_TYPES[main_type(tensors)])
     if on_shape is not None:
-        on_shape(architecture, [rule.info for rule in rules])
-    general = general_metadata(folder, [rule.info for rule in rules], name)
+        on_shape(architecture, tensors)
+    general = general_metadata(folder, tensors, name)
     # Readers expect the architecture first.
     metadata = {"general.architecture": architecture["general.architecture"]} | general
     metadata |= architecture | tokenizer_metadata(folder, config)
@@ -165,20 +169,28 @@ class CheckpointSource:
         rule = self._rule(name, start, stop)
         if rule.constant is not None:
             return rule.constant.reshape(-1, rule.info.row_elements)[start:stop].copy()
-        rows = as_f32(self._raw_rows(rule, start, stop), self._dtype(rule))
+        parts = [as_f32(*part) for part in self._raw_parts(rule, start, stop)]
+        empty = np.empty((0, rule.info.row_elements), np.float32)
+        rows = parts[0] if len(parts) == 1 else np.concatenate([empty, *parts])
         return rows if rule.values is None else rule.values(rows)
 
     def read_stored(self, name: str, start: int, stop: int) -> NDArray[np.uint8] | None:
-        """The rows' bytes if the base GGUF stores them unchanged, else None.
+        """The rows' bytes if an unquantized GGUF stores them unchanged, else None.
 
         Stacked and permuted rows count as unchanged: only their order changes.
         """
         rule = self._rule(name, start, stop)
         if rule.constant is not None or rule.values is not None:
             return None
-        if self._dtype(rule) != rule.info.type_name:
+        if any(self._dtype(part) != rule.info.type_name for part in rule.parts):
             return None
-        return self._raw_rows(rule, start, stop)
+        parts = [raw for raw, _ in self._raw_parts(rule, start, stop)]
+        row_bytes = rule.info.row_elements * DTYPE_BYTES[rule.info.type_name]
+        return (
+            parts[0]
+            if len(parts) == 1
+            else np.concatenate([np.empty((0, row_bytes), np.uint8), *parts])
+        )
 
     def _rule(self, name: str, start: int, stop: int) -> TensorRule:
         rule = self._rules[name]
@@ -186,28 +198,28 @@ class CheckpointSource:
             raise IndexError(f"rows [{start}, {stop}) of {name}, which has {rule.info.rows}")
         return rule
 
-    def _dtype(self, rule: TensorRule) -> str:
-        """The dtype of all parts: `Rules.add` refuses parts of different dtypes."""
-        return self._files.file_of(rule.parts[0]).entries[rule.parts[0]].dtype
+    def _dtype(self, part: str) -> str:
+        return self._files.file_of(part).entries[part].dtype
 
-    def _raw_rows(self, rule: TensorRule, start: int, stop: int) -> NDArray[np.uint8]:
-        """The rows' bytes in the checkpoint's dtype, shape (stop - start, bytes a row)."""
+    def _raw_parts(
+        self, rule: TensorRule, start: int, stop: int
+    ) -> Iterator[tuple[NDArray[np.uint8], str]]:
+        """What the rows' parts hold of them, shape (rows, bytes a row), and their dtypes."""
         width = rule.info.row_elements
         if rule.row_order is not None:
-            file = self._files.file_of(rule.parts[0])
+            (part,) = rule.parts
+            file = self._files.file_of(part)
             if len(rule.info.shape) > 1:
-                return file.gather_raw(rule.parts[0], rule.row_order[start:stop], width)
-            elements = file.gather_raw(rule.parts[0], rule.row_order, 1)  # of one row
-            return elements.reshape(1, -1)[: stop - start]
-        row_bytes = width * DTYPE_BYTES[self._dtype(rule)]
-        out = np.empty((stop - start, row_bytes), np.uint8)
+                raw = file.gather_raw(part, rule.row_order[start:stop], width)
+            else:  # elements of one row
+                raw = file.gather_raw(part, rule.row_order, 1).reshape(1, -1)[: stop - start]
+            yield raw, self._dtype(part)
+            return
         part_rows = rule.info.rows // len(rule.parts)
-        row = start
-        while row < stop:
-            index, first = divmod(row, part_rows)
-            count = min(part_rows - first, stop - row)
+        while start < stop:
+            index, first = divmod(start, part_rows)
+            count = min(part_rows - first, stop - start)
             part = rule.parts[index]
-            block = out[row - start : row - start + count]
-            self._files.file_of(part).read_raw_into(part, first * width, block)
-            row += count
-        return out
+            raw = self._files.file_of(part).read_raw(part, first * width, (first + count) * width)
+            yield raw.reshape(count, -1), self._dtype(part)
+            start += count

@@ -155,19 +155,25 @@ class SpaceNeeded:
 
 
 def space_needed(
-    download_bytes: int, elements: int, vocabulary: int, recipe: Recipe, limit: int | None = None
+    download_bytes: int,
+    elements: int,
+    element_bytes: int,
+    vocabulary: int,
+    recipe: Recipe,
+    limit: int | None = None,
 ) -> SpaceNeeded:
     """The disk space of a whole build; for presets an upper bound.
 
     Args:
-        elements: weights of the model.
+        elements: weights of the model, each of `element_bytes` in the checkpoint.
         limit: bytes of the target for weights: larger levels are not built. None if no target is
             known; levels that use all of a target's memory are then left out.
     """
     largest = int(1.01 * BY_NAME["Q8_0"].size_bytes(elements))  # with what stays F32
     sizes = [_level_bytes(level, elements, limit) for level in recipe.levels]
     levels = sum(min(size, largest) + HEADER_BYTES for size in sizes if size is not None)
-    base = BY_NAME[recipe.convert.base_type].size_bytes(elements) + HEADER_BYTES
+    kind = BY_NAME.get(recipe.convert.base_type)
+    base = (elements * element_bytes if kind is None else kind.size_bytes(elements)) + HEADER_BYTES
     positions = recipe.divergence.chunks * len(scored_positions(recipe.divergence.chunk_tokens))
     logits = 2 * vocabulary * positions + HEADER_BYTES if positions else 0  # of 16 bits
     return SpaceNeeded(download_bytes, base, levels, logits)

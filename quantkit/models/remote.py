@@ -51,11 +51,16 @@ class RemoteCheckpoint(RemoteFiles):
     removable: tuple[str, ...] | None = ("*.safetensors", *BESIDE_WEIGHTS)
 
     @property
-    def elements(self) -> int:
-        """Weights, estimated from the size of their files and the dtype of config.json."""
+    def element_bytes(self) -> int:
+        """Bytes of a weight, by the dtype of config.json."""
         dtype = self.config.get("dtype") or self.config.get("torch_dtype")
+        return 4 if dtype == "float32" else 2
+
+    @property
+    def elements(self) -> int:
+        """Weights, estimated from the size of their files."""
         weights = sum(f.size_bytes for f in self.files if f.name.endswith(".safetensors"))
-        return weights // (4 if dtype == "float32" else 2)
+        return weights // self.element_bytes
 
 
 def matches(name: str, patterns: Iterable[str]) -> bool:

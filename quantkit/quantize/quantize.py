@@ -12,14 +12,13 @@ from quantkit.core.progress import SILENT, Progress
 from quantkit.formats.gguf_file import FinishedFile
 from quantkit.formats.gguf_writer import ShardLayout, lay_out, single_file_layout
 from quantkit.formats.imatrix_file import Imatrix
-from quantkit.formats.tensor_types import quant_type
-from quantkit.formats.tensors import Metadata, MetaValue, TensorSource
+from quantkit.formats.tensor_types import BY_NAME, FILE_TYPES
+from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo, TensorSource
 from quantkit.models.model import Model
+from quantkit.quantize.candidates import is_quantizable
 from quantkit.quantize.encode import Importance, write_shards
 
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
-BASE_FILE_TYPES = {"BF16": 32, "Q8_0": 7}
-"""llama_ftype of llama.h for the types of a converted file."""
 
 
 def preset_file_type(preset: str | None) -> int | None:
@@ -97,6 +96,24 @@ def quantize(
     return write_shards(folder, work, layouts, source, importance, progress, workers, finished)
 
 
+def base_tensors(tensors: Sequence[TensorInfo], recipe: ConvertRecipe) -> list[TensorInfo]:
+    """The tensors of a converted file: its weights in the recipe's base type.
+
+    What llama.cpp takes in F32 alone stays so, and a tensor whose rows do not fit the base type
+    keeps its own, as one does that is quantized already.
+    """
+    if recipe.base_type == "source":
+        return list(tensors)
+    kind = BY_NAME[recipe.base_type]
+
+    def is_converted(info: TensorInfo) -> bool:
+        is_weight = info.type_name in ("BF16", "F16")
+        is_weight |= info.type_name == "F32" and is_quantizable(info)
+        return is_weight and kind.fits_row(info.row_elements)
+
+    return [info.with_type(kind.name) if is_converted(info) else info for info in tensors]
+
+
 def convert(
     source: TensorSource,
     recipe: ConvertRecipe,
@@ -105,20 +122,20 @@ def convert(
     workers: int,
     progress: Progress = SILENT,
 ) -> Path:
-    """Write `source` to one GGUF file, its BF16 and F16 tensors in the recipe's base type.
+    """Write `source` to one GGUF file, its tensors as `base_tensors` says.
 
-    A tensor whose rows do not fit the base type keeps its own. `work` keeps what an interrupted
-    run has done.
+    `work` keeps what an interrupted run has done.
+
+    Raises:
+        InputError: a weight is not finite, or too large for its type.
     """
-    kind = quant_type(recipe.base_type)
-    infos = [
-        info.with_type(kind.name)
-        if info.type_name in ("BF16", "F16") and kind.fits_row(info.row_elements)
-        else info
-        for info in source.tensors
-    ]
-    file_type = MetaValue("u32", BASE_FILE_TYPES[recipe.base_type])
-    layout = single_file_layout(out.stem, source.metadata | {"general.file_type": file_type}, infos)
+    metadata = source.metadata
+    quantized = any(BY_NAME[info.type_name].is_quantized for info in source.tensors)
+    if recipe.base_type != "source" and not quantized:
+        file_type = MetaValue("u32", FILE_TYPES[recipe.base_type])
+        metadata = metadata | {"general.file_type": file_type}
+    infos = base_tensors(source.tensors, recipe)
+    layout = single_file_layout(out.stem, metadata, infos)
     layout = dataclasses.replace(layout, file_name=out.name)
     (path,) = write_shards(out.parent, work, [layout], source, {}, progress, workers)
     return path

@@ -105,15 +105,45 @@ def test_rows_are_copied_as_stored_wherever_only_their_order_changes(
         assert nemotron.read_stored(name, 0, 1) is not None
     for name in ("blk.0.attn_norm.weight", "blk.0.ssm_a"):  # BF16 in the file, F32 in the GGUF
         assert nemotron.read_stored(name, 0, 1) is None
-    assert sources["llama"].read_stored("blk.0.ffn_up.weight", 0, 1) is None  # F16 in the file
+    assert sources["llama"].read_stored("blk.0.attn_q.weight", 0, 1) is not None  # F16 in both
+    assert sources["llama"].read_stored("blk.0.attn_norm.weight", 0, 1) is None
 
 
-def test_an_f32_checkpoint_gives_vectors_as_stored_and_matrices_as_bf16(tmp_path: Path) -> None:
-    source = open_checkpoint(write_nemotron(tmp_path / "m", "F32"))
+@pytest.mark.parametrize(("dtype", "file_type"), [("BF16", 32), ("F16", 1), ("F32", 0)])
+def test_matrices_keep_the_checkpoint_s_precision(
+    tmp_path: Path, dtype: str, file_type: int
+) -> None:
+    source = open_checkpoint(write_nemotron(tmp_path / "m", dtype))
     types = {t.name: t.type_name for t in source.tensors}
-    assert types["blk.0.ssm_in.weight"] == "BF16"
-    assert source.read_stored("blk.0.ssm_in.weight", 0, 1) is None
-    assert source.read_stored("blk.0.attn_norm.weight", 0, 1) is not None
+    for name in ("token_embd.weight", "blk.0.ssm_in.weight", "blk.1.ffn_up_exps.weight"):
+        assert types[name] == dtype
+        assert source.read_stored(name, 0, 1) is not None
+    for name in ("blk.0.attn_norm", "blk.0.ssm_conv1d", "blk.1.ffn_gate_inp"):
+        assert types[f"{name}.weight"] == "F32"
+    stored = source.read_stored("blk.0.attn_norm.weight", 0, 1)
+    assert (stored is not None) is (dtype == "F32")
+    assert source.metadata["general.file_type"].value == file_type
+
+
+def test_a_checkpoint_of_several_dtypes_keeps_each(tmp_path: Path) -> None:
+    """Experts of two dtypes are stacked in F32, which holds both."""
+    arrays = nemotron_arrays(NEMOTRON)
+    expert = "backbone.layers.1.mixer.experts.{}.{}_proj.weight".format
+    arrays[expert(2, "up")][0, 0] = 1 + 2**-20  # in F32 alone
+    arrays[expert(1, "down")][0, 0] = 1 + 2**-10  # in F16, not in BF16
+    dtypes = {expert(2, "up"): "F32", expert(1, "down"): "F16", "lm_head.weight": "F16"}
+    source = open_checkpoint(write_checkpoint(tmp_path / "m", NEMOTRON, arrays, dtypes))
+    types = {t.name: t.type_name for t in source.tensors}
+    assert types["output.weight"] == "F16"
+    assert types["token_embd.weight"] == "BF16"
+    for kind in ("up", "down"):
+        name = f"blk.1.ffn_{kind}_exps.weight"
+        stack = np.concatenate([arrays[expert(e, kind)] for e in range(4)])
+        assert types[name] == "F32"
+        assert source.read_stored(name, 0, 1) is None
+        for start, stop in ((0, len(stack)), (15, 33), (7, 7)):
+            rows = source.read_rows(name, start, stop)
+            np.testing.assert_array_equal(rows, stack[start:stop], strict=True)
 
 
 @pytest.mark.parametrize("copied", [True, False])

@@ -472,7 +472,7 @@ def test_space_of_a_build() -> None:
         {"name": "a", "bits_per_weight": 6}, {"name": "b", "size": "500MB"}, {"name": "all"},
         {"name": "c", "bits_per_weight": 12}, base_type="Q8_0",
     )  # fmt: skip
-    needed = space_needed(500, elements, 1000, recipe, 900_000_000)
+    needed = space_needed(500, elements, 2, 1000, recipe, 900_000_000)
     assert needed.download_bytes == 500
     assert needed.logits_bytes == 2 * 1000 * 4 * 255 + HEADER_BYTES
     assert needed.base_bytes == 1_062_500_000 + HEADER_BYTES
@@ -481,8 +481,12 @@ def test_space_of_a_build() -> None:
     parts = needed.base_bytes + needed.level_bytes + needed.logits_bytes
     assert needed.total_bytes == 500 + parts
     recipe = space_recipe({"name": "all"}, {"name": "b", "bits_per_weight": 4}, chunks=0)
-    unknown = space_needed(0, elements, 1000, recipe)
+    unknown = space_needed(0, elements, 2, 1000, recipe)
     assert unknown.base_bytes == 2 * elements + HEADER_BYTES
+    for base_type, each in (("source", 4), ("F32", 4), ("F16", 2)):
+        recipe = space_recipe({"name": "all"}, base_type=base_type)
+        wide = space_needed(0, elements, 4, 1000, recipe)
+        assert wide.base_bytes == each * elements + HEADER_BYTES
     assert unknown.level_bytes == 500_000_000 + HEADER_BYTES
     assert unknown.logits_bytes == 0
 
@@ -502,9 +506,9 @@ def test_space_of_presets_is_a_bound_that_is_not_far_off() -> None:
         recipe = space_recipe({"name": preset, "preset": preset})
         types = ask_preset(model, preset, has_imatrix=True).types
         true = artifact_bytes(model, types)
-        counted = space_needed(0, elements, 0, recipe).level_bytes
+        counted = space_needed(0, elements, 2, 0, recipe).level_bytes
         assert true <= counted < true + 1.1 * elements / 8, preset
-        on_target = space_needed(0, elements, 0, recipe, limit).level_bytes
+        on_target = space_needed(0, elements, 2, 0, recipe, limit).level_bytes
         expected = 0 if true > limit else min(counted, limit + HEADER_BYTES)
         assert on_target == expected, preset
 
@@ -512,7 +516,7 @@ def test_space_of_presets_is_a_bound_that_is_not_far_off() -> None:
 def test_space_knows_every_preset() -> None:
     for preset in PRESETS:
         recipe = space_recipe({"name": preset, "preset": preset})
-        size = space_needed(0, 8_000_000_000, 0, recipe).level_bytes - HEADER_BYTES
+        size = space_needed(0, 8_000_000_000, 2, 0, recipe).level_bytes - HEADER_BYTES
         assert 3_000_000_000 < size < 8_600_000_000, preset
 
 

@@ -92,11 +92,16 @@ def safetensors_bytes(header: Mapping[str, Any] | bytes, data: bytes = b"") -> b
     return len(text).to_bytes(8, "little") + text + data
 
 
-def write_safetensors(path: Path, tensors: Arrays, dtype: str = "BF16") -> None:
-    """Write `tensors`, whose values `dtype` must hold exactly."""
+Dtypes = str | Mapping[str, str]
+"""Of all tensors, or by name; those without a name are BF16."""
+
+
+def write_safetensors(path: Path, tensors: Arrays, dtypes: Dtypes = "BF16") -> None:
+    """Write `tensors`, whose values `dtypes` must hold exactly."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     data = b""
     for name, values in tensors.items():
+        dtype = dtypes if isinstance(dtypes, str) else dtypes.get(name, "BF16")
         if dtype == "BF16":
             raw = (values.astype("<f4").view("<u4") >> 16).astype("<u2").tobytes()
         else:
@@ -280,7 +285,11 @@ def write_tokenizer(folder: Path) -> None:
 
 
 def write_checkpoint(
-    folder: Path, config: Mapping[str, Any], tensors: Arrays, dtype: str = "BF16", shards: int = 1
+    folder: Path,
+    config: Mapping[str, Any],
+    tensors: Arrays,
+    dtype: Dtypes = "BF16",
+    shards: int = 1,
 ) -> Path:
     """A complete checkpoint in `folder`, with an index where there are several shards."""
     folder.mkdir(parents=True, exist_ok=True)

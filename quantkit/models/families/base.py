@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
 from quantkit.formats.safetensors_files import CONVERTIBLE
+from quantkit.formats.tensor_types import FILE_TYPES
 from quantkit.formats.tensors import Metadata, MetaKind, MetaScalar, MetaValue, TensorInfo
 
 Config = Mapping[str, Any]
@@ -46,7 +47,7 @@ class TensorRule:
     """How one GGUF tensor is made from the checkpoint's tensors.
 
     Attributes:
-        info: the GGUF name, row-major shape, and the type the base GGUF stores (BF16 or F32).
+        info: the GGUF name, row-major shape, and the type of an unquantized GGUF: see `base_type`.
         parts: checkpoint tensors; more than one are stacked along a new first axis (experts).
         row_order: source row of each GGUF row where rows are permuted (rotary layouts); of a tensor
             of one axis, source element of each element.
@@ -162,13 +163,9 @@ class Rules:
                     f"tensor {source} has shape {list(found.shape)}, but config.json promises "
                     f"{list(expected)}; the weights and the configuration do not belong together"
                 )
-        if len({self.stored[source].dtype for source in parts}) > 1:
-            raise InputError(
-                f"{parts[0]} and the others that {name} is stacked from have different dtypes; "
-                "are the shards of one checkpoint?"
-            )
         self._used.update(parts)
-        info = TensorInfo(name, shape, base_type(name, shape))
+        dtypes = {self.stored[source].dtype for source in parts}
+        info = TensorInfo(name, shape, base_type(name, shape, dtypes))
         order = None if row_order is None else row_order()  # the file has as many rows
         self._rules.append(TensorRule(info, parts, order, values))
 
@@ -228,14 +225,15 @@ class Rules:
         )
 
 
-def base_type(name: str, shape: tuple[int, ...]) -> str:
-    """The type in which an unquantized GGUF stores the tensor, as llama.cpp's converter decides.
+def base_type(name: str, shape: tuple[int, ...], dtypes: Collection[str]) -> str:
+    """The type in which an unquantized GGUF stores the tensor, whose parts have these `dtypes`.
 
-    Vectors, norms, routers, convolutions and everything but `.weight` stay F32.
+    Vectors, norms, routers, convolutions and everything but `.weight` are F32, as llama.cpp's
+    converter decides. All else keeps its precision; of parts of several, F32 alone holds all.
     """
     if len(shape) == 1 or name.endswith(_F32_NAMES) or not name.endswith(".weight"):
         return "F32"
-    return "BF16"
+    return next(iter(dtypes)) if len(dtypes) == 1 else "F32"
 
 
 def refuse_if(wrong: bool, message: str) -> None:
@@ -290,7 +288,7 @@ def with_prefix(architecture: str, keys: Keys) -> Metadata:
     """`general.architecture` and `general.file_type`, then `keys` as the architecture's own."""
     general: Keys = {
         "general.architecture": architecture,
-        "general.file_type": 32,  # LLAMA_FTYPE_MOSTLY_BF16
+        "general.file_type": FILE_TYPES["BF16"],  # until `open_checkpoint` knows the tensors
     }
     named = general | {f"{architecture}.{key}": value for key, value in keys.items()}
     return {key: meta(_KINDS[type(value)], value) for key, value in named.items()}
