@@ -6,9 +6,11 @@ an earlier run was interrupted.
 
 from __future__ import annotations
 
+import json
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,6 +37,8 @@ ROWS_BYTES = 16 << 20
 """Limit for the rows that one worker holds at a time, as F32."""
 ENCODED_ROWS_BYTES = 1 << 20
 """The same for rows that are encoded: they fit a core's cache, and all workers end together."""
+LARGEST_VALUES = {"F16": 65504.0, "BF16": 3.3895314e38}
+"""The largest finite values of types without blocks."""
 LARGEST_WEIGHT = 1e18
 """Limit for values that are encoded: the square of a much larger one is infinite in F32."""
 SYNC_BYTES = 64 << 20
@@ -81,6 +85,7 @@ def write_shards(
         progress.note(f"using ggml's own kernels for {', '.join(sorted(slower))}: {found.finding}")
     journals = [_journal(layout, folder, work) for layout in layouts]
     done = {name for journal in journals for name in journal.lines}
+    rounding = _Rounding(Journal(work / "rounded", layouts[0].digest), done)
     unfinished = (
         (work / layout.file_name, layout.size_bytes)
         for layout, journal in zip(layouts, journals, strict=True)
@@ -105,10 +110,17 @@ def write_shards(
             if growing.exists() or not _is_whole(layout, journal):  # else it is published
                 with open_shard(growing, layout) as writer:
                     left = [info for info in layout.tensors if info.name not in done]
-                    encoder = _Encoder(writer, source, importance, stored_types, reusable)
+                    encoder = _Encoder(writer, source, importance, stored_types, reusable, rounding)
                     _encode_all(encoder, left, journal, progress, pool, workers)
                 publish(growing, path)
             paths.append(path)
+    if rounding.counts:
+        kinds = {info.type_name for info in wanted if info.name in rounding.counts}
+        elements = sum(info.elements for info in wanted if info.name in rounding.counts)
+        progress.note(
+            f"{len(rounding.counts)} tensors are rounded to {' and '.join(sorted(kinds))}, which "
+            f"does not hold {rounding.counts.total():,} of their {elements:,} values exactly"
+        )
     return paths
 
 
@@ -164,6 +176,7 @@ def _encode_all(
     def sync() -> None:
         nonlocal unsynced, synced_at
         encoder.writer.sync()
+        encoder.rounding.keep(finished)
         journal.append(*finished)
         finished.clear()
         unsynced, synced_at = 0, time.monotonic()
@@ -218,6 +231,32 @@ class _Block:
     stop: int
 
 
+class _Rounding:
+    """How many values of a tensor its new type rounds, other than by quantizing; thread-safe.
+
+    `journal` keeps it of the tensors that an interrupted run has `done`.
+    """
+
+    def __init__(self, journal: Journal, done: Collection[str]) -> None:
+        kept: Iterable[tuple[str, int]] = map(tuple, journal.values())
+        self.counts = Counter({name: count for name, count in kept if name in done})
+        self._journal, self._lock = journal, threading.Lock()
+
+    def count(
+        self, info: TensorInfo, values: NDArray[np.float32], encoded: NDArray[np.uint8]
+    ) -> None:
+        held = ggml_kernels.dequantize(BY_NAME[info.type_name], encoded, info.row_elements)
+        if rounded := int(np.count_nonzero(held != values)):
+            with self._lock:
+                self.counts[info.name] += rounded
+
+    def keep(self, finished: Iterable[str]) -> None:
+        with self._lock:
+            lines = [json.dumps([n, self.counts[n]]) for n in finished if n in self.counts]
+        if lines:
+            self._journal.append(*lines)
+
+
 @dataclass(frozen=True)
 class _Encoder:
     """Encodes blocks of rows and writes them to their place; thread-safe."""
@@ -227,6 +266,7 @@ class _Encoder:
     importance: Importance
     stored_types: Mapping[str, str]
     reusable: Mapping[str, ReusableTensor]
+    rounding: _Rounding
 
     def blocks(self, info: TensorInfo) -> Iterator[_Block]:
         """The tensor's blocks: large if they are copied, small enough for the cache otherwise."""
@@ -243,7 +283,7 @@ class _Encoder:
         if reusable is None or not self.writer.copy(info.name, reusable, start, stop):
             rows, stored_type = (block.start, block.stop), self.stored_types[info.name]
             encoded = encode_rows(
-                self.source, info, block.matrix, rows, self.importance, stored_type
+                self.source, info, block.matrix, rows, self.importance, stored_type, self.rounding
             )
             self.writer.write(info.name, encoded, start)
         return stop - start
@@ -256,6 +296,7 @@ def encode_rows(
     rows: tuple[int, int],
     importance: Importance,
     stored_type: str,
+    rounding: _Rounding | None = None,
 ) -> NDArray[np.uint8]:
     """Rows of a tensor encoded for an artifact, shape (rows, bytes per row).
 
@@ -267,6 +308,7 @@ def encode_rows(
         matrix: index of the matrix that the rows belong to.
         rows: [start, stop) in the whole tensor.
         stored_type: type in `source`; if it is the artifact's, the bytes are copied.
+        rounding: counts the values that a type without blocks does not hold exactly.
 
     Raises:
         InputError: a weight is not finite, or too large for the type.
@@ -284,7 +326,16 @@ def encode_rows(
         with np.errstate(over="ignore"):  # infinities in F16 are reported below
             encoded = kernels.quantize(kind, values, column if kind.is_quantized else None)
         if ggml_kernels.is_finite(kind, encoded):
+            if rounding is not None and kind.name in LARGEST_VALUES:
+                rounding.count(info, values, encoded)
             return encoded
+        if kind.name in LARGEST_VALUES and np.isfinite(values).all():
+            worst = values.flat[np.abs(values).argmax()]
+            raise InputError(
+                f"{info.name} has the value {worst:.6g} in rows {rows[0]} to {rows[1] - 1}: the "
+                f"limit of {kind.name} is {LARGEST_VALUES[kind.name]:.6g}; choose a type with a "
+                "larger range for it, such as F32"
+            )
     raise InputError(
         f"rows {rows[0]} to {rows[1] - 1} of {info.name} are not finite as {kind.name}: the model "
         "has NaN, infinite, or too large weights for that type; use another checkpoint or another "

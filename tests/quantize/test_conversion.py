@@ -18,13 +18,15 @@ from checkpoints import (
 from granite_checkpoints import write_granite
 from models import llama_arrays, llama_metadata, write_gguf
 from qwen_checkpoints import QWEN3_MOE, write_qwen
-from watched import Recorder
+from watched import Killed, Recorder
 
 from quantkit.config.recipe import ConvertRecipe
+from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256
 from quantkit.formats.tensors import MetaValue, TensorSource
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.gguf_source import GGUFSource
+from quantkit.quantize import encode
 from quantkit.quantize.quantize import base_tensors, convert
 
 UP = "blk.0.ffn_up.weight"
@@ -121,3 +123,61 @@ def test_a_quantized_gguf_keeps_its_types_and_their_name(tmp_path: Path) -> None
         made = converted(source, tmp_path / f"{base_type}.gguf", base_type)
         assert made.tensors == source.tensors
         assert made.metadata["general.file_type"].value == 7
+
+
+def test_rounded_values_are_counted_and_said_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encode, "SYNC_BYTES", 0)
+    monkeypatch.setattr(encode, "ROWS_BYTES", 4096)
+    arrays = {
+        name: np.ones_like(array) if array.ndim == 2 else array
+        for name, array in llama_arrays().items()
+    }
+    arrays[UP][:3, 5] = 1 + 2**-10  # F16 holds that, BF16 does not
+    arrays["blk.0.attn_q.weight"][7, 0] = 1 + 2**-20  # neither does
+    source = GGUFSource(write_gguf(tmp_path / "s.gguf", llama_metadata(), arrays))
+    counts = {"BF16": (2, 4), "F16": (1, 1)}
+    for kind, (tensors, values) in counts.items():
+        told = Recorder()
+        converted(source, tmp_path / f"{kind}.gguf", kind, told)
+        (note,) = told.notes
+        assert str(tensors) in note.split()
+        assert str(values) in note.split()
+    killed = Recorder(kill_after=source_blocks(source) - 1)
+    with pytest.raises(Killed):
+        converted(source, tmp_path / "again.gguf", "BF16", killed)
+    assert not killed.notes
+    resumed = Recorder()
+    converted(source, tmp_path / "again.gguf", "BF16", resumed)
+    assert resumed.starts[0][0] > 0
+    (note,) = resumed.notes
+    assert {"2", "4"} <= set(note.split())  # those of the killed run too
+    for base_type in ("F32", "source", "Q8_0"):
+        exact = Recorder()
+        converted(source, tmp_path / f"{base_type}.gguf", base_type, exact)
+        assert not exact.notes
+
+
+def source_blocks(source: TensorSource) -> int:
+    """Blocks that a conversion of `source` encodes or copies."""
+    return sum(1 for info in source.tensors for _ in encode.row_blocks(info))
+
+
+@pytest.mark.parametrize(
+    ("kind", "value", "limit"), [("F16", 65520.0, "65504"), ("BF16", -3.4e38, "3.38953e+38")]
+)
+def test_a_value_beyond_the_type_is_named_with_the_limit(
+    tmp_path: Path, kind: str, value: float, limit: str
+) -> None:
+    arrays = llama_arrays()
+    arrays[UP][300, 7] = 65519 if kind == "F16" else 3.3895e38
+    fits = GGUFSource(write_gguf(tmp_path / "fits.gguf", llama_metadata(), arrays))
+    assert np.isfinite(converted(fits, tmp_path / "m.gguf", kind).read_rows(UP, 300, 301)).all()
+    arrays[UP][300, 7] = value
+    source = GGUFSource(write_gguf(tmp_path / "s.gguf", llama_metadata(), arrays))
+    with pytest.raises(InputError) as caught:
+        converted(source, tmp_path / "n.gguf", kind)
+    for said in (UP, f"{value:.6g}", kind, limit):
+        assert said in str(caught.value)
+    assert not (tmp_path / "n.gguf").exists()

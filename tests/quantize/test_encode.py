@@ -147,7 +147,7 @@ def test_a_tensor_is_journalled_when_all_of_it_is_on_the_disk(
 @pytest.mark.parametrize(
     ("kind", "value"),
     [
-        ("F16", 1e5), ("F16", np.nan), ("F16", -np.inf), ("BF16", 3.4e38), ("BF16", np.nan),
+        ("F16", np.nan), ("F16", -np.inf), ("BF16", np.nan),
         ("BF16", np.inf), ("F32", np.nan), ("F32", np.inf),
         *itertools.product(["Q8_0", "Q4_K", "Q5_1", "IQ4_NL", "IQ3_S"], [np.inf, np.nan, 1e38]),
     ],
