@@ -242,13 +242,10 @@ class _Rounding:
         self.counts = Counter({name: count for name, count in kept if name in done})
         self._journal, self._lock = journal, threading.Lock()
 
-    def count(
-        self, info: TensorInfo, values: NDArray[np.float32], encoded: NDArray[np.uint8]
-    ) -> None:
-        held = ggml_kernels.dequantize(BY_NAME[info.type_name], encoded, info.row_elements)
-        if rounded := int(np.count_nonzero(held != values)):
+    def count(self, name: str, rounded: int) -> None:
+        if rounded:
             with self._lock:
-                self.counts[info.name] += rounded
+                self.counts[name] += rounded
 
     def keep(self, finished: Iterable[str]) -> None:
         with self._lock:
@@ -325,9 +322,14 @@ def encode_rows(
     if not kind.is_quantized or (values.max() < LARGEST_WEIGHT and values.min() > -LARGEST_WEIGHT):
         with np.errstate(over="ignore"):  # infinities in F16 are reported below
             encoded = kernels.quantize(kind, values, column if kind.is_quantized else None)
-        if ggml_kernels.is_finite(kind, encoded):
-            if rounding is not None and kind.name in LARGEST_VALUES:
-                rounding.count(info, values, encoded)
+        if kind.is_quantized:
+            finite, rounded = ggml_kernels.is_finite(kind, encoded), 0
+        else:  # ggml's check would print its own line
+            held = ggml_kernels.dequantize(kind, encoded, info.row_elements)
+            finite, rounded = bool(np.isfinite(held).all()), int(np.count_nonzero(held != values))
+        if finite:
+            if rounding is not None:
+                rounding.count(info.name, rounded)
             return encoded
         if kind.name in LARGEST_VALUES and np.isfinite(values).all():
             worst = values.flat[np.abs(values).argmax()]

@@ -13,7 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import typer.main
-from checkpoints import NEMOTRON, nemotron_arrays, with_prediction_head, write_checkpoint
+from checkpoints import (
+    LLAMA,
+    NEMOTRON,
+    llama_arrays,
+    nemotron_arrays,
+    with_prediction_head,
+    write_checkpoint,
+)
 from forked import PROGRAM, facts, printed, quantkit, refused
 from loopback_hub import COMMIT, Fault, hub
 from models import write_llama
@@ -120,6 +127,25 @@ def test_truncated_safetensors_says_how_many_bytes_are_missing(tmp_path: Path) -
     message = refused(*BUILD, tmp_path / "o", "--model", model)
     assert str(whole) in message
     assert "100000" in message
+
+
+def test_convert_says_what_it_rounds_and_refuses_what_becomes_infinite(tmp_path: Path) -> None:
+    arrays, out = llama_arrays(LLAMA), tmp_path / "m.gguf"
+    arrays["model.embed_tokens.weight"][0, :3] = 1 + 2**-10  # F16 holds that, BF16 does not
+    model = write_checkpoint(tmp_path / "m", LLAMA, arrays, "F32")
+    command = ("convert", "--model", model, "--out", out)
+    for kind, options in (("F32", ()), ("F16", ("--type", "F16")), ("BF16", ("--type", "BF16"))):
+        *notes, _ = printed(*command, *options).splitlines()
+        assert {info.name: info.type_name for info in GGUFSource(out).tensors}[
+            "token_embd.weight"
+        ] == kind
+        assert len(notes) == (kind == "BF16")
+    assert {"1", "3"} <= set(notes[0].split())
+    arrays["model.embed_tokens.weight"][7, 7] = 1e5
+    write_checkpoint(tmp_path / "m", LLAMA, arrays, "F32")
+    message = refused(*command, "--type", "F16")
+    assert [said for said in ("token_embd.weight", "100000", "65504") if said not in message] == []
+    assert "source" in refused(*command, "--type", "bf17")
 
 
 def test_the_prediction_head_is_converted_on_request(tmp_path: Path) -> None:
