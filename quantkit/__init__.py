@@ -1,4 +1,4 @@
-"""quantkit: one command turns a BF16 checkpoint into GGUF files that fit a given set of GPUs.
+"""quantkit: one command turns a checkpoint into GGUF files that fit a given set of GPUs.
 
 The Python API is that of `quantkit.api`: `quantkit.plan`, `study`, `build`, `quantize`,
 `validate`, `compare` and `read_results`. Importing quantkit loads no other module; a call loads

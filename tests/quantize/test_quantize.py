@@ -53,14 +53,18 @@ def llama_cpp_quantize(
     assert llama_cpp.llama_model_quantize(str(source).encode(), str(out).encode(), params) == 0
 
 
-def test_a_mixture_of_all_types_has_the_bytes_of_llama_quantize(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stored", ["F32", "F16", "BF16"])
+def test_a_mixture_of_all_types_has_the_bytes_of_llama_quantize(
+    tmp_path: Path, stored: str
+) -> None:
     metadata = llama_metadata() | {"llama.block_count": MetaValue("u32", 3)}
     arrays = {  # more matrices than there are types
         name.replace("blk.0.", f"blk.{layer}."): array
         for layer in range(3)
         for name, array in llama_arrays(seed=layer + 1).items()
     }
-    source = GGUFSource(write_gguf(tmp_path / "f32.gguf", metadata, arrays))
+    precision = {name: stored for name, array in arrays.items() if array.ndim == 2}
+    source = GGUFSource(write_gguf(tmp_path / "source.gguf", metadata, arrays, precision))
     matrices = [info for info in source.tensors if len(info.shape) == 2]
     importance = {i.name: importance_of(i.name, i.row_elements) for i in matrices}
     assert len(matrices) > len(STOCK_CANDIDATES) >= 18

@@ -26,8 +26,7 @@ def main() -> None:
         base.ModelBase.load_hparams = staticmethod(
             lambda dir_model, is_mistral_format: json.loads((dir_model / "config.json").read_text())
         )
-    sys.argv = [str(Path(root, "convert_hf_to_gguf.py")), model, "--outtype", "bf16"]
-    sys.argv += ["--outfile", out, *options]
+    sys.argv = [str(Path(root, "convert_hf_to_gguf.py")), model, "--outfile", out, *options]
     import convert_hf_to_gguf
 
     convert_hf_to_gguf.main()

@@ -14,7 +14,7 @@ import pytest
 from oracle import LLAMA_CPP, needs_oracle, run_torch
 
 import quantkit
-from quantkit.formats.tensors import MetaValue
+from quantkit.formats.tensors import MetaValue, main_type
 from quantkit.models.checkpoint import CheckpointSource, open_checkpoint
 
 DEMO = Path(quantkit.__file__).parent / "data" / "demo-model"
@@ -79,6 +79,9 @@ KINDS |= {"STRING": "str", "BOOL": "bool"}
 
 
 def _converted(model: Path, out: Path, *options: str) -> gguf.GGUFReader:
+    """The model in its own precision, as ours is."""
+    outtype = main_type(open_checkpoint(model).tensors).lower()
+    options = ("--outtype", outtype, *options)
     run_torch("oracle_convert.py", LLAMA_CPP, model, out, "tekken", *options)
     return gguf.GGUFReader(out)
 
