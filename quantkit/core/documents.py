@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Annotated, Any, ClassVar, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from quantkit.core.errors import InputError
 from quantkit.core.files import write_text
@@ -17,6 +17,9 @@ from quantkit.core.parsing import (
     read_bounded,
 )
 from quantkit.core.units import shown
+
+Amount = Annotated[FiniteFloat, Field(ge=0)]
+"""A finite number that is not negative: JSON's readers know NaN and infinities."""
 
 
 class Record(BaseModel):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from pydantic import TypeAdapter, ValidationError
+
+from quantkit.core.documents import first_problem
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import (
     plain_json,
@@ -20,6 +23,7 @@ from quantkit.core.parsing import bounded_json
 
 ATTEMPTS = 3
 """At a lock, at once: one attempt fails where the holder removes the lock file meanwhile."""
+_Unit = TypeVar("_Unit")
 
 
 def work_folder(out: Path) -> Path:
@@ -131,14 +135,29 @@ class Journal:
         elif cut:
             self._rewrite()
 
-    def values(self) -> list[Any]:
-        """What the lines hold, as JSON.
+    def units(
+        self, kind: TypeAdapter[_Unit], is_ours: Callable[[_Unit], bool] = lambda _: True
+    ) -> list[_Unit]:
+        """What the lines hold, each as JSON of one `kind`.
+
+        Args:
+            is_ours: whether a unit is one of this work, and complete.
 
         Raises:
-            InputError: one is damaged.
+            InputError: a line is damaged, or `is_ours` refuses it.
         """
-        advice = f"delete {self.path} to begin anew"
-        return [bounded_json(line, f"a line of {self.path}", advice) for line in self.lines]
+        found, advice = [], f"delete {self.path} to begin anew"
+        for number, line in enumerate(self.lines, 2):
+            where = f"{self.path}, line {number}"
+            bounded_json(line, where, advice)
+            try:
+                found.append(kind.validate_json(line, strict=True))
+            except ValidationError as error:
+                problem = first_problem(error)
+                raise InputError(f"{where} is damaged: {problem}; {advice}") from None
+            if not is_ours(found[-1]):
+                raise InputError(f"{where} is not of this work; {advice}")
+        return found
 
     def forget(self) -> None:
         """Begin anew."""

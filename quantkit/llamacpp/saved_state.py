@@ -14,14 +14,25 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from pydantic import NonNegativeInt, ValidationError
 
+from quantkit.core.documents import Record
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.core.files import publish, write_json
+from quantkit.core.files import publish, write_text
 from quantkit.core.parsing import bounded_json
 from quantkit.llamacpp.llama import Context, Tokens
 
 SAVED_SHARE = 0.02
 """Largest share of the time that is spent on saving."""
+
+
+class _About(Record):
+    """state.json: a hash of all that the state depends on, and its tokens and bytes."""
+
+    key: str
+    tokens: NonNegativeInt
+    bytes: int
+    facts: dict[str, Any]
 
 
 class SavedState:
@@ -44,7 +55,8 @@ class SavedState:
 
     def position(self, at_most: int) -> int:
         """Length of the saved prefix in tokens according to its description; 0 for none."""
-        return int(self._read(at_most).get("tokens", 0))
+        about = self._read(at_most)
+        return 0 if about is None else about.tokens
 
     def load(self, context: Context, tokens: Tokens) -> tuple[int, dict[str, Any]]:
         """Read the saved state into sequence 0 if it is of a prefix of `tokens`: (length, facts).
@@ -52,22 +64,23 @@ class SavedState:
         The context must be empty; if nothing fits it stays empty, and the result is (0, {}).
         """
         about = self._read(len(tokens))
-        if not about:
+        if about is None:
             return 0, {}
         found = context.load(0, self._state, len(tokens))
         if found is None or not np.array_equal(found, tokens[: len(found)]):
             context.clear()
             return 0, {}
-        return len(found), about["facts"]
+        return len(found), about.facts
 
-    def _read(self, at_most: int) -> dict[str, Any]:
-        """The description of a saved prefix of at most so many tokens; empty without one."""
+    def _read(self, at_most: int) -> _About | None:
+        """The description of a saved prefix of at most so many tokens."""
         try:
-            about: dict[str, Any] = bounded_json(self._about.read_bytes(), str(self._about))
-            same = about["key"] == self._key and about["bytes"] == self._state.stat().st_size
-            return about if same and 0 <= about["tokens"] <= at_most and "facts" in about else {}
-        except (OSError, InputError, LookupError, TypeError):
-            return {}
+            content = self._about.read_bytes()
+            about = _About.model_validate(bounded_json(content, str(self._about)))
+            same = (about.key, about.bytes) == (self._key, self._state.stat().st_size)
+        except (OSError, InputError, ValidationError):
+            return None
+        return about if same and about.tokens <= at_most else None
 
     def save(self, context: Context, tokens: Tokens, facts: dict[str, Any]) -> None:
         """Save sequence 0, the state after `tokens`, if it is time; `load` returns `facts`.
@@ -86,8 +99,8 @@ class SavedState:
             self._about.unlink(missing_ok=True)
             publish(growing, self._state)
             size = self._state.stat().st_size
-            about = {"key": self._key, "tokens": len(tokens), "bytes": size, "facts": facts}
-            write_json(self._about, about)
+            about = _About(key=self._key, tokens=len(tokens), bytes=size, facts=facts)
+            write_text(self._about, about.model_dump_json())
         except (EnvironmentFault, OSError) as error:
             self._gave_up = True
             growing.unlink(missing_ok=True)

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import TypeAdapter, ValidationError
 
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import write_json
@@ -62,8 +63,10 @@ def working_settings(cache: Path | None = None) -> SelfTest:
     """The settings that work on this machine, from the cache or from `run_selftest`."""
     path = (cache or cache_folder()) / f"selftest-{machine_key()}.json"
     try:
-        return SelfTest(**bounded_json(path.read_bytes(), str(path)))
-    except (OSError, InputError, TypeError):
+        content = path.read_bytes()
+        bounded_json(content, str(path))
+        return TypeAdapter(SelfTest).validate_json(content, strict=True)
+    except (OSError, InputError, ValidationError):
         result = run_selftest()
     with suppress(OSError):  # with a read-only home the test runs each time
         write_json(path, asdict(result))

@@ -17,8 +17,12 @@ import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 from urllib.parse import quote
 
+from pydantic import NonNegativeInt
+
+from quantkit.core.documents import JsonDocument
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import atomic, is_inner_path, write_json
 from quantkit.core.parsing import bounded_json
@@ -44,10 +48,20 @@ WORKERS = 8
 """Files at a time."""
 _WEIGHTS = ".safetensors"
 _RECORD = "headers.json"
-_VERSION = 2
-"""Version of the record; after an increase cached headers are fetched again."""
 _CHECKPOINT = "checkpoint"
 """The folder's name may enter the metadata, so it is the one that builds use."""
+
+
+class _Record(JsonDocument):
+    """headers.json: sizes of the cached files, and of the shards on the Hub.
+
+    After an increase of its version cached headers are fetched again.
+    """
+
+    version: Literal[2] = 2
+    repository: str
+    files: dict[str, NonNegativeInt]
+    shards: dict[str, NonNegativeInt]
 
 
 @dataclass(frozen=True)
@@ -152,15 +166,15 @@ def _cached(place: Path, commit: str | None) -> RemoteHeaders | None:
     """The cached files of a commit; None if they are not complete."""
     folder = place / (commit or "none")
     try:
-        record = bounded_json((folder / _RECORD).read_bytes(), _RECORD)
-        if not all(map(is_inner_path, [*record["files"], *record["shards"]])):
+        record = _Record.read(folder / _RECORD)
+        if not all(map(is_inner_path, [*record.files, *record.shards])):
             return None
-        sizes = {name: (folder / name).stat().st_size for name in record["files"]}
-        if (record["version"], record["files"]) != (_VERSION, sizes):
-            return None
-        return RemoteHeaders(record["repository"], folder.name, folder, record["shards"])
-    except (OSError, InputError, ValueError, LookupError, TypeError, AttributeError):
+        sizes = {name: (folder / name).stat().st_size for name in record.files}
+    except (OSError, InputError):
         return None
+    if record.files != sizes:
+        return None
+    return RemoteHeaders(record.repository, folder.name, folder, record.shards)
 
 
 def _fetch(
@@ -192,13 +206,9 @@ def _fetch(
         progress.start(len(files), "files")
         run_all(bring, files, WORKERS, reports.stop)
         shards = {f.name: f.size_bytes for f in files if f.name.endswith(_WEIGHTS)}
-        record = {
-            "version": _VERSION,
-            "repository": remote.listing.repository,
-            "files": {_place(f.name): (folder / _place(f.name)).stat().st_size for f in files},
-            "shards": shards,
-        }
-        write_json(folder / _RECORD, record)
+        sizes = {_place(f.name): (folder / _place(f.name)).stat().st_size for f in files}
+        name = remote.listing.repository
+        _Record(repository=name, files=sizes, shards=shards).write(folder / _RECORD)
         shutil.rmtree(place / commit, ignore_errors=True)  # it was found not to be whole
         os.replace(folder, place / commit)
     return RemoteHeaders(remote.listing.repository, commit, place / commit, shards)

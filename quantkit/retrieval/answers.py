@@ -7,25 +7,31 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
+from pydantic import NonNegativeFloat, NonNegativeInt, TypeAdapter
+
 from quantkit.config.recipe import RetrievalRecipe
+from quantkit.core.documents import Amount
 from quantkit.core.progress import Progress
 from quantkit.core.work_folders import Journal
 from quantkit.llamacpp.settings import Reply
-from quantkit.retrieval.branches import Branch, Prompts
+from quantkit.retrieval.branches import Branch, Prompts, Question
 from quantkit.retrieval.results import Answer, DeviceUse, Retrieval, Rung, score_tasks
 from quantkit.retrieval.scoring import score
+
+Likeliest = tuple[tuple[int, float], ...]
+"""(token, log-probability), from the likeliest down."""
 
 
 @dataclass(frozen=True)
 class Cost:
     """The cost of the questions of a length, or of a part of them; fields as in `Rung`."""
 
-    prefill_tokens: int = 0
-    prefill_seconds: float = 0.0
-    question_tokens: int = 0
-    decode_tokens: int = 0
-    decode_seconds: float = 0.0
-    fork_difference: float | None = None
+    prefill_tokens: NonNegativeInt = 0
+    prefill_seconds: Amount = 0.0
+    question_tokens: NonNegativeInt = 0
+    decode_tokens: NonNegativeInt = 0
+    decode_seconds: Amount = 0.0
+    fork_difference: Amount | None = None
 
     def __add__(self, other: Cost) -> Cost:
         differences = [c.fork_difference for c in (self, other) if c.fork_difference is not None]
@@ -39,24 +45,82 @@ class Cost:
         )
 
 
-class Answers:
-    """The answers of this run and of those that it continues.
+@dataclass(frozen=True)
+class Tested:
+    """The result of a server's self-test.
 
-    A line of the journal is `{"answer": …}`, or `{"rung": …, "seed": …}` with the cost of a length
-    or of a part of it; others are ignored. A length is closed by its cost: until then its questions
-    are open, answered or not.
+    Attributes:
+        difference: nats, largest of log-probabilities after a reused prefix from those after a
+            fresh prefill.
+        forces: whether the server can be made to say given tokens, and returns their probability.
+        likeliest: after the fresh prefill: identifies the served file.
     """
 
-    def __init__(self, journal: Journal, recipe: RetrievalRecipe) -> None:
-        self.journal, self.recipe = journal, recipe
+    difference: NonNegativeFloat
+    forces: bool
+    likeliest: Likeliest
+
+
+@dataclass(frozen=True, kw_only=True)
+class _RungCost(Cost):
+    context_tokens: int
+
+
+@dataclass(frozen=True)
+class _Line:
+    """One of an answer, the cost of a length of a seed or of a part of it, and a self-test."""
+
+    answer: Answer | None = None
+    rung: _RungCost | None = None
+    seed: int | None = None
+    tested: Tested | None = None
+
+
+_LINE = TypeAdapter(_Line)
+
+
+class Answers:
+    """The answers of this run and of those that it continues, with their costs and self-tests.
+
+    A length is closed by its cost: until then its questions are open, answered or not.
+
+    Args:
+        prompts: of each seed; the journal holds nothing of others.
+
+    Raises:
+        InputError: a line of the journal is damaged, or of other questions.
+    """
+
+    def __init__(
+        self, journal: Journal, recipe: RetrievalRecipe, prompts: Sequence[Prompts]
+    ) -> None:
+        self._journal, self.recipe = journal, recipe
         self._answers = dict[tuple[int, int, str, int], Answer]()
         self._costs = dict[tuple[int, int], Cost]()
-        for entry in journal.values():
-            if fields := entry.get("answer"):
-                answer = Answer(**{**fields, "values": tuple(fields["values"])})
-                self._answers[answer.place] = answer
-            elif cost := entry.get("rung"):
-                self._add_cost(cost.pop("context_tokens"), entry["seed"], Cost(**cost))
+        self.tests = list[Tested]()
+        questions = {b.question.place: b.question for one in prompts for b in one.branches}
+        rungs = {(length, seed) for length, seed, *_ in questions}
+
+        def is_ours(line: _Line) -> bool:
+            if (answer := line.answer) is not None:
+                question = questions.get(answer.place)
+                return (
+                    question is not None
+                    and (answer.key, answer.values) == (question.key, question.values)
+                    and _scored(question, recipe, answer.answer) == (answer.hit, answer.found)
+                )
+            if line.rung is not None:
+                return (line.rung.context_tokens, line.seed) in rungs
+            return line.tested is not None
+
+        for line in journal.units(_LINE, is_ours):
+            if line.answer is not None:
+                self._answers[line.answer.place] = line.answer
+            elif line.rung is not None and line.seed is not None:
+                cost = asdict(line.rung)
+                self._add_cost(cost.pop("context_tokens"), line.seed, Cost(**cost))
+            elif line.tested is not None:
+                self.tests.append(line.tested)
 
     def has(self, branch: Branch) -> bool:
         return branch.question.place in self._answers
@@ -75,13 +139,17 @@ class Answers:
         lines = [json.dumps({"answer": asdict(answer)})]
         if cost is not None:
             lines.append(self._add_cost(answer.context_tokens, answer.seed, cost))
-        self.journal.append(*lines)
+        self._journal.append(*lines)
         self._answers[answer.place] = answer
 
     def add_cost(self, branch: Branch, cost: Cost) -> None:
         """Append the cost of the length of `branch`, or of a part of it."""
         question = branch.question
-        self.journal.append(self._add_cost(question.context_tokens, question.seed, cost))
+        self._journal.append(self._add_cost(question.context_tokens, question.seed, cost))
+
+    def add_test(self, tested: Tested) -> None:
+        self._journal.append(json.dumps({"tested": asdict(tested)}))
+        self.tests.append(tested)
 
     def _add_cost(self, context_tokens: int, seed: int, cost: Cost) -> str:
         """The journal's line."""
@@ -91,10 +159,10 @@ class Answers:
         return json.dumps({"rung": rung, "seed": seed})
 
     def forget(self) -> None:
-        """Discard all answers and costs."""
-        self.journal.forget()
-        self._answers.clear()
-        self._costs.clear()
+        """Discard all answers, costs and self-tests."""
+        self._journal.forget()
+        for kept in (self._answers, self._costs, self.tests):
+            kept.clear()
 
     def result(
         self,
@@ -129,12 +197,17 @@ class Answers:
         )
 
 
+def _scored(question: Question, recipe: RetrievalRecipe, text: str) -> tuple[bool, int]:
+    """(hit, found) of an answer's text."""
+    values, thinking = question.values, recipe.thinking
+    scored = score(question.task, values, text, thinking=thinking, digits=recipe.digits)
+    return scored.hit, scored.found
+
+
 def _answer(branch: Branch, recipe: RetrievalRecipe, said: Reply) -> Answer:
     """The scored answer of a model to the question of `branch`."""
     question = branch.question
-    scored = score(
-        question.task, question.values, said.text, thinking=recipe.thinking, digits=recipe.digits
-    )
+    hit, found = _scored(question, recipe, said.text)
     right = said.log_probabilities[0] if said.log_probabilities else None
     lures = [nats for nats in said.log_probabilities[1:] if nats is not None]
     compared = 0 < len(lures) == len(said.log_probabilities) - 1
@@ -148,8 +221,8 @@ def _answer(branch: Branch, recipe: RetrievalRecipe, said: Reply) -> Answer:
         key=question.key,
         values=question.values,
         answer=said.text,
-        hit=scored.hit,
-        found=scored.found,
+        hit=hit,
+        found=found,
         truncated=said.truncated,
         log_probability=right,
         rank=said.rank,

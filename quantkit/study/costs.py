@@ -126,9 +126,6 @@ def measure_in_child(
     if job.inputs.imatrix is not None:
         rows = {info.name: info.row_elements for info in base.tensors}
         importance = read_imatrix(job.inputs.imatrix, rows).importance()
-    journal = Journal(work / "costs.jsonl", _purpose(job, tokens))
-    kept = TypeAdapter(UnitCost)
-    done = {unit.tensors: unit for unit in map(kept.validate_json, journal.lines)}
     exchangeable = {
         info.name
         for info in base.tensors
@@ -136,6 +133,17 @@ def measure_in_child(
         and (info.name in importance or not BY_NAME[info.type_name].needs_imatrix)
     }
     measurable = [unit for unit in job.units if exchangeable.issuperset(unit)]
+
+    def is_whole(unit: UnitCost) -> bool:
+        named = [part.keys() for p in unit.probes for part in (p.types, p.gains, p.errors)]
+        return (
+            unit.tensors in measurable
+            and len(unit.probes) == len(job.recipe.probe_bits)
+            and all(names == set(unit.tensors) for names in named)
+        )
+
+    journal = Journal(work / "costs.jsonl", _purpose(job, tokens))
+    done = {unit.tensors: unit for unit in journal.units(TypeAdapter(UnitCost), is_whole)}
     left = [unit for unit in measurable if unit not in done]
     with ThreadPoolExecutor(devices.threads) as pool:
         meter = _Meter(model, tokens, pool)

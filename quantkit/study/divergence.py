@@ -8,20 +8,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import FiniteFloat, TypeAdapter
 
 from quantkit.config.recipe import DivergenceRecipe
 from quantkit.core.disk import check_room
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import identity, publish
-from quantkit.core.parsing import bounded_json
 from quantkit.core.paths import haystack_text
 from quantkit.core.progress import SILENT, Progress, told_to
 from quantkit.core.work_folders import Journal
@@ -51,6 +51,15 @@ HAYSTACK_NAME = "the haystack"
 T = TypeVar("T")
 Work = Callable[[range, Logits, Tokens], T]
 """Of some scored positions, their logits and the tokens that follow; on several threads."""
+
+
+@dataclass(frozen=True)
+class ChunkValues:
+    """A line of the cache: a chunk's values at its scored positions; `same_top` is 0 or 1."""
+
+    kld: list[FiniteFloat]
+    nll: list[FiniteFloat]
+    same_top: list[Literal[0, 1]]
 
 
 def held_out_text(path: Path | None) -> str:
@@ -125,7 +134,8 @@ def collect_in_child(
     chunk_bytes = header.rows * row_bytes
     check_room([(growing, len(start) + len(chunks) * chunk_bytes)], growing.parent)
     written = len(start) + len(journal.lines) * chunk_bytes
-    if not growing.exists() or growing.stat().st_size < written:
+    counted = journal.lines == [str(index) for index in range(len(journal.lines))]
+    if not counted or len(journal.lines) > len(chunks) or not _begins(growing, start, written):
         journal.forget()
         growing.write_bytes(start)
         written = len(start)
@@ -147,6 +157,14 @@ def collect_in_child(
             journal.append(str(index))
             emit(("advance", 1))
     return header
+
+
+def _begins(growing: Path, start: bytes, size_bytes: int) -> bool:
+    """Whether the file has `start` and as many bytes as were finished."""
+    if not growing.exists() or growing.stat().st_size < size_bytes:
+        return False
+    with growing.open("rb") as file:
+        return file.read(len(start)) == start
 
 
 def _by_blocks(
@@ -188,8 +206,11 @@ def measure_kld(
     check_vocabulary(model.name, found, base.header.model, base.header.vocabulary)
     purpose = json.dumps([asdict(base.header), identity([logits, *source.paths])])
     journal = Journal(cache, purpose)
-    if not _are_of(base.header, journal.lines):
+    try:
+        kept = finished_chunks(journal, base.header)
+    except InputError:  # damaged, or of more chunks than there are
         journal.forget()
+        kept = []
     progress.start(base.header.chunks, "chunks", "KLD", done=len(journal.lines))
     if len(journal.lines) < base.header.chunks:
         arguments = {"logits": logits, "model_path": model, "cache": cache, "purpose": purpose}
@@ -198,7 +219,8 @@ def measure_kld(
             arguments | {"devices": devices},
             progress.advance,
         )
-    return read_statistics(base, Journal(cache, purpose).lines)
+        kept = finished_chunks(Journal(cache, purpose), base.header)
+    return read_statistics(base, kept)
 
 
 def compare_in_child(
@@ -230,30 +252,34 @@ def compare_in_child(
             parts = list(_by_blocks(runner, base.tokens[index], pool, compared))
             kld, nll, top = (np.concatenate(column) for column in zip(*parts, strict=True))
             _check_finite(model_path.name, kld, nll)
-            line = {"kld": kld.tolist(), "nll": nll.tolist(), "same_top": top.astype(int).tolist()}
-            journal.append(json.dumps(line))
+            line = ChunkValues(kld.tolist(), nll.tolist(), top.astype(int).tolist())
+            journal.append(json.dumps(asdict(line)))
             emit(1)
 
 
-def _values(lines: list[str]) -> list[F64]:
-    """KLD, NLL and same top of each finished chunk, shape (3, rows)."""
-    names = ("kld", "nll", "same_top")
-    chunks = [bounded_json(line, "a line of the cached KLD") for line in lines]
-    return [np.array([chunk[name] for name in names], np.float64) for chunk in chunks]
+def finished_chunks(journal: Journal, header: LogitsHeader) -> list[ChunkValues]:
+    """The values of the chunks that the cache holds.
+
+    Raises:
+        InputError: a line is damaged, or there are more than the base has chunks.
+    """
+
+    def is_whole(found: ChunkValues) -> bool:
+        return len(found.kld) == len(found.nll) == len(found.same_top) == header.rows
+
+    found = journal.units(TypeAdapter(ChunkValues), is_whole)
+    if len(found) > header.chunks:
+        raise InputError(f"{journal.path} has more than {header.chunks} chunks; delete it")
+    return found
 
 
-def _are_of(header: LogitsHeader, lines: list[str]) -> bool:
-    """Whether the cached `lines` are whole and of no more chunks than there are."""
-    try:
-        shapes = {values.shape for values in _values(lines)}
-    except (InputError, ValueError, LookupError, TypeError, ArithmeticError):  # damaged
-        return False
-    return shapes <= {(3, header.rows)} and len(lines) <= header.chunks
-
-
-def read_statistics(base: LogitsFile, lines: list[str]) -> PositionStatistics:
-    """The values in the cached `lines` of finished chunks, with the base's."""
-    kld, nll, top = np.concatenate(_values(lines), axis=1)
+def read_statistics(base: LogitsFile, chunks: Sequence[ChunkValues]) -> PositionStatistics:
+    """The values of the finished `chunks`, with the base's."""
     rows = base.header.rows
-    base_nll = [base.read_rows(index, 0, rows)["nll"] for index in range(len(lines))]
-    return PositionStatistics(kld, nll, np.concatenate(base_nll), top.astype(bool))
+    base_nll = [base.read_rows(index, 0, rows)["nll"] for index in range(len(chunks))]
+    return PositionStatistics(
+        np.concatenate([chunk.kld for chunk in chunks]),
+        np.concatenate([chunk.nll for chunk in chunks]),
+        np.concatenate(base_nll),
+        np.concatenate([chunk.same_top for chunk in chunks]).astype(bool),
+    )

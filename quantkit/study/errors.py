@@ -17,8 +17,10 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, TypeAdapter
 
 from quantkit.config.recipe import MeasureRecipe
+from quantkit.core.documents import Amount
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.work_folders import Journal
 from quantkit.formats.tensor_types import BY_NAME, QuantType
@@ -46,9 +48,9 @@ class TensorErrors:
     """
 
     name: str
-    errors: Mapping[str, float]
-    rows: int
-    standard_error: float
+    errors: Mapping[str, Amount]
+    rows: NonNegativeInt
+    standard_error: Amount
 
 
 @dataclass(frozen=True)
@@ -199,9 +201,13 @@ def measure_errors(
     infos = [info for info in source.tensors if is_quantizable(info)]
     sampling = ("candidates", "sample_rows", "sample_experts", "seed")
     purpose = json.dumps(recipe.model_dump(mode="json", include=set(sampling)))
+    kinds = {i.name: admissible(i, i.name in importance, recipe.candidates) for i in infos}
+
+    def is_whole(entry: TensorErrors) -> bool:
+        return entry.errors.keys() == {kind.name for kind in kinds.get(entry.name, [])}
+
     journal = Journal(work / "errors.jsonl", purpose)
-    entries = (TensorErrors(**entry) for entry in journal.values())
-    done = {entry.name: entry for entry in entries}
+    done = {entry.name: entry for entry in journal.units(TypeAdapter(TensorErrors), is_whole)}
     for kind in {BY_NAME[name] for name in recipe.candidates}:
         kernels.prepare(kind)
     progress.start(len(infos), "tensors", "quantization errors")
@@ -210,9 +216,9 @@ def measure_errors(
             if info.name not in done:
                 weights = importance.get(info.name)
                 drawn = sample(source, info, weights, recipe)
-                kinds = admissible(info, weights is not None, recipe.candidates)
-                found = list(pool.map(lambda k, d=drawn, w=weights: relative_error(k, d, w), kinds))
-                errors = {k.name: error for k, (error, _) in zip(kinds, found, strict=True)}
+                of = kinds[info.name]
+                found = list(pool.map(lambda k, d=drawn, w=weights: relative_error(k, d, w), of))
+                errors = {k.name: error for k, (error, _) in zip(of, found, strict=True)}
                 relative = max((spread / error for error, spread in found if error > 0), default=0)
                 rows = sum(len(piece.rows) for piece in drawn.pieces)
                 done[info.name] = TensorErrors(info.name, errors, rows, float(relative))

@@ -11,6 +11,7 @@ import copy
 import hashlib
 import math
 import time
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,8 +27,10 @@ from quantkit.core.files import atomic, file_sha256
 from quantkit.core.progress import SILENT, Progress, told_to
 from quantkit.core.units import bytes_text, seconds_text
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
+from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.child import Emit, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings, parallel_sequences
+from quantkit.models.gguf_source import GGUFSource
 from quantkit.study.calibration.texts import (
     CalibrationSource,
     CalibrationTokens,
@@ -148,7 +151,7 @@ def collect_in_child(
         note = f"the calibration text has only {len(text)} of the requested {recipe.chunks} chunks"
         emit(("note", note))
     collector = Collector(math.gcd(recipe.chunk_tokens, GROUP_TOKENS))
-    state = _State(work / "sums.npz", text)
+    state = _State(work / "sums.npz", text, GGUFSource(base).tensors)
     chunks = _collect(model, text, recipe, collector, state, emit)
     if not collector.sums:
         raise EnvironmentFault(
@@ -258,24 +261,48 @@ def _estimate(
 class _State:
     """Saved sums of the first chunks, from which a run on the same ones resumes."""
 
-    def __init__(self, path: Path, chunks: Tokens) -> None:
+    def __init__(self, path: Path, chunks: Tokens, tensors: Sequence[TensorInfo]) -> None:
+        self._chunks, self._tensors = len(chunks), {info.name: info for info in tensors}
         digest = hashlib.sha256(chunks.astype("<i4").tobytes()).hexdigest()
         self._path, self._text = path, f"{digest} {chunks.shape[1]}"
 
     def load(self, collector: Collector) -> int:
-        """Restore `collector`; returns the number of chunks that it has seen."""
+        """Restore `collector`; returns the number of chunks that it has seen, or 0."""
         from quantkit.llamacpp.activations import Sums
 
-        if not self._path.exists():
-            return 0
-        with np.load(self._path) as saved:
-            if str(saved["text"]) != self._text:
+        try:
+            with zipfile.ZipFile(self._path) as parts:  # stored as they are, not compressed
+                if sum(part.file_size for part in parts.infolist()) > self._path.stat().st_size:
+                    return 0
+            with np.load(self._path) as saved:
+                found = {name: saved[name] for name in saved.files}
+            if str(found.pop("text")) != self._text:
                 return 0
-            for name in saved.files:
-                if name.endswith("/squares"):
-                    weight = name.removesuffix("/squares")
-                    collector.sums[weight] = Sums(saved[name], saved[weight + "/counts"])
-            return int(saved["next_chunk"])
+            done = int(found.pop("next_chunk"))
+            sums = {
+                name.removesuffix("/squares"): Sums(array, found[name[:-7] + "counts"])
+                for name, array in found.items()
+                if name.endswith("/squares")
+            }
+        except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile):
+            return 0  # there are none, or they are damaged
+        if not 0 < done <= self._chunks or not all(map(self._is_whole, sums, sums.values())):
+            return 0
+        collector.sums |= sums
+        return done
+
+    def _is_whole(self, name: str, sums: Sums) -> bool:
+        """Whether these are sums of one of the model's weights."""
+        info = self._tensors.get(name)
+        return (
+            info is not None
+            and sums.squares.shape == (info.matrices, info.row_elements)
+            and sums.counts.shape in ((info.matrices,), (1,))
+            and sums.squares.dtype == np.float64
+            and sums.counts.dtype == np.int64
+            and bool(np.isfinite(sums.squares).all())
+            and min(sums.squares.min(), sums.counts.min()) >= 0
+        )
 
     def save(self, next_chunk: int, sums: Mapping[str, Sums]) -> None:
         arrays: dict[str, Any] = {"next_chunk": np.int64(next_chunk), "text": np.array(self._text)}

@@ -14,10 +14,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, FiniteFloat
 
 from quantkit.config.recipe import MeasureRecipe
-from quantkit.core.documents import JsonDocument
+from quantkit.core.documents import Amount, JsonDocument
 
 EXAMPLE_ERROR = 0.01
 _NUMBER = re.compile(r"\d+")
@@ -35,10 +35,10 @@ class Probe:
     """
 
     types: Mapping[str, str]
-    gains: Mapping[str, float]
-    errors: Mapping[str, float]
-    kld: float
-    standard_error: float
+    gains: Mapping[str, Amount]
+    errors: Mapping[str, Amount]
+    kld: FiniteFloat
+    standard_error: Amount
 
     @property
     def error(self) -> float:
@@ -58,7 +58,7 @@ class UnitCost:
 
     tensors: tuple[str, ...]
     probes: tuple[Probe, ...]
-    floor: float = 0.0
+    floor: FiniteFloat = 0.0
 
     def cost(self, error: float) -> float:
         """KLD at the summed relative error `error`, nats.

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 from quantkit.config.recipe import load_recipe
 from quantkit.config.target import load_target
-from quantkit.core.documents import read_yaml
+from quantkit.core.documents import Amount, read_yaml
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError, as_fault
 from quantkit.core.files import check_writable, content_id
 from quantkit.core.parsing import MOST_YAML_BYTES, bounded_json, bounded_yaml, read_bounded
@@ -203,8 +204,21 @@ def test_our_own_notes_begin_anew(kind: str, tmp_path: Path) -> None:
 def test_a_damaged_journal(kind: str, tmp_path: Path) -> None:
     path = tmp_path / "a.journal"
     path.write_bytes(b"purpose\n" + BAD_JSON[kind] + b"\n")
-    with pytest.raises(InputError, match=r"a\.journal"):
-        Journal(path, "purpose").values()
+    with pytest.raises(InputError, match=r"a\.journal, line 2 .*delete"):
+        Journal(path, "purpose").units(TypeAdapter(Any))
+
+
+@pytest.mark.parametrize(
+    "line", ["[]", "3", "null", '{"a": "1"}', '{"a": -1}', '{"a": NaN}', '{"a": true}', '{"a": 3}']
+)
+def test_a_journal_with_lines_of_another_shape(line: str, tmp_path: Path) -> None:
+    Journal(tmp_path / "a.journal", "purpose").append('{"a": 2}', line)
+    journal = Journal(tmp_path / "a.journal", "purpose")
+    with pytest.raises(InputError, match=r"a\.journal, line 3 .*delete"):
+        journal.units(TypeAdapter(dict[str, Amount]), lambda unit: unit["a"] != 3)
+    journal.forget()
+    journal.append('{"a": 2}')
+    assert journal.units(TypeAdapter(dict[str, Amount])) == [{"a": 2}]
 
 
 class TestNamesAndTheMachine:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -78,8 +79,19 @@ def test_what_is_of_something_else_is_not_taken(context: Context, tmp_path: Path
     for broken in (whole[:-1], whole[: len(whole) // 2], b"", b"\0" * len(whole)):
         state.write_bytes(broken)
         assert saved(tmp_path).load(context, TOKENS) == (0, {})
-    (tmp_path / "state.json").write_text("{")
-    assert saved(tmp_path).load(context, TOKENS) == (0, {})
+    state.write_bytes(whole)
+    about = json.loads((tmp_path / "state.json").read_text())
+    damaged = [
+        {"facts": []}, {"tokens": "300"}, {"tokens": -1}, {"tokens": 3e2}, {"bytes": None},
+        {"key": 1}, {"more": 1},
+    ]  # fmt: skip
+    for text in ("{", "[]", *(json.dumps(about | change) for change in damaged)):
+        (tmp_path / "state.json").write_text(text)
+        assert saved(tmp_path).load(context, TOKENS) == (0, {})
+        assert saved(tmp_path).position(400) == 0
+    (tmp_path / "state.json").write_text(json.dumps(about))
+    assert saved(tmp_path).load(context, TOKENS)[0] == 300
+    context.clear()
     assert SavedState(tmp_path / "none", "this", 0, pytest.fail).load(context, TOKENS) == (0, {})
 
 

@@ -52,5 +52,6 @@ def test_this_machine_and_its_cache(tmp_path: Path) -> None:
     (cached,) = tmp_path.glob("selftest-*.json")
     cached.write_text('{"use_extra_buffers": false, "finding": "kept"}')
     assert working_settings(tmp_path) == SelfTest(False, "kept")
-    cached.write_text("{broken")
-    assert working_settings(tmp_path) == first
+    for damaged in ("{broken", "[]", '{"use_extra_buffers": "no", "finding": "kept"}'):
+        cached.write_text(damaged)
+        assert working_settings(tmp_path) == first

@@ -366,9 +366,12 @@ def test_revisions_are_kept_side_by_side(case: Case, monkeypatch: pytest.MonkeyP
 
 def test_what_was_lost_or_spoilt_here_comes_again(case: Case) -> None:
     kept = case.fetch()
+    record = json.loads((kept.folder / "headers.json").read_text())
+    wrong = json.dumps(record | {"shards": [*record["shards"]]})
     for spoil in (
         lambda: (kept.checkpoint / "tokenizer.json").unlink(),
         lambda: (kept.folder / "headers.json").write_text("{"),
+        lambda: (kept.folder / "headers.json").write_text(wrong),
         lambda: os.truncate(next(kept.folder.glob("headers/*")), 9),
     ):
         spoil()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,32 @@ def test_a_killed_run_resumes_and_gives_the_same(
     assert (found, told.advances) == (measured, 0)
     _, told = run(with_inputs(job, used_chunks=0))  # another text: nothing is reused
     assert told.starts == [(0, 3)]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"tensors": ["blk.9.ssm_in.weight"]}, {"tensors": 3}, {"probes": []}, {"floor": None},
+        {"floor": math.nan}, {"probes": [{"kld": 1}]}, {"kld": math.nan}, {"kld": "1"},
+        {"standard_error": -1}, {"errors": {}}, {"types": {MAMBA: 3}}, {"gains": {MAMBA: math.inf}},
+    ],
+)  # fmt: skip
+def test_a_damaged_line_is_refused(
+    change: dict[str, object], job: CostJob, measured: MeasuredCosts, tmp_path: Path
+) -> None:
+    one = dataclasses.replace(job, units=((MAMBA,),))
+    (unit,) = (unit for unit in measured.units if unit.tensors == (MAMBA,))
+    kept, line = tmp_path / "costs.jsonl", dataclasses.asdict(unit)
+    if change.keys() <= line.keys():
+        line |= change
+    else:
+        line["probes"] = [probe | change for probe in line["probes"]]
+    with pytest.raises(Killed):
+        measure_in_child(one, tmp_path, DEVICES, told_to(Recorder(kill_after=1)))
+    purpose, _ = kept.read_text().splitlines()
+    kept.write_text(f"{purpose}\n{json.dumps(line)}\n")
+    with pytest.raises(InputError, match=r"costs\.jsonl, line 2"):
+        measure_in_child(one, tmp_path, DEVICES, told_to(Recorder()))
 
 
 def test_one_unit_of_everything(job: CostJob, tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256
 from quantkit.core.paths import haystack_text
 from quantkit.core.progress import told_to
+from quantkit.core.work_folders import Journal
 from quantkit.formats.logits_file import LogitsFile, decode_rows
 from quantkit.formats.tensors import MetaValue
 from quantkit.llamacpp import llama
@@ -63,6 +64,12 @@ def collected(folder: Path, base: Path, out: Path, chunks: int, tokens: int = 51
 def measured(folder: Path, base: str, artifact: str, kept: Path) -> KLDStatistics:
     logits, model = folder / f"{base}.logits", folder / f"{artifact}.gguf"
     return measure_kld(logits, model, kept, CPU).summary()
+
+
+def statistics_in(logits: Path, cache: Path) -> PositionStatistics:
+    base = LogitsFile(logits)
+    chunks = divergence.finished_chunks(Journal(cache, "a purpose"), base.header)
+    return divergence.read_statistics(base, chunks)
 
 
 def printed(text: str) -> dict[str, tuple[float, float]]:
@@ -177,8 +184,7 @@ def test_batches_of_a_chunk_change_nothing(
         )
         artifact = folder / "demo-q4.gguf"
         divergence.compare_in_child(out, artifact, kept, "a purpose", CPU, lambda _: None)
-        lines = kept.read_text().splitlines()[1:]
-        found.append(divergence.read_statistics(LogitsFile(out), lines))
+        found.append(statistics_in(out, kept))
     whole, parts = found
     assert whole.kld.size == parts.kld.size == 2 * 149
     # the base, too, was computed in other batches, which round otherwise
@@ -199,9 +205,8 @@ def test_a_killed_run_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None
         divergence.compare_in_child(out, artifact, cache, "a purpose", CPU, told.advance)
 
     def found(work: Path) -> tuple[str, PositionStatistics]:
-        lines = (work / "cache.jsonl").read_text().splitlines()[1:]
         logits = work / "base.logits"
-        return file_sha256(logits), divergence.read_statistics(LogitsFile(logits), lines)
+        return file_sha256(logits), statistics_in(logits, work / "cache.jsonl")
 
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     for work in (whole, killed):
@@ -219,6 +224,26 @@ def test_a_killed_run_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None
     assert killed_hash == expected_hash
     for name, values in asdict(expected).items():
         np.testing.assert_array_equal(getattr(again, name), values)
+
+
+def test_a_journal_of_other_chunks_is_begun_anew(folder: Path, tmp_path: Path) -> None:
+    recipe, text, out = DivergenceRecipe(chunks=2, chunk_tokens=64), folder / "text.txt", tmp_path
+
+    def collect(told: Recorder) -> str:
+        base = folder / "demo.gguf"
+        divergence.collect_in_child(base, recipe, text, out / "base.logits", CPU, told_to(told))
+        return file_sha256(out / "base.logits")
+
+    whole, journal = collect(Recorder()), out / "base.logits.journal"
+    purpose, content = journal.read_text().splitlines()[0], (out / "base.logits").read_bytes()
+    for lines in (["0", "0"], ["1"], ["{}", "[]"], ["0", "1", "2"]):
+        journal.write_text("\n".join([purpose, *lines, ""]))
+        (out / "base.logits").write_bytes(content * 3)
+        told = Recorder()
+        assert collect(told) == whole
+        assert told.starts == [(0, 2)]
+    (out / "base.logits").write_bytes(b"x" * len(content))  # not begun as it is
+    assert collect(Recorder()) == whole
 
 
 def test_a_finished_artifact_is_not_run_again(
@@ -242,6 +267,9 @@ def test_a_finished_artifact_is_not_run_again(
         [one, two, two], [one, one[:50] + b"\n"], [one, b"\0" * 60 + b"\n"], [b"{}\n", two],
         [one, b"3\n"], [two.replace(b'"nll": [', b'"nll": [1, ')], [one.replace(b"[", b"[[1],", 1)],
         [one.replace(b'"same_top": [', b'"same_top": [1' + b"0" * 400 + b", ")],
+        [re.sub(rb'"same_top": \[.', b'"same_top": [2', one)],
+        *([re.sub(rb'"kld": \[[^,]+', b'"kld": [' + word, one)]
+          for word in (b"NaN", b"Infinity", b"null", b'"1"', b"true")),
     ):  # fmt: skip
         kept.write_bytes(b"".join([first, *damaged]))
         with pytest.raises(AssertionError, match="run again"):

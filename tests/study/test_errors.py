@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from watched import Killed, Recorder
 
 from quantkit.config.recipe import MeasureRecipe
+from quantkit.core.errors import InputError
 from quantkit.formats.tensor_types import quant_type
 from quantkit.llamacpp import ggml_kernels
 from quantkit.models.gguf_source import GGUFSource
@@ -182,6 +184,26 @@ def test_a_killed_run_resumes_and_gives_the_same(
     found = measure_errors(source, {}, RECIPE, tmp_path / "again", 2)
     assert {entry.name: entry for entry in found} == whole
     assert drawn == list(whole)[3:]
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("name", "blk.9.ffn_up.weight"), ("name", 3), ("errors", {}), ("errors", [1]),
+        ("errors", {"Q8_0": math.nan, "Q4_K": 0.1}), ("errors", {"Q8_0": 0.1, "Q6_K": 0.1}),
+        ("rows", "8"), ("rows", -8), ("standard_error", None), ("standard_error", math.inf),
+    ],
+)  # fmt: skip
+def test_a_damaged_line_is_refused(
+    field: str, value: object, source: GGUFSource, tmp_path: Path
+) -> None:
+    with pytest.raises(Killed):
+        measure_errors(source, {}, RECIPE, tmp_path, 2, Recorder(kill_after=1))
+    kept = tmp_path / "errors.jsonl"
+    purpose, line = kept.read_text().splitlines()
+    kept.write_text(f"{purpose}\n{json.dumps(json.loads(line) | {field: value})}\n")
+    with pytest.raises(InputError, match=r"errors\.jsonl, line 2"):
+        measure_errors(source, {}, RECIPE, tmp_path, 2)
 
 
 def test_the_estimate_counts_rows_types_and_workers(

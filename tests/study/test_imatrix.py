@@ -5,6 +5,7 @@ How those were made, and what may differ between CPUs, is in tests/data/imatrix/
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,6 +33,7 @@ from quantkit.study.imatrix import (
 
 DATA = DATA / "imatrix"
 TEXT = DATA / "demo-4x512.txt"
+SUMMED = "blk.0.ssm_in.weight"
 ANY_CPU_RMS = 2e-2
 """Of a row: kernels of another instruction set round activations otherwise, most in late layers."""
 
@@ -135,6 +137,55 @@ def test_a_killed_collection_gives_the_same_bits(
     told = Recorder()
     assert in_child(bases["demo"], tmp_path / "killed", told, chunks=24) == whole
     assert told.starts[0][0] > 0
+
+
+Arrays = dict[str, np.ndarray]
+DAMAGED: dict[str, Callable[[Arrays], Arrays]] = {
+    "counts are missing": lambda a: {n: v for n, v in a.items() if n != f"{SUMMED}/counts"},
+    "no text": lambda a: {n: v for n, v in a.items() if n != "text"},
+    "more chunks than there are": lambda a: a | {"next_chunk": np.int64(1 << 20)},
+    "fewer than none": lambda a: a | {"next_chunk": np.int64(-4)},
+    "no number": lambda a: a | {"next_chunk": np.array("four")},
+    "several": lambda a: a | {"next_chunk": np.arange(3)},
+    "NaN": lambda a: a | {f"{SUMMED}/squares": a[f"{SUMMED}/squares"] * np.nan},
+    "negative": lambda a: a | {f"{SUMMED}/squares": -a[f"{SUMMED}/squares"]},
+    "wider": lambda a: a | {f"{SUMMED}/squares": np.ones((1, 7))},
+    "text in place of numbers": lambda a: a | {f"{SUMMED}/squares": np.array([["x"]])},
+    "fractions": lambda a: a | {f"{SUMMED}/counts": a[f"{SUMMED}/counts"] * 1.5},
+    "another weight": lambda a: a | {"blk.9.x.weight/squares": np.ones((1, 8)),
+                                     "blk.9.x.weight/counts": np.ones(1, np.int64)},
+    "objects": lambda a: a | {f"{SUMMED}/squares": np.array([[None]])},
+}  # fmt: skip
+
+
+def test_damaged_sums_are_not_used(
+    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "SAVE_EVERY_CHUNKS", 4)
+    sums, run = tmp_path / "sums.npz", {"chunk_tokens": 32, "chunks": 8}
+    whole = in_child(bases["demo"], tmp_path, **run)
+    with np.load(sums) as saved:
+        kept = dict(saved)
+
+    def resumed() -> int:
+        told = Recorder()
+        assert in_child(bases["demo"], tmp_path, told, **run) == whole
+        return told.starts[0][0]
+
+    for change in DAMAGED.values():
+        np.savez(sums, **change(kept))
+        assert resumed() == 0
+    content = bytearray(sums.read_bytes())
+    for damaged in (b"", b"PK", bytes(content[:-30]), bytes(content[:500])):
+        sums.write_bytes(damaged)
+        assert resumed() == 0
+    sums.write_bytes(content)
+    assert resumed() > 0
+    content[len(content) // 2] ^= 1
+    sums.write_bytes(content)
+    assert resumed() == 0
+    np.savez_compressed(sums, **kept | {"bomb": np.zeros(1 << 26, np.uint8)})
+    assert resumed() == 0
 
 
 def least_tokens(path: Path) -> int:

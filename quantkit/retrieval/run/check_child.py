@@ -6,9 +6,10 @@ import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, astuple, dataclass, field, replace
+from dataclasses import asdict, astuple, dataclass, replace
 from pathlib import Path
-from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
 
 from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.errors import EnvironmentFault, GateError
@@ -94,7 +95,7 @@ def ask_in_child(
         "forked": forked,
         "devices": device_parts(settings.devices),
     }
-    answers = Answers(Journal(work / "answers.jsonl", json.dumps(purpose)), recipe)
+    answers = Answers(Journal(work / "answers.jsonl", json.dumps(purpose)), recipe, prompts)
     respondent = FreshPrefills(context, model.vocab, slots, answers, progress)
     if forked:
         # everything that a saved prefix depends on, apart from its tokens
@@ -208,6 +209,17 @@ class FreshPrefills(Respondent):
         return time.perf_counter() - began
 
 
+@dataclass(frozen=True)
+class _Paid:
+    """What a saved stream has cost since `rung` was begun."""
+
+    rung: tuple[int, ...]
+    cost: Cost
+
+
+_PAID = TypeAdapter(_Paid)
+
+
 @dataclass
 class Forks(FreshPrefills):
     """The stream is decoded once; questions are asked on forks where they leave it.
@@ -218,7 +230,7 @@ class Forks(FreshPrefills):
 
     saved: Mapping[int, SavedState]
     _position: int = 0
-    _facts: dict[str, Any] = field(default_factory=dict)
+    _paid: _Paid | None = None
 
     def work(self, prompts: Prompts, left: Sequence[Branch]) -> tuple[int, int]:
         stream = len(prompts.stream)
@@ -230,10 +242,15 @@ class Forks(FreshPrefills):
         """Load the saved prefix, and decode what earlier runs have journaled the cost of."""
         self.context.clear()
         saved = self.saved[prompts.seed].load(self.context, prompts.stream)
-        self._position, self._facts = saved
-        if self._position > left[0].leaves_at:  # saved beyond an open question
+        self._position, facts = saved
+        try:
+            self._paid = _PAID.validate_python(facts) if self._position else None
+        except ValidationError:
+            self._paid = None
+        # its cost is not known, or it was saved beyond an open question
+        if self._paid is None or self._position > left[0].leaves_at:
             self.context.clear()
-            self._position, self._facts = 0, {}
+            self._position, self._paid = 0, None
         if self._position:
             self.progress.note(
                 f"goes on behind {self._position:,} tokens that an earlier run saved"
@@ -248,15 +265,15 @@ class Forks(FreshPrefills):
             end = min(at + size, stop)
             seconds = self._prefill(prompts, at, end)
             cost += Cost(end - at, seconds)
-            facts = {"rung": list(rung), "cost": asdict(cost)}
-            self.saved[prompts.seed].save(self.context, prompts.stream[:end], facts)
+            paid = asdict(_Paid(rung, cost))
+            self.saved[prompts.seed].save(self.context, prompts.stream[:end], paid)
             self.progress.advance(end - at)
         self._position = max(self._position, stop)
         return cost
 
     def ask(self, prompts: Prompts, group: Sequence[Branch]) -> None:
-        rung, saved = group[0].rung, self._facts
-        cost = Cost(**saved["cost"]) if saved.get("rung") == list(rung) else Cost()
+        rung, paid = group[0].rung, self._paid
+        cost = paid.cost if paid is not None and paid.rung == rung else Cost()
         cost = self._advance(prompts, rung[0], rung, cost)
         if self.answers.recipe.mode == "classic":
             for branch in group:

@@ -10,7 +10,6 @@ import functools
 import json
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +22,7 @@ from quantkit.core.work_folders import Journal
 from quantkit.llamacpp.endpoint import Refused
 from quantkit.llamacpp.server import Completion, LlamaServer, Tokens, file_name
 from quantkit.llamacpp.settings import Reply
-from quantkit.retrieval.answers import Answers, Cost, Respondent, ask_all
+from quantkit.retrieval.answers import Answers, Cost, Likeliest, Respondent, Tested, ask_all
 from quantkit.retrieval.branches import Branch, Prompts, Tokenize
 from quantkit.retrieval.prompts import all_prompts
 from quantkit.retrieval.results import Retrieval, ServerFacts, answer_lines
@@ -50,12 +49,8 @@ SAME_TOLERANCE = 0.02
 apart. On a CPU the same file with the same options gave the same bits; Q8_0 differed from BF16 by
 0.026 and more, Q4_0 from Q5_0 by 0.4, and a file with other options (KV type, batch size) from
 itself by up to 0.066."""
-TESTED = "tested"
-"""Key of the journal's lines that hold a `Tested`."""
 RANKED = 1000
 """Candidates among which a rank is counted."""
-Likeliest = tuple[tuple[int, float], ...]
-"""(token, log-probability), from the likeliest down."""
 
 
 def check_served(
@@ -95,10 +90,9 @@ def check_served(
                 "likeliest": TEST_LIKELIEST[0],
             }
         )
-        answers = Answers(Journal(work / "answers.jsonl", purpose), recipe)
+        answers = Answers(Journal(work / "answers.jsonl", purpose), recipe, prompts)
         ask_all(Served(server, answers, progress), prompts, answers, progress)
-    tests = tests_of(answers.journal)
-    planned = answers.result(prompts, AS_SERVED, max(one.difference for one in tests))
+    planned = answers.result(prompts, AS_SERVED, max(one.difference for one in answers.tests))
     one_pass = planned.prefill_tokens + planned.question_tokens
     names = ("prefill_tokens", "question_tokens")
     paid = {name: sum(getattr(rung, name) for rung in planned.rungs) for name in names}
@@ -119,7 +113,7 @@ def check_served(
         slots=props.slots,
         build=props.build,
         chat_template=props.chat_template is not None,
-        log_probabilities=all(one.forces for one in tests),
+        log_probabilities=all(one.forces for one in answers.tests),
         one_pass_tokens=one_pass,
     )
     return retrieval, facts
@@ -134,28 +128,6 @@ def _cached(server: LlamaServer) -> Tokenize:
 
     known = functools.cache(tokenize)
     return lambda text: (known if len(text) <= CACHED_CHARACTERS else tokenize)(text)
-
-
-@dataclass(frozen=True)
-class Tested:
-    """The result of the self-test.
-
-    Attributes:
-        difference: nats, largest of log-probabilities after a reused prefix from those after a
-            fresh prefill.
-        forces: whether the server can be made to say given tokens, and returns their probability.
-        likeliest: after the fresh prefill: identifies the served file.
-    """
-
-    difference: float
-    forces: bool
-    likeliest: Likeliest
-
-
-def tests_of(journal: Journal) -> list[Tested]:
-    """A journal's self-tests, each of the same prompt."""
-    found = [entry[TESTED] for entry in journal.values() if TESTED in entry]
-    return [Tested(**{**one, "likeliest": tuple(map(tuple, one["likeliest"]))}) for one in found]
 
 
 def largest_difference(expected: Likeliest, found: Likeliest, floor: float) -> float:
@@ -253,7 +225,7 @@ class Served(Respondent):
             f"keeps a prefix; one prefill a question would take "
             f"{sum(one.classic_tokens for one in prompts):,}"
         )
-        branch, kept = prompts[0].branches[0], tests_of(self._answers.journal)
+        branch, kept = prompts[0].branches[0], self._answers.tests
         server, prompt = self._server, _prompt(prompts[0], branch)
         head, tail = np.split(prompt, [max(branch.leaves_at, len(prompt) - TEST_TAIL)])
         few, many = TEST_LIKELIEST
@@ -275,8 +247,7 @@ class Served(Respondent):
                 "nothing. Update llama-server, or check the file itself: quantkit niah FILE"
             )
         self._forces, more = self._try_forcing(prompt)
-        tested = Tested(difference, self._forces, found[:few])
-        self._answers.journal.append(json.dumps({TESTED: asdict(tested)}))
+        self._answers.add_test(Tested(difference, self._forces, found[:few]))
         self._answers.add_cost(branch, cost + more)
         if not self._forces:
             self._progress.note(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from small_haystack import small_haystack
 from watched import Killed, Watched
 
 from quantkit.config.recipe import RetrievalRecipe
-from quantkit.core.errors import EnvironmentFault, GateError
+from quantkit.core.errors import EnvironmentFault, GateError, InputError
 from quantkit.core.paths import sentences
 from quantkit.core.progress import SILENT, Progress
 from quantkit.llamacpp.child import Emit
@@ -201,6 +203,64 @@ def test_what_a_killed_run_had_closed_is_not_counted_again(
     tokens = [(r.prefill_tokens, r.question_tokens) for r in found.rungs]
     assert tokens == [(r.prefill_tokens, r.question_tokens) for r in whole.rungs]
     assert sum(r.prefill_tokens for r in found.rungs) == whole.prefill_tokens
+
+
+DAMAGED = (
+    '{"answer": 3}', '{"answer": {}}', "[]", "3", "{}", '{"rung": {"context_tokens": 896}}',
+    '{"tested": {"difference": NaN, "forces": true, "likeliest": []}}',
+    '{"tested": {"difference": 0, "forces": true, "likeliest": [[1]]}}',
+)  # fmt: skip
+"""Lines of a journal."""
+CHANGED = (
+    {"context_tokens": 897}, {"seed": 7}, {"task": "other"}, {"index": 9}, {"key": "x"},
+    {"values": ["1"]}, {"values": "1"}, {"hit": None}, {"found": 9}, {"answer": "no"},
+    {"log_probability": "-1"},
+)  # fmt: skip
+"""Fields of an answer."""
+COSTS = (
+    {"context_tokens": 897}, {"prefill_tokens": -1}, {"prefill_seconds": math.nan},
+    {"decode_tokens": 1.5}, {"question_tokens": None}, {"fork_difference": math.inf},
+)  # fmt: skip
+"""Fields of a cost."""
+
+
+def test_a_damaged_journal_is_refused(model: Path, tmp_path: Path) -> None:
+    few = {"probes": {}, "context_tokens": (896,), "needles": 2}
+    whole = checked(model, tmp_path, **few)
+    journal = tmp_path / "answers.jsonl"
+    purpose, *lines = journal.read_text().splitlines()
+    entries = [json.loads(line) for line in lines]
+    answer = next(e["answer"] for e in entries if "answer" in e)
+    cost = next(e for e in entries if "rung" in e)
+    bad = [
+        *DAMAGED,
+        *(json.dumps({"answer": answer | change}) for change in CHANGED),
+        *(json.dumps(cost | {"rung": cost["rung"] | change}) for change in COSTS),
+        *(json.dumps(cost | {"seed": seed}) for seed in (5, None, "1")),
+    ]
+    for line in bad:
+        journal.write_text("\n".join([purpose, *lines, line, ""]))
+        with pytest.raises(InputError, match=rf"answers\.jsonl, line {len(lines) + 2}"):
+            checked(model, tmp_path, **few)
+    journal.write_text("\n".join([purpose, *lines, ""]))
+    assert checked(model, tmp_path, **few) == whole
+
+
+@pytest.mark.parametrize(
+    "facts", [{}, {"rung": 3, "cost": {}}, {"rung": [1], "cost": {"prefill_tokens": -1}}]
+)
+def test_a_saved_prefix_with_damaged_costs_is_not_used(
+    facts: dict[str, Any], model: Path, tmp_path: Path
+) -> None:
+    few = {"probes": {}, "context_tokens": (2304,), "needles": 2}
+    whole = checked(model, tmp_path / "whole", **few)
+    with pytest.raises(Killed):
+        checked(model, tmp_path, replace(SETTINGS, save_seconds=0), Tokens(2), **few)
+    about = tmp_path / "state.json"
+    about.write_text(json.dumps(json.loads(about.read_text()) | {"facts": facts}))
+    found = checked(model, tmp_path, **few)
+    assert found.answers == whole.answers
+    assert [r.prefill_tokens for r in found.rungs] == [r.prefill_tokens for r in whole.rungs]
 
 
 def test_answers_to_other_questions_are_forgotten(model: Path, tmp_path: Path) -> None:
