@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, TypeVar
 
+from quantkit.core.answers_of_servers import ask_plainly, bound
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.hub.errors import (
     LOG_IN,
@@ -22,6 +23,7 @@ from quantkit.hub.errors import (
 )
 
 if TYPE_CHECKING:
+    import httpx2
     from huggingface_hub import HfApi
 
 
@@ -31,6 +33,11 @@ LONGEST_WAIT_S = 300.0
 """Longest wait that a server may ask for; the Hub counts requests in windows of five minutes."""
 CALL_RETRIES = 4
 """Of a call of the API; reading a file goes on as long as bytes come."""
+MOST_BYTES = 64 << 20
+"""Of an answer that is no file; the record of a repository of 100,000 files has 40 MB."""
+MOST_SECONDS = 300.0
+_LIBRARY = "quantkit"
+"""Begins the User-Agent of our requests: the client may also be used by a program that calls us."""
 _Answer = TypeVar("_Answer")
 _HUB_HOSTS = ("huggingface.co", "hf.co")
 _TOKEN = re.compile(r"[\x21-\x7e]+")
@@ -78,7 +85,7 @@ class Connection:
         self.delays_s, self.purpose = tuple(delays_s), purpose
         try:
             headers = build_hf_headers(
-                token=token, library_name="quantkit", library_version=__version__
+                token=token, library_name=_LIBRARY, library_version=__version__
             )
         except ValueError:  # the file of the token is not text
             headers = {"authorization": "invalid token"}
@@ -88,14 +95,20 @@ class Connection:
                 "your access token for the Hub holds characters that no token has, perhaps from "
                 f"copying: copy it again, then {LOG_IN}"
             )
-        # a Range of a compressed answer is not one of the file
-        self.headers = headers | {"Accept-Encoding": "identity"}
+        self.headers = headers
 
     def api(self) -> HfApi:
         """The client itself, with this address and token."""
         from huggingface_hub import HfApi
 
-        return HfApi(endpoint=self.endpoint, token=self.token or False)
+        from quantkit import __version__
+
+        return HfApi(
+            endpoint=self.endpoint,
+            token=self.token or False,
+            library_name=_LIBRARY,
+            library_version=__version__,
+        )
 
     def asked(
         self,
@@ -150,6 +163,7 @@ class Connection:
         with self.explained(asked):
             for delay_s in (*waits, None):
                 try:
+                    session()
                     return act()
                 except HFValidationError as error:
                     raise InputError(
@@ -158,7 +172,10 @@ class Connection:
                     ) from None
                 except (httpx2.HTTPError, OSError) as error:
                     self.wait(error, delay_s, on_wait)
-                except (RuntimeError, ValueError, KeyError, TypeError) as error:
+                except (
+                    RuntimeError, ValueError, LookupError, TypeError, AttributeError,
+                    ArithmeticError, AssertionError,
+                ) as error:  # fmt: skip
                     cause = error.__cause__  # the client wraps what ended an upload
                     if not isinstance(cause, httpx2.HTTPError | OSError):
                         raise EnvironmentFault(
@@ -218,6 +235,34 @@ class Connection:
 
     def without_token(self, text: str) -> str:
         return text.replace(self.token, "<token>") if self.token else text
+
+
+def session() -> httpx2.Client:
+    """The client's session, which may be new, with limits of the answers to our requests."""
+    from huggingface_hub import get_session
+
+    found = get_session()
+    for event, hook in (("request", _plainly), ("response", _bound)):
+        if hook not in found.event_hooks[event]:
+            found.event_hooks[event].append(hook)
+    return found
+
+
+def _is_ours(request: httpx2.Request) -> bool:
+    return request.headers.get("User-Agent", "").startswith(f"{_LIBRARY}/")
+
+
+def _plainly(request: httpx2.Request) -> None:
+    if _is_ours(request):
+        ask_plainly(request)
+
+
+def _bound(response: httpx2.Response) -> None:
+    """A part of a file is read as far as it was asked for; anything else has a limit."""
+    if _is_ours(response.request):
+        of_file = "Range" in response.request.headers and response.status_code in (200, 206)
+        limits = (None, None) if of_file else (MOST_BYTES, MOST_SECONDS)
+        bound(response, *limits, steady=True)
 
 
 def _check_address(address: str | None) -> None:

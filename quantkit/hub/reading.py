@@ -8,12 +8,15 @@ of storage.
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from quantkit.core.answers_of_servers import LEAST_BYTES_PER_SECOND
 from quantkit.core.errors import EnvironmentFault
-from quantkit.hub.connection import Connection, ignore
+from quantkit.core.units import shown
+from quantkit.hub.connection import Connection, ignore, session
 from quantkit.hub.errors import Asked, RepositoryKind
 
 if TYPE_CHECKING:
@@ -90,14 +93,17 @@ class Hub(Connection):
         for sibling in info.siblings or ():
             sha256 = sibling.lfs.sha256 if sibling.lfs else None
             size = sibling.lfs.size if sibling.lfs else sibling.size
-            if size is None or not (sha256 or sibling.blob_id):
+            file = HubFile(sibling.rfilename, size, sha256, sibling.blob_id)  # type: ignore[arg-type]
+            if not _is_recorded(file):
                 raise EnvironmentFault(
-                    f"{asked.endpoint} gives no size or hash of {sibling.rfilename}, so a "
-                    "download could not be verified; unset HF_ENDPOINT if it is a mirror"
+                    f"{asked.endpoint} gives no valid size or hash of {shown(str(file.name))}, so "
+                    "a download could not be verified; unset HF_ENDPOINT if it is a mirror"
                 )
-            found.append(HubFile(sibling.rfilename, size, sha256, sibling.blob_id))
+            found.append(file)
+        if len({file.name for file in found}) < len(found):
+            raise EnvironmentFault(f"{asked.endpoint} lists a file of {asked.name} twice")
         return Listing(
-            info.id or repository,
+            name_of(info.id or repository, asked),
             commit_of(info.sha, asked),
             tuple(found),
             kind,
@@ -153,7 +159,8 @@ class Hub(Connection):
     ) -> Iterator[bytes]:
         """The bytes of `file` from position `start` to `stop`, by default its end, in pieces.
 
-        A lost or stalled connection is resumed where it broke off.
+        A lost, stalled or slow connection is resumed where it broke off, as long as bytes come at
+        LEAST_BYTES_PER_SECOND.
         """
         import httpx2
 
@@ -162,7 +169,7 @@ class Hub(Connection):
         asked = self.asked(listing.repository, listing.commit, listing.kind)
         with self.explained(asked):
             while position < end:
-                before = position
+                before, began = position, time.monotonic()
                 fault: Exception = OSError(f"byte {position} of {file.size_bytes} did not come")
                 try:
                     for piece in self._request(listing, file, position, end):
@@ -172,14 +179,14 @@ class Hub(Connection):
                     if not self.is_transient(error):
                         raise
                     fault = error
-                if position > before:
+                if position - before > LEAST_BYTES_PER_SECOND * (time.monotonic() - began):
                     delays_s = iter(self.delays_s)
                 else:
                     self.wait(fault, next(delays_s, None), lambda s: on_wait(f"{file.name}: {s}"))
 
     def _request(self, listing: Listing, file: HubFile, position: int, end: int) -> Iterator[bytes]:
         """The pieces of one answer, from `position` on and not beyond `end`."""
-        from huggingface_hub import get_session, hf_hub_url, hf_raise_for_status
+        from huggingface_hub import hf_hub_url, hf_raise_for_status
 
         stop = min(position + self.request_bytes, end)
         url = hf_hub_url(
@@ -190,7 +197,7 @@ class Hub(Connection):
             endpoint=self.endpoint,
         )
         headers = self.headers | {"Range": f"bytes={position}-{stop - 1}"}
-        answer = get_session().stream("GET", url, headers=headers, timeout=self.timeout_s)
+        answer = session().stream("GET", url, headers=headers, timeout=self.timeout_s)
         with answer as response:
             if response.status_code >= 400:
                 response.read()  # the error's words
@@ -213,6 +220,37 @@ class Hub(Connection):
 
 LICENCE_CHARACTERS = 200
 _COMMIT = re.compile("[0-9a-f]{40}")
+_SHA256 = re.compile("[0-9a-f]{64}")
+_NAME = re.compile(r"(?:\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+MOST_FILE_BYTES = 1 << 50
+
+
+def _is_recorded(file: HubFile) -> bool:
+    """Whether a record has types and values that a file can have."""
+    return (
+        isinstance(file.name, str)
+        and bool(file.name)
+        and type(file.size_bytes) is int
+        and 0 <= file.size_bytes <= MOST_FILE_BYTES
+        and all(
+            hashed is None or (isinstance(hashed, str) and form.fullmatch(hashed) is not None)
+            for hashed, form in ((file.sha256, _SHA256), (file.blob_id, _COMMIT))
+        )
+        and (file.sha256 or file.blob_id) is not None
+    )
+
+
+def name_of(repository: object, asked: Asked) -> str:
+    """The repository that the Hub names, checked: it enters journals and the names of files.
+
+    Raises:
+        EnvironmentFault: it is no name.
+    """
+    if not isinstance(repository, str) or not _NAME.fullmatch(repository):
+        raise EnvironmentFault(
+            f"{asked.endpoint} names {shown(str(repository))!r} as {asked.name}; check HF_ENDPOINT"
+        )
+    return repository
 
 
 def is_commit(text: str) -> bool:
@@ -220,15 +258,16 @@ def is_commit(text: str) -> bool:
     return _COMMIT.fullmatch(text) is not None
 
 
-def commit_of(sha: str | None, asked: Asked) -> str:
+def commit_of(sha: object, asked: Asked) -> str:
     """The commit that the Hub names, checked.
 
     Raises:
         EnvironmentFault: it is not a commit.
     """
-    if sha is None or not is_commit(sha):
+    if not isinstance(sha, str) or not is_commit(sha):
         raise EnvironmentFault(
-            f"{asked.endpoint} names {sha!r} as a commit of {asked.name}; check HF_ENDPOINT"
+            f"{asked.endpoint} names {shown(str(sha))!r} as a commit of {asked.name}; "
+            "check HF_ENDPOINT"
         )
     return sha
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import itertools
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,9 @@ from urllib.parse import quote
 
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.threads import run_all
-from quantkit.hub.connection import Connection, ignore
+from quantkit.hub.connection import Connection, ignore, session
 from quantkit.hub.errors import Purpose, no_write_token
+from quantkit.hub.reading import commit_of
 
 if TYPE_CHECKING:
     import httpx2
@@ -31,6 +33,8 @@ UPLOADED_FIRST_BYTES = 1 << 20
 at most. Smaller ones go with the commit."""
 SILENCE_S = 300.0
 """Longest silence of the Hub; it takes a minute for a commit of very many files."""
+MOST_PROPOSALS = 1000
+"""Of one account, the newest: a list of them may have no end."""
 _Answer = TypeVar("_Answer")
 
 
@@ -144,7 +148,7 @@ class Upload:
         """
         if not _uses_xet():
             return
-        from huggingface_hub import get_session, hf_raise_for_status
+        from huggingface_hub import hf_raise_for_status
 
         address = (
             f"{self.connection.endpoint}/api/models/{self.repository}/xet-write-token/"
@@ -152,9 +156,7 @@ class Upload:
         )
         self.connection.call(
             self._asked,
-            lambda: hf_raise_for_status(
-                get_session().get(address, headers=self.connection.headers)
-            ),
+            lambda: hf_raise_for_status(session().get(address, headers=self.connection.headers)),
             self.on_wait,
         )
 
@@ -202,7 +204,9 @@ class Upload:
             ),
             delays_s=(),
         )
-        return Committed(made.oid, made.pr_revision if self.propose else None)
+        return Committed(
+            commit_of(made.oid, self._asked), made.pr_revision if self.propose else None
+        )
 
 
 class HubWriter:
@@ -266,7 +270,7 @@ class HubWriter:
     def branches(self, repository: str) -> tuple[str, ...]:
         """Names of all branches."""
         refs = self._call(repository, lambda: self._api.list_repo_refs(repository))
-        return tuple(ref.name for ref in refs.branches)
+        return tuple(str(ref.name) for ref in refs.branches)
 
     def proposal(self, repository: str, title: str, author: str) -> str | None:
         """The revision of the newest open pull request with this title by `author`; or None."""
@@ -278,7 +282,8 @@ class HubWriter:
                 discussion_type="pull_request",
                 discussion_status="open",
             )
-            return [one.num for one in found if one.title == title]
+            some = itertools.islice(found, MOST_PROPOSALS)
+            return [int(one.num) for one in some if one.title == title]
 
         numbers = self._call(repository, ask)
         return f"refs/pr/{max(numbers)}" if numbers else None
@@ -289,10 +294,10 @@ class HubWriter:
         Raises:
             InputError: it does not; with the Hub's reasons.
         """
-        from huggingface_hub import get_session, hf_raise_for_status
+        from huggingface_hub import hf_raise_for_status
 
         def ask() -> list[str]:
-            answer = get_session().post(
+            answer = session().post(
                 f"{self._connection.endpoint}/api/validate-yaml",
                 json={"content": text, "repoType": "model"},
                 headers=self._connection.headers,

@@ -6,14 +6,16 @@ import functools
 import os
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Any, Self
 
+from quantkit.core.answers_of_servers import ask_plainly, bound
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError
 from quantkit.core.parsing import bounded_json
 from quantkit.core.progress import SILENT, Progress
+from quantkit.core.units import shown
 
 if TYPE_CHECKING:
     import httpx2
@@ -33,6 +35,7 @@ IDLE_SECONDS = 2.0
 of short requests over one connection each would use up this machine's ports."""
 MAX_ANSWER_BYTES = 256 << 20
 """The tokens of a text for a context of 1M take 8 MiB."""
+MAX_EVENT_BYTES = 8 << 20
 WORDS_CHARACTERS = 200
 """Of a server's own words in our messages: a proxy's are a page of HTML."""
 _LOADING = "loading model"
@@ -88,7 +91,11 @@ class Endpoint:
             socket_options=options, limits=httpx2.Limits(keepalive_expiry=IDLE_SECONDS)
         )
         timeout = httpx2.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS)
-        return httpx2.Client(transport=transport, timeout=timeout, trust_env=False)
+        hooks: dict[str, list[Callable[..., Any]]]
+        hooks = {"request": [ask_plainly], "response": [_bound]}
+        return httpx2.Client(
+            transport=transport, timeout=timeout, trust_env=False, event_hooks=hooks
+        )
 
     def __enter__(self) -> Self:
         return self
@@ -105,17 +112,21 @@ class Endpoint:
             EnvironmentFault: the server cannot be reached, or stopped.
         """
         with self._response(method, path, body) as response:
-            return self._json(b"".join(self._pieces(response)))
+            return self._json(response.read())
 
     def events(self, path: str, body: Mapping[str, object]) -> Iterator[Answer]:
         """The JSON objects of a stream of events, as they come; errors as in `ask`."""
         with self._response("POST", path, body) as response:
-            rest = b""
-            for piece in self._pieces(response):
+            rest, heard = b"", time.monotonic()
+            for piece in response.iter_bytes():
                 *lines, rest = (rest + piece).split(b"\n")
+                if len(rest) > MAX_EVENT_BYTES:
+                    raise self.stranger(f"an event of more than {MAX_EVENT_BYTES >> 20} MiB")
+                if time.monotonic() - heard > SILENCE_SECONDS:
+                    raise self.gone(f"it only said that it is there for {SILENCE_SECONDS:.0f} s")
                 for line in lines:
                     if line.startswith(b"data:"):  # others are pings, and ends of events
-                        event = self._json(line[5:])
+                        heard, event = time.monotonic(), self._json(line[5:])
                         if "error" in event:
                             raise self._refused(event["error"])
                         yield event
@@ -146,7 +157,9 @@ class Endpoint:
                     if response.status_code == 200:
                         yield response
                         return
-                    said = b"".join(self._pieces(response))
+                    said = response.read()
+            except httpx2.DecodingError as error:
+                raise self.stranger(str(error)) from None
             except httpx2.TransportError as error:
                 raise self.gone(str(error) or type(error).__name__) from None
             if response.status_code != 503:
@@ -175,15 +188,6 @@ class Endpoint:
                     f"{self.address} cannot be reached ({error}): start llama-server there, or "
                     "check the address, and run the same command again"
                 ) from None
-
-    def _pieces(self, response: httpx2.Response) -> Iterator[bytes]:
-        """The content of an answer as it comes, up to the limit of its size."""
-        size_bytes = 0
-        for piece in response.iter_bytes():
-            size_bytes += len(piece)
-            if size_bytes > MAX_ANSWER_BYTES:
-                raise self.stranger(f"it answers with more than {MAX_ANSWER_BYTES >> 20} MiB")
-            yield piece
 
     def _wait(self, since: dict[bool, float], words: str) -> None:
         """Wait a moment for a server that answered 503, or give up.
@@ -235,7 +239,7 @@ class Endpoint:
 
     def _refused(self, error: object) -> QuantkitError:
         facts = error if isinstance(error, dict) else {"message": error}
-        words = facts.get("message", "it gives no reason")
+        words = shown(str(facts.get("message", "it gives no reason")), WORDS_CHARACTERS)
         if facts.get("type") == "exceed_context_size_error":
             return Refused(
                 f"{self.address} refuses a prompt: {words}; start it with a longer context (-c), "
@@ -247,6 +251,12 @@ class Endpoint:
             f"{self.address} failed: {words}; look at its log, and run the same command again; "
             "the answers until then are kept"
         )
+
+
+def _bound(response: httpx2.Response) -> None:
+    """The events of a prefill take hours; what is no stream is sent when it is known."""
+    kind = response.headers.get("Content-Type", "").partition(";")[0].strip()
+    bound(response, MAX_ANSWER_BYTES, None, steady=kind != "text/event-stream")
 
 
 def _host(address: str) -> str:

@@ -7,25 +7,94 @@ answer; the number of prefilled tokens is `timings.prompt_n`.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, TypeAdapter, ValidationError
 
+from quantkit.core.documents import Amount, first_problem
 from quantkit.core.errors import InputError
 from quantkit.llamacpp.endpoint import Endpoint
 
 PING_SECONDS = 15
 _BETWEEN = -1
 """Not a token: separates the tokens of different texts in one answer of /tokenize."""
+MOST_STEPS = 1000
+"""Of the answer to a prefill, which has one."""
 _UNLIKELY = -1e30
 """The server writes the lowest float for the logarithm of 0."""
 _WANTED = "stop content tokens stop_type tokens_evaluated timings completion_probabilities".split()
 
 Tokens = NDArray[np.int32]
+Token = Annotated[int, Field(ge=_BETWEEN, lt=1 << 31)]
+Count = Annotated[int, Field(ge=0, lt=1 << 40)]
+
+
+class _Said(BaseModel):
+    """A part of an answer; what is not used of it is ignored."""
+
+    model_config = ConfigDict(frozen=True, strict=True)
+
+
+class _Candidate(_Said):
+    id: Token
+    logprob: FiniteFloat
+
+
+class _SaidStep(_Candidate):
+    top_logprobs: tuple[_Candidate, ...]
+
+
+class _Timings(_Said):
+    prompt_n: Count
+    prompt_ms: Amount
+    predicted_n: Count
+    predicted_ms: Amount
+
+
+class _SaidCompletion(_Said):
+    content: str
+    tokens: tuple[Token, ...]
+    stop_type: str
+    tokens_evaluated: int
+    timings: _Timings
+    completion_probabilities: tuple[_SaidStep, ...] = ()
+
+
+class _Done(_Said):
+    total: Count = 0
+    cache: Count = 0
+    processed: Count = 0
+
+
+class _Event(_Said):
+    stop: bool = False
+    completion_probabilities: tuple[_SaidStep, ...] = ()
+    prompt_progress: _Done | None = None
+
+
+class _Settings(_Said):
+    n_ctx: Annotated[int, Field(ge=1, lt=1 << 31)]
+
+
+class _SaidProps(_Said):
+    default_generation_settings: _Settings
+    model_path: str | None = None
+    model_alias: str | None = None
+    total_slots: Count | None = None
+    build_info: str | None = None
+    chat_template: str | None = None
+    bos_token: str | None = None
+    eos_token: str | None = None
+
+
+_Answer = TypeVar("_Answer", bound=_Said)
+_TOKENS = TypeAdapter(list[Token])
 
 
 @dataclass(frozen=True)
@@ -113,26 +182,22 @@ class LlamaServer(Endpoint):
                 f"{self.address} is a router of several models; start llama-server with -m FILE "
                 "and give its address"
             )
-        settings = got.get("default_generation_settings")
-        context = settings.get("n_ctx") if isinstance(settings, dict) else None
-        if not isinstance(context, int) or context < 1:
-            raise self.stranger("/props names no n_ctx")
-        path = str(got.get("model_path") or "")
+        props = self._valid(_SaidProps, "/props", got)
         listed = self.ask("GET", "/v1/models").get("data")
         try:
             size = int(listed[0]["meta"]["size"])  # type: ignore[index]
-        except (TypeError, LookupError, ValueError):
+        except (TypeError, LookupError, ValueError, OverflowError):
             size = None
         return Props(
-            model=file_name(str(got.get("model_alias") or path)),
-            model_path=path,
+            model=file_name(props.model_alias or props.model_path or ""),
+            model_path=props.model_path or "",
             size_bytes=size,
-            context_tokens=context,
-            slots=int(got.get("total_slots") or 1),
-            build=str(got.get("build_info") or ""),
-            chat_template=got.get("chat_template") or None,
-            bos=str(got.get("bos_token") or ""),
-            eos=str(got.get("eos_token") or ""),
+            context_tokens=props.default_generation_settings.n_ctx,
+            slots=props.total_slots or 1,
+            build=props.build_info or "",
+            chat_template=props.chat_template or None,
+            bos=props.bos_token or "",
+            eos=props.eos_token or "",
         )
 
     def tokenize(self, *texts: str) -> tuple[Tokens, ...]:
@@ -158,8 +223,8 @@ class LlamaServer(Endpoint):
     def _tokens(self, body: Mapping[str, object]) -> Tokens:
         got = self.ask("POST", "/tokenize", body)
         try:
-            return np.asarray(got["tokens"], np.int32)
-        except (KeyError, TypeError, ValueError, OverflowError):
+            return np.array(_TOKENS.validate_python(got.get("tokens"), strict=True), np.int32)
+        except ValidationError:
             raise self.stranger("/tokenize gives no tokens") from None
 
     def prefill(
@@ -182,19 +247,21 @@ class LlamaServer(Endpoint):
             "return_progress": True,
             "sse_ping_interval": PING_SECONDS,
         }
-        last, probabilities = None, list[Mapping[str, Any]]()
-        for event in self.events("/completion", body):
-            if event.get("stop"):
-                last = event
-            probabilities += event.get("completion_probabilities", ())
-            done = event.get("prompt_progress") or {}
-            left = done.get("total", 0) - done.get("cache", 0)
-            if left > 0:
-                on_share((done.get("processed", 0) - done.get("cache", 0)) / left)
+        last, steps = None, list[_SaidStep]()
+        for told in self.events("/completion", body):
+            event = self._valid(_Event, "/completion", told)
+            if event.stop:
+                last = told
+            steps += event.completion_probabilities
+            if len(steps) > MOST_STEPS:
+                raise self.stranger(f"/completion gives more than {MOST_STEPS} tokens")
+            done = event.prompt_progress
+            if done is not None and done.total > done.cache:
+                on_share((done.processed - done.cache) / (done.total - done.cache))
         if last is None:
             raise self.gone("the answer ended before it was complete")
         on_share(1.0)
-        return self._completion({**last, "completion_probabilities": probabilities}, len(tokens))
+        return self._completion(last, len(tokens), steps)
 
     def complete(
         self,
@@ -225,26 +292,36 @@ class LlamaServer(Endpoint):
             body["preserved_tokens"] = list(kept)
         return self._completion(self.ask("POST", "/completion", body), len(tokens))
 
-    def _completion(self, got: Mapping[str, Any], prompt_tokens: int) -> Completion:
+    def _valid(self, kind: type[_Answer], path: str, got: Mapping[str, Any]) -> _Answer:
+        """The part of an answer that is used.
+
+        Raises:
+            InputError: it is of another kind.
+        """
         try:
-            timings, evaluated = got["timings"], int(got["tokens_evaluated"])
-            completion = Completion(
-                text=str(got["content"]),
-                tokens=tuple(map(int, got["tokens"])),
-                steps=tuple(map(_step, got.get("completion_probabilities", ()))),
-                ended=got["stop_type"] != "limit",
-                prefilled_tokens=int(timings["prompt_n"]),
-                prefill_seconds=float(timings["prompt_ms"]) / 1000,
-                decoded_tokens=max(int(timings["predicted_n"]) - 1, 0),
-                decode_seconds=float(timings["predicted_ms"]) / 1000,
-            )
-        except (KeyError, TypeError, ValueError) as error:
-            raise self.stranger(f"/completion gives no valid {error}") from None
-        if evaluated != prompt_tokens:
+            return kind.model_validate_json(json.dumps(got))
+        except ValidationError as error:
+            raise self.stranger(f"{path} gives no valid {first_problem(error)}") from None
+
+    def _completion(
+        self, got: Mapping[str, Any], prompt_tokens: int, steps: Sequence[_SaidStep] = ()
+    ) -> Completion:
+        said = self._valid(_SaidCompletion, "/completion", got)
+        if said.tokens_evaluated != prompt_tokens:
             raise self.stranger(
-                f"/completion made {evaluated} tokens of a prompt of {prompt_tokens} token ids"
+                f"/completion made {said.tokens_evaluated} tokens of a prompt of {prompt_tokens} "
+                "token ids"
             )
-        return completion
+        return Completion(
+            text=said.content,
+            tokens=said.tokens,
+            steps=tuple(map(_step, steps or said.completion_probabilities)),
+            ended=said.stop_type != "limit",
+            prefilled_tokens=said.timings.prompt_n,
+            prefill_seconds=said.timings.prompt_ms / 1000,
+            decoded_tokens=max(said.timings.predicted_n - 1, 0),
+            decode_seconds=said.timings.predicted_ms / 1000,
+        )
 
 
 def file_name(path: str) -> str:
@@ -273,10 +350,8 @@ def _request(tokens: Tokens, limit: int, likeliest: int, reuse: bool) -> dict[st
     }
 
 
-def _step(item: Mapping[str, Any]) -> Step:
+def _step(said: _SaidStep) -> Step:
     """One entry of completion_probabilities; its list is empty where nothing was computed."""
-    computed = [(int(c["id"]), float(c["logprob"])) for c in item["top_logprobs"]]
-    value = float(item["logprob"])
-    known = bool(computed) and value > _UNLIKELY
-    likeliest = tuple((token, nats) for token, nats in computed if nats > _UNLIKELY)
-    return Step(int(item["id"]), value if known else None, likeliest)
+    known = bool(said.top_logprobs) and said.logprob > _UNLIKELY
+    likeliest = tuple((c.id, c.logprob) for c in said.top_logprobs if c.logprob > _UNLIKELY)
+    return Step(said.id, said.logprob if known else None, likeliest)

@@ -273,7 +273,7 @@ def test_an_answer_without_an_end(side: LoopbackServer, monkeypatch: pytest.Monk
         (Faults(redirect="http://example.invalid/"), {}, "302"),  # is not followed
         (Faults(missing=frozenset({"/props"})), {}, "/props"),
         (Faults(malformed=frozenset({"/props"})), {}, "<html>"),
-        (Faults(), {"default_generation_settings": None}, "n_ctx"),
+        (Faults(), {"default_generation_settings": None}, "default_generation_settings"),
         (Faults(), {"role": "router"}, "router"),
     ],
 )
