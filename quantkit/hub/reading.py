@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from quantkit.core.answers_of_servers import LEAST_BYTES_PER_SECOND
+from quantkit.core.answers_of_servers import LEAST_BYTES_PER_SECOND, RATE_SECONDS
 from quantkit.core.errors import EnvironmentFault
 from quantkit.core.units import shown
 from quantkit.hub.connection import Connection, ignore, session
@@ -179,7 +179,9 @@ class Hub(Connection):
                     if not self.is_transient(error):
                         raise
                     fault = error
-                if position - before > LEAST_BYTES_PER_SECOND * (time.monotonic() - began):
+                seconds = time.monotonic() - began - RATE_SECONDS / 2  # a lost one may be short
+                least = LEAST_BYTES_PER_SECOND * seconds
+                if position == end or position - before > max(least, 0):
                     delays_s = iter(self.delays_s)
                 else:
                     self.wait(fault, next(delays_s, None), lambda s: on_wait(f"{file.name}: {s}"))

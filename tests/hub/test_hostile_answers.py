@@ -12,7 +12,7 @@ from hostile_server import Hostile, answering
 
 from quantkit.core import answers_of_servers
 from quantkit.core.errors import EnvironmentFault, QuantkitError
-from quantkit.hub import connection
+from quantkit.hub import connection, reading
 from quantkit.hub.connection import Connection
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.hub.writing import HubWriter
@@ -27,7 +27,8 @@ SENT = 64 << 20
 def small_limits(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     from huggingface_hub import close_session
 
-    monkeypatch.setattr(answers_of_servers, "RATE_SECONDS", 0.2)
+    for module in (answers_of_servers, reading):
+        monkeypatch.setattr(module, "RATE_SECONDS", 0.2)
     monkeypatch.setattr(connection, "MOST_BYTES", 1 << 20)
     monkeypatch.setattr(connection, "MOST_SECONDS", 0.5)
     yield
