@@ -10,12 +10,13 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.core.paths import TEMPLATES
-from quantkit.core.units import gb_text, gib_text, tokens_text
+from quantkit.core.units import gb_text, gib_text, printable, tokens_text
 from quantkit.report.pictures import SHARE_COLORS, share_color, text_color
 from quantkit.report.retrieval import (
     Cell,
@@ -35,6 +36,14 @@ if TYPE_CHECKING:
 ANSWER_CHARACTERS = 400
 """A longer answer is shown by its beginning and its end, so many characters in all."""
 
+_MARKUP = re.compile(r"[\\`*\[\]|~!$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
+_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_CONTROLS = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+"""What a terminal obeys where a page is printed, and what reorders or hides text."""
+
 
 def page_environment() -> Environment:
     """Templates with `quantkit`'s filters; `page_css`, `page_js` and `page_policy` for pages."""
@@ -48,8 +57,10 @@ def page_environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
+        finalize=_without_controls,
     )
     filters: dict[str, Callable[..., str]] = {
+        "plain": plain,
         "gib": gib_text,
         "gb": gb_text,
         "percent": percent_text,
@@ -77,6 +88,13 @@ def page_environment() -> Environment:
     return environment
 
 
+def _without_controls(value: object) -> object:
+    """A value as it enters a page: names may come from anybody's files."""
+    if not isinstance(value, str) or not _CONTROLS.search(value):
+        return value
+    return type(value)(_CONTROLS.sub(lambda found: printable(found[0]), value))
+
+
 def _policy(script: str) -> str:
     """A Content-Security-Policy: this script and no other, pictures in the page, no network."""
     digest = base64.b64encode(hashlib.sha256(script.encode("utf-8")).digest()).decode("ascii")
@@ -84,6 +102,13 @@ def _policy(script: str) -> str:
         "default-src 'none'; img-src data:; style-src 'unsafe-inline'; "
         f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
     )
+
+
+def plain(text: str) -> str:
+    """`text` as it is, on one line."""
+    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    marked = _MARKUP.sub(lambda found: "\\" + found[0], line)
+    return "".join(_HTML.get(sign, sign) for sign in marked)
 
 
 def percent_text(share: float) -> str:

@@ -9,6 +9,8 @@ import re
 
 import pytest
 from finished_levels import answer
+from jinja2 import DictLoader
+from markupsafe import Markup
 
 from quantkit.core.paths import TEMPLATES
 from quantkit.report.pages import (
@@ -78,3 +80,18 @@ def test_a_cells_words() -> None:
     (only,) = cells_data({"m": absent})["m"].values()
     assert only["title"].startswith("8K tokens: 1 of 1")
     assert only["rows"][0][2] == "nothing: never hidden"
+
+
+@pytest.mark.parametrize("suffix", ["html", "md"])
+def test_names_bring_no_control_characters_into_a_page(suffix: str) -> None:
+    environment = page_environment()
+    hostile = "a\x1b[2J\x9b2J\rb\u202e\udc9b\ufeff\x00|<b>`x`\u00a0é🙂"
+    form = "{{ n }} {{ n | plain }} {{ m }}{{ none }}"
+    environment.loader = DictLoader({f"page.{suffix}": form})
+    written = environment.get_template(f"page.{suffix}").render(n=hostile, m=Markup("x\n\ty"))
+    assert written.endswith("x\n\tyNone")
+    shown = written.removesuffix("x\n\tyNone").encode()  # as it is written: no half surrogate
+    assert all(c.isprintable() or c == "\u00a0" for c in shown.decode())
+    assert written.count("é🙂") == 2
+    assert ("<b>" in written) == (suffix == "md")  # an expression is Markdown, a name is `plain`
+    assert "\\|" in written

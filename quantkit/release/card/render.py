@@ -32,7 +32,7 @@ from quantkit.release.card.facts import (
 from quantkit.release.card.front_matter import card_header
 from quantkit.release.documents import own_texts
 from quantkit.release.layout import ALLOCATION, ANSWERS, VALIDATION, evidence_folder
-from quantkit.report.pages import page_environment, percent_text
+from quantkit.report.pages import page_environment, percent_text, plain
 from quantkit.report.results import LevelResult
 from quantkit.report.retrieval import check_text, forks_text, worst_fork
 from quantkit.retrieval.results import MAIN_TASKS, TaskScore
@@ -53,8 +53,6 @@ _LAUNCH_FILES = {
 }  # fmt: skip
 _PACKAGES = {"quantkit": "quantkit-gguf"}
 """Packages whose name on the index differs from the one that they install."""
-_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_MARKUP = re.compile(r"[\\`*\[\]|~!$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _PLAIN_CODE = re.compile(r"[\w ./:@=+,*%-]+", re.ASCII)
 _LINE_CHARACTERS = 88
 
@@ -64,7 +62,6 @@ def card_text(facts: CardFacts) -> str:
     files = {level.name: level.names for level in facts.levels}
     environment = page_environment()
     environment.filters |= {
-        "plain": plain,
         "code": code,
         "tight": lambda text: text.replace(" ", "\u00a0"),
         "listed": lambda words: " and ".join(filter(None, (", ".join(words[:-1]), *words[-1:]))),
@@ -121,13 +118,6 @@ def card_text(facts: CardFacts) -> str:
 
 
 # ---- Markdown: words of others stay words, in a paragraph and in a table
-
-
-def plain(text: str) -> str:
-    """`text` as it is, on one line."""
-    line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
-    marked = _MARKUP.sub(lambda found: "\\" + found[0], line)
-    return "".join(_HTML.get(sign, sign) for sign in marked)
 
 
 def code(text: str) -> str:

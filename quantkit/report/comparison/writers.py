@@ -46,7 +46,6 @@ def write_comparison(found: Comparison, folder: Path) -> tuple[Path, ...]:
         "fine_nats": fine_nats_text,
         "ratio": ratio_text,
         "ratio_error": ratio_error_text,
-        "in_table": lambda text: text.replace("|", "\\|"),
     }
     page, card = folder / "compare.html", folder / "compare.md"
     for path in (page, card):
