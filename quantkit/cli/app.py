@@ -19,7 +19,7 @@ import typer
 from typer.core import TyperCommand, TyperGroup
 
 from quantkit.core.console import Console, EscapedStream
-from quantkit.core.errors import EnvironmentFault, QuantkitError, as_fault
+from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError, as_fault
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter
@@ -123,6 +123,11 @@ def main() -> None:
     """Entry point: our own errors become one line and an exit code, bugs keep their traceback."""
     try:
         _open_streams()
+        _check_folder()
+        if "HF_HUB_DOWNLOAD_TIMEOUT" in os.environ or "HF_HUB_ETAG_TIMEOUT" in os.environ:
+            from quantkit.hub.connection import check_timeouts
+
+            check_timeouts()
         try:
             app()
         except SystemExit as stop:
@@ -156,6 +161,20 @@ def _open_streams() -> None:
         sys.stderr = cast(TextIO, EscapedStream(sys.stderr))
     if 1 in closed:
         raise EnvironmentFault(CLOSED)
+
+
+def _check_folder() -> None:
+    """See that relative paths mean something, for the libraries too.
+
+    Raises:
+        InputError: the current folder was deleted.
+    """
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        raise InputError(
+            "the current folder was deleted; change to another, then run again"
+        ) from None
 
 
 def _is_open(descriptor: int) -> bool:

@@ -181,6 +181,8 @@ class Console:
             raise disk_full(name, place, error.needed_bytes) from None
         except OSError as error:
             if place is None or error.errno not in FULL:
+                if error.errno is not None:  # a write does not say where
+                    error.filename = error.filename or str(place)
                 raise
             left = int(view.left_bytes or 0) or None
             raise disk_full(name, place, left) from error

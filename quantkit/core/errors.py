@@ -29,6 +29,18 @@ MACHINE_ERRORS = _MACHINE | {
 }  # fmt: skip
 """OSErrors that are faults of the machine and not bugs where nothing else caught them."""
 
+_NEXT = {
+    errno.EFBIG: "raise the limit of a file's size (ulimit -f)",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.ENFILE: "end other programs, which have too many files open",
+    errno.ENOMEM: "end other programs, or allow this one more memory",
+    errno.EAGAIN: "raise the limit of processes (ulimit -u)",
+    errno.EACCES: "check its permissions, and those of its folder",
+    errno.EPERM: "check its permissions, and those of its folder",
+    errno.EROFS: "choose a place that can be written to",
+}
+"""What to do; of any other fault of the machine, to look at the disk."""
+
 _MISNAMED = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR})
 """OSErrors of a path that no machine could open so."""
 
@@ -94,11 +106,12 @@ def as_fault(error: BaseException) -> QuantkitError | None:
     if isinstance(error, OSError):
         named = error.filename or "while reading or writing"
         if error.errno in MACHINE_ERRORS:
-            return EnvironmentFault(f"{error.strerror}: {named}")
+            advice = _NEXT.get(error.errno or 0, "check the disk and the machine's log")
+            return EnvironmentFault(f"{error.strerror}: {named}; {advice}, then run again")
         if error.errno in _MISNAMED:
             return InputError(f"{error.strerror}: {named}; give another path")
     # What Python itself says, which has no class of its own.
-    if isinstance(error, ImportError) and "shared object" in str(error):
+    if isinstance(error, ImportError | OSError) and "shared object" in str(error):
         return EnvironmentFault(f"a library cannot be loaded: {error}")
     if isinstance(error, RuntimeError) and "can't start new thread" in str(error):
         return EnvironmentFault(f"{error}: raise the limit of processes (ulimit -u)")

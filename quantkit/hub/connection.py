@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from quantkit.core.answers_of_servers import ask_plainly, bound
 from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.units import shown
 from quantkit.hub.errors import (
     LOG_IN,
     Asked,
@@ -36,6 +37,7 @@ CALL_RETRIES = 4
 MOST_BYTES = 64 << 20
 """Of an answer that is no file; the record of a repository of 100,000 files has 40 MB."""
 MOST_SECONDS = 300.0
+TIMEOUTS = ("HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT")
 _LIBRARY = "quantkit"
 """Begins the User-Agent of our requests: the client may also be used by a program that calls us."""
 _Answer = TypeVar("_Answer")
@@ -72,6 +74,7 @@ class Connection:
     ) -> None:
         for address in (os.environ.get("HF_ENDPOINT"), endpoint):
             _check_address(address)  # first: the client fails on importing it
+        check_timeouts()
         from huggingface_hub import constants
         from huggingface_hub.utils import build_hf_headers
 
@@ -235,6 +238,20 @@ class Connection:
 
     def without_token(self, text: str) -> str:
         return text.replace(self.token, "<token>") if self.token else text
+
+
+def check_timeouts() -> None:
+    """See that the client, which transformers imports too, can read the timeouts that are set.
+
+    Raises:
+        InputError: one is no number of seconds.
+    """
+    for name in TIMEOUTS:
+        seconds = os.environ.get(name, "")
+        if seconds and not (seconds.isascii() and seconds.isdecimal() and len(seconds) < 7):
+            raise InputError(
+                f"{name} is {shown(seconds)!r}, which is no number of seconds; unset it"
+            )
 
 
 def session() -> httpx2.Client:

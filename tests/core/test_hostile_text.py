@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import resource
 import subprocess
 import sys
 from collections.abc import Callable
@@ -172,3 +173,43 @@ class TestClosedOutput:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
         assert done.returncode == 0
         assert "llama" in done.stdout
+
+
+def test_a_folder_that_was_deleted(tmp_path: Path) -> None:
+    (tmp_path / "gone").mkdir()
+    program = "import os, sys; os.rmdir(os.getcwd()); os.execv(sys.argv[1], sys.argv[1:])"
+    done = subprocess.run(
+        [sys.executable, "-c", program, *PROGRAM, "targets"],
+        cwd=tmp_path / "gone", env={"PYTHONSAFEPATH": "1", **os.environ}, capture_output=True,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    (line,) = done.stderr.decode().strip().splitlines()
+    assert line.startswith("error: ")
+
+
+@pytest.mark.parametrize("limit", [(resource.RLIMIT_FSIZE, 4096), (resource.RLIMIT_NOFILE, 5)])
+def test_a_limit_of_the_machine_is_named(limit: tuple[int, int], tmp_path: Path) -> None:
+    kind, most = limit
+    words = [*PROGRAM, "convert", "--model", "demo", "--out", str(tmp_path / "a.gguf")]
+    done = subprocess.run(
+        words, cwd=tmp_path, capture_output=True, text=True,
+        preexec_fn=lambda: resource.setrlimit(kind, (most, most)),
+    )  # fmt: skip
+    assert done.returncode == 3, done.stderr
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("error: ")
+    assert "ulimit" in line
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("name", ["HF_HUB_DOWNLOAD_TIMEOUT", "HF_HUB_ETAG_TIMEOUT"])
+@pytest.mark.parametrize("value", ["x\x1b[2J", "-1", "1.5"])
+def test_a_timeout_that_is_none(name: str, value: str, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [*PROGRAM, "convert", "--model", "demo", "--out", "a.gguf"], cwd=tmp_path,
+        env=os.environ | {name: value}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    assert name in done.stderr
+    assert "\x1b" not in done.stderr
+    assert "Traceback" not in done.stderr
