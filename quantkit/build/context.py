@@ -352,7 +352,7 @@ class Pipeline:
         parts = self.parts(stage)
         reason = stale_reason(self.folder, stage.name, parts)
         if reason is None:
-            detail = self.receipt(stage.name).facts["detail"]
+            detail = self.receipt(stage.name).facts.get("detail", "no details")
             self.console.skipped(stage.name, f"up to date ({detail})")
             return
         if reason != "not done yet":

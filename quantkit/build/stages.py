@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic import ValidationError
+
 from quantkit.build.context import BuildContext, Done, Stage, StudyContext
 from quantkit.config.recipe import ImatrixRecipe
+from quantkit.core.documents import first_problem
+from quantkit.core.errors import InputError
 from quantkit.core.files import content_id, file_sha256
 from quantkit.core.paths import HAYSTACK
 from quantkit.core.progress import Progress
@@ -347,7 +351,14 @@ def report_stage(
         outputs = [job.out / CALIBRATION, job.out / BUILT]
         facts = build.pipeline.receipt("imatrix").facts
         found = {name: value for name, value in facts.items() if name != "detail"}
-        Calibration.model_validate(found, strict=False).write(outputs[0])
+        try:
+            calibration = Calibration.model_validate(found, strict=False)
+        except ValidationError as error:
+            raise InputError(
+                f"the receipt of stage imatrix is damaged: {first_problem(error)}; delete "
+                f"{job.out / 'receipts' / 'imatrix.json'} to have the stage run again"
+            ) from None
+        calibration.write(outputs[0])
         versions = installed_versions()
         BuildFile(recipe=job.recipe, target=job.target, versions=versions).write(outputs[1])
         if coverage_of(build.imatrix.entries).experts:

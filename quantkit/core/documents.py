@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Self, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, FiniteFloat, ValidationError
 
 from quantkit.core.errors import InputError
-from quantkit.core.files import write_text
+from quantkit.core.files import without_controls, write_text
 from quantkit.core.parsing import (
     MOST_JSON_BYTES,
     MOST_YAML_BYTES,
@@ -49,7 +49,7 @@ class JsonDocument(Record):
 
     def text(self) -> str:
         """The file's content."""
-        return self.model_dump_json(indent=1) + "\n"
+        return without_controls(self.model_dump_json(indent=1)) + "\n"
 
     @classmethod
     def read(cls, path: Path) -> Self:

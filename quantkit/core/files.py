@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import InputError
+from quantkit.core.units import CONTROLS
 
 HASH_CHUNK_BYTES = 1 << 22
 
@@ -147,7 +148,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:  # noqa: ANN401
     """Write `value` as indented JSON to `path` atomically."""
-    write_text(path, json.dumps(value, indent=1, ensure_ascii=False) + "\n")
+    write_text(path, without_controls(json.dumps(value, indent=1, ensure_ascii=False)) + "\n")
+
+
+def without_controls(text: str) -> str:
+    """JSON with codes in the place of characters that a terminal obeys."""
+    return CONTROLS.sub(lambda found: json.dumps(found[0])[1:-1], text)
 
 
 def plain_json(value: Any) -> Any:  # noqa: ANN401 - any JSON

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 
 GIB, GB = 1 << 30, 10**9
@@ -58,6 +59,12 @@ def tokens_text(tokens: int) -> str:
 
 
 MOST_CHARACTERS = 120
+CONTROLS = re.compile(
+    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
+    "\U000e0000-\U000e007f]"
+)
+"""What a terminal obeys where a file is printed, but for line ends and tabs, and what reorders or
+hides text."""
 
 
 def shown(name: str, most: int = MOST_CHARACTERS) -> str:

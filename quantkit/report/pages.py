@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from quantkit.core.paths import TEMPLATES
-from quantkit.core.units import gb_text, gib_text, printable, tokens_text
+from quantkit.core.units import CONTROLS, gb_text, gib_text, printable, tokens_text
 from quantkit.report.pictures import SHARE_COLORS, share_color, text_color
 from quantkit.report.retrieval import (
     Cell,
@@ -38,11 +38,6 @@ ANSWER_CHARACTERS = 400
 
 _MARKUP = re.compile(r"[\\`*\[\]|~!$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
 _HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
-_CONTROLS = re.compile(
-    "[\0-\x08\x0b-\x1f\x7f-\x9f\xad\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
-    "\U000e0000-\U000e007f]"
-)
-"""What a terminal obeys where a page is printed, and what reorders or hides text."""
 
 
 def page_environment() -> Environment:
@@ -90,9 +85,9 @@ def page_environment() -> Environment:
 
 def _without_controls(value: object) -> object:
     """A value as it enters a page: names may come from anybody's files."""
-    if not isinstance(value, str) or not _CONTROLS.search(value):
+    if not isinstance(value, str) or not CONTROLS.search(value):
         return value
-    return type(value)(_CONTROLS.sub(lambda found: printable(found[0]), value))
+    return type(value)(CONTROLS.sub(lambda found: printable(found[0]), value))
 
 
 def _policy(script: str) -> str:

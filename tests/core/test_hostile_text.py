@@ -11,13 +11,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import TextIO, cast
+from typing import Literal, TextIO, cast
 
 import pytest
 from forked import PROGRAM
 from models import write_llama
 
 from quantkit.core.console import MOST_MESSAGE, Console, EscapedStream, marked
+from quantkit.core.documents import JsonDocument
+from quantkit.core.files import write_json
 
 HOSTILE = {
     "clear": "a\x1b[2Jb",
@@ -78,6 +80,24 @@ def test_facts_are_valid_json_without_control_characters(
     assert written.isascii()
     assert all(line.isprintable() for line in written.split("\n"))
     assert json.loads(written) == facts
+
+
+@pytest.mark.parametrize("kind", HOSTILE)
+def test_written_facts_are_valid_json_without_control_characters(kind: str, tmp_path: Path) -> None:
+    class Document(JsonDocument):
+        version: Literal[1] = 1
+        name: str
+
+    path = tmp_path / "a.json"
+    write_json(path, {HOSTILE[kind]: [HOSTILE[kind], "é\n"]})
+    assert json.loads(path.read_bytes()) == {HOSTILE[kind]: [HOSTILE[kind], "é\n"]}
+    assert all(line.isprintable() for line in path.read_text(encoding="utf-8").split("\n"))
+    assert "é" in path.read_text(encoding="utf-8")
+    if kind != "half surrogate":  # which no document can have
+        document = Document(name=HOSTILE[kind])
+        document.write(path)
+        assert Document.read(path) == document
+        assert all(line.isprintable() for line in path.read_text(encoding="utf-8").split("\n"))
 
 
 def test_facts_without_infinities(capsys: pytest.CaptureFixture[str]) -> None:

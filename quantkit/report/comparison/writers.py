@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.files import write_json, write_text
+from quantkit.core.units import printable
 from quantkit.report.comparison.comparison import (
     Comparison,
     Verdict,
@@ -145,8 +146,8 @@ def comparison_csv(found: Comparison) -> str:
     for artifact, verdict in zip(found.artifacts, found.verdicts, strict=True):
         divergence = artifact.divergence
         row: dict[str, Any] = {
-            "name": artifact.name,
-            "file": artifact.path.name,
+            "name": printable(artifact.name),
+            "file": printable(artifact.path.name),
             **_fields(artifact, "size_bytes", "bits_per_weight"),
             "kld_mean_nats": divergence.mean,
             "kld_error_nats": divergence.mean_error,
