@@ -100,7 +100,7 @@ def as_fault(error: BaseException) -> QuantkitError | None:
         return EnvironmentFault(str(error)) if failed and isinstance(error, InputError) else error
     if isinstance(error, MemoryError):
         return EnvironmentFault(
-            f"out of memory ({error or 'an allocation failed'}); end other programs, or allow "
+            f"out of memory ({str(error) or 'an allocation failed'}); end other programs, or allow "
             "this one more, then run again"
         )
     if isinstance(error, OSError):
