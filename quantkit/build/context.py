@@ -179,9 +179,12 @@ class StudyContext:
         Raises:
             InputError: one was changed or removed since the build began.
         """
-        paths, now = self.named_files(), self.identities()
+        files = CheckpointFile.read(self.job.out / CHECKPOINT_FILE).files
+        folder = self.checkpoint.parent if self.choice.kind == "gguf" else self.checkpoint
+        paths = {name: folder / name for name in files}
+        now = {n: identity([path])[path.name] for n, path in paths.items() if path.is_file()}
         known = self._identities or now  # a repository's were verified just now
-        for name, file in CheckpointFile.read(self.job.out / CHECKPOINT_FILE).files.items():
+        for name, file in files.items():
             if name not in now:
                 why = "it is gone"
             elif now[name][0] != file.size_bytes:

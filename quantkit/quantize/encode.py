@@ -18,6 +18,7 @@ from queue import SimpleQueue
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import NonNegativeInt, TypeAdapter
 
 from quantkit.core.disk import check_room
 from quantkit.core.errors import InputError
@@ -238,7 +239,7 @@ class _Rounding:
     """
 
     def __init__(self, journal: Journal, done: Collection[str]) -> None:
-        kept: Iterable[tuple[str, int]] = map(tuple, journal.values())
+        kept = journal.units(TypeAdapter(tuple[str, NonNegativeInt]))
         self.counts = Counter({name: count for name, count in kept if name in done})
         self._journal, self._lock = journal, threading.Lock()
 
