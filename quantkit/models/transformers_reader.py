@@ -74,13 +74,22 @@ def with_infinity(raw: Config) -> dict[str, Any]:
     return copy
 
 
+def causal_model(kind: object) -> str | None:
+    """The architecture that AutoModelForCausalLM takes for a `model_type`; None: it knows none."""
+    with _quiet():
+        from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    found = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.get(kind) if isinstance(kind, str) else None
+    return str(found) if found is not None else None
+
+
 def _config_class(raw: Config) -> Any:  # noqa: ANN401
     """The class of the configuration; raises exceptions of any kind where there is none."""
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     kind = raw["model_type"]
-    if MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[kind] != raw["architectures"][0]:
+    named = raw.get("architectures") or [causal_model(kind)]
+    if causal_model(kind) != named[0]:
         raise ValueError(kind)
     return CONFIG_MAPPING[kind]
 

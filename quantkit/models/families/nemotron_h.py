@@ -100,8 +100,8 @@ class NemotronH:
         }
         keys |= mamba2_keys(g.mamba)
         if config.get("norm_eps", config.get("rms_norm_eps")) is not None:
-            epsilon = config_float(config, "rms_norm_eps", "norm_eps")
-            keys["attention.layer_norm_rms_epsilon"] = epsilon
+            # The key that llama.cpp takes where it is there; transformers reads one name only.
+            keys["attention.layer_norm_rms_epsilon"] = config_float(config, *_EPSILONS)
         if config.get("rope_theta") is not None:
             keys["rope.freq_base"] = config_float(config, "rope_theta")
         if g.is_moe:
@@ -162,15 +162,26 @@ def _expert_keys(config: Config) -> Keys:
         "expert_shared_feed_forward_length": "moe_shared_expert_intermediate_size",
     }
     keys: Keys = {key: config_int(config, source) for key, source in counts.items()}
+    experts, used = (
+        config_int(config, "n_routed_experts"),
+        config_int(config, "num_experts_per_tok"),
+    )
+    refuse_if(
+        used > experts, f"num_experts_per_tok is {used}, but there are only {experts} experts"
+    )
+    groups = config_int(config, "n_group")
+    chosen = config_int({"default": groups, **config}, "topk_group", "default")
+    refuse_if(experts % groups > 0, f"{experts} experts do not divide into n_group, {groups}")
+    if chosen >= groups:  # the best of all groups are the best of all; llama.cpp loads that as one
+        groups = chosen = 1
     keys |= {
         "expert_weights_norm": bool(config.get("norm_topk_prob")),
         "expert_weights_scale": config_float(config, "routed_scaling_factor"),
-        "expert_group_count": config_int(config, "n_group"),
+        "expert_group_count": groups,
+        "expert_group_used_count": chosen,
     }
-    optional = {"expert_group_used_count": "topk_group", "moe_latent_size": "moe_latent_size"}
-    for key, source in optional.items():
-        if config.get(source) is not None:
-            keys[key] = config_int(config, source)
+    if config.get("moe_latent_size") is not None:
+        keys["moe_latent_size"] = config_int(config, "moe_latent_size")
     return keys
 
 
@@ -262,8 +273,11 @@ def nemotron_sizes(config: Config) -> NemotronSizes:
 
 
 def _layer_kinds(config: Config) -> tuple[str, ...]:
-    """The kind of each layer from `hybrid_override_pattern` ("ME*E") or `layers_block_type`."""
-    pattern = config.get("hybrid_override_pattern") or config.get("layers_block_type")
+    """The kind of each layer from `layers_block_type` or `hybrid_override_pattern` ("ME*E").
+
+    The first is what transformers makes of all spellings of it that config.json has.
+    """
+    pattern = config.get("layers_block_type") or config.get("hybrid_override_pattern")
     kinds = layer_kinds(pattern, _KIND, "hybrid_override_pattern and layers_block_type")
     refuse_if(
         "moe" in kinds and "mlp" in kinds,

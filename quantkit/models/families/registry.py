@@ -7,13 +7,14 @@ from dataclasses import dataclass
 
 from quantkit.core.errors import InputError
 from quantkit.formats.safetensors_files import CONVERTIBLE
-from quantkit.models.families.base import Config, Family
+from quantkit.models.families.base import Config, Family, refuse_if
 from quantkit.models.families.config_keys import unread_keys
 from quantkit.models.families.granite_hybrid import GraniteHybrid
 from quantkit.models.families.llama import Llama
 from quantkit.models.families.nemotron_h import NemotronH
 from quantkit.models.families.qwen import Qwen2, Qwen3, Qwen3Moe
 from quantkit.models.transformers_reader import (
+    causal_model,
     config_defaults,
     config_with_defaults,
     with_infinity,
@@ -23,11 +24,21 @@ FAMILIES: tuple[Family, ...] = (NemotronH(), GraniteHybrid(), Llama(), Qwen2(), 
 
 
 def family_for(config: Config) -> Family:
-    """The family of `architectures[0]`; raises InputError if that is none that is converted."""
-    named = config.get("architectures")
-    architecture = named[0] if isinstance(named, list) and named else None
+    """The family of `architectures[0]`, or of `model_type` where there are none.
+
+    Raises:
+        InputError: it is none that is converted, or `model_type` is that of another one.
+    """
+    named, kind = config.get("architectures"), config.get("model_type")
+    architecture = named[0] if isinstance(named, list) and named else causal_model(kind)
     for family in FAMILIES:
         if architecture in family.architectures:
+            meant = causal_model(kind)
+            refuse_if(
+                meant not in (None, *family.architectures),
+                f"architectures names {architecture}, but transformers takes model_type {kind!r} "
+                f"for {meant}, another model; correct the one that is wrong",
+            )
             return family
     supported = ", ".join(name for family in FAMILIES for name in family.architectures)
     raise InputError(

@@ -121,6 +121,10 @@ def _rope(config: Config) -> dict[str, Any]:
     rope = dict(given)
     if rope.get("rope_theta") is None and config.get("rope_theta") is not None:
         rope["rope_theta"] = config["rope_theta"]
+    # As in transformers, the key beside `rope_scaling` goes before the one in it.
+    original = "original_max_position_embeddings"
+    if _rope_type(rope) in ("yarn", "llama3") and config.get(original) is not None:
+        rope[original] = config[original]
     return rope
 
 

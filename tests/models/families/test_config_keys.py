@@ -116,6 +116,12 @@ def test_each_list_says_a_key_once(family: Family) -> None:
         (QWEN3, {"use_qk_norm": False}),
         (QWEN3_MOE, {"shared_expert_intermediate_size": 512}),
         (GRANITE, {"normalization_function": "layernorm"}),
+        # transformers goes by model_type, and takes another model for this one
+        (QWEN3, {"model_type": "llama"}),
+        (LLAMA, {"model_type": "gemma"}),
+        # llama.cpp would end its process
+        (NEMOTRON, {"num_experts_per_tok": 5}),
+        (NEMOTRON, {"n_group": 3}),
     ],
 )
 def test_a_key_that_changes_the_model_is_refused_by_name(
@@ -137,6 +143,10 @@ def test_a_key_that_changes_the_model_is_refused_by_name(
         (LLAMA, {"temperature": 0.6, "do_sample": True, "id2label": {"0": "a"}}),
         (LLAMA, {"is_causal": True, "embedding_multiplier": 1, "alibi": False}),
         (MISTRAL, {"sliding_window": 8192}),
+        (LLAMA, {"architectures": None}),
+        (QWEN3, {"architectures": []}),
+        (NEMOTRON, {"n_group": 2, "topk_group": 2}),
+        (NEMOTRON, {"layers_block_type": ["mamba", "moe", "attention", "moe"]}),
         (NEMOTRON, {"time_step_limit": [0.0, 1e9]}),
         (NEMOTRON, {"time_step_min": 0.0001, "time_step_limit": [0.0, {"__float__": "Infinity"}]}),
     ],
@@ -150,6 +160,19 @@ def test_a_key_that_changes_nothing_is_accepted(
 def _metadata(config: Mapping[str, Any]) -> object:
     found = described(config)
     return found.family.metadata(found.config)
+
+
+def test_of_several_names_of_a_value_the_one_that_transformers_reads_counts() -> None:
+    yarn = {"rope_type": "yarn", "factor": 4.0}
+    inside = _metadata(LLAMA | {"rope_scaling": yarn | {"original_max_position_embeddings": 512}})
+    beside = {"rope_scaling": yarn, "original_max_position_embeddings": 512}
+    assert _metadata(LLAMA | beside) == inside
+    epsilon = "nemotron_h_moe.attention.layer_norm_rms_epsilon"
+    found = described(NEMOTRON | {"rms_norm_eps": 0.01})
+    assert found.family.metadata(found.config)[epsilon].value == pytest.approx(1e-5)
+    assert _metadata(LLAMA | {"model_type": "mistral"})  # computed by the same graph
+    pattern = NEMOTRON | {"layers_block_type": ["mamba", "attention", "mamba", "moe"]}
+    assert _metadata(pattern) == _metadata(NEMOTRON | {"hybrid_override_pattern": "M*ME"})
 
 
 def test_mistral_7b_v01_opens_though_llama_cpp_does_not_apply_its_window() -> None:
