@@ -109,8 +109,8 @@ def open_checkpoint(
     general = general_metadata(folder, tensors, name)
     # Readers expect the architecture first.
     metadata = {"general.architecture": architecture["general.architecture"]} | general
-    metadata |= architecture | tokenizer_metadata(folder, config)
     notes = [_BELIEVED] if tied is None else []
+    metadata |= architecture | tokenizer_metadata(folder, config, notes.append)
     if found.unknown:
         notes.append(
             f"config.json has keys that transformers does not know for this architecture: "

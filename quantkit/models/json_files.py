@@ -30,6 +30,8 @@ def parse_json(content: bytes, where: str, advice: str = "download it again") ->
         InputError: it is none, or has text that UTF-8 cannot have.
     """
     refuse_stand_in(content, where)
+    if not content.strip():
+        raise InputError(f"{where} is empty; {advice}")
     value = bounded_json(content, where, advice, foreign=True, nan=False)
     if not isinstance(value, dict):
         raise InputError(f"{where} holds no JSON object; {advice}")

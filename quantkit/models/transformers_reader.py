@@ -22,6 +22,8 @@ from quantkit.models.json_files import read_json
 
 SPECIAL_KINDS = ("bos", "eos", "unk", "sep", "pad", "mask", "cls")
 
+_JSON_FILES = ("tokenizer.json", "vocab.json", "added_tokens.json", "special_tokens_map.json")
+
 _NOT_PASSED = ("auto_map", "quantization_config", "num_labels", "id2label", "label2id")
 """Keys that name code to run, or that transformers makes long lists of; no family reads them."""
 
@@ -160,6 +162,8 @@ def load_tokenizer(
         panic = isinstance(error, Exception) or type(error).__name__ == "PanicException"
         if not panic or isinstance(as_fault(error), EnvironmentFault):
             raise
+        for name in _JSON_FILES:  # an error that names the file, where one is not JSON at all
+            read_json(folder / name, optional=True)
         reason = " ".join(str(error).split())[:300] or type(error).__name__
         raise InputError(
             f"transformers cannot read the tokenizer in {folder} ({reason}); download the "

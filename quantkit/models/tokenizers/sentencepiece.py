@@ -98,8 +98,10 @@ def _model(path: Path) -> tuple[list[tuple[str, float, int]], bool]:
         raise InputError(
             f"{path} is no SentencePiece model ({error}); download it again"
         ) from error
+    if not pieces:
+        raise InputError(f"{path} is no SentencePiece model (no pieces); download it again")
     kind = _MODEL_TYPES.get(training.get(3, 1 if training else 2), "unknown")
-    if kind != "BPE" or not pieces:
+    if kind != "BPE":
         raise InputError(
             f"{path} holds {len(pieces)} pieces of a model of type {kind}; only BPE is converted: "
             "convert the model with llama.cpp and give the GGUF to --model"

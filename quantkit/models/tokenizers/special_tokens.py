@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from quantkit.core.errors import InputError
@@ -42,9 +43,13 @@ def special_token_metadata(
         rows: of the embedding; ids must be below.
     """
     adds = _added_by_post_processor(tokenizer)
+    first = _first_of_template(tokenizer.definition.get("post_processor"))
+    if first is not None and not {"bos", "cls"} & tokenizer.special.keys():
+        # It is put before every text, although no file calls it BOS.
+        tokenizer = replace(tokenizer, special={**tokenizer.special, "bos": first})
     generation = read_json(folder / "generation_config.json", optional=True)
     ends = _ids(generation.get("eos_token_id"), rows) or _ids(config.get("eos_token_id"), rows)
-    if config.get("eos_token_id") in (None, -1, []) and ends:
+    if ends and not _ids(config.get("eos_token_id"), rows):
         config = {**config, "eos_token_id": ends}
     result: Metadata = {}
     for kind, key in _ID_KEYS.items():
@@ -68,16 +73,15 @@ def _token_id(kind: str, config: Config, tokenizer: LoadedTokenizer, rows: int) 
     if named is not None and named < rows:
         return named
     given = config.get(f"{kind}_token_id")
-    if isinstance(given, list):
-        given = next((i for i in given if type(i) is int and i >= 0), None)
-    if type(given) is not int or given < 0:
-        return None
-    if given >= rows:
+    if ids := _ids(given, rows):
+        return ids[0]
+    beyond = [i for i in (given if isinstance(given, list) else [given]) if type(i) is int]
+    if beyond and max(beyond) >= rows:
         raise InputError(
-            f"the {kind} token has id {given}, but there are {rows} tokens; "
+            f"the {kind} token has id {max(beyond)}, but there are {rows} tokens; "
             "check config.json and tokenizer_config.json"
         )
-    return given
+    return None
 
 
 def _ids(given: object, rows: int) -> list[int]:
@@ -144,6 +148,17 @@ def _added_by_template(
             len(between) == 2 and between[1] in separators
         )
     return adds
+
+
+def _first_of_template(post: object) -> str | None:
+    """The special token that a template begins a text with."""
+    match post:
+        case {"type": "Sequence", "processors": list(processors)}:
+            return next(filter(None, map(_first_of_template, processors)), None)
+        case {"type": "TemplateProcessing", "single": [first, _, *_]}:
+            return _special(first)
+        case _:
+            return None
 
 
 def _special(item: object) -> str | None:

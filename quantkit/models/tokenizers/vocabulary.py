@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from quantkit.core.errors import InputError
@@ -30,11 +30,16 @@ _FILES = (
 _LLAMAS = ("llama", "mistral")
 
 
-def tokenizer_metadata(folder: Path, config: Config) -> Metadata:
+def tokenizer_metadata(
+    folder: Path, config: Config, note: Callable[[str], object] = lambda _: None
+) -> Metadata:
     """All `tokenizer.*` metadata of the checkpoint in `folder`.
 
     A SentencePiece `tokenizer.model` goes first where there is one, as in llama.cpp's converter,
     but not for Nemotron-H, whose tokenizer is always a byte-level BPE in tokenizer.json.
+
+    Args:
+        note: gets a sentence on what llama.cpp does otherwise.
 
     Raises:
         InputError: there is no tokenizer that is understood, or it does not fit the vocabulary.
@@ -59,6 +64,13 @@ def tokenizer_metadata(folder: Path, config: Config) -> Metadata:
         # none, but llama.cpp would for tekken, llama-bpe and "llama" where the key is absent.
         result.setdefault("tokenizer.ggml.add_bos_token", meta("bool", False))
     result |= harmless_eos(result)
+    taking = [token.text for i, token in tokenizer.added.items() if token.takes_space and i < rows]
+    if taking:
+        note(
+            f"the tokenizer has added tokens that take the white space beside them, or count as "
+            f"whole words only (lstrip, rstrip, single_word): {', '.join(map(repr, taking[:5]))}"
+            f"{' and more' if taking[5:] else ''}; llama.cpp cannot, and reads that space as text"
+        )
     if config.get("model_type") in _LLAMAS:
         adds_space = tokenizer.options.get("add_prefix_space")
         if isinstance(adds_space, bool):

@@ -60,6 +60,8 @@ def _ends(metadata: Metadata, folder: Path) -> set[int]:
         ({"config": IM_START, "generation": TOOL, "eos_token": "<|im_end|>"}, {IM_END, TOOL}),
         ({"config": [IM_END, -1, 9999, None, True]}, {IM_END}),
         ({"config": [-1, TOOL]}, {IM_END, TOOL}),
+        ({"config": [9999, TOOL]}, {IM_END, TOOL}),
+        ({"config": 9999, "generation": LAST}, {IM_END, LAST}),
         ({"config": -1, "generation": LAST}, {IM_END, LAST}),
         ({"config": [], "eos_token": "<|im_end|>"}, {IM_END}),
     ],

@@ -8,7 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from checkpoints import CHATML, LLAMA, NEMOTRON, added_token, byte_level_tokenizer, write_tokenizer
+from checkpoints import (
+    BYTE_LEVEL,
+    CHATML,
+    LLAMA,
+    NEMOTRON,
+    added_token,
+    byte_level_tokenizer,
+    write_tokenizer,
+)
 
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata
@@ -114,6 +122,38 @@ def test_a_template_says_what_is_added(tmp_path: Path) -> None:
     found = metadata_of(tmp_path, tokenizer=tokenizer, options=options)
     assert found["ggml.add_bos_token"] is True  # The post-processor wins: it is what runs.
     assert found["ggml.add_sep_token"] is False
+
+
+def test_what_a_template_puts_first_is_the_bos_though_no_file_names_one(tmp_path: Path) -> None:
+    tokenizer = byte_level_tokenizer()
+    template = {"type": "TemplateProcessing", "single": _template("<s>", "A")}
+    template |= {"pair": _template("<s>", "A", "B")}
+    template["special_tokens"] = {"<s>": {"id": "<s>", "ids": [1], "tokens": ["<s>"]}}
+    for post in (template, {"type": "Sequence", "processors": [BYTE_LEVEL, template]}):
+        tokenizer["post_processor"] = post
+        found = metadata_of(tmp_path, tokenizer=tokenizer, options={"eos_token": "<|im_end|>"})
+        assert (found["ggml.bos_token_id"], found["ggml.add_bos_token"]) == (1, True)
+
+
+@pytest.mark.parametrize("way", ["lstrip", "rstrip", "single_word"])
+def test_tokens_that_take_space_are_told(tmp_path: Path, way: str) -> None:
+    write_tokenizer(tmp_path)
+    notes: list[str] = []
+    for flag in (False, True):
+        tokenizer = byte_level_tokenizer(added_token(264, "<|tool|>", **{way: flag}))
+        (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer), encoding="utf-8")
+        tokenizer_metadata(tmp_path, NEMOTRON, notes.append)
+        assert len(notes) == flag
+    assert "<|tool|>" in notes[0]
+
+
+@pytest.mark.parametrize("content", ["", " \n", "Not found", "[1]"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "added_tokens.json", "special_tokens_map.json"])
+def test_a_file_that_is_no_json_object_is_named(tmp_path: Path, name: str, content: str) -> None:
+    write_tokenizer(tmp_path)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=name):
+        tokenizer_metadata(tmp_path, NEMOTRON)
 
 
 def test_several_chat_templates(tmp_path: Path) -> None:
