@@ -44,6 +44,13 @@ _VARIANT = re.compile(
 """The same weights once more in another precision (`variant` in transformers and diffusers):
 model.fp16.safetensors, model.fp16-00001-of-00002.safetensors, model-00001-of-00002.fp16.safetensors
 """
+_NOT_WEIGHTS = {
+    "adapter": "a LoRA adapter without its model: merge the two, with merge_and_unload() of PEFT, "
+    "and give the folder that the result is saved to",
+    "consolidated": "weights under the names of Mistral's or Meta's own programs: choose a "
+    "repository or a revision that has them under the names of transformers",
+}
+"""Beginning of a file's name → what it holds instead of a checkpoint's weights, and what to do."""
 _PLAIN_NAME = re.compile(r"(?!\.\.?\Z)[^/\0]+")
 
 
@@ -133,7 +140,9 @@ class SafetensorsFile:
         try:
             self._bytes = FileBytes(path)
         except OSError as error:
-            raise InputError(f"{path} cannot be read: {error.strerror}") from error
+            raise InputError(
+                f"{path} cannot be read: {error.strerror}; download it again"
+            ) from error
         size = self._bytes.size_bytes
         start = self._bytes.read(0, min(size, STAND_IN_BYTES)).tobytes()
         refuse_stand_in(start, str(path))
@@ -261,7 +270,8 @@ def weight_names(names: Iterable[str], shards: Iterable[str] | None) -> list[str
     if shards is not None:
         return sorted(set(shards))
     # Mistral's folders hold the same weights a second time as consolidated*.safetensors.
-    return [name for name in found if name.startswith("model")] or found
+    whole = [name for name in found if not name.startswith(tuple(_NOT_WEIGHTS))]
+    return [name for name in whole if name.startswith("model")] or whole
 
 
 def weight_paths(path: Path) -> list[Path]:
@@ -298,6 +308,9 @@ def no_weights(where: str, names: Iterable[str]) -> InputError:
     """The error for a folder or repository of which none of the files `names` is read."""
     names = sorted(names)
     variant = next((name for name in names if _VARIANT.search(name)), None)
+    for start, what in _NOT_WEIGHTS.items():
+        if other := next((n for n in names if n.startswith(start) and "safetensors" in n), None):
+            return InputError(f"{where} has only {other}, {what}")
     pickle = next((name for name in names if name.endswith(PICKLE_SUFFIXES)), None)
     if variant is not None:
         return InputError(

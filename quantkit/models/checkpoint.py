@@ -17,6 +17,7 @@ from quantkit.formats.safetensors_files import (
     SafetensorsFile,
     SafetensorsFolder,
     as_f32,
+    no_weights,
 )
 from quantkit.formats.tensor_types import FILE_TYPES
 from quantkit.formats.tensors import Metadata, TensorInfo, main_type
@@ -85,6 +86,8 @@ def open_checkpoint(
     """
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; give a folder with a checkpoint, or a GGUF file")
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise no_weights(str(folder), (path.name for path in folder.iterdir()))
     raw: Config = read_json(folder / "config.json")
     raw = raw if keep_prediction else without_prediction(raw)
     found = described(raw)

@@ -21,11 +21,20 @@ CHECKPOINT = "checkpoint"
 """The folder of a downloaded checkpoint; the metadata may have its name."""
 _ORIGINS = (
     "base_model", "base_models", "base_model_sources", "datasets", "dataset", "dataset_sources",
+    "repo_url", "url",
 )  # fmt: skip
 """Keys of a model card whose values are repositories."""
-_ORIGIN = re.compile(r"(?:https?|ssh)://.+|(?![.~/])[^/\\]+(?:/[^/\\]+)?")
-"""An address, a name, or OWNER/NAME."""
-_ABSOLUTE = re.compile(r"/|~[\w.-]*/|[A-Za-z]:[\\/]|\\\\|file:")
+_ORIGIN = re.compile(
+    r"(?:https?|ssh)://(?:git@)?(?!localhost\b)[^/@\s]+(?:/[^@\s]*)?"
+    r"|(?![.~])[^/\\:@$%<>'\"\s][^/\\:@$<>'\"]*(?:/[^/\\:@$<>'\"]+)?"
+)
+"""An address that names nobody who logs in, a name, or OWNER/NAME."""
+_PATH = re.compile(
+    r"(?<![\w:/.])(?:/[\w.-]+/|\.\.[\\/]|~[\w.-]*[\\/]|\$\w+[\\/]|%\w+%[\\/]|[a-z]:[\\/]|\\\\|file:)"
+    r"|^[^\w.]*/|://[^/\s]*@",
+    re.I,
+)
+"""A path of a machine, or an address with a login, anywhere in a text."""
 
 
 def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | None) -> Metadata:
@@ -131,7 +140,7 @@ def is_origin(value: object) -> bool:
 
 
 def _is_public(value: object) -> bool:
-    return not isinstance(value, str) or _ABSOLUTE.match(value) is None
+    return not isinstance(value, str) or _PATH.search(value) is None
 
 
 def _size_label(tensors: Sequence[TensorInfo]) -> str:

@@ -287,6 +287,15 @@ def test_mistrals_second_copy_of_the_weights_is_ignored(tmp_path: Path) -> None:
     np.testing.assert_array_equal(values, random_values(0, 4))
 
 
+@pytest.mark.parametrize("name", ["adapter_model.safetensors", "consolidated.safetensors"])
+def test_what_holds_no_weights_of_a_checkpoint_is_named(tmp_path: Path, name: str) -> None:
+    write_safetensors(tmp_path / name, {"a": random_values(0, 4)})
+    with pytest.raises(InputError, match=name):
+        SafetensorsFolder(tmp_path)
+    write_safetensors(tmp_path / "weights.safetensors", {"b": random_values(0, 4)})
+    assert SafetensorsFolder(tmp_path).entries.keys() == {"b"}
+
+
 def test_pickles_are_never_opened(tmp_path: Path) -> None:
     class Bomb:
         def __reduce__(self) -> tuple[Any, ...]:

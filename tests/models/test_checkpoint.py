@@ -199,6 +199,8 @@ def test_no_path_and_no_user_name_gets_into_the_metadata(
     [
         "/home/somebody/base", "~/runs/somebody", "./somebody", "../somebody/base", "a/somebody/7b",
         "C:\\Users\\somebody", "\\\\host\\somebody", "file:///home/somebody", "from /home/somebody",
+        "FILE:///home/somebody", " /home/somebody/x", "'/home/somebody/x'", "$HOME/somebody",
+        "C:/somebody", "%HOME%\\somebody", "https://somebody:word@host/x", "somebody@host:/data",
     ],
 )  # fmt: skip
 def test_no_path_of_others_gets_into_the_metadata(tmp_path: Path, where: str) -> None:
@@ -207,10 +209,18 @@ def test_no_path_of_others_gets_into_the_metadata(tmp_path: Path, where: str) ->
         "base_model": where,
         "datasets": [where, "acme/texts"],
         "tags": ["a", "/home/somebody"],
+        "license_name": "as in /home/somebody/LICENSE",
+        "license": "file:///home/somebody",
+        "author": "C:/Users/somebody/x",
         "model_description": "/home/somebody/notes",
         "license_link": "./LICENSE",
     }
-    for value in (where, [where, "acme/Base-7B"], [{"name": "/home/somebody", "url": "https://a"}]):
+    for value in (
+        where,
+        [where, "acme/Base-7B"],
+        [{"name": "/home/somebody", "url": "https://a"}],
+        [{"name": "Base", "repo_url": "../somebody/x"}],
+    ):
         (folder / "README.md").write_text(f"---\n{json.dumps(card | {'base_model': value})}\n---\n")
         metadata = open_checkpoint(folder).metadata
         assert "somebody" not in str(metadata)
@@ -289,7 +299,7 @@ def _weights(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda f: (f / "config.json").write_bytes(b"\xff"), "not valid JSON"),
         (lambda f: os.truncate(f / "config.json", 20 << 30), "config.json.*268,435,456"),
         (lambda f: _config(f, architectures=["GPT5"]), "'GPT5'.*NemotronHForCausalLM.*file.gguf"),
-        (lambda f: _config(f, architectures="absent"), "architecture None"),
+        (lambda f: _config(f, architectures="absent", model_type="x"), "architecture None"),
         (lambda f: _config(f, hidden_size="absent"), r"promises \[320, 4096\]"),
         (lambda f: _config(f, hidden_size=-4), "hidden_size is -4"),
         (lambda f: _config(f, hidden_size=True), "hidden_size is True"),
@@ -352,6 +362,21 @@ def test_what_only_the_index_names_is_an_error_where_the_model_needs_it(tmp_path
 def test_another_prefix_is_named(tmp_path: Path, prefix: str) -> None:
     arrays = {k.replace("model.", prefix): v for k, v in llama_arrays(LLAMA).items()}
     with pytest.raises(InputError, match=f"'{prefix}'"):
+        open_checkpoint(write_checkpoint(tmp_path / "m", LLAMA, arrays))
+
+
+def test_an_adapter_is_told_from_a_checkpoint(tmp_path: Path) -> None:
+    write_safetensors(tmp_path / "adapter_model.safetensors", {"a.lora_A.weight": np.ones((1, 2))})
+    (tmp_path / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(InputError, match="adapter"):
+        open_checkpoint(tmp_path)
+
+
+def test_packed_weights_are_named(tmp_path: Path) -> None:
+    arrays = llama_arrays(LLAMA)
+    name = "model.layers.1.mlp.up_proj"
+    arrays[f"{name}.qweight"] = arrays.pop(f"{name}.weight")
+    with pytest.raises(InputError, match=f"{name}.qweight"):
         open_checkpoint(write_checkpoint(tmp_path / "m", LLAMA, arrays))
 
 

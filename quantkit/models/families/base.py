@@ -110,6 +110,7 @@ def without_prediction(config: Config) -> Config:
 
 
 _WRAPPERS = {
+    "_module.": "FSDP or DeepSpeed adds that; save the model inside of it",
     "_orig_mod.": "torch.compile adds that; save the model that was compiled, model._orig_mod",
     "module.": "DataParallel adds that; save the model inside of it, model.module",
     "base_model.": "PEFT adds that; save the model that merge_and_unload() returns",
@@ -209,7 +210,10 @@ class Rules:
         return self._rules
 
     def _other_names(self, source: str) -> str:
-        """A sentence on a checkpoint whose names begin otherwise than that of `source`, or ""."""
+        """A sentence on what is there under another name than `source`, or ""."""
+        packed = f"{source.removesuffix('weight')}qweight"
+        if packed in self.stored:
+            return f"it has {packed} instead, of quantized weights: use the model's BF16 release"
         root, _, tail = source.partition(".")
         if "." not in tail or any(name.startswith(f"{root}.layers.") for name in self.stored):
             return ""
