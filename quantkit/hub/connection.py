@@ -134,7 +134,8 @@ class Connection:
             yield
         except OfflineModeIsEnabled:
             raise EnvironmentFault(
-                f"{asked.doing} needs the network, and HF_HUB_OFFLINE is set; unset it"
+                f"{asked.doing} needs the network, and HF_HUB_OFFLINE is set: unset it, "
+                "or give a model's folder"
             ) from None
         except (httpx2.HTTPError, httpx2.InvalidURL, OSError) as error:
             refusal = self.refusal(error)

@@ -178,6 +178,24 @@ def cached_file(listing: Listing, file: HubFile) -> Path | None:
     return path if path.is_file() and path.stat().st_size == file.size_bytes else None
 
 
+def cached_folder(repository: str, revision: str | None) -> Path | None:
+    """The files of a model in huggingface_hub's own cache, if its config.json is among them."""
+    from huggingface_hub import try_to_load_from_cache
+
+    with suppress(ValueError):  # a name that no repository has
+        found = try_to_load_from_cache(repository, "config.json", revision=revision)
+        if isinstance(found, str):
+            return Path(found).parent
+    return None
+
+
+def is_offline() -> bool:
+    """Whether HF_HUB_OFFLINE forbids to ask the Hub."""
+    from huggingface_hub import is_offline_mode
+
+    return is_offline_mode()
+
+
 def wrong_twice(file: HubFile, found: str) -> EnvironmentFault:
     """What is said of a file whose content is never what the Hub records."""
     return EnvironmentFault(

@@ -13,6 +13,7 @@ from quantkit.core.paths import DEMO_MODEL, HubAddress, cached_snapshot
 from quantkit.core.progress import SILENT, Progress
 from quantkit.formats.safetensors_files import weight_paths
 from quantkit.formats.tensors import TensorSource
+from quantkit.hub.downloads import cached_folder, is_offline
 from quantkit.hub.reading import Hub
 
 if TYPE_CHECKING:
@@ -72,14 +73,28 @@ def choose_model(model: str) -> ModelChoice:
 
 
 def choose_local(model: str, option: str = "--model") -> tuple[ModelChoice, Path]:
-    """A model on this disk, and where it is; a repository is refused, naming `option`."""
-    choice = choose_model(model)
+    """A model on this disk, and where it is.
+
+    Raises:
+        InputError: it is a repository, of which the Hub's cache has nothing; `option` is named.
+    """
+    choice = _in_cache(choose_model(model))
     if choice.path is None:
         raise InputError(
             f"{option} {model} is a repository on the Hub, and its weights are needed here: run "
             f"'quantkit download {model}' first, then give its folder"
         )
     return choice, choice.path
+
+
+def _in_cache(choice: ModelChoice) -> ModelChoice:
+    """A repository that the Hub's cache has as the folder there; any other choice as it is."""
+    if choice.repository is None:
+        return choice
+    folder = cached_folder(choice.repository, choice.revision)
+    if folder is None:
+        return choice
+    return ModelChoice(choice.given, "checkpoint", choice.name, folder)
 
 
 def artifact_name(name: str) -> str:
@@ -147,6 +162,8 @@ def open_shapes(
 ) -> TensorSource:
     """A model's tensors without their rows: only the headers of a repository are downloaded.
 
+    Where HF_HUB_OFFLINE is set, a repository is read in the Hub's cache, if it is there.
+
     Reading rows of a repository raises `InputError`.
 
     Args:
@@ -156,6 +173,8 @@ def open_shapes(
     Raises:
         InputError, EnvironmentFault: as `fetch_headers` and `open_checkpoint`.
     """
+    if choice.repository is not None and is_offline():
+        choice = _in_cache(choice)
     if choice.repository is None:
         return open_source(
             choice, keep_prediction=keep_prediction, on_shape=on_shape, note=progress.note

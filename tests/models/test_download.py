@@ -32,6 +32,7 @@ from quantkit.core.units import GIB
 from quantkit.hub.downloads import STATE, CommitJournal, Kept, is_whole, read_record
 from quantkit.hub.reading import Hub, HubFile, Listing
 from quantkit.llamacpp.presets import ask_preset
+from quantkit.models.choose import choose_local, choose_model, open_shapes
 from quantkit.models.download import Downloaded, download
 from quantkit.models.local_copy import (
     HEADER_BYTES,
@@ -339,6 +340,25 @@ def test_what_the_hubs_cache_has_is_not_fetched(case: Case, cached: Path) -> Non
     again = case.fetch()
     assert (again.files, case.hub.served) == (done.files, [])
     assert survey(case.look_up(), case.out).fetch_bytes == 0
+
+
+def test_what_the_hubs_cache_has_is_local(
+    cached: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import huggingface_hub
+
+    for model in (REPO, f"{REPO}@{COMMIT}"):
+        choice, path = choose_local(model)
+        assert (choice.kind, choice.name, path) == ("checkpoint", "demo", cached)
+    with pytest.raises(InputError, match="download"):
+        choose_local("someone/else")
+
+    def hub() -> Hub:
+        raise AssertionError("nothing is asked")
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(InputError, match=str(cached)):  # its weights are random bytes
+        open_shapes(choose_model(REPO), hub=hub, cache=tmp_path / "headers")
 
 
 def test_of_a_part_in_the_hubs_cache_only_the_rest_is_fetched(case: Case, cached: Path) -> None:
