@@ -167,11 +167,17 @@ def _expert_keys(config: Config) -> Keys:
         config_int(config, "num_experts_per_tok"),
     )
     refuse_if(
-        used > experts, f"num_experts_per_tok is {used}, but there are only {experts} experts"
+        used > experts,
+        f"num_experts_per_tok is {used}, but there are only {experts} experts (n_routed_experts); "
+        "is it the checkpoint's own?",
     )
     groups = config_int(config, "n_group")
     chosen = config_int({"default": groups, **config}, "topk_group", "default")
-    refuse_if(experts % groups > 0, f"{experts} experts do not divide into n_group, {groups}")
+    refuse_if(
+        experts % groups > 0 or experts == groups > 1,
+        f"{experts} experts do not divide into groups of two or more, of which n_group says "
+        f"{groups}; is it the checkpoint's own?",
+    )
     if chosen >= groups:  # the best of all groups are the best of all; llama.cpp loads that as one
         groups = chosen = 1
     keys |= {

@@ -122,6 +122,7 @@ def test_each_list_says_a_key_once(family: Family) -> None:
         # llama.cpp would end its process
         (NEMOTRON, {"num_experts_per_tok": 5}),
         (NEMOTRON, {"n_group": 3}),
+        (NEMOTRON, {"n_group": 4}),
     ],
 )
 def test_a_key_that_changes_the_model_is_refused_by_name(
