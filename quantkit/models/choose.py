@@ -88,11 +88,15 @@ def choose_local(model: str, option: str = "--model") -> tuple[ModelChoice, Path
 
 
 def _in_cache(choice: ModelChoice) -> ModelChoice:
-    """A repository that the Hub's cache has as the folder there; any other choice as it is."""
+    """A repository of which the Hub's cache has all weights as the folder there."""
     if choice.repository is None:
         return choice
     folder = cached_folder(choice.repository, choice.revision)
     if folder is None:
+        return choice
+    try:
+        weight_paths(folder)
+    except InputError:  # other programs bring configurations and tokenizers alone
         return choice
     return ModelChoice(choice.given, "checkpoint", choice.name, folder)
 

@@ -359,6 +359,9 @@ def test_what_the_hubs_cache_has_is_local(
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(InputError, match=str(cached)):  # its weights are random bytes
         open_shapes(choose_model(REPO), hub=hub, cache=tmp_path / "headers")
+    next(cached.glob("*.safetensors")).unlink()
+    with pytest.raises(InputError, match="download"):
+        choose_local(REPO)
 
 
 def test_of_a_part_in_the_hubs_cache_only_the_rest_is_fetched(case: Case, cached: Path) -> None:
