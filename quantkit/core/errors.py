@@ -25,7 +25,7 @@ _MACHINE = frozenset(
 """Faults of the machine whatever path a person gave: disk, limits, memory, a network's disk."""
 
 MACHINE_ERRORS = _MACHINE | {
-    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENODEV, errno.ENXIO, errno.ETXTBSY,
+    errno.EACCES, errno.EPERM, errno.EROFS, errno.ENODEV, errno.ETXTBSY,
 }  # fmt: skip
 """OSErrors that are faults of the machine and not bugs where nothing else caught them."""
 
@@ -41,7 +41,9 @@ _NEXT = {
 }
 """What to do; of any other fault of the machine, to look at the disk."""
 
-_MISNAMED = frozenset({errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR})
+_MISNAMED = frozenset(
+    {errno.ENAMETOOLONG, errno.ELOOP, errno.ENOTDIR, errno.EISDIR, errno.ESPIPE, errno.ENXIO}
+)
 """OSErrors of a path that no machine could open so."""
 
 

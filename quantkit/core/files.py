@@ -2,25 +2,52 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from quantkit.core.errors import InputError
 from quantkit.core.units import CONTROLS
 
 HASH_CHUNK_BYTES = 1 << 22
+_GIVEN_OPEN = ("/dev/fd/", "/dev/stdin")
+"""Where a shell's own pipes are, as of `<(…)`: whoever gives one means to wait for it."""
+
+
+def open_file(path: Path) -> BinaryIO:
+    """The file at `path` for reading, not buffered twice; anything but a file is refused.
+
+    A folder may come from anybody, and a pipe in it would be waited for, a device read without end.
+
+    Raises:
+        OSError: it cannot be opened, or is a folder, a pipe, a socket or a device.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        mode = os.fstat(descriptor).st_mode
+        if stat.S_ISDIR(mode):
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        if not stat.S_ISREG(mode):
+            if not str(path).startswith(_GIVEN_OPEN):
+                raise OSError(errno.ESPIPE, "it is a pipe or a device, not a file", str(path))
+            os.set_blocking(descriptor, True)
+        return os.fdopen(descriptor, "rb")
+    except OSError:
+        os.close(descriptor)
+        raise
 
 
 def file_sha256(path: Path, on_bytes: Callable[[int], None] = lambda _: None) -> str:
     """SHA-256 of a file's bytes, in hexadecimal; `on_bytes` is called with each count read."""
     digest = hashlib.sha256()
-    with path.open("rb") as file:
+    with open_file(path) as file:
         while chunk := file.read(HASH_CHUNK_BYTES):
             digest.update(chunk)
             on_bytes(len(chunk))

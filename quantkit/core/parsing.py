@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import InputError
+from quantkit.core.files import open_file
 from quantkit.core.units import shown
 
 MOST_JSON_BYTES = 256 << 20
 """The largest tokenizers have 33 MB, an index of shards 10."""
 MOST_YAML_BYTES = 1 << 20
 """PyYAML reads 100 KB/s; model cards with hundreds of results have 500 KB."""
+MOST_TEXT_BYTES = 512 << 20
+"""Of a text: 100 million tokens, days of work for any model."""
 MOST_DEPTH = 100
 """Below where Python's own functions, as json.dumps and copy.deepcopy, give up on a value."""
 MOST_DIGITS = 19
@@ -40,7 +43,7 @@ def read_bounded(path: Path, most_bytes: int, advice: str = "") -> bytes:
         InputError: it cannot be read, or is larger.
     """
     try:
-        with path.open("rb") as file:
+        with open_file(path) as file:
             content = file.read(most_bytes + 1)
     except OSError as error:
         raise InputError(f"cannot read {path}: {error.strerror}{_and(advice)}") from None
@@ -49,6 +52,20 @@ def read_bounded(path: Path, most_bytes: int, advice: str = "") -> bytes:
     if len(content) > most_bytes:
         raise InputError(f"{path} has more than {most_bytes:,} bytes, which are the limit")
     return content
+
+
+def read_text(path: Path) -> str:
+    """The UTF-8 text in a file of at most MOST_TEXT_BYTES, its lines ended by "\\n".
+
+    Raises:
+        InputError: it cannot be read, is larger, or is not UTF-8.
+    """
+    content = read_bounded(path, MOST_TEXT_BYTES)
+    try:
+        text = content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise InputError(f"cannot read {path} as UTF-8 text: {error}") from None
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def bounded_json(

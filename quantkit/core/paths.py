@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from quantkit.core.errors import InputError
+from quantkit.core.parsing import read_text
 
 _PACKAGE = Path(__file__).parent.parent
 
@@ -79,8 +80,8 @@ def cached_snapshot(folder: Path) -> Path:
         return folder
     there = sorted(path for path in snapshots.iterdir() if path.is_dir())
     try:
-        main = snapshots / (folder / "refs" / "main").read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError):
+        main = snapshots / read_text(folder / "refs" / "main").strip()
+    except InputError:
         main = snapshots
     if main in there:
         return main
@@ -102,14 +103,11 @@ def haystack_text(path: Path | None = None) -> str:
     """The shipped text (State of the Union addresses from 1900 on, CC0), or another file.
 
     Raises:
-        InputError: the file cannot be read as UTF-8 text.
+        InputError: the file cannot be read, or is no text.
     """
-    try:
-        if path is None:
-            return lzma.decompress(HAYSTACK.read_bytes()).decode("utf-8")
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the haystack {path}: {error}") from None
+    if path is None:
+        return lzma.decompress(HAYSTACK.read_bytes()).decode("utf-8")
+    return read_text(path)
 
 
 @functools.cache

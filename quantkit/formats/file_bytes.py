@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import mmap
 import os
-import stat
 import weakref
 from pathlib import Path
 
@@ -17,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
+from quantkit.core.files import open_file
 
 _MAX_CALL_BYTES = 1 << 30  # Linux moves at most 2^31 - 4096 bytes per call
 _COPY_BYTES = 4 << 20
@@ -28,17 +28,15 @@ class FileBytes:
     """The bytes of the file at `path`; thread-safe.
 
     Raises:
-        OSError: the file cannot be opened, or is a folder.
+        OSError: the file cannot be opened, or is none, as in `open_file`.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        weakref.finalize(self, os.close, self._descriptor)
-        found = os.fstat(self._descriptor)
-        if stat.S_ISDIR(found.st_mode):
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-        self.size_bytes = found.st_size
+        self._file = open_file(path)
+        weakref.finalize(self, self._file.close)
+        self._descriptor = self._file.fileno()
+        self.size_bytes = os.fstat(self._descriptor).st_size
 
     def read(self, offset: int, size: int) -> NDArray[np.uint8]:
         """Bytes [offset, offset + size) as a new array; see `read_into`."""

@@ -22,6 +22,7 @@ from quantkit.config.recipe import DivergenceRecipe
 from quantkit.core.disk import check_room
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import identity, publish
+from quantkit.core.parsing import MOST_TEXT_BYTES, read_bounded
 from quantkit.core.paths import haystack_text
 from quantkit.core.progress import SILENT, Progress, told_to
 from quantkit.core.work_folders import Journal
@@ -73,8 +74,8 @@ def held_out_text(path: Path | None) -> str:
     if path is None:
         return haystack_text()
     try:
-        return path.read_bytes().decode("utf-8").removesuffix("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        return read_bounded(path, MOST_TEXT_BYTES).decode("utf-8").removesuffix("\n")
+    except UnicodeDecodeError as error:
         raise InputError(f"cannot read the text {path}: {error}") from None
 
 

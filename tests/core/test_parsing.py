@@ -5,6 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import math
+import os
+import socket
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -18,14 +20,25 @@ from quantkit.config.recipe import load_recipe
 from quantkit.config.target import load_target
 from quantkit.core.documents import Amount, read_yaml
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError, as_fault
-from quantkit.core.files import check_writable, content_id
-from quantkit.core.parsing import MOST_YAML_BYTES, bounded_json, bounded_yaml, read_bounded
+from quantkit.core.files import check_writable, content_id, open_file
+from quantkit.core.parsing import (
+    MOST_TEXT_BYTES,
+    MOST_YAML_BYTES,
+    bounded_json,
+    bounded_yaml,
+    read_bounded,
+    read_text,
+)
+from quantkit.core.paths import haystack_text
 from quantkit.core.receipts import read_receipt
 from quantkit.core.work_folders import Journal, resumable
-from quantkit.formats.safetensors_files import SafetensorsFolder
+from quantkit.formats.gguf_file import GGUFFile
+from quantkit.formats.imatrix_file import read_imatrix
+from quantkit.formats.safetensors_files import SafetensorsFile, SafetensorsFolder
 from quantkit.models.general_metadata import general_metadata
 from quantkit.models.json_files import read_json
 from quantkit.study.calibration.rows import read_rows
+from quantkit.study.divergence import held_out_text
 
 SECONDS = 20.0
 ALIASES = b"a0: &a0 [x, x]\n" + b"".join(
@@ -247,7 +260,7 @@ class TestNamesAndTheMachine:
         def fail(*_given: object, **_named: object) -> Any:  # noqa: ANN401
             raise OSError(getattr(errno, name), "fault", "file")
 
-        monkeypatch.setattr(Path, "open", fail)
+        monkeypatch.setattr(os, "open", fail)
         monkeypatch.setattr(tempfile, "TemporaryFile", fail)
         for use in (read_yaml, read_json, content_id, check_writable):
             with pytest.raises(InputError) as caught:
@@ -274,3 +287,66 @@ class TestNamesAndTheMachine:
     )
     def test_bugs_stay_bugs(self, error: Exception) -> None:
         assert as_fault(error) is None
+
+
+@pytest.fixture(params=["pipe", "socket", "device", "link"])
+def endless(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """What has the name of a file, and no end or no beginning."""
+    path = tmp_path / "config.json"
+    if request.param == "pipe":
+        os.mkfifo(path)
+    elif request.param == "socket":
+        with socket.socket(socket.AF_UNIX) as one:
+            one.bind(os.path.relpath(path))
+    else:
+        path.symlink_to("/dev/zero")
+        return Path("/dev/zero") if request.param == "device" else path
+    return path
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: read_bounded(path, 100),
+        lambda path: read_json(path),
+        lambda path: read_text(path),
+        lambda path: content_id(path),
+        lambda path: GGUFFile(path),
+        lambda path: SafetensorsFile(path),
+        lambda path: read_imatrix(path),
+        lambda path: haystack_text(path),
+        lambda path: held_out_text(path),
+        lambda path: list(read_rows(path.with_name("rows.jsonl"))),
+    ],
+)
+def test_what_is_no_file_is_not_waited_for(read: Callable[[Path], object], endless: Path) -> None:
+    if endless.name == "config.json":
+        endless.with_name("rows.jsonl").symlink_to(endless)
+    with pytest.raises(InputError):
+        read(endless)
+
+
+def test_a_pipe_of_the_shell_is_read() -> None:
+    """As of `--recipe <(…)`."""
+    receiving, sending = os.pipe()
+    os.write(sending, b"a\r\nb\n")
+    os.close(sending)
+    assert read_text(Path(f"/dev/fd/{receiving}")) == "a\nb\n"
+    os.close(receiving)
+
+
+def test_a_text_without_end(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").touch()
+    os.truncate(tmp_path / "a.txt", MOST_TEXT_BYTES + 1)
+    with pytest.raises(InputError, match="limit"):
+        read_text(tmp_path / "a.txt")
+
+
+def test_no_descriptor_is_left(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    before = os.listdir("/proc/self/fd")
+    for path in (tmp_path / "pipe", tmp_path):
+        with pytest.raises(OSError, match=str(path)):
+            open_file(path)
+    assert os.listdir("/proc/self/fd") == before

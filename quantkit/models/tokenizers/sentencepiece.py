@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import InputError
+from quantkit.core.parsing import MOST_JSON_BYTES, read_bounded
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import Config, meta
 from quantkit.models.json_files import read_json
@@ -86,14 +87,12 @@ def _listed(folder: Path) -> Iterator[tuple[int, AddedToken]]:
 def _model(path: Path) -> tuple[list[tuple[str, float, int]], bool]:
     """Text, score and type of each piece of a BPE, and whether texts get a space before them."""
     try:
-        fields = list(_fields(path.read_bytes()))
+        fields = list(_fields(read_bounded(path, MOST_JSON_BYTES)))
         pieces = [_piece(value) for number, value in fields if number == 1]
         training, preparation = (
             dict(_fields(b"".join(value for number, value in fields if number == wanted)))
             for wanted in (2, 3)
         )
-    except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, TypeError, AttributeError, IndexError, struct.error) as error:
         raise InputError(
             f"{path} is no SentencePiece model ({error}); download it again"

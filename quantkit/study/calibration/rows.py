@@ -10,11 +10,13 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Any, Protocol
 
 from quantkit.core.errors import InputError
-from quantkit.core.parsing import bounded_json
+from quantkit.core.files import open_file
+from quantkit.core.parsing import MOST_JSON_BYTES, bounded_json
 from quantkit.models.chat_template import Message
 
 ROW_ENDINGS = (".jsonl", ".parquet")
@@ -81,8 +83,10 @@ def _parsed(row: object, where: str, columns: Sequence[str]) -> Row:
 
 def _json_rows(path: Path) -> Iterator[Row]:
     try:
-        with path.open(encoding="utf-8", newline="\n") as file:
-            for number, line in enumerate(file, 1):
+        with TextIOWrapper(open_file(path), encoding="utf-8", newline="\n") as file:
+            # a line may be as long as the file
+            lines = iter(lambda: file.readline(MOST_JSON_BYTES + 1), "")
+            for number, line in enumerate(lines, 1):
                 if not line.strip():
                     continue
                 row = bounded_json(line, f"{path}, line {number}", foreign=True)

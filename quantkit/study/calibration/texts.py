@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.errors import InputError
+from quantkit.core.parsing import read_text
 from quantkit.llamacpp.child import Emit
 from quantkit.models.chat_template import ChatTemplate
 from quantkit.study.calibration.rows import ROW_ENDINGS, ChatTexts, RenderChat, read_rows
@@ -201,7 +202,7 @@ def _domain_tokens(
 
 def _text_tokens(path: Path, tokenizer: Tokenizer) -> Generator[Tokens]:
     """The tokens of a text and an empty line, in parts that end at an empty line."""
-    text = _read(path) + "\n\n"
+    text = read_text(path) + "\n\n"
     begin = 0
     while begin < len(text):
         end = begin + PART_CHARACTERS
@@ -232,7 +233,7 @@ def _texts_tokens(
     texts: list[str] = []
     for path in files:
         if path.suffix not in ROW_ENDINGS:
-            texts.append(_read(path))
+            texts.append(read_text(path))
             continue
         if texts:
             yield tokenizer.plain("\n\n".join([*texts, ""]))
@@ -244,13 +245,6 @@ def _texts_tokens(
 
 def _joined(parts: Sequence[Tokens]) -> Tokens:
     return np.concatenate(parts).astype(np.int32) if parts else np.zeros(0, np.int32)
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"cannot read the calibration text {path}: {error}") from None
 
 
 def chunk_order(
