@@ -22,9 +22,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.core.errors import InputError
+from quantkit.core.files import open_file
 from quantkit.formats.file_bytes import FileBytes
 from quantkit.formats.gguf_file import GGUFFile, open_shards
-from quantkit.formats.gguf_header import MAGIC
+from quantkit.formats.gguf_header import MAGIC, MAX_NAME_BYTES
 from quantkit.formats.gguf_writer import write_gguf
 from quantkit.formats.tensors import Metadata, MetaValue, TensorInfo
 
@@ -35,6 +36,8 @@ LARGEST_IMPORTANCE = 1e18
 """Limit for a mean squared activation: some of ggml's quantizers abort on larger ones."""
 MAX_BYTES = 4 << 30
 """Of a file, whose sums are all in memory; the flagship's have 0.3 GB."""
+MAX_VALUES = 1 << 26
+"""Of a weight: experts times columns; the largest published models have a twentieth of that."""
 SMALLEST_IMPORTANCE = 1e-18
 """Columns below count as without: products of two are 0 in F32, and so is a column of zeros."""
 LEGACY_CHUNK_TOKENS = 512
@@ -174,7 +177,7 @@ def read_imatrix(path: Path, rows: Mapping[str, int] | None = None) -> Imatrix:
     """
     try:
         size = path.stat().st_size
-        with path.open("rb") as file:
+        with open_file(path) as file:
             magic = file.read(len(MAGIC))
     except OSError as error:
         raise InputError(
@@ -200,6 +203,11 @@ def _read_gguf(path: Path, rows: Mapping[str, int]) -> Imatrix:
             continue
         weight = name.removesuffix(SUMS)
         counted = file.stored.get(weight + COUNTS)
+        if max(at.info.elements, counted.info.elements if counted else 0) > MAX_VALUES:
+            raise InputError(
+                f"{path}: {weight} has {at.info.elements:,} values (limit {MAX_VALUES:,}); "
+                "collect the imatrix again"
+            )
         if not at.info.elements:
             raise InputError(f"{path}: {weight} has no columns; collect the imatrix again")
         if counted is None or {at.info.type_name, counted.info.type_name} != {"F32"}:
@@ -268,6 +276,8 @@ class _LegacyCursor:
 
     def text(self, what: str, least: int) -> str:
         size = self.number(what, least, 1)
+        if size > MAX_NAME_BYTES:
+            raise self.fail(f"{what} is {size} (limit {MAX_NAME_BYTES})")
         text = self.content[self.at : self.at + size].decode("utf-8", "surrogateescape")
         if not text.isprintable():
             raise self.fail(f"a name is not printable text ({what} is {size})")
@@ -276,6 +286,8 @@ class _LegacyCursor:
 
     def floats(self, what: str) -> NDArray[np.float32]:
         count = self.number(what, 1, 4)
+        if count > MAX_VALUES:
+            raise self.fail(f"{what} is {count} (limit {MAX_VALUES})")
         values = np.frombuffer(self.content, "<f4", count, self.at).astype(np.float32)
         if not (np.isfinite(values).all() and (values >= 0).all()):
             raise self.fail("a mean square that is negative or not finite, in the values")

@@ -6,6 +6,7 @@ import dataclasses
 import os
 import re
 import struct
+import tracemalloc
 from pathlib import Path
 
 import gguf
@@ -18,6 +19,7 @@ from quantkit.core.errors import InputError
 from quantkit.formats.gguf_writer import write_gguf
 from quantkit.formats.imatrix_file import (
     MAX_BYTES,
+    MAX_VALUES,
     SMALLEST_IMPORTANCE,
     Imatrix,
     ImatrixEntry,
@@ -177,6 +179,27 @@ def test_a_sparse_file_is_not_read(start: bytes, tmp_path: Path) -> None:
     os.truncate(path, MAX_BYTES + 1)
     with pytest.raises(InputError, match=str(MAX_BYTES)):
         read_imatrix(path)
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        struct.pack("<ii", 1, 100 * 1024),  # a name's length
+        struct.pack("<ii", 1, 1) + b"w" + struct.pack("<ii", 1, MAX_VALUES + 1),
+    ],
+)
+def test_one_entry_that_takes_all_memory(start: bytes, tmp_path: Path) -> None:
+    """A sparse file holds what its lengths say, and is read to the end before it is refused."""
+    path = tmp_path / "i.dat"
+    path.write_bytes(start)
+    os.truncate(path, len(start) + 4 * (MAX_VALUES + 1) + 8)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="limit"):
+            read_imatrix(path)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
 
 
 NAN = float("nan")
