@@ -12,6 +12,7 @@ import ctypes
 import importlib
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -23,14 +24,20 @@ from io import FileIO
 from typing import Any, Self
 
 from quantkit.core.disk import FULL
-from quantkit.core.errors import EnvironmentFault, as_fault
+from quantkit.core.errors import EnvironmentFault, InputError, as_fault
 from quantkit.core.import_path import without_empty_entries
+from quantkit.core.units import shown
 
 Emit = Callable[[Any], None]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 STDERR_KEPT_BYTES = 4000
 PYTHON = (sys.executable, "-P")
 """Starts a process of this Python: with -P it imports nothing from the current folder."""
+_OF_A_MODEL = re.compile(
+    r"/src/(?:llama-(?:hparams|model|quant|vocab)|models/[\w-]+)\.cpp:\d+: "
+    r"(GGML_ASSERT\(.*\)) failed$"
+)
+"""What llama.cpp prints last where numbers of a model's metadata contradict each other."""
 DEATH_SECONDS = 10
 """What a child that is dying within a message gets to end; it may write a core file."""
 SPINS = "4000"
@@ -55,6 +62,7 @@ def run_isolated(task: str, arguments: dict[str, Any], on_message: Emit = lambda
 
     Raises:
         NativeCrash: the child died; the message names the signal.
+        InputError: it died at one of llama.cpp's checks of a model.
         QuantkitError: raised by the task.
         OSError: the disk is full.
     """
@@ -114,6 +122,11 @@ class Child:
         code = self._process.wait()
         self._printed.seek(0)
         tail = self._printed.read()[-STDERR_KEPT_BYTES:].decode(errors="replace").strip()
+        if asserted := _OF_A_MODEL.search(tail):
+            raise InputError(
+                f"llama.cpp cannot use this model: its check {shown(asserted[1])} fails; convert "
+                "the model again, or use another"
+            )
         how = f"without a result, exit code {code}" if code >= 0 else signal.Signals(-code).name
         raise NativeCrash(
             f"native code in {task.split(':')[-1]} ended by {how} "

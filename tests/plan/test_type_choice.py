@@ -12,7 +12,7 @@ from models import llama_arrays, llama_metadata
 from quantkit.config.levels import PRESETS
 from quantkit.core.errors import InputError
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.formats.tensors import TensorInfo
+from quantkit.formats.tensors import MetaValue, TensorInfo
 from quantkit.llamacpp.presets import StockTypes, ask_preset
 from quantkit.models.model import Model
 from quantkit.plan.type_choice import (
@@ -45,6 +45,13 @@ def allocation(path: Path, types: Mapping[str, str], preset: str | None = None) 
 
 def read_allocation(path: str | Path) -> TypeChoice:
     return choose_types(str(path), Model("none", {}, TENSORS), has_imatrix=False)
+
+
+@pytest.mark.parametrize("key", ["block_count", "expert_count", "expert_used_count"])
+def test_counts_that_llama_cpp_dies_of_are_the_file_s_fault(key: str) -> None:
+    metadata = {**llama_metadata(), f"llama.{key}": MetaValue("u32", 10**8)}
+    with pytest.raises(InputError, match=r"expert|layer"):
+        choose_types("Q4_K_M", Model("llama", metadata, LLAMA), has_imatrix=False)
 
 
 def chosen(given: object, *, has_imatrix: bool = True) -> TypeChoice:
