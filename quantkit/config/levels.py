@@ -20,6 +20,8 @@ PRESETS = (
 )  # fmt: skip
 """llama.cpp's stock mixtures, by the names that llama-quantize takes."""
 
+MOST_LEVELS = 64
+"""Of one recipe: each takes seconds to plan, and minutes or hours to build."""
 LEVEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 
 
@@ -118,7 +120,10 @@ def chosen_levels(words: str, recipe: str, levels: Mapping[str, LevelRecipe]) ->
         InputError: a word is none of these, or two mean the same.
     """
     found: dict[str, LevelRecipe] = {}
-    for word in words.split(","):
+    asked = words.split(",")
+    if len(asked) > MOST_LEVELS:
+        raise InputError(f"--levels names {len(asked)} levels (limit {MOST_LEVELS}); give fewer")
+    for word in asked:
         level = levels.get(word.strip()) or _made(word.strip(), recipe, levels)
         if level.name in found:
             raise InputError(f"--levels names {level.name} twice; each is built once")

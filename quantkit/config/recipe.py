@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from quantkit.config.levels import LevelRecipe, Pattern, chosen_levels
+from quantkit.config.levels import MOST_LEVELS, LevelRecipe, Pattern, chosen_levels
 from quantkit.config.target import KVType
 from quantkit.core.documents import Strict, read_yaml, validated
 from quantkit.core.errors import InputError
@@ -175,7 +175,7 @@ class Recipe(Strict):
     convert: ConvertRecipe = ConvertRecipe()
     imatrix: ImatrixRecipe = ImatrixRecipe()
     measure: MeasureRecipe = MeasureRecipe()
-    levels: tuple[LevelRecipe, ...] = Field(min_length=1)
+    levels: tuple[LevelRecipe, ...] = Field(min_length=1, max_length=MOST_LEVELS)
     retrieval: RetrievalRecipe = RetrievalRecipe()
     divergence: DivergenceRecipe = DivergenceRecipe()
 

@@ -12,7 +12,7 @@ from forked import quantkit
 from pydantic import ValidationError
 from small_recipes import write_recipe
 
-from quantkit.config.levels import PRESETS, LevelRecipe, parse_size
+from quantkit.config.levels import MOST_LEVELS, PRESETS, LevelRecipe, parse_size
 from quantkit.config.recipe import Recipe
 from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256
@@ -57,6 +57,13 @@ def test_a_recipe_s_own_name_comes_before_a_preset_s() -> None:
 def test_an_unknown_word_is_refused_with_what_is_possible(word: str) -> None:
     with pytest.raises(InputError, match=r"no level '.*recipe mine has Q4, Q4_K_M.*71GiB.*Q2_K_S"):
         RECIPE.with_levels(word)
+
+
+def test_so_many_levels_that_they_are_not_meant() -> None:
+    words = [f"{2 + n / 100:g}" for n in range(MOST_LEVELS + 1)]
+    assert len(RECIPE.with_levels(",".join(words[1:])).levels) == MOST_LEVELS
+    with pytest.raises(InputError, match=str(MOST_LEVELS)):
+        RECIPE.with_levels(",".join(words))
 
 
 def test_a_level_is_built_once() -> None:
