@@ -20,6 +20,10 @@ Draft = Literal["none", "mtp"]
 UNQUANTIZED_KV = frozenset({"f16", "bf16"})
 BATCH_TOKENS = 2048
 """llama-server's logical batch (`-b`), where the physical one is not larger."""
+MOST_CONTEXT_TOKENS = 1 << 24
+"""llama.cpp takes 50 bytes of this machine for each where it is asked what a context would need,
+and so 0.8 GB at this limit. The longest contexts of published models are ten million tokens."""
+MOST_UBATCH_TOKENS = 1 << 16
 DRAFTED_TOKENS = 3
 """llama-server's `--spec-draft-n-max`: prediction layers draft so many tokens at a time."""
 DRAFT_KV_TYPE: KVType = "f16"
@@ -30,9 +34,9 @@ attention makes an F16 copy of it."""
 class RunSettings(Record):
     """What a context of llama.cpp depends on; target.yaml and placement.json both hold it."""
 
-    context_tokens: int = Field(gt=0)
+    context_tokens: int = Field(gt=0, le=MOST_CONTEXT_TOKENS)
     kv_type: KVType = "q8_0"
-    ubatch_tokens: int = Field(default=512, gt=0)
+    ubatch_tokens: int = Field(default=512, gt=0, le=MOST_UBATCH_TOKENS)
     sequences: int = Field(default=1, ge=1, le=256)
     flash_attention: bool = True
     pipeline: bool = True

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from quantkit.config.target import MOST_CONTEXT_TOKENS
 from quantkit.core.errors import InputError
 from quantkit.formats.tensor_types import quant_type
 from quantkit.formats.tensors import Metadata
@@ -103,6 +104,11 @@ class ModelGeometry:
     prediction: tuple[LayerGeometry, ...]
     predicts: bool
     rolls_back: bool
+
+    @property
+    def longest_context_tokens(self) -> int:
+        """The longest context that is planned: a file may say any number."""
+        return min(self.trained_context_tokens, MOST_CONTEXT_TOKENS)
 
 
 def geometry_of(metadata: Metadata) -> ModelGeometry:

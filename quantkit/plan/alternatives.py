@@ -152,7 +152,7 @@ def alternatives(
 ) -> Alternatives:
     """What else would fit into the memory that the model in `types` leaves unused."""
     target = memory.target
-    longest, now = model.geometry.trained_context_tokens, memory.run.context_tokens
+    longest, now = model.geometry.longest_context_tokens, memory.run.context_tokens
     (at_longest,), _ = gpu_memories(model, [target.changed(context_tokens=longest)])
     rungs = tuple(sorted({now: memory.compute, longest: at_longest.compute}.items()))
     tokens = longest_context(types, ContextLadder(model, target, rungs))

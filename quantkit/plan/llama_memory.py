@@ -145,7 +145,7 @@ def ask_ladders(
     Raises:
         InputError: llama.cpp refuses the model, or a target has too many GPUs for it.
     """
-    tokens = sorted({min(n, model.geometry.trained_context_tokens) for n in contexts})
+    tokens = sorted({min(n, model.geometry.longest_context_tokens) for n in contexts})
     asked = [target.changed(context_tokens=n) for target in targets for n in tokens]
     memories, why = gpu_memories(model, asked)
     found = []

@@ -163,7 +163,7 @@ def plan_types(
 
 def _memory(model: Model, target: Target) -> tuple[GPUMemory, list[str]]:
     """The target's memory for the model; what `alternatives` asks first is asked for at once."""
-    longest = target.changed(context_tokens=model.geometry.trained_context_tokens)
+    longest = target.changed(context_tokens=model.geometry.longest_context_tokens)
     asked = [target, longest, *larger_batches(target)[:1]]
     (memory, *_), why = gpu_memories(model, asked)
     return memory, [sentence for sentence in (memory.cut_text, why) if sentence]

@@ -39,7 +39,7 @@ class TargetBudgets:
 
 def contexts_for(model: Model) -> tuple[int, ...]:
     """BUDGET_CONTEXTS that the model was trained for, tokens; else its own longest."""
-    longest = model.geometry.trained_context_tokens
+    longest = model.geometry.longest_context_tokens
     return tuple(n for n in BUDGET_CONTEXTS if n <= longest) or (longest,)
 
 
@@ -126,7 +126,7 @@ def sweep(
     kinds = possible_kv(model, kinds)
     if target.kv_type not in kinds:
         kinds.append(target.kv_type)
-    longest = model.geometry.trained_context_tokens
+    longest = model.geometry.longest_context_tokens
     contexts = sorted({n for n in (*CONTEXTS, target.context_tokens) if n <= longest} or {longest})
     ladders, why = ask_ladders(model, [target.changed(kv_type=kind) for kind in kinds], contexts)
     cells = []

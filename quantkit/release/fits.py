@@ -55,7 +55,7 @@ def targets_of(own: Target) -> list[Target]:
 
 def contexts_of(metadata: Metadata) -> tuple[int, ...]:
     """Those of CONTEXTS that the model was trained for, else its trained context; tokens."""
-    longest = geometry_of(metadata).trained_context_tokens
+    longest = geometry_of(metadata).longest_context_tokens
     return tuple(n for n in CONTEXTS if n <= longest) or (longest,)
 
 
@@ -82,7 +82,7 @@ def fits_of(
     # one level stands for all: the buffers of an even split do not depend on the weights' types
     any_level = next(iter(models.values()))
     refused = [_refused(any_level, target) for target in targets]
-    contexts, trained = contexts_of(metadata), any_level.geometry.trained_context_tokens
+    contexts, trained = contexts_of(metadata), any_level.geometry.longest_context_tokens
     ways = []
     for target, why in zip(targets, refused, strict=True):
         tokens = {*contexts, target.run.within(trained).context_tokens} if why is None else ()

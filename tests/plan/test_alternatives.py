@@ -12,7 +12,8 @@ from checkpoints import write_llama, write_nemotron
 
 from quantkit.config.levels import LevelRecipe, parse_size
 from quantkit.config.recipe import MeasureRecipe, Recipe
-from quantkit.config.target import GPUSpec, Target, load_target
+from quantkit.config.target import MOST_CONTEXT_TOKENS, GPUSpec, Target, load_target
+from quantkit.core.errors import InputError
 from quantkit.core.units import GIB, MIB
 from quantkit.formats.tensors import MetaValue
 from quantkit.models.checkpoint import open_checkpoint
@@ -98,6 +99,20 @@ def test_the_longest_context_is_the_longest(model: Model, costs: Costs, gpus: st
     assert tokens % CONTEXT_STEP == 0
     assert exactly(model, types, one, tokens).fits
     assert not exactly(model, types, one, tokens + CONTEXT_STEP).fits
+
+
+def test_a_file_may_say_that_it_was_trained_for_any_context(model: Model, costs: Costs) -> None:
+    """llama.cpp takes memory of this machine for each token that it is asked about."""
+    boundless = model.with_context((1 << 32) - 1)
+    one = target(200)
+    types = smallest_types(model.tensors, costs, LARGEST)
+    asked = ladder(boundless, one, 4096, (1 << 32) - 1)
+    assert [tokens for tokens, _ in asked.rungs] == [4096, MOST_CONTEXT_TOKENS]
+    tokens = longest_context(types, asked)
+    assert tokens is not None
+    assert exactly(boundless, types, one, tokens).fits
+    with pytest.raises(InputError, match=str(MOST_CONTEXT_TOKENS)):
+        one.changed(context_tokens=MOST_CONTEXT_TOKENS + 1)
 
 
 def test_where_the_buffers_bend_it_is_the_longest_too() -> None:
