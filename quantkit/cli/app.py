@@ -20,6 +20,7 @@ from typer.core import TyperCommand, TyperGroup
 
 from quantkit.core.console import Console, EscapedStream
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError, as_fault
+from quantkit.core.import_path import start_again_without_local_libraries
 
 if TYPE_CHECKING:
     from typer._click import Command, Context, HelpFormatter
@@ -121,6 +122,7 @@ def _root(
 
 def main() -> None:
     """Entry point: our own errors become one line and an exit code, bugs keep their traceback."""
+    start_again_without_local_libraries()
     try:
         _open_streams()
         _check_folder()
