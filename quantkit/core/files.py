@@ -61,10 +61,12 @@ def check_writable(out: Path, inputs: Sequence[Path] = (), option: str = "--out"
         option: the one that named it, for the message.
 
     Raises:
-        InputError: `out` is a folder, an input, or cannot be written.
+        InputError: `out` is a folder, a device, an input, or cannot be written.
     """
     if out.is_dir():
         raise InputError(f"{out} is a folder; give the name of the file to write")
+    if out.exists() and not out.is_file():
+        raise InputError(f"{out} is a pipe or a device, not a file; choose another {option}")
     if out.resolve() in {path.resolve() for path in inputs}:
         raise InputError(f"{out} is an input of this command and would be overwritten")
     try:

@@ -327,6 +327,11 @@ def test_what_is_no_file_is_not_waited_for(read: Callable[[Path], object], endle
         read(endless)
 
 
+def test_what_is_no_file_is_not_replaced(endless: Path) -> None:
+    with pytest.raises(InputError):
+        check_writable(endless)
+
+
 def test_a_pipe_of_the_shell_is_read() -> None:
     """As of `--recipe <(…)`."""
     receiving, sending = os.pipe()
