@@ -22,7 +22,7 @@ from quantkit.core.errors import InputError
 if TYPE_CHECKING:
     from jinja2 import Template
 
-CPU_SECONDS = 10
+CPU_SECONDS = 5
 """For one conversation; beyond it the process ends. Honest templates take milliseconds."""
 MEMORY_BYTES = 1 << 30
 """Address space of the process, which has 26 MB before it renders."""

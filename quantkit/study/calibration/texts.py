@@ -166,7 +166,7 @@ def _mixture_tokens(
     if not order:
         raise InputError(
             f"no domain of the calibration mixture has the {size} tokens of one chunk; "
-            "give longer texts or a smaller chunk_tokens"
+            + "; ".join([*notes, "give longer texts or a smaller chunk_tokens"])
         )
     places = {name: iter(spread_out(n) if recipe.spread else range(n)) for name, n in room.items()}
     begins = ((name, next(places[name]) * size) for name in order)
