@@ -12,13 +12,23 @@ import time
 from collections.abc import Callable, Sequence
 from typing import TypeVar
 
+from quantkit.core.errors import InputError
+
+MOST_WORKERS = 512
+"""GGML_MAX_N_THREADS of ggml.h, above which it aborts."""
 STOP_SECONDS = 2.0
 _Item = TypeVar("_Item")
 
 
 def worker_count(chosen: int | None) -> int:
-    """`chosen`, or one thread for each core that this process may use."""
-    return chosen or len(os.sched_getaffinity(0))
+    """`chosen`, or one thread for each core that this process may use.
+
+    Raises:
+        InputError: `chosen` is more than MOST_WORKERS.
+    """
+    if chosen is not None and chosen > MOST_WORKERS:
+        raise InputError(f"--workers is {chosen} (limit {MOST_WORKERS}); give fewer threads")
+    return chosen or min(len(os.sched_getaffinity(0)), MOST_WORKERS)
 
 
 def run_all(

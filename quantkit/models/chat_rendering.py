@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 CPU_SECONDS = 5
 """For one conversation; beyond it the process ends. Honest templates take milliseconds."""
-MEMORY_BYTES = 1 << 30
+MEMORY_BYTES = 768 << 20
 """Address space of the process, which has 26 MB before it renders."""
 LARGEST_CHARACTERS = 1 << 24
 """Limit for a rendered text."""
@@ -60,7 +60,7 @@ def _rendered(template: str, names: dict[str, Any]) -> str:
 
 
 def _failure(error: Exception) -> InputError:
-    words = f"it needs more than {MEMORY_BYTES >> 30} GiB" if isinstance(error, MemoryError) else ""
+    words = f"it needs more than {MEMORY_BYTES >> 20} MiB" if isinstance(error, MemoryError) else ""
     try:
         words = words or str(error)[: 4 * SHOWN_CHARACTERS].encode("utf-8", "replace").decode()
     except MemoryError:

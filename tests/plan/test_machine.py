@@ -18,8 +18,8 @@ from fake_nvml import (
     rtx_4090,
 )
 
-from quantkit.core.errors import EnvironmentFault
-from quantkit.core.threads import worker_count
+from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.threads import MOST_WORKERS, worker_count
 from quantkit.plan.machine import (
     GPUBytes,
     NoDriver,
@@ -182,4 +182,6 @@ def test_pynvml_itself_answers_or_says_why() -> None:
 
 def test_threads() -> None:
     assert worker_count(3) == 3
+    with pytest.raises(InputError, match=str(MOST_WORKERS)):
+        worker_count(10**9)
     assert worker_count(None) == len(os.sched_getaffinity(0))

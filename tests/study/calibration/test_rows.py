@@ -271,7 +271,7 @@ def test_templates_that_want_a_list_of_tools_or_mark_answers() -> None:
 
 
 def test_a_template_that_refuses_all_leaves_nothing(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match="no domain.*for this model only"):
+    with pytest.raises(InputError, match=r"no domain.*for this model only"):
         conversation(tmp_path, "{{ raise_exception('for this model only') }}")
     with pytest.raises(InputError, match="chat template fails"):
         ChatTemplate("{% if %}").render([])
