@@ -84,6 +84,8 @@ def quantize(
     if out.suffix != ".gguf":
         raise InputError(f"--out names a GGUF file, so it ends in .gguf; {out} does not")
     choice, path = choose_local(str(model))
+    files = model_files(choice, path)
+    before = identity(files)  # first: what is read below is of these files, or a change is seen
     source = open_source(choice, keep_prediction=keep_prediction, note=console.note)
     ready = None if imatrix is None else check_imatrix(Path(imatrix), source.tensors)
     found = None if ready is None else ready.imatrix
@@ -93,7 +95,6 @@ def quantize(
     check_importance(chosen, entries)
     named = None if imatrix is None else Path(imatrix).name
     metadata = artifact_metadata(source.metadata, found, named, chosen.preset)
-    files = model_files(choice, path)
     read = [*files, *(Path(one) for one in (imatrix, types) if isinstance(one, str | Path))]
     artifact = Model(out.stem, metadata, source.tensors)
     for name in artifact_names(artifact, chosen.types):
@@ -112,7 +113,6 @@ def quantize(
     console.note(f"{label}: {', '.join(f'{count} × {kind}' for kind, count in counts)}")
     if fallbacks:
         console.note(fallback_text(fallbacks))
-    before = identity(files)
     parts = {
         "files": before,
         "types": dict(chosen.types),
@@ -129,14 +129,16 @@ def quantize(
             source, artifact, chosen.types, importance, out.parent, work,
             worker_count(workers), progress,
         )  # fmt: skip
-        changed = [name for name, was in before.items() if identity(files).get(name) != was]
+        now = identity([one for one in files if one.exists()])
+        changed = [name for name, was in before.items() if now.get(name) != was]
         if changed:
             shutil.rmtree(work, ignore_errors=True)
             for written in paths:
                 written.unlink()
             raise InputError(
-                f"{changed[0]} was changed while it was quantized, so what was written is not "
-                "of one model, and is removed; leave the file as it is and run this again"
+                f"{changed[0]} was changed or removed while it was quantized, so what was written "
+                "may not be of one model, and is removed; leave the file as it is and run this "
+                "again"
             )
     size = sum(path.stat().st_size for path in paths)
     bits = 8 * size / artifact.elements

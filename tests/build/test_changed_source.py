@@ -79,19 +79,27 @@ def test_weights_changed_in_a_stage_leave_neither_receipt_nor_units(
     assert build.artifact("A", FIRST).is_file()
 
 
+@pytest.mark.parametrize("change", [edited, lambda model: weights_of(model).unlink()])
+@pytest.mark.parametrize("step", ["choose_types", "write_artifact"])
 def test_one_artifact_of_weights_that_change(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    step: str,
+    change: Callable[[Path], object],
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    write = alone.write_artifact
+    original = getattr(alone, step)
 
-    def slowly(*arguments: object) -> object:
-        edited(model)
-        return write(*arguments)  # type: ignore[arg-type]
+    def slowly(*arguments: object, **named: object) -> object:
+        change(model)
+        return original(*arguments, **named)
 
-    monkeypatch.setattr(alone, "write_artifact", slowly)
+    kept = weights_of(model).read_bytes()
+    monkeypatch.setattr(alone, step, slowly)
     with pytest.raises(InputError, match=weights_of(model).name):
         alone.quantize(model, "Q8_0", tmp_path / "q.gguf", workers=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
     monkeypatch.undo()
+    (model / "model.safetensors").write_bytes(kept)
     found = alone.quantize(model, "Q8_0", tmp_path / "q.gguf", workers=2)
     assert file_sha256(found.files[0])
