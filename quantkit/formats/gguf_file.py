@@ -88,7 +88,7 @@ def open_shards(path: Path) -> list[GGUFFile]:
         for key, wanted in zip(SPLIT_KEYS, (number, count, tensors), strict=True):
             found = file.metadata[key].value if key in file.metadata else None
             may_be = (wanted,) if count > 1 else (wanted, None, 0 if key == "split.count" else None)
-            if found not in may_be:
+            if found not in may_be or isinstance(found, bool | float):
                 named = f"file {number + 1} of {count}" if count > 1 else "a whole model"
                 raise InputError(
                     f"{file.path} is {named} by its name, with {tensors} tensors in all, but its "

@@ -129,6 +129,8 @@ SAYS_NOTHING: dict[str, Files] = {  # of these llama.cpp reads the first file on
     "one file named as a shard": {A: ({}, ALL), B: (split(1, 2, 12), TAIL)},
     "tensors removed": {"m.gguf": (split(0, 0, 12), HEAD)},
     "a count that is none": {"m.gguf": ({"split.count": MetaValue("str", "2")}, ALL)},
+    "a count of another type": {"m.gguf": ({"split.count": MetaValue("f32", 1.0)}, ALL)},
+    "a count that is a truth": {"m.gguf": ({"split.count": MetaValue("bool", True)}, ALL)},
 }
 
 
