@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from quantkit.core.console import Console
 from quantkit.core.errors import InputError
-from quantkit.core.files import check_writable, content_id, identity
+from quantkit.core.files import check_unchanged, check_writable, content_id, identity
 from quantkit.core.threads import worker_count
 from quantkit.core.work_folders import resumable, work_folder
 from quantkit.formats.tensor_types import BY_NAME
@@ -129,17 +128,7 @@ def quantize(
             source, artifact, chosen.types, importance, out.parent, work,
             worker_count(workers), progress,
         )  # fmt: skip
-        now = identity([one for one in files if one.exists()])
-        changed = [name for name, was in before.items() if now.get(name) != was]
-        if changed:
-            shutil.rmtree(work, ignore_errors=True)
-            for written in paths:
-                written.unlink()
-            raise InputError(
-                f"{changed[0]} was changed or removed while it was quantized, so what was written "
-                "may not be of one model, and is removed; leave the file as it is and run this "
-                "again"
-            )
+    check_unchanged(files, before, paths)
     size = sum(path.stat().st_size for path in paths)
     bits = 8 * size / artifact.elements
     return Artifact(tuple(paths), size, bits, chosen.types, chosen.preset, fallbacks)

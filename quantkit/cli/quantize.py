@@ -66,7 +66,7 @@ def convert(
     from typing import get_args
 
     from quantkit.config.recipe import BaseType, ConvertRecipe
-    from quantkit.core.files import check_writable, identity
+    from quantkit.core.files import check_unchanged, check_writable, identity
     from quantkit.core.threads import worker_count
     from quantkit.core.work_folders import resumable, work_folder
     from quantkit.formats.gguf_writer import check_stem
@@ -78,12 +78,14 @@ def convert(
     options.check_mtp(mtp)
     choice, path = choose_local(model)
     console = Console(quiet=quiet)
-    source = open_source(choice, keep_prediction=mtp == "keep", note=console.note)
     files = model_files(choice, path)
+    before = identity(files)  # first: what is read below is of these files, or a change is seen
+    source = open_source(choice, keep_prediction=mtp == "keep", note=console.note)
     check_stem(out.stem)
     check_writable(out, files)
     recipe = ConvertRecipe.model_validate({"base_type": base_type, "mtp": mtp})
-    parts = {"files": identity(files), **recipe.model_dump(mode="json")}
+    parts = {"files": before, **recipe.model_dump(mode="json")}
     with resumable(work_folder(out), parts) as work, console.stage("convert", out) as progress:
         run(source, recipe, out, work, worker_count(workers), progress)
+    check_unchanged(files, before, [out])
     console.line(f"{out}: {bytes_text(out.stat().st_size)}")

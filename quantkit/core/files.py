@@ -8,7 +8,7 @@ import json
 import os
 import stat
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -98,6 +98,25 @@ def identity(paths: Sequence[Path]) -> dict[str, list[int]]:
         return {p.name: [p.stat().st_size, p.stat().st_mtime_ns] for p in paths}
     except OSError as error:
         raise InputError(f"cannot read {error.filename}: {error.strerror}") from None
+
+
+def check_unchanged(
+    paths: Sequence[Path], before: Mapping[str, list[int]], written: Iterable[Path]
+) -> None:
+    """See that inputs are what they were when their `identity` was `before`, and remove outputs.
+
+    Raises:
+        InputError: one was changed or removed; `written`, made of them, is removed.
+    """
+    now = identity([path for path in paths if path.exists()])
+    changed = [name for name, was in before.items() if now.get(name) != was]
+    if changed:
+        for path in written:
+            path.unlink()
+        raise InputError(
+            f"{changed[0]} was changed or removed while it was read, so what was written may not "
+            "be of one model, and is removed; leave the file as it is and run this again"
+        )
 
 
 def is_inner_path(name: str) -> bool:

@@ -6,17 +6,20 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from test_sharing import FIRST, Build, imatrix_file
 
 from quantkit.build import quantize as alone
 from quantkit.build.context import Done, Stage
+from quantkit.cli.quantize import convert
 from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.progress import Progress
 from quantkit.core.receipts import read_receipt
+from quantkit.quantize import quantize as conversion
 
 
 @pytest.fixture
@@ -103,3 +106,20 @@ def test_one_artifact_of_weights_that_change(
     (model / "model.safetensors").write_bytes(kept)
     found = alone.quantize(model, "Q8_0", tmp_path / "q.gguf", workers=2)
     assert file_sha256(found.files[0])
+
+
+@pytest.mark.parametrize("change", [edited, lambda model: weights_of(model).unlink()])
+def test_one_conversion_of_weights_that_change(
+    change: Callable[[Path], object], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = conversion.convert
+
+    def slowly(*arguments: Any) -> object:  # noqa: ANN401
+        made = original(*arguments)
+        change(model)
+        return made
+
+    monkeypatch.setattr(conversion, "convert", slowly)
+    with pytest.raises(InputError, match=weights_of(model).name):
+        convert(str(model), tmp_path / "c.gguf", quiet=True)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model"]
