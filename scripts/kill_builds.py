@@ -4,10 +4,11 @@
 
 Two builds run undisturbed. What is the same in both is what a build makes the same each time: every
 GGUF file, the base's logits, types, plans and pages; times and rates differ, and so does what holds
-them. Each further build is killed at `--each` random moments at most, by SIGKILL, and run again each time
-until it ends: of every second kill only the parent is a victim, whose children have to end too. Its
-files must be those of the undisturbed builds, no more and no fewer, and the same in every byte that
-those have in common. The record, Markdown, goes to the standard output; exit 1 if a byte differs.
+them. Each further build is killed at up to `--each` random moments, by SIGKILL, and run again each
+time until it ends: of every second kill only the parent is a victim, whose children have to end
+too. Its files must be those of the undisturbed builds, no more and no fewer, and the same in every
+byte that those have in common. The record, Markdown, goes to the standard output; exit 1 if a byte
+differs.
 
 The builds are those of `make demo`, but for the length of the retrieval check, on which no file
 depends that is compared: at 32,768 tokens it would take most of the time.
