@@ -37,7 +37,7 @@ ANSWER_CHARACTERS = 400
 """A longer answer is shown by its beginning and its end, so many characters in all."""
 
 _MARKUP = re.compile(r"[\\`*\[\]|~!$]|(?<![A-Za-z0-9])_|_(?![A-Za-z0-9])")
-_HTML = {"&": "&amp;", "<": "&lt;", ">": "&gt;"}
+_HTML = {"&": "&amp;", "<": "&lt;"}
 
 
 def page_environment() -> Environment:
@@ -103,7 +103,8 @@ def plain(text: str) -> str:
     """`text` as it is, on one line."""
     line = " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
     marked = _MARKUP.sub(lambda found: "\\" + found[0], line)
-    return "".join(_HTML.get(sign, sign) for sign in marked)
+    safe = "".join(_HTML.get(sign, sign) for sign in marked)
+    return f"&gt;{safe[1:]}" if safe.startswith(">") else safe  # there it begins a quotation
 
 
 def percent_text(share: float) -> str:

@@ -10,6 +10,7 @@ import pytest
 from finished_levels import KEYS, answer, answers_of, finish_level, report_facts
 from playwright.sync_api import Browser, Page
 
+from quantkit.core.units import printable
 from quantkit.report.pages import nats_text, percent_text
 from quantkit.report.pictures import contrast
 from quantkit.report.report import write_report
@@ -286,7 +287,7 @@ def test_a_hostile_answer_is_only_shown(open_page: Open, path: Path) -> None:
     ours = [row for row in panel_rows(page, "map-1-0") if row[0] == "<b>bold</b>-anchor"]
     assert [row[3] for row in ours] == [HOSTILE]
     page.evaluate("document.querySelectorAll('details').forEach(d => { d.open = true })")
-    assert HOSTILE in page.eval_on_selector_all(
+    assert printable(HOSTILE) in page.eval_on_selector_all(
         ".misses td.answer", "cells => cells.map(cell => cell.textContent)"
     )
     assert page.evaluate("window.broken") is None

@@ -145,7 +145,7 @@ def test_what_fits_where(tmp_path: Path) -> None:
             "Q6 at 504K"] in tables(card)  # fmt: skip
     assert "32K, 128K and 1M tokens" in card
     assert "KV cache in q8_0" in card
-    assert re.search("dgx-spark .*: no such &lt;card&gt;", card)
+    assert re.search("dgx-spark .*: no such &lt;card>", card)
     assert [words for words in commands(card) if words[:2] == ["quantkit", "plan"]] == [
         ["quantkit", "plan", "--model", f"{MODEL}/Q4/{MODEL}-Q4-00001-of-00002.gguf", "--target",
          "2x3090", "--launch", f"{MODEL}/Q4"]
