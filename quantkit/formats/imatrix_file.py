@@ -42,6 +42,7 @@ SMALLEST_IMPORTANCE = 1e-18
 """Columns below count as without: products of two are 0 in F32, and so is a column of zeros."""
 LEGACY_CHUNK_TOKENS = 512
 """llama-imatrix's default, assumed for a `.dat`, which does not store it."""
+_LARGEST_LEGACY_VALUE = float(np.finfo(np.float32).max) / LEGACY_CHUNK_TOKENS
 _SMALLEST_LEGACY_ENTRY_BYTES = 4 + 1 + 4 + 4 + 4
 
 
@@ -226,6 +227,8 @@ def _read_gguf(path: Path, rows: Mapping[str, int]) -> Imatrix:
                 f"{path}: {weight} has sums or counts that are negative or not finite; "
                 "collect the imatrix again"
             )
+        if ((counts > 0) & (counts < 1)).any():  # a mean would be larger than F32 has
+            raise InputError(f"{path}: {weight} has less than one token; collect the imatrix again")
         entries[weight] = ImatrixEntry(sums, counts)
     return Imatrix(
         entries,
@@ -289,8 +292,10 @@ class _LegacyCursor:
         if count > MAX_VALUES:
             raise self.fail(f"{what} is {count} (limit {MAX_VALUES})")
         values = np.frombuffer(self.content, "<f4", count, self.at).astype(np.float32)
-        if not (np.isfinite(values).all() and (values >= 0).all()):
-            raise self.fail("a mean square that is negative or not finite, in the values")
+        if not ((values >= 0) & (values <= _LARGEST_LEGACY_VALUE)).all():
+            raise self.fail(
+                f"a mean square that is negative or above {_LARGEST_LEGACY_VALUE:g}, in the values"
+            )
         self.at += 4 * count
         return values
 
