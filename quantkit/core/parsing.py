@@ -50,7 +50,7 @@ def read_bounded(path: Path, most_bytes: int, advice: str = "") -> bytes:
     except ValueError as error:  # a NUL in the path
         raise InputError(f"cannot read {path}: {error}{_and(advice)}") from None
     if len(content) > most_bytes:
-        raise InputError(f"{path} has more than {most_bytes:,} bytes, which are the limit")
+        raise _too_large(path, most_bytes)
     return content
 
 
@@ -68,6 +68,20 @@ def read_text(path: Path) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
+def check_size(path: Path, most_bytes: int) -> None:
+    """That a file which a library reads as a whole has at most `most_bytes`.
+
+    Raises:
+        InputError: it has more.
+    """
+    if path.stat().st_size > most_bytes:
+        raise _too_large(path, most_bytes)
+
+
+def _too_large(where: Path | str, most_bytes: int) -> InputError:
+    return InputError(f"{where} has more than {most_bytes:,} bytes, which are the limit")
+
+
 def bounded_json(
     content: bytes | str, name: str, advice: str = "", *, foreign: bool = False, nan: bool = True
 ) -> Any:  # noqa: ANN401 - any JSON
@@ -83,7 +97,7 @@ def bounded_json(
             or a number that it cannot have.
     """
     if len(content) > MOST_JSON_BYTES:
-        raise InputError(f"{name} has more than {MOST_JSON_BYTES:,} bytes, which are the limit")
+        raise _too_large(name, MOST_JSON_BYTES)
 
     digits = FLOAT_DIGITS if foreign else MOST_DIGITS
 
@@ -121,7 +135,7 @@ def bounded_yaml(content: bytes | str, name: str, *, strict: bool = True) -> Any
     import yaml
 
     if len(content) > MOST_YAML_BYTES:
-        raise InputError(f"{name} has more than {MOST_YAML_BYTES:,} bytes, which are the limit")
+        raise _too_large(name, MOST_YAML_BYTES)
     try:
         text = content if isinstance(content, str) else content.decode()
         value = yaml.load(text, Loader=_yaml_loader(strict))

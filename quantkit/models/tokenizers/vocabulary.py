@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from quantkit.core.errors import InputError
+from quantkit.core.parsing import MOST_JSON_BYTES, check_size
 from quantkit.formats.stand_ins import STAND_IN_BYTES, refuse_stand_in
 from quantkit.formats.tensors import Metadata
 from quantkit.models.families.base import Config, config_int, meta
@@ -25,7 +26,7 @@ _FILES = (
     "tokenizer.json", "tokenizer.model", "vocab.json", "merges.txt", "added_tokens.json",
     "special_tokens_map.json", "tokenizer_config.json", "chat_template.jinja",
 )  # fmt: skip
-"""Read by transformers, which says of none what is wrong with it."""
+"""Read by transformers, whatever their sizes, which says of none what is wrong with it."""
 # llama.cpp's converter writes two more keys for Llama and Mistral than for any other family.
 _LLAMAS = ("llama", "mistral")
 
@@ -45,8 +46,9 @@ def tokenizer_metadata(
         InputError: there is no tokenizer that is understood, or it does not fit the vocabulary.
     """
     rows = config_int(config, "vocab_size")
-    for path in folder.iterdir():
-        if path.name in _FILES and path.is_file():
+    for path in (*folder.iterdir(), *folder.glob("additional_chat_templates/*.jinja")):
+        if (path.name in _FILES or path.suffix == ".jinja") and path.is_file():
+            check_size(path, MOST_JSON_BYTES)
             with path.open("rb") as file:
                 refuse_stand_in(file.read(STAND_IN_BYTES), str(path))
     if (folder / "tokenizer.model").is_file() and config.get("model_type") != "nemotron_h":
