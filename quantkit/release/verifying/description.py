@@ -169,7 +169,7 @@ def describe_build(folder: Path) -> Description:
             versions={PACKAGE: made_by[-1]} if names else {},
             levels={n: _level(n, receipts, parameters, n in validated) for n in current},
         )
-    except (KeyError, IndexError, TypeError, ValueError) as error:
+    except (LookupError, TypeError, ValueError, ArithmeticError) as error:
         raise InputError(
             f"the receipts in {folder / RECEIPTS} are of no build that has come to its importance "
             f"matrix ({type(error).__name__}: {error}); run the build again, it goes on from there"
