@@ -19,7 +19,7 @@ from quantkit.core.files import (
     write_json,
     write_text,
 )
-from quantkit.core.parsing import bounded_json
+from quantkit.core.parsing import MOST_JSON_BYTES, bounded_json, read_bounded
 
 ATTEMPTS = 3
 """At a lock, at once: one attempt fails where the holder removes the lock file meanwhile."""
@@ -49,8 +49,9 @@ def resumable(work: Path, parts: Mapping[str, Any]) -> Iterator[Path]:
     with _locked(work / ".lock", f"another run is writing what {work} is for; wait for it"):
         refuse_links_in(work)
         try:
-            same = bounded_json(marker.read_bytes(), str(marker)) == plain_json(parts)
-        except (OSError, InputError):
+            content = read_bounded(marker, MOST_JSON_BYTES)
+            same = bounded_json(content, str(marker)) == plain_json(parts)
+        except InputError:
             same = False
         if not same:
             for kept in work.iterdir():
@@ -127,7 +128,7 @@ class Journal:
         self.path, self._purpose = path, purpose
         # a link is replaced; a kill may have cut the last line within a character
         found = path.exists() and not path.is_symlink()
-        text = path.read_bytes().decode("utf-8", "replace") if found else ""
+        text = read_bounded(path, MOST_JSON_BYTES).decode("utf-8", "replace") if found else ""
         *whole, cut = text.split("\n")
         self.lines: list[str] = whole[1:]
         if whole[:1] != [purpose]:

@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import write_json
-from quantkit.core.parsing import bounded_json
+from quantkit.core.parsing import MOST_JSON_BYTES, bounded_json, read_bounded
 from quantkit.core.paths import cache_folder
 from quantkit.formats.gguf_writer import write_gguf
 from quantkit.formats.tensor_types import quant_type
@@ -63,10 +63,10 @@ def working_settings(cache: Path | None = None) -> SelfTest:
     """The settings that work on this machine, from the cache or from `run_selftest`."""
     path = (cache or cache_folder()) / f"selftest-{machine_key()}.json"
     try:
-        content = path.read_bytes()
+        content = read_bounded(path, MOST_JSON_BYTES)
         bounded_json(content, str(path))
         return TypeAdapter(SelfTest).validate_json(content, strict=True)
-    except (OSError, InputError, ValidationError):
+    except (InputError, ValidationError):
         result = run_selftest()
     with suppress(OSError):  # with a read-only home the test runs each time
         write_json(path, asdict(result))

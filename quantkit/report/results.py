@@ -12,7 +12,7 @@ from quantkit import __version__
 from quantkit.config.recipe import Recipe
 from quantkit.config.target import Target
 from quantkit.core.documents import JsonDocument
-from quantkit.core.errors import InputError
+from quantkit.core.parsing import MOST_JSON_BYTES, read_bounded
 from quantkit.core.receipts import Receipt
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.plan.allocation_file import AllocationFile
@@ -137,10 +137,7 @@ def read_answers(path: Path) -> tuple[Answer, ...]:
     Raises:
         InputError: it cannot be read, or a line is not an answer.
     """
-    try:
-        return parse_answers(path.read_bytes(), str(path))
-    except OSError as error:
-        raise InputError(f"cannot read {path}: {error.strerror}") from None
+    return parse_answers(read_bounded(path, MOST_JSON_BYTES), str(path))
 
 
 def read_level(

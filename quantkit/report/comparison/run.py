@@ -27,6 +27,7 @@ from quantkit.core.files import (
     refuse_links_in,
     write_text,
 )
+from quantkit.core.parsing import MOST_JSON_BYTES, read_bounded
 from quantkit.core.paths import haystack_text
 from quantkit.core.threads import worker_count
 from quantkit.core.units import bytes_text
@@ -320,7 +321,8 @@ class Kept:
             shutil.rmtree(folder / ".work", ignore_errors=True)  # of a run killed as it ended
             # a result of another version is measured again
             with suppress(ValidationError, InputError):
-                found = Retrieval.model_validate_json(result.read_bytes()).model_copy(
+                content = read_bounded(result, MOST_JSON_BYTES)
+                found = Retrieval.model_validate_json(content).model_copy(
                     update={"answers": read_answers(answers)}
                 )
                 self.console.skipped(name, f"retrieval is up to date ({_hits_text(found)})")

@@ -19,6 +19,7 @@ from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.documents import Strict, read_yaml, validated
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import write_json
+from quantkit.core.parsing import MOST_JSON_BYTES, read_bounded
 from quantkit.core.paths import cache_folder, resource
 from quantkit.core.progress import SILENT, Progress
 from quantkit.core.units import bytes_text
@@ -257,8 +258,9 @@ def _whole_listing(address: DatasetAddress, cache: Path) -> Listing | None:
         return None
     folder = cache / address.repository.replace("/", "--") / str(address.revision)
     try:
-        listing = TypeAdapter(Listing).validate_json((folder / STATE / _LISTING).read_bytes())
-    except (OSError, ValueError):
+        content = read_bounded(folder / STATE / _LISTING, MOST_JSON_BYTES)
+        listing = TypeAdapter(Listing).validate_json(content)
+    except (InputError, ValueError):
         return None
     if (listing.repository, listing.commit) != (address.repository, address.revision):
         return None
