@@ -9,6 +9,8 @@ READERS := tests/readers
 READERS_STAMP := $(READERS)/node_modules/.installed
 # Words of the titles of those sections that `make bench` is to run; all without.
 ONLY ?=
+# Of `make fuzz`, for all readers together.
+FUZZ_SECONDS ?= 3600
 
 # What results are compared with, apart from quantkit: llama.cpp's own converter and programs, and
 # transformers.
@@ -29,7 +31,7 @@ QUANTKIT_LLAMA_TOOLS ?= $(CURDIR)/$(TOOLS_BUILD)/bin
 QUANTKIT_TORCH_PYTHON ?= $(CURDIR)/$(ORACLE_VENV)/bin/python
 export QUANTKIT_LLAMA_CPP QUANTKIT_LLAMA_TOOLS QUANTKIT_TORCH_PYTHON
 
-.PHONY: demo test check format slow bench oracle oracle-tools clean clean-demo
+.PHONY: demo test check format slow fuzz bench oracle oracle-tools clean clean-demo
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit("quantkit needs Python 3.11 or newer, this is " + sys.version.split()[0]) if sys.version_info < (3, 11) else None'
@@ -94,6 +96,11 @@ format: $(STAMP)
 
 slow: $(STAMP) $(ORACLE_STAMP) $(TOOLS_STAMP)
 	"$(BIN)/python" -m pytest -m slow
+
+# Without a wheel of atheris for this Python, inputs are not guided by the lines that they reach.
+fuzz: $(STAMP)
+	@"$(BIN)/python" -m pip install --disable-pip-version-check -q --only-binary atheris -c constraints.txt --group fuzz || true
+	PYTHONPATH=scripts:tests/support:tests/fuzz "$(BIN)/python" scripts/fuzz.py --seconds $(FUZZ_SECONDS)
 
 bench: $(STAMP) $(ORACLE_STAMP) $(TOOLS_STAMP)
 	PYTHONPATH=scripts "$(BIN)/python" benchmarks/run.py $(ONLY)
