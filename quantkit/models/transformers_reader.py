@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from quantkit.core.errors import EnvironmentFault, InputError, as_fault
+from quantkit.formats.gguf_header import MAX_ITEMS
 from quantkit.models.families.base import Config
 from quantkit.models.geometry import MAX_LAYERS
 from quantkit.models.json_files import read_json
@@ -223,6 +224,10 @@ def _opened(folder: Path, config: Config, pieces: Mapping[str, int] | None) -> A
 
 def _loaded(tokenizer: Any, options: Mapping[str, Any]) -> LoadedTokenizer:  # noqa: ANN401
     backend = tokenizer.backend_tokenizer
+    ids = backend.get_vocab(with_added_tokens=True)
+    last = max(ids.values(), default=0)
+    if last >= MAX_ITEMS:  # before to_str(), which lists the ids that are not there
+        raise InputError(f"a token has the id {last}, and the limit is {MAX_ITEMS - 1}")
     added = {
         token_id: AddedToken(
             token.content,
@@ -241,7 +246,7 @@ def _loaded(tokenizer: Any, options: Mapping[str, Any]) -> LoadedTokenizer:  # n
         templates = {"default": templates}
     return LoadedTokenizer(
         definition=json.loads(backend.to_str()),
-        ids=backend.get_vocab(with_added_tokens=True),
+        ids=ids,
         added=added,
         special={kind: str(text) for kind, text in named.items() if text is not None},
         chat_templates={str(name): str(text) for name, text in templates.items()},
