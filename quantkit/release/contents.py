@@ -144,7 +144,9 @@ def read_build(folder: Path) -> Build:
             paths = [folder / output.path for output in quantized.outputs]
             names_there = artifact_names(level.name, [path.name for path in paths])
             levels.append(BuiltLevel(result, dict(zip(names_there, paths, strict=True))))
-    except (InputError, OSError, ValueError, KeyError, TypeError) as error:
+    except (
+        InputError, OSError, ValueError, LookupError, TypeError, ArithmeticError,
+    ) as error:  # fmt: skip
         raise _unreadable(folder, error) from None
     first = Path(receipts[f"quantize:{names[0]}"].outputs[0].path).name
     model = re.sub(rf"-{re.escape(names[0])}(-\d{{5}}-of-\d{{5}})?\.gguf$", "", first)
