@@ -260,6 +260,41 @@ for _name in (
     TARGETS[_name] = partial(_tokenizer, _name)
 
 
+def _pieces(name: str, folder: Path) -> Target:
+    """Of a tokenizer without a tokenizer.json: SentencePiece's, or a BPE in two files."""
+    from quantkit.models.tokenizers.vocabulary import tokenizer_metadata
+
+    pieces = ((b"<unk>", 0.0, 2), (b"a", -1.0, 1), (b"<0x0A>", 0.0, 6), (b"ab", -2.0, 1))
+    messages = [
+        b"\x0a" + bytes([len(text)]) + text + b"\x15" + struct.pack("<f", score)
+        + b"\x18" + bytes([kind])
+        for text, score, kind in pieces
+    ]  # fmt: skip
+    trained_as_bpe = b"\x12\x02\x18\x02"
+    model = b"".join(b"\x0a" + bytes([len(m)]) + m for m in messages) + trained_as_bpe
+    vocabulary = json.loads((DEMO_MODEL / "tokenizer.json").read_bytes())["model"]["vocab"]
+    kind = "llama" if name == "tokenizer.model" else "qwen2"
+    config = {"model_type": kind, "vocab_size": 2 * len(vocabulary)}
+    seeds = {
+        "tokenizer.model": model,
+        "vocab.json": json.dumps(vocabulary).encode(),
+        "merges.txt": "#version: 0.2\n\u0120 t\ne r\n".encode(),
+    }
+    for other in seeds.keys() - {name}:
+        if (other == "tokenizer.model") == (name == "tokenizer.model"):
+            (folder / other).write_bytes(seeds[other])
+    form = forms.as_json if name == "vocab.json" else forms.bytewise
+
+    def read(path: Path) -> None:
+        tokenizer_metadata(path.parent, config)
+
+    return of_file(folder / name, read, form, seeds[name], slow=True)
+
+
+for _name in ("tokenizer.model", "vocab.json", "merges.txt"):
+    TARGETS[_name] = partial(_pieces, _name)
+
+
 @target("generation_config.json")
 def _generation(folder: Path) -> Target:
     from quantkit.models.general_metadata import general_metadata
@@ -562,6 +597,49 @@ for _name in ("checkpoint", "imatrix", "quantize:Q4", "validate:Q4"):
     TARGETS[f"receipt: {_name}"] = partial(_receipt, _name)
 
 
+def _published(stage: str, folder: Path) -> Target:
+    """Of a receipt of a finished build that is to be published."""
+    from quantkit.models.checkpoint_file import CheckpointFile
+    from quantkit.release.contents import chosen, read_build
+    from quantkit.report.results import BuildFile
+
+    level = recipe_for("demo").levels[0]
+    finish_level(folder, level.name, [a for a in answers_of(0.0, each=2) if a.index < 2])
+    recipe = recipe_for("demo").model_copy(update={"levels": (level,)})
+    CheckpointFile(model="owner/name", commit=None, files={}).write(folder / "checkpoint.json")
+    BuildFile(recipe=recipe, target=load_target("4x3090"), versions={}).write(folder / "build.json")
+    place = folder / "levels" / level.name
+    for name in ("imatrix.gguf", "sensitivity.json", "calibration.json", f"m-{level.name}.gguf"):
+        (folder / name).write_text(name)
+    (place / "heatmap.png").write_text("x")
+    outputs = {
+        "checkpoint": ["checkpoint.json"], "imatrix": ["imatrix.gguf"],
+        "measure": ["sensitivity.json"], "report": ["calibration.json", "build.json"],
+        f"allocate:{level.name}": [f"levels/{level.name}/allocation.json"],
+        f"place:{level.name}": [f"levels/{level.name}/placement.json"],
+        f"quantize:{level.name}": [f"m-{level.name}.gguf"],
+        f"validate:{level.name}": [
+            f"levels/{level.name}/{n}" for n in ("validation.json", "niah.jsonl", "heatmap.png")
+        ],
+    }  # fmt: skip
+    for name, written in outputs.items():
+        paths = [folder / path for path in written]
+        write_receipt(folder, name, {"version": 1}, paths, 1.0, {"parameters": 1000})
+
+    def read(_: Path) -> None:
+        build = read_build(folder)
+        chosen(build, None, allow_failed=True)
+        assert build.outputs(build.levels)
+
+    stage = stage.replace("LEVEL", level.name)
+    path = folder / "receipts" / f"{stage.replace(':', '.')}.json"
+    return of_file(path, read, forms.as_json)
+
+
+for _name in ("checkpoint", "report", "quantize:LEVEL", "validate:LEVEL"):
+    TARGETS[f"published receipt: {_name}"] = partial(_published, _name)
+
+
 def _document(kind: str, folder: Path) -> Target:
     from quantkit.models.checkpoint_file import CheckpointFile, SourceFile
     from quantkit.report.results import BuildFile
@@ -604,6 +682,28 @@ def _journal(folder: Path) -> Target:
         assert Journal(path, "purpose").lines is not None
 
     return of_file(folder / "a.journal", read, forms.as_lines, b'purpose\n{"a": 1}\n[1]\n')
+
+
+@target("journal of a file")
+def _encoding(folder: Path) -> Target:
+    """Of tensors that are encoded into a file, which goes on from there."""
+    from models import write_gguf
+
+    from quantkit.formats.gguf_writer import lay_out
+    from quantkit.models.gguf_source import GGUFSource
+    from quantkit.quantize.encode import write_shards
+
+    arrays = {name: np.ones((2, 32), np.float32) for name in ("a", "b")}
+    said = {"general.architecture": MetaValue("str", "llama")}
+    source = GGUFSource(write_gguf(folder / "source.gguf", said, arrays))
+    layouts = lay_out("out", source.metadata, [i.with_type("Q8_0") for i in source.tensors])
+    (work := folder / "work").mkdir()
+
+    def read(_: Path) -> None:
+        write_shards(folder, work, layouts, source, {}, SILENT, 1)
+
+    path = work / f"{layouts[0].file_name}.journal"
+    return of_file(path, read, forms.as_lines, f"{layouts[0].digest}\na\n".encode(), slow=True)
 
 
 @target("download record")

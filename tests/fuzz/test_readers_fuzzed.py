@@ -23,7 +23,10 @@ FOUND = [
     ("imatrix", struct.pack("<4f", 3, 0, 1, 9), struct.pack("<4f", 3, 0, 1e-38, 9)),
     ("legacy imatrix", struct.pack("<f", 10), struct.pack("<f", 1e38)),
     ("receipt: checkpoint", b'"parameters": 1000', b'"parameters": false'),
+    ("published receipt: checkpoint", b'"parameters": 1000', b'"parameters": 0'),
     ("kept headers: record", b'"shards": {', b'"shards": {"a": "1", '),
+    ("tokenizer.json", b'"vocab": {"<unk>": 0', b'"vocab": {"<unk>": 4294967295'),
+    ("vocab.json", b"{", b'{"one more": 4294967295, '),
     *((name, b"", HOLE) for name in (
         "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
         "chat_template.jinja", "niah.jsonl", "kept result of a check", "receipt: imatrix",
