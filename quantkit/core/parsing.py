@@ -20,7 +20,7 @@ from quantkit.core.units import shown
 MOST_JSON_BYTES = 256 << 20
 """The largest tokenizers have 33 MB, an index of shards 10."""
 MOST_YAML_BYTES = 1 << 20
-"""PyYAML reads 100 KB/s; model cards with hundreds of results have 500 KB."""
+"""With libyaml read in 3 seconds at the worst; model cards with hundreds of results have 500 KB."""
 MOST_TEXT_BYTES = 512 << 20
 """Of a text: 100 million tokens, days of work for any model."""
 MOST_DEPTH = 100
@@ -152,11 +152,16 @@ def bounded_yaml(content: bytes | str, name: str, *, strict: bool = True) -> Any
 @functools.cache
 def _yaml_loader(strict: bool) -> Any:  # noqa: ANN401 - a class of a module that is loaded late
     import yaml
+    from yaml.composer import Composer
     from yaml.constructor import ConstructorError
 
-    class Loader(yaml.SafeLoader):
+    # libyaml's parser takes a quarter of the time; its composer could not be given limits
+    bases: Any = (Composer, yaml.CSafeLoader) if yaml.__with_libyaml__ else (yaml.SafeLoader,)
+
+    class Loader(*bases):  # type: ignore[misc]
         def __init__(self, text: str) -> None:
-            super().__init__(text)
+            bases[-1].__init__(self, text)
+            Composer.__init__(self)
             self.aliases, self.checked = 0, set[int]()
 
         def compose_node(self, parent: Any, index: Any) -> Any:  # noqa: ANN401

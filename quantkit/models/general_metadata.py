@@ -53,17 +53,19 @@ def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | No
     cached = HubAddress.of_cached(folder)
     # "." has no name of its own; resolve() would take the name of what a link points to.
     folder = Path(os.path.abspath(folder))
-    _check_card(folder / "README.md")
+    card = _card(folder / "README.md")
     named = folder
     if cached is not None:  # the folder is named after a commit
         name, named = name or cached.name, Path(CHECKPOINT)
     try:
-        known = gguf.Metadata.load(None, folder, name, total)  # for what the model samples with
-        sampling = {k: v for k, v in vars(known).items() if k.startswith("sampling_")}
+        known, keys = gguf.Metadata(name=name), {"temp": "temperature"}
+        for field in vars(known):
+            if (option := field.removeprefix("sampling_")) != field:
+                setattr(known, field, generation.get(keys.get(option, option)))
         origin = read_json(folder / "config.json").get("_name_or_path")
         known = gguf.Metadata.apply_metadata_heuristic(
-            gguf.Metadata(name=name, **sampling),
-            without_paths(gguf.Metadata.load_model_card(folder)),
+            known,
+            without_paths(card),
             {"_name_or_path": origin} if is_origin(origin) else {},
             named,
             total,
@@ -97,21 +99,22 @@ def general_metadata(folder: Path, tensors: Sequence[TensorInfo], name: str | No
     return result
 
 
-def _check_card(path: Path) -> None:
-    """Check the front matter that gguf would load without limits.
+def _card(path: Path) -> dict[str, Any]:
+    """The front matter as gguf reads it, but with limits; empty where it is no mapping.
 
     Raises:
         InputError: it is not YAML, or too much of it.
     """
     if not path.is_file():
-        return
+        return {}
     lines = read_bounded(path, MOST_CARD_BYTES).decode(errors="replace").splitlines()
     if lines[:1] != ["---"]:
-        return
+        return {}
     end = lines.index("---", 1) if "---" in lines[1:] else len(lines)
-    # as gguf does, which cards with tabs need
-    text = "\n".join(lines[1:end]).replace("\t", "  ")
-    bounded_yaml(text, f"the front matter of {path}", strict=False)
+    # the language no, and tabs
+    text = "\n".join([*lines[1:end], ""]).replace("- no\n", '- "no"\n').replace("\t", "  ")
+    found = bounded_yaml(text, f"the front matter of {path}", strict=False)
+    return found if isinstance(found, dict) else {}
 
 
 def without_paths(card: Mapping[str, Any]) -> dict[str, Any]:
