@@ -17,8 +17,9 @@ from quantkit.core.errors import InputError
 from quantkit.core.files import open_file
 from quantkit.core.units import shown
 
-MOST_JSON_BYTES = 256 << 20
-"""The largest tokenizers have 33 MB, an index of shards 10."""
+MOST_JSON_BYTES = 48 << 20
+"""The largest tokenizers have 33 MB, an index of shards 10. Short texts take 18 times their bytes
+in memory: below 1 GB in all."""
 MOST_YAML_BYTES = 1 << 20
 """With libyaml read in 3 seconds at the worst; model cards with hundreds of results have 500 KB."""
 MOST_TEXT_BYTES = 512 << 20
@@ -33,7 +34,9 @@ MOST_ALIASES = 1000
 MOST_MERGED = 1000
 """Keys of a mapping that others are merged into (`<<`), and aliases: each may double a file."""
 MOST_PARTS = 1_000_000
-"""Lists and mappings on one level of a YAML file, aliases followed."""
+"""Lists and mappings on one level of a file, aliases followed."""
+MOST_BRACKETS = 4 * MOST_PARTS
+"""Of JSON, in texts too: an empty list has 2 bytes, and takes 80 in memory."""
 
 
 def read_bounded(path: Path, most_bytes: int, advice: str = "") -> bytes:
@@ -113,6 +116,8 @@ def bounded_json(
 
     try:
         text = content if isinstance(content, str) else content.decode()
+        if text.count("[") + text.count("{") > MOST_BRACKETS:
+            raise ValueError(f"more than {MOST_BRACKETS:,} lists and objects")
         value = json.loads(
             text, parse_int=whole, parse_constant=constant, object_pairs_hook=_distinct
         )

@@ -7,6 +7,8 @@ import json
 import math
 import os
 import socket
+import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,7 @@ from quantkit.core.documents import Amount, read_yaml
 from quantkit.core.errors import EnvironmentFault, InputError, QuantkitError, as_fault
 from quantkit.core.files import check_writable, content_id, open_file
 from quantkit.core.parsing import (
+    MOST_JSON_BYTES,
     MOST_TEXT_BYTES,
     MOST_YAML_BYTES,
     bounded_json,
@@ -199,6 +202,36 @@ def test_good_json(tmp_path: Path) -> None:
     assert bounded_json("[" * 50 + "]" * 50, "deep")
     vocabulary = {f"token{n}": n for n in range(300_000)}
     assert bounded_json(json.dumps(vocabulary), "large") == vocabulary
+
+
+WIDE_JSON = {
+    "empty lists": b"[" + b"[]," * (MOST_JSON_BYTES // 4) + b"0]",
+    "empty objects": b"[" + b"{}," * (MOST_JSON_BYTES // 4) + b"0]",
+    "texts": b'[{"a":0},' + '"\u0101",'.encode() * (MOST_JSON_BYTES // 5 - 9) + b"0]",
+}
+
+
+@pytest.mark.parametrize("kind", WIDE_JSON)
+def test_the_memory_of_json_is_bounded(kind: str, tmp_path: Path) -> None:
+    """In a process that may have a gigabyte in all."""
+    (tmp_path / "wide.json").write_bytes(WIDE_JSON[kind])
+    program = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from quantkit.core.errors import InputError\n"
+        "from quantkit.models.json_files import read_json\n"
+        "resource.setrlimit(resource.RLIMIT_DATA, (1 << 30, 1 << 30))\n"
+        "try: read_json(Path(sys.argv[1]))\n"
+        "except InputError: sys.exit(2)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", program, tmp_path / "wide.json"], check=False)
+    assert done.returncode == 2
+
+
+def test_the_largest_yaml_is_read_in_seconds() -> None:
+    began = time.process_time()
+    assert bounded_yaml(b"a: [" + b"x," * (MOST_YAML_BYTES // 2 - 4) + b"]", "wide")
+    assert time.process_time() - began < 5
 
 
 @pytest.mark.parametrize("kind", BAD_JSON)
