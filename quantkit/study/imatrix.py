@@ -271,9 +271,12 @@ class _State:
         from quantkit.llamacpp.activations import Sums
 
         try:
-            with zipfile.ZipFile(self._path) as parts:  # stored as they are, not compressed
-                if sum(part.file_size for part in parts.infolist()) > self._path.stat().st_size:
-                    return 0
+            with zipfile.ZipFile(self._path) as archive:
+                parts = archive.infolist()
+            if sum(part.file_size for part in parts) > self._path.stat().st_size:
+                return 0
+            if any(part.compress_type != zipfile.ZIP_STORED for part in parts):
+                return 0
             with np.load(self._path) as saved:
                 found = {name: saved[name] for name in saved.files}
             if str(found.pop("text")) != self._text:
@@ -284,7 +287,7 @@ class _State:
                 for name, array in found.items()
                 if name.endswith("/squares")
             }
-        except (OSError, ValueError, TypeError, LookupError, EOFError, zipfile.BadZipFile):
+        except Exception:  # noqa: BLE001 zipfile and numpy raise exceptions of any kind
             return 0  # there are none, or they are damaged
         if not 0 < done <= self._chunks or not all(map(self._is_whole, sums, sums.values())):
             return 0
