@@ -14,6 +14,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NoReturn
 from unittest.mock import patch
 
@@ -682,6 +683,86 @@ def _journal(folder: Path) -> Target:
         assert Journal(path, "purpose").lines is not None
 
     return of_file(folder / "a.journal", read, forms.as_lines, b'purpose\n{"a": 1}\n[1]\n')
+
+
+@target("journal of errors")
+def _errors(folder: Path) -> Target:
+    from models import write_gguf
+
+    from quantkit.config.recipe import MeasureRecipe
+    from quantkit.models.gguf_source import GGUFSource
+    from quantkit.study.errors import measure_errors
+
+    recipe = MeasureRecipe(candidates=("Q8_0",), sample_rows=2)
+    said = {"general.architecture": MetaValue("str", "llama")}
+    name = "blk.0.attn_q.weight"
+    arrays = {name: np.ones((2, 32), np.float32)}
+    source = GGUFSource(write_gguf(folder / "a.gguf", said, arrays))
+
+    def read(_: Path) -> None:
+        measure_errors(source, {}, recipe, folder, 1)
+
+    read(folder)
+    return of_file(folder / "errors.jsonl", read, forms.as_lines)
+
+
+@target("journal of costs")
+def _costs(folder: Path) -> Target:
+    from pydantic import TypeAdapter
+
+    from quantkit.study.sensitivity import Probe, UnitCost
+
+    probe = Probe({"a": "Q4_K"}, {"a": 1.0}, {"a": 0.01}, 0.002, 0.0001)
+    line = json.dumps(asdict(UnitCost(("a",), (probe,), 0.0001)))
+
+    def read(path: Path) -> None:
+        for unit in Journal(path, "purpose").units(TypeAdapter(UnitCost)):
+            unit.cost(0.01)
+
+    seed = f"purpose\n{line}\n".encode()
+    return of_file(folder / "costs.jsonl", read, forms.as_lines, seed)
+
+
+@target("journal of answers")
+def _answers(folder: Path) -> Target:
+    from finished_levels import recipe_of
+
+    from quantkit.retrieval.answers import Answers
+
+    asked = [a for a in answers_of(0.0, each=2) if a.index < 2 and a.task == "multikey"]
+    recipe = recipe_of()
+    branches = [
+        SimpleNamespace(question=SimpleNamespace(**vars(a) | {"place": a.place})) for a in asked
+    ]
+    prompts = SimpleNamespace(branches=branches)
+    rung = {"context_tokens": asked[0].context_tokens, "prefill_tokens": 3, "decode_seconds": 0.5}
+    tested = {"difference": 0.1, "forces": True, "likeliest": [[1, -0.5]]}
+    lines = [{"answer": asdict(a)} for a in asked]
+    lines += [{"rung": rung, "seed": asked[0].seed}, {"tested": tested}]
+
+    def read(path: Path) -> None:
+        found = Answers(Journal(path, "purpose"), recipe, [prompts])  # type: ignore[list-item]
+        found.open(prompts)  # type: ignore[arg-type]
+
+    seed = "".join(f"{line}\n" for line in ("purpose", *map(json.dumps, lines))).encode()
+    return of_file(folder / "answers.jsonl", read, forms.as_lines, seed)
+
+
+@target("saved sums")
+def _sums(folder: Path) -> Target:
+    """Of an importance matrix that is being collected."""
+    from quantkit.formats.tensors import TensorInfo
+    from quantkit.llamacpp.activations import Sums
+    from quantkit.study.imatrix import _State
+
+    chunks = np.zeros((4, 8), np.int32)
+    state = _State(folder / "sums.npz", chunks, [TensorInfo("a", (2, 4), "F32")])
+    state.save(2, {"a": Sums(np.ones((1, 4)), np.ones(1, np.int64))})
+
+    def read(_: Path) -> None:
+        state.load(SimpleNamespace(sums={}))  # type: ignore[arg-type]
+
+    return of_file(folder / "sums.npz", read, forms.bytewise)
 
 
 @target("journal of a file")

@@ -27,6 +27,8 @@ FOUND = [
     ("kept headers: record", b'"shards": {', b'"shards": {"a": "1", '),
     ("tokenizer.json", b'"vocab": {"<unk>": 0', b'"vocab": {"<unk>": 4294967295'),
     ("vocab.json", b"{", b'{"one more": 4294967295, '),
+    ("saved sums", b"'shape': (), }", b"'shape': (), ("),
+    ("saved sums", b"'shape': (), }", b"'shape': (1000000000000,), }"),
     *((name, b"", HOLE) for name in (
         "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json",
         "chat_template.jinja", "niah.jsonl", "kept result of a check", "receipt: imatrix",
