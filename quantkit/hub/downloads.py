@@ -17,6 +17,7 @@ from pydantic import TypeAdapter
 
 from quantkit.core.errors import EnvironmentFault
 from quantkit.core.files import HASH_CHUNK_BYTES, is_inner_path
+from quantkit.core.parsing import MOST_JSON_BYTES, check_size
 from quantkit.core.work_folders import Journal
 from quantkit.hub.reading import HubFile, Listing
 
@@ -73,10 +74,15 @@ class Record:
 
 
 def read_record(folder: Path) -> Record:
-    """The record in `folder`; an empty one where nothing was downloaded."""
+    """The record in `folder`; an empty one where nothing was downloaded.
+
+    Raises:
+        InputError: a journal is larger than any that a download writes.
+    """
     texts, repositories, kept = [], set(), dict[str, Kept]()
     for path in (folder / STATE).glob("*.journal"):
         with suppress(FileNotFoundError):  # another run may remove some, if it holds the lock
+            check_size(path, MOST_JSON_BYTES)
             written = path.read_text(encoding="utf-8", errors="replace")
             texts.append((path.stat().st_mtime_ns, written))
     for _, text in sorted(texts):
