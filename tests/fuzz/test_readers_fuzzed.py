@@ -34,7 +34,8 @@ FOUND = [
         "chat_template.jinja", "niah.jsonl", "kept result of a check", "receipt: imatrix",
         "journal",
         "state of a work folder", "result of the self-test", "saved state", "kept headers: record",
-        "record of compiled kernels", "listing of a dataset",
+        "record of compiled kernels", "listing of a dataset", "download record",
+        "tokenizer.model",
     )),
 ]  # fmt: skip
 
