@@ -294,7 +294,8 @@ class _LegacyCursor:
         values = np.frombuffer(self.content, "<f4", count, self.at).astype(np.float32)
         if not ((values >= 0) & (values <= _LARGEST_LEGACY_VALUE)).all():
             raise self.fail(
-                f"a mean square that is negative or above {_LARGEST_LEGACY_VALUE:g}, in the values"
+                "a mean square that is negative, not finite or above "
+                f"{_LARGEST_LEGACY_VALUE:g}, in the values"
             )
         self.at += 4 * count
         return values

@@ -297,7 +297,7 @@ def _weights(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
         (lambda f: (f / "config.json").write_text("{"), "config.json is not valid JSON"),
         (lambda f: (f / "config.json").write_text("[]"), "no JSON object"),
         (lambda f: (f / "config.json").write_bytes(b"\xff"), "not valid JSON"),
-        (lambda f: os.truncate(f / "config.json", 20 << 30), "config.json.*268,435,456"),
+        (lambda f: os.truncate(f / "config.json", 20 << 30), "config.json.*50,331,648"),
         (lambda f: _config(f, architectures=["GPT5"]), "'GPT5'.*NemotronHForCausalLM.*file.gguf"),
         (lambda f: _config(f, architectures="absent", model_type="x"), "architecture None"),
         (lambda f: _config(f, hidden_size="absent"), r"promises \[320, 4096\]"),
