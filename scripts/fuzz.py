@@ -248,7 +248,7 @@ def watched(name: str, arguments: argparse.Namespace) -> Row:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="fuzz-", dir=arguments.memory_folder) as folder:
             shared = Shared(Path(folder) / "shared")
-            command = [sys.executable, __file__, "--worker", name, "--folder", folder]
+            command = [sys.executable, "-P", __file__, "--worker", name, "--folder", folder]
             command += _passed(arguments, seconds=left, seed=seed + number)
             with (Path(folder) / "log").open("wb") as log:
                 process = subprocess.Popen(

@@ -13,7 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 BROKEN = """
-import ctypes, os, time
+import ctypes
 from fuzz_inputs import as_json, bytewise
 from fuzz_target import Target
 from quantkit.core.errors import InputError
@@ -24,8 +24,6 @@ def raising(data):
     if data != b"seed": {}["key"]
 def looping(data):
     while data != b"seed": pass
-def waiting(data):
-    if data != b"seed": time.sleep(1000)
 def growing(data):
     if data != b"seed": KEPT.append(b"x" * (30 << 20))
 def allocating(data):
@@ -35,21 +33,17 @@ def hiding(data):
     except MemoryError: raise InputError("it is too large") from None
 def crashing(data):
     if data != b"seed": ctypes.string_at(0)
-def leaving(data):
-    if data != b"seed": raise SystemExit(0)
 def warning(data):
     if data != b"seed": import warnings; warnings.warn("x", RuntimeWarning)
 
 TARGETS = {
     read.__name__: lambda folder, read=read: Target(read, (b"seed",), bytewise)
-    for read in (refusing, raising, looping, waiting, growing, allocating, hiding, crashing,
-                 leaving, warning)
+    for read in (refusing, raising, looping, growing, allocating, hiding, crashing, warning)
 }
 """
 FAULTS = {
-    "refusing": None, "raising": "traceback", "looping": "hang", "waiting": "hang",
-    "growing": "memory", "allocating": "memory", "hiding": "memory", "crashing": "crash",
-    "leaving": "traceback", "warning": "traceback",
+    "refusing": None, "raising": "traceback", "looping": "hang", "growing": "memory",
+    "allocating": "memory", "hiding": "memory", "crashing": "crash", "warning": "traceback",
 }  # fmt: skip
 
 
