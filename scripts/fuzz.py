@@ -130,11 +130,14 @@ class Worker:
         return is_new
 
     def limit_memory(self) -> None:
-        """Let the system refuse allocations far above the limit, which touch nothing at first."""
+        """Let the system refuse allocations far above the limit, which touch nothing at first.
+
+        Files that are mapped do not count, as headers of sparse GGUF files of any size are.
+        """
         for line in Path("/proc/self/status").read_text().splitlines():
-            if line.startswith("VmSize:"):
+            if line.startswith("VmData:"):
                 most = int(line.split()[1]) * 1024 + 2 * self.limits.memory_bytes
-                resource.setrlimit(resource.RLIMIT_AS, (most, most))
+                resource.setrlimit(resource.RLIMIT_DATA, (most, most))
 
 
 def _most_memory() -> int:

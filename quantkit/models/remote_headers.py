@@ -93,7 +93,7 @@ class RemoteHeaders:
         advice = f"delete {self.folder}, and it is fetched again"
         for name, size in self.shard_bytes.items():
             try:
-                start = (self.folder / _place(name)).read_bytes()
+                start = _first_bytes(self.folder / _place(name))
             except OSError as error:
                 raise InputError(
                     f"a header of {origin} cannot be read: {error.strerror}; run the command again"
