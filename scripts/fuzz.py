@@ -38,6 +38,8 @@ START_SECONDS = 120.0
 """For the imports and the seeds of a target, and for its end."""
 MOST_RESTARTS = 8
 """Of a target's process after hangs and crashes: more would be the same fault again."""
+MOST_LOG_BYTES = 1 << 24
+"""Of what libraries say of inputs, which nobody reads but that of the last one."""
 SHARED_BYTES = 1 << 22
 _STATE = struct.Struct("<QdQQ")
 """Inputs so far; when the present one began, 0 between two; most memory added; its length."""
@@ -250,16 +252,17 @@ def watched(name: str, arguments: argparse.Namespace) -> Row:
     for number in range(MOST_RESTARTS):
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="fuzz-", dir=arguments.memory_folder) as folder:
-            shared = Shared(Path(folder) / "shared")
+            shared, log_path = Shared(Path(folder) / "shared"), Path(folder) / "log"
             command = [sys.executable, "-P", __file__, "--worker", name, "--folder", folder]
             command += _passed(arguments, seconds=left, seed=seed + number)
-            with (Path(folder) / "log").open("wb") as log:
+            with log_path.open("ab") as log:
                 process = subprocess.Popen(
                     command, stdout=log, stderr=log, stdin=subprocess.DEVNULL
                 )
-            fault = _follow(process, shared, limits.hang_seconds, began + left + START_SECONDS)
+            end = began + left + START_SECONDS
+            fault = _follow(process, shared, log_path, limits.hang_seconds, end)
             inputs, _, memory_bytes, data = shared.read()
-            said = (Path(folder) / "log").read_bytes()[-4000:].decode(errors="replace")
+            said = log_path.read_bytes()[-4000:].decode(errors="replace")
         row.inputs += inputs
         row.memory_bytes = max(row.memory_bytes, memory_bytes)
         row.seconds += time.monotonic() - began
@@ -277,12 +280,14 @@ def watched(name: str, arguments: argparse.Namespace) -> Row:
 
 
 def _follow(
-    process: subprocess.Popen[bytes], shared: Shared, hang_seconds: float, end: float
+    process: subprocess.Popen[bytes], shared: Shared, log: Path, hang_seconds: float, end: float
 ) -> tuple[str, str] | None:
     """Wait for a worker, and end it where an input takes too long: (kind, where) of a fault."""
     try:
         while process.poll() is None:
             time.sleep(0.1)
+            if log.stat().st_size > MOST_LOG_BYTES:
+                os.truncate(log, 0)
             inputs, began, *_ = shared.read()
             if began and time.monotonic() - began > hang_seconds:
                 return "hang", f"input {inputs} of one process"
