@@ -279,6 +279,8 @@ class _State:
                 return 0
             with np.load(self._path) as saved:
                 found = {name: saved[name] for name in saved.files}
+            if not all(isinstance(array, np.ndarray) for array in found.values()):
+                return 0
             if str(found.pop("text")) != self._text:
                 return 0
             done = int(found.pop("next_chunk"))

@@ -247,7 +247,11 @@ def _without_calls(messages: list[Message]) -> list[Message]:
 def _plain_lines(messages: list[Message], tools: list[Any] | None) -> str:
     lines = [f"tools: {json.dumps(tools, ensure_ascii=False)}"] if tools else []
     for message in messages:
-        calls = [json.dumps(call, ensure_ascii=False) for call in message.get("tool_calls") or []]
+        called = message.get("tool_calls") or []
+        calls = [
+            json.dumps(call, ensure_ascii=False)
+            for call in (called if isinstance(called, list) else [called])
+        ]
         said = [str(message["content"])] if message.get("content") else []
         lines.append(f"{message['role']}: " + "\n".join([*said, *calls]))
     return "\n".join(lines) + "\n\n"
