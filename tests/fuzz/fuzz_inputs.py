@@ -15,6 +15,9 @@ from typing import Any
 from hypothesis import strategies as st
 from hypothesis.strategies import SearchStrategy
 
+from quantkit.core.errors import InputError
+from quantkit.core.parsing import bounded_yaml
+
 Mutation = Callable[[bytes, Random], bytes]
 
 MOST_BYTES = 1 << 17
@@ -225,14 +228,12 @@ def as_lines(data: bytes, rng: Random) -> bytes:
 
 def as_yaml(data: bytes, rng: Random) -> bytes:
     """Of a YAML file: a changed value in flow style, or a piece of syntax somewhere."""
-    import yaml
-
     if rng.random() < 0.4:
         at = rng.choice([0, len(data), *(i + 1 for i, b in enumerate(data) if b in b" \n:")])
         return data[:at] + rng.choice(YAML) + data[at:]
     try:
-        value = _parse(json.dumps(yaml.safe_load(data)))
-    except (yaml.YAMLError, ValueError, TypeError, RecursionError, AttributeError):
+        value = _parse(json.dumps(bounded_yaml(data, "seed", strict=False)))
+    except (InputError, ValueError, TypeError, RecursionError):
         return bytewise(data, rng)
     return _dump(_change(value, rng)).encode("utf-8", "surrogatepass")
 

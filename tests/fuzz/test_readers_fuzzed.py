@@ -40,6 +40,7 @@ FOUND = [
     ("kept headers: record", b'"shards": {', b'"shards": {"a": "1", '),
     ("tokenizer.json", b'"vocab": {"<unk>": 0', b'"vocab": {"<unk>": 4000000000'),
     ("vocab.json", b"{", b'{"one more": 4000000000, '),
+    ("rows of a dataset", None, b'{"messages": [{"role": "user", "tool_calls": 1}]}'),
     ("saved sums", None, _npz("(), } (")),
     ("saved sums", None, _npz("(1000000000000,)}")),
     *((name, b"", HOLE) for name in (
@@ -90,3 +91,12 @@ def test_what_was_a_fault(name: str, old: bytes | None, new: bytes, folder: Path
     data = new if old is None else seed.replace(old, new, 1) if old else seed + new
     found = outcome(target, data)
     assert not found.is_fault, found.text
+
+
+def test_a_part_of_saved_sums_that_is_no_array(folder: Path) -> None:
+    target = TARGETS["saved sums"](folder)
+    changed = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(target.seeds[0])) as old, zipfile.ZipFile(changed, "w") as new:
+        for name in old.namelist():
+            new.writestr(name, b"" if "counts" in name else old.read(name))
+    assert outcome(target, changed.getvalue()).kind == "read"
