@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Mapping
 from typing import Annotated
 
@@ -27,8 +28,10 @@ LEVEL_NAME = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,95}$"
 
 def _pattern(text: str) -> str:
     try:
-        re.compile(text)
-    except re.error as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a set that Python may read otherwise one day
+            re.compile(text)
+    except (re.error, FutureWarning, DeprecationWarning, RecursionError) as error:
         raise ValueError(f"{text!r} is not a regular expression: {error}") from None
     return text
 

@@ -214,11 +214,20 @@ class LogitsFile:
         return InputError(f"{self.path} is not readable: {why}; delete it and run again")
 
     def read_rows(self, chunk: int, start: int, stop: int) -> Rows:
-        """Rows [start, stop) of a chunk; thread-safe."""
+        """Rows [start, stop) of a chunk; thread-safe.
+
+        Raises:
+            InputError: they name tokens that the vocabulary does not have.
+        """
         first = chunk * self.header.rows + start
         size = self._row_type.itemsize
         raw = self._bytes.read(self._rows_at + first * size, (stop - start) * size)
-        return raw.view(self._row_type)
+        rows: Rows = raw.view(self._row_type)
+        if rows.size and not 0 <= rows["kept"].min() <= rows["kept"].max() < (
+            self.header.vocabulary_size
+        ):
+            raise self._broken("its rows were modified")
+        return rows
 
 
 def _parse(text: bytes) -> LogitsHeader:

@@ -12,7 +12,7 @@ import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, FiniteFloat
 
@@ -56,7 +56,7 @@ class UnitCost:
             once and not for each tensor, so it is no part of the cost.
     """
 
-    tensors: tuple[str, ...]
+    tensors: Annotated[tuple[str, ...], Field(min_length=1)]
     probes: tuple[Probe, ...]
     floor: FiniteFloat = 0.0
 

@@ -205,6 +205,20 @@ def test_counts_beyond_all_limits_are_refused_unread(
             LogitsFile(path)
 
 
+@pytest.mark.parametrize("token", [-1, 301])
+def test_a_row_with_a_token_that_is_none_is_refused(tmp_path: Path, token: int) -> None:
+    path = tmp_path / "base.logits"
+    _, about = write(path)
+    content = np.fromfile(path, np.uint8)
+    rows = content[len(content) - about.positions * about.row_type.itemsize :].view(about.row_type)
+    rows["kept"][-1, -1] = token
+    content.tofile(path)
+    found, last = LogitsFile(path), about.chunks - 1
+    found.read_rows(last, 0, about.rows - 1)
+    with pytest.raises(InputError):
+        found.read_rows(last, 0, about.rows)
+
+
 def test_a_header_s_own_length_is_limited(tmp_path: Path) -> None:
     path = tmp_path / "base.logits"
     write(path)

@@ -41,6 +41,8 @@ FOUND = [
     ("tokenizer.json", b'"vocab": {"<unk>": 0', b'"vocab": {"<unk>": 4000000000'),
     ("vocab.json", b"{", b'{"one more": 4000000000, '),
     ("rows of a dataset", None, b'{"messages": [{"role": "user", "tool_calls": 1}]}'),
+    ("sensitivity.json", b'"tensors": [\n    "blk.0.attn_q.weight"\n   ]', b'"tensors": []'),
+    ("recipe", None, b"name: a\nlevels: [{name: Q8, pin: {'[[a]': Q8_0}}]\n"),
     ("saved sums", None, _npz("(), } (")),
     ("saved sums", None, _npz("(1000000000000,)}")),
     *((name, b"", HOLE) for name in (
