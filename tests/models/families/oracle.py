@@ -30,12 +30,14 @@ needs_oracle = [
 
 
 def run_torch(script: str, *arguments: object) -> None:
-    """Run a script of this folder with the other Python."""
+    """Run a script of this folder with the other Python; it imports others of the folder."""
     done = subprocess.run(
         [TORCH_PYTHON, str(HERE / script), *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
+        # which a command that a test ran in this process has set
+        env={name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"},
     )
     assert done.returncode == 0, done.stderr[-3000:]
 

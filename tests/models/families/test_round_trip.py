@@ -12,9 +12,7 @@ llama.cpp's expression in place of its own, so nothing else hides among them.
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -22,12 +20,11 @@ from typing import Any
 import pytest
 from checkpoints import LLAMA, write_llama
 from lines import lines
+from oracle import TORCH_PYTHON, run_torch
 from vocabularies import Encoder
 
 from quantkit.models.checkpoint import open_checkpoint
 
-TORCH_PYTHON = os.environ.get("QUANTKIT_TORCH_PYTHON", "")
-HERE = Path(__file__).parent
 EVERY = 10  # Which lines the oracle encodes with special tokens around, too.
 
 pytestmark = [
@@ -96,11 +93,7 @@ def texts() -> list[str]:
 def oracle(tmp_path_factory: pytest.TempPathFactory, texts: list[str]) -> Path:
     folder = tmp_path_factory.mktemp("tokenizers")
     (folder / "lines.json").write_text(json.dumps(texts), encoding="utf-8")
-    arguments = [HERE / "oracle_tokenizers.py", folder / "kinds", folder / "lines.json"]
-    done = subprocess.run(
-        [TORCH_PYTHON, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
+    run_torch("oracle_tokenizers.py", folder / "kinds", folder / "lines.json")
     return folder / "kinds"
 
 
