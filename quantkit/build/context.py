@@ -160,11 +160,11 @@ class StudyContext:
 
     def named_files(self) -> dict[str, Path]:
         """`files` by their names in checkpoint.json: with the folder where one has its own."""
-        inside = self.choice.kind != "gguf"
-        return {
-            path.relative_to(self.checkpoint).as_posix() if inside else path.name: path
-            for path in self.files()
-        }
+        return {path.relative_to(self._files_folder).as_posix(): path for path in self.files()}
+
+    @property
+    def _files_folder(self) -> Path:
+        return self.checkpoint.parent if self.choice.kind == "gguf" else self.checkpoint
 
     def identities(self) -> dict[str, list[int]]:
         """Size and modification time of the model's files, by their names."""
@@ -180,8 +180,7 @@ class StudyContext:
             InputError: one was changed or removed since the build began.
         """
         files = CheckpointFile.read(self.job.out / CHECKPOINT_FILE).files
-        folder = self.checkpoint.parent if self.choice.kind == "gguf" else self.checkpoint
-        paths = {name: folder / name for name in files}
+        paths = {name: self._files_folder / name for name in files}
         now = {n: identity([path])[path.name] for n, path in paths.items() if path.is_file()}
         known = self._identities or now  # a repository's were verified just now
         for name, file in files.items():
