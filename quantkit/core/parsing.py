@@ -127,6 +127,15 @@ def bounded_json(
     return value
 
 
+def own_json(path: Path) -> Any:  # noqa: ANN401 - any JSON
+    """The value in a JSON file of quantkit's own.
+
+    Raises:
+        InputError: as `read_bounded` and `bounded_json`.
+    """
+    return bounded_json(read_bounded(path, MOST_JSON_BYTES), str(path))
+
+
 def bounded_yaml(content: bytes | str, name: str, *, strict: bool = True) -> Any:  # noqa: ANN401 - any YAML
     """The value in `content`, which errors call `name`. Dates stay text.
 

@@ -16,7 +16,7 @@ from pydantic import TypeAdapter
 
 from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256, is_inner_path, plain_json, write_text
-from quantkit.core.parsing import MOST_JSON_BYTES, bounded_json, read_bounded
+from quantkit.core.parsing import own_json
 
 
 @dataclass(frozen=True)
@@ -60,8 +60,7 @@ def _receipt_path(folder: Path, stage: str) -> Path:
 def read_receipt(folder: Path, stage: str) -> Receipt | None:
     """The receipt of `stage`, or None if it is missing, damaged, or of files outside `folder`."""
     try:
-        content = read_bounded(_receipt_path(folder, stage), MOST_JSON_BYTES)
-        found = _RECEIPT.validate_python(bounded_json(content, stage))
+        found = _RECEIPT.validate_python(own_json(_receipt_path(folder, stage)))
     except (InputError, ValueError):
         return None
     return found if all(is_inner_path(output.path) for output in found.outputs) else None

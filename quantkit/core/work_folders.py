@@ -19,7 +19,7 @@ from quantkit.core.files import (
     write_json,
     write_text,
 )
-from quantkit.core.parsing import MOST_JSON_BYTES, bounded_json, read_bounded
+from quantkit.core.parsing import MOST_JSON_BYTES, bounded_json, own_json, read_bounded
 
 ATTEMPTS = 3
 """At a lock, at once: one attempt fails where the holder removes the lock file meanwhile."""
@@ -49,8 +49,7 @@ def resumable(work: Path, parts: Mapping[str, Any]) -> Iterator[Path]:
     with _locked(work / ".lock", f"another run is writing what {work} is for; wait for it"):
         refuse_links_in(work)
         try:
-            content = read_bounded(marker, MOST_JSON_BYTES)
-            same = bounded_json(content, str(marker)) == plain_json(parts)
+            same = own_json(marker) == plain_json(parts)
         except InputError:
             same = False
         if not same:

@@ -19,7 +19,7 @@ from pydantic import NonNegativeInt, ValidationError
 from quantkit.core.documents import Record
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import publish, write_text
-from quantkit.core.parsing import MOST_JSON_BYTES, bounded_json, read_bounded
+from quantkit.core.parsing import own_json
 from quantkit.llamacpp.llama import Context, Tokens
 
 SAVED_SHARE = 0.02
@@ -75,8 +75,7 @@ class SavedState:
     def _read(self, at_most: int) -> _About | None:
         """The description of a saved prefix of at most so many tokens."""
         try:
-            content = read_bounded(self._about, MOST_JSON_BYTES)
-            about = _About.model_validate(bounded_json(content, str(self._about)))
+            about = _About.model_validate(own_json(self._about))
             same = (about.key, about.bytes) == (self._key, self._state.stat().st_size)
         except (OSError, InputError, ValidationError):
             return None

@@ -25,7 +25,7 @@ from pydantic import NonNegativeInt
 from quantkit.core.documents import JsonDocument
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import atomic, is_inner_path, write_json
-from quantkit.core.parsing import MOST_JSON_BYTES, bounded_json, read_bounded
+from quantkit.core.parsing import own_json
 from quantkit.core.paths import cache_folder
 from quantkit.core.progress import Progress
 from quantkit.core.threads import run_all
@@ -156,7 +156,7 @@ def fetch_headers(
 def _commit_in(noted: Path) -> str | None:
     """The commit that a revision had at the last request, if it is cached."""
     try:
-        commit = bounded_json(read_bounded(noted, MOST_JSON_BYTES), str(noted))["commit"]
+        commit = own_json(noted)["commit"]
         return commit if is_commit(commit) else None
     except (OSError, InputError, ValueError, LookupError, TypeError, AttributeError):
         return None

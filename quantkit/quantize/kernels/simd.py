@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import write_json
-from quantkit.core.parsing import MOST_JSON_BYTES, bounded_json, read_bounded
+from quantkit.core.parsing import own_json
 from quantkit.core.paths import cache_folder
 from quantkit.formats.tensor_types import BY_NAME, QuantType
 from quantkit.llamacpp.ggml_kernels import Blocks
@@ -170,7 +170,7 @@ def _identity(compiler: Sequence[str]) -> list[str | int]:
 def _recorded(record: Path, compiler: Sequence[str] | None) -> Finding | None:
     """The recorded finding; a negative one only if it was made with this compiler."""
     try:
-        facts = bounded_json(read_bounded(record, MOST_JSON_BYTES), str(record))
+        facts = own_json(record)
         found = Finding(facts["usable"], facts["finding"], lasting=True)
         same = compiler is not None and facts["compiler"] == _identity(compiler)
     except (OSError, InputError, TypeError, KeyError):
