@@ -27,6 +27,7 @@ BATCH_TOKENS = 512
 KV_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q4_0": 2, "f32": 0}
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
+States = NDArray[np.float32]
 
 _recent_log: deque[str] = deque(maxlen=LOG_LINES)
 
@@ -84,7 +85,7 @@ class Model:
         params.n_gpu_layers = devices.gpu_layers
         if devices.tensor_split:
             self._tensor_split = params.tensor_split = tensor_split(devices.tensor_split)
-        self.devices = devices
+        self.devices, self.writable = devices, writable
         self.handle = llama_cpp.llama_model_load_from_file(str(path).encode(), params)
         if not self.handle:
             raise InputError(f"llama.cpp cannot load {path}: {why()}")
@@ -176,12 +177,13 @@ class Span(NamedTuple):
 
     Attributes:
         start: position of the first.
+        tokens: ids; in a context that takes hidden states, those, F32 (tokens, width).
         wanted: those whose logits are computed.
     """
 
     sequence: int
     start: int
-    tokens: Tokens
+    tokens: Tokens | States
     wanted: slice = LAST
 
 
@@ -195,12 +197,20 @@ class Context:
     Logits are F32. Those of several tokens have the shape (tokens, vocabulary) and are in
     llama.cpp's own memory: valid until the next decode.
 
+    Args:
+        on_tensor: is called for each node of the graph.
+        width: of hidden states that are decoded as embeddings; 0: tokens are decoded.
+
     Raises:
         EnvironmentFault: llama.cpp could not allocate it.
     """
 
     def __init__(
-        self, model: Model, settings: ContextSettings, on_tensor: EvalCallback | None = None
+        self,
+        model: Model,
+        settings: ContextSettings,
+        on_tensor: EvalCallback | None = None,
+        width: int = 0,
     ) -> None:
         self._failure: BaseException | None = None
         params = llama_cpp.llama_context_default_params()
@@ -211,7 +221,8 @@ class Context:
         params.n_rs_seq = 0  # rolling back a whole ubatch returned success with wrong logits
         params.kv_unified = settings.shared_cells
         params.swa_full = settings.forks
-        params.op_offload = model.devices.gpu_layers != 0  # else it copies weights to a GPU
+        # else it copies weights to a GPU; the callback would see the copy of one to exchange
+        params.op_offload = model.devices.gpu_layers != 0 and not model.writable
         params.n_threads = params.n_threads_batch = model.devices.threads
         params.type_k = params.type_v = KV_TYPES[settings.kv_type]
         if settings.kv_type not in ("f16", "bf16", "f32"):
@@ -231,12 +242,19 @@ class Context:
                 "use a shorter context, a smaller KV cache type or more memory"
             )
         self._memory = llama_cpp.llama_get_memory(self.handle)
-        batch = self._batch = llama_cpp.llama_batch_init(settings.batch_tokens, 0, 1)
-        fields = (batch.token, batch.pos, batch.logits, batch.n_seq_id)
-        self._tokens, self._positions, self._outputs, counts = (
-            np.ctypeslib.as_array(field, shape=(settings.batch_tokens,)) for field in fields
+        size = settings.batch_tokens
+        batch = self._batch = llama_cpp.llama_batch_init(size, width, 1)
+        fields = (batch.pos, batch.logits, batch.n_seq_id)
+        self._positions, self._outputs, counts = (
+            np.ctypeslib.as_array(field, shape=(size,)) for field in fields
+        )
+        self._inputs: NDArray[np.int32] | NDArray[np.float32] = (
+            np.ctypeslib.as_array(batch.embd, shape=(size * width,)).reshape(size, width)
+            if width
+            else np.ctypeslib.as_array(batch.token, shape=(size,))
         )
         counts[:] = 1  # each token belongs to one sequence
+        self._sequences = np.full(size, -1, np.int32)
 
     def decode(self, tokens: Tokens, start: int, sequence: int = 0) -> Logits:
         """Decode `tokens` at positions from `start` on; a copy of the last logits."""
@@ -262,7 +280,7 @@ class Context:
         counts = [len(span.tokens[span.wanted]) for span in spans]
         return np.split(self._decode(spans), np.cumsum(counts)[:-1])
 
-    def decode_together(self, chunks: Sequence[Tokens]) -> Logits:
+    def decode_together(self, chunks: Sequence[Tokens] | Sequence[States]) -> Logits:
         """Decode `chunks` in one batch, each in a sequence of its own, in an empty context.
 
         Returns:
@@ -288,12 +306,13 @@ class Context:
         stop = 0
         for sequence, start, tokens, wanted in spans:
             at, stop = stop, stop + len(tokens)
-            self._tokens[at:stop] = tokens
+            self._inputs[at:stop] = tokens
             self._positions[at:stop] = np.arange(start, start + len(tokens))
             self._outputs[at:stop] = 0
             self._outputs[at:stop][wanted] = 1
-            for index in range(at, stop):
+            for index in at + np.flatnonzero(self._sequences[at:stop] != sequence):
                 self._batch.seq_id[index][0] = sequence
+            self._sequences[at:stop] = sequence
         self._batch.n_tokens = stop
         status = llama_cpp.llama_decode(self.handle, self._batch)
         if self._failure is not None:

@@ -11,7 +11,7 @@ import functools
 import json
 import timeit
 from collections.abc import Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -208,23 +208,34 @@ def measure_errors(
 
     journal = Journal(work / "errors.jsonl", purpose)
     done = {entry.name: entry for entry in journal.units(TypeAdapter(TensorErrors), is_whole)}
-    for kind in {BY_NAME[name] for name in recipe.candidates}:
-        kernels.prepare(kind)
     progress.start(len(infos), "tensors", "quantization errors")
     with ThreadPoolExecutor(workers) as pool:
         for info in infos:
             if info.name not in done:
-                weights = importance.get(info.name)
-                drawn = sample(source, info, weights, recipe)
-                of = kinds[info.name]
-                found = list(pool.map(lambda k, d=drawn, w=weights: relative_error(k, d, w), of))
-                errors = {k.name: error for k, (error, _) in zip(of, found, strict=True)}
-                relative = max((spread / error for error, spread in found if error > 0), default=0)
-                rows = sum(len(piece.rows) for piece in drawn.pieces)
-                done[info.name] = TensorErrors(info.name, errors, rows, float(relative))
+                done[info.name] = tensor_errors(source, info, importance, recipe, pool)
                 journal.append(json.dumps(asdict(done[info.name])))
             progress.advance(1)
     return tuple(done[info.name] for info in infos if done[info.name].errors)
+
+
+def tensor_errors(
+    source: TensorSource,
+    info: TensorInfo,
+    importance: Importance,
+    recipe: MeasureRecipe,
+    pool: Executor,
+) -> TensorErrors:
+    """Measure one tensor at every admissible type."""
+    kinds = admissible(info, info.name in importance, recipe.candidates)
+    for kind in kinds:
+        kernels.prepare(kind)
+    weights = importance.get(info.name)
+    drawn = sample(source, info, weights, recipe)
+    found = list(pool.map(lambda kind: relative_error(kind, drawn, weights), kinds))
+    errors = {kind.name: error for kind, (error, _) in zip(kinds, found, strict=True)}
+    relative = max((spread / error for error, spread in found if error > 0), default=0)
+    rows = sum(len(piece.rows) for piece in drawn.pieces)
+    return TensorErrors(info.name, errors, rows, float(relative))
 
 
 def seconds_of_errors(

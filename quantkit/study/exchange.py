@@ -1,7 +1,4 @@
-"""Replaces tensors of a loaded model by lossy versions, and restores the stored ones.
-
-Nothing is loaded twice: rows are quantized, decoded, and written back in the base's own type.
-"""
+"""Replaces tensors of a window by lossy versions: quantized, decoded, and in their own type."""
 
 from __future__ import annotations
 
@@ -9,32 +6,34 @@ import functools
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from quantkit.formats.tensor_types import BY_NAME, QuantType
-from quantkit.formats.tensors import TensorInfo
+from quantkit.formats.tensors import TensorInfo, TensorSource
 from quantkit.llamacpp import ggml_kernels
-from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize import kernels
 from quantkit.quantize.encode import row_blocks
 from quantkit.study.errors import column_weights
-
-if TYPE_CHECKING:
-    from quantkit.llamacpp.weights import LoadedWeights
 
 BLOCKS_AT_ONCE = 8
 """Bounds the encoded blocks in memory, whatever the tensor's size."""
 
 
+class Exchangeable(TensorSource, Protocol):
+    """Tensors in memory that a graph reads, and what they were."""
+
+    def exchange(self, name: str, data: NDArray[np.uint8], at: int) -> None:
+        """Put `data`, in the tensor's own type, at byte `at` of it."""
+
+
 @dataclass(frozen=True)
 class Exchange:
-    """Exchanges weights of `base`, the file that the model was loaded from."""
+    """Exchanges tensors of `base`, whose rows are read as they were."""
 
-    base: GGUFSource
-    weights: LoadedWeights
+    base: Exchangeable
     importance: Mapping[str, NDArray[np.float32]]
     pool: ThreadPoolExecutor
 
@@ -52,19 +51,12 @@ class Exchange:
             lost = total = 0.0
             for at in range(0, len(blocks), BLOCKS_AT_ONCE):
                 for start, raw, a, b in self.pool.map(lossy, blocks[at : at + BLOCKS_AT_ONCE]):
-                    self.weights.exchange(info.name, raw, start * raw.shape[1])
+                    self.base.exchange(info.name, raw, start * raw.shape[1])
                     lost, total = lost + a, total + b
             errors[info.name] = lost / total if total > 0 else 0.0
         return errors
 
-    def restore(self, names: Sequence[str]) -> None:
-        """Put the stored bytes back."""
-        for info in self._infos(names):
-            for _, start, stop in row_blocks(info):
-                raw = self.base.read_stored(info.name, start, stop)
-                self.weights.exchange(info.name, raw, start * raw.shape[1])
-
-    def _infos(self, names: Mapping[str, str] | Sequence[str]) -> list[TensorInfo]:
+    def _infos(self, names: Mapping[str, str]) -> list[TensorInfo]:
         wanted = set(names)
         return [info for info in self.base.tensors if info.name in wanted]
 

@@ -1,0 +1,1 @@
+"""One sweep over the layers measures a model that need not fit in memory."""

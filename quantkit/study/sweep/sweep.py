@@ -1,0 +1,607 @@
+"""The sweep: each window of a model runs all texts once, so that every weight is read once.
+
+For each window in order: the calibration's sums of squared activations; the errors of its tensors;
+the held-out and the cost text; the cost text again with each unit of its tensors exchanged, a new
+branch; and all earlier branches, unperturbed. The last window gives the logits: those of the
+held-out text are kept, and of each branch the KLD against the cost text's.
+
+A window is the unit of resuming: hidden states lie in two files in turn, and what a window measured
+is a line of a journal. For use in a child process.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import NonNegativeInt, TypeAdapter
+
+from quantkit.config.recipe import MeasureRecipe
+from quantkit.core.disk import check_room
+from quantkit.core.errors import EnvironmentFault, InputError
+from quantkit.core.progress import Progress
+from quantkit.core.work_folders import Journal
+from quantkit.formats.imatrix_file import ImatrixEntry
+from quantkit.formats.logits_file import LogitsHeader, next_tokens, scored_positions
+from quantkit.formats.logits_file import encode_rows as encode_logits
+from quantkit.formats.tensor_types import BY_NAME
+from quantkit.formats.tensors import TensorInfo, TensorSource
+from quantkit.llamacpp.settings import DeviceSettings
+from quantkit.models.geometry import geometry_of
+from quantkit.quantize.candidates import admissible, is_quantizable
+from quantkit.quantize.encode import Importance
+from quantkit.study.errors import TensorErrors, tensor_errors
+from quantkit.study.exchange import Exchange
+from quantkit.study.kld_statistics import BaseDistribution, blocks
+from quantkit.study.sensitivity import units_of
+from quantkit.study.sweep.branches import (
+    Branch,
+    Exchanged,
+    choose_gains,
+    choose_types,
+    plan_branches,
+)
+from quantkit.study.sweep.cuts import CutModel, Window
+from quantkit.study.sweep.states import HiddenStates
+
+if TYPE_CHECKING:
+    from quantkit.llamacpp.activations import Collector, Sums
+    from quantkit.llamacpp.llama import States, Tokens
+    from quantkit.study.sweep.windows import OpenWindow
+
+BATCH_TOKENS = 8192
+"""The most that are decoded at once: more bring nothing (make bench)."""
+MAX_SEQUENCES = 64  # in one batch; llama.cpp takes 256 at most
+COMPUTE_BYTES = 1 << 30
+"""Limit for a batch's activations, as estimated from the widest of a layer."""
+LOGITS_BYTES = 512 << 20
+"""Limit for the logits of a batch."""
+EXACT_BRANCHES_BYTES = 2 << 30
+"""Branches that take more are kept as differences from the cost text's hidden states, in F16."""
+F64 = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Texts:
+    """Chunks of tokens, (chunks, chunk tokens); None where there are none.
+
+    Attributes:
+        bos: replaces each chunk's first token, unless None.
+        calibration: what importance is collected on.
+        held_out: whose logits are kept.
+        costs: what branches run.
+    """
+
+    bos: int | None
+    calibration: Tokens | None = None
+    held_out: Tokens | None = None
+    costs: Tokens | None = None
+
+
+@dataclass(frozen=True)
+class SumsPlace:
+    """Where a weight's sums lie in a window's file: F64 squares, then counts.
+
+    Shapes are (matrices, columns) and (counts,).
+    """
+
+    name: str
+    matrices: NonNegativeInt
+    columns: NonNegativeInt
+    counts: NonNegativeInt
+
+
+@dataclass(frozen=True)
+class WindowRecord:
+    """A line of the journal: what a window measured. Branches are named by their index."""
+
+    window: int
+    sums: tuple[SumsPlace, ...]
+    errors: tuple[TensorErrors, ...]
+    exchanged: dict[int, Exchanged]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep measured.
+
+    Attributes:
+        sums: of the calibration, by weight.
+        errors: in the source's order.
+        branches: with `exchanged` and `klds` by their index; KLD of each position, nats.
+    """
+
+    sums: Mapping[str, Sums]
+    errors: tuple[TensorErrors, ...]
+    branches: Sequence[Branch]
+    exchanged: Mapping[int, Exchanged]
+    klds: Mapping[int, F64]
+
+
+@dataclass
+class _Text:
+    """A text with its hidden states before each window."""
+
+    chunks: Tokens
+    states: HiddenStates
+
+    @property
+    def tokens(self) -> int:
+        return int(self.chunks.shape[1])
+
+    def inputs(self, window: int, start: int, stop: int) -> Sequence[Tokens] | Sequence[States]:
+        """Chunks [start, stop) as the window takes them."""
+        if window == 0:
+            return list(self.chunks[start:stop])
+        return [self.states.read(window, chunk, 0, self.tokens) for chunk in range(start, stop)]
+
+
+class Sweep:
+    """One sweep over a model.
+
+    Args:
+        importance: of an imatrix that there is already; else the calibration's own.
+        recipe: None: neither errors nor costs.
+        logits: header of the file of logits that is written to `work`, if there is a held-out text.
+        group_tokens: see `Collector`.
+    """
+
+    def __init__(
+        self,
+        cut: CutModel,
+        source: TensorSource,
+        texts: Texts,
+        work: Path,
+        devices: DeviceSettings,
+        progress: Progress,
+        *,
+        importance: Importance | None = None,
+        recipe: MeasureRecipe | None = None,
+        logits: LogitsHeader | None = None,
+        group_tokens: int = 16,
+    ) -> None:
+        self._cut, self._source, self._work = cut, source, work
+        self._devices = dataclasses.replace(devices, use_extra_buffers=False)
+        self._progress, self._recipe, self._logits = progress, recipe, logits
+        self._group_tokens = group_tokens
+        self._ready = importance is not None
+        self._importance: dict[str, NDArray[np.float32]] = dict(importance or {})
+        geometry = geometry_of(source.metadata)
+        self._vocabulary = geometry.vocabulary
+        self._activation_bytes = 4 * (3 * geometry.activation_elements + 6 * cut.width)
+        self._texts = texts
+        self._calibration = self._text("calibration", texts.calibration)
+        self._held_out = self._text("held-out", texts.held_out)
+        self._costs = self._text("costs", texts.costs if recipe else None)
+        self._branches: list[Branch] = []
+        self._begun: dict[int, int] = {}
+        self._touches: dict[int, list[int]] = {}
+        self._branch_states: HiddenStates | None = None
+        if self._costs is not None:
+            self._plan_branches()
+        self._errors: dict[str, TensorErrors] = {}
+        self._exchanged = {index: Exchanged() for index in range(len(self._branches))}
+        self._klds: dict[int, F64] = {}
+
+    @property
+    def logits_path(self) -> Path:
+        """The file of logits that the sweep writes."""
+        return self._work / "base.logits"
+
+    def run(self) -> Swept:
+        """Sweep, from the window that an earlier run in the same folder did not finish.
+
+        The last window is not noted: who calls keeps what it gave.
+
+        Raises:
+            InputError: llama.cpp refuses a window, or weights are not finite.
+            EnvironmentFault: activations or logits are not finite.
+            DiskFullError: hidden states have no room.
+        """
+        from quantkit.study.sweep.windows import open_windows
+
+        windows = self._cut.windows
+        if not self._gives_logits and windows[-1].kind == "output":
+            windows = windows[:-1]
+        self._last = len(windows) - 1
+        journal = Journal(self._work / "windows.jsonl", self._purpose())
+        records = journal.units(TypeAdapter(WindowRecord))
+        sums: dict[str, Sums] = {}
+        for record in records:
+            sums |= self._taken(record)
+        first = len(records)
+        self._check_room()
+        steps = [self._steps(index) for index in range(len(windows))]
+        self._progress.start(sum(steps), "layer-tokens", "study", done=sum(steps[:first]))
+        cut = dataclasses.replace(self._cut, windows=windows)
+        opened = open_windows(cut, self._source, self._work, self._devices, first)
+        with ThreadPoolExecutor(self._devices.threads) as self._pool:
+            for index, window in enumerate(opened, first):
+                found, record = self._sweep(index, window)
+                sums |= found
+                if index < self._last:
+                    for states in self._kept():
+                        states.sync(index + 1)
+                    journal.append(json.dumps(asdict(record)))
+        for states in self._kept():
+            states.close()
+        errors = [self._errors[i.name] for i in self._source.tensors if i.name in self._errors]
+        measured = tuple(entry for entry in errors if entry.errors)
+        return Swept(sums, measured, self._branches, self._exchanged, self._klds)
+
+    @property
+    def _gives_logits(self) -> bool:
+        return self._recipe is not None or self._held_out is not None
+
+    def _text(self, name: str, chunks: Tokens | None) -> _Text | None:
+        if chunks is None:
+            return None
+        (count, size), width = chunks.shape, self._cut.width
+        if self._texts.bos is not None:
+            chunks = chunks.copy()
+            chunks[:, 0] = self._texts.bos
+        return _Text(chunks, HiddenStates(self._work, name, count, size, width, differences=False))
+
+    def _plan_branches(self) -> None:
+        """The branches, and which windows exchange tensors of each."""
+        assert self._recipe is not None and self._costs is not None
+        windows = self._cut.windows
+        inside = {name for window in windows for name in window.stored.values()}
+        names = [
+            info.name
+            for info in self._source.tensors
+            if is_quantizable(info) and admissible(info, True, self._recipe.candidates)
+        ]
+        units = [u for u in units_of(names, self._recipe.groups) if inside.issuperset(u)]
+        self._branches = plan_branches(units, self._recipe)
+        for number, branch in enumerate(self._branches):
+            for index, window in enumerate(windows):
+                if not branch.unit or set(branch.unit) & set(window.stored.values()):
+                    self._touches.setdefault(index, []).append(number)
+                    self._begun.setdefault(number, index)
+        count, rows = len(self._branches), self._costs.chunks.size
+        differences = 4 * count * rows * self._cut.width > EXACT_BRANCHES_BYTES
+        self._branch_states = HiddenStates(
+            self._work, "branches", count, rows, self._cut.width, differences=differences
+        )
+
+    def _kept(self) -> Iterator[HiddenStates]:
+        for text in (self._calibration, self._held_out, self._costs):
+            if text is not None:
+                yield text.states
+        if self._branch_states is not None:
+            yield self._branch_states
+
+    def _check_room(self) -> None:
+        if self._last == 0:
+            return
+        sizes = [(path, states.size_bytes // 2) for states in self._kept() for path in states.paths]
+        if self._costs is not None:
+            sizes.append((self._spool, 4 * self._costs.chunks.size * self._vocabulary))
+        if self._logits is not None:
+            row_bytes = self._logits.row_type.itemsize
+            sizes.append((self.logits_path, self._logits.positions * row_bytes))
+        check_room(sizes, self._work)
+
+    @property
+    def _spool(self) -> Path:
+        return self._work / "cost-logits.f32"
+
+    def _purpose(self) -> str:
+        """Identifies what windows were swept for, apart from the model."""
+        digest = hashlib.sha256()
+        for text in (self._calibration, self._held_out, self._costs):
+            digest.update(b"-" if text is None else repr(text.chunks.shape).encode())
+            digest.update(b"" if text is None else text.chunks.astype("<i4").tobytes())
+        if self._ready:
+            for name in sorted(self._importance):
+                digest.update(name.encode() + self._importance[name].tobytes())
+        recipe = None if self._recipe is None else self._recipe.model_dump(mode="json")
+        return json.dumps([recipe, digest.hexdigest()])
+
+    def _steps(self, index: int) -> int:
+        """Tokens that a window runs."""
+        count = sum(
+            text.chunks.size
+            for text in (self._calibration, self._held_out, self._costs)
+            if text is not None
+        )
+        if self._costs is not None:
+            running = sum(begun <= index for begun in self._begun.values())
+            count += running * self._costs.chunks.size
+        return count
+
+    def _taken(self, record: WindowRecord) -> dict[str, Sums]:
+        """Take over what an earlier run measured; returns the window's sums."""
+        self._errors |= {entry.name: entry for entry in record.errors}
+        for number, exchanged in record.exchanged.items():
+            self._exchanged[number].add(exchanged)
+        sums = read_sums(self._work / f"sums-{record.window}.f64", record.sums)
+        self._use(sums)
+        return sums
+
+    def _use(self, sums: Mapping[str, Sums]) -> None:
+        """Take the importance of errors and probes from `sums`, unless there is a ready one."""
+        if not self._ready:
+            for name, found in sums.items():
+                self._importance[name] = entry_of(found).importance()
+
+    def _sweep(self, index: int, window: OpenWindow) -> tuple[dict[str, Sums], WindowRecord]:
+        """All that one window has to do."""
+        sums: dict[str, Sums] = {}
+        if self._calibration is not None:
+            sums = self._collect(index, window, self._calibration)
+            self._use(sums)
+        places = write_sums(self._work / f"sums-{index}.f64", sums)
+        errors = self._measure(window) if self._recipe is not None else ()
+        self._errors |= {entry.name: entry for entry in errors}
+        exchanged: dict[int, Exchanged] = {}
+        if window.window.kind in ("output", "whole"):
+            if self._held_out is not None:
+                self._write_logits(index, window, self._held_out)
+            if self._costs is not None:
+                exchanged = self._finish_branches(index, window, self._costs)
+        else:
+            for text in (self._held_out, self._costs):
+                if text is not None:
+                    self._pass(index, window, text)
+            if self._costs is not None:
+                exchanged = self._branch(index, window, self._costs)
+        for number, found in exchanged.items():
+            self._exchanged[number].add(found)
+        return sums, WindowRecord(index, places, errors, exchanged)
+
+    # --- the texts -----------------------------------------------------------------------------
+
+    def _capacity(self, window: Window, tokens: int) -> int:
+        """Sequences of `tokens` in one batch, at least one."""
+        most = min(BATCH_TOKENS, COMPUTE_BYTES // self._activation_bytes)
+        if window.kind in ("output", "whole"):
+            most = min(most, LOGITS_BYTES // (4 * self._vocabulary))
+        return max(1, min(most // tokens, MAX_SEQUENCES))
+
+    def _batches(self, window: Window, text: _Text) -> Iterator[tuple[int, int]]:
+        """Ranges of the text's chunks that are decoded together."""
+        count = len(text.chunks)
+        size = min(self._capacity(window, text.tokens), count)
+        for start in range(0, count, size):
+            yield start, min(start + size, count)
+
+    def _run(
+        self,
+        window: OpenWindow,
+        inputs: Sequence[Tokens] | Sequence[States],
+        collector: Collector | None = None,
+    ) -> NDArray[np.float32]:
+        found = window.run(inputs, self._capacity(window.window, len(inputs[0])), collector)
+        self._progress.advance(sum(len(part) for part in inputs))
+        return found
+
+    def _pass(
+        self, index: int, window: OpenWindow, text: _Text, collector: Collector | None = None
+    ) -> None:
+        """Run a text through the window, to the next window's hidden states if there are any."""
+        for start, stop in self._batches(window.window, text):
+            found = self._run(window, text.inputs(index, start, stop), collector)
+            if collector is not None and collector.broken is not None:
+                raise EnvironmentFault(
+                    f"activations of {window.source_name(collector.broken)} are NaN or infinite in "
+                    f"chunks {start + 1} to {stop} of {len(text.chunks)}; check the model (the "
+                    "layers before are kept)"
+                )
+            if index < self._last:
+                for chunk, rows in enumerate(np.split(found, stop - start), start):
+                    text.states.write(index + 1, chunk, 0, rows)
+
+    def _collect(self, index: int, window: OpenWindow, text: _Text) -> dict[str, Sums]:
+        """The calibration's sums of the window's weights."""
+        from quantkit.llamacpp.activations import Collector
+
+        if window.window.kind == "embedding":
+            self._pass(index, window, text)
+            return {}
+        if window.window.kind == "output":
+            return {}
+        collector = Collector(self._group_tokens)
+        self._pass(index, window, text, collector)
+        return {window.source_name(own): found for own, found in collector.sums.items()}
+
+    def _measure(self, window: OpenWindow) -> tuple[TensorErrors, ...]:
+        """Errors of the window's tensors that no earlier window has."""
+        assert self._recipe is not None
+        infos = [
+            info
+            for info in window.tensors
+            if is_quantizable(info) and info.name not in self._errors
+        ]
+        return tuple(
+            tensor_errors(window, info, self._importance, self._recipe, self._pool)
+            for info in infos
+        )
+
+    def _write_logits(self, index: int, window: OpenWindow, text: _Text) -> None:
+        """Write the held-out text's logits at its scored positions."""
+        header, stored = self._logits, self._texts.held_out
+        assert header is not None and stored is not None
+        scored = scored_positions(text.tokens)
+        rows = slice(scored.start, scored.stop)
+        with self.logits_path.open("wb") as file:
+            file.write(header.start_bytes(stored))
+            for chunk in range(len(text.chunks)):
+                (inputs,) = text.inputs(index, chunk, chunk + 1)
+                if window.window.kind == "whole":
+                    logits = self._run(window, [inputs])[rows]
+                else:  # its rows do not depend on each other
+                    logits = self._run(window, [inputs[rows]])
+                    self._progress.advance(text.tokens - len(scored))
+                if not np.isfinite(logits).all():
+                    raise EnvironmentFault(
+                        "the model's logits are not finite, so no KLD can be measured: its files "
+                        "are broken, or this device computes it wrongly"
+                    )
+                follow = next_tokens(text.chunks[chunk])
+                for part in self._pool.map(
+                    lambda b, z=logits, f=follow: encode_logits(z[b], f[b], header), blocks(logits)
+                ):
+                    file.write(part.view(np.uint8).data)
+            file.flush()
+            os.fsync(file.fileno())
+
+    # --- branches ------------------------------------------------------------------------------
+
+    def _branch(self, index: int, window: OpenWindow, text: _Text) -> dict[int, Exchanged]:
+        """Begin the branches of the window's units, and carry the others on."""
+        states = self._branch_states
+        assert states is not None
+        found: dict[int, Exchanged] = {}
+        touching = [n for n in self._touches.get(index, ()) if self._branches[n].unit]
+        for number in touching:
+            with self._exchanging(window, number) as exchanged:
+                found[number] = exchanged
+                self._carry(index, window, text, [number])
+        carried = [
+            number
+            for number, begun in self._begun.items()
+            if begun <= index and number not in touching
+        ]
+        self._carry(index, window, text, carried)
+        return found
+
+    def _carry(
+        self, index: int, window: OpenWindow, text: _Text, numbers: Sequence[int]
+    ) -> None:
+        """Run branches through the window as it is now."""
+        states, size = self._branch_states, text.tokens
+        assert states is not None
+        pairs = [(number, chunk) for number in numbers for chunk in range(len(text.chunks))]
+        step = self._capacity(window.window, size)
+        for at in range(0, len(pairs), step):
+            batch = pairs[at : at + step]
+            inputs = [self._branch_input(index, text, *pair) for pair in batch]
+            rows = self._run(window, inputs)
+            for (number, chunk), part in zip(batch, np.split(rows, len(batch)), strict=True):
+                other = None
+                if states.differences:
+                    other = text.states.read(index + 1, chunk, 0, size)
+                states.write(index + 1, number, chunk * size, part, other)
+
+    def _branch_input(self, index: int, text: _Text, number: int, chunk: int) -> Tokens | States:
+        """A branch's hidden states of a chunk before the window; the text's own where it begins."""
+        states, size = self._branch_states, text.tokens
+        assert states is not None
+        (own,) = text.inputs(index, chunk, chunk + 1)
+        if self._begun[number] == index:
+            return own
+        return states.read(
+            index, number, chunk * size, (chunk + 1) * size, own if states.differences else None
+        )
+
+    @contextmanager
+    def _exchanging(self, window: OpenWindow, number: int) -> Iterator[Exchanged]:
+        """Have the branch's tensors in the window exchanged; yields for what."""
+        assert self._recipe is not None
+        branch = self._branches[number]
+        errors = {
+            info.name: self._errors[info.name].errors
+            for info in window.tensors
+            if info.name in branch.unit and self._can_exchange(info)
+        }
+        tensors = [info for info in window.tensors if info.name in errors]
+        types = choose_types(branch, tensors, errors, self._recipe.probe_error)
+        gains = choose_gains(branch, types, errors)
+        window.hold(list(types))
+        try:
+            put = Exchange(window, self._importance, self._pool).put(types, gains)
+            yield Exchanged(types, gains, put)
+        finally:
+            window.restore()
+
+    def _can_exchange(self, info: TensorInfo) -> bool:
+        """Whether it has an error that can be put in its place, in its own type."""
+        needs = BY_NAME[info.type_name].needs_imatrix
+        has = bool(self._errors[info.name].errors)
+        return has and (not needs or info.name in self._importance)
+
+    def _finish_branches(
+        self, index: int, window: OpenWindow, text: _Text
+    ) -> dict[int, Exchanged]:
+        """The last window: KLD of all branches against the text itself."""
+        size, count = text.tokens, len(text.chunks)
+        touching = list(self._touches.get(index, ()))
+        carried = [number for number in self._begun if number not in touching]
+        batches = list(self._batches(window.window, text))
+        self._klds = {number: np.empty(count * size) for number in self._begun}
+
+        def compare(number: int, start: int, stop: int, base: BaseDistribution) -> None:
+            inputs = [self._branch_input(index, text, number, c) for c in range(start, stop)]
+            logits = self._run(window, inputs)
+            found = base.divergence(logits, self._pool)
+            self._klds[number][start * size : stop * size] = found
+
+        with self._spool.open("w+b") as spool:
+            for start, stop in batches:
+                logits = self._run(window, text.inputs(index, start, stop)).copy()
+                spool.write(logits.data)
+                base = BaseDistribution.of(logits)
+                for number in carried:
+                    compare(number, start, stop, base)
+            exchanged: dict[int, Exchanged] = {}
+            for number in touching:
+                with self._exchanging(window, number) as exchanged[number]:
+                    spool.seek(0)
+                    for start, stop in batches:
+                        values = np.fromfile(spool, "<f4", (stop - start) * size * self._vocabulary)
+                        base = BaseDistribution.of(values.reshape(-1, self._vocabulary))
+                        compare(number, start, stop, base)
+        self._spool.unlink()
+        return exchanged
+
+
+def entry_of(sums: Sums) -> ImatrixEntry:
+    """Sums as an imatrix keeps them."""
+    return ImatrixEntry(sums.squares.astype(np.float32), sums.counts.astype(np.float32))
+
+
+def write_sums(path: Path, sums: Mapping[str, Sums]) -> tuple[SumsPlace, ...]:
+    """Write the sums of a window; returns where they lie."""
+    places = []
+    with path.open("wb") as file:
+        for name, found in sums.items():
+            matrices, columns = found.squares.shape
+            places.append(SumsPlace(name, matrices, columns, len(found.counts)))
+            file.write(found.squares.astype("<f8").tobytes())
+            file.write(found.counts.astype("<i8").tobytes())
+        file.flush()
+        os.fsync(file.fileno())
+    return tuple(places)
+
+
+def read_sums(path: Path, places: Sequence[SumsPlace]) -> dict[str, Sums]:
+    """What `write_sums` wrote.
+
+    Raises:
+        InputError: the file is not as long as its `places` say.
+    """
+    from quantkit.llamacpp.activations import Sums
+
+    expected = sum(8 * (place.matrices * place.columns + place.counts) for place in places)
+    if not path.is_file() or path.stat().st_size != expected:
+        raise InputError(f"{path} is damaged; delete the folder to begin anew")
+    found = {}
+    with path.open("rb") as file:
+        for place in places:
+            squares = np.fromfile(file, "<f8", place.matrices * place.columns)
+            counts = np.fromfile(file, "<i8", place.counts)
+            shape = (place.matrices, place.columns)
+            found[place.name] = Sums(squares.reshape(shape), counts)
+    return found
