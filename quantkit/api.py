@@ -22,7 +22,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from quantkit.build.quantize import quantize
-from quantkit.build.run import Job, StudyJob
+from quantkit.build.run import Job, StudyJob, home_of
 from quantkit.build.run import build as run_build
 from quantkit.build.run import study as run_study
 from quantkit.build.validate import validate
@@ -62,12 +62,12 @@ def study(
     workers: int | None = None,
     quiet: bool = True,
 ) -> Study:
-    """Collect a model's importance matrix, and measure the errors of its tensors and their cost.
+    """Measure a model in one sweep: importance, errors of its tensors and what they cost, logits.
 
-    Running it again resumes. A `build` with the same model, recipe and folder goes on from it.
+    Running it again resumes. A `build` with the same model and recipe goes on from it.
 
     Args:
-        out: folder to write to: base.gguf, imatrix.gguf, sensitivity.json.
+        out: the model's folder: `study` in it gets imatrix.gguf, sensitivity.json, base.logits.
         calibration: texts instead of the recipe's: files, folders, domains, or
             hf://datasets/OWNER/NAME.
         imatrix: a ready importance matrix, GGUF or legacy .dat, instead of collecting one.
@@ -79,7 +79,7 @@ def study(
     """
     chosen = recipe_for(model, recipe, calibration=calibration)
     ready = _ready(imatrix, calibration)
-    job = StudyJob(choose_model(str(model)), chosen, Path(out), worker_count(workers), ready)
+    job = StudyJob(choose_model(str(model)), chosen, home_of(out), worker_count(workers), ready)
     return run_study(job, Console(quiet=quiet))
 
 
@@ -92,6 +92,7 @@ def build(
     levels: str | Iterable[str] | None = None,
     calibration: str | Sequence[str] | None = None,
     imatrix: str | Path | None = None,
+    study: str | Path | None = None,
     haystack: str | Path | None = None,
     for_release: bool = False,
     workers: int | None = None,
@@ -104,6 +105,8 @@ def build(
     Args:
         target, recipe, levels: as `plan` takes them.
         out: folder to build in.
+        study: the model's folder, whose study and checkpoint builds for several targets share;
+            None: `out`.
         calibration, imatrix, workers: as `study` takes them.
         haystack: text to hide the needles in; None: the one that ships.
         for_release: refuse at once a model whose metadata would reveal this machine, which
@@ -120,9 +123,10 @@ def build(
     job = Job(
         choose_model(str(model)),
         recipe_for(model, recipe, levels, calibration),
-        Path(out),
+        home_of(out if study is None else study),
         worker_count(workers),
         _ready(imatrix, calibration),
+        out=Path(out),
         target=choose_target(target),
         haystack=None if haystack is None else Path(haystack),
         for_release=for_release,

@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -56,20 +56,30 @@ from quantkit.study.sensitivity import Sensitivity
 if TYPE_CHECKING:
     from quantkit.llamacpp.settings import DeviceSettings
 
+STUDY = "study"
+IMATRIX, SENSITIVITY, BASE_LOGITS = "imatrix.gguf", "sensitivity.json", "base.logits"
+
 
 @dataclass(frozen=True)
 class StudyJob:
     """What to study and where.
 
     Attributes:
+        home: the model's folder: `checkpoint` in it, what is downloaded; `study`, what is measured.
+            Builds for all targets share them.
         imatrix: a ready importance matrix, taken instead of collecting one.
     """
 
     model: ModelChoice
     recipe: Recipe
-    out: Path
+    home: Path
     workers: int
     imatrix: Path | None = None
+
+    @property
+    def study(self) -> Path:
+        """The folder of imatrix.gguf, sensitivity.json and base.logits."""
+        return self.home / STUDY
 
 
 @dataclass(frozen=True)
@@ -77,10 +87,12 @@ class Job(StudyJob):
     """What to build and where: all that a person chooses.
 
     Attributes:
+        out: the build's own folder; its study may be that of other targets too.
         haystack: text of the retrieval check; None: the one that ships.
         for_release: it will be published: a model that cannot be is refused at once.
     """
 
+    out: Path = field(kw_only=True)
     target: Target = field(kw_only=True)
     haystack: Path | None = field(default=None, kw_only=True)
     for_release: bool = field(default=False, kw_only=True)
@@ -90,7 +102,7 @@ class StudyContext:
     """A job and what the stages of a study read, each read once; nothing here writes."""
 
     def __init__(self, job: StudyJob, console: Console) -> None:
-        self.job, self.pipeline = job, Pipeline(job.out, console, self.check_source)
+        self.job, self.studying = job, Pipeline(job.study, console, self.check_source)
         self.choice = job.model
         self._remote: RemoteCheckpoint | None = None
         self._identities: dict[str, list[int]] = {}
@@ -104,7 +116,7 @@ class StudyContext:
 
     @functools.cached_property
     def checkpoint(self) -> Path:
-        return self.choice.path or self.job.out / "checkpoint"
+        return self.choice.path or self.job.home / "checkpoint"
 
     @functools.cached_property
     def hub(self) -> Hub:
@@ -123,7 +135,7 @@ class StudyContext:
     @functools.cached_property
     def source(self) -> TensorSource:
         keep = self.job.recipe.convert.mtp == "keep"
-        note = self.pipeline.console.note
+        note = self.studying.console.note
         return open_source(self.choice, self.checkpoint, keep_prediction=keep, note=note)
 
     @functools.cached_property
@@ -132,27 +144,9 @@ class StudyContext:
 
         return device_settings(self.job.workers)
 
-    @property
-    def base(self) -> Path:
-        """The GGUF that statistics are collected on: the model itself where it is one."""
-        return self.checkpoint if self.choice.kind == "gguf" else self.job.out / "base.gguf"
-
-    @functools.cached_property
-    def imatrix(self) -> Imatrix:
-        return read_imatrix(self.job.out / "imatrix.gguf")
-
-    @functools.cached_property
-    def importance(self) -> dict[str, NDArray[np.float32]]:
-        return self.imatrix.importance()
-
     @functools.cached_property
     def model(self) -> Model:
         return Model.of(self.choice.name, self.source)
-
-    @property
-    def base_stage(self) -> str:
-        """The stage whose output is `base`."""
-        return "checkpoint" if self.choice.kind == "gguf" else "convert"
 
     def files(self) -> list[Path]:
         """The model's files that the build depends on."""
@@ -179,7 +173,7 @@ class StudyContext:
         Raises:
             InputError: one was changed or removed since the build began.
         """
-        files = CheckpointFile.read(self.job.out / CHECKPOINT_FILE).files
+        files = CheckpointFile.read(self.job.study / CHECKPOINT_FILE).files
         paths = {name: self._files_folder / name for name in files}
         now = {n: identity([path])[path.name] for n, path in paths.items() if path.is_file()}
         known = self._identities or now  # a repository's were verified just now
@@ -203,16 +197,31 @@ class StudyContext:
         if self.choice.kind != "repository":
             return True
         try:
-            found = CheckpointFile.read(self.job.out / CHECKPOINT_FILE)
+            found = CheckpointFile.read(self.job.study / CHECKPOINT_FILE)
             return found.model == self.choice.given and is_whole(self.checkpoint, found.files)
         except InputError:
             return False
 
 
 class BuildContext(StudyContext):
-    """A build's job and what its stages read."""
+    """A build's job and what its stages read.
+
+    What was studied is in the build's folder too: another build may replace the study meanwhile.
+    """
 
     job: Job
+
+    def __init__(self, job: Job, console: Console) -> None:
+        super().__init__(job, console)
+        self.pipeline = Pipeline(job.out, console, self.check_source)
+
+    @functools.cached_property
+    def imatrix(self) -> Imatrix:
+        return read_imatrix(self.job.out / IMATRIX)
+
+    @functools.cached_property
+    def importance(self) -> dict[str, NDArray[np.float32]]:
+        return self.imatrix.importance()
 
     @functools.cached_property
     def gpu_memory(self) -> tuple[GPUMemory, str | None]:
@@ -238,7 +247,7 @@ class BuildContext(StudyContext):
 
     @functools.cached_property
     def sensitivity(self) -> Sensitivity:
-        return Sensitivity.read(self.job.out / "sensitivity.json")
+        return Sensitivity.read(self.job.out / SENSITIVITY)
 
     @functools.cached_property
     def retrieval(self) -> tuple[RetrievalRecipe, str | None]:
@@ -261,17 +270,20 @@ class BuildContext(StudyContext):
     def finished_artifacts(self, stage: Stage) -> list[FinishedFile]:
         """Artifacts whose tensors `stage`, which quantizes a level, may copy.
 
-        Those of all levels whose receipt says that they were made from the same source with the
-        same importance matrix, by the same version of everything; the level's own last one too.
+        Those of all levels, of this and of the model's other targets, whose receipt says that they
+        were made from the same source with the same importance matrix, by the same version of
+        everything; the level's own last one too.
         """
 
         def made_from(parts: Mapping[str, Any]) -> dict[str, Any]:
             return {k: v for k, v in parts.items() if not k.startswith("allocate:")}
 
         now = made_from(self.pipeline.parts(stage))
+        others = sorted(found.parent for found in self.job.home.glob("*/receipts"))
         return [
-            FinishedFile(self.job.out / output.path, output.size_bytes, output.modified_ns)
-            for receipt in finished_receipts(self.job.out, "quantize:")
+            FinishedFile(folder / output.path, output.size_bytes, output.modified_ns)
+            for folder in dict.fromkeys((self.job.out, *others))
+            for receipt in finished_receipts(folder, "quantize:")
             if made_from(receipt.parts) == now
             for output in receipt.outputs
         ]
@@ -294,15 +306,14 @@ class Done:
 
 
 @dataclass(frozen=True)
-class Stage:
-    """One step of a build.
+class Step:
+    """What a part of a build depends on.
 
     Attributes:
         version: raised when the same input would give other bytes.
-        needs: stages whose outputs it reads, all of them and not the previous one alone.
+        needs: steps whose outputs it reads, all of them and not the previous one alone.
         settings: what it depends on beside those: its part of recipe and target, as plain data.
         native: whether the native library's version matters to its result.
-        run: does the work; its first argument is a folder that survives a kill.
     """
 
     name: str
@@ -310,7 +321,20 @@ class Stage:
     needs: tuple[str, ...]
     settings: Mapping[str, Any]
     native: bool
+
+
+@dataclass(frozen=True)
+class Stage(Step):
+    """A step with its work.
+
+    Attributes:
+        run: does the work; its first argument is a folder that survives a kill.
+    """
+
     run: Callable[[Path, Progress], Done]
+
+
+RunTogether = Callable[[Path, Progress, Sequence[str]], Mapping[str, Done]]
 
 
 @dataclass(frozen=True)
@@ -332,7 +356,7 @@ class Pipeline:
             raise LookupError(f"stage {stage} has not run in {self.folder}")
         return receipt
 
-    def parts(self, stage: Stage) -> dict[str, Any]:
+    def parts(self, stage: Step) -> dict[str, Any]:
         """All that the stage's result depends on, by name."""
         parts: dict[str, Any] = {"stage version": stage.version, "settings": stage.settings}
         if stage.native:
@@ -340,6 +364,53 @@ class Pipeline:
         for name in stage.needs:
             parts[name] = self.receipt(name).output_hashes
         return parts
+
+    def run_together(self, name: str, steps: Sequence[Step], run: RunTogether) -> None:
+        """Do those of `steps` whose receipts no longer hold, by one call of `run`.
+
+        They follow each other: one that needs another of them runs again with it.
+
+        Args:
+            name: of all together, for people.
+            run: as `Stage.run`; gets the names of the steps to do too, and gives what each did.
+        """
+        self.check_source()
+        stale: list[Step] = []
+        parts: dict[str, Any] = {}
+        for step in steps:
+            before = next((s.name for s in stale if s.name in step.needs), None)
+            if before is None:
+                own = self.parts(step)
+                reason = stale_reason(self.folder, step.name, own)
+            else:
+                own = {"stage version": step.version, "settings": step.settings}
+                reason = f"{before} runs again"
+            if reason is None:
+                detail = self.receipt(step.name).facts.get("detail", "no details")
+                self.console.skipped(step.name, f"up to date ({detail})")
+                continue
+            if read_receipt(self.folder, step.name) is not None:
+                self.console.note(f"{step.name} runs again: {reason}")
+            stale.append(step)
+            parts[step.name] = own
+        if not stale:
+            return
+        began, work = time.monotonic(), self.folder / ".work" / name
+        with resumable(work, parts), self.console.stage(name, self.folder) as progress:
+            try:
+                done = run(work, progress, [step.name for step in stale])
+            except QuantkitError:
+                self._check_source_of(work)
+                raise
+            self._check_source_of(work)
+            seconds = time.monotonic() - began
+            for step in stale:
+                found = done[step.name]
+                facts = {**found.facts, "detail": found.detail}
+                made = self.parts(step)
+                write_receipt(self.folder, step.name, made, found.outputs, seconds, facts)
+        details = "; ".join(done[step.name].detail for step in stale)
+        self.console.done(name, details, seconds)
 
     def run(self, stage: Stage) -> None:
         """Run `stage` unless its receipt still holds.

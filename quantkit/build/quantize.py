@@ -21,7 +21,7 @@ from quantkit.plan.allocation_file import fallback_text
 from quantkit.plan.type_choice import check_importance, choose_types
 from quantkit.quantize.quantize import artifact_metadata, artifact_names, preset_file_type
 from quantkit.quantize.quantize import quantize as write_artifact
-from quantkit.study.run import check_imatrix
+from quantkit.study.imatrix import check_imatrix
 
 
 @dataclass(frozen=True)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from quantkit.build import stages
-from quantkit.build.context import BuildContext, Job, StudyContext, StudyJob
+from quantkit.build.context import (
+    BASE_LOGITS,
+    IMATRIX,
+    SENSITIVITY,
+    STUDY,
+    BuildContext,
+    Job,
+    StudyContext,
+    StudyJob,
+)
 from quantkit.core.console import Console
 from quantkit.core.errors import GateError, InputError
 from quantkit.core.paths import haystack_text
-from quantkit.core.receipts import forget_receipt, read_receipt
+from quantkit.core.receipts import adopt_receipt, forget_receipt, read_receipt
 from quantkit.core.work_folders import build_folder
+from quantkit.formats.gguf_writer import single_file_layout, write_shape
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.formats.tensors import TensorSource
 from quantkit.llamacpp.memory_plan import asking
@@ -30,10 +43,10 @@ from quantkit.report.results import LevelResult, read_level
 from quantkit.retrieval import gate
 from quantkit.retrieval.run.check import CheckSettings, rehearse_check
 from quantkit.study.calibration.sources import local_sources
-from quantkit.study.run import check_imatrix
+from quantkit.study.imatrix import check_imatrix
 from quantkit.study.sensitivity import Sensitivity, Study
 
-__all__ = ["Job", "StudyJob", "build", "check_gate", "study"]
+__all__ = ["Job", "StudyJob", "build", "check_gate", "home_of", "read_study", "study"]
 
 
 def study(job: StudyJob, console: Console) -> Study:
@@ -43,19 +56,52 @@ def study(job: StudyJob, console: Console) -> Study:
         QuantkitError: bad input, or a fault of this machine.
     """
     context = StudyContext(job, console)
-    pipeline = context.pipeline
     _preflight_texts(context)
-    with build_folder(job.out):
-        console.heading(f"quantkit study {job.model.given} → {job.out}")
-        if not context.is_whole():
-            forget_receipt(job.out, "checkpoint")
-        pipeline.run(stages.checkpoint_stage(context))
-        if context.choice.kind != "gguf":
-            pipeline.run(stages.convert_stage(context))
-        pipeline.run(stages.imatrix_stage(context))
-        pipeline.run(stages.measure_stage(context))
-    sensitivity = Sensitivity.read(job.out / "sensitivity.json")
-    return Study(job.out, context.base, job.out / "imatrix.gguf", sensitivity)
+    with build_folder(job.study):
+        console.heading(f"quantkit study {job.model.given} → {job.study}")
+        _bring(context)
+        _measure(context)
+    return read_study(job.home)
+
+
+def home_of(folder: str | Path) -> Path:
+    """A model's folder, of which a person may name the `study` in it too."""
+    path = Path(folder)
+    return path.parent if path.name == STUDY else path
+
+
+def read_study(home: Path) -> Study:
+    """The finished study in a model's folder.
+
+    Raises:
+        InputError: there is none, or it is unfinished.
+    """
+    folder = home / STUDY
+    if not all((folder / name).is_file() for name in (IMATRIX, SENSITIVITY)):
+        raise InputError(
+            f"{home} has no finished study ({IMATRIX} and {SENSITIVITY}); 'quantkit study MODEL "
+            "--out FOLDER' makes one"
+        )
+    logits = folder / BASE_LOGITS
+    return Study(
+        home,
+        folder / IMATRIX,
+        Sensitivity.read(folder / SENSITIVITY),
+        logits if logits.is_file() else None,
+    )
+
+
+def _bring(context: StudyContext) -> None:
+    """The model's files, downloaded where it is a repository."""
+    if not context.is_whole():
+        forget_receipt(context.job.study, "checkpoint")
+    context.studying.run(stages.checkpoint_stage(context))
+
+
+def _measure(context: StudyContext) -> None:
+    """All that is measured of the model, in one sweep."""
+    run = functools.partial(stages.run_study, context)
+    context.studying.run_together(STUDY, stages.study_steps(context), run)
 
 
 def build(job: Job, console: Console) -> list[LevelResult]:
@@ -70,19 +116,15 @@ def build(job: Job, console: Console) -> list[LevelResult]:
         _preflight(context)
     with build_folder(job.out):
         console.heading(f"quantkit build {job.model.given} for {job.target.name} → {job.out}")
-        if not context.is_whole():
-            forget_receipt(job.out, "checkpoint")
-        pipeline.run(stages.checkpoint_stage(context))
-        levels, notes = context.levels
-        for sentence in notes:
-            console.note(sentence)
-        if context.choice.kind != "gguf":
-            pipeline.run(stages.convert_stage(context))
-        _preflight_check(context)
-        pipeline.run(stages.imatrix_stage(context))
-        pipeline.run(stages.measure_stage(context))
-        if job.recipe.divergence.chunks:
-            pipeline.run(stages.logits_stage(context))
+        with build_folder(job.study):
+            _bring(context)
+            levels, notes = context.levels
+            for sentence in notes:
+                console.note(sentence)
+            _preflight_check(context)
+            _measure(context)
+            for stage in ("checkpoint", *(s.name for s in stages.study_steps(context))):
+                adopt_receipt(job.study, job.out, stage)
         for plan in levels:
             pipeline.run(stages.allocate_stage(context, plan))
             pipeline.run(stages.place_stage(context, plan))
@@ -118,7 +160,7 @@ def _preflight(context: BuildContext) -> None:
 def _preflight_texts(context: StudyContext) -> None:
     """See that the calibration texts and a ready importance matrix can be read."""
     ready = context.job.imatrix
-    if ready is None or context.job.recipe.measure.cost_chunks:
+    if ready is None or context.job.recipe.measure.cost_tokens != 0:
         local_sources(context.job.recipe.imatrix)
     if ready is not None and context.choice.kind == "repository":
         read_imatrix(ready)  # compared with the model once its tensors are known
@@ -159,8 +201,10 @@ def _preflight_check(context: BuildContext) -> None:
     job, (recipe, _) = context.job, context.retrieval
     kv_type = recipe.kv_type or job.target.kv_type
     settings = CheckSettings(context.devices, kv_type, job.target.ubatch_tokens)
-    with context.pipeline.console.stage("rehearse") as progress:
-        rehearse_check(context.base, recipe, settings, job.haystack, progress)
+    layout = single_file_layout("rehearsal", context.source.metadata, context.source.tensors)
+    with context.pipeline.console.stage("rehearse") as progress, TemporaryDirectory() as folder:
+        shape = write_shape(Path(folder), layout)
+        rehearse_check(shape, recipe, settings, job.haystack, progress)
 
 
 def _preflight_repository(context: BuildContext) -> None:

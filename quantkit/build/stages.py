@@ -8,7 +8,16 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from quantkit.build.context import BuildContext, Done, Stage, StudyContext
+from quantkit.build.context import (
+    BASE_LOGITS,
+    IMATRIX,
+    SENSITIVITY,
+    BuildContext,
+    Done,
+    Stage,
+    Step,
+    StudyContext,
+)
 from quantkit.config.recipe import ImatrixRecipe
 from quantkit.core.documents import first_problem
 from quantkit.core.errors import InputError
@@ -16,7 +25,6 @@ from quantkit.core.files import content_id, file_sha256
 from quantkit.core.paths import HAYSTACK
 from quantkit.core.progress import Progress
 from quantkit.core.units import bytes_text
-from quantkit.formats.tensors import main_type
 from quantkit.models.checkpoint_file import CHECKPOINT_FILE, CheckpointFile, SourceFile
 from quantkit.models.download import download
 from quantkit.models.end_tokens import stop_texts
@@ -29,7 +37,7 @@ from quantkit.plan.level_plans import LevelPlan
 from quantkit.plan.placement import PLACEMENT_FILE, PlacementFile, check_fits
 from quantkit.plan.type_choice import TypeChoice, check_importance
 from quantkit.quantize.integrity import check_artifact
-from quantkit.quantize.quantize import artifact_names, base_tensors, convert, quantize
+from quantkit.quantize.quantize import artifact_names, quantize
 from quantkit.report.pictures import draw_coverage, draw_heatmap
 from quantkit.report.report import COVERAGE_PICTURE, write_report
 from quantkit.report.results import (
@@ -44,20 +52,18 @@ from quantkit.report.results import (
 from quantkit.retrieval.results import Validation
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
 from quantkit.study.calibration.sources import local_sources, resolve_sources
-from quantkit.study.costs import CostInputs
-from quantkit.study.divergence import collect_base_logits, measure_kld
-from quantkit.study.imatrix import Calibration, SourceRead, collect_imatrix
+from quantkit.study.calibration.texts import CalibrationSource
+from quantkit.study.divergence import measure_kld
+from quantkit.study.imatrix import Calibration, SourceRead, import_imatrix
 from quantkit.study.imatrix_coverage import coverage_of
 from quantkit.study.kld_statistics import kld_text
-from quantkit.study.run import chunks_of_text, import_imatrix, measure
-
-BASE_LOGITS = "base.logits"
+from quantkit.study.sweep.study import SweepJob, measure_model
 
 
 def checkpoint_stage(build: StudyContext) -> Stage:
     """Model → checkpoint.json: its files with sizes and hashes; a repository is brought here."""
     choice = build.choice
-    out = build.job.out / CHECKPOINT_FILE
+    out = build.job.study / CHECKPOINT_FILE
     settings: dict[str, Any] = {
         "model": choice.given if choice.kind == "repository" else choice.name,
         "mtp": build.job.recipe.convert.mtp,  # decides which tensors the model has
@@ -91,40 +97,75 @@ def checkpoint_stage(build: StudyContext) -> Stage:
     return Stage("checkpoint", 1, (), settings, False, run)
 
 
-def convert_stage(build: StudyContext) -> Stage:
-    """Checkpoint → base.gguf."""
-    recipe = build.job.recipe.convert
+def study_steps(build: StudyContext) -> list[Step]:
+    """Checkpoint + texts → imatrix.gguf, sensitivity.json, base.logits; `run_study` runs them."""
+    recipe, given = build.job.recipe, build.job.imatrix
+    calibration = recipe.imatrix.model_dump(mode="json")
+    calibration["sources"] = list(recipe.imatrix.sources)  # receipts sort a mixture
+    if given is None:
+        settings: dict[str, Any] = {**calibration, "files": _texts(recipe.imatrix)}
+    else:
+        settings = {"ready": [given.name, content_id(given)]}
+    native = given is None
+    steps = [Step("imatrix", 6, ("checkpoint",), settings, native)]
+    settings = {"measure": recipe.measure.model_dump(mode="json")}
+    if recipe.measure.cost_tokens != 0:
+        settings |= {"calibration": calibration, "files": _texts(recipe.imatrix)}
+    needs = ("checkpoint", "imatrix")
+    steps.append(Step("measure", 5, needs, settings, True))
+    if recipe.divergence.chunks:
+        settings = {**recipe.divergence.model_dump(mode="json"), "text": content_id(HAYSTACK)}
+        steps.append(Step("logits", 2, ("checkpoint",), settings, True))
+    return steps
 
-    def run(work: Path, progress: Progress) -> Done:
-        out = convert(build.source, recipe, build.base, work, build.job.workers, progress)
-        size, kind = out.stat().st_size, main_type(base_tensors(build.source.tensors, recipe))
-        return Done((out,), f"{kind}, {bytes_text(size)}", {"size_bytes": size})
 
-    return Stage("convert", 2, ("checkpoint",), recipe.model_dump(mode="json"), False, run)
-
-
-def imatrix_stage(build: StudyContext) -> Stage:
-    """base.gguf + calibration, or the file that the person gave → imatrix.gguf."""
-    recipe, given = build.job.recipe.imatrix, build.job.imatrix
-    out = build.job.out / "imatrix.gguf"
-
-    def run(work: Path, progress: Progress) -> Done:
-        if given is None:
-            sources = resolve_sources(recipe, progress)
-            found = collect_imatrix(build.base, recipe, sources, out, work, build.devices, progress)
-        else:
-            found = _imported(given, build, out, progress)
+def run_study(
+    build: StudyContext, work: Path, progress: Progress, stale: Sequence[str]
+) -> dict[str, Done]:
+    """One sweep over the model for the `stale` ones of `study_steps`."""
+    job, folder = build.job, build.job.study
+    recipe, given = job.recipe, job.imatrix
+    found, done = None, dict[str, Done]()
+    if "imatrix" in stale and given is not None:
+        found = _imported(given, build, folder / IMATRIX, progress)
+    collects, measures = found is None and "imatrix" in stale, "measure" in stale
+    sources: Sequence[CalibrationSource] = ()
+    if collects or (measures and recipe.measure.cost_tokens != 0):
+        sources = resolve_sources(recipe.imatrix, progress)
+    sweep = SweepJob(
+        choice=build.choice,
+        path=build.checkpoint,
+        keep_prediction=recipe.convert.mtp == "keep",
+        calibration=recipe.imatrix,
+        sources=sources,
+        ready=None if collects else folder / IMATRIX,
+        imatrix=folder / IMATRIX if collects else None,
+        measure=recipe.measure,
+        sensitivity=folder / SENSITIVITY if measures else None,
+        divergence=recipe.divergence,
+        logits=folder / BASE_LOGITS if "logits" in stale else None,
+    )
+    measured = measure_model(sweep, work, build.devices, progress)
+    found = measured.calibration or found
+    if found is not None:
         unseen = f", unseen experts: {found.unseen_experts}" if found.unseen_experts else ""
         ready = f" of {found.ready}" if found.ready else ""
         detail = f"{found.weights} weights{ready}, {found.tokens:,} tokens{unseen}"
-        return Done((out,), detail, found.model_dump(mode="json"))
-
-    if given is not None:
-        settings: dict[str, Any] = {"ready": [given.name, content_id(given)]}
-        return Stage("imatrix", 5, ("checkpoint",), settings, False, run)
-    settings = {**recipe.model_dump(mode="json"), "files": _texts(recipe)}
-    settings["sources"] = list(recipe.sources)  # receipts sort a mixture, whose order is kept
-    return Stage("imatrix", 5, (build.base_stage,), settings, True, run)
+        done["imatrix"] = Done((folder / IMATRIX,), detail, found.model_dump(mode="json"))
+    if measured.sensitivity is not None:
+        errors, costs = measured.sensitivity.errors, measured.sensitivity.costs
+        pairs = sum(len(kinds) for kinds in errors.values())
+        detail = f"{len(errors)} tensors, {pairs} (tensor, type) pairs"
+        if costs:
+            detail += f", {len(costs)} costs"
+        facts = {"tensors": len(errors), "pairs": pairs, "units": len(costs)}
+        done["measure"] = Done((folder / SENSITIVITY,), detail, facts)
+    if measured.logits is not None:
+        out = folder / BASE_LOGITS
+        size, positions = out.stat().st_size, measured.logits.positions
+        detail = f"{positions:,} tokens of {measured.logits.text}, {bytes_text(size)}"
+        done["logits"] = Done((out,), detail, {"tokens": positions, "size_bytes": size})
+    return done
 
 
 def _imported(path: Path, build: StudyContext, out: Path, progress: Progress) -> Calibration:
@@ -146,51 +187,6 @@ def _texts(recipe: ImatrixRecipe) -> list[list[str]]:
     """Name and hash of each calibration file that lies on this machine."""
     files = [path for source in local_sources(recipe) for path in source.files]
     return [[path.name, content_id(path)] for path in files]
-
-
-def measure_stage(build: StudyContext) -> Stage:
-    """Source + imatrix + base → sensitivity.json."""
-    recipe, calibration = build.job.recipe.measure, build.job.recipe.imatrix
-
-    def run(work: Path, progress: Progress) -> Done:
-        out, text = build.job.out / "sensitivity.json", None
-        if recipe.cost_chunks:
-            sources = resolve_sources(calibration, progress)
-            used = chunks_of_text(build.imatrix, sources, calibration)
-            imatrix = build.job.out / "imatrix.gguf"
-            text = CostInputs(build.base, imatrix, calibration, sources, used)
-        found = measure(
-            build.source, build.importance, recipe, text, out, work, build.devices, progress
-        )
-        pairs = sum(len(kinds) for kinds in found.errors.values())
-        detail = f"{len(found.errors)} tensors, {pairs} (tensor, type) pairs"
-        if found.costs:
-            detail += f", {len(found.costs)} costs"
-        facts = {"tensors": len(found.errors), "pairs": pairs, "units": len(found.costs)}
-        return Done((out,), detail, facts)
-
-    settings: dict[str, Any] = {"measure": recipe.model_dump(mode="json")}
-    needs: tuple[str, ...] = ("checkpoint", "imatrix")
-    if recipe.cost_chunks:
-        settings["calibration"] = calibration.model_dump(mode="json")
-        settings["files"] = _texts(calibration)
-        needs = tuple(dict.fromkeys((*needs, build.base_stage)))
-    return Stage("measure", 4, needs, settings, True, run)
-
-
-def logits_stage(build: BuildContext) -> Stage:
-    """base.gguf + held-out text → base.logits, which the levels' KLD is measured against."""
-    recipe = build.job.recipe.divergence
-
-    def run(work: Path, progress: Progress) -> Done:
-        out = build.job.out / BASE_LOGITS
-        header = collect_base_logits(build.base, recipe, None, out, work, build.devices, progress)
-        size = out.stat().st_size
-        detail = f"{header.positions:,} tokens of {header.text}, {bytes_text(size)}"
-        return Done((out,), detail, {"tokens": header.positions, "size_bytes": size})
-
-    settings = {**recipe.model_dump(mode="json"), "text": content_id(HAYSTACK)}
-    return Stage("logits", 1, (build.base_stage,), settings, True, run)
 
 
 def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:

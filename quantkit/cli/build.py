@@ -26,7 +26,14 @@ def build(
     model: options.Model,
     recipe: options.Recipe = None,
     out: Annotated[
-        Path | None, Option(help="Folder to build in. Default: build/MODEL-TARGET.")
+        Path | None, Option(help="Folder to build in. Default: build/MODEL/TARGET.")
+    ] = None,
+    study: Annotated[
+        Path | None,
+        Option(
+            help="Folder of the model, whose checkpoint and study builds for all targets share. "
+            "Default: build/MODEL, or with --out that folder."
+        ),
     ] = None,
     levels: options.Levels = None,
     haystack: options.Haystack = None,
@@ -52,12 +59,14 @@ def build(
 
     gpus, chosen = choose_target(target), recipe_for(model, recipe, levels)
     name = choose_model(model).name
-    folder = chosen_folder(out, Path("build") / f"{name}-{gpus.name}")
+    home = chosen_folder(study or out, Path("build") / name)
+    folder = chosen_folder(out, home / gpus.name)
     _check_publishing(publish, private, name, chosen)
     console = Console(quiet=quiet or as_json)
     results = run(
         model, gpus, folder, recipe=chosen, calibration=calibration, imatrix=imatrix,
-        haystack=haystack, for_release=publish is not None, workers=workers, quiet=console.quiet,
+        study=home, haystack=haystack, for_release=publish is not None, workers=workers,
+        quiet=console.quiet,
     )  # fmt: skip
     _show(console, folder, results)
     facts: dict[str, object] = {"folder": str(folder), "levels": [r.facts() for r in results]}

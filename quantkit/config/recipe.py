@@ -91,6 +91,10 @@ class MeasureRecipe(Strict):
     probe_error: float = Field(default=0.02, ge=0, lt=1)
     groups: tuple[Pattern, ...] = ()
 
+    @property
+    def cost_tokens(self) -> int:
+        return self.cost_chunks * self.cost_chunk_tokens
+
     @model_validator(mode="after")
     def _possible(self) -> MeasureRecipe:
         known = {n for n, kind in BY_NAME.items() if kind.is_quantized or n in _WEIGHT_TYPES}

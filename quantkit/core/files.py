@@ -6,6 +6,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 import stat
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -178,6 +179,18 @@ def publish(partial: Path, path: Path) -> None:
     _fsync(partial)
     os.replace(partial, path)
     _fsync(path.parent)
+
+
+def link_or_copy(source: Path, path: Path) -> None:
+    """Have the content of `source` at `path` too: by a hard link, on another disk by a copy."""
+    if path.exists() and path.samefile(source):
+        return
+    with atomic(path) as partial:
+        partial.unlink()
+        try:
+            os.link(source, partial)
+        except OSError:  # another disk, or a file system without links
+            shutil.copyfile(source, partial)
 
 
 def _fsync(path: Path) -> None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter
 
 from quantkit.core.errors import InputError
-from quantkit.core.files import file_sha256, is_inner_path, plain_json, write_text
+from quantkit.core.files import file_sha256, is_inner_path, link_or_copy, plain_json, write_text
 from quantkit.core.parsing import own_json
 
 
@@ -98,6 +98,30 @@ def write_receipt(
     return receipt
 
 
+def adopt_receipt(source: Path, folder: Path, stage: str) -> Receipt | None:
+    """Have in `folder` the outputs of `stage` in the folder `source` too, with its receipt.
+
+    As links to the same content, which neither folder ever changes in place; as copies on another
+    disk.
+
+    Returns:
+        The receipt; None where `source` has none.
+    """
+    found, have = read_receipt(source, stage), read_receipt(folder, stage)
+    if found is None:
+        return None
+    if have == found and not _changed(folder, have):
+        return found
+    for output in found.outputs:
+        link_or_copy(source / output.path, folder / output.path)
+    paths = [folder / output.path for output in found.outputs]
+    modified = [path.stat().st_mtime_ns for path in paths]
+    outputs = [replace(o, modified_ns=m) for o, m in zip(found.outputs, modified, strict=True)]
+    adopted = replace(found, outputs=tuple(outputs))
+    write_text(_receipt_path(folder, stage), json.dumps(asdict(adopted), indent=1) + "\n")
+    return adopted
+
+
 def stale_reason(folder: Path, stage: str, parts: Mapping[str, Any]) -> str | None:
     """None if `stage` is done and still valid; else why it runs again."""
     receipt = read_receipt(folder, stage)
@@ -108,6 +132,11 @@ def stale_reason(folder: Path, stage: str, parts: Mapping[str, Any]) -> str | No
         old, new = receipt.parts.get(name), now.get(name)
         if old != new:
             return _difference(name, old, new)
+    return _changed(folder, receipt)
+
+
+def _changed(folder: Path, receipt: Receipt) -> str | None:
+    """What of its outputs is not as it was written; None if nothing is."""
     changed = (_output_changed(folder / output.path, output) for output in receipt.outputs)
     return next(filter(None, changed), None)
 

@@ -23,10 +23,13 @@ from quantkit.core.errors import EnvironmentFault
 from quantkit.llamacpp.child import PYTHON, child_environment, die_with_parent
 from quantkit.llamacpp.fake_gpus import GPU, FakeGPUs
 from quantkit.llamacpp.ggml import base_library, load
+from quantkit.llamacpp.settings import DeviceSettings
 
 DeviceKind = Literal["cuda", "plain", "present", "rpc"]
 """`cuda` and `plain` are fake GPUs, `present` are this machine's own devices."""
 _CGROUP = Path("/sys/fs/cgroup")
+ROOM_TO_COMPUTE = 1.15
+"""A model's memory with its activations, in sizes of its weights."""
 INTEGRATED_GPU = 2  # GGML_BACKEND_DEVICE_TYPE_IGPU: of DGX Spark, for example
 
 
@@ -71,6 +74,17 @@ def free_memory() -> dict[str, int]:
         own = free.value if kind in (GPU, INTEGRATED_GPU) else _available_memory()
         found[base.ggml_backend_dev_name(device).decode()] = own
     return found
+
+
+def can_hold(model_bytes: int, devices: DeviceSettings) -> bool:
+    """Whether a model of that size fits the memory that `devices` name, with room to compute.
+
+    On the GPUs if layers are to lie there, else in the computer's own memory.
+    """
+    free = free_memory()
+    own = free.pop("CPU", 0)
+    room = sum(free.values()) if devices.gpu_layers != 0 and free else own
+    return model_bytes * ROOM_TO_COMPUTE < room
 
 
 def _available_memory() -> int:

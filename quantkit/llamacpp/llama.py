@@ -28,6 +28,7 @@ KV_TYPES = {"f16": 1, "bf16": 30, "q8_0": 8, "q5_1": 7, "q5_0": 6, "q4_1": 3, "q
 Tokens = NDArray[np.int32]
 Logits = NDArray[np.float32]
 States = NDArray[np.float32]
+Inputs = Sequence[Tokens | States]
 
 _recent_log: deque[str] = deque(maxlen=LOG_LINES)
 
@@ -63,6 +64,7 @@ class Model:
     Args:
         writable: read into memory instead of mapped, so that weights can be exchanged.
         weightless: read no weights; contexts report the memory that they need and cannot run.
+        vocabulary: read the tokenizer alone; there are no contexts.
 
     Raises:
         InputError: llama.cpp refuses the file; its log is in the message.
@@ -75,12 +77,13 @@ class Model:
         *,
         writable: bool = False,
         weightless: bool = False,
+        vocabulary: bool = False,
     ) -> None:
         start_backend()
         params = llama_cpp.llama_model_default_params()
         if writable or weightless:
             params.load_mode = llama_cpp.LLAMA_LOAD_MODE_NONE
-        params.no_alloc = weightless
+        params.no_alloc, params.vocab_only = weightless, vocabulary
         params.use_extra_bufts = devices.use_extra_buffers
         params.n_gpu_layers = devices.gpu_layers
         if devices.tensor_split:
@@ -280,7 +283,7 @@ class Context:
         counts = [len(span.tokens[span.wanted]) for span in spans]
         return np.split(self._decode(spans), np.cumsum(counts)[:-1])
 
-    def decode_together(self, chunks: Sequence[Tokens] | Sequence[States]) -> Logits:
+    def decode_together(self, chunks: Inputs) -> Logits:
         """Decode `chunks` in one batch, each in a sequence of its own, in an empty context.
 
         Returns:

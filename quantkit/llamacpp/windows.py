@@ -8,7 +8,7 @@ turn. For use in a child process.
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Collection, Sequence
+from collections.abc import Collection
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from quantkit.core.errors import EnvironmentFault
 from quantkit.llamacpp.activations import LAST_NORM, Collector
 from quantkit.llamacpp.ggml import GgmlTensor, base_library, op_number, tensor_array
-from quantkit.llamacpp.llama import Context, Model, States, Tokens
+from quantkit.llamacpp.llama import Context, Inputs, Model
 from quantkit.llamacpp.settings import DeviceSettings, parallel_sequences
 
 FINDING_TOKENS = 32
@@ -47,8 +47,8 @@ class LoadedWindow:
         self.last: bytes | None = None
         finding = _Finding(names, self._at)
         context = Context(self.model, parallel_sequences(1, FINDING_TOKENS), finding, width)
-        shape = (FINDING_TOKENS, width) if width else FINDING_TOKENS
-        context.decode_together([np.zeros(shape, np.float32 if width else np.int32)])
+        states = np.zeros((FINDING_TOKENS, width), np.float32)
+        context.decode_together([states if width else np.zeros(FINDING_TOKENS, np.int32)])
         context.close()
         if not self._at:
             raise EnvironmentFault(
@@ -110,9 +110,7 @@ class WindowContext(Context):
             window.model, parallel_sequences(sequences, tokens), self._watch, window.width
         )
 
-    def run(
-        self, inputs: Sequence[Tokens] | Sequence[States], collector: Collector | None = None
-    ) -> NDArray[np.float32]:
+    def run(self, inputs: Inputs, collector: Collector | None = None) -> NDArray[np.float32]:
         """What the window gives for `inputs`: hidden states, or logits, a row for each token.
 
         Valid until the next call. With a `collector` a window that gives logits gives none.
@@ -128,7 +126,7 @@ class WindowContext(Context):
             if tensor.name == self._last:
                 if not ask:
                     found = tensor_array(ctypes.pointer(tensor), np.float32)
-                    self._states = found.reshape(-1, found.shape[-1]).copy()
+                    self._states = np.array(found.reshape(-1, found.shape[-1]), np.float32)
                 return ask
         return not ask if self._collector is None else self._collector(address, ask)
 

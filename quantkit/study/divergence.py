@@ -1,27 +1,27 @@
-"""base.gguf + held-out text → base.logits; artifact + base.logits → the artifact's KL divergence.
+"""Artifact + base.logits → the artifact's KL divergence, on text outside the calibration.
 
-Each model runs alone. Finished chunks are cached: an interrupted run resumes with the next chunk
-and gives the same bytes, and a finished artifact is not run again.
+Finished chunks are cached: an interrupted run resumes with the next chunk and gives the same
+values, and a finished artifact is not run again.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeVar
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 from pydantic import FiniteFloat, TypeAdapter
 
-from quantkit.config.recipe import DivergenceRecipe
 from quantkit.core.disk import check_room
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.core.files import identity, publish
+from quantkit.core.files import identity
 from quantkit.core.parsing import MOST_TEXT_BYTES, read_bounded
 from quantkit.core.paths import haystack_text
 from quantkit.core.progress import SILENT, Progress, told_to
@@ -35,23 +35,52 @@ from quantkit.formats.logits_file import (
     check_vocabulary,
     decode_rows,
     encode_rows,
-    header_of,
     next_tokens,
     vocabulary_id,
 )
 from quantkit.llamacpp.child import Emit, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.gguf_source import GGUFSource
-from quantkit.study.calibration.texts import whole_chunks
 from quantkit.study.kld_statistics import F64, PositionStatistics, blocks, compare
-
-if TYPE_CHECKING:
-    from quantkit.llamacpp.llama import ChunkLogits
+from quantkit.study.sweep.cuts import cut
+from quantkit.study.sweep.sweep import Sweep, Texts
 
 HAYSTACK_NAME = "the haystack"
-T = TypeVar("T")
-Work = Callable[[range, Logits, Tokens], T]
-"""Of some scored positions, their logits and the tokens that follow; on several threads."""
+
+
+class LogitsWriter:
+    """Writes base.logits, a chunk after the other."""
+
+    def __init__(self, path: Path, header: LogitsHeader, chunks: Tokens, workers: int) -> None:
+        size = (
+            len(start := header.start_bytes(chunks)) + header.positions * header.row_type.itemsize
+        )
+        check_room([(path, size)], path.parent)
+        self._header, self._chunks = header, chunks
+        self._file, self._pool = path.open("wb"), ThreadPoolExecutor(workers)
+        self._file.write(start)
+
+    def write(self, chunk: int, logits: Logits) -> None:
+        """Append the logits of the scored positions of the next chunk.
+
+        Raises:
+            EnvironmentFault: they are not finite.
+        """
+        follow, header = next_tokens(self._chunks[chunk]), self._header
+
+        def encode(part: slice) -> Rows:
+            return encode_rows(logits[part], follow[part], header)
+
+        for rows in self._pool.map(encode, blocks(logits)):
+            _check_finite(header.model, rows["nll"])
+            self._file.write(rows.view(np.uint8).data)
+
+    def close(self) -> None:
+        """All is on the disk when this returns."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        self._pool.shutdown()
 
 
 @dataclass(frozen=True)
@@ -77,106 +106,6 @@ def held_out_text(path: Path | None) -> str:
         return read_bounded(path, MOST_TEXT_BYTES).decode("utf-8").removesuffix("\n")
     except UnicodeDecodeError as error:
         raise InputError(f"cannot read the text {path}: {error}") from None
-
-
-def collect_base_logits(
-    base: Path,
-    recipe: DivergenceRecipe,
-    text: Path | None,
-    out: Path,
-    work: Path,
-    devices: DeviceSettings,
-    progress: Progress = SILENT,
-) -> LogitsHeader:
-    """Run `base` on `text` (None: the haystack) and write its logits to `out`.
-
-    `work` keeps finished chunks of an interrupted run.
-
-    Raises:
-        InputError: llama.cpp cannot load the file, or the text is shorter than one chunk.
-        EnvironmentFault: native code crashed, or the logits are not finite.
-    """
-    held_out_text(text)  # fails before the model is loaded
-    growing = work / "base.logits"
-    header: LogitsHeader = run_isolated(
-        "quantkit.study.divergence:collect_in_child",
-        {"base": base, "recipe": recipe, "text": text, "growing": growing, "devices": devices},
-        told_to(progress, "chunks", "base logits"),
-    )
-    publish(growing, out)
-    growing.with_suffix(".logits.journal").unlink()
-    return header
-
-
-def collect_in_child(
-    base: Path,
-    recipe: DivergenceRecipe,
-    text: Path | None,
-    growing: Path,
-    devices: DeviceSettings,
-    emit: Emit,
-) -> LogitsHeader:
-    """Body of the child process of `collect_base_logits`."""
-    from quantkit.llamacpp.llama import ChunkLogits, Model
-
-    model, size = Model(base, devices), recipe.chunk_tokens
-    tokens = model.vocab.first_tokens(held_out_text(text), size * recipe.chunks)
-    advice = "give a longer text or shorter chunks"
-    chunks = whole_chunks(tokens, size, "the held-out text", advice)
-    if len(chunks) < recipe.chunks:
-        note = f"the held-out text has only {len(chunks)} of the requested {recipe.chunks} chunks"
-        emit(("note", note))
-    name = HAYSTACK_NAME if text is None else text.name
-    vocabulary = vocabulary_id(GGUFSource(base).metadata)
-    vocab = model.vocab
-    header = header_of(base.name, name, vocabulary, vocab.size, vocab.text_bos, chunks)
-    journal = Journal(growing.with_suffix(".logits.journal"), json.dumps(asdict(header)))
-    start, row_bytes = header.start_bytes(chunks), header.row_type.itemsize
-    chunk_bytes = header.rows * row_bytes
-    check_room([(growing, len(start) + len(chunks) * chunk_bytes)], growing.parent)
-    written = len(start) + len(journal.lines) * chunk_bytes
-    counted = journal.lines == [str(index) for index in range(len(journal.lines))]
-    if not counted or len(journal.lines) > len(chunks) or not _begins(growing, start, written):
-        journal.forget()
-        growing.write_bytes(start)
-        written = len(start)
-    emit(("start", (len(journal.lines), len(chunks))))
-    runner = ChunkLogits(model, size, header.bos)
-
-    def encode(_at: range, logits: Logits, follow: Tokens) -> Rows:
-        return encode_rows(logits, follow, header)
-
-    with growing.open("r+b") as file, ThreadPoolExecutor(devices.threads) as pool:
-        file.truncate(written)
-        file.seek(written)
-        for index in range(len(journal.lines), len(chunks)):
-            for rows in _by_blocks(runner, chunks[index], pool, encode):
-                _check_finite(base.name, rows["nll"])
-                file.write(rows.view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
-            journal.append(str(index))
-            emit(("advance", 1))
-    return header
-
-
-def _begins(growing: Path, start: bytes, size_bytes: int) -> bool:
-    """Whether the file has `start` and as many bytes as were finished."""
-    if not growing.exists() or growing.stat().st_size < size_bytes:
-        return False
-    with growing.open("rb") as file:
-        return file.read(len(start)) == start
-
-
-def _by_blocks(
-    runner: ChunkLogits, chunk: Tokens, pool: ThreadPoolExecutor, work: Work[T]
-) -> Iterator[T]:
-    """What `work` gives for blocks of a chunk's scored positions, in order."""
-    follow = next_tokens(chunk)
-    for at, logits in runner.of(chunk):
-        yield from pool.map(
-            lambda b, at=at, z=logits: work(at[b], z[b], follow[at[b]]), blocks(logits)
-        )
 
 
 def _check_finite(name: str, *values: NDArray[np.float64]) -> None:
@@ -218,7 +147,7 @@ def measure_kld(
         run_isolated(
             "quantkit.study.divergence:compare_in_child",
             arguments | {"devices": devices},
-            progress.advance,
+            told_to(progress),
         )
         kept = finished_chunks(Journal(cache, purpose), base.header)
     return read_statistics(base, kept)
@@ -227,35 +156,75 @@ def measure_kld(
 def compare_in_child(
     logits: Path, model_path: Path, cache: Path, purpose: str, devices: DeviceSettings, emit: Emit
 ) -> None:
-    """Body of the child process of `measure_kld`: a line in `cache` for each chunk."""
-    from quantkit.llamacpp.llama import ChunkLogits, Model
+    """Body of the child process of `measure_kld`: a line in `cache` for each chunk.
 
-    base = LogitsFile(logits)
+    A file that this machine cannot hold runs window by window.
+    """
+    from quantkit.llamacpp.devices import can_hold
+
+    base, journal = LogitsFile(logits), Journal(cache, purpose)
     header = base.header
-    model = Model(model_path, devices)
-    if model.vocab.size != header.vocabulary_size:
-        raise InputError(
-            f"{model_path.name} has a vocabulary of {model.vocab.size} tokens and {header.model} "
-            f"one of {header.vocabulary_size}; compare artifacts of one base"
-        )
-    journal = Journal(cache, purpose)
-    runner = ChunkLogits(model, header.chunk_tokens, header.bos)
+    source = GGUFSource(model_path)
+    size = sum(path.stat().st_size for path in source.paths)
+    done = len(journal.lines)
     with ThreadPoolExecutor(devices.threads) as pool:
-        for index in range(len(journal.lines), header.chunks):
 
-            def compared(
-                at: range, logits: Logits, follow: Tokens, chunk: int = index
-            ) -> tuple[F64, F64, NDArray[np.bool_]]:
-                rows = base.read_rows(chunk, at.start, at.stop)
-                kld, nll = compare(decode_rows(rows), logits, follow)
-                return kld, nll, logits.argmax(axis=1) == rows["kept"][:, 0]
+        def compared(chunk: int, at: range, found: Logits) -> tuple[F64, F64, NDArray[np.bool_]]:
+            rows, follow = base.read_rows(chunk, at.start, at.stop), next_tokens(base.tokens[chunk])
+            kld, nll = compare(decode_rows(rows), found, follow[at.start : at.stop])
+            return kld, nll, found.argmax(axis=1) == rows["kept"][:, 0]
 
-            parts = list(_by_blocks(runner, base.tokens[index], pool, compared))
+        def keep(chunk: int, pieces: Iterable[tuple[range, Logits]]) -> None:
+            parts = [
+                part
+                for at, found in pieces
+                for part in pool.map(
+                    lambda b, at=at, z=found: compared(chunk, at[b], z[b]), blocks(found)
+                )
+            ]
             kld, nll, top = (np.concatenate(column) for column in zip(*parts, strict=True))
             _check_finite(model_path.name, kld, nll)
             line = ChunkValues(kld.tolist(), nll.tolist(), top.astype(int).tolist())
             journal.append(json.dumps(asdict(line)))
-            emit(1)
+            emit(("advance", 1))
+
+        if not can_hold(size, devices):
+            windows = cut(source)
+            if not windows.is_whole:
+                emit(("note", f"{model_path.name} is larger than this machine's memory: its KLD is "
+                      "measured layer by layer"))  # fmt: skip
+                text = Texts(header.bos, held_out=base.tokens[done:])
+                work = cache.with_name(f"{cache.name}.windows")
+                work.mkdir(exist_ok=True)
+                Sweep(
+                    windows, source, text, work, devices, SILENT,
+                    on_logits=lambda chunk, z: keep(done + chunk, [(range(len(z)), z)]),
+                ).run()  # fmt: skip
+                shutil.rmtree(work)
+                return
+        _compare_loaded(model_path, header, base.tokens, range(done, header.chunks), devices, keep)
+
+
+def _compare_loaded(
+    path: Path,
+    header: LogitsHeader,
+    tokens: Tokens,
+    chunks: range,
+    devices: DeviceSettings,
+    keep: Callable[[int, Iterable[tuple[range, Logits]]], None],
+) -> None:
+    """Give `keep` the logits of `chunks` of the loaded model, piece by piece."""
+    from quantkit.llamacpp.llama import ChunkLogits, Model
+
+    model = Model(path, devices)
+    if model.vocab.size != header.vocabulary_size:
+        raise InputError(
+            f"{path.name} has a vocabulary of {model.vocab.size} tokens and {header.model} one of "
+            f"{header.vocabulary_size}; compare artifacts of one base"
+        )
+    runner = ChunkLogits(model, header.chunk_tokens, header.bos)
+    for chunk in chunks:
+        keep(chunk, runner.of(tokens[chunk]))
 
 
 def finished_chunks(journal: Journal, header: LogitsHeader) -> list[ChunkValues]:

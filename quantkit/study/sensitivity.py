@@ -38,7 +38,12 @@ class Probe:
     gains: Mapping[str, Amount]
     errors: Mapping[str, Amount]
     kld: FiniteFloat
-    standard_error: Amount
+    chunk_klds: tuple[FiniteFloat, ...] = ()
+
+    @property
+    def standard_error(self) -> float:
+        count = len(self.chunk_klds)
+        return statistics.stdev(self.chunk_klds) / count**0.5 if count > 1 else 0.0
 
     @property
     def error(self) -> float:
@@ -152,16 +157,16 @@ class Study:
     """What is known of a model before it is quantized, in a folder.
 
     Attributes:
-        folder: a build of the same model and recipe in it goes on from here.
-        base: GGUF that it was measured on.
+        home: the model's folder: builds of the same model and recipe go on from here.
         imatrix: file with the importance matrix.
         sensitivity: relative errors of the tensors at each type, and what they cost, in nats.
+        logits: file with the model's logits on the held-out text; None if the recipe wants none.
     """
 
-    folder: Path
-    base: Path
+    home: Path
     imatrix: Path
     sensitivity: Sensitivity
+    logits: Path | None
 
 
 def units_of(names: Iterable[str], groups: Sequence[str]) -> list[tuple[str, ...]]:

@@ -43,8 +43,9 @@ from quantkit.report.comparison.writers import write_comparison
 from quantkit.report.results import read_answers
 from quantkit.retrieval.results import MAIN_TASKS, Retrieval
 from quantkit.retrieval.run.check import CheckSettings, check_retrieval
-from quantkit.study.divergence import collect_base_logits, held_out_text, measure_kld
+from quantkit.study.divergence import held_out_text, measure_kld
 from quantkit.study.kld_statistics import PositionStatistics, kld_text
+from quantkit.study.run import collect_base_logits
 
 LENGTHS = (2048, 8192)
 """Context tokens that are checked by default, as far as all artifacts were trained for them."""
@@ -281,7 +282,7 @@ class Kept:
             header = collect_base_logits(
                 base[0], recipe, text, logits, growing, self.devices, progress
             )
-        growing.rmdir()
+        shutil.rmtree(growing)
         detail = f"{header.positions:,} tokens, {bytes_text(logits.stat().st_size)}"
         self.console.done(name, detail, time.monotonic() - began)
         return logits

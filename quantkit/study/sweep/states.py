@@ -25,9 +25,11 @@ class HiddenStates:
         self, folder: Path, name: str, texts: int, rows: int, width: int, *, differences: bool
     ) -> None:
         self.differences = differences
-        kept = [("scale", "<f4"), ("of", "<f2", (width,))] if differences else [
-            ("of", "<f4", (width,))
-        ]
+        kept = (
+            [("scale", "<f4"), ("of", "<f2", (width,))]
+            if differences
+            else [("of", "<f4", (width,))]
+        )
         self._row, self._rows, self._texts = np.dtype(kept), rows, texts
         self.paths = [folder / f"{name}.{turn}" for turn in (0, 1)]
         self._files: dict[int, int] = {}
@@ -47,9 +49,9 @@ class HiddenStates:
         if len(found) != stop - start:
             raise OSError(f"{self.paths[window % 2]} ends before row {stop} of text {text}")
         if not self.differences:
-            return found["of"]
+            return np.asarray(found["of"], np.float32)
         assert other is not None
-        return found["of"].astype(np.float32) * found["scale"][:, None] + other
+        return np.asarray(found["of"].astype(np.float32) * found["scale"][:, None] + other)
 
     def write(
         self, window: int, text: int, start: int, rows: F32Array, other: F32Array | None = None

@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -32,8 +32,7 @@ from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.progress import Progress
 from quantkit.core.work_folders import Journal
 from quantkit.formats.imatrix_file import ImatrixEntry
-from quantkit.formats.logits_file import LogitsHeader, next_tokens, scored_positions
-from quantkit.formats.logits_file import encode_rows as encode_logits
+from quantkit.formats.logits_file import scored_positions
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo, TensorSource
 from quantkit.llamacpp.settings import DeviceSettings
@@ -42,7 +41,7 @@ from quantkit.quantize.candidates import admissible, is_quantizable
 from quantkit.quantize.encode import Importance
 from quantkit.study.errors import TensorErrors, tensor_errors
 from quantkit.study.exchange import Exchange
-from quantkit.study.kld_statistics import BaseDistribution, blocks
+from quantkit.study.kld_statistics import BaseDistribution
 from quantkit.study.sensitivity import units_of
 from quantkit.study.sweep.branches import (
     Branch,
@@ -56,7 +55,7 @@ from quantkit.study.sweep.states import HiddenStates
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.activations import Collector, Sums
-    from quantkit.llamacpp.llama import States, Tokens
+    from quantkit.llamacpp.llama import Inputs, States, Tokens
     from quantkit.study.sweep.windows import OpenWindow
 
 BATCH_TOKENS = 8192
@@ -69,6 +68,8 @@ LOGITS_BYTES = 512 << 20
 EXACT_BRANCHES_BYTES = 2 << 30
 """Branches that take more are kept as differences from the cost text's hidden states, in F16."""
 F64 = NDArray[np.float64]
+OnLogits = Callable[[int, NDArray[np.float32]], None]
+"""(index of the chunk, logits of its scored positions) → None."""
 
 
 @dataclass(frozen=True)
@@ -139,7 +140,7 @@ class _Text:
     def tokens(self) -> int:
         return int(self.chunks.shape[1])
 
-    def inputs(self, window: int, start: int, stop: int) -> Sequence[Tokens] | Sequence[States]:
+    def inputs(self, window: int, start: int, stop: int) -> Inputs:
         """Chunks [start, stop) as the window takes them."""
         if window == 0:
             return list(self.chunks[start:stop])
@@ -152,7 +153,8 @@ class Sweep:
     Args:
         importance: of an imatrix that there is already; else the calibration's own.
         recipe: None: neither errors nor costs.
-        logits: header of the file of logits that is written to `work`, if there is a held-out text.
+        on_logits: gets the logits of each chunk of the held-out text, at its scored positions;
+            they are valid until it returns.
         group_tokens: see `Collector`.
     """
 
@@ -167,19 +169,19 @@ class Sweep:
         *,
         importance: Importance | None = None,
         recipe: MeasureRecipe | None = None,
-        logits: LogitsHeader | None = None,
+        on_logits: OnLogits | None = None,
         group_tokens: int = 16,
     ) -> None:
         self._cut, self._source, self._work = cut, source, work
         self._devices = dataclasses.replace(devices, use_extra_buffers=False)
-        self._progress, self._recipe, self._logits = progress, recipe, logits
+        self._progress, self._recipe, self._on_logits = progress, recipe, on_logits
         self._group_tokens = group_tokens
         self._ready = importance is not None
         self._importance: dict[str, NDArray[np.float32]] = dict(importance or {})
         geometry = geometry_of(source.metadata)
         self._vocabulary = geometry.vocabulary
         self._activation_bytes = 4 * (3 * geometry.activation_elements + 6 * cut.width)
-        self._texts = texts
+        self._bos = texts.bos
         self._calibration = self._text("calibration", texts.calibration)
         self._held_out = self._text("held-out", texts.held_out)
         self._costs = self._text("costs", texts.costs if recipe else None)
@@ -192,11 +194,6 @@ class Sweep:
         self._errors: dict[str, TensorErrors] = {}
         self._exchanged = {index: Exchanged() for index in range(len(self._branches))}
         self._klds: dict[int, F64] = {}
-
-    @property
-    def logits_path(self) -> Path:
-        """The file of logits that the sweep writes."""
-        return self._work / "base.logits"
 
     def run(self) -> Swept:
         """Sweep, from the window that an earlier run in the same folder did not finish.
@@ -247,14 +244,15 @@ class Sweep:
         if chunks is None:
             return None
         (count, size), width = chunks.shape, self._cut.width
-        if self._texts.bos is not None:
+        if self._bos is not None:
             chunks = chunks.copy()
-            chunks[:, 0] = self._texts.bos
+            chunks[:, 0] = self._bos
         return _Text(chunks, HiddenStates(self._work, name, count, size, width, differences=False))
 
     def _plan_branches(self) -> None:
         """The branches, and which windows exchange tensors of each."""
-        assert self._recipe is not None and self._costs is not None
+        assert self._recipe is not None
+        assert self._costs is not None
         windows = self._cut.windows
         inside = {name for window in windows for name in window.stored.values()}
         names = [
@@ -288,9 +286,6 @@ class Sweep:
         sizes = [(path, states.size_bytes // 2) for states in self._kept() for path in states.paths]
         if self._costs is not None:
             sizes.append((self._spool, 4 * self._costs.chunks.size * self._vocabulary))
-        if self._logits is not None:
-            row_bytes = self._logits.row_type.itemsize
-            sizes.append((self.logits_path, self._logits.positions * row_bytes))
         check_room(sizes, self._work)
 
     @property
@@ -348,7 +343,7 @@ class Sweep:
         exchanged: dict[int, Exchanged] = {}
         if window.window.kind in ("output", "whole"):
             if self._held_out is not None:
-                self._write_logits(index, window, self._held_out)
+                self._give_logits(index, window, self._held_out)
             if self._costs is not None:
                 exchanged = self._finish_branches(index, window, self._costs)
         else:
@@ -380,7 +375,7 @@ class Sweep:
     def _run(
         self,
         window: OpenWindow,
-        inputs: Sequence[Tokens] | Sequence[States],
+        inputs: Inputs,
         collector: Collector | None = None,
     ) -> NDArray[np.float32]:
         found = window.run(inputs, self._capacity(window.window, len(inputs[0])), collector)
@@ -429,33 +424,19 @@ class Sweep:
             for info in infos
         )
 
-    def _write_logits(self, index: int, window: OpenWindow, text: _Text) -> None:
-        """Write the held-out text's logits at its scored positions."""
-        header, stored = self._logits, self._texts.held_out
-        assert header is not None and stored is not None
+    def _give_logits(self, index: int, window: OpenWindow, text: _Text) -> None:
+        """Give the held-out text's logits at its scored positions, a chunk after the other."""
+        assert self._on_logits is not None
         scored = scored_positions(text.tokens)
         rows = slice(scored.start, scored.stop)
-        with self.logits_path.open("wb") as file:
-            file.write(header.start_bytes(stored))
-            for chunk in range(len(text.chunks)):
-                (inputs,) = text.inputs(index, chunk, chunk + 1)
-                if window.window.kind == "whole":
-                    logits = self._run(window, [inputs])[rows]
-                else:  # its rows do not depend on each other
-                    logits = self._run(window, [inputs[rows]])
-                    self._progress.advance(text.tokens - len(scored))
-                if not np.isfinite(logits).all():
-                    raise EnvironmentFault(
-                        "the model's logits are not finite, so no KLD can be measured: its files "
-                        "are broken, or this device computes it wrongly"
-                    )
-                follow = next_tokens(text.chunks[chunk])
-                for part in self._pool.map(
-                    lambda b, z=logits, f=follow: encode_logits(z[b], f[b], header), blocks(logits)
-                ):
-                    file.write(part.view(np.uint8).data)
-            file.flush()
-            os.fsync(file.fileno())
+        for chunk in range(len(text.chunks)):
+            (inputs,) = text.inputs(index, chunk, chunk + 1)
+            if window.window.kind == "whole":
+                logits = self._run(window, [inputs])[rows]
+            else:  # its rows do not depend on each other
+                logits = self._run(window, [inputs[rows]])
+                self._progress.advance(text.tokens - len(scored))
+            self._on_logits(chunk, logits)
 
     # --- branches ------------------------------------------------------------------------------
 
@@ -477,9 +458,7 @@ class Sweep:
         self._carry(index, window, text, carried)
         return found
 
-    def _carry(
-        self, index: int, window: OpenWindow, text: _Text, numbers: Sequence[int]
-    ) -> None:
+    def _carry(self, index: int, window: OpenWindow, text: _Text, numbers: Sequence[int]) -> None:
         """Run branches through the window as it is now."""
         states, size = self._branch_states, text.tokens
         assert states is not None
@@ -499,12 +478,10 @@ class Sweep:
         """A branch's hidden states of a chunk before the window; the text's own where it begins."""
         states, size = self._branch_states, text.tokens
         assert states is not None
-        (own,) = text.inputs(index, chunk, chunk + 1)
         if self._begun[number] == index:
-            return own
-        return states.read(
-            index, number, chunk * size, (chunk + 1) * size, own if states.differences else None
-        )
+            return text.inputs(index, chunk, chunk + 1)[0]
+        own = text.states.read(index, chunk, 0, size) if states.differences else None
+        return states.read(index, number, chunk * size, (chunk + 1) * size, own)
 
     @contextmanager
     def _exchanging(self, window: OpenWindow, number: int) -> Iterator[Exchanged]:
@@ -532,9 +509,7 @@ class Sweep:
         has = bool(self._errors[info.name].errors)
         return has and (not needs or info.name in self._importance)
 
-    def _finish_branches(
-        self, index: int, window: OpenWindow, text: _Text
-    ) -> dict[int, Exchanged]:
+    def _finish_branches(self, index: int, window: OpenWindow, text: _Text) -> dict[int, Exchanged]:
         """The last window: KLD of all branches against the text itself."""
         size, count = text.tokens, len(text.chunks)
         touching = list(self._touches.get(index, ()))

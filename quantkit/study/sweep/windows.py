@@ -24,7 +24,7 @@ from quantkit.quantize.encode import encode_rows, row_blocks
 from quantkit.study.sweep.cuts import CutModel, Window
 
 if TYPE_CHECKING:
-    from quantkit.llamacpp.llama import States, Tokens
+    from quantkit.llamacpp.llama import Inputs
 
 Raw = NDArray[np.uint8]
 
@@ -52,7 +52,7 @@ class OpenWindow:
 
     def run(
         self,
-        inputs: Sequence[Tokens] | Sequence[States],
+        inputs: Inputs,
         sequences: int,
         collector: Collector | None = None,
     ) -> NDArray[np.float32]:
@@ -124,9 +124,7 @@ class Embedding:
     def context(self, sequences: int, tokens: int) -> Embedding:
         return self
 
-    def run(
-        self, inputs: Sequence[Tokens] | Sequence[States], collector: Collector | None = None
-    ) -> NDArray[np.float32]:
+    def run(self, inputs: Inputs, collector: Collector | None = None) -> NDArray[np.float32]:
         tokens = np.concatenate(list(inputs))
         rows = dequantize(BY_NAME[self._info.type_name], self._raw[tokens], self._info.row_elements)
         return rows if self._scale == 1 else rows * self._scale
