@@ -78,6 +78,9 @@ class LoadedWindow:
                 raise ValueError(f"{name} has {size} bytes, not {at + raw.nbytes}")
             library.ggml_backend_tensor_set(address, raw.ctypes.data, at, raw.nbytes)
 
+    exchange = set
+    """Weights are exchanged as they are set."""
+
     def get(self, name: str, start: int, stop: int) -> NDArray[np.uint8]:
         """A copy of bytes [start, stop) of the tensor."""
         raw = np.empty(stop - start, np.uint8)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,20 +60,23 @@ class LogitsWriter:
         self._file, self._pool = path.open("wb"), ThreadPoolExecutor(workers)
         self._file.write(start)
 
-    def write(self, chunk: int, logits: Logits) -> None:
+    def write(self, chunk: int, parts: Iterable[Logits]) -> None:
         """Append the logits of the scored positions of the next chunk.
 
         Raises:
             EnvironmentFault: they are not finite.
         """
-        follow, header = next_tokens(self._chunks[chunk]), self._header
+        follow, header, at = next_tokens(self._chunks[chunk]), self._header, 0
+        for logits in parts:
+            tokens = follow[at : at + len(logits)]
+            at += len(logits)
 
-        def encode(part: slice) -> Rows:
-            return encode_rows(logits[part], follow[part], header)
+            def encode(part: slice, z: Logits = logits, follow: Tokens = tokens) -> Rows:
+                return encode_rows(z[part], follow[part], header)
 
-        for rows in self._pool.map(encode, blocks(logits)):
-            _check_finite(header.model, rows["nll"])
-            self._file.write(rows.view(np.uint8).data)
+            for rows in self._pool.map(encode, blocks(logits)):
+                _check_finite(header.model, rows["nll"])
+                self._file.write(rows.view(np.uint8).data)
 
     def close(self) -> None:
         """All is on the disk when this returns."""
@@ -198,11 +201,19 @@ def compare_in_child(
                 work.mkdir(exist_ok=True)
                 Sweep(
                     windows, source, text, work, devices, SILENT,
-                    on_logits=lambda chunk, z: keep(done + chunk, [(range(len(z)), z)]),
+                    on_logits=lambda chunk, found: keep(done + chunk, _placed(found)),
                 ).run()  # fmt: skip
                 shutil.rmtree(work)
                 return
         _compare_loaded(model_path, header, base.tokens, range(done, header.chunks), devices, keep)
+
+
+def _placed(parts: Iterable[Logits]) -> Iterator[tuple[range, Logits]]:
+    """Parts with their indices among the scored positions."""
+    at = 0
+    for part in parts:
+        yield range(at, at + len(part)), part
+        at += len(part)
 
 
 def _compare_loaded(

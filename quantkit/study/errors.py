@@ -31,6 +31,8 @@ from quantkit.quantize.candidates import admissible, is_quantizable
 from quantkit.quantize.encode import Importance, row_blocks
 
 SPEED_ROWS, SPEED_ELEMENTS = 8, 2048
+READ_ROWS_BYTES = 4 << 20
+"""Limit for the rows that are read at once, as F32."""
 LARGEST_WEIGHT = 1000.0
 """Cap of a column's weight, in medians of its matrix.
 
@@ -122,7 +124,7 @@ def sample(
             energy = float(energies.sum())
         else:
             read = functools.partial(source.read_rows, info.name)
-            parts = [(start + a, start + b) for _, a, b in row_blocks(one)]
+            parts = [(start + a, start + b) for _, a, b in row_blocks(one, READ_ROWS_BYTES)]
             every = np.concatenate([_energies(read(a, b), column) for a, b in parts])
             energy = float(every.sum())
             chosen, counts = _systematic(every, wanted, random)

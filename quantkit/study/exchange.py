@@ -18,8 +18,9 @@ from quantkit.quantize import kernels
 from quantkit.quantize.encode import row_blocks
 from quantkit.study.errors import column_weights
 
-BLOCKS_AT_ONCE = 8
-"""Bounds the encoded blocks in memory, whatever the tensor's size."""
+BLOCKS_AT_ONCE = 16
+BLOCK_ROWS_BYTES = 1 << 20
+"""Bound the blocks in memory, as F32, whatever the tensor's size."""
 
 
 class Exchangeable(TensorSource, Protocol):
@@ -45,7 +46,8 @@ class Exchange:
         """
         errors = {}
         for info in self._infos(types):
-            kind, blocks = BY_NAME[types[info.name]], list(row_blocks(info))
+            kind = BY_NAME[types[info.name]]
+            blocks = list(row_blocks(info, BLOCK_ROWS_BYTES))
             kernels.prepare(kind)
             lossy = functools.partial(self._lossy_block, info, kind, gains[info.name])
             lost = total = 0.0

@@ -215,16 +215,15 @@ class _Cutting:
         idle = list(self._templates.values()) or [0]
         tensors, stored = self._blocks([], idle)
         vocabulary = self._tensors[EMBEDDING].rows
-        width = self._geometry.embedding_elements
-        tensors.append(_idle(TensorInfo(EMBEDDING, (vocabulary, width), "F16")))
+        # As if it were tied to an embedding, which llama.cpp wants, and for which zeros would
+        # take as much memory.
+        matrix = self._tensors.get(OUTPUT, self._tensors[EMBEDDING])
+        tensors.append(TensorInfo(EMBEDDING, matrix.shape, matrix.type_name))
+        stored[EMBEDDING] = matrix.name
         for name, info in self._tensors.items():
-            if name.startswith("output"):
+            if name.startswith("output") and name != OUTPUT:
                 tensors.append(info)
                 stored[name] = name
-        if OUTPUT not in stored:  # tied: the same matrix under another name
-            embedding = self._tensors[EMBEDDING]
-            tensors.append(TensorInfo(OUTPUT, embedding.shape, embedding.type_name))
-            stored[OUTPUT] = EMBEDDING
         metadata = self._metadata_of(idle, vocabulary)
         return Window("output", "output", metadata, tuple(tensors), stored, 0)
 

@@ -15,7 +15,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -61,15 +61,17 @@ if TYPE_CHECKING:
 BATCH_TOKENS = 8192
 """The most that are decoded at once: more bring nothing (make bench)."""
 MAX_SEQUENCES = 64  # in one batch; llama.cpp takes 256 at most
-COMPUTE_BYTES = 1 << 30
-"""Limit for a batch's activations, as estimated from the widest of a layer."""
-LOGITS_BYTES = 512 << 20
-"""Limit for the logits of a batch."""
+COMPUTE_BYTES, COMPUTE_SHARE = (64 << 20, 1 << 30), 8
+"""Bounds, and share of the model's size: limit for a batch's activations."""
+LOGITS_BYTES, LOGITS_SHARE = (16 << 20, 512 << 20), 32
+"""The same for the logits of a batch. In all, a few times as many are in memory."""
+AHEAD_BYTES, AHEAD_SHARE = (16 << 20, 16 << 30), 16
+"""The same for weights that are read ahead."""
 EXACT_BRANCHES_BYTES = 2 << 30
 """Branches that take more are kept as differences from the cost text's hidden states, in F16."""
 F64 = NDArray[np.float64]
-OnLogits = Callable[[int, NDArray[np.float32]], None]
-"""(index of the chunk, logits of its scored positions) → None."""
+OnLogits = Callable[[int, Iterable[NDArray[np.float32]]], None]
+"""(index of the chunk, logits of its scored positions in parts, each valid until the next)."""
 
 
 @dataclass(frozen=True)
@@ -153,8 +155,7 @@ class Sweep:
     Args:
         importance: of an imatrix that there is already; else the calibration's own.
         recipe: None: neither errors nor costs.
-        on_logits: gets the logits of each chunk of the held-out text, at its scored positions;
-            they are valid until it returns.
+        on_logits: gets the logits of each chunk of the held-out text, at its scored positions.
         group_tokens: see `Collector`.
     """
 
@@ -181,6 +182,9 @@ class Sweep:
         geometry = geometry_of(source.metadata)
         self._vocabulary = geometry.vocabulary
         self._activation_bytes = 4 * (3 * geometry.activation_elements + 6 * cut.width)
+        self._model_bytes = sum(
+            BY_NAME[info.type_name].size_bytes(info.elements) for info in source.tensors
+        )
         self._bos = texts.bos
         self._calibration = self._text("calibration", texts.calibration)
         self._held_out = self._text("held-out", texts.held_out)
@@ -221,7 +225,8 @@ class Sweep:
         steps = [self._steps(index) for index in range(len(windows))]
         self._progress.start(sum(steps), "layer-tokens", "study", done=sum(steps[:first]))
         cut = dataclasses.replace(self._cut, windows=windows)
-        opened = open_windows(cut, self._source, self._work, self._devices, first)
+        ahead = self._share(AHEAD_BYTES, AHEAD_SHARE)
+        opened = open_windows(cut, self._source, self._work, self._devices, first, ahead)
         with ThreadPoolExecutor(self._devices.threads) as self._pool:
             for index, window in enumerate(opened, first):
                 found, record = self._sweep(index, window)
@@ -358,12 +363,22 @@ class Sweep:
 
     # --- the texts -----------------------------------------------------------------------------
 
+    def _share(self, bounds: tuple[int, int], share: int) -> int:
+        """A share of the model's bytes, within bounds."""
+        least, most = bounds
+        return min(max(self._model_bytes // share, least), most)
+
+    def _batch_tokens(self, window: Window) -> int:
+        """Tokens that are decoded at once."""
+        most = self._share(COMPUTE_BYTES, COMPUTE_SHARE) // self._activation_bytes
+        if window.kind in ("output", "whole"):
+            logits = self._share(LOGITS_BYTES, LOGITS_SHARE)
+            most = min(most, logits // (4 * self._vocabulary))
+        return max(1, min(most, BATCH_TOKENS))
+
     def _capacity(self, window: Window, tokens: int) -> int:
         """Sequences of `tokens` in one batch, at least one."""
-        most = min(BATCH_TOKENS, COMPUTE_BYTES // self._activation_bytes)
-        if window.kind in ("output", "whole"):
-            most = min(most, LOGITS_BYTES // (4 * self._vocabulary))
-        return max(1, min(most // tokens, MAX_SEQUENCES))
+        return max(1, min(self._batch_tokens(window) // tokens, MAX_SEQUENCES))
 
     def _batches(self, window: Window, text: _Text) -> Iterator[tuple[int, int]]:
         """Ranges of the text's chunks that are decoded together."""
@@ -373,14 +388,21 @@ class Sweep:
             yield start, min(start + size, count)
 
     def _run(
-        self,
-        window: OpenWindow,
-        inputs: Inputs,
-        collector: Collector | None = None,
+        self, window: OpenWindow, inputs: Inputs, collector: Collector | None = None
     ) -> NDArray[np.float32]:
-        found = window.run(inputs, self._capacity(window.window, len(inputs[0])), collector)
-        self._progress.advance(sum(len(part) for part in inputs))
+        """What the window gives for sequences of equal length."""
+        size = len(inputs[0])
+        found = window.run(inputs, self._capacity(window.window, size), size, collector)
+        self._progress.advance(size * len(inputs))
         return found
+
+    def _run_rows(self, window: OpenWindow, rows: States) -> NDArray[np.float32]:
+        """Logits that the output gives for hidden states, whose rows do not depend on each other.
+
+        At most `_batch_tokens`.
+        """
+        self._progress.advance(len(rows))
+        return window.run([rows], 1, self._batch_tokens(window.window))
 
     def _pass(
         self, index: int, window: OpenWindow, text: _Text, collector: Collector | None = None
@@ -430,13 +452,21 @@ class Sweep:
         scored = scored_positions(text.tokens)
         rows = slice(scored.start, scored.stop)
         for chunk in range(len(text.chunks)):
-            (inputs,) = text.inputs(index, chunk, chunk + 1)
             if window.window.kind == "whole":
-                logits = self._run(window, [inputs])[rows]
-            else:  # its rows do not depend on each other
-                logits = self._run(window, [inputs[rows]])
+                logits = self._run(window, text.inputs(index, chunk, chunk + 1))
+                self._on_logits(chunk, [logits[rows]])
+            else:
+                self._on_logits(chunk, self._logits_of(index, window, text, chunk, scored))
                 self._progress.advance(text.tokens - len(scored))
-            self._on_logits(chunk, logits)
+
+    def _logits_of(
+        self, index: int, window: OpenWindow, text: _Text, chunk: int, at: range
+    ) -> Iterator[NDArray[np.float32]]:
+        """Logits of positions of a chunk, each part valid until the next."""
+        step = self._batch_tokens(window.window)
+        for start in range(at.start, at.stop, step):
+            rows = text.states.read(index, chunk, start, min(start + step, at.stop))
+            yield self._run_rows(window, rows)
 
     # --- branches ------------------------------------------------------------------------------
 
@@ -484,8 +514,14 @@ class Sweep:
         return states.read(index, number, chunk * size, (chunk + 1) * size, own)
 
     @contextmanager
-    def _exchanging(self, window: OpenWindow, number: int) -> Iterator[Exchanged]:
-        """Have the branch's tensors in the window exchanged; yields for what."""
+    def _exchanging(
+        self, window: OpenWindow, number: int, *, restores: bool = True
+    ) -> Iterator[Exchanged]:
+        """Have the branch's tensors in the window exchanged; yields for what.
+
+        Args:
+            restores: not, where the window is not used any more: half the memory.
+        """
         assert self._recipe is not None
         branch = self._branches[number]
         errors = {
@@ -496,7 +532,8 @@ class Sweep:
         tensors = [info for info in window.tensors if info.name in errors]
         types = choose_types(branch, tensors, errors, self._recipe.probe_error)
         gains = choose_gains(branch, types, errors)
-        window.hold(list(types))
+        if restores:
+            window.hold(list(types))
         try:
             put = Exchange(window, self._importance, self._pool).put(types, gains)
             yield Exchanged(types, gains, put)
@@ -511,31 +548,45 @@ class Sweep:
 
     def _finish_branches(self, index: int, window: OpenWindow, text: _Text) -> dict[int, Exchanged]:
         """The last window: KLD of all branches against the text itself."""
-        size, count = text.tokens, len(text.chunks)
-        touching = list(self._touches.get(index, ()))
-        carried = [number for number in self._begun if number not in touching]
-        batches = list(self._batches(window.window, text))
+        size, count, null = text.tokens, len(text.chunks), len(self._branches) - 1
+        whole = window.window.kind == "whole"
+        touching = [n for n in self._touches.get(index, ()) if n != null]
+        carried = [number for number in self._begun if number not in (*touching, null)]
+        step = self._capacity(window.window, size) * size
+        if not whole:
+            step = self._batch_tokens(window.window)
+        parts = [(at, min(at + step, count * size)) for at in range(0, count * size, step)]
         self._klds = {number: np.empty(count * size) for number in self._begun}
 
-        def compare(number: int, start: int, stop: int, base: BaseDistribution) -> None:
-            inputs = [self._branch_input(index, text, number, c) for c in range(start, stop)]
-            logits = self._run(window, inputs)
-            found = base.divergence(logits, self._pool)
-            self._klds[number][start * size : stop * size] = found
+        def logits(number: int | None, start: int, stop: int) -> NDArray[np.float32]:
+            if whole:
+                return self._run(window, text.inputs(index, start // size, stop // size))
+            rows = text.states.read(index, 0, start, stop)
+            if number is not None and self._begun[number] < index:
+                states = self._branch_states
+                assert states is not None
+                rows = states.read(index, number, start, stop, rows)
+            return self._run_rows(window, rows)
 
+        def compare(number: int, start: int, stop: int, base: BaseDistribution) -> None:
+            found = base.divergence(logits(number, start, stop), self._pool)
+            self._klds[number][start:stop] = found
+
+        exchanged: dict[int, Exchanged] = {}
         with self._spool.open("w+b") as spool:
-            for start, stop in batches:
-                logits = self._run(window, text.inputs(index, start, stop)).copy()
-                spool.write(logits.data)
-                base = BaseDistribution.of(logits)
-                for number in carried:
+            for start, stop in parts:
+                own = logits(None, start, stop).copy()
+                spool.write(own.data)
+                base = BaseDistribution.of(own)
+                for number in carried if whole else (*carried, null):
                     compare(number, start, stop, base)
-            exchanged: dict[int, Exchanged] = {}
-            for number in touching:
-                with self._exchanging(window, number) as exchanged[number]:
+            for number in (*touching, null) if whole else touching:
+                last = not whole and number == touching[-1]
+                with self._exchanging(window, number, restores=not last) as found:
+                    exchanged[number] = found
                     spool.seek(0)
-                    for start, stop in batches:
-                        values = np.fromfile(spool, "<f4", (stop - start) * size * self._vocabulary)
+                    for start, stop in parts:
+                        values = np.fromfile(spool, "<f4", (stop - start) * self._vocabulary)
                         base = BaseDistribution.of(values.reshape(-1, self._vocabulary))
                         compare(number, start, stop, base)
         self._spool.unlink()

@@ -5,10 +5,11 @@ For use in a child process.
 
 from __future__ import annotations
 
+import threading
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from quantkit.study.sweep.cuts import CutModel, Window
 if TYPE_CHECKING:
     from quantkit.llamacpp.llama import Inputs
 
+READ_ROWS_BYTES = 8 << 20
+"""Limit for the rows that are read at once, as F32."""
 Raw = NDArray[np.uint8]
 
 
@@ -33,7 +36,7 @@ class OpenWindow:
     """A window whose weights are in memory, as a TensorSource under the model's names.
 
     Rows are read from the window itself: the checkpoint is read once. What is exchanged is held
-    aside until it is restored.
+    aside until it is restored, if it will be.
     """
 
     def __init__(
@@ -54,13 +57,14 @@ class OpenWindow:
         self,
         inputs: Inputs,
         sequences: int,
+        tokens: int,
         collector: Collector | None = None,
     ) -> NDArray[np.float32]:
-        """Hidden states or logits, a row for each token of up to `sequences` of equal length.
+        """Hidden states or logits, a row for each token of at most `sequences` of `tokens`.
 
         The sums of a `collector` are under the window's own names. Valid until the next call.
         """
-        return self._loaded.context(sequences, len(inputs[0])).run(inputs, collector)
+        return self._loaded.context(sequences, tokens).run(inputs, collector)
 
     def read_rows(self, name: str, start: int, stop: int) -> NDArray[np.float32]:
         """As `TensorSource`; of an exchanged tensor the rows that were exchanged."""
@@ -81,12 +85,13 @@ class OpenWindow:
         return raw.reshape(stop - start, size)
 
     def exchange(self, name: str, data: Raw, at: int) -> None:
-        """Put `data` in place of a held tensor's bytes from `at` on."""
-        assert name in self._held
-        self._loaded.set(self._own[name], data, at)
+        """Put `data` in place of a tensor's bytes from `at` on."""
+        self._loaded.exchange(self._own[name], data, at)
 
     def hold(self, names: Sequence[str]) -> None:
-        """Keep the tensors' bytes, to be exchanged."""
+        """Keep the tensors' bytes, which will be exchanged and then restored."""
+        if self.window.kind == "embedding":  # it holds them itself
+            return
         for name in names:
             info = self._info(name)
             size = BY_NAME[info.type_name].size_bytes(info.elements)
@@ -94,6 +99,8 @@ class OpenWindow:
 
     def restore(self) -> None:
         """Put what is held back."""
+        if isinstance(self._loaded, Embedding):
+            self._loaded.restore()
         for name, raw in self._held.items():
             self._loaded.set(self._own[name], raw)
         self._held.clear()
@@ -107,16 +114,31 @@ class OpenWindow:
 
 
 class Embedding:
-    """The embedding as a window: looks up rows, as llama.cpp's GET_ROWS does."""
+    """The embedding as a window: looks up rows, as llama.cpp's GET_ROWS does.
+
+    Of what is exchanged it keeps the rows of tokens that it was asked for before: the tables of
+    large vocabularies take gigabytes.
+    """
 
     def __init__(self, info: TensorInfo, scale: float) -> None:
         self._info, self._scale = info, np.float32(scale)
         kind = BY_NAME[info.type_name]
         self._raw = np.zeros((info.rows, kind.size_bytes(info.row_elements)), np.uint8)
+        self._asked = np.zeros(info.rows, bool)
+        self._exchanged: dict[int, Raw] = {}
         self.names = frozenset([info.name])
 
     def set(self, name: str, data: Raw, at: int = 0) -> None:
         self._raw.reshape(-1)[at : at + data.nbytes] = data.reshape(-1)
+
+    def exchange(self, name: str, data: Raw, at: int) -> None:
+        rows = data.reshape(-1, self._raw.shape[1])
+        first = at // self._raw.shape[1]
+        for row in np.flatnonzero(self._asked[first : first + len(rows)]):
+            self._exchanged[first + int(row)] = rows[row].copy()
+
+    def restore(self) -> None:
+        self._exchanged.clear()
 
     def get(self, name: str, start: int, stop: int) -> Raw:
         return self._raw.reshape(-1)[start:stop].copy()
@@ -126,7 +148,12 @@ class Embedding:
 
     def run(self, inputs: Inputs, collector: Collector | None = None) -> NDArray[np.float32]:
         tokens = np.concatenate(list(inputs))
-        rows = dequantize(BY_NAME[self._info.type_name], self._raw[tokens], self._info.row_elements)
+        if self._exchanged:
+            raw = np.stack([self._exchanged[int(token)] for token in tokens])
+        else:
+            raw = self._raw[tokens]
+            self._asked[tokens] = True
+        rows = dequantize(BY_NAME[self._info.type_name], raw, self._info.row_elements)
         return rows if self._scale == 1 else rows * self._scale
 
     def close(self) -> None:
@@ -139,10 +166,11 @@ def open_windows(
     folder: Path,
     devices: DeviceSettings,
     first: int = 0,
+    ahead_bytes: int = 1 << 62,
 ) -> Iterator[OpenWindow]:
     """The windows from number `first` on, each valid until the next.
 
-    While one is used, the weights of the next are read.
+    While one is used, the weights of the next are read, at most `ahead_bytes` of them.
 
     Raises:
         InputError: llama.cpp refuses a window.
@@ -150,23 +178,14 @@ def open_windows(
     infos = {info.name: info for info in source.tensors}
     windows = cut.windows[first:]
     loaded: dict[tuple[object, ...], LoadedWindow | Embedding] = {}
-    with ThreadPoolExecutor(1) as reader:
-
-        def ahead(at: int) -> Future[dict[str, Raw]] | None:
-            return reader.submit(_read, windows[at], source) if at < len(windows) else None
-
-        reading = ahead(0)
+    with _Reader(windows, source, ahead_bytes) as reader:
         for index, window in enumerate(windows):
             if window.shape not in loaded:
                 loaded[window.shape] = _load(window, cut, folder, devices)
             opened = loaded[window.shape]
-            assert reading is not None
-            weights = reading.result()
-            while weights:
-                name, raw = weights.popitem()
+            for name, at, raw in reader.weights():
                 if name in opened.names:
-                    opened.set(name, raw)
-            reading = ahead(index + 1)
+                    opened.set(name, raw, at)
             yield OpenWindow(window, opened, infos)
             if all(later.shape != window.shape for later in windows[index + 1 :]):
                 loaded.pop(window.shape).close()
@@ -186,16 +205,70 @@ def _load(
         header.unlink()
 
 
-def _read(window: Window, source: TensorSource) -> dict[str, Raw]:
-    """The weights of a window, under its own names."""
-    infos, found = {info.name: info for info in source.tensors}, {}
-    for own, name in window.stored.items():
-        info = infos[name]
-        row_bytes = BY_NAME[info.type_name].size_bytes(info.row_elements)
-        raw = np.empty((info.rows, row_bytes), np.uint8)
-        for matrix, start, stop in row_blocks(info):
-            raw[start:stop] = encode_rows(
-                source, info, matrix, (start, stop), {}, info.type_name
-            ).reshape(stop - start, row_bytes)
-        found[own] = raw
-    return found
+class _Reader:
+    """Reads the weights of windows in order, in a thread of its own, ahead of who takes them."""
+
+    def __init__(self, windows: Sequence[Window], source: TensorSource, ahead_bytes: int) -> None:
+        self._windows, self._source, self._most = windows, source, ahead_bytes
+        self._infos = {info.name: info for info in source.tensors}
+        self._read = deque[tuple[str, int, Raw] | BaseException | None]()
+        self._held, self._stopped = 0, False
+        self._changed = threading.Condition()
+        self._thread = threading.Thread(target=self._work, daemon=True)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        with self._changed:
+            self._stopped = True
+            self._changed.notify_all()
+        self._thread.join()
+
+    def weights(self) -> Iterator[tuple[str, int, Raw]]:
+        """Of the next window: its tensor, a place in it, and the bytes from there on."""
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._read)
+                found = self._read.popleft()
+                if isinstance(found, tuple):
+                    self._held -= found[2].nbytes
+                self._changed.notify_all()
+            if found is None:
+                return
+            if isinstance(found, BaseException):
+                raise found
+            yield found
+
+    def _work(self) -> None:
+        try:
+            for window in self._windows:
+                for block in self._blocks(window):
+                    if not self._put(block, block[2].nbytes):
+                        return
+                self._put(None, 0)
+        except BaseException as error:  # noqa: BLE001 raised again where the weights are taken
+            self._put(error, 0)
+
+    def _put(self, found: tuple[str, int, Raw] | BaseException | None, size: int) -> bool:
+        """Hand over; False where nobody takes any more. One block is held whatever its size."""
+        with self._changed:
+            self._changed.wait_for(
+                lambda: self._stopped or not self._held or self._held + size <= self._most
+            )
+            if self._stopped:
+                return False
+            self._read.append(found)
+            self._held += size
+            self._changed.notify_all()
+            return True
+
+    def _blocks(self, window: Window) -> Iterator[tuple[str, int, Raw]]:
+        for own, name in window.stored.items():
+            info = self._infos[name]
+            row_bytes = BY_NAME[info.type_name].size_bytes(info.row_elements)
+            for matrix, start, stop in row_blocks(info, READ_ROWS_BYTES):
+                rows = (start, stop)
+                raw = encode_rows(self._source, info, matrix, rows, {}, info.type_name)
+                yield own, start * row_bytes, raw
