@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fetch_smollm2 import fetch, rough_copy
 
-from quantkit.config.recipe import ConvertRecipe, DivergenceRecipe, Recipe, recipe_for
+from quantkit.config.recipe import DivergenceRecipe, Recipe, recipe_for
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.formats.tensors import TensorSource
 from quantkit.llamacpp.settings import DeviceSettings
@@ -99,7 +99,7 @@ def _prepared(
     if choice.kind == "gguf" and choice.path is not None:
         base = choice.path
     else:
-        convert(source, ConvertRecipe(), base, work, devices.threads)
+        convert(source, "source", base, work, devices.threads)
     imatrix, logits = folder / "imatrix.gguf", folder / "base.logits"
     sources = resolve_sources(recipe.imatrix)
     facts = collect_imatrix(base, recipe.imatrix, sources, imatrix, work, devices)

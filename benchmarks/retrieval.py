@@ -6,7 +6,7 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-from quantkit.config.recipe import ConvertRecipe, RetrievalRecipe
+from quantkit.config.recipe import RetrievalRecipe
 from quantkit.core.progress import SILENT
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.choose import choose_model, open_source
@@ -27,7 +27,7 @@ def retrieval_lines(folder: Path, devices: DeviceSettings) -> list[str]:
     """Both ways of the same grid on the demo model, one after the other."""
     base = folder / "retrieval-base.gguf"
     source = open_source(choose_model("demo"))
-    convert(source, ConvertRecipe(), base, folder, devices.threads, SILENT)
+    convert(source, "source", base, folder, devices.threads, SILENT)
     one, one_seconds = _timed(base, CheckSettings(devices, "f16"), folder / "one")
     each, each_seconds = _timed(
         base, replace(CheckSettings(devices, "f16"), fresh=True), folder / "each"

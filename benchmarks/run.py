@@ -30,7 +30,7 @@ from quantization import quantization_table
 from retrieval import retrieval_lines
 from scale import scale_lines
 
-from quantkit.config.recipe import STOCK_CANDIDATES, ConvertRecipe
+from quantkit.config.recipe import STOCK_CANDIDATES
 from quantkit.core.progress import SILENT
 from quantkit.formats.tensor_types import quant_type
 from quantkit.llamacpp.llama import Context, Model
@@ -105,7 +105,7 @@ def demo_lines(bench: Bench) -> list[str]:
     """Collecting and prefill on the demo model."""
     base, devices = bench.folder / "base.gguf", bench.devices
     source = open_source(choose_model("demo"))
-    convert(source, ConvertRecipe(), base, bench.folder, devices.threads, SILENT)
+    convert(source, "source", base, bench.folder, devices.threads, SILENT)
     return [*collection_lines(base, devices), kv_ratio(base, devices)]
 
 

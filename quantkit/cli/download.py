@@ -79,13 +79,10 @@ def _show_sizes(console: Console, remote: RemoteCheckpoint, found: Survey, recip
         + f"{bytes_text(found.fetch_bytes)} to fetch, {bytes_text(found.free_bytes)} free"
     )
     vocabulary = geometry_of(family_for(remote.config).metadata(remote.config)).vocabulary
-    needed = space_needed(
-        found.fetch_bytes, remote.elements, remote.element_bytes, vocabulary, recipe
-    )
+    needed = space_needed(found.fetch_bytes, remote.elements, vocabulary, recipe)
     if needed.total_bytes > found.free_bytes:
         console.note(
-            f"this disk will not hold a build as well: recipe {recipe.name} takes another "
-            f"{bytes_text(needed.base_bytes)} for base.gguf ({recipe.convert.precision}) and "
-            f"about {bytes_text(needed.level_bytes + needed.logits_bytes)} for its levels and "
+            f"this disk will not hold a build as well: recipe {recipe.name} takes about another "
+            f"{bytes_text(needed.level_bytes + needed.logits_bytes)} for its levels and "
             "base.logits; build with --out on another disk"
         )

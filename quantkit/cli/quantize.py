@@ -63,14 +63,14 @@ def convert(
     workers: options.Workers = None,
     quiet: options.Quiet = False,
 ) -> None:
-    from typing import get_args
+    from typing import cast, get_args
 
-    from quantkit.config.recipe import BaseType, ConvertRecipe
     from quantkit.core.files import check_unchanged, check_writable, identity
     from quantkit.core.threads import worker_count
     from quantkit.core.work_folders import resumable, work_folder
     from quantkit.formats.gguf_writer import check_stem
     from quantkit.models.choose import choose_local, model_files, open_source
+    from quantkit.quantize.quantize import BaseType
     from quantkit.quantize.quantize import convert as run
 
     if base_type not in get_args(BaseType):
@@ -83,9 +83,9 @@ def convert(
     source = open_source(choice, keep_prediction=mtp == "keep", note=console.note)
     check_stem(out.stem)
     check_writable(out, files)
-    recipe = ConvertRecipe.model_validate({"base_type": base_type, "mtp": mtp})
-    parts = {"files": before, **recipe.model_dump(mode="json")}
+    kind = cast(BaseType, base_type)
+    parts = {"files": before, "base_type": kind, "mtp": mtp}
     with resumable(work_folder(out), parts) as work, console.stage("convert", out) as progress:
-        run(source, recipe, out, work, worker_count(workers), progress)
+        run(source, kind, out, work, worker_count(workers), progress)
     check_unchanged(files, before, [out])
     console.line(f"{out}: {bytes_text(out.stat().st_size)}")

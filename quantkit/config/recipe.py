@@ -30,8 +30,6 @@ Probe = Literal["near-miss", "absent", "updated", "multi-value", "two-hop", "par
 Task = Literal[
     "multikey", "single", "near-miss", "absent", "updated", "multi-value", "two-hop", "paraphrased"
 ]
-BaseType = Literal["source", "BF16", "F16", "F32", "Q8_0"]
-"""Type of a converted file's matrices; `source`: each keeps its own."""
 THINKING_TOKENS = 256
 """Smallest limit of an answer that begins with thinking, tokens."""
 CLUSTERS = 3
@@ -39,15 +37,9 @@ CLUSTERS = 3
 
 
 class ConvertRecipe(Strict):
-    """How a checkpoint is converted."""
+    """What of a checkpoint is used."""
 
-    base_type: BaseType = "source"
     mtp: Literal["drop", "keep"] = "drop"
-
-    @property
-    def precision(self) -> str:
-        """The base type, for a sentence."""
-        return "its own precision" if self.base_type == "source" else self.base_type
 
 
 class ImatrixRecipe(Strict):

@@ -145,38 +145,36 @@ class SpaceNeeded:
     """Bytes that are still to be written to one disk."""
 
     download_bytes: int
-    base_bytes: int = 0
     level_bytes: int = 0
     logits_bytes: int = 0
 
     @property
     def total_bytes(self) -> int:
-        return self.download_bytes + self.base_bytes + self.level_bytes + self.logits_bytes
+        return self.download_bytes + self.level_bytes + self.logits_bytes
 
 
 def space_needed(
     download_bytes: int,
     elements: int,
-    element_bytes: int,
     vocabulary: int,
     recipe: Recipe,
     limit: int | None = None,
 ) -> SpaceNeeded:
-    """The disk space of a whole build; for presets an upper bound.
+    """The disk space of what a build leaves; for presets an upper bound.
+
+    A study's hidden states are not in it: they go when it ends, and it asks for their room itself.
 
     Args:
-        elements: weights of the model, each of `element_bytes` in the checkpoint.
+        elements: weights of the model.
         limit: bytes of the target for weights: larger levels are not built. None if no target is
             known; levels that use all of a target's memory are then left out.
     """
     largest = int(1.01 * BY_NAME["Q8_0"].size_bytes(elements))  # with what stays F32
     sizes = [_level_bytes(level, elements, limit) for level in recipe.levels]
     levels = sum(min(size, largest) + HEADER_BYTES for size in sizes if size is not None)
-    kind = BY_NAME.get(recipe.convert.base_type)
-    base = (elements * element_bytes if kind is None else kind.size_bytes(elements)) + HEADER_BYTES
     positions = recipe.divergence.chunks * len(scored_positions(recipe.divergence.chunk_tokens))
     logits = 2 * vocabulary * positions + HEADER_BYTES if positions else 0  # of 16 bits
-    return SpaceNeeded(download_bytes, base, levels, logits)
+    return SpaceNeeded(download_bytes, levels, logits)
 
 
 def _level_bytes(level: LevelRecipe, elements: int, limit: int | None) -> int | None:
@@ -204,7 +202,6 @@ def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str =
         return
     parts = (
         (needed.download_bytes, "to download"),
-        (needed.base_bytes, "for base.gguf"),
         (needed.level_bytes, "for the levels"),
         (needed.logits_bytes, "for base.logits"),
     )

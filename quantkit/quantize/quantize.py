@@ -5,9 +5,9 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 from quantkit.config.levels import PRESETS
-from quantkit.config.recipe import ConvertRecipe
 from quantkit.core.progress import SILENT, Progress
 from quantkit.formats.gguf_file import FinishedFile
 from quantkit.formats.gguf_writer import ShardLayout, lay_out, single_file_layout
@@ -18,6 +18,8 @@ from quantkit.models.model import Model
 from quantkit.quantize.candidates import is_quantizable
 from quantkit.quantize.encode import Importance, write_shards
 
+BaseType = Literal["source", "BF16", "F16", "F32", "Q8_0"]
+"""Type of a converted file's matrices; `source`: each keeps its own."""
 QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
 
 
@@ -96,15 +98,15 @@ def quantize(
     return write_shards(folder, work, layouts, source, importance, progress, workers, finished)
 
 
-def base_tensors(tensors: Sequence[TensorInfo], recipe: ConvertRecipe) -> list[TensorInfo]:
-    """The tensors of a converted file: its weights in the recipe's base type.
+def base_tensors(tensors: Sequence[TensorInfo], base_type: BaseType) -> list[TensorInfo]:
+    """The tensors of a converted file: its weights in `base_type`.
 
     What llama.cpp takes in F32 alone stays so, and a tensor whose rows do not fit the base type
     keeps its own, as one does that is quantized already.
     """
-    if recipe.base_type == "source":
+    if base_type == "source":
         return list(tensors)
-    kind = BY_NAME[recipe.base_type]
+    kind = BY_NAME[base_type]
 
     def is_converted(info: TensorInfo) -> bool:
         is_weight = info.type_name in ("BF16", "F16")
@@ -116,7 +118,7 @@ def base_tensors(tensors: Sequence[TensorInfo], recipe: ConvertRecipe) -> list[T
 
 def convert(
     source: TensorSource,
-    recipe: ConvertRecipe,
+    base_type: BaseType,
     out: Path,
     work: Path,
     workers: int,
@@ -131,10 +133,10 @@ def convert(
     """
     metadata = source.metadata
     quantized = any(BY_NAME[info.type_name].is_quantized for info in source.tensors)
-    if recipe.base_type != "source" and not quantized:
-        file_type = MetaValue("u32", FILE_TYPES[recipe.base_type])
+    if base_type != "source" and not quantized:
+        file_type = MetaValue("u32", FILE_TYPES[base_type])
         metadata = metadata | {"general.file_type": file_type}
-    infos = base_tensors(source.tensors, recipe)
+    infos = base_tensors(source.tensors, base_type)
     layout = single_file_layout(out.stem, metadata, infos)
     layout = dataclasses.replace(layout, file_name=out.name)
     (path,) = write_shards(out.parent, work, [layout], source, {}, progress, workers)

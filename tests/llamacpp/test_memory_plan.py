@@ -22,7 +22,6 @@ from checkpoints import (
 from memory_kinds import WINDOW, write_kind
 from models import CPU
 
-from quantkit.config.recipe import ConvertRecipe
 from quantkit.config.target import RunSettings
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.formats.tensor_types import BY_NAME
@@ -270,7 +269,7 @@ def test_a_file_is_asked_as_it_is(tmp_path: Path) -> None:
     shape = small_shape(tmp_path, "cuda", run(1024))
     ((by_shape,),) = ask_memory([shape])
     path = tmp_path / "m.gguf"
-    convert(open_checkpoint(tmp_path / "llama"), ConvertRecipe(), path, tmp_path / "w", workers=1)
+    convert(open_checkpoint(tmp_path / "llama"), "source", path, tmp_path / "w", workers=1)
     of_file = Question(path, shape.devices, shape.tensor_split, shape.runs)
     assert ask_of_files([of_file]) == [[by_shape]]
     with pytest.raises(InputError, match="cannot plan this model"):

@@ -493,29 +493,22 @@ def test_space_of_a_build() -> None:
     elements = 1_000_000_000
     recipe = space_recipe(
         {"name": "a", "bits_per_weight": 6}, {"name": "b", "size": "500MB"}, {"name": "all"},
-        {"name": "c", "bits_per_weight": 12}, base_type="Q8_0",
+        {"name": "c", "bits_per_weight": 12},
     )  # fmt: skip
-    needed = space_needed(500, elements, 2, 1000, recipe, 900_000_000)
+    needed = space_needed(500, elements, 1000, recipe, 900_000_000)
     assert needed.download_bytes == 500
     assert needed.logits_bytes == 2 * 1000 * 4 * 255 + HEADER_BYTES
-    assert needed.base_bytes == 1_062_500_000 + HEADER_BYTES
     levels = 750_000_000 + 500_000_000 + 900_000_000  # 12 bits a weight exceed the target
     assert needed.level_bytes == levels + 3 * HEADER_BYTES
-    parts = needed.base_bytes + needed.level_bytes + needed.logits_bytes
-    assert needed.total_bytes == 500 + parts
+    assert needed.total_bytes == 500 + needed.level_bytes + needed.logits_bytes
     recipe = space_recipe({"name": "all"}, {"name": "b", "bits_per_weight": 4}, chunks=0)
-    unknown = space_needed(0, elements, 2, 1000, recipe)
-    assert unknown.base_bytes == 2 * elements + HEADER_BYTES
-    for base_type, each in (("source", 4), ("F32", 4), ("F16", 2)):
-        recipe = space_recipe({"name": "all"}, base_type=base_type)
-        wide = space_needed(0, elements, 4, 1000, recipe)
-        assert wide.base_bytes == each * elements + HEADER_BYTES
+    unknown = space_needed(0, elements, 1000, recipe)
     assert unknown.level_bytes == 500_000_000 + HEADER_BYTES
     assert unknown.logits_bytes == 0
 
 
-def space_recipe(*levels: dict[str, object], base_type: str = "BF16", chunks: int = 4) -> Recipe:
-    sections = {"convert": {"base_type": base_type}, "divergence": {"chunks": chunks}}
+def space_recipe(*levels: dict[str, object], chunks: int = 4) -> Recipe:
+    sections = {"divergence": {"chunks": chunks}}
     return Recipe.model_validate({"name": "r", "levels": levels, **sections})
 
 
@@ -529,9 +522,9 @@ def test_space_of_presets_is_a_bound_that_is_not_far_off() -> None:
         recipe = space_recipe({"name": preset, "preset": preset})
         types = ask_preset(model, preset, has_imatrix=True).types
         true = artifact_bytes(model, types)
-        counted = space_needed(0, elements, 2, 0, recipe).level_bytes
+        counted = space_needed(0, elements, 0, recipe).level_bytes
         assert true <= counted < true + 1.1 * elements / 8, preset
-        on_target = space_needed(0, elements, 2, 0, recipe, limit).level_bytes
+        on_target = space_needed(0, elements, 0, recipe, limit).level_bytes
         expected = 0 if true > limit else min(counted, limit + HEADER_BYTES)
         assert on_target == expected, preset
 
@@ -539,7 +532,7 @@ def test_space_of_presets_is_a_bound_that_is_not_far_off() -> None:
 def test_space_knows_every_preset() -> None:
     for preset in PRESETS:
         recipe = space_recipe({"name": preset, "preset": preset})
-        size = space_needed(0, 8_000_000_000, 2, 0, recipe).level_bytes - HEADER_BYTES
+        size = space_needed(0, 8_000_000_000, 0, recipe).level_bytes - HEADER_BYTES
         assert 3_000_000_000 < size < 8_600_000_000, preset
 
 
@@ -548,8 +541,8 @@ def test_too_little_space_is_told_with_what_takes_it(tmp_path: Path) -> None:
     check_space(needed, 6 << 30, tmp_path)
     with pytest.raises(EnvironmentFault) as caught:
         check_space(needed, 5 << 30, tmp_path)
-    words = "5.00 GiB free, but 6.00 GiB are needed (3.00 GiB to download, 2.00 GiB for base.gguf, "
-    assert words + "1.00 GiB for the levels), 1.00 GiB more" in str(caught.value)
+    words = "5.00 GiB free, but 6.00 GiB are needed (3.00 GiB to download, 2.00 GiB for the levels"
+    assert words + ", 1.00 GiB for base.logits), 1.00 GiB more" in str(caught.value)
 
 
 def test_a_download_that_does_not_fit_begins_nothing(case: Case) -> None:

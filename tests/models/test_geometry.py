@@ -20,7 +20,6 @@ from checkpoints import (
 )
 from granite_checkpoints import ATTENTION, DENSE, ROPE, write_granite
 
-from quantkit.config.recipe import ConvertRecipe
 from quantkit.core.errors import InputError
 from quantkit.formats.tensors import Metadata, MetaScalar, MetaValue
 from quantkit.llamacpp.llama import Context, Model
@@ -53,7 +52,7 @@ def _keep(_level: int, text: bytes, _user: ctypes.c_void_p) -> None:
 def _logged(checkpoint: Path, folder: Path, *, keep_prediction: bool) -> dict[str, str]:
     """Buffer sizes in MiB by kind, as text: "KV" and "RS" (recurrent state)."""
     source = open_checkpoint(checkpoint, keep_prediction=keep_prediction)
-    path = convert(source, ConvertRecipe(), folder / "m.gguf", folder / "work", workers=1)
+    path = convert(source, "source", folder / "m.gguf", folder / "work", workers=1)
     model = Model(path, DeviceSettings(threads=1, use_extra_buffers=False, gpu_layers=0))
     _LOG.clear()
     llama_cpp.llama_log_set(_keep, ctypes.c_void_p(0))  # Until the next Model sets its own.

@@ -20,14 +20,13 @@ from models import llama_arrays, llama_metadata, write_gguf
 from qwen_checkpoints import QWEN3_MOE, write_qwen
 from watched import Killed, Recorder
 
-from quantkit.config.recipe import ConvertRecipe
 from quantkit.core.errors import InputError
 from quantkit.core.files import file_sha256
 from quantkit.formats.tensors import MetaValue, TensorSource
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize import encode
-from quantkit.quantize.quantize import base_tensors, convert
+from quantkit.quantize.quantize import BaseType, base_tensors, convert
 
 UP = "blk.0.ffn_up.weight"
 FILE_TYPES = {"F32": 0, "F16": 1, "Q8_0": 7, "BF16": 32}
@@ -45,12 +44,11 @@ def precise_arrays(dtype: str) -> Arrays:
 
 
 def converted(
-    source: TensorSource, out: Path, base_type: str, progress: Recorder | None = None
+    source: TensorSource, out: Path, base_type: BaseType, progress: Recorder | None = None
 ) -> GGUFSource:
-    recipe = ConvertRecipe.model_validate({"base_type": base_type})
     work = out.with_suffix(".work")
     work.mkdir(exist_ok=True)
-    return GGUFSource(convert(source, recipe, out, work, 1, progress or Recorder()))
+    return GGUFSource(convert(source, base_type, out, work, 1, progress or Recorder()))
 
 
 @pytest.mark.parametrize("dtype", ["BF16", "F16", "F32"])
@@ -81,11 +79,10 @@ def test_every_type_has_the_bytes_of_gguf_s_own_casts(tmp_path: Path, dtype: str
 def test_what_stays_f32_does_not_depend_on_the_checkpoint_s_dtype(
     tmp_path: Path, write: Callable[[Path, str], Path]
 ) -> None:
-    recipe = ConvertRecipe(base_type="BF16")
     expected = open_checkpoint(write(tmp_path / "BF16", "BF16")).tensors
     for dtype in ("F16", "F32"):
         found = open_checkpoint(write(tmp_path / dtype, dtype)).tensors
-        assert base_tensors(found, recipe) == list(expected)
+        assert base_tensors(found, "BF16") == list(expected)
 
 
 def test_a_bf16_checkpoint_gives_one_file_by_either_name(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ from forked import quantkit
 from loopback_hub import GOOD_TOKEN, LoopbackHub, hub
 
 from quantkit.config.levels import PRESETS
-from quantkit.config.recipe import STOCK_CANDIDATES, ConvertRecipe
+from quantkit.config.recipe import STOCK_CANDIDATES
 from quantkit.core.progress import SILENT
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.gguf_writer import lay_out, single_file_layout, write_shape
@@ -224,7 +224,7 @@ def artifacts(node: NodeRun, tmp_path_factory: pytest.TempPathFactory) -> Path:
     layouts = lay_out("quantkit-demo-Q4", metadata, infos, max_shard_bytes=1_500_000)
     (folder / "Q4").mkdir()
     write_shards(folder / "Q4", folder, layouts, source, importance, SILENT, workers=1)
-    convert(source, ConvertRecipe(base_type="BF16"), folder / "base.gguf", folder, workers=1)
+    convert(source, "BF16", folder / "base.gguf", folder, workers=1)
     write_demo(folder / "quantkit-demo-F32.gguf", "F32")
     return folder
 

@@ -11,7 +11,6 @@ import pytest
 from check_full_length import LADDER, record
 from checkpoints import NEMOTRON, nemotron_arrays, write_checkpoint
 
-from quantkit.config.recipe import ConvertRecipe
 from quantkit.core.paths import DEMO_MODEL
 from quantkit.core.progress import SILENT
 from quantkit.models.choose import choose_model, open_source
@@ -37,7 +36,7 @@ def made(folder: Path) -> Path:
     source = open_source(choose_model(str(checkpoint)))
     work = folder / "work"
     work.mkdir()
-    return convert(source, ConvertRecipe(), folder / "mix.gguf", work, 2, SILENT)
+    return convert(source, "source", folder / "mix.gguf", work, 2, SILENT)
 
 
 @pytest.mark.slow
