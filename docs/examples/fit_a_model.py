@@ -33,7 +33,7 @@ RECIPE = quantkit.Recipe.model_validate(
             "candidates": ["Q8_0", "Q6_K", "Q5_0", "Q4_K", "Q4_0", "Q2_K"],
             "sample_rows": 16,
             "sample_experts": 2,
-            "cost_chunks": 1,
+            "cost_tokens": 32,
             "cost_chunk_tokens": 32,
         },
         "retrieval": {

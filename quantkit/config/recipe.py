@@ -75,17 +75,13 @@ class MeasureRecipe(Strict):
     sample_rows: int = Field(default=512, ge=0)
     sample_experts: int = Field(default=8, ge=0)
     seed: int = 1
-    cost_chunks: int = Field(default=4, ge=0)
+    cost_tokens: int | None = Field(default=None, ge=0)
     cost_chunk_tokens: int = Field(default=128, ge=32)
     probe_bits: tuple[Annotated[float, Field(gt=0, le=16)], ...] = Field(
         default=(4.5,), min_length=1, max_length=3
     )
     probe_error: float = Field(default=0.02, ge=0, lt=1)
     groups: tuple[Pattern, ...] = ()
-
-    @property
-    def cost_tokens(self) -> int:
-        return self.cost_chunks * self.cost_chunk_tokens
 
     @model_validator(mode="after")
     def _possible(self) -> MeasureRecipe:
@@ -95,7 +91,16 @@ class MeasureRecipe(Strict):
             raise ValueError(f"not types of weights: {', '.join(unknown)}")
         if len(set(self.candidates)) < len(self.candidates):
             raise ValueError("candidates has a type twice")
+        if self.cost_tokens and self.cost_tokens < self.cost_chunk_tokens:
+            raise ValueError(
+                f"cost_tokens: {self.cost_tokens} is less than a chunk of cost_chunk_tokens: "
+                f"{self.cost_chunk_tokens}; give 0 to leave costs out"
+            )
         return self
+
+    @property
+    def measures_costs(self) -> bool:
+        return self.cost_tokens != 0
 
 
 class RetrievalRecipe(Strict):

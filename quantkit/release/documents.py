@@ -80,7 +80,7 @@ def own_texts(recipe: Recipe, *, ready: bool) -> tuple[str, ...]:
 
     With an importance matrix that is `ready`, texts are read only to measure the costs of errors.
     """
-    if ready and not recipe.measure.cost_chunks:
+    if ready and not recipe.measure.measures_costs:
         return ()
     return tuple(name for name in dict.fromkeys(recipe.imatrix.sources) if _is_own(name))
 

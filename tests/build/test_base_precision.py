@@ -31,7 +31,7 @@ def test_the_base_of_an_f16_checkpoint_holds_its_weights_bit_for_bit(tmp_path: P
     write_safetensors(model / "model.safetensors", arrays, "F16")
     recipe = write_recipe(
         tmp_path / "tiny.yaml",
-        measure={"candidates": ["Q8_0", "Q4_0"], "sample_rows": 16, "cost_chunks": 0},
+        measure={"candidates": ["Q8_0", "Q4_0"], "sample_rows": 16, "cost_tokens": 0},
         levels=[{"name": "Q4", "bits_per_weight": 4.7}],
         divergence={"chunks": 0},
     )

@@ -32,7 +32,7 @@ STAGES = (
     "allocate:Q4", "place:Q4", "quantize:Q4", "validate:Q4", "report",
 )  # fmt: skip
 UNMEASURED = {
-    "measure": {"candidates": ["Q8_0", "Q4_0", "Q2_K"], "sample_rows": 16, "cost_chunks": 0},
+    "measure": {"candidates": ["Q8_0", "Q4_0", "Q2_K"], "sample_rows": 16, "cost_tokens": 0},
     "divergence": {"chunks": 0},
 }
 """Of a recipe: tensors count alike, and the levels are not compared with the base."""

@@ -23,7 +23,7 @@ def test_a_model_with_sliding_windows_is_built_and_checked_beyond_them(tmp_path:
         "imatrix": {"chunks": 2, "chunk_tokens": 256},
         "measure": {
             "candidates": ["Q8_0", "Q4_0"], "sample_rows": 16,
-            "cost_chunks": 1, "cost_chunk_tokens": 96,
+            "cost_tokens": 96, "cost_chunk_tokens": 96,
         },
         "divergence": {"chunks": 1, "chunk_tokens": 256},
         "levels": [{"name": "Q8", "bits_per_weight": 9.0}],

@@ -20,7 +20,7 @@ MEASURE = {
     "candidates": ["Q8_0", "Q4_K", "Q4_0"],
     "sample_rows": 16,
     "sample_experts": 2,
-    "cost_chunks": 2,
+    "cost_tokens": 64,
     "cost_chunk_tokens": 32,
     "groups": [r"blk\.(\d+)\.ffn_(?:up|down)_exps"],
 }

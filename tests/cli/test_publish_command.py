@@ -163,7 +163,7 @@ def quick_recipe(folder: Path, **changes: object) -> Path:
     content: dict[str, object] = {
         "levels": [{"name": "Q4", "bits_per_weight": 4.6}],
         "retrieval": gate,
-        "measure": {"candidates": ["Q8_0", "Q4_0", "Q2_K"], "sample_rows": 16, "cost_chunks": 0},
+        "measure": {"candidates": ["Q8_0", "Q4_0", "Q2_K"], "sample_rows": 16, "cost_tokens": 0},
         "divergence": {"chunks": 0},
     }
     return write_recipe(folder / "tiny.yaml", **content | changes)

@@ -127,7 +127,7 @@ def test_levels_of_the_command_line() -> None:
 
 def test_presets_and_sizes_are_built(tmp_path: Path) -> None:
     cheap = {"candidates": ["Q8_0", "Q6_K", "Q5_0", "Q4_K", "Q4_0"], "sample_rows": 16,
-             "cost_chunks": 0}  # fmt: skip
+             "cost_tokens": 0}  # fmt: skip
     levels = [{"name": "mine", "size": "4 MiB", "pin": {"ffn_down_exps": "Q5_0"}}]
     recipe = write_recipe(
         tmp_path / "r.yaml", measure=cheap, levels=levels, divergence={"chunks": 0}

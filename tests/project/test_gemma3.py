@@ -29,7 +29,7 @@ def test_a_real_model_with_windows_is_checked_at_8k_and_32k_tokens(
 ) -> None:
     recipe = write_recipe(
         tmp_path / "r.yaml",
-        measure={"candidates": ["Q8_0", "Q5_0"], "sample_rows": 16, "cost_chunks": 0},
+        measure={"candidates": ["Q8_0", "Q5_0"], "sample_rows": 16, "cost_tokens": 0},
         levels=[{"name": "Q8", "bits_per_weight": 8.6}],
         retrieval={
             "context_tokens": LENGTHS, "needles": 3, "forks": 3, "answer_tokens": 6,

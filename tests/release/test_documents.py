@@ -256,9 +256,9 @@ def test_a_ready_imatrix_is_part_of_the_command() -> None:
 def test_own_texts_are_asked_for_where_a_build_reads_them() -> None:
     """With a ready matrix that is for what errors cost, if at all."""
     recipe = of_texts("/home/me/mine.txt")
-    assert recipe.measure.cost_chunks
+    assert recipe.measure.measures_costs
     assert "#   mine.txt\n" in recipe_document(recipe, READY)
-    unread = recipe.model_copy(update={"measure": MeasureRecipe(cost_chunks=0)})
+    unread = recipe.model_copy(update={"measure": MeasureRecipe(cost_tokens=0)})
     assert "mine.txt" not in comments(recipe_document(unread, READY))
     assert "#   mine.txt\n" in recipe_document(unread)
     assert own_texts(recipe, ready=True) == own_texts(unread, ready=False) == ("/home/me/mine.txt",)

@@ -35,7 +35,7 @@ def build(folder: Path) -> Path:
         folder / "tiny.yaml",
         levels=LEVELS,
         retrieval=GATE,
-        measure={"candidates": ["Q8_0", "Q4_0", "Q2_K"], "sample_rows": 16, "cost_chunks": 0},
+        measure={"candidates": ["Q8_0", "Q4_0", "Q2_K"], "sample_rows": 16, "cost_tokens": 0},
     )
     out = folder / "out"
     done = quantkit(

@@ -20,7 +20,7 @@ def write_recipe(path: Path, **changes: object) -> Path:
             "candidates": ["Q8_0", "Q6_K", "Q5_0", "Q4_K", "Q4_0", "Q2_K"],
             "sample_rows": 16,
             "sample_experts": 2,
-            "cost_chunks": 1,
+            "cost_tokens": 32,
             "cost_chunk_tokens": 32,
         },
         "levels": [{"name": "Q8", "bits_per_weight": 8.6}, {"name": "Q4", "bits_per_weight": 4.6}],

@@ -292,7 +292,7 @@ def test_what_cannot_be_repeated_is_not_promised(tmp_path: Path) -> None:
     ready = CALIBRATION.model_copy(update={"ready": "their.dat", "sources": ()})
     # errors cost is measured on the text all the same, or it is not read at all
     assert "quantkit build" not in card_text(card_facts([level], recipe=own, calibration=ready))
-    unread = own.model_copy(update={"measure": own.measure.model_copy(update={"cost_chunks": 0})})
+    unread = own.model_copy(update={"measure": own.measure.model_copy(update={"cost_tokens": 0})})
     assert "quantkit build" in card_text(card_facts([level], recipe=unread, calibration=ready))
     card = card_text(card_facts([level], calibration=ready))
     (build,) = [words for words in commands(card) if words[1:2] == ["build"]]
