@@ -9,7 +9,7 @@ import functools
 import hashlib
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePath
@@ -112,27 +112,32 @@ def calibration_tokens(
         InputError: a file cannot be read, or no domain is long enough for one chunk.
     """
     notes: list[str] = []
+    domains = read_domains(recipe, sources, tokenizer, recipe.chunks, notes)
     if recipe.mixture:
-        return _mixture_tokens(recipe, sources, tokenizer, notes)
-    files = [path for source in sources for path in source.files]
-    parts = list(_texts_tokens(files, tokenizer, notes))
-    name = ", ".join(source.name for source in sources)
-    return CalibrationTokens(_joined(parts), recipe.chunk_tokens, (name,), notes=tuple(notes))
+        return _mixture_tokens(recipe, domains, notes)
+    ((name, tokens),) = domains.items()
+    return CalibrationTokens(tokens, recipe.chunk_tokens, (name,), notes=tuple(notes))
 
 
 def model_calibration(
     recipe: ImatrixRecipe, sources: Sequence[CalibrationSource], model: Model, emit: Emit
 ) -> CalibrationTokens:
     """`calibration_tokens` of a loaded model; notes for the user are emitted."""
+    with model_tokenizer(model) as tokenizer:
+        calibration = calibration_tokens(recipe, sources, tokenizer)
+    for sentence in calibration.notes:
+        emit(("note", sentence))
+    return calibration
+
+
+@contextmanager
+def model_tokenizer(model: Model) -> Iterator[Tokenizer]:
+    """How a loaded model reads texts and conversations."""
     template, vocab = model.chat_template(), model.vocab
     bos, eos = vocab.token_text(vocab.bos), vocab.token_text(vocab.eos)
     plain = functools.partial(vocab.tokenize, parse_special=False)
     with ChatTemplate(template or "", bos, eos) as chat:
-        render = None if template is None else chat.render
-        calibration = calibration_tokens(recipe, sources, Tokenizer(plain, vocab.tokenize, render))
-    for sentence in calibration.notes:
-        emit(("note", sentence))
-    return calibration
+        yield Tokenizer(plain, vocab.tokenize, None if template is None else chat.render)
 
 
 def whole_chunks(tokens: Tokens, size: int, text: str, advice: str) -> Tokens:
@@ -149,28 +154,59 @@ def whole_chunks(tokens: Tokens, size: int, text: str, advice: str) -> Tokens:
     return tokens[: count * size].reshape(count, size)
 
 
-def _mixture_tokens(
+def read_domains(
     recipe: ImatrixRecipe,
     sources: Sequence[CalibrationSource],
     tokenizer: Tokenizer,
+    chunks: int,
     notes: list[str],
-) -> CalibrationTokens:
-    size = recipe.chunk_tokens
+) -> dict[str, Tokens]:
+    """Domain → its tokens, as many as `chunks` chunks may need; texts are one domain together.
+
+    What the user should know of them is added to `notes`.
+
+    Raises:
+        InputError: a file cannot be read.
+    """
+    if not recipe.mixture:
+        files = [path for source in sources for path in source.files]
+        name = ", ".join(source.name for source in sources)
+        return {name: _joined(list(_texts_tokens(files, tokenizer, notes)))}
     # Spread chunks are from all over the text, and coverage may need all of it.
     whole = recipe.spread or recipe.until_covered > 0
-    enough = None if whole else recipe.chunks * size
-    domains = {source.name: _domain_tokens(source, enough, tokenizer, notes) for source in sources}
+    enough = None if whole else chunks * recipe.chunk_tokens
+    return {source.name: _domain_tokens(source, enough, tokenizer, notes) for source in sources}
+
+
+def chunk_places(
+    recipe: ImatrixRecipe, room: Mapping[str, int], chunks: int
+) -> list[tuple[str, int]]:
+    """The domain of each of the first `chunks` chunks, and which of that domain's it is.
+
+    Fewer where the domains have not so many: `room`.
+    """
+    if not recipe.mixture:
+        ((name, count),) = room.items()
+        return [(name, place) for place in range(min(chunks, count))]
+    order = chunk_order(recipe.mixture, room, chunks, recipe.seed)
+    places = {name: iter(spread_out(n) if recipe.spread else range(n)) for name, n in room.items()}
+    return [(name, next(places[name])) for name in order]
+
+
+def _mixture_tokens(
+    recipe: ImatrixRecipe, domains: Mapping[str, Tokens], notes: list[str]
+) -> CalibrationTokens:
+    size = recipe.chunk_tokens
     room = {name: len(tokens) // size for name, tokens in domains.items()}
     most = sum(room.values()) if recipe.until_covered else recipe.chunks
-    order = chunk_order(recipe.mixture, room, most, recipe.seed)
-    if not order:
+    places = chunk_places(recipe, room, most)
+    if not places:
         raise InputError(
             f"no domain of the calibration mixture has the {size} tokens of one chunk; "
             + "; ".join([*notes, "give longer texts or a smaller chunk_tokens"])
         )
-    places = {name: iter(spread_out(n) if recipe.spread else range(n)) for name, n in room.items()}
-    begins = ((name, next(places[name]) * size) for name in order)
-    chunks = [domains[name][begin : begin + size] for name, begin in begins]
+    chunks = [domains[name][place * size : (place + 1) * size] for name, place in places]
+    order = tuple(name for name, _ in places)
     total = sum(map(Fraction, map(str, recipe.mixture.values())))
     for name, share in recipe.mixture.items():
         wanted = int(Fraction(str(share)) / total * recipe.chunks)
@@ -179,7 +215,7 @@ def _mixture_tokens(
                 f"the calibration text {name} has only {room[name]} of the {wanted} chunks of its "
                 "share; the other texts fill up the rest"
             )
-    return CalibrationTokens(_joined(chunks), size, tuple(domains), tuple(order), tuple(notes))
+    return CalibrationTokens(_joined(chunks), size, tuple(domains), order, tuple(notes))
 
 
 def _domain_tokens(
@@ -258,11 +294,8 @@ def chunk_order(
     ties, by names without folders, so that the order does not depend on the texts' location.
     """
 
-    def rank(name: str) -> bytes:
-        plain = name if name.startswith("hf://") else PurePath(name).name
-        return hashlib.sha256(f"{seed} {plain}".encode()).digest()
-
-    left = {name: room[name] for name in sorted(shares, key=rank) if room[name] > 0}
+    ranked = sorted(shares, key=lambda name: drawn(seed, name))
+    left = {name: room[name] for name in ranked if room[name] > 0}
     order: list[str] = []
     while left and len(order) < chunks:
         weights = {name: Fraction(str(shares[name])) for name in left}
@@ -280,6 +313,13 @@ def chunk_order(
             order.append(chosen)
         left = {name: left[name] - taken[name] for name in left if left[name] > taken[name]}
     return order
+
+
+def drawn(seed: int, name: str) -> Fraction:
+    """A number in [0, 1) for the text `name`, wherever it lies on this disk."""
+    plain = name if name.startswith("hf://") else PurePath(name).name
+    digest = hashlib.sha256(f"{seed} {plain}".encode()).digest()
+    return Fraction(int.from_bytes(digest, "big"), 1 << 8 * len(digest))
 
 
 def spread_out(count: int) -> list[int]:
