@@ -160,7 +160,7 @@ def _preflight(context: BuildContext) -> None:
 def _preflight_texts(context: StudyContext) -> None:
     """See that the calibration texts and a ready importance matrix can be read."""
     ready = context.job.imatrix
-    if ready is None or context.job.recipe.measure.cost_tokens != 0:
+    if ready is None or context.job.recipe.measure.measures_costs:
         local_sources(context.job.recipe.imatrix)
     if ready is not None and context.choice.kind == "repository":
         read_imatrix(ready)  # compared with the model once its tensors are known
@@ -226,7 +226,6 @@ def _preflight_repository(context: BuildContext) -> None:
     needed = space_needed(
         found.fetch_bytes,
         remote.elements,
-        remote.element_bytes,
         geometry.vocabulary,
         job.recipe,
         limit,

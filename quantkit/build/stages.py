@@ -109,7 +109,7 @@ def study_steps(build: StudyContext) -> list[Step]:
     native = given is None
     steps = [Step("imatrix", 6, ("checkpoint",), settings, native)]
     settings = {"measure": recipe.measure.model_dump(mode="json")}
-    if recipe.measure.cost_tokens != 0:
+    if recipe.measure.measures_costs:
         settings |= {"calibration": calibration, "files": _texts(recipe.imatrix)}
     needs = ("checkpoint", "imatrix")
     steps.append(Step("measure", 5, needs, settings, True))
@@ -130,7 +130,7 @@ def run_study(
         found = _imported(given, build, folder / IMATRIX, progress)
     collects, measures = found is None and "imatrix" in stale, "measure" in stale
     sources: Sequence[CalibrationSource] = ()
-    if collects or (measures and recipe.measure.cost_tokens != 0):
+    if collects or (measures and recipe.measure.measures_costs):
         sources = resolve_sources(recipe.imatrix, progress)
     sweep = SweepJob(
         choice=build.choice,

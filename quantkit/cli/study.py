@@ -81,11 +81,9 @@ def measure(
     out: Annotated[Path, Option(help="File to write.")] = Path("sensitivity.json"),
     recipe: options.StudyRecipe = None,
     calibration: options.Calibration = None,
-    cost_chunks: Annotated[
+    cost_tokens: Annotated[
         int | None,
-        Option(
-            min=0, help="Text chunks to measure costs on; 0: errors only. Default: the recipe's."
-        ),
+        Option(min=0, help="Tokens to measure costs on; 0: errors only. Default: the recipe's."),
     ] = None,
     sample_rows: Annotated[
         int | None,
@@ -100,7 +98,7 @@ def measure(
     from quantkit.study.run import measure_file
 
     chosen = recipe_for("default", recipe, calibration=calibration)
-    given = options.given(cost_chunks=cost_chunks, sample_rows=sample_rows)
+    given = options.given(cost_tokens=cost_tokens, sample_rows=sample_rows)
     rules = chosen.measure.model_copy(update=given)
     console = Console(quiet=quiet or as_json)
     with console.stage("measure", out) as progress:

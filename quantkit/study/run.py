@@ -79,7 +79,7 @@ def measure_file(
     choice, path = choose_local(str(model))
     source, files = open_source(choice, note=progress.note), model_files(choice, path)
     ready = check_imatrix(imatrix, source.tensors)
-    costs = recipe.cost_chunks > 0
+    costs = recipe.measures_costs
     local = local_sources(calibration) if costs else ()
     texts = [path for found in local for path in found.files]
     check_writable(out, [*files, *texts, imatrix, *inputs])

@@ -28,9 +28,16 @@ from quantkit.study.divergence import HAYSTACK_NAME, LogitsWriter, held_out_text
 from quantkit.study.imatrix import Calibration, chunks_of_text, read_of
 from quantkit.study.imatrix_coverage import coverage_of
 from quantkit.study.sensitivity import SampledRows, Sensitivity
-from quantkit.study.sweep.branches import unit_costs
+from quantkit.study.sweep.branches import chosen_cost_tokens, plan_branches, unit_costs
 from quantkit.study.sweep.cuts import CutModel, cut
-from quantkit.study.sweep.sweep import OnLogits, Sweep, Swept, Texts, entry_of
+from quantkit.study.sweep.sweep import (
+    OnLogits,
+    Sweep,
+    Swept,
+    Texts,
+    entry_of,
+    measurable_units,
+)
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.activations import Sums
@@ -263,11 +270,13 @@ class _Study:
 
     def _cost_text(self, used: int) -> Tokens | None:
         recipe, calibration = self._job.measure, self._job.calibration
-        if recipe is None or calibration is None or not recipe.cost_chunks:
+        if recipe is None or calibration is None or not recipe.measures_costs:
             return None
+        branches = len(plan_branches(measurable_units(self._cut, self._source, recipe), recipe))
+        tokens = chosen_cost_tokens(recipe, self._source, branches)
         found = cost_chunks(
             calibration, self._job.sources, self._model, used,
-            recipe.cost_chunks, recipe.cost_chunk_tokens, recipe.seed,
+            tokens // recipe.cost_chunk_tokens, recipe.cost_chunk_tokens, recipe.seed,
         )  # fmt: skip
         for sentence in found.notes:
             self._progress.note(sentence)

@@ -34,7 +34,7 @@ from quantkit.core.work_folders import Journal
 from quantkit.formats.imatrix_file import ImatrixEntry
 from quantkit.formats.logits_file import scored_positions
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.formats.tensors import TensorInfo, TensorSource
+from quantkit.formats.tensors import ModelHeader, TensorInfo, TensorSource
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.geometry import geometry_of
 from quantkit.quantize.candidates import admissible, is_quantizable
@@ -259,13 +259,7 @@ class Sweep:
         assert self._recipe is not None
         assert self._costs is not None
         windows = self._cut.windows
-        inside = {name for window in windows for name in window.stored.values()}
-        names = [
-            info.name
-            for info in self._source.tensors
-            if is_quantizable(info) and admissible(info, True, self._recipe.candidates)
-        ]
-        units = [u for u in units_of(names, self._recipe.groups) if inside.issuperset(u)]
+        units = measurable_units(self._cut, self._source, self._recipe)
         self._branches = plan_branches(units, self._recipe)
         for number, branch in enumerate(self._branches):
             for index, window in enumerate(windows):
@@ -591,6 +585,19 @@ class Sweep:
                         compare(number, start, stop, base)
         self._spool.unlink()
         return exchanged
+
+
+def measurable_units(
+    cut: CutModel, model: ModelHeader, recipe: MeasureRecipe
+) -> list[tuple[str, ...]]:
+    """The units whose cost can be measured: all but those of layers that no window has."""
+    inside = {name for window in cut.windows for name in window.stored.values()}
+    names = [
+        info.name
+        for info in model.tensors
+        if is_quantizable(info) and admissible(info, True, recipe.candidates)
+    ]
+    return [unit for unit in units_of(names, recipe.groups) if inside.issuperset(unit)]
 
 
 def entry_of(sums: Sums) -> ImatrixEntry:
