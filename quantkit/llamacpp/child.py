@@ -30,6 +30,7 @@ from quantkit.core.units import shown
 
 Emit = Callable[[Any], None]
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8  # malloc.h
 STDERR_KEPT_BYTES = 4000
 PYTHON = (sys.executable, "-P")
 """Starts a process of this Python: with -P it imports nothing from the current folder."""
@@ -180,6 +181,16 @@ def die_with_parent(parent: int) -> None:
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
         if os.getppid() != parent:  # it died before the line above
             os._exit(1)
+
+
+def give_memory_back() -> None:
+    """Have this process give freed blocks of a megabyte and more back to the system at once.
+
+    glibc would keep them for later: the sweep over SmolLM2 then takes 370 MB instead of 250.
+    """
+    if sys.platform == "linux" and hasattr(library := ctypes.CDLL(None), "mallopt"):
+        library.mallopt(M_MMAP_THRESHOLD, 1 << 20)
+        library.mallopt(M_ARENA_MAX, 2)
 
 
 def main() -> None:

@@ -43,7 +43,8 @@ class LoadedWindow:
     ) -> None:
         self.model = Model(header, devices, writable=True)
         self.width, self._at = width, dict[str, set[int]]()
-        self._contexts: dict[tuple[int, int], WindowContext] = {}
+        self._context: WindowContext | None = None
+        self._sizes = (0, 0)
         self.last: bytes | None = None
         finding = _Finding(names, self._at)
         context = Context(self.model, parallel_sequences(1, FINDING_TOKENS), finding, width)
@@ -89,17 +90,21 @@ class LoadedWindow:
         return raw
 
     def context(self, sequences: int, tokens: int) -> WindowContext:
-        """A context for up to `sequences` of `tokens` each, kept for the next call."""
-        key = (sequences, tokens)
-        if key not in self._contexts:
-            self._contexts[key] = WindowContext(self, sequences, tokens)
-        return self._contexts[key]
+        """A context for up to `sequences` of `tokens` each, kept until another is asked for."""
+        if self._sizes != (sequences, tokens) or self._context is None:
+            self._close_context()
+            self._context = WindowContext(self, sequences, tokens)
+            self._sizes = (sequences, tokens)
+        return self._context
 
     def close(self) -> None:
-        for context in self._contexts.values():
-            context.close()
-        self._contexts.clear()
+        self._close_context()
         self.model.close()
+
+    def _close_context(self) -> None:
+        if self._context is not None:
+            self._context.close()
+            self._context = None
 
 
 class WindowContext(Context):

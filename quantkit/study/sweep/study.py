@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,11 +19,16 @@ from quantkit.formats.gguf_writer import single_file_layout, write_shape
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix, write_imatrix
 from quantkit.formats.logits_file import LogitsHeader, header_of, vocabulary_id
 from quantkit.formats.tensors import TensorSource
-from quantkit.llamacpp.child import Emit, run_isolated
+from quantkit.llamacpp.child import Emit, give_memory_back, run_isolated
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.choose import ModelChoice, open_source
 from quantkit.study.calibration.cost_texts import cost_chunks
-from quantkit.study.calibration.texts import CalibrationSource, model_calibration, whole_chunks
+from quantkit.study.calibration.texts import (
+    CalibrationSource,
+    CalibrationTokens,
+    model_calibration,
+    whole_chunks,
+)
 from quantkit.study.divergence import HAYSTACK_NAME, LogitsWriter, held_out_text
 from quantkit.study.imatrix import Calibration, chunks_of_text, read_of
 from quantkit.study.imatrix_coverage import coverage_of
@@ -41,7 +46,7 @@ from quantkit.study.sweep.sweep import (
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.activations import Sums
-    from quantkit.llamacpp.llama import Model, Tokens
+    from quantkit.llamacpp.llama import Tokens
 
 GROUP_TOKENS = 16
 MAX_SELF_KLD = 1e-6  # nats, of the model against itself; 0 on a CPU
@@ -77,6 +82,12 @@ class SweepJob:
     text: Path | None = None
     logits: Path | None = None
 
+    @property
+    def covers(self) -> bool:
+        """Whether importance is collected until all experts are covered."""
+        collects = self.ready is None and self.imatrix is not None
+        return collects and self.calibration is not None and self.calibration.until_covered > 0
+
 
 @dataclass(frozen=True)
 class Measured:
@@ -100,21 +111,73 @@ def measure_model(
     """
     if job.logits is not None:
         held_out_text(job.text)  # fails before anything is loaded
-    found: Measured = run_isolated(
-        "quantkit.study.sweep.study:measure_in_child",
-        {"job": job, "work": work, "devices": devices},
-        told_to(progress, "layer-tokens", "study"),
-    )
+    on_message = told_to(progress, "layer-tokens", "study")
+    arguments = {"job": job, "work": work, "devices": devices}
+    # Tokenizing has a process of its own, whose memory the sweep need not pay for.
+    texts: _Texts = run_isolated(f"{__name__}:prepare_in_child", arguments, on_message)
+    arguments["texts"] = texts
+    found: Measured = run_isolated(f"{__name__}:measure_in_child", arguments, on_message)
     return found
 
 
-def measure_in_child(job: SweepJob, work: Path, devices: DeviceSettings, emit: Emit) -> Measured:
-    """Body of the child process of `measure_model`."""
+@dataclass(frozen=True)
+class _Texts:
+    """The texts of a sweep as the model reads them.
+
+    Attributes:
+        calibration: chunks of importance; where it goes on until experts are covered, all there
+            are.
+        origin: of the calibration, without its tokens.
+        used: chunks of the calibration's text that importance is, or was, collected on.
+        costs: None too where `used` is not known yet.
+        header: of the logits of the held-out text.
+    """
+
+    bos: int | None
+    calibration: Tokens | None
+    origin: CalibrationTokens | None
+    used: int
+    held_out: Tokens | None
+    costs: Tokens | None
+    header: LogitsHeader | None
+
+
+def prepare_in_child(job: SweepJob, work: Path, devices: DeviceSettings, emit: Emit) -> _Texts:
+    """Body of the child process of `measure_model` that tokenizes."""
     source = open_source(job.choice, job.path, keep_prediction=job.keep_prediction)
-    return _Study(job, work, devices, source, Emitted(emit)).run()
+    reading = _Reading(job, work, devices, source, Emitted(emit))
+    calibration, origin, used = None, None, 0
+    if job.ready is not None:
+        used = reading.used_of(job.ready)
+    elif job.imatrix is not None:
+        origin, calibration = reading.calibration()
+        used = len(calibration)
+        origin = replace(origin, tokens=origin.tokens[:0])
+    held_out, header = reading.held_out()
+    costs = None if job.covers else reading.costs(used)
+    return _Texts(reading.bos, calibration, origin, used, held_out, costs, header)
 
 
-class _Study:
+def read_costs_in_child(
+    job: SweepJob, work: Path, devices: DeviceSettings, used: int, emit: Emit
+) -> Tokens | None:
+    """Body of a child process: the text for costs beside `used` chunks of the calibration."""
+    source = open_source(job.choice, job.path, keep_prediction=job.keep_prediction)
+    return _Reading(job, work, devices, source, Emitted(emit)).costs(used)
+
+
+def measure_in_child(
+    job: SweepJob, work: Path, devices: DeviceSettings, texts: _Texts, emit: Emit
+) -> Measured:
+    """Body of the child process of `measure_model` that sweeps."""
+    give_memory_back()
+    source = open_source(job.choice, job.path, keep_prediction=job.keep_prediction)
+    return _Study(job, work, devices, source, texts, emit).run()
+
+
+class _Reading:
+    """Reads the texts with the model's own tokenizer."""
+
     def __init__(
         self,
         job: SweepJob,
@@ -123,55 +186,129 @@ class _Study:
         source: TensorSource,
         progress: Progress,
     ) -> None:
+        from quantkit.llamacpp.llama import Model
+
+        self._job, self._source, self._progress = job, source, progress
+        header = write_shape(work, single_file_layout("vocabulary", source.metadata, ()))
+        try:
+            self._model = Model(header, devices, vocabulary=True)
+        finally:
+            header.unlink()
+        self.bos = self._model.vocab.text_bos
+
+    def used_of(self, ready: Path) -> int:
+        """Chunks of the calibration's text that a ready importance matrix was collected on."""
+        if self._job.calibration is None:
+            return 0
+        rows = {info.name: info.row_elements for info in self._source.tensors}
+        return chunks_of_text(read_imatrix(ready, rows), self._job.sources, self._job.calibration)
+
+    def calibration(self) -> tuple[CalibrationTokens, Tokens]:
+        """The calibration, and its chunks."""
+        recipe = self._job.calibration
+        assert recipe is not None
+        found = model_calibration(
+            recipe, self._job.sources, self._model, lambda m: self._progress.note(m[1])
+        )
+        # A text gets BOS before it is cut, as in llama-imatrix; a mixture is cut already.
+        tokens = found.tokens if recipe.mixture else self._model.vocab.prepend_bos(found.tokens)
+        advice = "give a longer text or a smaller chunk_tokens"
+        text = whole_chunks(tokens, recipe.chunk_tokens, "the calibration text", advice)
+        if len(text) < recipe.chunks:
+            self._progress.note(
+                f"the calibration text has only {len(text)} of the requested {recipe.chunks} chunks"
+            )
+        return found, text if recipe.until_covered else text[: recipe.chunks]
+
+    def held_out(self) -> tuple[Tokens | None, LogitsHeader | None]:
+        """Chunks of the held-out text, and the header of its logits."""
+        job, recipe = self._job, self._job.divergence
+        if recipe is None or job.logits is None:
+            return None, None
+        vocab, size = self._model.vocab, recipe.chunk_tokens
+        tokens = vocab.first_tokens(held_out_text(job.text), size * recipe.chunks)
+        advice = "give a longer text or shorter chunks"
+        chunks = whole_chunks(tokens, size, "the held-out text", advice)
+        if len(chunks) < recipe.chunks:
+            self._progress.note(
+                f"the held-out text has only {len(chunks)} of the requested {recipe.chunks} chunks"
+            )
+        text = HAYSTACK_NAME if job.text is None else job.text.name
+        vocabulary = vocabulary_id(self._source.metadata)
+        name = job.path.name if job.choice.kind == "gguf" else job.choice.name
+        return chunks, header_of(name, text, vocabulary, vocab.size, vocab.text_bos, chunks)
+
+    def costs(self, used: int) -> Tokens | None:
+        """Chunks to measure costs on, which are not among the calibration's first `used`."""
+        recipe, calibration = self._job.measure, self._job.calibration
+        if self._job.sensitivity is None or recipe is None or not recipe.measures_costs:
+            return None
+        assert calibration is not None
+        units = measurable_units(cut(self._source), self._source, recipe)
+        branches = len(plan_branches(units, recipe))
+        tokens = chosen_cost_tokens(recipe, self._source, branches)
+        found = cost_chunks(
+            calibration, self._job.sources, self._model, used,
+            tokens // recipe.cost_chunk_tokens, recipe.cost_chunk_tokens, recipe.seed,
+        )  # fmt: skip
+        for sentence in found.notes:
+            self._progress.note(sentence)
+        return found.tokens
+
+
+class _Study:
+    """Sweeps, and writes what was found."""
+
+    def __init__(
+        self,
+        job: SweepJob,
+        work: Path,
+        devices: DeviceSettings,
+        source: TensorSource,
+        texts: _Texts,
+        emit: Emit,
+    ) -> None:
         self._job, self._work, self._devices = job, work, devices
-        self._source, self._progress = source, progress
+        self._source, self._texts = source, texts
+        self._emit, self._progress = emit, Emitted(emit)
         self._cut: CutModel = cut(source)
-        self._model = self._vocabulary()
         self._group = GROUP_TOKENS
         if job.calibration is not None:
             self._group = math.gcd(job.calibration.chunk_tokens, GROUP_TOKENS)
 
     def run(self) -> Measured:
-        job = self._job
+        job, read = self._job, self._texts
         if self._cut.why_whole is not None:
             self._progress.note(
                 f"{self._cut.why_whole}: the whole model is loaded at once, and must fit in memory"
             )
-        calibration, chunks, importance, sums = None, None, None, None
-        used = 0
+        importance, sums = None, None
+        used, chunks, costs = read.used, read.calibration, read.costs
         if job.ready is not None:
             rows = {info.name: info.row_elements for info in self._source.tensors}
-            ready = read_imatrix(job.ready, rows)
-            importance = ready.importance()
-            if job.calibration is not None:
-                used = chunks_of_text(ready, job.sources, job.calibration)
-        elif job.imatrix is not None:
-            text = self._calibration()
-            used = len(text)
-            recipe = job.calibration
-            assert recipe is not None
-            if recipe.until_covered:
-                sums, used = self._cover(text)
-                importance = {name: entry_of(found).importance() for name, found in sums.items()}
-            else:
-                chunks = text
-        held_out, header = self._held_out()
-        texts = Texts(self._model.vocab.text_bos, chunks, held_out, self._cost_text(used))
-        self._model.close()
+            importance = read_imatrix(job.ready, rows).importance()
+        elif chunks is not None and job.covers:
+            sums, used = self._cover(chunks)
+            importance = {name: entry_of(found).importance() for name, found in sums.items()}
+            arguments = {"job": job, "work": self._work, "devices": self._devices, "used": used}
+            costs = run_isolated(f"{__name__}:read_costs_in_child", arguments, self._emit)
+            chunks = None
         logits, writer = self._work / "base.logits", None
-        if header is not None and held_out is not None:
-            writer = LogitsWriter(logits, header, held_out, self._devices.threads)
+        if read.header is not None and read.held_out is not None:
+            writer = LogitsWriter(logits, read.header, read.held_out, self._devices.threads)
+        texts = Texts(read.bos, chunks, read.held_out, costs)
         on_logits = None if writer is None else writer.write
         swept = self._sweep("sweep", texts, importance=importance, on_logits=on_logits).run()
-        if job.imatrix is not None and job.ready is None:
-            calibration = self._write_imatrix(sums or swept.sums, used)
-        sensitivity = self._sensitivity(swept, texts.costs)
+        calibration = None
+        if read.origin is not None:
+            calibration = self._write_imatrix(sums or swept.sums, used, read.origin)
+        sensitivity = self._sensitivity(swept, costs)
         if sensitivity is not None and job.sensitivity is not None:
             sensitivity.write(job.sensitivity)
         if writer is not None and job.logits is not None:
             writer.close()
             publish(logits, job.logits)
-        return Measured(calibration, sensitivity, header)
+        return Measured(calibration, sensitivity, read.header)
 
     def _sweep(
         self,
@@ -190,36 +327,6 @@ class _Study:
             importance=importance, recipe=recipe, on_logits=on_logits, group_tokens=self._group,
         )  # fmt: skip
 
-    def _vocabulary(self) -> Model:
-        """The model's tokenizer in llama.cpp."""
-        from quantkit.llamacpp.llama import Model
-
-        layout = single_file_layout("vocabulary", self._source.metadata, ())
-        header = write_shape(self._work, layout)
-        try:
-            return Model(header, self._devices, vocabulary=True)
-        finally:
-            header.unlink()
-
-    def _calibration(self) -> Tokens:
-        """The calibration's chunks."""
-        recipe = self._job.calibration
-        assert recipe is not None
-        self._found = model_calibration(
-            recipe, self._job.sources, self._model, lambda m: self._progress.note(m[1])
-        )
-        # A text gets BOS before it is cut, as in llama-imatrix; a mixture is cut already.
-        tokens = self._found.tokens
-        if not recipe.mixture:
-            tokens = self._model.vocab.prepend_bos(tokens)
-        advice = "give a longer text or a smaller chunk_tokens"
-        text = whole_chunks(tokens, recipe.chunk_tokens, "the calibration text", advice)
-        if len(text) < recipe.chunks:
-            self._progress.note(
-                f"the calibration text has only {len(text)} of the requested {recipe.chunks} chunks"
-            )
-        return text if recipe.until_covered else text[: recipe.chunks]
-
     def _cover(self, text: Tokens) -> tuple[dict[str, Sums], int]:
         """Importance alone, of so many chunks that every expert has seen enough; with how many.
 
@@ -231,7 +338,7 @@ class _Study:
         sums: dict[str, Sums] = {}
         begin, stop = 0, min(-(-recipe.chunks // ROUND_CHUNKS) * ROUND_CHUNKS, len(text))
         while True:
-            texts = Texts(self._model.vocab.text_bos, calibration=text[begin:stop])
+            texts = Texts(self._texts.bos, calibration=text[begin:stop])
             swept = self._sweep(f"importance-{begin}", texts, measures=False).run()
             for name, found in swept.sums.items():
                 if name in sums:
@@ -250,39 +357,9 @@ class _Study:
                 return sums, stop
             begin, stop = stop, min(2 * stop, len(text))
 
-    def _held_out(self) -> tuple[Tokens | None, LogitsHeader | None]:
-        """Chunks of the held-out text, and the header of its logits."""
-        job, recipe = self._job, self._job.divergence
-        if recipe is None or job.logits is None:
-            return None, None
-        vocab, size = self._model.vocab, recipe.chunk_tokens
-        tokens = vocab.first_tokens(held_out_text(job.text), size * recipe.chunks)
-        advice = "give a longer text or shorter chunks"
-        chunks = whole_chunks(tokens, size, "the held-out text", advice)
-        if len(chunks) < recipe.chunks:
-            self._progress.note(
-                f"the held-out text has only {len(chunks)} of the requested {recipe.chunks} chunks"
-            )
-        text = HAYSTACK_NAME if job.text is None else job.text.name
-        vocabulary = vocabulary_id(self._source.metadata)
-        name = job.path.name if job.choice.kind == "gguf" else job.choice.name
-        return chunks, header_of(name, text, vocabulary, vocab.size, vocab.text_bos, chunks)
-
-    def _cost_text(self, used: int) -> Tokens | None:
-        recipe, calibration = self._job.measure, self._job.calibration
-        if recipe is None or calibration is None or not recipe.measures_costs:
-            return None
-        branches = len(plan_branches(measurable_units(self._cut, self._source, recipe), recipe))
-        tokens = chosen_cost_tokens(recipe, self._source, branches)
-        found = cost_chunks(
-            calibration, self._job.sources, self._model, used,
-            tokens // recipe.cost_chunk_tokens, recipe.cost_chunk_tokens, recipe.seed,
-        )  # fmt: skip
-        for sentence in found.notes:
-            self._progress.note(sentence)
-        return found.tokens
-
-    def _write_imatrix(self, sums: Mapping[str, Sums], chunks: int) -> Calibration:
+    def _write_imatrix(
+        self, sums: Mapping[str, Sums], chunks: int, origin: CalibrationTokens
+    ) -> Calibration:
         job, recipe = self._job, self._job.calibration
         assert recipe is not None
         assert job.imatrix is not None
@@ -302,7 +379,7 @@ class _Study:
             weights=len(entries),
             unseen_experts=coverage.missed(1),
             uncovered_experts=coverage.missed(recipe.until_covered),
-            sources=read_of(job.sources, self._found, chunks),
+            sources=read_of(job.sources, origin, chunks),
         )
 
     def _sensitivity(self, swept: Swept, text: Tokens | None) -> Sensitivity | None:

@@ -63,7 +63,7 @@ BATCH_TOKENS = 8192
 MAX_SEQUENCES = 64  # in one batch; llama.cpp takes 256 at most
 COMPUTE_BYTES, COMPUTE_SHARE = (64 << 20, 1 << 30), 8
 """Bounds, and share of the model's size: limit for a batch's activations."""
-LOGITS_BYTES, LOGITS_SHARE = (16 << 20, 512 << 20), 32
+LOGITS_BYTES, LOGITS_SHARE = (8 << 20, 512 << 20), 32
 """The same for the logits of a batch. In all, a few times as many are in memory."""
 AHEAD_BYTES, AHEAD_SHARE = (16 << 20, 16 << 30), 16
 """The same for weights that are read ahead."""
