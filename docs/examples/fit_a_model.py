@@ -33,7 +33,7 @@ RECIPE = quantkit.Recipe.model_validate(
             "candidates": ["Q8_0", "Q6_K", "Q5_0", "Q4_K", "Q4_0", "Q2_K"],
             "sample_rows": 16,
             "sample_experts": 2,
-            "cost_tokens": 32,
+            "cost_tokens": 64,
             "cost_chunk_tokens": 32,
         },
         "retrieval": {
@@ -58,7 +58,8 @@ def main(folder: Path) -> None:
     # The importance matrix, the error of each tensor at each type, and what it costs.
     study = quantkit.study(MODEL, folder / "build", recipe=RECIPE)
     name, kld = study.sensitivity.dearest()[0]
-    print(f"The most sensitive tensor is {name}: an error of 1 % costs a KLD of {kld:.2g} nats")
+    cost = f"{kld.mean:.2g} ± {kld.standard_error:.1g}"
+    print(f"The most sensitive tensor is {name}: an error of 1 % costs a KLD of {cost} nats")
 
     # One file, with types that are chosen by the measured costs.
     fitted = quantkit.plan(MODEL, TARGET, recipe=RECIPE, levels="Q4", study=study)

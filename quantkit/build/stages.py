@@ -56,7 +56,7 @@ from quantkit.study.calibration.texts import CalibrationSource
 from quantkit.study.divergence import measure_kld
 from quantkit.study.imatrix import Calibration, SourceRead, import_imatrix
 from quantkit.study.imatrix_coverage import coverage_of
-from quantkit.study.kld_statistics import kld_text
+from quantkit.study.kld_statistics import kld_text, kld_with_error
 from quantkit.study.sweep.study import SweepJob, measure_model
 
 
@@ -207,7 +207,8 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         if plan.stock is None:
             detail += f" of {bytes_text(found.budget_bytes)}"
         if content.predicted_kld is not None:
-            detail += f", predicted KLD {kld_text(content.predicted_kld)}"
+            predicted = kld_with_error(content.predicted_kld, content.predicted_kld_error)
+            detail += f", predicted KLD {predicted}"
         if content.fallbacks:
             detail += f"; {content.fallback_text}"
         return Done((out,), detail, {"total_bytes": found.total_bytes})
@@ -217,7 +218,7 @@ def allocate_stage(build: BuildContext, plan: LevelPlan) -> Stage:
         "target": target.model_dump(mode="json", exclude={"description"}),
     }
     needs = ("checkpoint", "imatrix", "measure")
-    return Stage(f"allocate:{plan.recipe.name}", 5, needs, settings, True, run)
+    return Stage(f"allocate:{plan.recipe.name}", 6, needs, settings, True, run)
 
 
 def place_stage(build: BuildContext, plan: LevelPlan) -> Stage:

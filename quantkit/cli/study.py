@@ -109,7 +109,9 @@ def measure(
     pairs = sum(len(kinds) for kinds in found.errors.values())
     if as_json:
         facts = {"file": str(out), "tensors": len(found.errors), "pairs": pairs}
-        console.json(facts | {"kld_of_1_percent_error": dict(found.dearest())})
+        console.json(
+            facts | {"kld_of_1_percent_error": {name: cost.mean for name, cost in found.dearest()}}
+        )
     console.line(f"{out}: {len(found.errors)} tensors, {pairs} (tensor, type) pairs")
     if found.costs:
         _show_costs(console, found)
@@ -117,12 +119,16 @@ def measure(
 
 def _show_costs(console: Console, found: Sensitivity) -> None:
     """Print the tensors whose errors cost the most, beside the median tensor."""
-    from quantkit.study.kld_statistics import kld_text
+    from quantkit.study.kld_statistics import kld_with_error
 
     dearest = found.dearest()
-    middle = dearest[len(dearest) // 2][1]
+    middle = dearest[len(dearest) // 2][1].mean
     rows = [
-        (name, kld_text(cost), f"{cost / middle:.3g} ×" if middle > 0 else "–")
+        (
+            name,
+            kld_with_error(cost.mean, cost.standard_error),
+            f"{cost.mean / middle:.3g} ×" if middle > 0 else "–",
+        )
         for name, cost in dearest[:SHOWN]
     ]
     console.table(("most sensitive tensors", "KLD of 1 % error", "of the median"), rows)

@@ -14,7 +14,7 @@ from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo
 from quantkit.llamacpp.presets import Fallback
 from quantkit.plan.allocate import Allocation
-from quantkit.study.sensitivity import Sensitivity
+from quantkit.study.sensitivity import Estimate, Sensitivity
 
 
 class AllocatedTensor(Record):
@@ -30,6 +30,8 @@ class AllocationFile(JsonDocument):
     Attributes:
         total_bytes: of the whole file: tensors, header and alignment.
         predicted_kld: the sum of the tensors' measured costs, nats; None where there is none.
+        predicted_kld_error: its standard error, from the spread of the chunks of the text that
+            costs were measured on; None where that has one chunk.
         summed_relative_error: None where a type's error was not measured.
         optimality_gap: proven distance to the optimum, relative; None for a preset.
         preset: llama.cpp's stock preset whose types these are, if any.
@@ -43,6 +45,7 @@ class AllocationFile(JsonDocument):
     budget_bytes: int = 0
     total_bytes: int = 0
     predicted_kld: float | None = None
+    predicted_kld_error: float | None = None
     summed_relative_error: float | None = None
     optimality_gap: float | None = None
     preset: str | None = None
@@ -57,10 +60,12 @@ class AllocationFile(JsonDocument):
         types, errors, stock = allocation.types, sensitivity.errors, allocation.stock
         chosen = [errors[name].get(types[name]) for name in errors]
         known = [error for error in chosen if error is not None]
+        predicted = None if allocation.cost is None else _predicted(types, tensors, sensitivity)
         return cls(
             budget_bytes=allocation.budget_bytes,
             total_bytes=allocation.total_bytes,
-            predicted_kld=allocation.cost if sensitivity.costs else None,
+            predicted_kld=None if predicted is None else allocation.cost,
+            predicted_kld_error=None if predicted is None else predicted.known_error,
             summed_relative_error=math.fsum(known) if len(known) == len(chosen) else None,
             optimality_gap=allocation.gap,
             preset=None if stock is None else stock.preset,
@@ -87,6 +92,14 @@ class AllocationFile(JsonDocument):
     @property
     def fallback_text(self) -> str:
         return fallback_text(self.fallbacks)
+
+
+def _predicted(
+    types: Mapping[str, str], tensors: Sequence[TensorInfo], sensitivity: Sensitivity
+) -> Estimate | None:
+    """The KLD of tensors that get another type than the model's."""
+    changed = {i.name: types[i.name] for i in tensors if types[i.name] != i.type_name}
+    return sensitivity.predicted(changed)
 
 
 def fallback_text(fallbacks: Mapping[str, Fallback]) -> str:

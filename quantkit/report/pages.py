@@ -28,7 +28,7 @@ from quantkit.report.retrieval import (
     rate_text,
 )
 from quantkit.retrieval.results import Answer
-from quantkit.study.kld_statistics import kld_text
+from quantkit.study.kld_statistics import kld_text, kld_with_error
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -61,6 +61,7 @@ def page_environment() -> Environment:
         "percent": percent_text,
         "length_text": tokens_text,
         "kld": kld_text,
+        "kld_with_error": kld_with_error,
         "nats": nats_text,
         "rate": rate_text,
         "gate": gate_text,

@@ -15,6 +15,7 @@ from quantkit.report.retrieval import Grid, check_text, grid_of
 from quantkit.retrieval.results import Answer, Retrieval
 from quantkit.study.imatrix import SourceRead
 from quantkit.study.imatrix_coverage import ENOUGH_TOKENS, layer_of, percent_text, unseen_text
+from quantkit.study.sensitivity import Estimate
 
 COVERAGE_PICTURE = "coverage.png"
 MISSES_SHOWN = 40
@@ -129,15 +130,17 @@ def _by_layer(names: Sequence[str]) -> list[str]:
     return [name for name in names if not name.startswith("blk.")] + counted
 
 
-def _cost_values(dearest: Sequence[tuple[str, float]]) -> dict[str, Any] | None:
+def _cost_values(dearest: Sequence[tuple[str, Estimate]]) -> dict[str, Any] | None:
     """The dearest tensors in multiples of the median; None where costs were not measured."""
     if not dearest:
         return None
-    middle = dearest[len(dearest) // 2][1]
+    middle = dearest[len(dearest) // 2][1].mean
     return {
         "measured": len(dearest),
         "median": middle,
-        "shown": [(name, cost, cost / middle if middle else 0.0) for name, cost in dearest[:8]],
+        "shown": [
+            (name, cost, cost.mean / middle if middle else 0.0) for name, cost in dearest[:8]
+        ],
     }
 
 

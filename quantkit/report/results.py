@@ -22,7 +22,7 @@ from quantkit.retrieval.results import Answer, Retrieval, Validation, parse_answ
 from quantkit.study.imatrix import Calibration
 from quantkit.study.imatrix_coverage import Coverage, coverage_of
 from quantkit.study.kld_statistics import KLDStatistics
-from quantkit.study.sensitivity import Sensitivity
+from quantkit.study.sensitivity import Estimate, Sensitivity
 
 
 @dataclass(frozen=True)
@@ -118,6 +118,7 @@ class LevelResult:
             "integrity": found["integrity"],
             "types": self.allocation.type_counts,
             "predicted_kld": self.allocation.predicted_kld,
+            "predicted_kld_error": self.allocation.predicted_kld_error,
             "fallbacks": self.allocation.fallback_text,
         }
 
@@ -192,7 +193,7 @@ class ReportFacts:
     counts_are_exact: bool
     unweighted: tuple[str, ...]
     versions: Mapping[str, str]
-    dearest: tuple[tuple[str, float], ...] = ()
+    dearest: tuple[tuple[str, Estimate], ...] = ()
 
 
 def installed_versions() -> dict[str, str]:

@@ -188,6 +188,11 @@ def kld_text(nats: float, of: float | None = None) -> str:
     return f"{nats:.5f}" if size >= 1e-4 else f"{nats:.1e}"
 
 
+def kld_with_error(nats: float, error: float | None) -> str:
+    """`0.0123 ± 0.0008`; without an error that is known, as `kld_text`."""
+    return kld_text(nats) + (f" ± {kld_text(error, of=nats)}" if error else "")
+
+
 def standard_error(values: F64) -> float:
     """Of the mean of two or more `values`."""
     return float(values.std(ddof=1) / np.sqrt(values.size))

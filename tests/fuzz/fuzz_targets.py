@@ -470,7 +470,7 @@ def _sensitivity(folder: Path) -> Target:
     from quantkit.study.sensitivity import Probe, SampledRows, Sensitivity, UnitCost
 
     names = ("blk.0.attn_q.weight", "blk.1.attn_q.weight")
-    probe = Probe({names[0]: "Q4_K"}, {names[0]: 1.0}, {names[0]: 0.01}, 0.002, 0.0001)
+    probe = Probe({names[0]: "Q4_K"}, {names[0]: 1.0}, {names[0]: 0.01}, 0.002, (0.001, 0.003))
     Sensitivity(
         recipe=recipe_for("demo").measure,
         sampling={names[0]: SampledRows(8, 16, 0.1)},
@@ -481,6 +481,7 @@ def _sensitivity(folder: Path) -> Target:
     def read(path: Path) -> None:
         found = Sensitivity.read(path)
         found.tensor_costs(), found.dearest(), found.text()
+        found.predicted({name: kind for name, kinds in found.errors.items() for kind in kinds})
 
     return of_file(folder / "sensitivity.json", read, forms.as_json)
 
@@ -712,7 +713,7 @@ def _costs(folder: Path) -> Target:
 
     from quantkit.study.sensitivity import Probe, UnitCost
 
-    probe = Probe({"a": "Q4_K"}, {"a": 1.0}, {"a": 0.01}, 0.002, 0.0001)
+    probe = Probe({"a": "Q4_K"}, {"a": 1.0}, {"a": 0.01}, 0.002, (0.001, 0.003))
     line = json.dumps(asdict(UnitCost(("a",), (probe,), 0.0001)))
 
     def read(path: Path) -> None:

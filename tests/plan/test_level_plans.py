@@ -27,7 +27,7 @@ from quantkit.plan.allocation_file import AllocationFile, fallback_text
 from quantkit.plan.allowed_types import Costs
 from quantkit.plan.gpu_memory import GPUMemory, gpu_memory
 from quantkit.plan.level_plans import NOMINAL_GAP, Fit, LevelPlan, nominal_costs
-from quantkit.study.sensitivity import Sensitivity, UnitCost
+from quantkit.study.sensitivity import Probe, Sensitivity, UnitCost
 
 DEMO = open_source(choose_model("demo"))
 FLAGSHIP = flagship.model()
@@ -214,12 +214,20 @@ def test_gpus_that_no_type_fits() -> None:
 def test_allocation_json_predicts_a_kld_only_where_costs_were_measured() -> None:
     errors = nominal_costs(SMALL, MeasureRecipe(candidates=("Q8_0", "Q5_0", "Q4_0")))
     costs = {n: {kind: 7 * error for kind, error in kinds.items()} for n, kinds in errors.items()}
-    units = tuple(UnitCost((name,), ()) for name in errors)
+
+    def units_with(*klds: float) -> tuple[UnitCost, ...]:
+        return tuple(
+            UnitCost((name,), (Probe({name: "Q4_0"}, {name: 1.0}, {name: 1.0}, 7.0, klds),))
+            for name in errors
+        )
+
+    units = units_with(6.0, 8.0)
     levels = recipe({"name": "bits", "bits_per_weight": 6}, {"name": "stock", "preset": "Q4_K_S"})
     plans, _ = plan_levels(levels, target(24), SMALL)
     for plan in plans:
         found = fit(plan, SMALL, costs, target(24)).allocation
-        for measured in (Sensitivity(errors=errors, costs=units), Sensitivity(errors=errors)):
+        for kept in (units, units_with(7.0), ()):
+            measured = Sensitivity(errors=errors, costs=kept)
             content = AllocationFile.of(found, SMALL.tensors, measured)
             assert AllocationFile.parse(content.text().encode(), "it") == content
             types = content.types
@@ -236,3 +244,7 @@ def test_allocation_json_predicts_a_kld_only_where_costs_were_measured() -> None
                 relative = sum(errors[n][types[n]] for n in errors)
                 assert content.summed_relative_error == pytest.approx(relative)
                 assert content.predicted_kld == pytest.approx(7 * relative)
+            expected = None
+            if own and measured.costs == units:
+                expected = pytest.approx(relative)  # all are dear on the same chunk
+            assert content.predicted_kld_error == expected

@@ -172,6 +172,14 @@ def test_a_level_without_kld_or_log_probabilities(tmp_path: Path) -> None:
     assert '<span class="mean">–</span>' in page
 
 
+def test_what_is_predicted_and_what_errors_cost_have_standard_errors(tmp_path: Path) -> None:
+    page, _ = rendered(tmp_path, answers_of(0.1), kld=0.01)
+    assert "0.0100 ± 0.0010" in page
+    cells = [texts(row) for row in re.findall(r"<tr>.*?</tr>", page)]
+    assert ["token_embd.weight", "0.0200 ± 0.0020"] in [row[:2] for row in cells]
+    assert ["blk.0.ssm_in.weight", "0.00100"] in [row[:2] for row in cells]  # of one chunk
+
+
 def test_a_command_that_was_not_checked_says_so(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,7 @@ from quantkit.study.kld_statistics import (
     PositionStatistics,
     compare,
     kld_text,
+    kld_with_error,
 )
 
 
@@ -63,6 +64,8 @@ def test_a_kld_has_two_digits_whatever_its_size() -> None:
     assert texts == ["2.5000", "0.0403", "0.00215", "0.00050", "3.6e-10", "0.0000"]
     assert kld_text(9.5e-05, of=0.00045) == "0.00010"
     assert kld_text(0.00358, of=0.1007) == "0.0036"
+    assert kld_with_error(0.0123, 0.00079) == "0.0123 ± 0.0008"
+    assert kld_with_error(0.0123, None) == kld_with_error(0.0123, 0.0) == "0.0123"
 
 
 @pytest.fixture(scope="module")

@@ -26,6 +26,7 @@ from quantkit.retrieval.results import (
 from quantkit.study.imatrix import Calibration
 from quantkit.study.imatrix_coverage import coverage_of
 from quantkit.study.kld_statistics import KLDStatistics
+from quantkit.study.sensitivity import Estimate
 
 KEYS = {8192: 16, 32768: 32, 131072: 48, 516096: 64}
 """Context tokens → keys hidden before the questions of that length."""
@@ -120,7 +121,9 @@ def finish_level(
     )  # fmt: skip
     PlacementFile(command=COMMAND, placement=placement).write(folder / PLACEMENT_FILE)
     tensors = dict.fromkeys("ab", AllocatedTensor(type="Q4_K", bytes=1))
-    AllocationFile(tensors=tensors, predicted_kld=kld).write(folder / "allocation.json")
+    AllocationFile(
+        tensors=tensors, predicted_kld=kld, predicted_kld_error=None if kld is None else kld / 10
+    ).write(folder / "allocation.json")
     Validation(passed=found.passed, niah=found, kld=divergence, integrity=INTEGRITY).write(
         folder / "validation.json"
     )
@@ -143,6 +146,9 @@ def report_facts(results: Sequence[LevelResult], **changes: object) -> ReportFac
         "results": tuple(results), "ruled_out": {}, "coverage": coverage,
         "counts_are_exact": True, "unweighted": (), "versions": {"quantkit": "0.1.0"},
         "imatrix": Calibration(chunks=400, tokens=204800, weights=1, unseen_experts=0, sources=()),
-        "dearest": (("token_embd.weight", 0.02), ("blk.0.ssm_in.weight", 0.001)),
+        "dearest": (
+            ("token_embd.weight", Estimate(0.02, (-0.002, 0.002))),
+            ("blk.0.ssm_in.weight", Estimate(0.001)),
+        ),
     }  # fmt: skip
     return ReportFacts(**content | changes)

@@ -110,6 +110,11 @@ def test_a_classic_check(tmp_path: Path) -> None:
     assert "No gate" in card
 
 
+def test_predicted_klds_have_standard_errors(tmp_path: Path) -> None:
+    card = card_text(card_facts([card_level(tmp_path, "Q6", bits=6.6), card_level(tmp_path, "Q4")]))
+    assert "Q6 0.0100 ± 0.0010, Q4 0.0100 ± 0.0010. [sens" in card
+
+
 def test_a_failed_level_cannot_be_overlooked_and_is_recommended_nowhere(tmp_path: Path) -> None:
     levels = [card_level(tmp_path, "Q6", 0.6, bits=6.6), card_level(tmp_path, "Q4")]
     card = card_text(card_facts(levels))
