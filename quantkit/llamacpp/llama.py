@@ -97,6 +97,11 @@ class Model:
         self.size_bytes = int(llama_cpp.llama_model_size(self.handle))
         self.window_tokens = int(llama_cpp.llama_model_n_swa(self.handle))  # 0: no sliding window
 
+    @property
+    def input_width(self) -> int:
+        """Of the hidden states that it takes instead of tokens."""
+        return int(llama_cpp.llama_model_n_embd_inp(self.handle))
+
     def chat_template(self) -> str | None:
         raw = llama_cpp.llama_model_chat_template(self.handle, None)
         return raw.decode("utf-8") if raw else None

@@ -35,7 +35,8 @@ class LoadedWindow:
 
     Raises:
         InputError: llama.cpp refuses the header.
-        EnvironmentFault: its graph has no weights, or no layers whose output can be taken.
+        EnvironmentFault: its graph has no weights, or no layers whose output can be taken, or
+            takes hidden states of another width.
     """
 
     def __init__(
@@ -46,6 +47,10 @@ class LoadedWindow:
         self._context: WindowContext | None = None
         self._sizes = (0, 0)
         self.last: bytes | None = None
+        if width and (takes := self.model.input_width) != width:
+            raise EnvironmentFault(
+                f"llama.cpp takes hidden states of {takes} values, not {width}; report this model"
+            )
         finding = _Finding(names, self._at)
         context = Context(self.model, parallel_sequences(1, FINDING_TOKENS), finding, width)
         states = np.zeros((FINDING_TOKENS, width), np.float32)

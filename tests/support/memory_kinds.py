@@ -42,13 +42,23 @@ def write_kind(path: Path, kind: str) -> Path:
     """A model whose context has that kind of memory, one of `KINDS`, in F32."""
     if kind == "hybrid":
         return write_demo(path)
-    architecture, numbers, shapes = {
+    model = {
         "full": _llama,
         "windows": lambda: _gemma(layers=1),  # the sixth layer would be the first full one
         "mixed": lambda: _gemma(layers=7),
         "mla": _deepseek,
         "recurrent": _mamba,
     }[kind]()
+    return _write(path, model, {})
+
+
+def write_gemma(path: Path, layers: int, **changes: MetaValue) -> Path:
+    """A Gemma 3 in F32; `changes` are keys of the architecture, with `__` for a dot."""
+    return _write(path, _gemma(layers), changes)
+
+
+def _write(path: Path, model: _Model, changes: Mapping[str, MetaValue]) -> Path:
+    architecture, numbers, shapes = model
     source = open_source(choose_model("demo"))
     metadata: Metadata = {
         key: value for key, value in source.metadata.items() if key.startswith("tokenizer.")
@@ -58,6 +68,7 @@ def write_kind(path: Path, kind: str) -> Path:
         f"{architecture}.{key}": MetaValue("u32" if isinstance(value, int) else "f32", value)
         for key, value in numbers.items()
     }
+    metadata |= {f"{architecture}.{key.replace('__', '.')}": v for key, v in changes.items()}
     random = np.random.default_rng(1)
     every = {
         "token_embd.weight": (VOCABULARY, WIDTH),

@@ -10,11 +10,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Literal
 
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.formats.tensors import Metadata, MetaValue, ModelHeader, TensorInfo
+from quantkit.formats.tensors import Metadata, MetaScalar, MetaValue, ModelHeader, TensorInfo
 from quantkit.models.geometry import ModelGeometry, geometry_of
 from quantkit.quantize.candidates import is_quantizable
 
@@ -26,11 +26,16 @@ IDLE_TYPE = "Q4_0"
 _BLOCK = re.compile(r"^blk\.(\d+)\.(.+)$")
 _PREDICTION = "nextn_predict_layers"
 _PATTERN = "attention.sliding_window_pattern"
-_NOT_BY_LAYER = ("rope.dimension_sections",)
-"""Arrays of an architecture's own keys that have no value for each layer, whatever their length."""
+_USED = "expert_used_count"
+_BY_LAYER = (
+    "feed_forward_length", "expert_feed_forward_length", _USED, "attention.head_count",
+    "attention.head_count_kv",
+)  # fmt: skip
+"""Keys that may have a value for each layer, of the architectures in CUTS."""
 _NOT_OF_LAYERS = re.compile(r"^(tokenizer|split|quantize|imatrix)\.|^general\.(?!architecture$)")
 
 Scale = Callable[["_Keys"], float]
+Whole = Callable[["_Keys"], str | None]
 
 
 @dataclass(frozen=True)
@@ -41,17 +46,38 @@ class Cut:
         scale: factor of the embeddings, which llama.cpp applies in F32.
         dropped: keys that scale embeddings, and would scale hidden states again.
         sliding: period of the layers that slide, by default, all but each last one; 0: none do.
-        whole: says of a model's number of layers why it cannot be cut, if so.
+        by_layer: those of `_BY_LAYER` that llama.cpp takes for each layer from its own value; of
+            the others it takes the first layer's for all.
+        whole: why a model with such keys cannot be cut; None if it can.
     """
 
     scale: Scale = lambda _: 1.0
     dropped: tuple[str, ...] = ()
     sliding: int = 0
-    whole: Mapping[int, str] = field(default_factory=dict)
+    by_layer: tuple[str, ...] = ()
+    whole: Whole = lambda _: None
+
+
+def _injects(keys: _Keys) -> str | None:
+    """Granite Vision adds parts of its input, which is wider than a layer's, in later layers."""
+    if any(int(place) >= 0 for place in keys.array("deepstack_mapping")):
+        return "later layers take a part of its input"
+    return None
+
+
+def _not_of_gemma(keys: _Keys) -> str | None:
+    if keys.number("block_count", 0) == 62:
+        return "llama.cpp takes its attention's scale from the number of layers"
+    sizes = ("attention.key_length_swa", "attention.value_length_swa", "rope.dimension_count_swa")
+    if any(keys.has(key) for key in sizes):
+        return "llama.cpp takes the first layer's head sizes for all"
+    return None
 
 
 _PLAIN = Cut()
-_GRANITE = Cut(lambda keys: keys.number("embedding_scale", 0.0) or 1.0, ("embedding_scale",))
+_SCALED: Scale = lambda keys: keys.number("embedding_scale", 0.0) or 1.0  # noqa: E731
+_GRANITE = Cut(_SCALED, ("embedding_scale",), whole=_injects)
+_HYBRID = ("feed_forward_length", "expert_feed_forward_length", _USED, "attention.head_count_kv")
 CUTS: Mapping[str, Cut] = {
     "llama": _PLAIN,
     "qwen2": _PLAIN,
@@ -59,13 +85,11 @@ CUTS: Mapping[str, Cut] = {
     "qwen3moe": _PLAIN,
     "granite": _GRANITE,
     "granitemoe": _GRANITE,
-    "granitehybrid": _GRANITE,
-    "nemotron_h": _PLAIN,
-    "nemotron_h_moe": _PLAIN,
+    "granitehybrid": Cut(_SCALED, ("embedding_scale",), by_layer=("attention.head_count_kv",)),
+    "nemotron_h": Cut(by_layer=_HYBRID),
+    "nemotron_h_moe": Cut(by_layer=_HYBRID),
     "gemma3": Cut(
-        lambda keys: keys.number("embedding_length", 0.0) ** 0.5,
-        sliding=6,
-        whole={62: "llama.cpp takes its attention's scale from the number of layers"},
+        lambda keys: keys.number("embedding_length", 0.0) ** 0.5, sliding=6, whole=_not_of_gemma
     ),
 }
 """Architectures that are cut; each is compared with the loaded model in tests/study/sweep."""
@@ -125,13 +149,21 @@ def cut(model: ModelHeader) -> CutModel:
     """Cut `model` into windows of one layer, or not at all."""
     geometry = geometry_of(model.metadata)
     found = CUTS.get(geometry.architecture)
-    count = geometry.trunk_layers
     if found is None:
         why = f"how layers of {geometry.architecture} can run alone is not known"
         return _uncut(model, geometry, why)
-    if count in found.whole:
-        return _uncut(model, geometry, found.whole[count])
+    keys = _Keys(model.metadata, geometry.architecture)
+    if (why_not := found.whole(keys) or _uneven(keys, found)) is not None:
+        return _uncut(model, geometry, why_not)
     return _Cutting(model, geometry, found).cut()
+
+
+def _uneven(keys: _Keys, how: Cut) -> str | None:
+    """Why layers that differ cannot run alone, if so."""
+    for key in _BY_LAYER:
+        if key not in how.by_layer and len(set(keys.array(key))) > 1:
+            return f"llama.cpp takes the first layer's {key} for all"
+    return None
 
 
 def _uncut(model: ModelHeader, geometry: ModelGeometry, why: str) -> CutModel:
@@ -147,9 +179,17 @@ class _Keys:
     def __init__(self, metadata: Metadata, architecture: str) -> None:
         self.metadata, self.prefix = metadata, f"{architecture}."
 
+    def has(self, key: str) -> bool:
+        return self.prefix + key in self.metadata
+
     def number(self, key: str, default: float) -> float:
         found = self.metadata.get(self.prefix + key)
         return float(found.value) if found and isinstance(found.value, int | float) else default
+
+    def array(self, key: str) -> tuple[MetaScalar, ...]:
+        """Empty where there is none."""
+        found = self.metadata.get(self.prefix + key)
+        return found.value if found and isinstance(found.value, tuple) else ()
 
 
 class _Cutting:
@@ -185,11 +225,9 @@ class _Cutting:
         count = self._geometry.trunk_layers
         if not self._how.sliding or not self._keys.number("attention.sliding_window", 0):
             return None
-        found = self._metadata.get(self._keys.prefix + _PATTERN)
-        value = found.value if found else self._how.sliding
-        if isinstance(value, tuple):
-            return [bool(slides) for slides in value[:count]]
-        period = int(value)
+        if stored := self._keys.array(_PATTERN):
+            return [bool(slides) for slides in stored[:count]]
+        period = int(self._keys.number(_PATTERN, self._how.sliding))
         return [period == 0 or layer % period < period - 1 for layer in range(count)]
 
     def _kind(self, layer: int) -> str:
@@ -245,17 +283,19 @@ class _Cutting:
         return tensors, stored
 
     def _metadata_of(self, layers: Sequence[int], vocabulary: int) -> Metadata:
-        prefix, found = self._keys.prefix, Metadata()
-        count = int(self._keys.number("block_count", 0))
+        prefix = self._keys.prefix
         dropped = {prefix + key for key in (*self._how.dropped, _PREDICTION, _PATTERN)}
-        for key, value in self._metadata.items():
-            if key in dropped or _NOT_OF_LAYERS.match(key):
-                continue
-            by_layer = isinstance(value.value, tuple) and len(value.value) == count
-            if by_layer and key.startswith(prefix) and key[len(prefix) :] not in _NOT_BY_LAYER:
-                assert isinstance(value.value, tuple)
-                value = MetaValue(value.kind, tuple(value.value[layer] for layer in layers))
-            found[key] = value
+        found: Metadata = {
+            key: value
+            for key, value in self._metadata.items()
+            if key not in dropped and not _NOT_OF_LAYERS.match(key)
+        }
+        for key in _BY_LAYER:
+            if stored := self._keys.array(key):
+                values = tuple(stored[layer] for layer in layers)
+                if key == _USED:  # llama.cpp wants a model with experts to use some in a layer
+                    values = tuple(value or max(stored) for value in values)
+                found[prefix + key] = MetaValue(found[prefix + key].kind, values)
         found[f"{prefix}block_count"] = MetaValue("u32", len(layers))
         found[f"{prefix}vocab_size"] = MetaValue("u32", vocabulary)
         if self._slides is not None:

@@ -50,7 +50,7 @@ from quantkit.study.sweep.branches import (
     choose_types,
     plan_branches,
 )
-from quantkit.study.sweep.cuts import CutModel, Window
+from quantkit.study.sweep.cuts import EMBEDDING, CutModel, Window
 from quantkit.study.sweep.states import HiddenStates
 
 if TYPE_CHECKING:
@@ -180,7 +180,7 @@ class Sweep:
         self._ready = importance is not None
         self._importance: dict[str, NDArray[np.float32]] = dict(importance or {})
         geometry = geometry_of(source.metadata)
-        self._vocabulary = geometry.vocabulary
+        self._vocabulary = next(i.rows for i in source.tensors if i.name == EMBEDDING)
         self._activation_bytes = 4 * (3 * geometry.activation_elements + 6 * cut.width)
         self._model_bytes = sum(
             BY_NAME[info.type_name].size_bytes(info.elements) for info in source.tensors
@@ -305,11 +305,10 @@ class Sweep:
 
     def _steps(self, index: int) -> int:
         """Tokens that a window runs."""
-        count = sum(
-            text.chunks.size
-            for text in (self._calibration, self._held_out, self._costs)
-            if text is not None
-        )
+        texts = [self._calibration, self._held_out, self._costs]
+        if self._cut.windows[index].kind == "output":
+            texts.remove(self._calibration)  # the output has no statistics
+        count = sum(text.chunks.size for text in texts if text is not None)
         if self._costs is not None:
             running = sum(begun <= index for begun in self._begun.values())
             count += running * self._costs.chunks.size

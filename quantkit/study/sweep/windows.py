@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from quantkit.core.errors import EnvironmentFault
 from quantkit.formats.gguf_writer import single_file_layout, write_shape
 from quantkit.formats.tensor_types import BY_NAME
 from quantkit.formats.tensors import TensorInfo, TensorSource
@@ -174,6 +175,7 @@ def open_windows(
 
     Raises:
         InputError: llama.cpp refuses a window.
+        EnvironmentFault: a window's graph is not what it should be.
     """
     infos = {info.name: info for info in source.tensors}
     windows = cut.windows[first:]
@@ -200,9 +202,21 @@ def _load(
     width = 0 if window.kind == "whole" else cut.width
     try:
         names = {info.name for info in window.tensors}
-        return LoadedWindow(header, devices, names, width, window.layers)
+        loaded = LoadedWindow(header, devices, names, width, window.layers)
     finally:
         header.unlink()
+    if window.kind != "whole" and (unset := _needed(window) - loaded.names):
+        raise EnvironmentFault(
+            f"llama.cpp's graph of {window.name} has no {min(unset)}, which it needs; update "
+            "llama-cpp-python"
+        )
+    return loaded
+
+
+def _needed(window: Window) -> set[str]:
+    """Tensors that the graph of a window has, all but factors of which it may take one kind."""
+    own = (name for name in window.stored if name.startswith(("blk.", "output")))
+    return {name for name in own if not name.endswith(".input_scale")}
 
 
 class _Reader:
