@@ -23,7 +23,6 @@ from memory_kinds import write_gemma, write_kind
 from models import write_gguf
 from qwen_checkpoints import QWEN2, QWEN3, QWEN3_MOE, qwen_arrays
 
-from quantkit.config.recipe import ConvertRecipe
 from quantkit.formats.tensors import MetaValue, TensorSource
 from quantkit.models.checkpoint import open_checkpoint
 from quantkit.models.gguf_source import GGUFSource
@@ -233,4 +232,4 @@ def gguf_of(source: TensorSource, folder: Path) -> Path:
     if isinstance(source, GGUFSource):
         (path,) = source.paths
         return path
-    return convert(source, ConvertRecipe(), folder / "converted.gguf", folder, workers=1)
+    return convert(source, "source", folder / "converted.gguf", folder, workers=1)

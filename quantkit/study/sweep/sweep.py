@@ -60,6 +60,8 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS = 8192
 """The most that are decoded at once: more bring nothing (make bench)."""
+ROWS = 32
+"""Of what batches are multiples: ggml adds up in another order where only a few rows are left."""
 MAX_SEQUENCES = 64  # in one batch; llama.cpp takes 256 at most
 COMPUTE_BYTES, COMPUTE_SHARE = (64 << 20, 1 << 30), 8
 """Bounds, and share of the model's size: limit for a batch's activations."""
@@ -367,7 +369,7 @@ class Sweep:
         if window.kind in ("output", "whole"):
             logits = self._share(LOGITS_BYTES, LOGITS_SHARE)
             most = min(most, logits // (4 * self._vocabulary))
-        return max(1, min(most, BATCH_TOKENS))
+        return max(ROWS, min(most - most % ROWS, BATCH_TOKENS))
 
     def _capacity(self, window: Window, tokens: int) -> int:
         """Sequences of `tokens` in one batch, at least one."""
@@ -389,13 +391,23 @@ class Sweep:
         self._progress.advance(size * len(inputs))
         return found
 
-    def _run_rows(self, window: OpenWindow, rows: States) -> NDArray[np.float32]:
+    def _rows_at_once(self, window: Window, text: _Text) -> tuple[int, int]:
+        """Sequences, and tokens of each, in which the output takes hidden states of a text.
+
+        They are no longer than its chunks: llama.cpp has other rope factors for long contexts.
+        """
+        tokens = min(self._batch_tokens(window), text.tokens)
+        return self._capacity(window, tokens), tokens
+
+    def _run_rows(self, window: OpenWindow, rows: States, text: _Text) -> NDArray[np.float32]:
         """Logits that the output gives for hidden states, whose rows do not depend on each other.
 
-        At most `_batch_tokens`.
+        At most `_rows_at_once`.
         """
+        sequences, tokens = self._rows_at_once(window.window, text)
         self._progress.advance(len(rows))
-        return window.run([rows], 1, self._batch_tokens(window.window))
+        parts = np.split(rows, range(tokens, len(rows), tokens))
+        return window.run(parts, sequences, tokens)
 
     def _pass(
         self, index: int, window: OpenWindow, text: _Text, collector: Collector | None = None
@@ -456,10 +468,11 @@ class Sweep:
         self, index: int, window: OpenWindow, text: _Text, chunk: int, at: range
     ) -> Iterator[NDArray[np.float32]]:
         """Logits of positions of a chunk, each part valid until the next."""
-        step = self._batch_tokens(window.window)
+        sequences, tokens = self._rows_at_once(window.window, text)
+        step = sequences * tokens
         for start in range(at.start, at.stop, step):
             rows = text.states.read(index, chunk, start, min(start + step, at.stop))
-            yield self._run_rows(window, rows)
+            yield self._run_rows(window, rows, text)
 
     # --- branches ------------------------------------------------------------------------------
 
@@ -547,7 +560,8 @@ class Sweep:
         carried = [number for number in self._begun if number not in (*touching, null)]
         step = self._capacity(window.window, size) * size
         if not whole:
-            step = self._batch_tokens(window.window)
+            sequences, tokens = self._rows_at_once(window.window, text)
+            step = sequences * tokens
         parts = [(at, min(at + step, count * size)) for at in range(0, count * size, step)]
         self._klds = {number: np.empty(count * size) for number in self._begun}
 
@@ -559,7 +573,7 @@ class Sweep:
                 states = self._branch_states
                 assert states is not None
                 rows = states.read(index, number, start, stop, rows)
-            return self._run_rows(window, rows)
+            return self._run_rows(window, rows, text)
 
         def compare(number: int, start: int, stop: int, base: BaseDistribution) -> None:
             found = base.divergence(logits(number, start, stop), self._pool)

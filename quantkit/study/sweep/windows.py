@@ -23,7 +23,7 @@ from quantkit.llamacpp.ggml_kernels import dequantize
 from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.llamacpp.windows import LoadedWindow
 from quantkit.quantize.encode import encode_rows, row_blocks
-from quantkit.study.sweep.cuts import CutModel, Window
+from quantkit.study.sweep.cuts import EMBEDDING, CutModel, Window
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.llama import Inputs
@@ -215,7 +215,7 @@ def _load(
 
 def _needed(window: Window) -> set[str]:
     """Tensors that the graph of a window has, all but factors of which it may take one kind."""
-    own = (name for name in window.stored if name.startswith(("blk.", "output")))
+    own = (name for name in window.stored if name.startswith(("blk.", "output", EMBEDDING)))
     return {name for name in own if not name.endswith(".input_scale")}
 
 
