@@ -7,13 +7,12 @@ values, and a finished artifact is not run again.
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,10 +77,10 @@ class LogitsWriter:
                 _check_finite(header.model, rows["nll"])
                 self._file.write(rows.view(np.uint8).data)
 
-    def close(self) -> None:
-        """All is on the disk when this returns."""
-        self._file.flush()
-        os.fsync(self._file.fileno())
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
         self._file.close()
         self._pool.shutdown()
 

@@ -20,17 +20,17 @@ from watched import Killed, Recorder
 
 from quantkit.config.recipe import DivergenceRecipe
 from quantkit.core.errors import InputError
-from quantkit.core.files import file_sha256
 from quantkit.core.paths import haystack_text
 from quantkit.core.progress import told_to
 from quantkit.core.work_folders import Journal
 from quantkit.formats.logits_file import LogitsFile, decode_rows
 from quantkit.formats.tensors import MetaValue
-from quantkit.llamacpp import llama
+from quantkit.llamacpp import devices, llama
 from quantkit.llamacpp.llama import ChunkLogits, Model
 from quantkit.study import divergence
-from quantkit.study.divergence import collect_base_logits, measure_kld
+from quantkit.study.divergence import measure_kld
 from quantkit.study.kld_statistics import KLDStatistics, PositionStatistics, compare
+from quantkit.study.run import collect_base_logits
 
 RECORDED = DATA / "perplexity"
 CHUNKS = 8
@@ -52,12 +52,13 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def collected(folder: Path, base: Path, out: Path, chunks: int, tokens: int = 512) -> Path:
+def collected(
+    folder: Path, base: Path, out: Path, chunks: int, tokens: int = 512, texts: Path | None = None
+) -> Path:
     work = folder / f"work-{out.name}"
     work.mkdir()
     recipe = DivergenceRecipe(chunks=chunks, chunk_tokens=tokens)
-    collect_base_logits(base, recipe, folder / "text.txt", out, work, CPU)
-    assert not list(work.iterdir())
+    collect_base_logits(base, recipe, (texts or folder) / "text.txt", out, work, CPU)
     return out
 
 
@@ -174,76 +175,56 @@ def test_batches_of_a_chunk_change_nothing(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A chunk longer than a batch is decoded in parts, the first of which has no output."""
-    recipe = DivergenceRecipe(chunks=2, chunk_tokens=300)
     found = []
+    logits = collected(tmp_path, folder / "demo.gguf", tmp_path / "base.logits", 2, 300, folder)
     for batch in (512, 70):
         monkeypatch.setattr(llama, "BATCH_TOKENS", batch)
-        out, kept = tmp_path / f"{batch}.logits", tmp_path / f"{batch}.jsonl"
-        divergence.collect_in_child(
-            folder / "demo.gguf", recipe, folder / "text.txt", out, CPU, lambda _: None
-        )
-        artifact = folder / "demo-q4.gguf"
-        divergence.compare_in_child(out, artifact, kept, "a purpose", CPU, lambda _: None)
-        found.append(statistics_in(out, kept))
+        kept, artifact = tmp_path / f"{batch}.jsonl", folder / "demo-q4.gguf"
+        divergence.compare_in_child(logits, artifact, kept, "a purpose", CPU, lambda _: None)
+        found.append(statistics_in(logits, kept))
     whole, parts = found
     assert whole.kld.size == parts.kld.size == 2 * 149
-    # the base, too, was computed in other batches, which round otherwise
-    np.testing.assert_allclose(parts.base_nll, whole.base_nll, atol=0.05)
     np.testing.assert_allclose(parts.kld.mean(), whole.kld.mean(), rtol=0.05)
 
 
-def test_a_killed_run_gives_the_same_bytes(folder: Path, tmp_path: Path) -> None:
-    recipe = DivergenceRecipe(chunks=5, chunk_tokens=128)
-    base, artifact = folder / "demo.gguf", folder / "demo-q4.gguf"
+def test_layer_by_layer_is_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a file runs that is larger than the memory."""
+    found, notes = [], []
+    logits = folder / "demo-bos.logits"
+    for fits in (True, False):
+        monkeypatch.setattr(devices, "can_hold", lambda *_, fits=fits: fits)
+        kept, artifact, told = tmp_path / f"{fits}.jsonl", folder / "demo-bos-q4.gguf", Recorder()
+        divergence.compare_in_child(logits, artifact, kept, "a purpose", CPU, told_to(told))
+        assert told.advances == CHUNKS
+        found.append(statistics_in(logits, kept))
+        notes.append(told.notes)
+    for name, values in asdict(found[0]).items():
+        np.testing.assert_array_equal(getattr(found[1], name), values)
+    assert [len(told) for told in notes] == [0, 1]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["False.jsonl", "True.jsonl"]
 
-    def collect(work: Path, told: Recorder) -> None:
-        text, out = folder / "text.txt", work / "base.logits"
-        divergence.collect_in_child(base, recipe, text, out, CPU, told_to(told))
 
-    def compare(work: Path, told: Recorder) -> None:
-        out, cache = work / "base.logits", work / "cache.jsonl"
-        divergence.compare_in_child(out, artifact, cache, "a purpose", CPU, told.advance)
+@pytest.mark.parametrize("fits", [True, False])
+def test_a_killed_comparison_gives_the_same(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fits: bool
+) -> None:
+    monkeypatch.setattr(devices, "can_hold", lambda *_: fits)
+    logits, artifact = folder / "demo.logits", folder / "demo-q4.gguf"
 
-    def found(work: Path) -> tuple[str, PositionStatistics]:
-        logits = work / "base.logits"
-        return file_sha256(logits), statistics_in(logits, work / "cache.jsonl")
+    def run(cache: Path, told: Recorder) -> PositionStatistics:
+        divergence.compare_in_child(logits, artifact, cache, "a purpose", CPU, told_to(told))
+        return statistics_in(logits, cache)
 
-    whole, killed = tmp_path / "whole", tmp_path / "killed"
-    for work in (whole, killed):
-        work.mkdir()
-    for step in (collect, compare):
-        step(whole, Recorder())
-        with pytest.raises(Killed):
-            step(killed, Recorder(kill_after=2))
-        if step is collect:  # in the middle of writing a row, too
-            journal, out = killed / "base.logits.journal", killed / "base.logits"
-            journal.write_text("".join(journal.read_text().splitlines(True)[:-1]))
-            out.write_bytes(out.read_bytes()[:-1000])
-        step(killed, Recorder())
-    (expected_hash, expected), (killed_hash, again) = found(whole), found(killed)
-    assert killed_hash == expected_hash
+    expected = run(tmp_path / "whole.jsonl", Recorder())
+    with pytest.raises(Killed):
+        run(tmp_path / "killed.jsonl", Recorder(kill_after=2))
+    told = Recorder()
+    again = run(tmp_path / "killed.jsonl", told)
+    assert told.advances == CHUNKS - 2
     for name, values in asdict(expected).items():
         np.testing.assert_array_equal(getattr(again, name), values)
-
-
-def test_a_journal_of_other_chunks_is_begun_anew(folder: Path, tmp_path: Path) -> None:
-    recipe, text, out = DivergenceRecipe(chunks=2, chunk_tokens=64), folder / "text.txt", tmp_path
-
-    def collect(told: Recorder) -> str:
-        base = folder / "demo.gguf"
-        divergence.collect_in_child(base, recipe, text, out / "base.logits", CPU, told_to(told))
-        return file_sha256(out / "base.logits")
-
-    whole, journal = collect(Recorder()), out / "base.logits.journal"
-    purpose, content = journal.read_text().splitlines()[0], (out / "base.logits").read_bytes()
-    for lines in (["0", "0"], ["1"], ["{}", "[]"], ["0", "1", "2"]):
-        journal.write_text("\n".join([purpose, *lines, ""]))
-        (out / "base.logits").write_bytes(content * 3)
-        told = Recorder()
-        assert collect(told) == whole
-        assert told.starts == [(0, 2)]
-    (out / "base.logits").write_bytes(b"x" * len(content))  # not begun as it is
-    assert collect(Recorder()) == whole
 
 
 def test_a_finished_artifact_is_not_run_again(

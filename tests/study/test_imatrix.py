@@ -5,7 +5,6 @@ How those were made, and what may differ between CPUs, is in tests/data/imatrix/
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,19 +16,16 @@ from places import DATA
 from watched import Killed, Recorder
 
 from quantkit.config.recipe import ImatrixRecipe
-from quantkit.core.errors import EnvironmentFault
+from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.files import file_sha256
 from quantkit.core.progress import told_to
 from quantkit.formats.gguf_file import GGUFFile
 from quantkit.formats.imatrix_file import Imatrix, read_imatrix
-from quantkit.study import imatrix as stage
+from quantkit.models.choose import choose_model
 from quantkit.study.calibration.sources import resolve_sources
-from quantkit.study.imatrix import (
-    Calibration,
-    chunks_per_batch,
-    collect_imatrix,
-    collect_in_child,
-)
+from quantkit.study.imatrix import Calibration
+from quantkit.study.sweep import study
+from quantkit.study.sweep.study import SweepJob, measure_model
 
 DATA = DATA / "imatrix"
 TEXT = DATA / "demo-4x512.txt"
@@ -59,25 +55,30 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     }
 
 
+def job_of(base: Path, out: Path, **changes: object) -> SweepJob:
+    recipe = ImatrixRecipe.model_validate({"texts": (str(TEXT),), "chunk_tokens": 64} | changes)
+    sources = resolve_sources(recipe)
+    return SweepJob(choose_model(str(base)), base, calibration=recipe, sources=sources, imatrix=out)
+
+
 def in_child(
     base: Path, folder: Path, told: Recorder | None = None, **changes: object
 ) -> tuple[Calibration, str]:
-    """What a run without a child process gives, and the hash of its file."""
-    fields: dict[str, object] = {"texts": (str(TEXT),), "chunk_tokens": 64}
-    recipe = ImatrixRecipe.model_validate(fields | changes)
+    """What a run without child processes gives, and the hash of its file."""
     out = folder / "imatrix.gguf"
     folder.mkdir(exist_ok=True)
-    emit = told_to(told or Recorder())
-    facts = collect_in_child(base, recipe, resolve_sources(recipe), out, folder, CPU, emit)
+    job, emit = job_of(base, out, **changes), told_to(told or Recorder())
+    texts = study.prepare_in_child(job, folder, CPU, emit)
+    facts = study.measure_in_child(job, folder, CPU, texts, emit).calibration
+    assert facts is not None
     return facts, file_sha256(out)
 
 
 def collected(base: Path, folder: Path, **changes: object) -> Path:
-    fields: dict[str, object] = {"texts": (str(TEXT),), "chunk_tokens": 512, "chunks": 4}
-    recipe = ImatrixRecipe.model_validate(fields | changes)
     work, out = folder / "work", folder / "imatrix.gguf"
     work.mkdir(parents=True)
-    collect_imatrix(base, recipe, resolve_sources(recipe), out, work, CPU)
+    fields: dict[str, object] = {"chunk_tokens": 512, "chunks": 4}
+    measure_model(job_of(base, out, **fields | changes), work, CPU)
     return out
 
 
@@ -114,78 +115,33 @@ def test_equal_to_llama_imatrix(
             assert rms < ANY_CPU_RMS, name
 
 
-def test_chunks_side_by_side_change_nothing(
-    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    hashes = set()
-    for together in (1, 2, 4):
-        monkeypatch.setattr(stage, "chunks_per_batch", lambda *_, n=together: n)
-        found = in_child(bases["demo"], tmp_path / f"{together}", chunk_tokens=256, chunks=7)
-        hashes.add(found[1])
-    assert len(hashes) == 1
-
-
-def test_a_killed_collection_gives_the_same_bits(
-    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stage, "SAVE_EVERY_CHUNKS", 4)
+def test_a_killed_collection_gives_the_same_bits(bases: dict[str, Path], tmp_path: Path) -> None:
     whole = in_child(bases["demo"], tmp_path / "whole", chunks=24)
     for advances in (2, 3):
         with pytest.raises(Killed):
             in_child(bases["demo"], tmp_path / "killed", Recorder(advances), chunks=24)
-    assert (tmp_path / "killed" / "sums.npz").exists()
     told = Recorder()
     assert in_child(bases["demo"], tmp_path / "killed", told, chunks=24) == whole
     assert told.starts[0][0] > 0
 
 
-Arrays = dict[str, np.ndarray]
-DAMAGED: dict[str, Callable[[Arrays], Arrays]] = {
-    "counts are missing": lambda a: {n: v for n, v in a.items() if n != f"{SUMMED}/counts"},
-    "no text": lambda a: {n: v for n, v in a.items() if n != "text"},
-    "more chunks than there are": lambda a: a | {"next_chunk": np.int64(1 << 20)},
-    "fewer than none": lambda a: a | {"next_chunk": np.int64(-4)},
-    "no number": lambda a: a | {"next_chunk": np.array("four")},
-    "several": lambda a: a | {"next_chunk": np.arange(3)},
-    "NaN": lambda a: a | {f"{SUMMED}/squares": a[f"{SUMMED}/squares"] * np.nan},
-    "negative": lambda a: a | {f"{SUMMED}/squares": -a[f"{SUMMED}/squares"]},
-    "wider": lambda a: a | {f"{SUMMED}/squares": np.ones((1, 7))},
-    "text in place of numbers": lambda a: a | {f"{SUMMED}/squares": np.array([["x"]])},
-    "fractions": lambda a: a | {f"{SUMMED}/counts": a[f"{SUMMED}/counts"] * 1.5},
-    "another weight": lambda a: a | {"blk.9.x.weight/squares": np.ones((1, 8)),
-                                     "blk.9.x.weight/counts": np.ones(1, np.int64)},
-    "objects": lambda a: a | {f"{SUMMED}/squares": np.array([[None]])},
-}  # fmt: skip
-
-
-def test_damaged_sums_are_not_used(
-    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(stage, "SAVE_EVERY_CHUNKS", 4)
-    sums, run = tmp_path / "sums.npz", {"chunk_tokens": 32, "chunks": 8}
-    whole = in_child(bases["demo"], tmp_path, **run)
-    with np.load(sums) as saved:
-        kept = dict(saved)
-
-    def resumed() -> int:
-        told = Recorder()
-        assert in_child(bases["demo"], tmp_path, told, **run) == whole
-        return told.starts[0][0]
-
-    for change in DAMAGED.values():
-        np.savez(sums, **change(kept))
-        assert resumed() == 0
-    content = bytearray(sums.read_bytes())
-    for damaged in (b"", b"PK", bytes(content[:-30]), bytes(content[:500])):
+def test_damaged_sums_are_refused(bases: dict[str, Path], tmp_path: Path) -> None:
+    run = {"chunk_tokens": 32, "chunks": 8}
+    whole = in_child(bases["demo"], tmp_path / "whole", **run)
+    folder = tmp_path / "killed"
+    with pytest.raises(Killed):
+        in_child(bases["demo"], folder, Recorder(kill_after=3), **run)
+    sums = folder / "sweep" / "sums-1.f64"
+    content = sums.read_bytes()
+    for damaged in (b"", content[:-8], content + b"\0"):
         sums.write_bytes(damaged)
-        assert resumed() == 0
+        with pytest.raises(InputError, match=r"sums-1\.f64"):
+            in_child(bases["demo"], folder, **run)
+    sums.unlink()
+    with pytest.raises(InputError, match=r"sums-1\.f64"):
+        in_child(bases["demo"], folder, **run)
     sums.write_bytes(content)
-    assert resumed() > 0
-    content[len(content) // 2] ^= 1
-    sums.write_bytes(content)
-    assert resumed() == 0
-    np.savez_compressed(sums, **kept | {"bomb": np.zeros(1 << 26, np.uint8)})
-    assert resumed() == 0
+    assert in_child(bases["demo"], folder, **run) == whole
 
 
 def least_tokens(path: Path) -> int:
@@ -196,37 +152,38 @@ def least_tokens(path: Path) -> int:
 def test_goes_on_until_every_expert_is_covered(
     balanced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(stage, "SAVE_EVERY_CHUNKS", 4)
+    monkeypatch.setattr(study, "ROUND_CHUNKS", 4)
     hashes, least = {}, {}
-    for chunks in range(8, 33, 4):
+    for chunks in (4, 8, 16, 32):
         folder = tmp_path / str(chunks)
         _, hashes[chunks] = in_child(balanced, folder, chunks=chunks)
         least[chunks] = least_tokens(folder / "imatrix.gguf")
-    (stops, *_) = [n for n in range(12, 29, 4) if least[n - 4] < least[n]]
-    covered = {"chunks": 3, "until_covered": least[stops]}
+    stops = 16
+    assert least[8] < least[16] < least[32]
+    covered = {"chunks": 3, "until_covered": least[8] + 1}
     with pytest.raises(Killed):
-        in_child(balanced, tmp_path / "killed", Recorder(kill_after=3), **covered)
+        in_child(balanced, tmp_path / "killed", Recorder(kill_after=20), **covered)
     facts, found = in_child(balanced, tmp_path / "killed", **covered)
     assert (facts.chunks, facts.uncovered_experts) == (stops, 0)
     assert found == hashes[stops]
 
     # more than the text can give: it ends, and a note says so
     told = Recorder()
-    facts, _ = in_child(balanced, tmp_path / "all", told, chunks=3, until_covered=least[32] + 1)
+    facts, found = in_child(balanced, tmp_path / "all", told, chunks=3, until_covered=10**6)
     assert facts.chunks == 32
+    assert found == hashes[32]
     assert facts.uncovered_experts > 0
     assert any("ended" in note for note in told.notes)
 
 
 def test_the_saved_sums_of_another_text_are_not_used(
-    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    bases: dict[str, Path], tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(stage, "SAVE_EVERY_CHUNKS", 4)
     own = tmp_path / "own.txt"
     fields = {"texts": (str(own),), "chunks": 8}
     results = []
     for text in (TEXT.read_text(encoding="utf-8"), "Other words. " * 2000):
-        own.write_text(text, encoding="utf-8")  # sums.npz of all eight chunks stays in the folder
+        own.write_text(text, encoding="utf-8")  # the folder of the sweep stays
         results.append(in_child(bases["demo"], tmp_path / "work", **fields)[1])
     fresh = collected(bases["demo"], tmp_path / "fresh", **fields, chunk_tokens=64)
     assert results[1] == file_sha256(fresh) != results[0]
@@ -234,33 +191,5 @@ def test_the_saved_sums_of_another_text_are_not_used(
 
 def test_nan_names_weight_and_chunks(bases: dict[str, Path], tmp_path: Path) -> None:
     base = with_nan(bases["demo"], tmp_path / "nan.gguf", "blk.2.attn_norm.weight")
-    with pytest.raises(EnvironmentFault, match=r"blk\.2\.attn_\w+\.weight .*chunks 1 to 4 of 4"):
+    with pytest.raises(EnvironmentFault, match=r"blk\.2\.attn_\w+\.weight .*chunks 1 to \d of 4"):
         collected(base, tmp_path / "out")
-
-
-def test_time_and_memory_are_estimated_before_it_starts(
-    bases: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    told, hashes = Recorder(), set()
-    for recorder, chunks in ((told, 1), (Recorder(), 1000)):
-        monkeypatch.setattr(stage, "TRIAL_CHUNKS", chunks)
-        hashes.add(in_child(bases["demo"], tmp_path / f"{chunks}", recorder, chunks=32)[1])
-    (note,) = told.notes
-    assert "2,048" in note
-    assert "MiB" in note
-    assert len(hashes) == 1  # the trial was not counted
-
-
-@pytest.mark.parametrize(
-    ("chunk_tokens", "vocabulary", "together"),
-    [
-        (512, 2048, 16),
-        (512, 131072, 2),
-        (512, 262144, 1),
-        (128, 2048, 16),
-        (4096, 2048, 2),
-        (512, 49152, 4),
-    ],
-)
-def test_batches_stay_small_enough(chunk_tokens: int, vocabulary: int, together: int) -> None:
-    assert chunks_per_batch(chunk_tokens, vocabulary) == together

@@ -17,7 +17,7 @@ from quantkit.formats.gguf_writer import write_gguf
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, read_imatrix, write_imatrix
 from quantkit.formats.tensors import MetaValue
 from quantkit.models.choose import choose_model, open_source
-from quantkit.study.run import check_imatrix, import_imatrix
+from quantkit.study.imatrix import check_imatrix, import_imatrix
 
 DATA = DATA / "imatrix"
 TENSORS = open_source(choose_model("demo")).tensors

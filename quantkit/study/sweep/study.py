@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -293,20 +294,20 @@ class _Study:
             arguments = {"job": job, "work": self._work, "devices": self._devices, "used": used}
             costs = run_isolated(f"{__name__}:read_costs_in_child", arguments, self._emit)
             chunks = None
-        logits, writer = self._work / "base.logits", None
-        if read.header is not None and read.held_out is not None:
-            writer = LogitsWriter(logits, read.header, read.held_out, self._devices.threads)
+        logits, on_logits = self._work / "base.logits", None
         texts = Texts(read.bos, chunks, read.held_out, costs)
-        on_logits = None if writer is None else writer.write
-        swept = self._sweep("sweep", texts, importance=importance, on_logits=on_logits).run()
+        with ExitStack() as stack:
+            if read.header is not None and read.held_out is not None:
+                writer = LogitsWriter(logits, read.header, read.held_out, self._devices.threads)
+                on_logits = stack.enter_context(writer).write
+            swept = self._sweep("sweep", texts, importance=importance, on_logits=on_logits).run()
         calibration = None
         if read.origin is not None:
             calibration = self._write_imatrix(sums or swept.sums, used, read.origin)
         sensitivity = self._sensitivity(swept, costs)
         if sensitivity is not None and job.sensitivity is not None:
             sensitivity.write(job.sensitivity)
-        if writer is not None and job.logits is not None:
-            writer.close()
+        if read.header is not None and job.logits is not None:
             publish(logits, job.logits)
         return Measured(calibration, sensitivity, read.header)
 

@@ -57,14 +57,12 @@ def swept_in(
     folder.mkdir(exist_ok=True)
     held_out = texts.held_out
     assert held_out is not None
-    writer = LogitsWriter(folder / "base.logits", header_for(source, texts), held_out, 2)
-    try:
+    header = header_for(source, texts)
+    with LogitsWriter(folder / "base.logits", header, held_out, 2) as writer:
         yield Sweep(
             cut(source), source, texts, folder, CPU, progress,
             importance=importance, recipe=recipe, on_logits=writer.write,
         )  # fmt: skip
-    finally:
-        writer.close()
 
 
 def sweep_of(folder: Path, source: TensorSource, texts: Texts, **more: object) -> Swept:
