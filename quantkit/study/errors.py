@@ -8,21 +8,17 @@ the imatrix assumes too. Large tensors are measured on a seeded sample of rows a
 from __future__ import annotations
 
 import functools
-import json
 import timeit
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from concurrent.futures import Executor
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import NonNegativeInt, TypeAdapter
+from pydantic import NonNegativeInt
 
 from quantkit.config.recipe import MeasureRecipe
 from quantkit.core.documents import Amount
-from quantkit.core.progress import SILENT, Progress
-from quantkit.core.work_folders import Journal
 from quantkit.formats.tensor_types import BY_NAME, QuantType
 from quantkit.formats.tensors import TensorInfo, TensorSource
 from quantkit.llamacpp import ggml_kernels
@@ -187,39 +183,6 @@ def _energies(rows: NDArray[np.float32], column: NDArray[np.float64]) -> NDArray
     return energies
 
 
-def measure_errors(
-    source: TensorSource,
-    importance: Importance,
-    recipe: MeasureRecipe,
-    work: Path,
-    workers: int,
-    progress: Progress = SILENT,
-) -> tuple[TensorErrors, ...]:
-    """Measure every quantizable tensor at every admissible type, in the source's order.
-
-    `work` keeps a line per finished tensor, so an interrupted run resumes with the next one. A
-    tensor whose rows fit no candidate has no entry: it keeps its type.
-    """
-    infos = [info for info in source.tensors if is_quantizable(info)]
-    sampling = ("candidates", "sample_rows", "sample_experts", "seed")
-    purpose = json.dumps(recipe.model_dump(mode="json", include=set(sampling)))
-    kinds = {i.name: admissible(i, i.name in importance, recipe.candidates) for i in infos}
-
-    def is_whole(entry: TensorErrors) -> bool:
-        return entry.errors.keys() == {kind.name for kind in kinds.get(entry.name, [])}
-
-    journal = Journal(work / "errors.jsonl", purpose)
-    done = {entry.name: entry for entry in journal.units(TypeAdapter(TensorErrors), is_whole)}
-    progress.start(len(infos), "tensors", "quantization errors")
-    with ThreadPoolExecutor(workers) as pool:
-        for info in infos:
-            if info.name not in done:
-                done[info.name] = tensor_errors(source, info, importance, recipe, pool)
-                journal.append(json.dumps(asdict(done[info.name])))
-            progress.advance(1)
-    return tuple(done[info.name] for info in infos if done[info.name].errors)
-
-
 def tensor_errors(
     source: TensorSource,
     info: TensorInfo,
@@ -241,9 +204,13 @@ def tensor_errors(
 
 
 def seconds_of_errors(
-    tensors: Sequence[TensorInfo], importance: Importance, recipe: MeasureRecipe, workers: int
+    tensors: Sequence[TensorInfo], importance: Collection[str], recipe: MeasureRecipe, workers: int
 ) -> float:
-    """Estimate of how long `measure_errors` takes, from a short run of each kernel."""
+    """Estimate of how long all errors take, from a short run of each kernel.
+
+    Args:
+        importance: names of the tensors that have one.
+    """
     speeds = kernel_speeds([BY_NAME[name] for name in recipe.candidates])
     seconds = 0.0
     for info in tensors:

@@ -686,44 +686,6 @@ def _journal(folder: Path) -> Target:
     return of_file(folder / "a.journal", read, forms.as_lines, b'purpose\n{"a": 1}\n[1]\n')
 
 
-@target("journal of errors")
-def _errors(folder: Path) -> Target:
-    from models import write_gguf
-
-    from quantkit.config.recipe import MeasureRecipe
-    from quantkit.models.gguf_source import GGUFSource
-    from quantkit.study.errors import measure_errors
-
-    recipe = MeasureRecipe(candidates=("Q8_0",), sample_rows=2)
-    said = {"general.architecture": MetaValue("str", "llama")}
-    name = "blk.0.attn_q.weight"
-    arrays = {name: np.ones((2, 32), np.float32)}
-    source = GGUFSource(write_gguf(folder / "a.gguf", said, arrays))
-
-    def read(_: Path) -> None:
-        measure_errors(source, {}, recipe, folder, 1)
-
-    read(folder)
-    return of_file(folder / "errors.jsonl", read, forms.as_lines)
-
-
-@target("journal of costs")
-def _costs(folder: Path) -> Target:
-    from pydantic import TypeAdapter
-
-    from quantkit.study.sensitivity import Probe, UnitCost
-
-    probe = Probe({"a": "Q4_K"}, {"a": 1.0}, {"a": 0.01}, 0.002, (0.001, 0.003))
-    line = json.dumps(asdict(UnitCost(("a",), (probe,), 0.0001)))
-
-    def read(path: Path) -> None:
-        for unit in Journal(path, "purpose").units(TypeAdapter(UnitCost)):
-            unit.cost(0.01)
-
-    seed = f"purpose\n{line}\n".encode()
-    return of_file(folder / "costs.jsonl", read, forms.as_lines, seed)
-
-
 @target("journal of answers")
 def _answers(folder: Path) -> Target:
     from finished_levels import recipe_of
@@ -749,21 +711,46 @@ def _answers(folder: Path) -> Target:
     return of_file(folder / "answers.jsonl", read, forms.as_lines, seed)
 
 
-@target("saved sums")
+def _swept(folder: Path) -> Callable[[Path], object]:
+    """Takes over what a sweep over a tiny model that was interrupted had measured."""
+    from models import CPU, write_llama
+
+    from quantkit.config.recipe import MeasureRecipe
+    from quantkit.core.progress import Progress
+    from quantkit.models.gguf_source import GGUFSource
+    from quantkit.study.sweep.cuts import cut
+    from quantkit.study.sweep.sweep import Sweep, Texts
+
+    class Stops(Progress):
+        def start(self, total: float, unit: str, what: str = "", done: float = 0) -> None:
+            self._left = 0.7 * total
+
+        def advance(self, amount: float) -> None:
+            self._left -= amount
+            if self._left < 0:
+                raise KeyboardInterrupt
+
+    source = GGUFSource(write_llama(folder / "a.gguf"))
+    recipe, tokens = MeasureRecipe(candidates=("Q8_0",), sample_rows=2), np.zeros((1, 32), np.int32)
+
+    def sweep() -> Sweep:
+        texts = Texts(None, tokens, None, tokens)
+        return Sweep(cut(source), source, texts, folder, CPU, Stops(), recipe=recipe)
+
+    with suppress(KeyboardInterrupt):
+        sweep().run()
+    purpose = (folder / "windows.jsonl").read_text().splitlines()[0]
+    return lambda _: sweep().finished(Journal(folder / "windows.jsonl", purpose))
+
+
+@target("journal of windows")
+def _windows(folder: Path) -> Target:
+    return of_file(folder / "windows.jsonl", _swept(folder), forms.as_lines)
+
+
+@target("sums of a window")
 def _sums(folder: Path) -> Target:
-    """Of an importance matrix that is being collected."""
-    from quantkit.formats.tensors import TensorInfo
-    from quantkit.llamacpp.activations import Sums
-    from quantkit.study.imatrix import _State
-
-    chunks = np.zeros((4, 8), np.int32)
-    state = _State(folder / "sums.npz", chunks, [TensorInfo("a", (2, 4), "F32")])
-    state.save(2, {"a": Sums(np.ones((1, 4)), np.ones(1, np.int64))})
-
-    def read(_: Path) -> None:
-        state.load(SimpleNamespace(sums={}))  # type: ignore[arg-type]
-
-    return of_file(folder / "sums.npz", read, forms.bytewise)
+    return of_file(folder / "sums-1.f64", _swept(folder), forms.bytewise)
 
 
 @target("journal of a file")

@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from models import WIDTH, llama_metadata, write_gguf, write_llama
 from numpy.typing import NDArray
-from watched import Killed, Recorder
 
 from quantkit.config.recipe import MeasureRecipe
-from quantkit.core.errors import InputError
 from quantkit.formats.tensor_types import quant_type
 from quantkit.llamacpp import ggml_kernels
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.quantize import encode
+from quantkit.quantize.candidates import is_quantizable
 from quantkit.study import errors as module
 from quantkit.study.errors import (
     TensorErrors,
     column_weights,
-    measure_errors,
     relative_error,
     sample,
     seconds_of_errors,
+    tensor_errors,
 )
 
 NEEDY, ALWAYS = ("IQ2_XXS",), ("Q8_0", "Q4_K")
@@ -43,12 +41,14 @@ def source(tmp_path: Path) -> GGUFSource:
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Measure:
+def run() -> Measure:
     def measure(
         source: GGUFSource, importance: Importance, recipe: MeasureRecipe = RECIPE
     ) -> dict[str, TensorErrors]:
-        found = measure_errors(source, importance, recipe, tmp_path / "work", 2)
-        return {entry.name: entry for entry in found}
+        infos = [info for info in source.tensors if is_quantizable(info)]
+        with ThreadPoolExecutor(2) as pool:
+            found = [tensor_errors(source, info, importance, recipe, pool) for info in infos]
+        return {entry.name: entry for entry in found if entry.errors}
 
     return measure
 
@@ -164,46 +164,6 @@ def test_a_tensor_of_zeros_has_no_error(tmp_path: Path, run: Measure) -> None:
     arrays = {"blk.0.attn_q.weight": np.zeros((64, 256), np.float32)}
     source = GGUFSource(write_gguf(tmp_path / "zero.gguf", llama_metadata(), arrays))
     assert run(source, {})["blk.0.attn_q.weight"].errors == {"Q8_0": 0.0, "Q4_K": 0.0}
-
-
-def test_a_killed_run_resumes_and_gives_the_same(
-    source: GGUFSource, run: Measure, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    whole = run(source, {})
-    with pytest.raises(Killed):
-        measure_errors(source, {}, RECIPE, tmp_path / "again", 2, Recorder(kill_after=3))
-    kept = (tmp_path / "again" / "errors.jsonl").read_text().splitlines()[1:]
-    assert [json.loads(line)["name"] for line in kept] == list(whole)[:3]
-    drawn: list[str] = []
-
-    def counted(*args: object) -> object:
-        drawn.append(args[1].name)  # type: ignore[attr-defined]
-        return sample(*args)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(module, "sample", counted)
-    found = measure_errors(source, {}, RECIPE, tmp_path / "again", 2)
-    assert {entry.name: entry for entry in found} == whole
-    assert drawn == list(whole)[3:]
-
-
-@pytest.mark.parametrize(
-    ("field", "value"),
-    [
-        ("name", "blk.9.ffn_up.weight"), ("name", 3), ("errors", {}), ("errors", [1]),
-        ("errors", {"Q8_0": math.nan, "Q4_K": 0.1}), ("errors", {"Q8_0": 0.1, "Q6_K": 0.1}),
-        ("rows", "8"), ("rows", -8), ("standard_error", None), ("standard_error", math.inf),
-    ],
-)  # fmt: skip
-def test_a_damaged_line_is_refused(
-    field: str, value: object, source: GGUFSource, tmp_path: Path
-) -> None:
-    with pytest.raises(Killed):
-        measure_errors(source, {}, RECIPE, tmp_path, 2, Recorder(kill_after=1))
-    kept = tmp_path / "errors.jsonl"
-    purpose, line = kept.read_text().splitlines()
-    kept.write_text(f"{purpose}\n{json.dumps(json.loads(line) | {field: value})}\n")
-    with pytest.raises(InputError, match=r"errors\.jsonl, line 2"):
-        measure_errors(source, {}, RECIPE, tmp_path, 2)
 
 
 def test_the_estimate_counts_rows_types_and_workers(

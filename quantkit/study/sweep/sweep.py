@@ -51,11 +51,18 @@ from quantkit.study.sweep.branches import (
     plan_branches,
 )
 from quantkit.study.sweep.cuts import EMBEDDING, CutModel, Window
+from quantkit.study.sweep.estimate import (
+    needs_trial,
+    quantizing_seconds,
+    running_seconds,
+    sentence,
+)
 from quantkit.study.sweep.states import HiddenStates
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.activations import Collector, Sums
     from quantkit.llamacpp.llama import Inputs, States, Tokens
+    from quantkit.llamacpp.windows import LoadedWindow
     from quantkit.study.sweep.windows import OpenWindow
 
 BATCH_TOKENS = 8192
@@ -197,6 +204,9 @@ class Sweep:
         self._branch_states: HiddenStates | None = None
         if self._costs is not None:
             self._plan_branches()
+        self._last = len(cut.windows) - 1
+        if recipe is None and texts.held_out is None and cut.windows[-1].kind == "output":
+            self._last -= 1  # nobody wants logits
         self._errors: dict[str, TensorErrors] = {}
         self._exchanged = {index: Exchanged() for index in range(len(self._branches))}
         self._klds: dict[int, F64] = {}
@@ -211,24 +221,22 @@ class Sweep:
             EnvironmentFault: activations or logits are not finite.
             DiskFullError: hidden states have no room.
         """
-        from quantkit.study.sweep.windows import open_windows
+        from quantkit.study.sweep.windows import Embedding, load_shapes, open_windows
 
-        windows = self._cut.windows
-        if not self._gives_logits and windows[-1].kind == "output":
-            windows = windows[:-1]
-        self._last = len(windows) - 1
+        windows = self._cut.windows[: self._last + 1]
         journal = Journal(self._work / "windows.jsonl", self._purpose())
-        records = journal.units(TypeAdapter(WindowRecord))
-        sums: dict[str, Sums] = {}
-        for record in records:
-            sums |= self._taken(record)
-        first = len(records)
+        first, sums = self.finished(journal)
         self._check_room()
         steps = [self._steps(index) for index in range(len(windows))]
         self._progress.start(sum(steps), "layer-tokens", "study", done=sum(steps[:first]))
         cut = dataclasses.replace(self._cut, windows=windows)
         ahead = self._share(AHEAD_BYTES, AHEAD_SHARE)
-        opened = open_windows(cut, self._source, self._work, self._devices, first, ahead)
+        loaded = None
+        if needs_trial(cut, steps):
+            loaded = load_shapes(cut, self._work, self._devices, first)
+            llama = {s: w for s, w in loaded.items() if not isinstance(w, Embedding)}
+            self._tell(cut, steps, first, llama)
+        opened = open_windows(cut, self._source, self._work, self._devices, first, ahead, loaded)
         with ThreadPoolExecutor(self._devices.threads) as self._pool:
             for index, window in enumerate(opened, first):
                 found, record = self._sweep(index, window)
@@ -243,9 +251,19 @@ class Sweep:
         measured = tuple(entry for entry in errors if entry.errors)
         return Swept(sums, measured, self._branches, self._exchanged, self._klds)
 
-    @property
-    def _gives_logits(self) -> bool:
-        return self._recipe is not None or self._held_out is not None
+    def finished(self, journal: Journal) -> tuple[int, dict[str, Sums]]:
+        """Take over what an earlier run measured: its number of windows, and their sums.
+
+        Raises:
+            InputError: it is damaged, or not of this sweep.
+        """
+        records = journal.units(TypeAdapter(WindowRecord), self._is_ours)
+        if [record.window for record in records] != list(range(len(records))):
+            raise InputError(f"{journal.path} is damaged: its windows are not in order; delete it")
+        sums: dict[str, Sums] = {}
+        for record in records:
+            sums |= self._taken(record)
+        return len(records), sums
 
     def _text(self, name: str, chunks: Tokens | None) -> _Text | None:
         if chunks is None:
@@ -282,12 +300,50 @@ class Sweep:
             yield self._branch_states
 
     def _check_room(self) -> None:
-        if self._last == 0:
-            return
-        sizes = [(path, states.size_bytes // 2) for states in self._kept() for path in states.paths]
+        check_room(self._sizes(), self._work)
+
+    def _sizes(self) -> list[tuple[Path, int]]:
+        """The files of the sweep, and the bytes that each will have."""
+        sizes = []
+        if self._last:
+            kept = self._kept()
+            sizes = [(path, states.size_bytes // 2) for states in kept for path in states.paths]
         if self._costs is not None:
             sizes.append((self._spool, 4 * self._costs.chunks.size * self._vocabulary))
-        check_room(sizes, self._work)
+        return sizes
+
+    def _tell(
+        self,
+        cut: CutModel,
+        steps: Sequence[int],
+        first: int,
+        loaded: Mapping[tuple[object, ...], LoadedWindow],
+    ) -> None:
+        """Say what is left will take, after a trial."""
+
+        def batch(window: Window) -> tuple[int, int]:
+            text = self._calibration or self._costs or self._held_out
+            assert text is not None
+            if window.kind == "output":
+                return self._rows_at_once(window, text)
+            return self._capacity(window, text.tokens), text.tokens
+
+        left = [0] * first + list(steps[first:])
+        seconds = running_seconds(cut, left, loaded, batch)
+        if self._recipe is not None:
+            costs, share = self._costs is not None, 1 - first / len(steps)
+            every = quantizing_seconds(
+                self._source.tensors, self._recipe, self._devices.threads, costs=costs
+            )
+            seconds += share * every
+        shapes = {window.shape: window for window in cut.windows}
+        memory = sum(window.size_bytes for window in shapes.values())
+        memory += self._share(AHEAD_BYTES, AHEAD_SHARE) + self._share(COMPUTE_BYTES, COMPUTE_SHARE)
+        memory += 4 * self._share(LOGITS_BYTES, LOGITS_SHARE)
+        if self._costs is not None:  # the unit that is exchanged
+            memory += max(window.size_bytes for window in cut.windows)
+        disk = sum(size for _, size in self._sizes())
+        self._progress.note(sentence(sum(left), seconds, memory, disk))
 
     @property
     def _spool(self) -> Path:
@@ -315,6 +371,33 @@ class Sweep:
             running = sum(begun <= index for begun in self._begun.values())
             count += running * self._costs.chunks.size
         return count
+
+    def _is_ours(self, record: WindowRecord) -> bool:
+        """Whether these are measurements of one of the windows but the last."""
+        if not 0 <= record.window < self._last:
+            return False
+        inside = set(self._cut.windows[record.window].stored.values())
+        infos = {i.name: i for i in self._source.tensors if i.name in inside}
+        for place in record.sums:
+            info = infos.get(place.name)
+            if info is None or place.counts not in (1, info.matrices):
+                return False
+            if (place.matrices, place.columns) != (info.matrices, info.row_elements):
+                return False
+        candidates = set(self._recipe.candidates) if self._recipe else set()
+        if any(e.name not in infos or not candidates.issuperset(e.errors) for e in record.errors):
+            return False
+        for number, found in record.exchanged.items():
+            if not 0 <= number < len(self._branches):
+                return False
+            names = found.types.keys()
+            if not (names == found.gains.keys() == found.errors.keys()):
+                return False
+            if not inside.intersection(self._branches[number].unit).issuperset(names):
+                return False
+            if not candidates.issuperset(found.types.values()):
+                return False
+        return True
 
     def _taken(self, record: WindowRecord) -> dict[str, Sums]:
         """Take over what an earlier run measured; returns the window's sums."""
@@ -648,6 +731,8 @@ def read_sums(path: Path, places: Sequence[SumsPlace]) -> dict[str, Sums]:
         for place in places:
             squares = np.fromfile(file, "<f8", place.matrices * place.columns)
             counts = np.fromfile(file, "<i8", place.counts)
+            if not np.isfinite(squares).all() or min(squares.min(), counts.min()) < 0:
+                raise InputError(f"{path} is damaged; delete the folder to begin anew")
             shape = (place.matrices, place.columns)
             found[place.name] = Sums(squares.reshape(shape), counts)
     return found

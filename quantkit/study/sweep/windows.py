@@ -168,10 +168,14 @@ def open_windows(
     devices: DeviceSettings,
     first: int = 0,
     ahead_bytes: int = 1 << 62,
+    loaded: dict[tuple[object, ...], LoadedWindow | Embedding] | None = None,
 ) -> Iterator[OpenWindow]:
     """The windows from number `first` on, each valid until the next.
 
     While one is used, the weights of the next are read, at most `ahead_bytes` of them.
+
+    Args:
+        loaded: windows by their shapes, from `load_shapes`.
 
     Raises:
         InputError: llama.cpp refuses a window.
@@ -179,7 +183,7 @@ def open_windows(
     """
     infos = {info.name: info for info in source.tensors}
     windows = cut.windows[first:]
-    loaded: dict[tuple[object, ...], LoadedWindow | Embedding] = {}
+    loaded = {} if loaded is None else loaded
     with _Reader(windows, source, ahead_bytes) as reader:
         for index, window in enumerate(windows):
             if window.shape not in loaded:
@@ -191,6 +195,14 @@ def open_windows(
             yield OpenWindow(window, opened, infos)
             if all(later.shape != window.shape for later in windows[index + 1 :]):
                 loaded.pop(window.shape).close()
+
+
+def load_shapes(
+    cut: CutModel, folder: Path, devices: DeviceSettings, first: int
+) -> dict[tuple[object, ...], LoadedWindow | Embedding]:
+    """A window of each shape from number `first` on, with zeros for weights."""
+    shapes = {window.shape: window for window in reversed(cut.windows[first:])}
+    return {shape: _load(window, cut, folder, devices) for shape, window in shapes.items()}
 
 
 def _load(
