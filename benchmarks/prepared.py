@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fetch_smollm2 import fetch, rough_copy
+from quantkit.study.costs import CostInputs
 
 from quantkit.config.recipe import DivergenceRecipe, Recipe, recipe_for
 from quantkit.formats.imatrix_file import read_imatrix
@@ -18,7 +19,6 @@ from quantkit.models.model import Model
 from quantkit.quantize.encode import Importance
 from quantkit.quantize.quantize import convert, quantize
 from quantkit.study.calibration.sources import resolve_sources
-from quantkit.study.costs import CostInputs
 from quantkit.study.divergence import collect_base_logits, measure_kld
 from quantkit.study.imatrix import Calibration, collect_imatrix
 from quantkit.study.kld_statistics import KLDStatistics

@@ -48,7 +48,7 @@ def test_measures_and_goes_on_after_a_kill(base: Path, tmp_path: Path) -> None:
     assert content["cost_tokens"] == 64
 
     killed = start("measure", *given, tmp_path / "again.json", "--workers", "1", "--quiet")
-    journal = tmp_path / "again.json.work" / "costs.jsonl"
+    journal = tmp_path / "again.json.work" / "sweep" / "windows.jsonl"
     while not journal.exists() or len(journal.read_text().splitlines()) <= 3:
         assert killed.is_alive()
         time.sleep(0.02)

@@ -184,7 +184,8 @@ def test_llama_cpp_is_asked_once_for_each_preset_of_a_build(
 
     monkeypatch.setattr(level_plans, "ask_preset", ask)
     levels = recipe({"name": "A", "preset": "Q4_K_S"}, {"name": "B", "preset": "Q8_0"})
-    job = Job(choose_model("demo"), levels, tmp_path / "out", 1, target=load_target("4x3090"))
+    out, target = tmp_path / "out", load_target("4x3090")
+    job = Job(choose_model("demo"), levels, out, 1, out=out, target=target)
     context = BuildContext(job, Console(quiet=True))
     _preflight(context)
     plans, _ = context.levels

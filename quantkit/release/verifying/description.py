@@ -33,7 +33,7 @@ from quantkit.release.layout import (
 from quantkit.release.verifying.files import FolderFiles, HubFiles, ReleaseFiles
 
 RECEIPTS = "receipts"
-BUILD_ONLY = frozenset({RECEIPTS, ".work", "checkpoint", "release"})
+BUILD_ONLY = frozenset({RECEIPTS, ".work", "checkpoint", "study", "release"})
 """Folders of a build that hold no outputs of its stages."""
 _MODEL = re.compile(r"[\w.-]{1,200}")
 """As recipes name levels, and short: a file system gives a file's whole name 255 bytes."""

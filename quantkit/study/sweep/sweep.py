@@ -731,7 +731,8 @@ def read_sums(path: Path, places: Sequence[SumsPlace]) -> dict[str, Sums]:
         for place in places:
             squares = np.fromfile(file, "<f8", place.matrices * place.columns)
             counts = np.fromfile(file, "<i8", place.counts)
-            if not np.isfinite(squares).all() or min(squares.min(), counts.min()) < 0:
+            whole = bool((squares <= np.finfo(np.float32).max).all())  # not with a NaN
+            if not whole or min(squares.min(), counts.min()) < 0:
                 raise InputError(f"{path} is damaged; delete the folder to begin anew")
             shape = (place.matrices, place.columns)
             found[place.name] = Sums(squares.reshape(shape), counts)
