@@ -21,7 +21,6 @@ from processes import quantkit, run
 from quantkit.llamacpp.activations import Collector
 from quantkit.llamacpp.llama import Context, Model
 from quantkit.llamacpp.settings import DeviceSettings, parallel_sequences
-from quantkit.study.imatrix import chunks_per_batch
 
 RUNS = 5
 CHUNK = 512
@@ -63,7 +62,7 @@ def callback_rates(base: Path, devices: DeviceSettings) -> Rates:
     model = Model(base, devices)
     tokens = np.random.default_rng(2).integers(5, 2000, CHUNK * DECODED_CHUNKS, dtype=np.int32)
     chunks = list(tokens.reshape(DECODED_CHUNKS, CHUNK))
-    settings = parallel_sequences(chunks_per_batch(CHUNK, model.vocab.size), CHUNK)
+    settings = parallel_sequences(DECODED_CHUNKS, CHUNK)
     together = settings.sequences
     collector = Collector()
     contexts = (Context(model, settings), Context(model, settings, collector))

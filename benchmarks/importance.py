@@ -42,7 +42,7 @@ def importance_table(models: Sequence[Prepared]) -> list[str]:
 
 def _row(model: Prepared) -> str:
     tensors = model.source.tensors
-    blind = model.measured({}, None, "without")
+    blind = model.measured(None, "without")
     overhead = overhead_bytes(Model.of("model", model.source))
     lowest = min(level.bits_per_weight or 99 for level in model.recipe.levels)
     budget = max(

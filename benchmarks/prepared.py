@@ -8,22 +8,21 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from fetch_smollm2 import fetch, rough_copy
-from quantkit.study.costs import CostInputs
 
 from quantkit.config.recipe import DivergenceRecipe, Recipe, recipe_for
 from quantkit.formats.imatrix_file import read_imatrix
 from quantkit.formats.tensors import TensorSource
 from quantkit.llamacpp.settings import DeviceSettings
-from quantkit.models.choose import choose_model, open_source
+from quantkit.models.choose import ModelChoice, choose_local, open_source
 from quantkit.models.model import Model
 from quantkit.quantize.encode import Importance
-from quantkit.quantize.quantize import convert, quantize
+from quantkit.quantize.quantize import quantize
 from quantkit.study.calibration.sources import resolve_sources
-from quantkit.study.divergence import collect_base_logits, measure_kld
-from quantkit.study.imatrix import Calibration, collect_imatrix
+from quantkit.study.divergence import measure_kld
+from quantkit.study.imatrix import Calibration
 from quantkit.study.kld_statistics import KLDStatistics
-from quantkit.study.run import measure
 from quantkit.study.sensitivity import Sensitivity
+from quantkit.study.sweep.study import SweepJob, measure_model
 
 HELD_OUT = DivergenceRecipe(chunk_tokens=512, chunks=12)
 _serial = itertools.count()
@@ -35,8 +34,9 @@ class Prepared:
 
     name: str
     recipe: Recipe
+    choice: ModelChoice
+    path: Path
     source: TensorSource
-    base: Path
     imatrix: Path
     importance: Importance
     facts: Calibration
@@ -68,12 +68,18 @@ class Prepared:
         path.unlink()
         return found
 
-    def measured(self, importance: Importance, imatrix: Path | None, name: str) -> Sensitivity:
+    def measured(self, imatrix: Path | None, name: str) -> Sensitivity:
         """The recipe's measurement, with an importance matrix or without."""
-        return _measured(
-            self.source, self.base, self.recipe, importance, imatrix, self.facts.chunks,
-            self.folder / name, self.devices,
+        work = self.folder / name
+        work.mkdir()
+        job = SweepJob(
+            self.choice, self.path, calibration=self.recipe.imatrix,
+            sources=resolve_sources(self.recipe.imatrix), ready=imatrix,
+            measure=self.recipe.measure, sensitivity=work / "sensitivity.json",
         )  # fmt: skip
+        found = measure_model(job, work, self.devices).sensitivity
+        assert found is not None
+        return found
 
 
 def prepare(folder: Path, devices: DeviceSettings) -> list[Prepared]:
@@ -91,39 +97,20 @@ def prepare(folder: Path, devices: DeviceSettings) -> list[Prepared]:
 def _prepared(
     name: str, model: str, recipe: Recipe, folder: Path, devices: DeviceSettings
 ) -> Prepared:
-    choice = choose_model(model)
+    choice, path = choose_local(model)
     source = open_source(choice)
     work = folder / "work"
     work.mkdir(parents=True)
-    base = folder / "base.gguf"
-    if choice.kind == "gguf" and choice.path is not None:
-        base = choice.path
-    else:
-        convert(source, "source", base, work, devices.threads)
     imatrix, logits = folder / "imatrix.gguf", folder / "base.logits"
-    sources = resolve_sources(recipe.imatrix)
-    facts = collect_imatrix(base, recipe.imatrix, sources, imatrix, work, devices)
-    importance = read_imatrix(imatrix).importance()
-    sensitivity = _measured(
-        source, base, recipe, importance, imatrix, facts.chunks, folder / "with", devices
-    )
-    collect_base_logits(base, HELD_OUT, None, logits, work, devices)
+    job = SweepJob(
+        choice, path, calibration=recipe.imatrix, sources=resolve_sources(recipe.imatrix),
+        imatrix=imatrix, measure=recipe.measure, sensitivity=folder / "sensitivity.json",
+        divergence=HELD_OUT, logits=logits,
+    )  # fmt: skip
+    found = measure_model(job, work, devices)
+    assert found.calibration is not None
+    assert found.sensitivity is not None
     return Prepared(
-        name, recipe, source, base, imatrix, importance, facts, sensitivity, logits, folder, devices
-    )
-
-
-def _measured(
-    source: TensorSource,
-    base: Path,
-    recipe: Recipe,
-    importance: Importance,
-    imatrix: Path | None,
-    used_chunks: int,
-    folder: Path,
-    devices: DeviceSettings,
-) -> Sensitivity:
-    folder.mkdir()
-    text = CostInputs(base, imatrix, recipe.imatrix, resolve_sources(recipe.imatrix), used_chunks)
-    out = folder / "sensitivity.json"
-    return measure(source, importance, recipe.measure, text, out, folder, devices)
+        name, recipe, choice, path, source, imatrix, read_imatrix(imatrix).importance(),
+        found.calibration, found.sensitivity, logits, folder, devices,
+    )  # fmt: skip

@@ -34,8 +34,7 @@ from quantkit.llamacpp.settings import DeviceSettings
 from quantkit.models.gguf_source import GGUFSource
 from quantkit.models.model import Model
 from quantkit.quantize.quantize import artifact_metadata, quantize
-from quantkit.study.calibration.sources import resolve_sources
-from quantkit.study.imatrix import collect_imatrix
+from quantkit.study.run import collect_file
 
 RUNS = 5
 LADDER_RUNS = 3
@@ -91,10 +90,9 @@ class Work:
 def quantization_table(folder: Path, devices: DeviceSettings) -> list[str]:
     """A row a level, and one for the ladder."""
     model = rough_copy(fetch(folder), folder)
-    imatrix, chunks = folder / "quantized.imatrix.gguf", folder / "imatrix-work"
-    chunks.mkdir()
+    imatrix = folder / "quantized.imatrix.gguf"
     recipe = recipe_for("", "smollm2-135m").imatrix.model_copy(update={"chunks": CHUNKS})
-    collect_imatrix(model, recipe, resolve_sources(recipe), imatrix, chunks, devices)
+    collect_file(model, imatrix, recipe, devices.threads)
     source = GGUFSource(model)
     levels: dict[str, Types] = {
         name: ask_preset(source, name, has_imatrix=True).types for name in LEVELS

@@ -50,9 +50,6 @@ Levels = Annotated[
         "bits per weight, sizes, or 'max', as in Q6,Q4_K_M,4.5,71GiB."
     ),
 ]
-Types = Annotated[
-    str, Option(help="Type of each tensor: an allocation.json, or a preset such as Q4_K_M.")
-]
 Calibration = Annotated[
     list[str] | None,
     Option(

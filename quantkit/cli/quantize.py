@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
-from typer import Option
+from typer import Argument, Option
 
 from quantkit.cli import options
 from quantkit.core.console import Console
@@ -14,21 +15,41 @@ from quantkit.core.units import bytes_text
 
 
 def quantize(
-    model: options.LocalModel,
-    types: options.Types,
     out: options.OutFile,
+    model_given: Annotated[
+        str | None, Argument(metavar="[MODEL]", help="A folder, a GGUF file, or 'demo'.")
+    ] = None,
+    types_given: Annotated[
+        str | None,
+        Argument(
+            metavar="[TYPES]",
+            help="An allocation.json, a preset such as Q4_K_M, or with --study bits per weight "
+            "(4.5) or a size (71GiB).",
+        ),
+    ] = None,
+    model: Annotated[str | None, Option(help="The same as MODEL.")] = None,
+    types: Annotated[str | None, Option(help="The same as TYPES.")] = None,
     imatrix: options.Imatrix = None,
+    study: Annotated[
+        Path | None,
+        Option(
+            help="The model's folder with its study ('quantkit study'), which knows the types "
+            "that cost least, and has the importance matrix."
+        ),
+    ] = None,
     mtp: options.MTP = "drop",
     workers: options.Workers = None,
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
     from quantkit.build.quantize import quantize as run
+    from quantkit.study.kld_statistics import kld_with_error
 
     options.check_mtp(mtp)
     console = Console(quiet=quiet or as_json)
     made = run(
-        model, types, out, imatrix=imatrix, keep_prediction=mtp == "keep", workers=workers,
+        _one("MODEL", model_given, model), _one("TYPES", types_given, types), out,
+        imatrix=imatrix, study=study, keep_prediction=mtp == "keep", workers=workers,
         quiet=console.quiet,
     )  # fmt: skip
     if as_json:
@@ -41,11 +62,26 @@ def quantize(
                 "file_type": made.file_type,
                 "types": made.type_counts,
                 "fallbacks": {name: asdict(found) for name, found in made.fallbacks.items()},
+                "predicted_kld": None if made.predicted_kld is None else made.predicted_kld.mean,
             }
         )
     more = f" and {len(made.files) - 1} more" if len(made.files) > 1 else ""
     size = bytes_text(made.size_bytes)
-    console.line(f"{made.files[0]}{more}: {size}, {made.bits_per_weight:.2f} bits per weight")
+    words = f"{size}, {made.bits_per_weight:.2f} bits per weight"
+    if made.predicted_kld is not None:
+        found = made.predicted_kld
+        words += f", predicted KLD {kld_with_error(found.mean, found.known_error)}"
+    console.line(f"{made.files[0]}{more}: {words}")
+
+
+def _one(name: str, argument: str | None, option: str | None) -> str:
+    """What was given as an argument, or as the option of that name."""
+    if argument is not None and option is not None:
+        raise InputError(f"{name} is given twice: {argument} and --{name.lower()} {option}")
+    found = option if argument is None else argument
+    if found is None:
+        raise InputError(f"give {name}: quantkit quantize MODEL TYPES --out FILE.gguf")
+    return found
 
 
 def convert(

@@ -1,9 +1,9 @@
-"""`quantkit imatrix` and `quantkit measure`: an importance matrix, and the errors of tensors."""
+"""`quantkit study`, and its parts `quantkit imatrix` and `quantkit measure`."""
 
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 from typer import Argument, Option
 
@@ -11,19 +11,61 @@ from quantkit.cli import options
 from quantkit.core.console import Console
 from quantkit.core.errors import InputError
 
-if TYPE_CHECKING:
-    from quantkit.study.sensitivity import Sensitivity
 
-SHOWN = 10
-"""Of the most sensitive tensors."""
+def study(
+    model: Annotated[
+        str,
+        Argument(
+            help="A Hub repository (OWNER/NAME[@REVISION]), a folder, a GGUF file, or 'demo'; with "
+            "--show, the model's folder will do."
+        ),
+    ],
+    recipe: options.Recipe = None,
+    out: Annotated[
+        Path | None,
+        Option(help="Folder of the model, for its checkpoint and study. Default: build/MODEL."),
+    ] = None,
+    calibration: options.Calibration = None,
+    imatrix: options.Imatrix = None,
+    show: Annotated[
+        bool, Option("--show", help="Describe a finished study instead, and run nothing.")
+    ] = False,
+    workers: options.Workers = None,
+    quiet: options.Quiet = False,
+    as_json: options.Json = False,
+) -> None:
+    from quantkit.api import study as run
+    from quantkit.build.run import home_of, read_study
+    from quantkit.cli.study_table import print_study, study_facts
+    from quantkit.config.recipe import recipe_for
+    from quantkit.core.files import chosen_folder
+    from quantkit.models.choose import choose_model
+
+    console = Console(quiet=quiet or as_json)
+    if show:
+        given = Path(model).expanduser()
+        home = given if (home_of(given) / "study").is_dir() and out is None else out
+        if home is None:
+            home = Path("build") / choose_model(model).name
+        found = read_study(home_of(home))
+    else:
+        folder = chosen_folder(out, Path("build") / choose_model(model).name)
+        found = run(
+            model, folder, recipe=recipe_for(model, recipe), calibration=calibration,
+            imatrix=imatrix, workers=workers, quiet=console.quiet,
+        )  # fmt: skip
+    facts = study_facts(found)
+    if as_json:
+        console.json(facts)
+    print_study(console, found, facts)
 
 
 def imatrix(
     model: Annotated[
-        Path | None,
+        str | None,
         Argument(
-            help="GGUF file to collect on; with --show, the one it was collected on, which "
-            "a legacy .dat file needs to tell experts apart."
+            help="A folder, a GGUF file or 'demo' to collect on; with --show, the GGUF file it was "
+            "collected on, which a legacy .dat file needs to tell experts apart."
         ),
     ] = None,
     out: Annotated[Path, Option(help="File to write.")] = Path("imatrix.gguf"),
@@ -54,10 +96,10 @@ def imatrix(
     if show is not None:
         from quantkit.cli.tables import show_imatrix
 
-        show_imatrix(show, model, as_json)
+        show_imatrix(show, None if model is None else Path(model), as_json)
         return
     if model is None:
-        raise InputError("give the GGUF file to collect on, or --show FILE to describe an imatrix")
+        raise InputError("give the model to collect on, or --show FILE to describe an imatrix")
     from quantkit.config.recipe import recipe_for
     from quantkit.core.threads import worker_count
     from quantkit.study.run import collect_file
@@ -74,7 +116,7 @@ def imatrix(
 
 
 def measure(
-    model: Annotated[Path, Argument(help="GGUF file to measure: unquantized, or in Q8_0.")],
+    model: Annotated[str, Argument(help="Model to measure: a folder, a GGUF file, or 'demo'.")],
     imatrix: Annotated[
         Path, Option(help="Importance matrix of the model: a GGUF or a legacy .dat file.")
     ],
@@ -93,6 +135,7 @@ def measure(
     quiet: options.Quiet = False,
     as_json: options.Json = False,
 ) -> None:
+    from quantkit.cli.study_table import print_costs
     from quantkit.config.recipe import recipe_for
     from quantkit.core.threads import worker_count
     from quantkit.study.run import measure_file
@@ -114,21 +157,4 @@ def measure(
         )
     console.line(f"{out}: {len(found.errors)} tensors, {pairs} (tensor, type) pairs")
     if found.costs:
-        _show_costs(console, found)
-
-
-def _show_costs(console: Console, found: Sensitivity) -> None:
-    """Print the tensors whose errors cost the most, beside the median tensor."""
-    from quantkit.study.kld_statistics import kld_with_error
-
-    dearest = found.dearest()
-    middle = dearest[len(dearest) // 2][1].mean
-    rows = [
-        (
-            name,
-            kld_with_error(cost.mean, cost.standard_error),
-            f"{cost.mean / middle:.3g} ×" if middle > 0 else "–",
-        )
-        for name, cost in dearest[:SHOWN]
-    ]
-    console.table(("most sensitive tensors", "KLD of 1 % error", "of the median"), rows)
+        print_costs(console, found)

@@ -108,6 +108,11 @@ def parse_size(text: str) -> int | None:
     return int(float(match[1]) * _UNITS[match[2].lower()]) or None if match else None
 
 
+def is_amount(word: str) -> bool:
+    """Whether it is bits per weight, `4.5`, or a size, `71GiB`."""
+    return parse_size(word) is not None or _BITS.match(word) is not None
+
+
 def chosen_levels(words: str, recipe: str, levels: Mapping[str, LevelRecipe]) -> list[LevelRecipe]:
     """The levels that `--levels` asks for, in its order.
 
