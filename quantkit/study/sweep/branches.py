@@ -69,7 +69,7 @@ def chosen_cost_tokens(recipe: MeasureRecipe, model: ModelHeader, branches: int)
     about 8 %, of 512 in 4 chunks three times that.
     """
     if recipe.cost_tokens is not None:
-        return recipe.cost_tokens
+        return max(recipe.cost_tokens, recipe.cost_chunk_tokens) if recipe.measures_costs else 0
     work, tokens = branches * active_elements(model), MOST_COST_TOKENS
     while tokens > LEAST_COST_TOKENS and tokens * work > COST_FLOP:
         tokens //= 2
@@ -81,7 +81,8 @@ def active_elements(model: ModelHeader) -> int:
     architecture = model.metadata["general.architecture"].value
     used = model.metadata.get(f"{architecture}.expert_used_count")
     value = used.value if used is not None else 0
-    most = max(int(v) for v in (value if isinstance(value, tuple) else (value,)))
+    values = value if isinstance(value, tuple) else (value,)
+    most = max((v for v in values if isinstance(v, int)), default=0)
     found = 0
     for info in model.tensors:
         share = min(most, info.matrices) if info.matrices > 1 else 1
