@@ -421,7 +421,7 @@ class Sweep:
             sums = self._collect(index, window, self._calibration)
             self._use(sums)
         places = write_sums(self._work / f"sums-{index}.f64", sums)
-        errors = self._measure(window) if self._recipe is not None else ()
+        errors = self._measure(index, window) if self._recipe is not None else ()
         self._errors |= {entry.name: entry for entry in errors}
         exchanged: dict[int, Exchanged] = {}
         if window.window.kind in ("output", "whole"):
@@ -521,18 +521,22 @@ class Sweep:
         self._pass(index, window, text, collector)
         return {window.source_name(own): found for own, found in collector.sums.items()}
 
-    def _measure(self, window: OpenWindow) -> tuple[TensorErrors, ...]:
-        """Errors of the window's tensors that no earlier window has."""
+    def _measure(self, index: int, window: OpenWindow) -> tuple[TensorErrors, ...]:
+        """Errors of the window's tensors that no earlier window has.
+
+        With the last window, of those too that no text runs through: a prediction head's.
+        """
         assert self._recipe is not None
-        infos = [
-            info
-            for info in window.tensors
-            if is_quantizable(info) and info.name not in self._errors
-        ]
+        of_window = {info.name for info in window.tensors}
+        infos = window.tensors if index < self._last else self._source.tensors
         return tuple(
-            tensor_errors(window, info, self._importance, self._recipe, self._pool)
+            tensor_errors(
+                window if info.name in of_window else self._source,
+                info, self._importance, self._recipe, self._pool,
+            )
             for info in infos
-        )
+            if is_quantizable(info) and info.name not in self._errors
+        )  # fmt: skip
 
     def _give_logits(self, index: int, window: OpenWindow, text: _Text) -> None:
         """Give the held-out text's logits at its scored positions, a chunk after the other."""

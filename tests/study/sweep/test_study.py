@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from checkpoints import NEMOTRON, nemotron_arrays, with_prediction_head, write_checkpoint
 from demo_artifacts import write_demo
 from models import CPU, write_gguf
 from numpy.typing import NDArray
@@ -238,3 +239,22 @@ def test_a_study_of_an_uncut_model_says_so(tmp_path: Path) -> None:
     assert found.logits is not None
     assert found.logits.positions == 31
     assert any("mamba" in note for note in told.notes)
+
+
+def test_layers_that_no_text_runs_through_have_errors(tmp_path: Path) -> None:
+    """Those of a prediction head: without errors they would stay as large as they are."""
+    config = NEMOTRON | {"num_nextn_predict_layers": 1, "mtp_hybrid_override_pattern": "*E"}
+    arrays = with_prediction_head(nemotron_arrays(config))
+    folder = write_checkpoint(tmp_path / "m", config, arrays)
+    job = dataclasses.replace(
+        job_of(folder, tmp_path / "out", RECIPE.model_copy(update={"cost_tokens": 64})),
+        keep_prediction=True, logits=None,
+    )  # fmt: skip
+    found = in_process(job, tmp_path / "work").sensitivity
+    assert found is not None
+    head, trunk = "blk.4.attn_q.weight", "blk.2.attn_q.weight"  # twice the values of layer 2
+    for kind, error in found.errors[trunk].items():  # which has weights of columns
+        assert found.errors[head][kind] == pytest.approx(error, rel=0.6)
+    assert "blk.4.nextn.eh_proj.weight" in found.errors
+    assert all(head not in unit.tensors for unit in found.costs)
+    assert found.tensor_costs()[head]["Q4_0"] > 0
