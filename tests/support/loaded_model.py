@@ -92,10 +92,9 @@ class LoadedModel:
         self._model = Model(path, CPU, writable=True)
         self._weights = LoadedWeights(self._model, self._infos)
 
-    @property
-    def names(self) -> frozenset[str]:
-        """The weights that its graph multiplies with, or looks up rows in."""
-        return self._weights.names
+    def tokens(self, text: str, count: int) -> Tokens:
+        """The first of a text."""
+        return self._model.vocab.first_tokens(text, count)
 
     def close(self) -> None:
         self._model.close()
@@ -141,11 +140,12 @@ class LoadedModel:
         return found
 
     def _run(self, chunks: Tokens, on_tensor: EvalCallback | None = None) -> Logits:
-        """A copy of the logits of all positions, each chunk a sequence of its own."""
+        """The logits of all positions, each chunk a sequence of its own; none for a callback."""
         context = Context(self._model, parallel_sequences(*chunks.shape), on_tensor)
-        logits = context.decode_together([with_first(c, self._bos) for c in chunks]).copy()
+        logits = context.decode_together([with_first(c, self._bos) for c in chunks])
+        found = logits.copy() if on_tensor is None else logits[:0].copy()
         context.close()
-        return logits
+        return found
 
     def _put(
         self, branch: Branch, errors: Errors, importance: Importance, probe_error: float
