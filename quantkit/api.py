@@ -123,7 +123,7 @@ def build(
     job = Job(
         choose_model(str(model)),
         recipe_for(model, recipe, levels, calibration),
-        home_of(out if study is None else study),
+        Path(out) if study is None else home_of(study),
         worker_count(workers),
         _ready(imatrix, calibration),
         out=Path(out),

@@ -32,7 +32,7 @@ from quantkit.models.choose import imatrix_name, open_shapes
 from quantkit.models.families.base import without_prediction
 from quantkit.models.families.registry import family_for
 from quantkit.models.geometry import geometry_of
-from quantkit.models.local_copy import check_space, space_needed, survey
+from quantkit.models.local_copy import check_build_space, space_needed, survey
 from quantkit.models.model import Model
 from quantkit.plan import level_plans
 from quantkit.plan.gpu_memory import gpu_memory
@@ -116,15 +116,16 @@ def build(job: Job, console: Console) -> list[LevelResult]:
         _preflight(context)
     with build_folder(job.out):
         console.heading(f"quantkit build {job.model.given} for {job.target.name} → {job.out}")
-        with build_folder(job.study):
+        with build_folder(job.study, "choose another with --study"):
             _bring(context)
             levels, notes = context.levels
             for sentence in notes:
                 console.note(sentence)
             _preflight_check(context)
             _measure(context)
-            for stage in ("checkpoint", *(s.name for s in stages.study_steps(context))):
-                adopt_receipt(job.study, job.out, stage)
+            with pipeline.console.stage(STUDY, job.out):
+                for stage in ("checkpoint", *(s.name for s in stages.study_steps(context))):
+                    adopt_receipt(job.study, job.out, stage)
         for plan in levels:
             pipeline.run(stages.allocate_stage(context, plan))
             pipeline.run(stages.place_stage(context, plan))
@@ -223,15 +224,10 @@ def _preflight_repository(context: BuildContext) -> None:
     geometry = geometry_of(family_for(config).metadata(config))
     limit = level_plans.target_budget(gpu_memory(geometry, job.target))
     found = survey(remote, context.checkpoint)
-    needed = space_needed(
-        found.fetch_bytes,
-        remote.elements,
-        geometry.vocabulary,
-        job.recipe,
-        limit,
-    )
+    vocabulary = geometry.vocabulary
+    needed = space_needed(found.fetch_bytes, remote.elements, vocabulary, job.recipe, limit)
     # What an earlier build left counts for nothing: it goes only when its successor is whole.
-    check_space(needed, found.free_bytes, job.out)
+    check_build_space(needed, found.free_bytes, job.home, job.out)
     with context.pipeline.console.stage("headers") as progress:
         # the commit that will be downloaded, and no other
         listing = remote.listing

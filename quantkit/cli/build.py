@@ -51,7 +51,7 @@ def build(
     as_json: options.Json = False,
 ) -> None:
     from quantkit.api import build as run
-    from quantkit.build.run import check_gate
+    from quantkit.build.run import check_gate, home_of
     from quantkit.config.recipe import recipe_for
     from quantkit.core.files import chosen_folder
     from quantkit.models.choose import choose_model
@@ -59,7 +59,7 @@ def build(
 
     gpus, chosen = choose_target(target), recipe_for(model, recipe, levels)
     name = choose_model(model).name
-    home = chosen_folder(study or out, Path("build") / name)
+    home = chosen_folder(home_of(study) if study else out, Path("build") / name)
     folder = chosen_folder(out, home / gpus.name)
     _check_publishing(publish, private, name, chosen)
     console = Console(quiet=quiet or as_json)

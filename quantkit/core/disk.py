@@ -20,8 +20,18 @@ SHOWN = 4
 
 def free_bytes(folder: Path) -> int:
     """Free space of the disk that holds `folder`, or will hold it."""
+    return shutil.disk_usage(_nearest(folder)).free
+
+
+def is_same_disk(one: Path, other: Path) -> bool:
+    """Whether one disk holds both folders, or will hold them."""
+    return _nearest(one).stat().st_dev == _nearest(other).stat().st_dev
+
+
+def _nearest(folder: Path) -> Path:
+    """The folder, or the nearest around it that there is."""
     places = (folder.absolute(), *folder.absolute().parents)
-    return shutil.disk_usage(next(place for place in places if place.exists())).free
+    return next(place for place in places if place.exists())
 
 
 def taken_bytes(path: Path) -> int:

@@ -110,7 +110,7 @@ def adopt_receipt(source: Path, folder: Path, stage: str) -> Receipt | None:
     found, have = read_receipt(source, stage), read_receipt(folder, stage)
     if found is None:
         return None
-    if have is not None and _tells_the_same(have, found) and _changed(folder, have) is None:
+    if have is not None and _is_same(have, found) and not _changed(folder, have):
         return have
     for output in found.outputs:
         link_or_copy(source / output.path, folder / output.path)
@@ -122,10 +122,10 @@ def adopt_receipt(source: Path, folder: Path, stage: str) -> Receipt | None:
     return adopted
 
 
-def _tells_the_same(one: Receipt, other: Receipt) -> bool:
-    """Of copies, whose modification times differ."""
-    same = (one.parts, one.facts) == (other.parts, other.facts)
-    return same and one.output_hashes == other.output_hashes
+def _is_same(one: Receipt, other: Receipt) -> bool:
+    """Whether they say the same; copies have been written at other times."""
+    plain, others = (replace(receipt, outputs=()) for receipt in (one, other))
+    return plain == others and one.output_hashes == other.output_hashes
 
 
 def stale_reason(folder: Path, stage: str, parts: Mapping[str, Any]) -> str | None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 
 from quantkit.config.levels import LevelRecipe
 from quantkit.config.recipe import Recipe
-from quantkit.core.disk import free_bytes
+from quantkit.core.disk import free_bytes, is_same_disk
 from quantkit.core.errors import EnvironmentFault, InputError
 from quantkit.core.units import bytes_text
 from quantkit.formats.logits_file import scored_positions
@@ -193,6 +193,18 @@ def _level_bytes(level: LevelRecipe, elements: int, limit: int | None) -> int | 
     if elements * bits / 8 > limit:
         return None
     return min(int(elements * (bits + margin) / 8), limit)
+
+
+def check_build_space(needed: SpaceNeeded, free: int, home: Path, out: Path) -> None:
+    """As `check_space`, of a build in `out` of the model in `home`, whose disk has `free` bytes.
+
+    Each on its own disk has the base's logits.
+    """
+    if is_same_disk(home, out):
+        check_space(needed, free, out)
+    else:
+        check_space(replace(needed, level_bytes=0), free, home, "--study")
+        check_space(replace(needed, download_bytes=0), free_bytes(out), out)
 
 
 def check_space(needed: SpaceNeeded, free: int, folder: Path, chosen_with: str = "--out") -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from quantkit.core.console import Console
-from quantkit.core.disk import check_room, taken_bytes
+from quantkit.core.disk import check_room, is_same_disk, taken_bytes
 from quantkit.core.errors import DiskFullError, EnvironmentFault
 from quantkit.llamacpp.child import Emit, run_isolated
 
@@ -34,6 +34,11 @@ def caught(place: Path, number: int = errno.ENOSPC, unit: str = "B") -> DiskFull
         progress.advance(300)
         raise OSError(number, os.strerror(number))
     return found.value
+
+
+def test_folders_that_will_be_made_are_on_the_disk_of_those_around_them(tmp_path: Path) -> None:
+    assert is_same_disk(tmp_path / "a" / "b", tmp_path / "c")
+    assert not is_same_disk(tmp_path / "a", Path("/proc/none"))
 
 
 def test_the_stage_and_what_is_left_are_told(tmp_path: Path) -> None:

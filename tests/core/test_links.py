@@ -13,7 +13,14 @@ from pathlib import Path
 import pytest
 
 from quantkit.core.errors import InputError
-from quantkit.core.files import atomic, check_writable, chosen_folder, is_inner_path, write_json
+from quantkit.core.files import (
+    atomic,
+    check_writable,
+    chosen_folder,
+    is_inner_path,
+    link_or_copy,
+    write_json,
+)
 from quantkit.core.receipts import read_receipt, write_receipt
 from quantkit.core.work_folders import Journal, build_folder, resumable
 from quantkit.formats.gguf_writer import write_gguf
@@ -55,6 +62,27 @@ def test_a_linked_file_is_replaced(name: str, own: Path, target: Path) -> None:
     assert [path.name for path in own.iterdir()] == ["facts.json"]
     assert not (own / "facts.json").is_symlink()
     assert json.loads((own / "facts.json").read_text()) == {"a": 1}
+
+
+@pytest.mark.parametrize("name", ["x.bin", "x.bin.partial"])
+@pytest.mark.parametrize("links", [True, False])
+def test_a_file_that_is_linked_or_copied_goes_through_no_link(
+    name: str, links: bool, own: Path, target: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def link(*_arguments: object) -> None:
+        raise PermissionError
+
+    if not links:
+        monkeypatch.setattr("os.link", link)
+    source = own / "source.bin"
+    source.write_bytes(b"new")
+    (own / name).symlink_to(target)
+    link_or_copy(source, own / "x.bin")
+    assert sorted(path.name for path in own.iterdir()) == ["source.bin", "x.bin"]
+    assert not (own / "x.bin").is_symlink()
+    assert (own / "x.bin").read_bytes() == b"new"
+    link_or_copy(source, own / "x.bin")
+    assert (own / "x.bin").samefile(source) is links
 
 
 def test_looking_whether_a_file_can_be_written_writes_to_no_link(own: Path, target: Path) -> None:

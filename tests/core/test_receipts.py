@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from quantkit.core.errors import EnvironmentFault, InputError
-from quantkit.core.files import atomic
-from quantkit.core.receipts import stale_reason, write_receipt
+from quantkit.core.files import atomic, write_text
+from quantkit.core.receipts import adopt_receipt, read_receipt, stale_reason, write_receipt
 from quantkit.core.work_folders import Journal, build_folder, resumable
 
 PARTS = {
@@ -54,6 +54,60 @@ def test_outputs_are_watched(tmp_path: Path) -> None:
     assert "has 4 bytes, it wrote 3" in str(stale_reason(tmp_path, "stage:one", PARTS))
     output.unlink()
     assert "missing" in str(stale_reason(tmp_path, "stage:one", PARTS))
+
+
+@pytest.fixture(params=["links", "copies"])
+def linking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> bool:
+    """Whether the file system can give a file a second name."""
+    if request.param == "copies":
+
+        def link(*_arguments: object) -> None:
+            raise OSError(errno.EXDEV, os.strerror(errno.EXDEV))
+
+        monkeypatch.setattr("os.link", link)
+    return str(request.param) == "links"
+
+
+def test_what_another_folder_has_is_adopted_once(tmp_path: Path, linking: bool) -> None:
+    theirs, own = tmp_path / "theirs", tmp_path / "own"
+    theirs.mkdir()
+    output = finished(theirs)
+    os.utime(output, ns=(1, 1))
+    assert adopt_receipt(theirs, own, "never run") is None
+    assert not own.exists()
+    adopted = adopt_receipt(theirs, own, "stage:one")
+    assert adopted is not None
+    assert adopted == read_receipt(own, "stage:one")
+    assert stale_reason(own, "stage:one", PARTS) is None
+    assert (own / "x.bin").samefile(output) is linking
+    assert (own / "x.bin").read_bytes() == b"abc"
+    before = (own / "x.bin").stat()
+    assert adopt_receipt(theirs, own, "stage:one") == adopted
+    after = (own / "x.bin").stat()
+    assert (after.st_ino, after.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+    assert sorted(path.name for path in own.iterdir()) == ["receipts", "x.bin"]
+
+
+@pytest.mark.parametrize("lost", ["their stage ran again", "the file", "the receipt", "its bytes"])
+def test_what_does_not_hold_is_adopted_again(tmp_path: Path, linking: bool, lost: str) -> None:
+    theirs, own = tmp_path / "theirs", tmp_path / "own"
+    theirs.mkdir()
+    output, parts = finished(theirs), PARTS
+    adopt_receipt(theirs, own, "stage:one")
+    if lost == "their stage ran again":
+        parts = PARTS | {"stage version": 2}
+        write_text(output, "new")
+        write_receipt(theirs, "stage:one", parts, [output], 1.5, {})
+        assert (own / "x.bin").read_bytes() == b"abc"  # a build that runs keeps what it began with
+    elif lost == "its bytes":
+        (own / "x.bin").unlink()
+        (own / "x.bin").write_bytes(b"longer")
+    else:
+        (own / ("x.bin" if lost == "the file" else "receipts/stage.one.json")).unlink()
+    adopt_receipt(theirs, own, "stage:one")
+    assert stale_reason(own, "stage:one", parts) is None
+    assert (own / "x.bin").read_bytes() == output.read_bytes()
+    assert (own / "x.bin").samefile(output) is linking
 
 
 def test_broken_receipt_means_not_done(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ from quantkit.models.download import Downloaded, download
 from quantkit.models.local_copy import (
     HEADER_BYTES,
     SpaceNeeded,
+    check_build_space,
     check_space,
     partial_path,
     space_needed,
@@ -543,6 +544,30 @@ def test_too_little_space_is_told_with_what_takes_it(tmp_path: Path) -> None:
         check_space(needed, 5 << 30, tmp_path)
     words = "5.00 GiB free, but 6.00 GiB are needed (3.00 GiB to download, 2.00 GiB for the levels"
     assert words + ", 1.00 GiB for base.logits), 1.00 GiB more" in str(caught.value)
+
+
+def test_a_build_on_two_disks_needs_room_on_each(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    needed, home, out = SpaceNeeded(3 << 30, 2 << 30, 1 << 30), tmp_path / "m", tmp_path / "o" / "t"
+    free_of_out = 3 << 30
+
+    def is_same_disk(*_: Path) -> bool:
+        return one_disk
+
+    monkeypatch.setattr("quantkit.models.local_copy.free_bytes", lambda _: free_of_out)
+    monkeypatch.setattr("quantkit.models.local_copy.is_same_disk", is_same_disk)
+    one_disk = True
+    check_build_space(needed, 6 << 30, home, out)
+    with pytest.raises(EnvironmentFault, match="--out"):
+        check_build_space(needed, 5 << 30, home, out)
+    one_disk = False
+    check_build_space(needed, 4 << 30, home, out)
+    with pytest.raises(EnvironmentFault, match=r"4\.00 GiB are needed.*--study"):
+        check_build_space(needed, 3 << 30, home, out)
+    free_of_out = 2 << 30
+    with pytest.raises(EnvironmentFault, match=r"3\.00 GiB are needed.*--out"):
+        check_build_space(needed, 4 << 30, home, out)
 
 
 def test_a_download_that_does_not_fit_begins_nothing(case: Case) -> None:
