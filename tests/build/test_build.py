@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import gguf
 import pytest
+import yaml
 from finished_builds import copied
 from forked import quantkit, start
 from loopback_hub import COMMIT, Fault, LoopbackHub, hub
@@ -25,9 +28,11 @@ from quantkit.core.paths import DEMO_MODEL, cache_folder
 from quantkit.core.receipts import read_receipt, write_receipt
 from quantkit.models.remote_headers import FIRST_BYTES
 from quantkit.plan.placement import PlacementFile
+from quantkit.study.sensitivity import Sensitivity
 
-STAGES = (
-    "checkpoint", "convert", "imatrix", "measure", "logits",
+STUDIED = ("imatrix", "measure", "logits")
+"""Done by one sweep, which is called the study."""
+LATER = (
     "allocate:Q8", "place:Q8", "quantize:Q8", "validate:Q8",
     "allocate:Q4", "place:Q4", "quantize:Q4", "validate:Q4", "report",
 )  # fmt: skip
@@ -83,7 +88,7 @@ def built(tmp_path_factory: pytest.TempPathFactory, recipe: Path) -> Path:
     program = (sys.executable, "-c", "from quantkit.cli.app import main; main()")
     finished = subprocess.run([*program, *command(out, recipe)], capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout + finished.stderr
-    for stage in STAGES:
+    for stage in ("checkpoint", "study", *LATER):
         assert f"✓ {stage}" in finished.stdout
     return out
 
@@ -115,7 +120,10 @@ def test_what_a_build_leaves(built: Path) -> None:
         klds.append(validation["kld"]["mean"])
     assert 0 < klds[0] < klds[1]
     assert not list(built.rglob("*.partial"))
-    assert not any((built / ".work").iterdir())
+    for name in ("checkpoint.json", "imatrix.gguf", "sensitivity.json", "base.logits"):
+        assert (built / name).samefile(built / "study" / name)
+    for folder in (built, built / "study"):
+        assert not any((folder / ".work").iterdir())
 
 
 def test_report_says_no_path_of_this_machine(built: Path) -> None:
@@ -131,9 +139,11 @@ def test_second_run_skips_every_stage_and_says_why(built: Path, recipe: Path) ->
     before = contents(built)
     again = run(built, recipe)
     assert again.returncode == 0
-    for stage in STAGES:
+    stages = ("checkpoint", *STUDIED, *LATER)
+    for stage in stages:
         assert f"· {stage}" in again.stdout
-    assert again.stdout.count("skipped: up to date") == len(STAGES)
+    assert again.stdout.count("skipped: up to date") == len(stages)
+    assert "study" not in re.findall(r"✓ (\S+)", again.stdout)
     assert contents(built) == before
 
 
@@ -168,21 +178,71 @@ def test_a_build_of_an_earlier_version_says_why_it_goes_on(
     assert contents(out) == contents(built)
 
 
-def test_the_bases_logits_are_made_once(built: Path, recipe: Path, tmp_path: Path) -> None:
+def marks(folder: Path) -> dict[str, tuple[int, int]]:
+    """What tells whether a study's files were written again."""
+    stats = {name: (folder / name).stat() for name in ("imatrix.gguf", "sensitivity.json")}
+    return {name: (stat.st_ino, stat.st_mtime_ns) for name, stat in stats.items()}
+
+
+def test_the_bases_logits_are_made_again_alone(built: Path, recipe: Path, tmp_path: Path) -> None:
     out = copied(built, tmp_path / "copy")
-    (out / "base.logits").unlink()
+    kept = marks(out / "study")
+    for folder in (out, out / "study"):
+        (folder / "base.logits").unlink()
     again = run(out, recipe)
     assert "its output base.logits is missing" in again.stdout
-    assert "✓ logits" in again.stdout
-    for stage in ("validate:Q8", "validate:Q4", "report"):  # its bytes are the same again
+    assert "✓ study" in again.stdout
+    for stage in ("imatrix", "measure", *LATER):  # its bytes are the same again
         assert f"· {stage}" in again.stdout
     longer = write_recipe(tmp_path / "r.yaml", divergence={"chunks": 2, "chunk_tokens": 128})
     again = run(out, longer, "--levels", "Q4")
-    assert "settings.chunks has changed from 1 to 2" in again.stdout
-    assert "· quantize:Q4" in again.stdout
+    assert "logits runs again: settings.chunks has changed from 1 to 2" in again.stdout
+    for stage in ("imatrix", "measure", "quantize:Q4"):
+        assert f"· {stage}" in again.stdout
     assert "✓ validate:Q4" in again.stdout
     kld = json.loads((out / "levels" / "Q4" / "validation.json").read_text())["kld"]
     assert kld["tokens"] == 2 * 63
+    assert marks(out / "study") == kept
+    for name in ("imatrix.gguf", "sensitivity.json"):
+        assert file_sha256(out / name) == file_sha256(built / name)
+
+
+def test_another_candidate_leaves_imatrix_and_logits_alone(built: Path, tmp_path: Path) -> None:
+    out = copied(built, tmp_path / "copy")
+    kept = marks(out / "study")
+    recipe = yaml.safe_load(write_recipe(tmp_path / "r.yaml").read_text())
+    measure = {**recipe["measure"], "candidates": ["Q8_0", "Q6_K", "Q5_0", "Q4_K", "Q4_0"]}
+    changed = write_recipe(tmp_path / "r.yaml", measure=measure)
+    again = run(out, changed, "--levels", "Q8")
+    assert again.returncode == 0, again.stderr
+    assert "measure runs again: settings.measure.candidates has changed" in again.stdout
+    for stage in ("imatrix", "logits"):
+        assert f"· {stage}" in again.stdout
+    assert marks(out / "study")["imatrix.gguf"] == kept["imatrix.gguf"]
+    assert marks(out / "study")["sensitivity.json"] != kept["sensitivity.json"]
+    for name in ("imatrix.gguf", "base.logits"):
+        assert file_sha256(out / name) == file_sha256(built / name)
+    ours, theirs = (Sensitivity.read(of / "sensitivity.json") for of in (out, built))
+    assert ours == Sensitivity.read(out / "study" / "sensitivity.json")
+    left = {
+        name: {kind: error for kind, error in kinds.items() if kind != "Q2_K"}
+        for name, kinds in theirs.errors.items()
+    }
+    assert ours.errors == left  # from the imatrix's file as from its sums
+    assert ours.costs == theirs.costs
+
+
+def test_an_adopted_file_that_is_lost_is_adopted_again(
+    built: Path, recipe: Path, tmp_path: Path
+) -> None:
+    out = copied(built, tmp_path / "copy")
+    for name in ("checkpoint.json", "imatrix.gguf", "sensitivity.json"):
+        (out / name).unlink()
+    (out / "base.logits").write_bytes(b"x")
+    again = run(out, recipe)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.count("skipped: up to date") == 1 + len(STUDIED) + len(LATER)
+    assert contents(out) == contents(built)
 
 
 def test_a_ready_imatrix_gives_what_collecting_it_gave(built: Path, tmp_path: Path) -> None:
@@ -238,16 +298,28 @@ def test_killed_in_every_stage_gives_the_same_bytes(
     built: Path, recipe: Path, tmp_path: Path
 ) -> None:
     out = tmp_path / "killed"
-    for stage in STAGES:
-        work = out / ".work" / stage.replace(":", ".")
-        receipt = out / "receipts" / f"{stage.replace(':', '.')}.json"
+    study = out / "study"
+    windows = study / ".work" / "study" / "sweep" / "windows.jsonl"
+
+    def swept(count: int) -> bool:
+        return windows.exists() and windows.read_bytes().count(b"\n") > count
+
+    moments: list[tuple[str, Path, Callable[[], bool]]] = [
+        ("checkpoint", study, (study / ".work" / "checkpoint").exists),
+        ("imatrix", study, (study / ".work" / "study").exists),
+        ("imatrix", study, lambda: swept(1)),  # windows of the sweep, beside the journal's purpose
+        ("imatrix", study, lambda: swept(5)),
+        *((stage, out, (out / ".work" / stage.replace(":", ".")).exists) for stage in LATER),
+    ]
+    for stage, folder, reached in moments:
         process = start(*command(out, recipe, "--quiet"))
         deadline = time.monotonic() + 120
-        while not work.exists() and process.is_alive() and time.monotonic() < deadline:
+        while not reached() and process.is_alive() and time.monotonic() < deadline:
             time.sleep(0.002)
         process.kill()
         process.join()
         assert process.exitcode == -signal.SIGKILL, stage
+        receipt = folder / "receipts" / f"{stage.replace(':', '.')}.json"
         assert not receipt.exists(), f"{stage} was over before it was killed"
     finished = run(out, recipe)
     assert finished.returncode == 0, finished.stderr
@@ -261,7 +333,7 @@ def test_a_check_that_cannot_be_made_is_told_before_the_long_stages(tmp_path: Pa
     refused = run(tmp_path / "out", write_recipe(tmp_path / "r.yaml", retrieval=crowded))
     assert refused.returncode == 2
     assert "a context of 384 tokens" in refused.stderr
-    assert not (tmp_path / "out" / "imatrix.gguf").exists()
+    assert not list((tmp_path / "out").rglob("imatrix.gguf"))
 
 
 def test_a_failed_gate_exits_1_and_names_the_level(built: Path, tmp_path: Path) -> None:
@@ -339,10 +411,10 @@ def test_a_build_from_a_repository(tmp_path: Path) -> None:
         repaired = run_from_hub(served, "someone/small", out, recipe)
         assert served.names() == ["config.json"]
         assert "✓ checkpoint" in repaired.stdout
-        assert repaired.stdout.count("skipped: up to date") == 8  # its bytes are the same again
+        assert repaired.stdout.count("skipped: up to date") == 7  # its bytes are the same again
     offline = run_from_hub(served, "someone/small", out, recipe)  # the hub is gone
     assert offline.returncode == 0, offline.stderr
-    assert offline.stdout.count("skipped: up to date") == 9
+    assert offline.stdout.count("skipped: up to date") == 8
 
 
 def test_a_repository_is_refused_before_a_folder_is_made(tmp_path: Path, recipe: Path) -> None:
@@ -367,20 +439,13 @@ def test_a_repository_is_refused_before_a_folder_is_made(tmp_path: Path, recipe:
         assert large.returncode == 2
         assert "nothing fits small" in large.stderr
         assert "larger target" in large.stderr
-        # the download would fit, but not base.gguf and the levels as well
+        # the download would fit, but not the levels as well
         served.claims = {"model.safetensors": free * 6 // 10}
         served.always = {"model.safetensors": Fault(status=404, at_hub=True)}
         full = run_from_hub(served, "someone/large", tmp_path / "b" / "out", recipe)
         assert full.returncode == 3, full.stderr
-        assert "for base.gguf" in full.stderr
+        assert "for the levels" in full.stderr
         assert "choose a folder on another disk with --out" in full.stderr
-        # an earlier base.gguf stays until the new one is whole, so it gives nothing back
-        earlier = tmp_path / "e" / "base.gguf"
-        earlier.parent.mkdir()
-        with earlier.open("wb") as sparse:
-            sparse.truncate(free * 2)
-        again = run_from_hub(served, "someone/large", tmp_path / "e", recipe)
-        assert "for base.gguf" in again.stderr, again.stderr
     assert not (tmp_path / "a").exists()
     assert not (tmp_path / "c").exists()
     assert 0 < served.sent_bytes("model.safetensors") < 1 << 20  # its header, and no more

@@ -1,4 +1,4 @@
-"""Levels of a build share what they have in common, as long as receipts vouch for it."""
+"""Levels share what they have in common, as long as receipts vouch for it: a model's, too."""
 
 from __future__ import annotations
 
@@ -10,17 +10,19 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from quantkit.build.context import BuildContext, Done, Job, Stage
-from quantkit.build.stages import checkpoint_stage, imatrix_stage, quantize_stage
+from quantkit.build.context import IMATRIX, BuildContext, Done, Job, Stage
+from quantkit.build.stages import checkpoint_stage, quantize_stage
 from quantkit.config.recipe import LevelRecipe, Recipe
 from quantkit.config.target import load_target
 from quantkit.core.console import Console
 from quantkit.core.files import file_sha256, write_json
 from quantkit.core.progress import Progress
+from quantkit.core.receipts import adopt_receipt
 from quantkit.formats.imatrix_file import Imatrix, ImatrixEntry, write_imatrix
 from quantkit.models.choose import choose_model, open_source
 from quantkit.plan.level_plans import LevelPlan
 from quantkit.quantize.candidates import is_quantizable
+from quantkit.study.imatrix import import_imatrix
 
 SOURCE = open_source(choose_model("demo"))
 WEIGHTS = [info for info in SOURCE.tensors if is_quantizable(info)]
@@ -46,15 +48,29 @@ def mixture(*kinds: str) -> dict[str, str]:
 
 
 class Build:
-    """A build whose levels' types are given, up to their artifacts."""
+    """A build whose levels' types are given, up to their artifacts.
 
-    def __init__(self, out: Path, imatrix: Path, model: str = "demo") -> None:
+    Args:
+        home: the model's folder, where that is another than `out`.
+    """
+
+    def __init__(
+        self, out: Path, imatrix: Path, model: str = "demo", home: Path | None = None
+    ) -> None:
         recipe = Recipe(name="r", levels=tuple(LevelRecipe(name=name) for name in ("A", "B", "C")))
-        job = Job(choose_model(model), recipe, out, 2, imatrix, target=load_target("4x3090"))
+        target = load_target("4x3090")
+        job = Job(choose_model(model), recipe, home or out, 2, imatrix, out=out, target=target)
         self.context = BuildContext(job, Console())
         self.plans = {plan.recipe.name: plan for plan in self.context.levels[0]}
-        self.context.pipeline.run(checkpoint_stage(self.context))
-        self.context.pipeline.run(imatrix_stage(self.context))
+        self.context.studying.run(checkpoint_stage(self.context))
+        adopt_receipt(job.study, job.out, "checkpoint")
+
+        def take(work: Path, progress: Progress) -> Done:
+            import_imatrix(imatrix, SOURCE.tensors, out / IMATRIX)
+            return Done((out / IMATRIX,), "", {})
+
+        settings = {"sha256": file_sha256(imatrix)}
+        self.context.pipeline.run(Stage("imatrix", 1, ("checkpoint",), settings, False, take))
 
     def artifact(self, level: str, types: Mapping[str, str]) -> Path:
         """Quantize a level, unless it is there."""
@@ -104,6 +120,28 @@ def test_a_level_copies_what_another_has_and_is_the_same(
     both = sum(third[i.name] in (FIRST[i.name], SECOND[i.name]) for i in WEIGHTS)
     assert copied(capsys.readouterr().out) == both > IN_BOTH
     assert file_sha256(again) == file_sha256(Build(tmp_path / "new", imatrix).artifact("B", third))
+
+
+def test_a_target_copies_what_another_target_of_the_model_has(
+    imatrix: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    alone = Build(tmp_path / "alone", imatrix).artifact("A", SECOND)
+    home = tmp_path / "model"
+    first = Build(home / "small", imatrix, home=home).artifact("A", FIRST)
+    capsys.readouterr()
+    second = Build(home / "large", imatrix, home=home).artifact("A", SECOND)
+    assert copied(capsys.readouterr().out) == IN_BOTH
+    assert file_sha256(second) == file_sha256(alone)
+    assert not second.samefile(first)
+    # what is built elsewhere belongs to the model too, but not what another matrix gave
+    elsewhere = Build(tmp_path / "other disk", imatrix, home=home).artifact("B", SECOND)
+    assert copied(capsys.readouterr().out) == len(WEIGHTS)
+    assert file_sha256(elsewhere) == file_sha256(
+        Build(tmp_path / "b", imatrix).artifact("B", SECOND)
+    )
+    capsys.readouterr()
+    Build(home / "third", imatrix_file(tmp_path / "two.gguf", 2), home=home).artifact("A", FIRST)
+    assert copied(capsys.readouterr().out) == 0
 
 
 def test_nothing_is_copied_from_what_another_importance_matrix_gave(
