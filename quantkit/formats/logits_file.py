@@ -83,12 +83,7 @@ class LogitsHeader:
     @property
     def row_type(self) -> np.dtype[np.void]:
         """One position; `align` keeps its size a multiple of 8 for any vocabulary."""
-        kept = (self.kept_tokens,)
-        fields = [
-            ("nll", "<f8"), ("low", "<f4"), ("step", "<f4"), ("kept", "<i4", kept),
-            ("exact", "<f4", kept), ("codes", "<u2", (self.vocabulary_size,)),
-        ]  # fmt: skip
-        return np.dtype(fields, align=True)
+        return _row_type(self.vocabulary_size, self.kept_tokens)
 
     def start_bytes(self, tokens: Tokens) -> bytes:
         """The bytes of the file before the rows."""
@@ -97,14 +92,34 @@ class LogitsHeader:
         return _START.pack(MAGIC, VERSION, len(text)) + text + tokens.astype("<i4").tobytes()
 
 
+def _row_type(vocabulary: int, kept_tokens: int) -> np.dtype[np.void]:
+    kept = (kept_tokens,)
+    fields = [
+        ("nll", "<f8"), ("low", "<f4"), ("step", "<f4"), ("kept", "<i4", kept),
+        ("exact", "<f4", kept), ("codes", "<u2", (vocabulary,)),
+    ]  # fmt: skip
+    return np.dtype(fields, align=True)
+
+
+def _kept_tokens(vocabulary: int) -> int:
+    return min(vocabulary, 64 + vocabulary // 256)  # a 64th part of the file, or less
+
+
+def rows_bytes(vocabulary: int, chunks: int, chunk_tokens: int) -> int:
+    """Bytes of the rows of `chunks`, which are nearly all of a file."""
+    row = _row_type(vocabulary, _kept_tokens(vocabulary))
+    return chunks * len(scored_positions(chunk_tokens)) * row.itemsize
+
+
 def header_of(
     model: str, text: str, vocabulary: Mapping[str, str], size: int, bos: int | None, tokens: Tokens
 ) -> LogitsHeader:
     """The header for `tokens`, (chunks, chunk tokens), and a vocabulary of `size` tokens."""
-    kept = min(size, 64 + size // 256)  # a 64th part of the file, or less
     digest = hashlib.sha256(tokens.astype("<i4").tobytes()).hexdigest()
     chunks, chunk_tokens = tokens.shape
-    return LogitsHeader(model, text, vocabulary, size, bos, chunks, chunk_tokens, kept, digest)
+    return LogitsHeader(
+        model, text, vocabulary, size, bos, chunks, chunk_tokens, _kept_tokens(size), digest
+    )
 
 
 def vocabulary_id(metadata: Metadata) -> dict[str, str]:

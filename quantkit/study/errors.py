@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import functools
 import timeit
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
@@ -19,7 +20,7 @@ from pydantic import NonNegativeInt
 
 from quantkit.config.recipe import MeasureRecipe
 from quantkit.core.documents import Amount
-from quantkit.formats.tensor_types import BY_NAME, QuantType
+from quantkit.formats.tensor_types import QuantType
 from quantkit.formats.tensors import TensorInfo, TensorSource
 from quantkit.llamacpp import ggml_kernels
 from quantkit.quantize import kernels
@@ -203,22 +204,21 @@ def tensor_errors(
     return TensorErrors(info.name, errors, rows, float(relative))
 
 
-def seconds_of_errors(
-    tensors: Sequence[TensorInfo], importance: Collection[str], recipe: MeasureRecipe, workers: int
-) -> float:
-    """Estimate of how long all errors take, from a short run of each kernel.
+def elements_of_errors(
+    tensors: Iterable[TensorInfo], importance: Container[str], recipe: MeasureRecipe
+) -> Counter[str]:
+    """Type → how many weights are quantized to it where errors are measured.
 
     Args:
-        importance: names of the tensors that have one.
+        importance: names of the tensors that have an importance.
     """
-    speeds = kernel_speeds([BY_NAME[name] for name in recipe.candidates])
-    seconds = 0.0
+    found = Counter[str]()
     for info in tensors:
         if is_quantizable(info):
             rows = min(recipe.sample_rows or info.rows, info.rows)
             for kind in admissible(info, info.name in importance, recipe.candidates):
-                seconds += rows * info.row_elements / speeds[kind.name]
-    return seconds / workers
+                found[kind.name] += rows * info.row_elements
+    return found
 
 
 def kernel_speeds(kinds: Sequence[QuantType]) -> dict[str, float]:

@@ -21,9 +21,9 @@ from quantkit.study import errors as module
 from quantkit.study.errors import (
     TensorErrors,
     column_weights,
+    elements_of_errors,
     relative_error,
     sample,
-    seconds_of_errors,
     tensor_errors,
 )
 
@@ -166,12 +166,10 @@ def test_a_tensor_of_zeros_has_no_error(tmp_path: Path, run: Measure) -> None:
     assert run(source, {})["blk.0.attn_q.weight"].errors == {"Q8_0": 0.0, "Q4_K": 0.0}
 
 
-def test_the_estimate_counts_rows_types_and_workers(
-    source: GGUFSource, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(module, "kernel_speeds", lambda kinds: {kind.name: 16.0 for kind in kinds})
+def test_elements_are_counted_by_rows_and_types(source: GGUFSource) -> None:
     infos = [info for info in source.tensors if info.name == KNOWN]
-    assert seconds_of_errors(infos, {}, RECIPE, 1) == 2 * 16 * WIDTH / 16
+    found = elements_of_errors(infos, (), RECIPE)
+    assert found.total() == 2 * 16 * WIDTH
     everything = RECIPE.model_copy(update={"sample_rows": 0})
-    importance = {KNOWN: np.ones((1, WIDTH), np.float32)}
-    assert seconds_of_errors(infos, importance, everything, 4) == 3 * WIDTH * WIDTH / 16 / 4
+    assert set(elements_of_errors(infos, (KNOWN,), everything).values()) == {WIDTH * WIDTH}
+    assert len(elements_of_errors(infos, (KNOWN,), everything)) == 3

@@ -24,7 +24,7 @@ from quantkit.formats.imatrix_file import Imatrix, read_imatrix
 from quantkit.models.choose import choose_model
 from quantkit.study.calibration.sources import resolve_sources
 from quantkit.study.imatrix import Calibration
-from quantkit.study.sweep import study
+from quantkit.study.sweep import estimate, study
 from quantkit.study.sweep.study import SweepJob, measure_model
 
 DATA = DATA / "imatrix"
@@ -152,7 +152,7 @@ def least_tokens(path: Path) -> int:
 def test_goes_on_until_every_expert_is_covered(
     balanced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(study, "ROUND_CHUNKS", 4)
+    monkeypatch.setattr(estimate, "ROUND_CHUNKS", 4)
     hashes, least = {}, {}
     for chunks in (4, 8, 16, 32):
         folder = tmp_path / str(chunks)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -12,9 +12,10 @@ from numpy.typing import NDArray
 
 from quantkit.config.recipe import MeasureRecipe
 from quantkit.core.documents import Amount
-from quantkit.formats.tensors import ModelHeader, TensorInfo
-from quantkit.quantize.candidates import nearest_type
-from quantkit.study.sensitivity import Probe, UnitCost
+from quantkit.formats.tensors import Metadata, ModelHeader, TensorInfo
+from quantkit.quantize.candidates import admissible, is_quantizable, nearest_type
+from quantkit.study.sensitivity import Probe, UnitCost, units_of
+from quantkit.study.sweep.cuts import CutModel
 
 FLOOR_PROBES = 5
 TINY_ERROR = 3e-6  # changes the last bit of many weights and nothing else that matters
@@ -70,24 +71,42 @@ def chosen_cost_tokens(recipe: MeasureRecipe, model: ModelHeader, branches: int)
     """
     if recipe.cost_tokens is not None:
         return max(recipe.cost_tokens, recipe.cost_chunk_tokens) if recipe.measures_costs else 0
-    work, tokens = branches * active_elements(model), MOST_COST_TOKENS
+    work = branches * active_elements(model.metadata, model.tensors)
+    tokens = MOST_COST_TOKENS
     while tokens > LEAST_COST_TOKENS and tokens * work > COST_FLOP:
         tokens //= 2
     return max(tokens, recipe.cost_chunk_tokens)
 
 
-def active_elements(model: ModelHeader) -> int:
-    """Weights that one token runs through: of a layer's experts those that are used."""
-    architecture = model.metadata["general.architecture"].value
-    used = model.metadata.get(f"{architecture}.expert_used_count")
+def active_elements(metadata: Metadata, tensors: Iterable[TensorInfo]) -> int:
+    """Weights that one token runs through: of a layer's experts those that are used.
+
+    Args:
+        metadata: of the model that `tensors` are of.
+    """
+    architecture = metadata["general.architecture"].value
+    used = metadata.get(f"{architecture}.expert_used_count")
     value = used.value if used is not None else 0
     values = value if isinstance(value, tuple) else (value,)
     most = max((v for v in values if isinstance(v, int)), default=0)
     found = 0
-    for info in model.tensors:
+    for info in tensors:
         share = min(most, info.matrices) if info.matrices > 1 else 1
         found += info.elements // info.matrices * share
     return found
+
+
+def measurable_units(
+    cut: CutModel, model: ModelHeader, recipe: MeasureRecipe
+) -> list[tuple[str, ...]]:
+    """The units whose cost can be measured: all but those of layers that no window has."""
+    inside = {name for window in cut.windows for name in window.stored.values()}
+    names = [
+        info.name
+        for info in model.tensors
+        if is_quantizable(info) and admissible(info, True, recipe.candidates)
+    ]
+    return [unit for unit in units_of(names, recipe.groups) if inside.issuperset(unit)]
 
 
 def plan_branches(units: Sequence[tuple[str, ...]], recipe: MeasureRecipe) -> list[Branch]:

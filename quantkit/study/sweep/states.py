@@ -11,6 +11,17 @@ from numpy.typing import NDArray
 F32Array = NDArray[np.float32]
 
 
+def row_bytes(width: int, *, differences: bool = False) -> int:
+    """What one token's hidden state takes on the disk."""
+    return _row_type(width, differences).itemsize
+
+
+def _row_type(width: int, differences: bool) -> np.dtype[np.void]:
+    if differences:
+        return np.dtype([("scale", "<f4"), ("of", "<f2", (width,))])
+    return np.dtype([("of", "<f4", (width,))])
+
+
 class HiddenStates:
     """Hidden states of texts of `rows` tokens before each window; two files take turns.
 
@@ -25,12 +36,7 @@ class HiddenStates:
         self, folder: Path, name: str, texts: int, rows: int, width: int, *, differences: bool
     ) -> None:
         self.differences = differences
-        kept = (
-            [("scale", "<f4"), ("of", "<f2", (width,))]
-            if differences
-            else [("of", "<f4", (width,))]
-        )
-        self._row, self._rows, self._texts = np.dtype(kept), rows, texts
+        self._row, self._rows, self._texts = _row_type(width, differences), rows, texts
         self.paths = [folder / f"{name}.{turn}" for turn in (0, 1)]
         self._files: dict[int, int] = {}
 

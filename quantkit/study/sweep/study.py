@@ -34,15 +34,20 @@ from quantkit.study.divergence import HAYSTACK_NAME, LogitsWriter, held_out_text
 from quantkit.study.imatrix import Calibration, chunks_of_text, read_of
 from quantkit.study.imatrix_coverage import coverage_of
 from quantkit.study.sensitivity import SampledRows, Sensitivity
-from quantkit.study.sweep.branches import chosen_cost_tokens, plan_branches, unit_costs
+from quantkit.study.sweep.branches import (
+    chosen_cost_tokens,
+    measurable_units,
+    plan_branches,
+    unit_costs,
+)
 from quantkit.study.sweep.cuts import CutModel, cut
+from quantkit.study.sweep.estimate import first_round
 from quantkit.study.sweep.sweep import (
     OnLogits,
     Sweep,
     Swept,
     Texts,
     entry_of,
-    measurable_units,
 )
 
 if TYPE_CHECKING:
@@ -51,8 +56,6 @@ if TYPE_CHECKING:
 
 GROUP_TOKENS = 16
 MAX_SELF_KLD = 1e-6  # nats, of the model against itself; 0 on a CPU
-ROUND_CHUNKS = 16
-"""Chunks are added in such steps until the experts are covered."""
 
 
 @dataclass(frozen=True)
@@ -337,7 +340,7 @@ class _Study:
         recipe = self._job.calibration
         assert recipe is not None
         sums: dict[str, Sums] = {}
-        begin, stop = 0, min(-(-recipe.chunks // ROUND_CHUNKS) * ROUND_CHUNKS, len(text))
+        begin, stop = 0, min(first_round(recipe), len(text))
         while True:
             texts = Texts(self._texts.bos, calibration=text[begin:stop])
             swept = self._sweep(f"importance-{begin}", texts, measures=False).run()

@@ -34,50 +34,28 @@ from quantkit.core.work_folders import Journal
 from quantkit.formats.imatrix_file import ImatrixEntry
 from quantkit.formats.logits_file import scored_positions
 from quantkit.formats.tensor_types import BY_NAME
-from quantkit.formats.tensors import ModelHeader, TensorInfo, TensorSource
+from quantkit.formats.tensors import TensorInfo, TensorSource
 from quantkit.llamacpp.settings import DeviceSettings
-from quantkit.models.geometry import geometry_of
-from quantkit.quantize.candidates import admissible, is_quantizable
+from quantkit.quantize.candidates import is_quantizable
 from quantkit.quantize.encode import Importance
 from quantkit.study.errors import TensorErrors, tensor_errors
 from quantkit.study.exchange import Exchange
 from quantkit.study.kld_statistics import BaseDistribution
-from quantkit.study.sensitivity import units_of
 from quantkit.study.sweep.branches import (
     Branch,
     Exchanged,
     choose_gains,
     choose_types,
-    plan_branches,
 )
-from quantkit.study.sweep.cuts import EMBEDDING, CutModel, Window
-from quantkit.study.sweep.estimate import (
-    needs_trial,
-    quantizing_seconds,
-    running_seconds,
-    sentence,
-)
+from quantkit.study.sweep.cuts import CutModel, Window
+from quantkit.study.sweep.estimate import SweepSizes, TextShape, TextShapes
 from quantkit.study.sweep.states import HiddenStates
 
 if TYPE_CHECKING:
     from quantkit.llamacpp.activations import Collector, Sums
     from quantkit.llamacpp.llama import Inputs, States, Tokens
-    from quantkit.llamacpp.windows import LoadedWindow
     from quantkit.study.sweep.windows import OpenWindow
 
-BATCH_TOKENS = 8192
-"""The most that are decoded at once: more bring nothing (make bench)."""
-ROWS = 32
-"""Of what batches are multiples: ggml adds up in another order where only a few rows are left."""
-MAX_SEQUENCES = 64  # in one batch; llama.cpp takes 256 at most
-COMPUTE_BYTES, COMPUTE_SHARE = (64 << 20, 1 << 30), 8
-"""Bounds, and share of the model's size: limit for a batch's activations."""
-LOGITS_BYTES, LOGITS_SHARE = (8 << 20, 512 << 20), 32
-"""The same for the logits of a batch. In all, a few times as many are in memory."""
-AHEAD_BYTES, AHEAD_SHARE = (16 << 20, 16 << 30), 16
-"""The same for weights that are read ahead."""
-EXACT_BRANCHES_BYTES = 2 << 30
-"""Branches that take more are kept as differences from the cost text's hidden states, in F16."""
 F64 = NDArray[np.float64]
 OnLogits = Callable[[int, Iterable[NDArray[np.float32]]], None]
 """(index of the chunk, logits of its scored positions in parts, each valid until the next)."""
@@ -148,8 +126,13 @@ class _Text:
     states: HiddenStates
 
     @property
+    def shape(self) -> TextShape:
+        return TextShape(*self.chunks.shape)
+
+    @property
     def tokens(self) -> int:
-        return int(self.chunks.shape[1])
+        """Of a chunk."""
+        return self.shape.tokens
 
     def inputs(self, window: int, start: int, stop: int) -> Inputs:
         """Chunks [start, stop) as the window takes them."""
@@ -188,25 +171,20 @@ class Sweep:
         self._group_tokens = group_tokens
         self._ready = importance is not None
         self._importance: dict[str, NDArray[np.float32]] = dict(importance or {})
-        geometry = geometry_of(source.metadata)
-        self._vocabulary = next(i.rows for i in source.tensors if i.name == EMBEDDING)
-        self._activation_bytes = 4 * (3 * geometry.activation_elements + 6 * cut.width)
-        self._model_bytes = sum(
-            BY_NAME[info.type_name].size_bytes(info.elements) for info in source.tensors
-        )
         self._bos = texts.bos
         self._calibration = self._text("calibration", texts.calibration)
         self._held_out = self._text("held-out", texts.held_out)
         self._costs = self._text("costs", texts.costs if recipe else None)
-        self._branches: list[Branch] = []
-        self._begun: dict[int, int] = {}
-        self._touches: dict[int, list[int]] = {}
+        every = (self._calibration, self._held_out, self._costs)
+        shapes = TextShapes(*(None if text is None else text.shape for text in every))
+        self._sizes = sizes = SweepSizes(cut, source, shapes, recipe)
+        self._branches, self._begun, self._last = sizes.branches, sizes.begun, sizes.last
         self._branch_states: HiddenStates | None = None
         if self._costs is not None:
-            self._plan_branches()
-        self._last = len(cut.windows) - 1
-        if recipe is None and texts.held_out is None and cut.windows[-1].kind == "output":
-            self._last -= 1  # nobody wants logits
+            count, rows = len(self._branches), self._costs.chunks.size
+            self._branch_states = HiddenStates(
+                work, "branches", count, rows, cut.width, differences=sizes.differences
+            )
         self._errors: dict[str, TensorErrors] = {}
         self._exchanged = {index: Exchanged() for index in range(len(self._branches))}
         self._klds: dict[int, F64] = {}
@@ -221,21 +199,17 @@ class Sweep:
             EnvironmentFault: activations or logits are not finite.
             DiskFullError: hidden states have no room.
         """
-        from quantkit.study.sweep.windows import Embedding, load_shapes, open_windows
+        from quantkit.study.sweep.trial import announce
+        from quantkit.study.sweep.windows import open_windows
 
-        windows = self._cut.windows[: self._last + 1]
         journal = Journal(self._work / "windows.jsonl", self._purpose())
         first, sums = self.finished(journal)
         self._check_room()
-        steps = [self._steps(index) for index in range(len(windows))]
+        sizes, ahead = self._sizes, self._sizes.ahead_bytes
+        steps = [sizes.tokens(index).total for index in range(len(sizes.windows))]
         self._progress.start(sum(steps), "layer-tokens", "study", done=sum(steps[:first]))
-        cut = dataclasses.replace(self._cut, windows=windows)
-        ahead = self._share(AHEAD_BYTES, AHEAD_SHARE)
-        loaded = None
-        if needs_trial(cut, steps):
-            loaded = load_shapes(cut, self._work, self._devices, first)
-            llama = {s: w for s, w in loaded.items() if not isinstance(w, Embedding)}
-            self._tell(cut, steps, first, llama)
+        cut = dataclasses.replace(self._cut, windows=sizes.windows)
+        loaded = announce(sizes, cut, self._work, self._devices, first, self._progress)
         opened = open_windows(cut, self._source, self._work, self._devices, first, ahead, loaded)
         with ThreadPoolExecutor(self._devices.threads) as self._pool:
             for index, window in enumerate(opened, first):
@@ -274,24 +248,6 @@ class Sweep:
             chunks[:, 0] = self._bos
         return _Text(chunks, HiddenStates(self._work, name, count, size, width, differences=False))
 
-    def _plan_branches(self) -> None:
-        """The branches, and which windows exchange tensors of each."""
-        assert self._recipe is not None
-        assert self._costs is not None
-        windows = self._cut.windows
-        units = measurable_units(self._cut, self._source, self._recipe)
-        self._branches = plan_branches(units, self._recipe)
-        for number, branch in enumerate(self._branches):
-            for index, window in enumerate(windows):
-                if not branch.unit or set(branch.unit) & set(window.stored.values()):
-                    self._touches.setdefault(index, []).append(number)
-                    self._begun.setdefault(number, index)
-        count, rows = len(self._branches), self._costs.chunks.size
-        differences = 4 * count * rows * self._cut.width > EXACT_BRANCHES_BYTES
-        self._branch_states = HiddenStates(
-            self._work, "branches", count, rows, self._cut.width, differences=differences
-        )
-
     def _kept(self) -> Iterator[HiddenStates]:
         for text in (self._calibration, self._held_out, self._costs):
             if text is not None:
@@ -300,50 +256,16 @@ class Sweep:
             yield self._branch_states
 
     def _check_room(self) -> None:
-        check_room(self._sizes(), self._work)
-
-    def _sizes(self) -> list[tuple[Path, int]]:
-        """The files of the sweep, and the bytes that each will have."""
-        sizes = []
+        sizes = [(self._spool, self._sizes.spool_bytes)]
         if self._last:
-            kept = self._kept()
-            sizes = [(path, states.size_bytes // 2) for states in kept for path in states.paths]
-        if self._costs is not None:
-            sizes.append((self._spool, 4 * self._costs.chunks.size * self._vocabulary))
-        return sizes
+            for states in self._kept():
+                sizes += [(path, states.size_bytes // 2) for path in states.paths]
+        for index in range(len(self._sizes.windows)):
+            sizes.append((self._sums_path(index), self._sizes.sums_bytes(index)))
+        check_room(sizes, self._work)
 
-    def _tell(
-        self,
-        cut: CutModel,
-        steps: Sequence[int],
-        first: int,
-        loaded: Mapping[tuple[object, ...], LoadedWindow],
-    ) -> None:
-        """Say what is left will take, after a trial."""
-
-        def batch(window: Window) -> tuple[int, int]:
-            text = self._calibration or self._costs or self._held_out
-            assert text is not None
-            if window.kind == "output":
-                return self._rows_at_once(window, text)
-            return self._capacity(window, text.tokens), text.tokens
-
-        left = [0] * first + list(steps[first:])
-        seconds = running_seconds(cut, left, loaded, batch)
-        if self._recipe is not None:
-            costs, share = self._costs is not None, 1 - first / len(steps)
-            every = quantizing_seconds(
-                self._source.tensors, self._recipe, self._devices.threads, costs=costs
-            )
-            seconds += share * every
-        shapes = {window.shape: window for window in cut.windows}
-        memory = sum(window.size_bytes for window in shapes.values())
-        memory += self._share(AHEAD_BYTES, AHEAD_SHARE) + self._share(COMPUTE_BYTES, COMPUTE_SHARE)
-        memory += 4 * self._share(LOGITS_BYTES, LOGITS_SHARE)
-        if self._costs is not None:  # the unit that is exchanged
-            memory += max(window.size_bytes for window in cut.windows)
-        disk = sum(size for _, size in self._sizes())
-        self._progress.note(sentence(sum(left), seconds, memory, disk))
+    def _sums_path(self, window: int) -> Path:
+        return self._work / f"sums-{window}.f64"
 
     @property
     def _spool(self) -> Path:
@@ -360,17 +282,6 @@ class Sweep:
                 digest.update(name.encode() + self._importance[name].tobytes())
         recipe = None if self._recipe is None else self._recipe.model_dump(mode="json")
         return json.dumps([recipe, digest.hexdigest()])
-
-    def _steps(self, index: int) -> int:
-        """Tokens that a window runs."""
-        texts = [self._calibration, self._held_out, self._costs]
-        if self._cut.windows[index].kind == "output":
-            texts.remove(self._calibration)  # the output has no statistics
-        count = sum(text.chunks.size for text in texts if text is not None)
-        if self._costs is not None:
-            running = sum(begun <= index for begun in self._begun.values())
-            count += running * self._costs.chunks.size
-        return count
 
     def _is_ours(self, record: WindowRecord) -> bool:
         """Whether these are measurements of one of the windows but the last."""
@@ -404,7 +315,7 @@ class Sweep:
         self._errors |= {entry.name: entry for entry in record.errors}
         for number, exchanged in record.exchanged.items():
             self._exchanged[number].add(exchanged)
-        sums = read_sums(self._work / f"sums-{record.window}.f64", record.sums)
+        sums = read_sums(self._sums_path(record.window), record.sums)
         self._use(sums)
         return sums
 
@@ -420,7 +331,7 @@ class Sweep:
         if self._calibration is not None:
             sums = self._collect(index, window, self._calibration)
             self._use(sums)
-        places = write_sums(self._work / f"sums-{index}.f64", sums)
+        places = write_sums(self._sums_path(index), sums)
         errors = self._measure(index, window) if self._recipe is not None else ()
         self._errors |= {entry.name: entry for entry in errors}
         exchanged: dict[int, Exchanged] = {}
@@ -441,27 +352,10 @@ class Sweep:
 
     # --- the texts -----------------------------------------------------------------------------
 
-    def _share(self, bounds: tuple[int, int], share: int) -> int:
-        """A share of the model's bytes, within bounds."""
-        least, most = bounds
-        return min(max(self._model_bytes // share, least), most)
-
-    def _batch_tokens(self, window: Window) -> int:
-        """Tokens that are decoded at once."""
-        most = self._share(COMPUTE_BYTES, COMPUTE_SHARE) // self._activation_bytes
-        if window.kind in ("output", "whole"):
-            logits = self._share(LOGITS_BYTES, LOGITS_SHARE)
-            most = min(most, logits // (4 * self._vocabulary))
-        return max(ROWS, min(most - most % ROWS, BATCH_TOKENS))
-
-    def _capacity(self, window: Window, tokens: int) -> int:
-        """Sequences of `tokens` in one batch, at least one."""
-        return max(1, min(self._batch_tokens(window) // tokens, MAX_SEQUENCES))
-
     def _batches(self, window: Window, text: _Text) -> Iterator[tuple[int, int]]:
         """Ranges of the text's chunks that are decoded together."""
         count = len(text.chunks)
-        size = min(self._capacity(window, text.tokens), count)
+        size = min(self._sizes.capacity(window, text.tokens), count)
         for start in range(0, count, size):
             yield start, min(start + size, count)
 
@@ -470,24 +364,16 @@ class Sweep:
     ) -> NDArray[np.float32]:
         """What the window gives for sequences of equal length."""
         size = len(inputs[0])
-        found = window.run(inputs, self._capacity(window.window, size), size, collector)
+        found = window.run(inputs, self._sizes.capacity(window.window, size), size, collector)
         self._progress.advance(size * len(inputs))
         return found
-
-    def _rows_at_once(self, window: Window, text: _Text) -> tuple[int, int]:
-        """Sequences, and tokens of each, in which the output takes hidden states of a text.
-
-        They are no longer than its chunks: llama.cpp has other rope factors for long contexts.
-        """
-        tokens = min(self._batch_tokens(window), text.tokens)
-        return self._capacity(window, tokens), tokens
 
     def _run_rows(self, window: OpenWindow, rows: States, text: _Text) -> NDArray[np.float32]:
         """Logits that the output gives for hidden states, whose rows do not depend on each other.
 
-        At most `_rows_at_once`.
+        At most `rows_at_once` of them.
         """
-        sequences, tokens = self._rows_at_once(window.window, text)
+        sequences, tokens = self._sizes.rows_at_once(window.window, text.tokens)
         self._progress.advance(len(rows))
         parts = np.split(rows, range(tokens, len(rows), tokens))
         return window.run(parts, sequences, tokens)
@@ -549,13 +435,12 @@ class Sweep:
                 self._on_logits(chunk, [logits[rows]])
             else:
                 self._on_logits(chunk, self._logits_of(index, window, text, chunk, scored))
-                self._progress.advance(text.tokens - len(scored))
 
     def _logits_of(
         self, index: int, window: OpenWindow, text: _Text, chunk: int, at: range
     ) -> Iterator[NDArray[np.float32]]:
         """Logits of positions of a chunk, each part valid until the next."""
-        sequences, tokens = self._rows_at_once(window.window, text)
+        sequences, tokens = self._sizes.rows_at_once(window.window, text.tokens)
         step = sequences * tokens
         for start in range(at.start, at.stop, step):
             rows = text.states.read(index, chunk, start, min(start + step, at.stop))
@@ -568,7 +453,7 @@ class Sweep:
         states = self._branch_states
         assert states is not None
         found: dict[int, Exchanged] = {}
-        touching = [n for n in self._touches.get(index, ()) if self._branches[n].unit]
+        touching = [n for n in self._sizes.touches.get(index, ()) if self._branches[n].unit]
         for number in touching:
             with self._exchanging(window, number) as exchanged:
                 found[number] = exchanged
@@ -586,7 +471,7 @@ class Sweep:
         states, size = self._branch_states, text.tokens
         assert states is not None
         pairs = [(number, chunk) for number in numbers for chunk in range(len(text.chunks))]
-        step = self._capacity(window.window, size)
+        step = self._sizes.capacity(window.window, size)
         for at in range(0, len(pairs), step):
             batch = pairs[at : at + step]
             inputs = [self._branch_input(index, text, *pair) for pair in batch]
@@ -643,11 +528,11 @@ class Sweep:
         """The last window: KLD of all branches against the text itself."""
         size, count, null = text.tokens, len(text.chunks), len(self._branches) - 1
         whole = window.window.kind == "whole"
-        touching = [n for n in self._touches.get(index, ()) if n != null]
+        touching = [n for n in self._sizes.touches.get(index, ()) if n != null]
         carried = [number for number in self._begun if number not in (*touching, null)]
-        step = self._capacity(window.window, size) * size
+        step = self._sizes.capacity(window.window, size) * size
         if not whole:
-            sequences, tokens = self._rows_at_once(window.window, text)
+            sequences, tokens = self._sizes.rows_at_once(window.window, text.tokens)
             step = sequences * tokens
         parts = [(at, min(at + step, count * size)) for at in range(0, count * size, step)]
         self._klds = {number: np.empty(count * size) for number in self._begun}
@@ -680,24 +565,11 @@ class Sweep:
                     exchanged[number] = found
                     spool.seek(0)
                     for start, stop in parts:
-                        values = np.fromfile(spool, "<f4", (stop - start) * self._vocabulary)
-                        base = BaseDistribution.of(values.reshape(-1, self._vocabulary))
+                        values = np.fromfile(spool, "<f4", (stop - start) * self._sizes.vocabulary)
+                        base = BaseDistribution.of(values.reshape(-1, self._sizes.vocabulary))
                         compare(number, start, stop, base)
         self._spool.unlink()
         return exchanged
-
-
-def measurable_units(
-    cut: CutModel, model: ModelHeader, recipe: MeasureRecipe
-) -> list[tuple[str, ...]]:
-    """The units whose cost can be measured: all but those of layers that no window has."""
-    inside = {name for window in cut.windows for name in window.stored.values()}
-    names = [
-        info.name
-        for info in model.tensors
-        if is_quantizable(info) and admissible(info, True, recipe.candidates)
-    ]
-    return [unit for unit in units_of(names, recipe.groups) if inside.issuperset(unit)]
 
 
 def entry_of(sums: Sums) -> ImatrixEntry:

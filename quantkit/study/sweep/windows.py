@@ -161,6 +161,10 @@ class Embedding:
         self._raw = np.zeros((0, 0), np.uint8)
 
 
+Loaded = dict[tuple[object, ...], LoadedWindow | Embedding]
+"""Loaded windows by their shapes."""
+
+
 def open_windows(
     cut: CutModel,
     source: TensorSource,
@@ -168,14 +172,14 @@ def open_windows(
     devices: DeviceSettings,
     first: int = 0,
     ahead_bytes: int = 1 << 62,
-    loaded: dict[tuple[object, ...], LoadedWindow | Embedding] | None = None,
+    loaded: Loaded | None = None,
 ) -> Iterator[OpenWindow]:
     """The windows from number `first` on, each valid until the next.
 
     While one is used, the weights of the next are read, at most `ahead_bytes` of them.
 
     Args:
-        loaded: windows by their shapes, from `load_shapes`.
+        loaded: windows that are loaded already, which are closed after their last use too.
 
     Raises:
         InputError: llama.cpp refuses a window.
@@ -183,11 +187,11 @@ def open_windows(
     """
     infos = {info.name: info for info in source.tensors}
     windows = cut.windows[first:]
-    loaded = {} if loaded is None else loaded
+    loaded = loaded or {}
     with _Reader(windows, source, ahead_bytes) as reader:
         for index, window in enumerate(windows):
             if window.shape not in loaded:
-                loaded[window.shape] = _load(window, cut, folder, devices)
+                loaded[window.shape] = load(window, cut, folder, devices)
             opened = loaded[window.shape]
             for name, at, raw in reader.weights():
                 if name in opened.names:
@@ -197,17 +201,15 @@ def open_windows(
                 loaded.pop(window.shape).close()
 
 
-def load_shapes(
-    cut: CutModel, folder: Path, devices: DeviceSettings, first: int
-) -> dict[tuple[object, ...], LoadedWindow | Embedding]:
-    """A window of each shape from number `first` on, with zeros for weights."""
-    shapes = {window.shape: window for window in reversed(cut.windows[first:])}
-    return {shape: _load(window, cut, folder, devices) for shape, window in shapes.items()}
-
-
-def _load(
+def load(
     window: Window, cut: CutModel, folder: Path, devices: DeviceSettings
 ) -> LoadedWindow | Embedding:
+    """A window with zeros for weights.
+
+    Raises:
+        InputError: llama.cpp refuses it.
+        EnvironmentFault: its graph is not what it should be.
+    """
     if window.kind == "embedding":
         return Embedding(window.tensors[0], cut.embedding_scale)
     header = write_shape(folder, single_file_layout("window", window.metadata, window.tensors))

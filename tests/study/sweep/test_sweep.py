@@ -19,7 +19,7 @@ from quantkit.core.progress import SILENT, Progress
 from quantkit.formats.logits_file import LogitsHeader, header_of, vocabulary_id
 from quantkit.formats.tensors import TensorSource
 from quantkit.study.divergence import LogitsWriter
-from quantkit.study.sweep import sweep as sweeping
+from quantkit.study.sweep import estimate
 from quantkit.study.sweep.cuts import cut
 from quantkit.study.sweep.sweep import Sweep, Swept, Texts, entry_of
 
@@ -202,9 +202,9 @@ def test_batches_do_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, 
     source = write_model(name, tmp_path)
     texts = texts_of(source)
     expected = sweep_of(tmp_path / "large", source, texts)
-    monkeypatch.setattr(sweeping, "COMPUTE_BYTES", (1, 1))
-    monkeypatch.setattr(sweeping, "LOGITS_BYTES", (1, 1))
-    monkeypatch.setattr(sweeping, "AHEAD_BYTES", (1, 1))
+    monkeypatch.setattr(estimate, "COMPUTE_BYTES", (1, 1))
+    monkeypatch.setattr(estimate, "LOGITS_BYTES", (1, 1))
+    monkeypatch.setattr(estimate, "AHEAD_BYTES", (1, 1))
     found = sweep_of(tmp_path / "small", source, texts)
     assert found.errors == expected.errors
     for weight, sums in expected.sums.items():
@@ -221,7 +221,7 @@ def test_differences_in_f16_are_exact_enough(
     """KLD within a thousandth of a probe's: the rest of its 8 % standard error does not show it."""
     texts = texts_of(model)
     exact = sweep_of(tmp_path / "exact", model, texts)
-    monkeypatch.setattr(sweeping, "EXACT_BRANCHES_BYTES", 0)
+    monkeypatch.setattr(estimate, "EXACT_BRANCHES_BYTES", 0)
     found = sweep_of(tmp_path / "f16", model, texts)
     sizes = [
         sum(path.stat().st_size for path in (tmp_path / kind).glob("branches.*"))
