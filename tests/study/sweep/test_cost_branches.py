@@ -16,11 +16,11 @@ from quantkit.study.sweep.branches import (
     Exchanged,
     active_elements,
     chosen_cost_tokens,
+    measurable_units,
     plan_branches,
     unit_costs,
 )
 from quantkit.study.sweep.cuts import cut
-from quantkit.study.sweep.sweep import measurable_units
 
 A, B = "blk.0.attn_q.weight", "blk.3.attn_q.weight"
 
