@@ -123,7 +123,8 @@ def _wait_for_children(group: int) -> None:
 
 def unfinished_stage(folder: Path) -> str:
     """The stage whose work is there, or what comes before the first or after the last."""
-    works = sorted(path.name for path in (folder / ".work").glob("*") if path.is_dir())
+    places = (folder / "study" / ".work", folder / ".work")
+    works = [path.name for place in places for path in place.glob("*") if path.is_dir()]
     return works[0].partition(".")[0] if works else "between stages"
 
 
