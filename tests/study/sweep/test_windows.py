@@ -177,12 +177,14 @@ def test_what_cannot_be_read_is_raised_where_it_is_needed(tmp_path: Path) -> Non
 
 def test_reading_ends_with_who_wanted_it(tmp_path: Path) -> None:
     before = set(threading.enumerate())
-    source = stacked(tmp_path / "m.gguf", 3)
-    opened = open_windows(cut(source), source, tmp_path, CPU, ahead_bytes=1)
+    source = Watched(stacked(tmp_path / "m.gguf", 3))
+    parts = cut(source)
+    opened = open_windows(parts, source, tmp_path, CPU, ahead_bytes=1)
     next(opened)
     assert set(threading.enumerate()) - before
     opened.close()  # type: ignore[attr-defined]
     assert set(threading.enumerate()) == before
+    assert not source.has_read(parts.windows[2])  # it does not read the rest first
 
 
 @contextmanager
