@@ -158,6 +158,14 @@ def _puzzle(folder: Path) -> TensorSource:
     return rewritten(source, folder / "puzzle.gguf", keys, arrays)
 
 
+def _ranking(folder: Path) -> TensorSource:
+    """A Qwen with a head that ranks, which no text is run through."""
+    source = _checkpoint(folder / "plain", qwen_arrays, QWEN3)
+    keys = {"classifier.output_labels": MetaValue("str", ("yes", "no"))}
+    head = {"cls.output.weight": np.ones((2, 32), np.float32)}
+    return rewritten(source, folder / "ranking.gguf", keys, head)
+
+
 def _uneven(folder: Path) -> TensorSource:
     """A file that says how many experts each layer uses, of which llama.cpp takes the first."""
     source = _checkpoint(folder / "even", qwen_arrays, QWEN3_MOE, moe_intermediate_size=32)
@@ -182,6 +190,7 @@ CUT: Mapping[str, Callable[[Path], TensorSource]] = {
     "llama, of experts": _mixtral,
     "qwen2, with biases": lambda f: _checkpoint(f, qwen_arrays, QWEN2),
     "qwen3": lambda f: _checkpoint(f, qwen_arrays, QWEN3, tie_word_embeddings=False),
+    "qwen3, ranking": _ranking,
     "qwen3moe": lambda f: _checkpoint(f, qwen_arrays, QWEN3_MOE, moe_intermediate_size=32),
     "granite": lambda f: _granite(f, layer_types=ATTENTION, **DENSE | ROPE),
     "granitemoe": lambda f: _granite(

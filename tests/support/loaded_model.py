@@ -154,7 +154,9 @@ class LoadedModel:
         exchanged = Exchanged()
         for name in branch.unit:
             stored = BY_NAME[self._infos[name].type_name]
-            if not errors.get(name) or (stored.needs_imatrix and name not in importance):
+            if name not in self._weights.names or not errors.get(name):
+                continue
+            if stored.needs_imatrix and name not in importance:
                 continue
             least = min(MIN_ERROR_SHARE * probe_error, max(errors[name].values()))
             large = [kind for kind, error in errors[name].items() if error >= least]
