@@ -93,7 +93,7 @@ def test_a_window_is_a_model_of_its_own(headers: dict[str, Header], name: str) -
         assert "tokenizer.ggml.tokens" not in window.metadata
         assert not own(window, "nextn_predict_layers")
         for key, value in window.metadata.items():
-            if isinstance(value.value, tuple):
+            if isinstance(value.value, tuple) and value.kind != "str":  # those are labels
                 assert len(value.value) == layers_in(window), key
         for its, of in window.stored.items():
             assert (named[its].shape, named[its].type_name) == (
@@ -103,6 +103,12 @@ def test_a_window_is_a_model_of_its_own(headers: dict[str, Header], name: str) -
             if its.startswith("blk."):
                 assert its.split(".", 2)[1] == "0"
                 assert of == f"blk.{index}.{its.split('.', 2)[2]}"
+
+
+def test_labels_are_no_values_by_layer(headers: dict[str, Header]) -> None:
+    labels = ("yes", "no")  # as many as layers
+    windows = cut(headers["qwen3, ranking"]).windows[1:]
+    assert all(own(window, "classifier.output_labels") == labels for window in windows)
 
 
 def test_only_the_embedding_is_scaled(headers: dict[str, Header]) -> None:
