@@ -39,7 +39,7 @@ COMMANDS = {
     ),
     "plan": ("plan", "Plan the memory of each GPU before anything is quantized."),
     "convert": ("quantize", "Convert a checkpoint into one GGUF file."),
-    "study": ("study", "Measure a model in one sweep over its layers, or describe a study."),
+    "study": ("study", "Measure a model in one sweep, or describe a study."),
     "imatrix": ("study", "Collect an importance matrix from a model, or describe one."),
     "measure": ("study", "Measure every tensor's quantization error and its cost in KLD."),
     "quantize": ("quantize", "Quantize a model with the types of an allocation or a preset."),
